@@ -1,0 +1,91 @@
+"""Compress what Hugging Face language models remember, at nearly the same perplexity.
+
+    from cacheshrink_hybrid import convert_to_mla, compute_perplexity, save_mla_model
+
+    model, tokenizer = convert_to_mla("path/or/name", compression_ratio=4.0)
+    model.generate(**tokenizer("Once", return_tensors="pt"))
+
+Importing the package registers its checkpoints with the Auto classes of transformers, and does no
+other work; each name below is loaded when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from .auto import register as _register
+from .version import __version__
+
+if TYPE_CHECKING:
+    from .cache import LatentCache, cache_bytes, make_cache
+    from .checkpoint import load_mla_model, save_mla_model
+    from .config import CompressionConfig
+    from .convert import convert_model, convert_to_mla
+    from .errors import CacheShrinkError
+    from .evaluation import (
+        compare_outputs,
+        compute_perplexity,
+        generate_samples,
+        measure_cache_memory,
+        measure_perplexity,
+        measure_recall,
+    )
+    from .families import model_spec
+    from .latent_model import compression_disabled, plan_of
+    from .plan import CompressionPlan
+
+__all__ = [
+    "CacheShrinkError",
+    "CompressionConfig",
+    "CompressionPlan",
+    "LatentCache",
+    "__version__",
+    "cache_bytes",
+    "compare_outputs",
+    "compression_disabled",
+    "compute_perplexity",
+    "convert_model",
+    "convert_to_mla",
+    "generate_samples",
+    "load_mla_model",
+    "make_cache",
+    "measure_cache_memory",
+    "measure_perplexity",
+    "measure_recall",
+    "model_spec",
+    "plan_of",
+    "save_mla_model",
+]
+_HOMES = {
+    "CacheShrinkError": "errors",
+    "CompressionConfig": "config",
+    "CompressionPlan": "plan",
+    "LatentCache": "cache",
+    "cache_bytes": "cache",
+    "compare_outputs": "evaluation",
+    "compression_disabled": "latent_model",
+    "compute_perplexity": "evaluation",
+    "convert_model": "convert",
+    "convert_to_mla": "convert",
+    "generate_samples": "evaluation",
+    "load_mla_model": "checkpoint",
+    "make_cache": "cache",
+    "measure_cache_memory": "evaluation",
+    "measure_perplexity": "evaluation",
+    "measure_recall": "evaluation",
+    "model_spec": "families",
+    "plan_of": "latent_model",
+    "save_mla_model": "checkpoint",
+}
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])
+
+
+_register()

@@ -1,0 +1,5 @@
+"""Where a converted model keeps what it remembers."""
+
+from .hf_cache import CacheBytes, LatentCache, cache_bytes, make_cache
+
+__all__ = ["CacheBytes", "LatentCache", "cache_bytes", "make_cache"]

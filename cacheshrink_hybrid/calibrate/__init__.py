@@ -1,0 +1,129 @@
+"""Second moments of keys and values, and of what errors in them cost, from a stream of text.
+
+Memory does not depend on the amount of text: per attention module two (2*J*D)^2 float64 matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from ..errors import CalibrationError
+from ..families import family_of
+from ..modules.attention_parts import AttentionParts
+from .metrics import METRIC_CLASSES, all_observing
+from .observe import frozen_and_checkpointed, observed_inputs
+from .statistics import LatentStatistics, Moments
+
+__all__ = ["LatentStatistics", "Moments", "calibrate", "weight_statistics"]
+
+
+def calibrate(
+    model: PreTrainedModel,
+    parts: list[AttentionParts],
+    sequences: Iterable[Tensor],
+    *,
+    metric: str,
+    seed: int = 0,
+    progress: bool = False,
+) -> list[LatentStatistics]:
+    """Run text through the source model and return statistics for each attention module.
+
+    Args:
+        model: the source model, unconverted. It is left as it was.
+        parts: its attention modules.
+        sequences: token ids, (1, T) each, without padding.
+        metric: `fisher`, `score` or `activation`.
+        seed: seeds the labels that `fisher` samples from the model.
+        progress: show a progress bar.
+
+    Raises:
+        CalibrationError: no tokens, or non-finite activations or gradients.
+    """
+    metrics = [METRIC_CLASSES[metric](part) for part in parts]
+    moments = [Moments(2 * part.kv_width) for part in parts]
+    needs_backward = METRIC_CLASSES[metric].needs_backward
+    generator = torch.Generator().manual_seed(seed)
+    counting = True
+
+    with ExitStack() as stack:
+        stack.enter_context(frozen_and_checkpointed(model, _decoder_layers(model, parts)))
+        stack.enter_context(all_observing(metrics))
+        for part, moment, one_metric in zip(parts, moments, metrics, strict=True):
+
+            @torch.no_grad()
+            def see(x, layer_idx, part=part, moment=moment, one_metric=one_metric):
+                if counting:  # a checkpointed layer runs a second time on the way back
+                    key_value = part.key_value(x, layer_idx)
+                    moment.add(key_value)
+                    one_metric.see(x, layer_idx, key_value)
+
+            stack.enter_context(observed_inputs(part, see))
+        for ids in tqdm(sequences, desc="calibrate", unit="seq", disable=not progress):
+            counting = True
+            with torch.set_grad_enabled(needs_backward):
+                logits = model(input_ids=ids.to(model.device), use_cache=False).logits
+            counting = False
+            if needs_backward:
+                _sampled_loss(logits, generator).backward()
+    if not moments or moments[0].count == 0:
+        raise CalibrationError("no calibration tokens were given; pass calibration_texts")
+    return [
+        _checked(
+            LatentStatistics(
+                mean=moment.mean,
+                covariance=moment.covariance,
+                metric=one_metric.matrix(moment.covariance),
+                num_tokens=moment.count,
+            ),
+            part,
+        )
+        for part, moment, one_metric in zip(parts, moments, metrics, strict=True)
+    ]
+
+
+def _sampled_loss(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Summed cross-entropy of labels drawn from the model itself, (1, T, V) -> ()."""
+    flat = logits.flatten(0, 1).float()
+    with torch.no_grad():
+        probabilities = torch.softmax(flat, dim=-1).cpu()
+        labels = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
+    return nn.functional.cross_entropy(flat, labels.to(flat.device), reduction="sum")
+
+
+def _checked(statistics: LatentStatistics, part: AttentionParts) -> LatentStatistics:
+    for name in ("mean", "covariance", "metric"):
+        if not torch.isfinite(getattr(statistics, name)).all():
+            raise CalibrationError(
+                f"the {name} of layer {part.layer_ids[0]} is not finite after "
+                f"{statistics.num_tokens} tokens; run calibration in float32 or bfloat16"
+            )
+    return statistics
+
+
+def _decoder_layers(model: PreTrainedModel, parts: list[AttentionParts]) -> list[nn.Module]:
+    """The modules of the layer list, in order, which is where activations pile up."""
+    layer_list = family_of(model.config).attention.partition(".{}")[0]
+    return list(model.get_submodule(layer_list))
+
+
+def weight_statistics(parts: AttentionParts) -> LatentStatistics:
+    """Statistics without any text: inputs taken as white, errors as their squared length."""
+    weights = torch.cat([parts.key.weight(), parts.value.weight()])
+    weights = weights.detach().to("cpu", torch.float64)
+    mean = torch.zeros(weights.shape[0], dtype=torch.float64)
+    for half, projection in zip(mean.chunk(2), (parts.key, parts.value), strict=True):
+        bias = projection.bias()
+        if bias is not None:
+            half.copy_(bias.detach())
+    return LatentStatistics(
+        mean=mean,
+        covariance=weights @ weights.T,
+        metric=torch.eye(weights.shape[0], dtype=torch.float64),
+        num_tokens=0,
+    )

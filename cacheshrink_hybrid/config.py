@@ -1,0 +1,137 @@
+"""What the user asked for: one frozen record behind the parameters of `convert_to_mla`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .errors import ConfigError
+
+METHODS = ("auto", "joint", "separate", "xkv")
+METRICS = ("fisher", "score", "activation", "none")
+RANK_ALLOCATIONS = ("global", "uniform")
+DEFAULT_RATIO = 4.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompressionConfig:
+    """How far, and by which method, the attention cache is compressed.
+
+    Attributes:
+        compression_ratio: original cache bytes per token at 16 bits per element, divided by the
+            bytes per token stored. 1.0 keeps every rank (an exact rewrite).
+        compression_method: `joint` (one latent for [k; v] of a layer), `separate` (K and V apart),
+            `xkv` (separate, with bases shared by groups of layers), or `auto` (by layer: joint,
+            or separate where that loses nothing, because it is cheaper to read).
+        d_latent: explicit number of latent channels instead of a ratio: per layer for `joint`,
+            for K and for V each with `separate` and `xkv`.
+        cache_bits: bits per stored latent element. 16 is what this version stores.
+        metric: what counts as loss: `fisher` (the model's own loss, one backward pass), `score`
+            (queries and output projection, no backward pass), `activation` (plain PCA), `none`
+            (weights only, no text).
+        rank_allocation: `global` (one budget over all layers, ranks where the loss is) or
+            `uniform`.
+        metric_damping: share of its largest eigenvalue added to the diagonal of the metric.
+        cross_layer_group_size: layers that share a basis; `xkv` only.
+        xkv_skip_early_layers: first attention layers that do not share a basis; `xkv` only.
+        keep_early_layers_original: leave those skipped layers uncompressed; `xkv` only.
+        store_original_weights: keep the source's attention beside the latent one, so that
+            `compression_disabled(model)` can switch back to it.
+        num_calibration_samples: sequences of calibration text.
+        max_calibration_length: tokens per calibration sequence.
+        seed: seeds the sampled labels of the Fisher metric and the choice of calibration text.
+    """
+
+    compression_ratio: float = DEFAULT_RATIO
+    compression_method: str = "auto"
+    d_latent: int | None = None
+    cache_bits: int = 16
+    metric: str = "fisher"
+    rank_allocation: str = "global"
+    metric_damping: float = 1e-4
+    cross_layer_group_size: int = 4
+    xkv_skip_early_layers: int = 0
+    keep_early_layers_original: bool = False
+    store_original_weights: bool = False
+    num_calibration_samples: int = 128
+    max_calibration_length: int = 512
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        faults = list(self._faults())
+        if faults:
+            raise ConfigError("; ".join(faults))
+
+    def _faults(self):
+        ratio = self.compression_ratio
+        if not isinstance(ratio, (int, float)) or isinstance(ratio, bool):
+            yield f"compression_ratio={ratio!r} is no number; give one >= 1"
+        elif math.isnan(ratio) or math.isinf(ratio) or ratio < 1:
+            yield (
+                f"compression_ratio={ratio!r} must be a finite number >= 1 "
+                "(4.0 means four times fewer bytes)"
+            )
+        for name, allowed in (
+            ("compression_method", METHODS),
+            ("metric", METRICS),
+            ("rank_allocation", RANK_ALLOCATIONS),
+        ):
+            if getattr(self, name) not in allowed:
+                value = getattr(self, name)
+                yield f"{name}={value!r} is unknown; choose one of {', '.join(allowed)}"
+        if self.cache_bits != 16:
+            yield f"cache_bits={self.cache_bits!r} cannot be stored; this version stores 16"
+        if self.d_latent is not None:
+            if not _is_int(self.d_latent) or self.d_latent < 1:
+                yield f"d_latent={self.d_latent!r} must be a whole number >= 1"
+            if ratio != DEFAULT_RATIO:
+                yield (
+                    f"d_latent={self.d_latent!r} and compression_ratio={ratio!r} both fix the "
+                    "size; give one of them"
+                )
+            if self.compression_method == "auto":
+                yield (
+                    "d_latent means different things to different methods; "
+                    "give compression_method 'joint', 'separate' or 'xkv' with it"
+                )
+        if not (isinstance(self.metric_damping, (int, float)) and 0 < self.metric_damping < 1):
+            yield f"metric_damping={self.metric_damping!r} must lie between 0 and 1"
+        if not _is_int(self.cross_layer_group_size) or self.cross_layer_group_size < 1:
+            yield f"cross_layer_group_size={self.cross_layer_group_size!r} must be >= 1"
+        if not _is_int(self.xkv_skip_early_layers) or self.xkv_skip_early_layers < 0:
+            yield f"xkv_skip_early_layers={self.xkv_skip_early_layers!r} must be >= 0"
+        if self.compression_method != "xkv":
+            defaults = type(self).__dataclass_fields__
+            for name in (
+                "cross_layer_group_size",
+                "xkv_skip_early_layers",
+                "keep_early_layers_original",
+            ):
+                if getattr(self, name) != defaults[name].default:
+                    yield (
+                        f"{name}={getattr(self, name)!r} is used by compression_method='xkv' only, "
+                        f"not by {self.compression_method!r}; leave it out"
+                    )
+        if self.keep_early_layers_original and self.xkv_skip_early_layers == 0:
+            yield (
+                "keep_early_layers_original=True needs xkv_skip_early_layers >= 1, "
+                "which says how many layers to keep"
+            )
+        for name in ("num_calibration_samples", "max_calibration_length"):
+            if not _is_int(getattr(self, name)) or getattr(self, name) < 1:
+                yield f"{name}={getattr(self, name)!r} must be a whole number >= 1"
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> CompressionConfig:
+        unknown = sorted(set(values) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise ConfigError(f"unknown settings {', '.join(unknown)}; a newer version wrote them")
+        return cls(**values)
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

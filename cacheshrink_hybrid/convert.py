@@ -1,0 +1,275 @@
+"""From a Hugging Face causal language model to one that remembers in latents, on one page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from .calibrate import LatentStatistics, calibrate, weight_statistics
+from .calibrate.text import load_texts, token_sequences
+from .config import CompressionConfig
+from .errors import ConfigError, PlanError, UnsupportedModelError
+from .factorize import LatentFactors, factorize, make_unit
+from .families import check_shared_weights, model_spec, read_attention
+from .latent_model import convert_in_place, is_converted
+from .modules.attention_parts import AttentionParts
+from .plan import ChannelRun, CompressionPlan, LatentPlan
+from .spec import ModelSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DEFAULT_DATASET = "wikitext"
+DEFAULT_SUBSET = "wikitext-2-raw-v1"
+
+
+def convert_to_mla(
+    model_name_or_path: str | Path | PreTrainedModel,
+    compression_ratio: float = 4.0,
+    compression_method: str = "auto",
+    d_latent: int | None = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    use_calibration: bool = True,
+    calibration_texts: Sequence[str] | None = None,
+    calibration_dataset: str | Path = DEFAULT_DATASET,
+    calibration_dataset_subset: str | None = DEFAULT_SUBSET,
+    num_calibration_samples: int = 128,
+    max_calibration_length: int = 512,
+    cache_bits: int = 16,
+    metric: str | None = None,
+    rank_allocation: str = "global",
+    metric_damping: float = 1e-4,
+    cross_layer_group_size: int = 4,
+    xkv_skip_early_layers: int = 0,
+    keep_early_layers_original: bool = False,
+    store_original_weights: bool = False,
+    trust_remote_code: bool = False,
+    seed: int = 0,
+    verbose: bool = True,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    """Rewrite a causal language model so that its attention caches latents.
+
+    Args:
+        model_name_or_path: Hub name, local directory, or a model object. An object is rewritten in
+            place; deep-copy it first to keep the original.
+        compression_ratio: cache bytes per token before, at 16 bits per element, over bytes after.
+        tokenizer: goes with a model object when text is calibrated on; a name or a path brings its
+            own.
+        device, dtype: where and in what precision to load and convert.
+        use_calibration: use text. Without it the weights alone decide (`metric='none'`).
+        calibration_texts: texts to calibrate on; they win over `calibration_dataset`.
+        calibration_dataset: name for the `datasets` library, or path of a local text file.
+        calibration_dataset_subset: configuration of that data set.
+        metric: see `CompressionConfig`; None is `fisher` with calibration and `none` without.
+        trust_remote_code: passed to `from_pretrained`; code from the Hub runs only if True.
+        verbose: print the plan and show a progress bar.
+
+    The other parameters are those of `CompressionConfig`.
+
+    Returns:
+        The converted model in evaluation mode, and the tokenizer (None for a model object without
+        one). The plan is `plan_of(model)`.
+
+    Raises:
+        ConfigError: bad arguments, all listed.
+        UnsupportedModelError: a family that is not supported, or a model converted before.
+        CalibrationError: no usable text.
+        PlanError: a ratio or rank that this model cannot meet.
+        A model object is unchanged after any of them.
+    """
+    config = CompressionConfig(
+        compression_ratio=compression_ratio,
+        compression_method=compression_method,
+        d_latent=d_latent,
+        cache_bits=cache_bits,
+        metric=metric if metric is not None else ("fisher" if use_calibration else "none"),
+        rank_allocation=rank_allocation,
+        metric_damping=metric_damping,
+        cross_layer_group_size=cross_layer_group_size,
+        xkv_skip_early_layers=xkv_skip_early_layers,
+        keep_early_layers_original=keep_early_layers_original,
+        store_original_weights=store_original_weights,
+        num_calibration_samples=num_calibration_samples,
+        max_calibration_length=max_calibration_length,
+        seed=seed,
+    )
+    if use_calibration != (config.metric != "none"):
+        raise ConfigError(
+            f"use_calibration={use_calibration} and metric={config.metric!r} contradict each "
+            "other: metric='none' is the one that needs no text; leave metric out, or change it"
+        )
+    if not use_calibration and calibration_texts is not None:
+        raise ConfigError("calibration_texts are not used with use_calibration=False; drop one")
+    needs_tokenizer = isinstance(model_name_or_path, torch.nn.Module) and use_calibration
+    if needs_tokenizer and tokenizer is None:
+        raise ConfigError(
+            "a model object needs tokenizer=... to calibrate on text (or use_calibration=False)"
+        )
+    texts = None
+    if use_calibration and calibration_texts is not None:
+        texts = _texts(config, calibration_texts, calibration_dataset, calibration_dataset_subset)
+    if isinstance(model_name_or_path, torch.nn.Module):
+        model = model_name_or_path
+        if dtype is not None or device is not None:
+            model.to(device=device, dtype=dtype)
+    else:
+        model, tokenizer = _load_source(
+            model_name_or_path, tokenizer, device, dtype, trust_remote_code
+        )
+    sequences: list[Tensor] = []
+    if use_calibration:
+        if texts is None:
+            texts = _texts(config, None, calibration_dataset, calibration_dataset_subset)
+        sequences = token_sequences(tokenizer, texts, max_length=max_calibration_length)
+    convert_model(model, config, sequences, progress=verbose)
+    if verbose:
+        from .latent_model import plan_of
+
+        print(plan_of(model).table(model_spec(model.config)))
+    return model, tokenizer
+
+
+def convert_model(
+    model: PreTrainedModel,
+    config: CompressionConfig,
+    sequences: Iterable[Tensor],
+    *,
+    progress: bool = False,
+) -> CompressionPlan:
+    """Rewrite `model` in place: spec -> statistics -> factors -> plan -> modules.
+
+    Args:
+        model: a source model.
+        sequences: calibration token ids, (1, T) each; not used with `metric='none'`.
+
+    Returns:
+        The plan, which is also stored in the model's config.
+    """
+    if is_converted(model):
+        raise UnsupportedModelError("the model is converted already; convert its source instead")
+    spec = model_spec(model.config)
+    parts = read_attention(model, spec)
+    check_shared_weights(parts)
+    if not parts:
+        raise UnsupportedModelError(
+            f"this {spec.model_type} model has no attention layers, so there is no KV cache to "
+            "compress"
+        )
+    compressed = _compressed_parts(parts, config)
+    budget = _budget(spec, compressed, config)
+    statistics = _statistics(model, compressed, config, sequences, progress)
+    units = [
+        make_unit(stats, len(part.layer_ids), config.metric_damping)
+        for part, stats in zip(compressed, statistics, strict=True)
+    ]
+    factors = factorize(units, config, budget)
+    plan = _plan(spec, compressed, factors, config)
+    convert_in_place(model, compressed, factors, plan, keep_source=config.store_original_weights)
+    return plan
+
+
+def _compressed_parts(
+    parts: list[AttentionParts], config: CompressionConfig
+) -> list[AttentionParts]:
+    if config.xkv_skip_early_layers >= len(parts) and config.compression_method == "xkv":
+        raise PlanError(
+            f"xkv_skip_early_layers={config.xkv_skip_early_layers} leaves none of the "
+            f"{len(parts)} attention layers to share a basis; skip fewer"
+        )
+    return parts[config.xkv_skip_early_layers :] if config.keep_early_layers_original else parts
+
+
+def _budget(spec: ModelSpec, parts: list[AttentionParts], config: CompressionConfig) -> float:
+    """Bytes per token that the compressed layers may take."""
+    compressed_ids = {idx for part in parts for idx in part.layer_ids}
+    kept = sum(
+        layer.bytes_per_token for layer in spec.layers if layer.layer_idx not in compressed_ids
+    )
+    total = spec.bytes_per_token / config.compression_ratio
+    if total <= kept and config.d_latent is None:
+        raise PlanError(
+            f"compression_ratio={config.compression_ratio:g} allows {total:.1f} bytes per token, "
+            f"but the layers kept as they are take {kept}; ask for at most "
+            f"{spec.bytes_per_token / kept:.2f}, or keep fewer layers"
+        )
+    return total - kept
+
+
+def _statistics(
+    model: PreTrainedModel,
+    parts: list[AttentionParts],
+    config: CompressionConfig,
+    sequences: Iterable[Tensor],
+    progress: bool,
+) -> list[LatentStatistics]:
+    if config.metric == "none":
+        return [weight_statistics(part) for part in parts]
+    return calibrate(
+        model, parts, sequences, metric=config.metric, seed=config.seed, progress=progress
+    )
+
+
+def _plan(
+    spec: ModelSpec,
+    parts: list[AttentionParts],
+    factors: list[LatentFactors],
+    config: CompressionConfig,
+) -> CompressionPlan:
+    latents = tuple(
+        LatentPlan(
+            layer_ids=part.layer_ids,
+            method=factor.method,
+            kv_lora_rank=factor.encoder.shape[0],
+            key_rank=factor.key_up.shape[1],
+            value_rank=factor.value_up.shape[1],
+            read_mode=part.read_mode,
+            runs=(ChannelRun(channels=factor.encoder.shape[0], bits=config.cache_bits),),
+            basis_group=factor.basis_group,
+            predicted_loss=factor.loss * len(part.layer_ids),
+            expected_error=factor.expected_error,
+            error_bound=factor.error_bound,
+            relative_error=factor.relative_error,
+        )
+        for part, factor in zip(parts, factors, strict=True)
+    )
+    compressed_ids = {idx for latent in latents for idx in latent.layer_ids}
+    return CompressionPlan(
+        model_type=spec.model_type,
+        source_bytes_per_token=spec.bytes_per_token,
+        kept_bytes_per_token=sum(
+            layer.bytes_per_token for layer in spec.layers if layer.layer_idx not in compressed_ids
+        ),
+        latents=latents,
+        metric=config.metric,
+        settings=config.to_dict(),
+    )
+
+
+def _texts(
+    config: CompressionConfig,
+    texts: Sequence[str] | None,
+    dataset: str | Path,
+    subset: str | None,
+) -> list[str]:
+    return load_texts(texts, dataset, subset, num_samples=config.num_calibration_samples)
+
+
+def _load_source(name, tokenizer, device, dtype, trust_remote_code):
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    model_spec(AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code))
+    if tokenizer is None:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    model = AutoModelForCausalLM.from_pretrained(
+        name, dtype=dtype or "auto", trust_remote_code=trust_remote_code
+    )
+    return model.to(device or "cpu").eval(), tokenizer

@@ -1,0 +1,37 @@
+"""The exceptions of the package.
+
+Every message has four parts: what is wrong, what was given, what is allowed, and the remedy. Each
+leaf also inherits the builtin that a caller would expect, so `except ValueError` keeps working.
+"""
+
+
+class CacheShrinkError(Exception):
+    """Root of all errors that this package raises on purpose."""
+
+
+class ConfigError(CacheShrinkError, ValueError):
+    """An argument, or a combination of arguments, cannot be used. Lists all faults at once."""
+
+
+class UnsupportedModelError(CacheShrinkError, ValueError):
+    """The model's family is unknown, already latent, or caches in a way of its own."""
+
+
+class CalibrationError(CacheShrinkError, ValueError):
+    """The calibration text is empty, too short, of the wrong type, or gave non-finite numbers."""
+
+
+class FactorizationError(CacheShrinkError, ValueError):
+    """A matrix that should be finite and positive semi-definite is not."""
+
+
+class PlanError(CacheShrinkError, ValueError):
+    """The byte budget, or a rank, cannot be met by this model."""
+
+
+class CheckpointError(CacheShrinkError, ValueError):
+    """A directory is no checkpoint of ours, or its tensors are missing, extra or misshaped."""
+
+
+class NotSupportedError(CacheShrinkError, RuntimeError):
+    """An operation would give wrong results on this model or cache, so it is refused."""

@@ -1,0 +1,54 @@
+"""Feeding tokens on top of a live cache, chunk by chunk, the way generation does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
+
+from ..cache import make_cache
+from ..errors import UnsupportedModelError
+from ..families import model_spec
+
+DEFAULT_CHUNK = 64
+
+
+def cached_logits(
+    model: PreTrainedModel, ids: Tensor, chunk_length: int, cache: Cache | None = None
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield (position of the first token, logits (B, chunk, V)) for each chunk of `ids` (B, T).
+
+    Models whose recurrent scan cannot continue from a cache in pieces get all tokens at once.
+
+    Args:
+        chunk_length: tokens per forward pass.
+        cache: the cache to fill, from where it stands; None for a new one.
+    """
+    cache = make_cache(model) if cache is None else cache
+    past = int(cache.get_seq_length())
+    name = "cache_params" if "mamba" in type(model).__name__.lower() else "past_key_values"
+    ids = ids.to(model.device)
+    num_tokens = ids.shape[1]
+    if not continues_in_pieces(model):
+        chunk_length = num_tokens
+    for start in range(0, num_tokens, chunk_length):
+        end = min(start + chunk_length, num_tokens)
+        position_ids = torch.arange(past + start, past + end, device=ids.device)[None]
+        position_ids = position_ids.expand(ids.shape[0], -1)
+        output = model(
+            input_ids=ids[:, start:end],
+            position_ids=position_ids,
+            use_cache=True,
+            **{name: cache},
+        )
+        yield start, output.logits
+
+
+def continues_in_pieces(model: PreTrainedModel) -> bool:
+    """Whether several tokens may follow a cached prefix; False if the family is unknown."""
+    try:
+        return model_spec(model.config).continues_in_pieces
+    except UnsupportedModelError:
+        return False

@@ -1,0 +1,104 @@
+"""How many bytes a live cache holds, next to what the plan says it should."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ..cache import cache_bytes, make_cache
+from ..errors import ConfigError
+from ..families import model_spec
+from ..latent_model import is_converted, plan_of
+from ..spec import BYTES_16BIT
+from .cached_forward import cached_logits
+
+DEFAULT_LENGTHS = (128, 512, 1024, 2048)
+PREFILL_CHUNK = 512
+
+
+@torch.no_grad()
+def measure_cache_memory(
+    model: PreTrainedModel,
+    sequence_lengths: Sequence[int] = DEFAULT_LENGTHS,
+    batch_size: int = 1,
+) -> dict[str, Any]:
+    """Fill real caches and count the bytes of their tensors' storages.
+
+    Args:
+        model: converted or not; its forward pass runs over every length.
+        sequence_lengths: tokens per sequence.
+        batch_size: sequences.
+
+    Returns:
+        `source_bytes_per_token` and `bytes_per_token` at 16 bits per element, their
+        `compression_ratio`, `element_bytes` (size of this model's cache elements), and
+        `per_sequence_length`: for each length, in bytes of this model's dtype,
+        `live_bytes` (counted, keys and values), `expected_bytes` (from the plan), `source_bytes`
+        (what the uncompressed model would hold), `ratio` (source / live), and `state_bytes`
+        (counted recurrent state, which does not grow with the length).
+
+    Raises:
+        ConfigError: lengths below 2, or beyond the model's positions.
+    """
+    limit = getattr(model.config, "max_position_embeddings", None)
+    for length in sequence_lengths:
+        if length < 2 or (limit is not None and length > limit):
+            raise ConfigError(
+                f"sequence length {length} must lie between 2 and the model's limit of {limit}"
+            )
+    source_per_token, stored_per_token = _bytes_by_layer(model)
+    scale = torch.finfo(model.dtype).bits // 8 / BYTES_16BIT
+    windows = [
+        layer.attention.sliding_window
+        for layer in model_spec(model.config).attention_layers
+        if layer.attention is not None
+    ]
+    lengths = {}
+    for length in sequence_lengths:
+        held = [length if window is None else min(length, window) for window in windows]
+        expected = _total(stored_per_token, held, scale * batch_size)
+        source = _total(source_per_token, held, scale * batch_size)
+        counted = _live_bytes(model, length, batch_size)
+        lengths[length] = {
+            "source_bytes": source,
+            "expected_bytes": expected,
+            "live_bytes": counted.kv,
+            "state_bytes": counted.state,
+            "ratio": source / counted.kv if counted.kv else float("nan"),
+        }
+    return {
+        "source_bytes_per_token": sum(source_per_token),
+        "bytes_per_token": sum(stored_per_token),
+        "compression_ratio": sum(source_per_token) / sum(stored_per_token),
+        "element_bytes": torch.finfo(model.dtype).bits // 8,
+        "per_sequence_length": lengths,
+    }
+
+
+def _bytes_by_layer(model: PreTrainedModel) -> tuple[list[int], list[int]]:
+    """Bytes per token of every attention layer, before and after, at 16 bits per element."""
+    layers = model_spec(model.config).attention_layers
+    source = [layer.bytes_per_token for layer in layers]
+    if not is_converted(model):
+        return source, source
+    stored = {
+        idx: latent.bytes_per_token for latent in plan_of(model).latents for idx in latent.layer_ids
+    }
+    return source, [stored.get(layer.layer_idx, layer.bytes_per_token) for layer in layers]
+
+
+def _total(per_token: list[int], held: list[int], scale: float) -> int:
+    return round(scale * sum(size * tokens for size, tokens in zip(per_token, held, strict=True)))
+
+
+def _live_bytes(model: PreTrainedModel, length: int, batch_size: int):
+    """Bytes after a prefill and one decoded token, which leaves every window at its length."""
+    ids = torch.arange(length).expand(batch_size, -1) % model.config.vocab_size
+    cache = make_cache(model)
+    for part in (ids[:, : length - 1], ids[:, length - 1 :]):
+        for _ in cached_logits(model, part, PREFILL_CHUNK, cache):
+            pass
+    return cache_bytes(cache)

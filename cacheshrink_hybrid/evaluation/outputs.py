@@ -1,0 +1,87 @@
+"""Comparing what two models say: next-token distributions, and text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..calibrate.text import checked_texts, token_sequences
+from ..errors import ConfigError
+from .cached_forward import DEFAULT_CHUNK, cached_logits
+
+
+@torch.no_grad()
+def compare_outputs(
+    original: PreTrainedModel,
+    converted: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    max_length: int = 128,
+    *,
+    chunk_length: int = DEFAULT_CHUNK,
+) -> dict[str, float]:
+    """How far the next-token distributions of two models lie apart, through their caches.
+
+    Returns:
+        `kl` (nats per token, original against converted), `top1_agreement` (share of positions
+        with the same most likely token), `max_logit_difference`, `num_tokens`.
+    """
+    kl = agreement = largest = 0.0
+    num_tokens = 0
+    for ids in token_sequences(tokenizer, checked_texts(texts, "texts"), max_length=max_length):
+        pairs = zip(
+            cached_logits(original, ids, chunk_length),
+            cached_logits(converted, ids, chunk_length),
+            strict=True,
+        )
+        for (_, first), (_, second) in pairs:
+            p = torch.log_softmax(first.float().cpu(), dim=-1)
+            q = torch.log_softmax(second.float().cpu(), dim=-1)
+            kl += float(torch.sum(p.exp() * (p - q), dtype=torch.float64))
+            agreement += float((p.argmax(-1) == q.argmax(-1)).sum())
+            largest = max(largest, float((first.cpu() - second.cpu()).abs().max()))
+            num_tokens += p.shape[0] * p.shape[1]
+    return {
+        "kl": kl / num_tokens,
+        "top1_agreement": agreement / num_tokens,
+        "max_logit_difference": largest,
+        "num_tokens": num_tokens,
+    }
+
+
+@torch.no_grad()
+def generate_samples(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    *,
+    seed: int = 0,
+) -> list[str]:
+    """Continue each prompt; greedy at temperature 0, otherwise sampled under `seed`.
+
+    Returns:
+        Prompt and continuation of each, without special tokens.
+
+    Raises:
+        ConfigError: a negative temperature or no tokens to generate.
+    """
+    if temperature < 0 or max_new_tokens < 1:
+        raise ConfigError(
+            f"temperature={temperature} must be >= 0 and max_new_tokens={max_new_tokens} >= 1"
+        )
+    sampling: dict[str, bool | float] = {"do_sample": False}
+    if temperature > 0:
+        sampling = {"do_sample": True, "temperature": temperature}
+    samples = []
+    for prompt in checked_texts(prompts, "prompts"):
+        torch.manual_seed(seed)
+        inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+        output = model.generate(
+            **inputs.to(model.device), max_new_tokens=max_new_tokens, **sampling
+        )
+        samples.append(tokenizer.decode(output[0], skip_special_tokens=True))
+    return samples

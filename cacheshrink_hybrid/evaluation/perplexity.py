@@ -1,0 +1,172 @@
+"""Perplexity through the cache path that generation uses.
+
+Text is fed in chunks on top of a live cache, so that history is read from what the cache stores. A
+shortcut that scores a window in one pass would say nothing about a compressed cache.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..calibrate.text import checked_texts
+from ..errors import CalibrationError, ConfigError
+from .cached_forward import DEFAULT_CHUNK, cached_logits
+
+POSITION_EDGES = (4, 16, 64, 256, 1024, 4096)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PerplexityResult:
+    """Negative log-likelihood of a text, in nats.
+
+    Attributes:
+        total_nll: summed over all predicted tokens.
+        num_tokens: predicted tokens.
+        by_position: (first position, end, tokens, perplexity) for ranges of positions in a window.
+    """
+
+    total_nll: float
+    num_tokens: int
+    by_position: tuple[tuple[int, int, int, float], ...]
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.total_nll / self.num_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Token ids of one window, and how many of its first tokens are context only."""
+
+    ids: Tensor
+    num_context: int
+
+
+def compute_perplexity(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    max_length: int = 512,
+    batch_size: int = 1,
+    *,
+    stride: int | None = None,
+    chunk_length: int = DEFAULT_CHUNK,
+    progress: bool = False,
+) -> float:
+    """Perplexity of `texts`; see `measure_perplexity`."""
+    return measure_perplexity(
+        model,
+        tokenizer,
+        texts,
+        max_length=max_length,
+        batch_size=batch_size,
+        stride=stride,
+        chunk_length=chunk_length,
+        progress=progress,
+    ).perplexity
+
+
+@torch.no_grad()
+def measure_perplexity(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    max_length: int = 512,
+    batch_size: int = 1,
+    stride: int | None = None,
+    chunk_length: int = DEFAULT_CHUNK,
+    progress: bool = False,
+) -> PerplexityResult:
+    """Score texts through a live cache.
+
+    Args:
+        model: converted or not.
+        max_length: tokens per window; longer texts are cut into windows.
+        batch_size: windows scored at once; the result does not depend on it beyond rounding.
+        stride: tokens from the start of one window to the next; None for `max_length`. The overlap
+            is context and is not counted again.
+        chunk_length: tokens per forward pass. Models whose recurrent scan cannot continue from a
+            cache in pieces are fed whole windows instead.
+
+    Raises:
+        ConfigError: bad lengths.
+        CalibrationError: texts that are no list of strings, or too short to predict a token.
+    """
+    stride = max_length if stride is None else stride
+    for name, value, least in (
+        ("max_length", max_length, 2),
+        ("batch_size", batch_size, 1),
+        ("stride", stride, 1),
+        ("chunk_length", chunk_length, 1),
+    ):
+        if value < least:
+            raise ConfigError(f"{name}={value} must be at least {least}")
+    if stride > max_length:
+        raise ConfigError(f"stride={stride} exceeds max_length={max_length} and would skip tokens")
+    windows = list(_windows(tokenizer, checked_texts(texts, "texts"), max_length, stride))
+    if not windows:
+        raise CalibrationError("texts are too short: no text has two tokens, so none is predicted")
+    windows.sort(key=lambda window: -len(window.ids))
+    total = torch.zeros(max_length, dtype=torch.float64)
+    count = torch.zeros(max_length, dtype=torch.float64)
+    starts = range(0, len(windows), batch_size)
+    for start in tqdm(starts, desc="perplexity", unit="batch", disable=not progress):
+        _score(model, windows[start : start + batch_size], chunk_length, total, count)
+    return PerplexityResult(
+        total_nll=float(total.sum()),
+        num_tokens=int(count.sum()),
+        by_position=tuple(_by_position(total, count)),
+    )
+
+
+def _windows(tokenizer, texts: Sequence[str], max_length: int, stride: int) -> Iterator[Window]:
+    for text in texts:
+        ids = torch.tensor(tokenizer(text).input_ids)
+        for start in range(0, len(ids), stride):
+            num_context = 1 if start == 0 else max(1, max_length - stride)
+            window = ids[start : start + max_length]
+            if len(window) > num_context:
+                yield Window(window, num_context)
+            if start + max_length >= len(ids):
+                break
+
+
+def _score(
+    model: PreTrainedModel, windows: list[Window], chunk_length: int, total: Tensor, count: Tensor
+) -> None:
+    """Add the windows' losses, by position of the predicted token, to `total` and `count`."""
+    longest = max(len(window.ids) for window in windows)
+    # Padding on the right is never seen by a real token of a causal model.
+    ids = torch.zeros(len(windows), longest, dtype=torch.long)
+    counted = torch.zeros(len(windows), longest, dtype=torch.bool)
+    for row, window in enumerate(windows):
+        ids[row, : len(window.ids)] = window.ids
+        counted[row, window.num_context : len(window.ids)] = True
+    for start, logits in cached_logits(model, ids[:, :-1], chunk_length):
+        after = slice(start + 1, start + 1 + logits.shape[1])
+        losses = nn.functional.cross_entropy(
+            logits.float().flatten(0, 1),
+            ids[:, after].flatten().to(logits.device),
+            reduction="none",
+        )
+        mask = counted[:, after]
+        total[after] += (losses.view(mask.shape).double().cpu() * mask).sum(0)
+        count[after] += mask.sum(0)
+
+
+def _by_position(total: Tensor, count: Tensor) -> Iterator[tuple[int, int, int, float]]:
+    first = 1
+    ends = sorted({*(edge for edge in POSITION_EDGES if edge < len(total)), len(total)})
+    for end in ends:
+        tokens = int(count[first:end].sum())
+        if tokens:
+            yield first, end, tokens, math.exp(float(total[first:end].sum()) / tokens)
+        first = end

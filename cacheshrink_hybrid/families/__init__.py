@@ -1,0 +1,258 @@
+"""Where each model family keeps its weights, and what it caches. The only place with family names.
+
+spec = model_spec(config)              what each layer caches, from the config alone
+parts = read_attention(model, spec)    the attention modules taken apart, one entry per weights
+replace_attention(model, spec, ...)    puts latent modules in their place
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from ..errors import UnsupportedModelError
+from ..modules.attention_parts import AttentionParts
+from ..modules.slot_rotary import SlotRotary
+from ..spec import AttentionSpec, LayerSpec, ModelSpec
+from .rows import FAMILIES, REFUSED, Family
+
+ATTENTION_LAYERS = {"full_attention", "attention", "sliding_attention", "hybrid"}
+MIXER_LAYERS = {"linear_attention", "mamba", "conv", "hybrid"}
+CACHELESS_LAYERS = {"moe", "mlp"}
+LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
+
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "check_shared_weights",
+    "family_of",
+    "model_spec",
+    "read_attention",
+    "replace_attention",
+]
+
+
+def family_of(config: PretrainedConfig) -> Family:
+    """The row of a config's family.
+
+    Raises:
+        UnsupportedModelError: for native-latent, refused and unknown families.
+    """
+    model_type = config.model_type
+    if model_type in FAMILIES:
+        return FAMILIES[model_type]
+    if model_type in REFUSED:
+        raise UnsupportedModelError(
+            f"model_type={model_type!r} is not converted: {REFUSED[model_type]}"
+        )
+    if getattr(config, "kv_lora_rank", None):
+        raise UnsupportedModelError(
+            f"model_type={model_type!r} already caches latents (kv_lora_rank="
+            f"{config.kv_lora_rank}); it has no keys and values to compress, use it as it is"
+        )
+    raise UnsupportedModelError(
+        f"model_type={model_type!r} is unknown; supported are {', '.join(sorted(FAMILIES))}. "
+        "To add one, write its row in cacheshrink_hybrid/families/rows.py"
+    )
+
+
+def model_spec(config: PretrainedConfig) -> ModelSpec:
+    """What every layer of the model caches, read from its config; needs no weights."""
+    family = family_of(config)
+    _refuse_other_attention(config)
+    num_heads, num_kv_heads, head_dim = _head_sizes(config)
+    layers: list[LayerSpec] = []
+    attention_ids: list[int] = []
+    for i, kind in enumerate(_layer_types(config)):
+        attention = None
+        if kind in ATTENTION_LAYERS:
+            attention_ids.append(i)
+            number = len(attention_ids) - 1
+            # transformers ties shared blocks together with the embeddings, or not at all.
+            if getattr(config, "tie_word_embeddings", False):
+                number = family.shares_with(config, number)
+            owner = attention_ids[number]
+            attention = AttentionSpec(
+                num_attention_heads=num_heads,
+                num_key_value_heads=num_kv_heads,
+                head_dim=head_dim,
+                uses_rope=family.uses_rope(config, i),
+                sliding_window=config.sliding_window if kind == "sliding_attention" else None,
+                module_name=family.attention.format(owner),
+            )
+        mixer = family.mixer if kind in MIXER_LAYERS else None
+        layers.append(LayerSpec(layer_idx=i, attention=attention, mixer=mixer))
+    return ModelSpec(
+        model_type=config.model_type,
+        layers=tuple(layers),
+        continues_in_pieces=family.continues_in_pieces,
+    )
+
+
+def _layer_types(config: PretrainedConfig) -> list[str]:
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        windowed = getattr(config, "sliding_window", None) is not None
+        kinds = ["sliding_attention" if windowed else "full_attention"] * config.num_hidden_layers
+    unknown = sorted(set(kinds) - ATTENTION_LAYERS - MIXER_LAYERS - CACHELESS_LAYERS)
+    if unknown:
+        raise UnsupportedModelError(
+            f"layer types {', '.join(unknown)} of model_type={config.model_type!r} are unknown; "
+            f"known are {', '.join(sorted(ATTENTION_LAYERS | MIXER_LAYERS | CACHELESS_LAYERS))}"
+        )
+    return list(kinds)
+
+
+def _head_sizes(config: PretrainedConfig) -> tuple[int, int, int]:
+    """(H, J, D)."""
+    num_heads = config.num_attention_heads
+    num_kv_heads = getattr(config, "num_key_value_heads", None) or num_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // num_heads
+    return num_heads, num_kv_heads, head_dim
+
+
+def _refuse_other_attention(config: PretrainedConfig) -> None:
+    for flag in ("use_bidirectional_attention", "add_cross_attention"):
+        if getattr(config, flag, False):
+            raise UnsupportedModelError(
+                f"{flag}=True: the model is no causal decoder with one cache; only causal "
+                "self-attention can be converted"
+            )
+
+
+def read_attention(model: PreTrainedModel, spec: ModelSpec) -> list[AttentionParts]:
+    """Take the model's attention modules apart, one entry per set of weights, in layer order.
+
+    Raises:
+        UnsupportedModelError: if a module is not built as its family's row says.
+    """
+    family = family_of(model.config)
+    parts = []
+    for layers in spec.shared_modules().values():
+        sources = {
+            layer.layer_idx: _submodule(model, family.attention.format(layer.layer_idx))
+            for layer in layers
+        }
+        attention_spec = layers[0].attention
+        assert attention_spec is not None
+        part = _take_apart(model, family, sources, attention_spec)
+        parts.append(part)
+    return parts
+
+
+def check_shared_weights(parts: list[AttentionParts]) -> None:
+    """Raise `UnsupportedModelError` if layers that should share one module's weights do not."""
+    for part in parts:
+        for layer_idx, source in part.sources.items():
+            if getattr(source, part.key.name).weight is not part.key.module.weight:
+                raise UnsupportedModelError(
+                    f"layers {part.layer_ids[0]} and {layer_idx} should share their attention "
+                    "weights, but do not; call model.tie_weights() first"
+                )
+
+
+def _take_apart(
+    model: PreTrainedModel, family: Family, sources: dict[int, nn.Module], spec: AttentionSpec
+) -> AttentionParts:
+    layer_idx, source = next(iter(sources.items()))
+    H, J, D = spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim
+    try:
+        query, key, value = family.projections(source, H, J, D)
+        output = getattr(source, family.output)
+        norms = [getattr(source, name) for name in family.norms or ()]
+    except AttributeError as error:
+        raise _unlike_row(family, layer_idx, str(error)) from error
+    q_norm, k_norm = norms or (None, None)
+    due = {"query": H * D * (2 if family.gated else 1), "key": J * D, "value": J * D}
+    for name, projection in (("query", query), ("key", key), ("value", value)):
+        rows = projection.weight().shape[0]
+        if rows != due[name]:
+            raise _unlike_row(family, layer_idx, f"{name} has {rows} rows, {due[name]} are due")
+    return AttentionParts(
+        sources=sources,
+        num_attention_heads=H,
+        num_key_value_heads=J,
+        head_dim=D,
+        query=query,
+        key=key,
+        value=value,
+        output=output,
+        gated=family.gated,
+        q_norm=q_norm,
+        k_norm=k_norm,
+        norm_spans_heads=family.norm_spans_heads,
+        key_multiplier=float(getattr(source, "key_multiplier", 1.0)),
+        scaling=float(source.scaling),
+        softcap=getattr(source, "attn_logit_softcapping", None),
+        sinks=getattr(source, "sinks", None),
+        sliding_window=spec.sliding_window,
+        dropout=_dropout(source),
+        residual_dropout=getattr(source, "resid_dropout", None),
+        rotary=_rotary(model, family, source, layer_idx) if spec.uses_rope else None,
+        adapters=_adapters(source, sources),
+    )
+
+
+def _dropout(source: nn.Module) -> float:
+    for name in ("attention_dropout", "dropout"):
+        if hasattr(source, name):
+            return float(getattr(source, name))
+    module = getattr(source, "attn_dropout", None)
+    return float(module.p) if module is not None else 0.0
+
+
+def _rotary(model: PreTrainedModel, family: Family, source: nn.Module, layer_idx: int):
+    rotary_emb = model.base_model.rotary_emb
+    extra = (model.config.layer_types[layer_idx],) if family.rope_by_layer_type else ()
+    rope_type = rotary_emb.rope_type
+    if extra:
+        rope_type = rope_type[extra[0]]
+    return SlotRotary(
+        rotary_emb,
+        sys.modules[type(source).__module__].apply_rotary_pos_emb,
+        extra=extra,
+        depends_on_length=rope_type in LENGTH_DEPENDENT_ROPE,
+    )
+
+
+def _adapters(source: nn.Module, sources: dict[int, nn.Module]) -> dict:
+    """Per-layer low-rank additions of a shared module (Zamba2), by cache layer."""
+    if not hasattr(source, "linear_q_adapter_list"):
+        return {}
+    lists = [getattr(source, f"linear_{name}_adapter_list") for name in "qkv"]
+    return {
+        layer_idx: tuple(adapters[source.layer_dic[layer_idx]] for adapters in lists)
+        for layer_idx in sources
+    }
+
+
+def _submodule(model: nn.Module, path: str) -> nn.Module:
+    try:
+        return model.get_submodule(path)
+    except AttributeError as error:
+        raise UnsupportedModelError(
+            f"the model has no module {path!r}, where its family keeps its attention; convert a "
+            "plain causal language model (AutoModelForCausalLM)"
+        ) from error
+
+
+def _unlike_row(family: Family, layer_idx: int, detail: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"attention of layer {layer_idx} is not built as the row of {family.model_type!r} says: "
+        f"{detail}; was the model converted or patched before?"
+    )
+
+
+def replace_attention(
+    model: PreTrainedModel, layer_ids: tuple[int, ...], make: Callable[[], nn.Module]
+) -> nn.Module:
+    """Put one new module in the place of the attention of all `layer_ids`; returns it."""
+    family = family_of(model.config)
+    new = make()
+    for layer_idx in layer_ids:
+        parent, _, name = family.attention.format(layer_idx).rpartition(".")
+        setattr(model.get_submodule(parent), name, new)
+    return new

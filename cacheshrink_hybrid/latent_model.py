@@ -1,0 +1,248 @@
+"""Putting latent attention into a model, and the class that such a model has.
+
+A converted model keeps its config and its behaviour; its class becomes a subclass of the source's
+with the same name (transformers looks models up by class name), which knows how to build itself
+around a plan, to make its cache, and to save and load itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from .cache import make_cache
+from .errors import UnsupportedModelError
+from .factorize import LatentFactors
+from .families import model_spec, read_attention, replace_attention
+from .modules.attention_parts import AttentionParts
+from .modules.latent_attention import LatentAttention, latent_attention_class
+from .modules.slot_rotary import check_positions
+from .plan import CompressionPlan, LatentPlan
+from .spec import ModelSpec
+
+PLAN_ATTRIBUTE = "cacheshrink_plan"
+"""Attribute of a converted model's config: its plan, as a dict."""
+
+
+def plan_of(model: PreTrainedModel) -> CompressionPlan:
+    """The plan of a converted model.
+
+    Raises:
+        UnsupportedModelError: if the model was not converted.
+    """
+    values = getattr(model.config, PLAN_ATTRIBUTE, None)
+    if values is None:
+        raise UnsupportedModelError(
+            f"this {type(model).__name__} is not converted; run convert_to_mla or load_mla_model"
+        )
+    return CompressionPlan.from_dict(values)
+
+
+def is_converted(model: PreTrainedModel) -> bool:
+    return getattr(model.config, PLAN_ATTRIBUTE, None) is not None
+
+
+class LatentModel(PreTrainedModel):
+    """What a converted model adds to its source class; comes first in the class's bases."""
+
+    def __init__(self, config, *args, **kwargs) -> None:
+        super().__init__(config, *args, **kwargs)
+        plan = CompressionPlan.from_dict(getattr(config, PLAN_ATTRIBUTE))
+        spec = model_spec(config)
+        for parts in read_attention(self, spec):
+            latent_plan = next((p for p in plan.latents if p.layer_ids == parts.layer_ids), None)
+            if latent_plan is not None:
+                _install(self, parts, latent_plan)
+        _share_bases(self, plan)
+        _prepare_forward(self)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
+        from .checkpoint import save_model
+
+        save_model(self, save_directory, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, *args, **kwargs):
+        from .checkpoint import load_model
+
+        return load_model(path, *args, **kwargs)
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+        result = super()._prepare_cache_for_generation(
+            generation_config, model_kwargs, *args, **kwargs
+        )
+        for name in ("past_key_values", "cache_params"):
+            # A plain dynamic cache that generate() just made; anything else is the caller's wish.
+            if type(model_kwargs.get(name)) is DynamicCache and not len(model_kwargs[name]):
+                model_kwargs[name] = make_cache(self)
+        return result
+
+    def _get_static_cache_init_shape(self):
+        """Latents differ in width by layer, so static buffers are made at their first use."""
+        return None
+
+
+@cache
+def latent_model_class(source_class: Any) -> Any:
+    """`source_class` as a converted model, under the same name."""
+    namespace = {"__module__": source_class.__module__, "__doc__": source_class.__doc__}
+    return type(source_class.__name__, (LatentModel, source_class), namespace)
+
+
+def source_class_of(model: PreTrainedModel) -> type[PreTrainedModel]:
+    """The class that a converted model had before."""
+    bases = type(model).__mro__
+    return bases[bases.index(LatentModel) + 1]
+
+
+def convert_in_place(
+    model: PreTrainedModel,
+    parts: list[AttentionParts],
+    factors: list[LatentFactors],
+    plan: CompressionPlan,
+    *,
+    keep_source: bool,
+) -> None:
+    """Replace the attention modules of `model` by latent ones with these factors.
+
+    Args:
+        parts, factors: one per entry of `plan.latents`, in the same order.
+        keep_source: keep each source module, for `compression_disabled`.
+    """
+    for part, factor, latent_plan in zip(parts, factors, plan.latents, strict=True):
+        module = _install(model, part, latent_plan, keep_source=keep_source)
+        write_factors(module, part, factor)
+    _share_bases(model, plan)
+    setattr(model.config, PLAN_ATTRIBUTE, plan.to_dict())
+    source_class: Any = type(model)
+    model.__class__ = latent_model_class(source_class)
+    for stale in ("_compiled_call", "_last_compile_config"):
+        model.__dict__.pop(stale, None)
+    _prepare_forward(model)
+
+
+def _install(
+    model: PreTrainedModel,
+    parts: AttentionParts,
+    plan: LatentPlan,
+    *,
+    keep_source: bool = False,
+) -> LatentAttention:
+    source_class: Any = type(parts.source)
+    cls = latent_attention_class(source_class)
+    module = replace_attention(
+        model, parts.layer_ids, lambda: cls(parts, plan, keep_source=keep_source)
+    )
+    # Hooks that record attention weights, or place modules on devices, stay where they were.
+    module._forward_hooks.update(parts.source._forward_hooks)
+    module._forward_pre_hooks.update(parts.source._forward_pre_hooks)
+    for name in ("_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs"):
+        getattr(module, name).update(getattr(parts.source, name))
+    return module
+
+
+@torch.no_grad()
+def write_factors(module: LatentAttention, parts: AttentionParts, factors: LatentFactors) -> None:
+    """Fold encoder, bases and mean into the module's three new projections.
+
+    kv_a_proj = E W with bias E (b - mean); k_b_proj and v_b_proj are the bases with the means as
+    biases, keys times their multiplier.
+    """
+    encoder, width = factors.encoder, parts.kv_width
+    weight = _float64(torch.cat([parts.key.weight(), parts.value.weight()]))
+    bias = -factors.mean.clone()
+    for half, projection in enumerate((parts.key, parts.value)):
+        if projection.bias() is not None:
+            bias[half * width : (half + 1) * width] += _float64(projection.bias())
+    module.kv_a_proj.weight.copy_(encoder @ weight)
+    module.kv_a_proj.bias.copy_(encoder @ bias)
+    module.k_b_proj.weight.copy_(factors.key_up * parts.key_multiplier)
+    module.k_b_proj.bias.copy_(factors.mean[:width] * parts.key_multiplier)
+    module.v_b_proj.weight.copy_(factors.value_up)
+    module.v_b_proj.bias.copy_(factors.mean[width:])
+    for layer_idx, (_, key, value) in parts.adapters.items():
+        assert module.kv_a_adapters is not None
+        down, up = module.kv_a_adapters[str(layer_idx)]
+        down.weight.copy_(torch.cat([key[0].weight, value[0].weight]))
+        ups = torch.block_diag(_float64(key[1].weight), _float64(value[1].weight))
+        up.weight.copy_(encoder @ ups)
+
+
+def _float64(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", torch.float64)
+
+
+def _share_bases(model: PreTrainedModel, plan: CompressionPlan) -> None:
+    """Let the modules of one basis group use one parameter for their bases, and tell the loader
+    of transformers which names are one parameter."""
+    tied = model.get_expanded_tied_weights_keys(all_submodels=True)
+    names: dict[tuple[int, ...], list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, LatentAttention):
+            names.setdefault(module.plan.layer_ids, []).append(name)
+    owners: dict[int, str] = {}
+    for latent in plan.latents:
+        if latent.basis_group is None:
+            continue
+        for name in names[latent.layer_ids]:
+            owner = owners.setdefault(latent.basis_group, name)
+            if owner == name:
+                continue
+            for projection in ("k_b_proj", "v_b_proj"):
+                shared = model.get_submodule(f"{owner}.{projection}")
+                model.get_submodule(f"{name}.{projection}").weight = shared.weight
+                tied[f"{name}.{projection}.weight"] = f"{owner}.{projection}.weight"
+    model.all_tied_weights_keys = tied
+
+
+def _prepare_forward(model: PreTrainedModel) -> None:
+    model.register_forward_pre_hook(_check_positions_hook, with_kwargs=True)
+
+
+def _check_positions_hook(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    if torch.compiler.is_compiling():
+        return
+    cache = kwargs.get("past_key_values")
+    if cache is None or not any(
+        isinstance(module, LatentAttention) and module.rotary for module in model.modules()
+    ):
+        return
+    past = cache.get_seq_length()
+    if isinstance(past, int):
+        check_positions(kwargs.get("position_ids"), kwargs.get("attention_mask"), past)
+
+
+@contextmanager
+def compression_disabled(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    """Within this context `model` computes what its source computed, with full keys and values.
+
+    A cache that was filled inside must not be used outside, nor the other way round.
+
+    Raises:
+        UnsupportedModelError: if the model was converted without `store_original_weights=True`.
+    """
+    modules = [module for module in model.modules() if isinstance(module, LatentAttention)]
+    if not modules or any(module.source_attention is None for module in modules):
+        raise UnsupportedModelError(
+            "the original attention is not there to switch back to; convert with "
+            "store_original_weights=True"
+        )
+    for module in modules:
+        module.compression_disabled = True
+    try:
+        yield model
+    finally:
+        for module in modules:
+            module.compression_disabled = False
+
+
+def spec_of(model: PreTrainedModel) -> ModelSpec:
+    """The spec of a model, converted or not."""
+    return model_spec(model.config)

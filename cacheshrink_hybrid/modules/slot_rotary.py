@@ -1,0 +1,134 @@
+"""Rotating rebuilt keys by their slot in the cache, with the model's own rotary embedding.
+
+Keys are stored before rotation, so history has to be rotated when it is read. RoPE scores depend
+on differences of positions only; a left pad shifts all positions of a row alike. Rotating keys and
+queries by their slot therefore gives the source model's scores, needs no stored positions, and one
+table of angles serves every sequence of the batch. `check_positions` refuses the inputs for which
+slots and positions do not run in step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import NotSupportedError
+
+ApplyRotary = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class SlotRotary:
+    """Angles of cache slots, and their application to queries or keys.
+
+    Not a module: it refers to the model's rotary embedding and owns no weights.
+
+    Args:
+        rotary_emb: the model's rotary embedding, called with (x, position_ids, *extra).
+        apply: the model file's `apply_rotary_pos_emb(q, k, cos, sin)`.
+        extra: further arguments of `rotary_emb`, such as a layer type.
+        depends_on_length: frequencies change with the longest position (dynamic NTK, longrope), so
+            angles cannot be kept between calls.
+    """
+
+    def __init__(
+        self,
+        rotary_emb: nn.Module,
+        apply: ApplyRotary,
+        *,
+        extra: tuple = (),
+        depends_on_length: bool = False,
+    ) -> None:
+        self.rotary_emb = rotary_emb
+        self.apply = apply
+        self.extra = extra
+        self.depends_on_length = depends_on_length
+        self._angles: tuple[Tensor, Tensor] | None = None
+
+    def angles(self, num_slots: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin of slots 0 .. num_slots-1, each (1, num_slots, rotary dim), as `like`."""
+        if self.depends_on_length or torch.compiler.is_compiling():
+            return self._compute(num_slots, like)
+        kept = self._angles
+        if kept is None or kept[0].shape[1] < num_slots or not _matches(kept[0], like):
+            # Room for as many again, so that decoding does not recompute at every step.
+            kept = self._angles = self._compute(2 * num_slots, like)
+        return kept[0][:, :num_slots], kept[1][:, :num_slots]
+
+    @torch.no_grad()
+    def _compute(self, num_slots: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        position_ids = torch.arange(num_slots, device=like.device)[None]
+        cos, sin = self.rotary_emb(like, position_ids, *self.extra)
+        return cos.to(like), sin.to(like)
+
+    def window_angles(
+        self, first_query: int | Tensor, first_key: int, num_keys: int, query: Tensor
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Angles of new queries and of the keys they read.
+
+        Args:
+            first_query: slot of the first new query; a tensor where a static cache counts on the
+                device, and always gives out its full length.
+            first_key: slot of the first key.
+            num_keys: keys, S.
+            query: (B, H, T, D).
+
+        Returns:
+            (cos, sin) of the T queries and (cos, sin) of the S keys, each (1, n, rotary dim).
+        """
+        num_new = query.shape[2]
+        at_key = slice(first_key, first_key + num_keys)
+        if isinstance(first_query, int):
+            cos, sin = self.angles(max(first_query + num_new, at_key.stop), query)
+            at_query: slice | Tensor = slice(first_query, first_query + num_new)
+        else:
+            cos, sin = self.angles(at_key.stop, query)
+            at_query = torch.arange(num_new, device=query.device) + first_query
+        return (cos[:, at_query], sin[:, at_query]), (cos[:, at_key], sin[:, at_key])
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Rotate x (B, heads, T, D) by angles (B or 1, T, rotary dim)."""
+        # The model's function takes queries and keys together; no heads of either cost nothing.
+        return self.apply(x, x[:, :0], cos, sin)[0]
+
+
+def _matches(kept: Tensor, like: Tensor) -> bool:
+    return kept.dtype == like.dtype and kept.device == like.device
+
+
+def check_positions(position_ids: Tensor | None, attention_mask: Tensor | None, past: int) -> None:
+    """Refuse positions that do not advance by one per cache slot.
+
+    Args:
+        position_ids: (B, T) or None, positions of the new tokens.
+        attention_mask: (B, past + T) or None; zeros are allowed on the left only.
+        past: tokens already in the cache.
+
+    Raises:
+        NotSupportedError: for packed or right-padded rows on top of a cache.
+    """
+    if attention_mask is not None and attention_mask.ndim == 2 and past > 0:
+        valid = attention_mask.bool()
+        if bool((valid[:, :-1] & ~valid[:, 1:]).any()):
+            raise NotSupportedError(
+                "attention_mask has masked tokens after visible ones, on top of a cache; keys are "
+                "rotated by their cache slot, so pad on the left (tokenizer.padding_side='left')"
+            )
+        if position_ids is not None and position_ids.ndim == 2:
+            num_new = position_ids.shape[1]
+            due = (valid.long().cumsum(-1) - 1)[:, -num_new:]
+            steps = (position_ids - due)[:, :] * valid[:, -num_new:]
+            if bool((steps != steps[:, -1:]).logical_and(valid[:, -num_new:]).any()):
+                raise _not_contiguous()
+    elif position_ids is not None and position_ids.ndim == 2 and past > 0:
+        due = torch.arange(past, past + position_ids.shape[1], device=position_ids.device)
+        if bool((position_ids != due).any()):
+            raise _not_contiguous()
+
+
+def _not_contiguous() -> NotSupportedError:
+    return NotSupportedError(
+        "position_ids on top of a cache must continue it one by one; packed sequences need a cache "
+        "each, or a forward pass without cache"
+    )

@@ -1,0 +1,198 @@
+"""What each layer gets, and what it costs in bytes: the result of a conversion, as plain data.
+
+A `CompressionPlan` holds everything that is needed to rebuild the latent modules around a source
+config; the weights come from the checkpoint. It prints as a table and travels as JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from .errors import PlanError
+from .spec import ModelSpec
+
+READ_MODES = ("absorb", "reconstruct")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelRun:
+    """`channels` neighbouring latent channels stored with `bits` bits each."""
+
+    channels: int
+    bits: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentPlan:
+    """How one attention module stores and reads its latents.
+
+    Keys are rebuilt from the channels `[0, key_rank)` of a token's latent, values from the last
+    `value_rank` channels. In a joint latent the two ranges are the whole latent; apart, they are
+    neighbours.
+
+    Attributes:
+        layer_ids: cache layers that the module serves; more than one for shared modules.
+        method: `joint`, `separate` or `xkv`.
+        kv_lora_rank: stored channels per token, R.
+        key_rank: channels that keys are rebuilt from, Rk.
+        value_rank: channels that values are rebuilt from, Rv.
+        read_mode: `absorb` (queries are projected into the latent, nothing is rebuilt) or
+            `reconstruct` (keys are rebuilt and rotated, values absorbed).
+        runs: widths of the stored channels; their channels add up to R.
+        basis_group: number of the group of modules that share one basis; None if not shared.
+        predicted_loss: expected loss of what was cut off, in units of the metric, summed over the
+            layers served (nats per token for `fisher`).
+        expected_error: E|y - y^|^2 of y = [k; v], in activation units.
+        error_bound: upper bound on `expected_error` that follows from the cut-off spectrum alone.
+        relative_error: `expected_error` divided by the total variance of y.
+    """
+
+    layer_ids: tuple[int, ...]
+    method: str
+    kv_lora_rank: int
+    key_rank: int
+    value_rank: int
+    read_mode: str
+    runs: tuple[ChannelRun, ...]
+    basis_group: int | None = None
+    predicted_loss: float = 0.0
+    expected_error: float = 0.0
+    error_bound: float = 0.0
+    relative_error: float = 0.0
+
+    def __post_init__(self) -> None:
+        if sum(run.channels for run in self.runs) != self.kv_lora_rank:
+            raise PlanError(
+                f"runs {self.runs} of layer {self.layer_ids[0]} do not add up to "
+                f"kv_lora_rank={self.kv_lora_rank}"
+            )
+        if max(self.key_rank, self.value_rank) > self.kv_lora_rank:
+            raise PlanError(
+                f"key_rank={self.key_rank} or value_rank={self.value_rank} of layer "
+                f"{self.layer_ids[0]} exceeds kv_lora_rank={self.kv_lora_rank}"
+            )
+        if self.read_mode not in READ_MODES:
+            raise PlanError(f"read_mode={self.read_mode!r} is unknown; one of {READ_MODES} is due")
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of one token in one layer, padding to whole bytes included."""
+        return sum((run.channels * run.bits + 7) // 8 for run in self.runs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompressionPlan:
+    """The plan of a whole model.
+
+    Attributes:
+        model_type: family of the source model.
+        source_bytes_per_token: KV bytes per token before, at 16 bits per element.
+        kept_bytes_per_token: part of them that attention layers left as they are still take.
+        latents: one entry per converted attention module.
+        metric: what `predicted_loss` is measured in.
+        settings: the `CompressionConfig` that led here, as a dict.
+    """
+
+    model_type: str
+    source_bytes_per_token: int
+    kept_bytes_per_token: int
+    latents: tuple[LatentPlan, ...]
+    metric: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def bytes_per_token(self) -> int:
+        """KV bytes per token after conversion, over all layers."""
+        stored = sum(latent.bytes_per_token * len(latent.layer_ids) for latent in self.latents)
+        return self.kept_bytes_per_token + stored
+
+    @property
+    def compression_ratio(self) -> float:
+        return self.source_bytes_per_token / self.bytes_per_token
+
+    @property
+    def predicted_loss(self) -> float:
+        return sum(latent.predicted_loss for latent in self.latents)
+
+    @property
+    def error_bound(self) -> float:
+        return sum(latent.error_bound for latent in self.latents)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> CompressionPlan:
+        latents = tuple(
+            LatentPlan(
+                **{
+                    **latent,
+                    "layer_ids": tuple(latent["layer_ids"]),
+                    "runs": tuple(ChannelRun(**run) for run in latent["runs"]),
+                }
+            )
+            for latent in values["latents"]
+        )
+        return cls(**{**values, "latents": latents})
+
+    def rows(self, spec: ModelSpec) -> list[dict[str, Any]]:
+        """One record per cache layer, in order: what it stores before and after."""
+        by_layer = {idx: latent for latent in self.latents for idx in latent.layer_ids}
+        records = []
+        for layer in spec.layers:
+            latent = by_layer.get(layer.layer_idx)
+            record: dict[str, Any] = {"layer": layer.layer_idx, "mixer": layer.mixer or "-"}
+            if layer.attention is None:
+                record |= {"attention": "-"}
+            else:
+                window = layer.attention.sliding_window
+                record |= {
+                    "attention": "full" if window is None else f"window {window}",
+                    "source B/token": layer.bytes_per_token,
+                }
+                if latent is None:
+                    record |= {"stored B/token": layer.bytes_per_token, "method": "original"}
+                else:
+                    record |= {
+                        "stored B/token": latent.bytes_per_token,
+                        "method": latent.method,
+                        "rank": latent.kv_lora_rank,
+                        "K/V rank": f"{latent.key_rank}/{latent.value_rank}",
+                        "read": latent.read_mode,
+                        "predicted loss": latent.predicted_loss / len(latent.layer_ids),
+                        "relative error": latent.relative_error,
+                    }
+            records.append(record)
+        return records
+
+    def table(self, spec: ModelSpec) -> str:
+        """The plan as an aligned text table with a summary line."""
+        unit = "nats/token" if self.metric == "fisher" else f"{self.metric} units"
+        summary = (
+            f"{self.source_bytes_per_token} -> {self.bytes_per_token} bytes per token "
+            f"({self.compression_ratio:.2f}x at 16 bits), predicted loss "
+            f"{self.predicted_loss:.4g} {unit}"
+        )
+        return format_table(self.rows(spec)) + "\n" + summary
+
+
+def format_table(records: Sequence[dict[str, Any]]) -> str:
+    """Align records (dicts with possibly different keys) as a Markdown table."""
+    columns = list(dict.fromkeys(key for record in records for key in record))
+    cells = [columns] + [
+        [_cell(record[column]) if column in record else "" for column in columns]
+        for record in records
+    ]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    lines = [
+        "| " + " | ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in cells
+    ]
+    rule = "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

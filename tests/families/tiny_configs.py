@@ -1,0 +1,355 @@
+"""Tiny configs of every supported family, one row each, small enough for a CPU and full of traps:
+grouped queries, biases, head_dim != hidden / heads, windows shorter than the text, rope scalings.
+"""
+
+from __future__ import annotations
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+
+WEIGHT_GAIN = 5.0
+
+COMMON = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "tie_word_embeddings": False,
+}
+MAMBA2 = {
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_n_groups": 1,
+    "mamba_d_state": 8,
+    "mamba_d_conv": 4,
+    "mamba_expand": 2,
+    "mamba_chunk_size": 8,
+}
+GDN = {
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_conv_kernel_dim": 4,
+}
+MOE = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "decoder_sparse_step": 1,
+}
+
+
+def _rope(theta: float = 10000.0, **scaling) -> dict:
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": theta, **scaling}}
+
+
+def _layers(*kinds: str) -> dict:
+    return {"layer_types": list(kinds), "num_hidden_layers": len(kinds)}
+
+
+CASES: dict[str, dict] = {
+    "gpt2": dict(
+        model_type="gpt2",
+        n_embd=32,
+        n_layer=3,
+        n_head=4,
+        n_positions=256,
+        vocab_size=96,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    ),
+    "gpt2-layer-scaling": dict(
+        model_type="gpt2",
+        n_embd=32,
+        n_layer=3,
+        n_head=4,
+        n_positions=256,
+        vocab_size=96,
+        scale_attn_by_inverse_layer_idx=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    ),
+    "gpt_neox": dict(
+        model_type="gpt_neox",
+        **_rope(partial_rotary_factor=0.25),
+        **{**COMMON, "hidden_size": 64, "num_key_value_heads": None},
+    ),
+    "opt": dict(
+        model_type="opt",
+        ffn_dim=48,
+        word_embed_proj_dim=32,
+        **{
+            k: v for k, v in COMMON.items() if k not in ("intermediate_size", "num_key_value_heads")
+        },
+    ),
+    "llama": dict(model_type="llama", **COMMON),
+    "llama-mha": dict(model_type="llama", **{**COMMON, "num_key_value_heads": 4}),
+    "llama-mqa": dict(model_type="llama", **{**COMMON, "num_key_value_heads": 1}),
+    "llama-biases": dict(model_type="llama", attention_bias=True, **COMMON),
+    "llama-theta": dict(model_type="llama", **_rope(5e5), **COMMON),
+    "llama-head-dim": dict(
+        model_type="llama", head_dim=64, **{**COMMON, "hidden_size": 256, "num_hidden_layers": 2}
+    ),
+    "llama-linear": dict(model_type="llama", **_rope(rope_type="linear", factor=4.0), **COMMON),
+    "llama-dynamic": dict(model_type="llama", **_rope(rope_type="dynamic", factor=2.0), **COMMON),
+    "llama-llama3": dict(
+        model_type="llama",
+        **_rope(
+            5e5,
+            rope_type="llama3",
+            factor=8.0,
+            low_freq_factor=1.0,
+            high_freq_factor=4.0,
+            original_max_position_embeddings=16,
+        ),
+        **COMMON,
+    ),
+    "llama-yarn": dict(
+        model_type="llama",
+        **_rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=64),
+        **COMMON,
+    ),
+    "mistral": dict(model_type="mistral", sliding_window=None, **COMMON),
+    "mistral-window": dict(model_type="mistral", sliding_window=8, **COMMON),
+    "mixtral": dict(
+        model_type="mixtral",
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=None,
+        **COMMON,
+    ),
+    "qwen2": dict(model_type="qwen2", **COMMON),
+    "qwen2-window": dict(
+        model_type="qwen2", use_sliding_window=True, sliding_window=6, max_window_layers=1, **COMMON
+    ),
+    "qwen3": dict(model_type="qwen3", head_dim=16, **COMMON),
+    "qwen3_moe": dict(model_type="qwen3_moe", head_dim=16, **MOE, **COMMON),
+    "gemma2": dict(
+        model_type="gemma2",
+        head_dim=16,
+        query_pre_attn_scalar=16,
+        sliding_window=8,
+        attn_logit_softcapping=2.0,
+        **COMMON,
+    ),
+    "gemma3_text": dict(
+        model_type="gemma3_text",
+        head_dim=16,
+        query_pre_attn_scalar=16,
+        sliding_window=8,
+        **_layers("sliding_attention", "sliding_attention", "full_attention"),
+        **{k: v for k, v in COMMON.items() if k != "num_hidden_layers"},
+    ),
+    "phi3": dict(model_type="phi3", sliding_window=None, **COMMON),
+    "phi3-partial": dict(
+        model_type="phi3",
+        sliding_window=None,
+        **_rope(partial_rotary_factor=0.5),
+        **{**COMMON, "hidden_size": 64},
+    ),
+    "phi3-longrope": dict(
+        model_type="phi3",
+        sliding_window=None,
+        original_max_position_embeddings=128,
+        **_rope(
+            rope_type="longrope",
+            short_factor=[1.0, 1.1, 1.2, 1.3],
+            long_factor=[2.0, 2.5, 3.0, 4.0],
+            original_max_position_embeddings=128,
+        ),
+        **COMMON,
+    ),
+    "olmo2": dict(model_type="olmo2", **COMMON),
+    "smollm3": dict(
+        model_type="smollm3", no_rope_layers=[1, 1, 0], no_rope_layer_interval=3, **COMMON
+    ),
+    "granite": dict(model_type="granite", attention_multiplier=0.2, **COMMON),
+    "gpt_oss": dict(
+        model_type="gpt_oss",
+        head_dim=16,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=8,
+        **_layers("sliding_attention", "full_attention"),
+        **_rope(
+            150000.0,
+            rope_type="yarn",
+            factor=4.0,
+            beta_fast=32.0,
+            beta_slow=1.0,
+            truncate=False,
+            original_max_position_embeddings=64,
+        ),
+        **{k: v for k, v in COMMON.items() if k != "num_hidden_layers"},
+    ),
+    "jamba": dict(
+        model_type="jamba",
+        attn_layer_offset=1,
+        attn_layer_period=2,
+        expert_layer_period=2,
+        expert_layer_offset=1,
+        num_experts=2,
+        num_experts_per_tok=1,
+        mamba_d_state=8,
+        mamba_d_conv=4,
+        mamba_expand=2,
+        mamba_dt_rank=4,
+        **COMMON,
+    ),
+    "bamba": dict(
+        model_type="bamba", attn_layer_indices=[1], partial_rotary_factor=0.5, **MAMBA2, **COMMON
+    ),
+    "falcon_h1": dict(
+        model_type="falcon_h1",
+        mamba_d_ssm=64,
+        key_multiplier=0.7,
+        attention_in_multiplier=1.3,
+        **MAMBA2,
+        **COMMON,
+    ),
+    "granitemoehybrid": dict(
+        model_type="granitemoehybrid",
+        attention_multiplier=0.2,
+        shared_intermediate_size=32,
+        num_local_experts=2,
+        num_experts_per_tok=1,
+        **MAMBA2,
+        **{**COMMON, **_layers("mamba", "attention", "mamba")},
+    ),
+    "granitemoehybrid-rope": dict(
+        model_type="granitemoehybrid",
+        attention_multiplier=0.2,
+        shared_intermediate_size=32,
+        num_local_experts=0,
+        num_experts_per_tok=0,
+        position_embedding_type="rope",
+        **MAMBA2,
+        **{**COMMON, **_layers("mamba", "attention", "attention")},
+    ),
+    "nemotron_h": dict(
+        model_type="nemotron_h",
+        head_dim=8,
+        mamba_num_heads=4,
+        mamba_head_dim=16,
+        n_groups=1,
+        ssm_state_size=8,
+        conv_kernel=4,
+        chunk_size=8,
+        expand=2,
+        layers_block_type=["linear_attention", "mlp", "full_attention", "mlp"],
+        **{**COMMON, "num_hidden_layers": 4},
+    ),
+    "zamba2": dict(
+        model_type="zamba2",
+        mamba_d_state=8,
+        mamba_d_conv=4,
+        mamba_expand=2,
+        mamba_ngroups=1,
+        n_mamba_heads=4,
+        chunk_size=8,
+        use_mem_rope=True,
+        num_mem_blocks=2,
+        layers_block_type=[
+            "linear_attention",
+            "hybrid",
+            "hybrid",
+            "linear_attention",
+            "hybrid",
+            "hybrid",
+        ],
+        **{**COMMON, "num_key_value_heads": 4, "num_hidden_layers": 6, "tie_word_embeddings": True},
+    ),
+    "zamba2-adapters": dict(
+        model_type="zamba2",
+        mamba_d_state=8,
+        mamba_d_conv=4,
+        mamba_expand=2,
+        mamba_ngroups=1,
+        n_mamba_heads=4,
+        chunk_size=8,
+        use_mem_rope=False,
+        num_mem_blocks=1,
+        use_shared_attention_adapter=True,
+        adapter_rank=4,
+        layers_block_type=["linear_attention", "hybrid", "linear_attention", "hybrid"],
+        **{**COMMON, "num_key_value_heads": 4, "num_hidden_layers": 4, "tie_word_embeddings": True},
+    ),
+    "zamba": dict(
+        model_type="zamba",
+        mamba_d_state=8,
+        mamba_d_conv=4,
+        mamba_expand=2,
+        n_mamba_heads=2,
+        mamba_dt_rank=4,
+        layers_block_type=["linear_attention", "hybrid", "linear_attention", "hybrid"],
+        **{**COMMON, "num_key_value_heads": 4, "num_hidden_layers": 4, "tie_word_embeddings": True},
+    ),
+    "qwen3_next": dict(
+        model_type="qwen3_next",
+        head_dim=8,
+        partial_rotary_factor=0.25,
+        **MOE,
+        **GDN,
+        shared_expert_intermediate_size=16,
+        **{**COMMON, **_layers("linear_attention", "full_attention", "linear_attention")},
+    ),
+    "qwen3_5_text": dict(
+        model_type="qwen3_5_text",
+        head_dim=16,
+        partial_rotary_factor=0.25,
+        **GDN,
+        **{**COMMON, **_layers("linear_attention", "full_attention", "linear_attention")},
+    ),
+    "lfm2": dict(
+        model_type="lfm2",
+        conv_L_cache=3,
+        block_ff_dim=48,
+        block_auto_adjust_ff_dim=False,
+        **{**COMMON, **_layers("conv", "full_attention", "full_attention")},
+    ),
+    "olmo_hybrid": dict(
+        model_type="olmo_hybrid",
+        **{**GDN, "linear_num_key_heads": 4},
+        **{**COMMON, **_layers("linear_attention", "full_attention", "full_attention")},
+        **_rope(),
+    ),
+    "olmo_hybrid-nope": dict(
+        model_type="olmo_hybrid",
+        rope_parameters=None,
+        **{**GDN, "linear_num_key_heads": 4},
+        **{**COMMON, **_layers("linear_attention", "full_attention", "full_attention")},
+    ),
+}
+
+
+def tiny_config(case: str) -> PretrainedConfig:
+    """The config of one case."""
+    values = dict(CASES[case])
+    return AutoConfig.for_model(values.pop("model_type"), **values)
+
+
+def tiny_model(case: str, seed: int = 0) -> PreTrainedModel:
+    """A seeded model of one case whose attention matters.
+
+    Fresh weights are so small that attention is nearly uniform and logits nearly equal, which hides
+    mistakes; here matrices are larger, and norms, biases and sinks are not at their neutral values.
+    """
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(tiny_config(case)).eval()
+    model.tie_weights()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim >= 2 and "conv" not in name and "A_log" not in name:
+                parameter.mul_(WEIGHT_GAIN)
+            elif name.endswith(("bias", "sinks")) or "norm" in name or "ln_" in name:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
