@@ -67,7 +67,8 @@ def convert_to_mla(
         device, dtype: where and in what precision to load and convert.
         use_calibration: use text. Without it the weights alone decide (`metric='none'`).
         calibration_texts: texts to calibrate on; they win over `calibration_dataset`.
-        calibration_dataset: name for the `datasets` library, or path of a local text file.
+        calibration_dataset: name for the `datasets` library, `python-docs`, or path of a local
+            text file (documents separated by lines `<|endoftext|>`).
         calibration_dataset_subset: configuration of that data set.
         metric: see `CompressionConfig`; None is `fisher` with calibration and `none` without.
         trust_remote_code: passed to `from_pretrained`; code from the Hub runs only if True.
@@ -129,7 +130,12 @@ def convert_to_mla(
     if use_calibration:
         if texts is None:
             texts = _texts(config, None, calibration_dataset, calibration_dataset_subset)
-        sequences = token_sequences(tokenizer, texts, max_length=max_calibration_length)
+        sequences = token_sequences(
+            tokenizer,
+            texts,
+            max_length=max_calibration_length,
+            num_sequences=num_calibration_samples,
+        )
     convert_model(model, config, sequences, progress=verbose)
     if verbose:
         from .latent_model import plan_of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,56 +13,74 @@ from ..errors import CalibrationError
 
 TEXT_COLUMNS = ("text", "content", "document")
 MIN_TOKENS = 16
+MIN_WORDS = 16
+DOCUMENT_SEPARATOR = "<|endoftext|>"
+PYTHON_DOCS = "python-docs"
+"""Data set that every machine has: documentation of Python's standard library."""
 
 
 def load_texts(
     texts: Sequence[str] | None,
     dataset: str | Path,
-    subset: str | None,
+    subset: str | None = None,
     *,
-    num_samples: int,
+    num_samples: int | None = None,
     split: str = "train",
 ) -> list[str]:
     """Texts to calibrate or evaluate on.
 
     Args:
-        texts: the texts themselves; wins over `dataset`.
-        dataset: path of a local text file (documents are separated by blank lines), or the name of
-            a data set for the `datasets` library.
+        texts: the texts themselves; they win over `dataset`.
+        dataset: path of a local text file (one document, or several with a line `<|endoftext|>`
+            between them), `python-docs`, or the name of a data set for the `datasets` library.
         subset: configuration of the data set.
-        num_samples: number of documents that are needed; a data set is read as a stream up to it.
+        num_samples: documents to take, evenly spread over what there is (a data set of the Hub is
+            read from its start); None for all.
+        split: `train` or `test`; `python-docs` keeps whole modules apart.
 
     Raises:
         CalibrationError: nothing usable, or a plain string where a list is due.
     """
     if texts is not None:
-        return checked_texts(texts, "calibration_texts")[:num_samples]
+        return _spread(checked_texts(texts, "texts"), num_samples)
     path = Path(dataset)
     if path.is_file():
-        documents = path.read_text(encoding="utf-8").split("\n\n")
-        return checked_texts([d for d in documents if d.strip()], str(path))[:num_samples]
+        documents = path.read_text(encoding="utf-8").split(DOCUMENT_SEPARATOR)
+        documents = [document.strip() for document in documents]
+        return _spread(checked_texts(documents, str(path)), num_samples)
+    if str(dataset) == PYTHON_DOCS:
+        from ..demo.corpus import held_out_text, training_text
+
+        return _spread(list(training_text() if split == "train" else held_out_text()), num_samples)
+    return _stream(str(dataset), subset, split, num_samples)
+
+
+def _spread(texts: list[str], num_samples: int | None) -> list[str]:
+    if num_samples is None or num_samples >= len(texts):
+        return texts
+    return [texts[i * len(texts) // num_samples] for i in range(num_samples)]
+
+
+def _stream(dataset: str, subset: str | None, split: str, num_samples: int | None) -> list[str]:
+    """Documents of at least 16 words from the start of a data set of the Hub."""
     from datasets import load_dataset
 
     try:
-        rows = load_dataset(str(dataset), subset, split=split, streaming=True)
+        rows = load_dataset(dataset, subset, split=split, streaming=True)
         column = next((c for c in TEXT_COLUMNS if c in (rows.column_names or [])), None)
         if column is None:
             raise CalibrationError(
                 f"data set {dataset!r} has columns {rows.column_names}; one of "
-                f"{', '.join(TEXT_COLUMNS)} is needed, or pass calibration_texts"
+                f"{', '.join(TEXT_COLUMNS)} is needed, or pass the texts themselves"
             )
-        found: list[str] = []
-        for row in rows:
-            if len(row[column].split()) >= MIN_TOKENS:
-                found.append(row[column])
-            if len(found) == num_samples:
-                break
+        long_enough = (row[column] for row in rows if len(row[column].split()) >= MIN_WORDS)
+        found = list(itertools.islice(long_enough, num_samples))
     except (OSError, ValueError) as error:
         if isinstance(error, CalibrationError):
             raise
         raise CalibrationError(
             f"data set {dataset!r} ({subset!r}) could not be loaded: {error}; pass "
-            "calibration_texts=[...], or the path of a local text file"
+            "calibration_texts=[...], the path of a local text file, or 'python-docs'"
         ) from error
     return checked_texts(found, f"data set {dataset!r}")
 
@@ -81,20 +100,29 @@ def checked_texts(texts: object, name: str) -> list[str]:
     return kept
 
 
-def token_sequences(tokenizer, texts: Sequence[str], *, max_length: int) -> list[Tensor]:
-    """Token ids (1, T) of each text, cut at `max_length`, without padding.
+def token_sequences(
+    tokenizer, texts: Sequence[str], *, max_length: int, num_sequences: int | None = None
+) -> list[Tensor]:
+    """Token ids (1, T) of texts, T <= max_length, without padding.
+
+    The first `max_length` tokens of every text come first; if those are fewer than `num_sequences`
+    sequences, the texts' following stretches come after them.
 
     Raises:
         CalibrationError: if all texts together have fewer than 16 tokens.
     """
-    sequences = []
-    for text in texts:
-        ids = tokenizer(text, truncation=True, max_length=max_length).input_ids
-        if len(ids) > 1:
-            sequences.append(torch.tensor([ids]))
-    total = sum(ids.shape[1] for ids in sequences)
+    tokens = [torch.tensor([tokenizer(text).input_ids]).long() for text in texts]
+    total = sum(ids.shape[1] for ids in tokens)
     if total < MIN_TOKENS:
         raise CalibrationError(
-            f"the calibration text has {total} tokens; give at least {MIN_TOKENS}, better thousands"
+            f"the text has {total} tokens; give at least {MIN_TOKENS}, better thousands"
         )
-    return sequences
+    sequences = [ids[:, :max_length] for ids in tokens]
+    if num_sequences is not None:
+        longest = max(ids.shape[1] for ids in tokens)
+        for start in range(max_length, longest, max_length):
+            if len(sequences) >= num_sequences:
+                break
+            sequences += [ids[:, start : start + max_length] for ids in tokens]
+        sequences = sequences[:num_sequences]
+    return [ids for ids in sequences if ids.shape[1] > 1]

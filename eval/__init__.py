@@ -1,0 +1,1 @@
+"""Evaluation programs of the checkout; the same mains as the console command's."""
