@@ -214,6 +214,7 @@ def _rotary(model: PreTrainedModel, family: Family, source: nn.Module, layer_idx
         rotary_emb,
         sys.modules[type(source).__module__].apply_rotary_pos_emb,
         extra=extra,
+        position_axes=family.position_axes,
         depends_on_length=rope_type in LENGTH_DEPENDENT_ROPE,
     )
 

@@ -76,6 +76,7 @@ class Family:
         norms: attributes of (q_norm, k_norm); None if there are none.
         norm_spans_heads: the norms run over all heads together instead of one head each.
         uses_rope: whether layer i rotates its keys.
+        position_axes: see `SlotRotary`.
         rope_by_layer_type: the rotary embedding takes the layer's type as third argument.
         gated: the query projection also gives an output gate.
         mixer: kind of the recurrent mixer in `linear_attention`, `conv` and `hybrid` layers.
@@ -91,6 +92,7 @@ class Family:
     norm_spans_heads: bool = False
     uses_rope: Callable[[PretrainedConfig, int], bool] = _always
     rope_by_layer_type: bool = False
+    position_axes: int = 1
     gated: bool = False
     mixer: str | None = None
     continues_in_pieces: bool = True
@@ -177,6 +179,7 @@ FAMILIES: dict[str, Family] = {
         Family(
             model_type="qwen3_5_text",
             norms=QK_NORM,
+            position_axes=3,
             gated=True,
             mixer="gated_delta_net",
         ),

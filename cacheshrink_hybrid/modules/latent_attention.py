@@ -226,9 +226,10 @@ class LatentAttention(nn.Module):
         """Many queries: expand keys and values once and call the configured attention function."""
         k = self.keys(latent, angles[1] if angles else None)
         v = self.values(latent)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention
-        )
+        implementation = self.config._attn_implementation
+        if self.softcap is not None and implementation == "sdpa":
+            implementation = "eager"  # SDPA has no softcap
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
         extra = {"softcap": self.softcap, "s_aux": self.sinks}
         output, weights = attend(
             self,

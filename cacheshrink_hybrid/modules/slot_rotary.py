@@ -28,6 +28,8 @@ class SlotRotary:
         rotary_emb: the model's rotary embedding, called with (x, position_ids, *extra).
         apply: the model file's `apply_rotary_pos_emb(q, k, cos, sin)`.
         extra: further arguments of `rotary_emb`, such as a layer type.
+        position_axes: positions that the embedding takes per token; 1, or 3 for time, height and
+            width, which are equal for text.
         depends_on_length: frequencies change with the longest position (dynamic NTK, longrope), so
             angles cannot be kept between calls.
     """
@@ -38,11 +40,13 @@ class SlotRotary:
         apply: ApplyRotary,
         *,
         extra: tuple = (),
+        position_axes: int = 1,
         depends_on_length: bool = False,
     ) -> None:
         self.rotary_emb = rotary_emb
         self.apply = apply
         self.extra = extra
+        self.position_axes = position_axes
         self.depends_on_length = depends_on_length
         self._angles: tuple[Tensor, Tensor] | None = None
 
@@ -59,6 +63,8 @@ class SlotRotary:
     @torch.no_grad()
     def _compute(self, num_slots: int, like: Tensor) -> tuple[Tensor, Tensor]:
         position_ids = torch.arange(num_slots, device=like.device)[None]
+        if self.position_axes > 1:
+            position_ids = position_ids.expand(self.position_axes, 1, -1)
         cos, sin = self.rotary_emb(like, position_ids, *self.extra)
         return cos.to(like), sin.to(like)
 
