@@ -11,6 +11,8 @@ from .errors import ConfigError
 METHODS = ("auto", "joint", "separate", "xkv")
 METRICS = ("fisher", "score", "activation", "none")
 RANK_ALLOCATIONS = ("global", "uniform")
+WIDTHS_OF: dict[int | str, tuple[int, ...]] = {"auto": (2, 4, 8, 16), 16: (16,), 8: (8,), 4: (4,)}
+"""Widths in bits that a setting of `cache_bits` lets a run of channels have, besides 0."""
 DEFAULT_RATIO = 4.0
 
 
@@ -26,7 +28,9 @@ class CompressionConfig:
             or separate where that loses nothing, because it is cheaper to read).
         d_latent: explicit number of latent channels instead of a ratio: per layer for `joint`,
             for K and for V each with `separate` and `xkv`.
-        cache_bits: bits per stored latent element. 16 is what this version stores.
+        cache_bits: bits per stored latent element. `auto` chooses 16, 8, 4, 2 or 0 for every run of
+            16 channels by what it is worth; 8 and 4 choose between that width and 0; 16 stores
+            latents as they are, in the model's dtype.
         metric: what counts as loss: `fisher` (the model's own loss, one backward pass), `score`
             (queries and output projection, no backward pass), `activation` (plain PCA), `none`
             (weights only, no text).
@@ -46,7 +50,7 @@ class CompressionConfig:
     compression_ratio: float = DEFAULT_RATIO
     compression_method: str = "auto"
     d_latent: int | None = None
-    cache_bits: int = 16
+    cache_bits: int | str = 16
     metric: str = "fisher"
     rank_allocation: str = "global"
     metric_damping: float = 1e-4
@@ -80,8 +84,16 @@ class CompressionConfig:
             if getattr(self, name) not in allowed:
                 value = getattr(self, name)
                 yield f"{name}={value!r} is unknown; choose one of {', '.join(allowed)}"
-        if self.cache_bits != 16:
-            yield f"cache_bits={self.cache_bits!r} cannot be stored; this version stores 16"
+        if self.cache_bits not in WIDTHS_OF:
+            yield f"cache_bits={self.cache_bits!r} is unknown; choose one of {list(WIDTHS_OF)}"
+        elif self.cache_bits != 16:
+            if self.compression_method == "xkv":
+                yield "compression_method='xkv' stores 16 bits only; leave cache_bits out"
+            if self.d_latent is not None or self.rank_allocation != "global":
+                yield (
+                    f"cache_bits={self.cache_bits!r} chooses ranks together with widths; leave "
+                    "d_latent and rank_allocation out, or give cache_bits=16"
+                )
         if self.d_latent is not None:
             if not _is_int(self.d_latent) or self.d_latent < 1:
                 yield f"d_latent={self.d_latent!r} must be a whole number >= 1"

@@ -10,9 +10,9 @@ import torch
 
 from .calibrate import LatentStatistics, calibrate, weight_statistics
 from .calibrate.text import load_texts, token_sequences
-from .config import CompressionConfig
+from .config import WIDTHS_OF, CompressionConfig
 from .errors import ConfigError, PlanError, UnsupportedModelError
-from .factorize import LatentFactors, factorize, make_unit
+from .factorize import LatentFactors, code_channels, factorize, full_rank_factors, make_unit
 from .families import check_shared_weights, model_spec, read_attention
 from .latent_model import convert_in_place, is_converted
 from .modules.attention_parts import AttentionParts
@@ -44,7 +44,7 @@ def convert_to_mla(
     calibration_dataset_subset: str | None = DEFAULT_SUBSET,
     num_calibration_samples: int = 128,
     max_calibration_length: int = 512,
-    cache_bits: int = 16,
+    cache_bits: int | str = 16,
     metric: str | None = None,
     rank_allocation: str = "global",
     metric_damping: float = 1e-4,
@@ -177,8 +177,17 @@ def convert_model(
         make_unit(stats, len(part.layer_ids), config.metric_damping)
         for part, stats in zip(compressed, statistics, strict=True)
     ]
-    factors = factorize(units, config, budget)
-    plan = _plan(spec, compressed, factors, config)
+    runs: list[tuple[tuple[int, int], ...]]
+    if config.cache_bits == 16:
+        factors = factorize(units, config, budget)
+        runs = [((factor.encoder.shape[0], 16),) for factor in factors]
+    else:
+        samples = [stats.samples for stats in statistics]
+        full = full_rank_factors(units, config)
+        coded = code_channels(full, units, samples, WIDTHS_OF[config.cache_bits], budget)
+        factors = [factor for factor, _ in coded]
+        runs = [run for _, run in coded]
+    plan = _plan(spec, compressed, factors, runs, config)
     convert_in_place(model, compressed, factors, plan, keep_source=config.store_original_weights)
     return plan
 
@@ -228,6 +237,7 @@ def _plan(
     spec: ModelSpec,
     parts: list[AttentionParts],
     factors: list[LatentFactors],
+    runs: list[tuple[tuple[int, int], ...]],
     config: CompressionConfig,
 ) -> CompressionPlan:
     latents = tuple(
@@ -238,14 +248,15 @@ def _plan(
             key_rank=factor.key_up.shape[1],
             value_rank=factor.value_up.shape[1],
             read_mode=part.read_mode,
-            runs=(ChannelRun(channels=factor.encoder.shape[0], bits=config.cache_bits),),
+            runs=tuple(ChannelRun(channels=channels, bits=bits) for channels, bits in run),
+            coded=config.cache_bits != 16,
             basis_group=factor.basis_group,
             predicted_loss=factor.loss * len(part.layer_ids),
             expected_error=factor.expected_error,
             error_bound=factor.error_bound,
             relative_error=factor.relative_error,
         )
-        for part, factor in zip(parts, factors, strict=True)
+        for part, factor, run in zip(parts, factors, runs, strict=True)
     )
     compressed_ids = {idx for latent in latents for idx in latent.layer_ids}
     return CompressionPlan(

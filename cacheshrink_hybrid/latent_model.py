@@ -161,6 +161,8 @@ def write_factors(module: LatentAttention, parts: AttentionParts, factors: Laten
     for half, projection in enumerate((parts.key, parts.value)):
         if projection.bias() is not None:
             bias[half * width : (half + 1) * width] += _float64(projection.bias())
+    if factors.reach is not None:
+        module.latent_reach.copy_(factors.reach)
     module.kv_a_proj.weight.copy_(encoder @ weight)
     module.kv_a_proj.bias.copy_(encoder @ bias)
     module.k_b_proj.weight.copy_(factors.key_up * parts.key_multiplier)

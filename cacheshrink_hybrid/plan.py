@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from .codecs import RowCodec
 from .errors import PlanError
 from .spec import ModelSpec
 
@@ -41,6 +42,7 @@ class LatentPlan:
         read_mode: `absorb` (queries are projected into the latent, nothing is rebuilt) or
             `reconstruct` (keys are rebuilt and rotated, values absorbed).
         runs: widths of the stored channels; their channels add up to R.
+        coded: latents are stored as rows of bytes, not in the model's dtype.
         basis_group: number of the group of modules that share one basis; None if not shared.
         predicted_loss: expected loss of what was cut off, in units of the metric, summed over the
             layers served (nats per token for `fisher`).
@@ -56,6 +58,7 @@ class LatentPlan:
     value_rank: int
     read_mode: str
     runs: tuple[ChannelRun, ...]
+    coded: bool = False
     basis_group: int | None = None
     predicted_loss: float = 0.0
     expected_error: float = 0.0
@@ -78,8 +81,19 @@ class LatentPlan:
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes of one token in one layer, padding to whole bytes included."""
-        return sum((run.channels * run.bits + 7) // 8 for run in self.runs)
+        """Bytes of one token in one layer, with everything that is stored for it."""
+        if self.coded:
+            return self.codec().row_bytes
+        return sum(run.channels * run.bits // 8 for run in self.runs)
+
+    @property
+    def widths(self) -> str:
+        """Channels by width, such as `16x8 32x4`."""
+        return " ".join(f"{run.channels}x{run.bits}" for run in self.runs)
+
+    def codec(self) -> RowCodec:
+        """The codec of this layer's rows."""
+        return RowCodec(tuple((run.channels, run.bits) for run in self.runs))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +173,7 @@ class CompressionPlan:
                         "stored B/token": latent.bytes_per_token,
                         "method": latent.method,
                         "rank": latent.kv_lora_rank,
+                        "bits": latent.widths,
                         "K/V rank": f"{latent.key_rank}/{latent.value_rank}",
                         "read": latent.read_mode,
                         "predicted loss": latent.predicted_loss / len(latent.layer_ids),

@@ -18,7 +18,7 @@ from ..families import family_of
 from ..modules.attention_parts import AttentionParts
 from .metrics import METRIC_CLASSES, all_observing
 from .observe import frozen_and_checkpointed, observed_inputs
-from .statistics import LatentStatistics, Moments
+from .statistics import LatentStatistics, Moments, Samples
 
 __all__ = ["LatentStatistics", "Moments", "calibrate", "weight_statistics"]
 
@@ -47,6 +47,7 @@ def calibrate(
     """
     metrics = [METRIC_CLASSES[metric](part) for part in parts]
     moments = [Moments(2 * part.kv_width) for part in parts]
+    samples = [Samples() for _ in parts]
     needs_backward = METRIC_CLASSES[metric].needs_backward
     generator = torch.Generator().manual_seed(seed)
     counting = True
@@ -54,13 +55,14 @@ def calibrate(
     with ExitStack() as stack:
         stack.enter_context(frozen_and_checkpointed(model, _decoder_layers(model, parts)))
         stack.enter_context(all_observing(metrics))
-        for part, moment, one_metric in zip(parts, moments, metrics, strict=True):
+        for part, moment, sample, one_metric in zip(parts, moments, samples, metrics, strict=True):
 
             @torch.no_grad()
-            def see(x, layer_idx, part=part, moment=moment, one_metric=one_metric):
+            def see(x, layer_idx, part=part, moment=moment, sample=sample, one_metric=one_metric):
                 if counting:  # a checkpointed layer runs a second time on the way back
                     key_value = part.key_value(x, layer_idx)
                     moment.add(key_value)
+                    sample.add(key_value)
                     one_metric.see(x, layer_idx, key_value)
 
             stack.enter_context(observed_inputs(part, see))
@@ -80,10 +82,11 @@ def calibrate(
                 covariance=moment.covariance,
                 metric=one_metric.matrix(moment.covariance),
                 num_tokens=moment.count,
+                samples=sample.stacked(),
             ),
             part,
         )
-        for part, moment, one_metric in zip(parts, moments, metrics, strict=True)
+        for part, moment, sample, one_metric in zip(parts, moments, samples, metrics, strict=True)
     ]
 
 

@@ -41,6 +41,34 @@ class Moments:
         return self.second_moment - torch.outer(self.mean, self.mean)
 
 
+class Samples:
+    """A bounded number of vectors, evenly spread over each sequence.
+
+    Args:
+        per_sequence: vectors kept of one sequence, the first among them.
+        total: vectors kept at most.
+    """
+
+    def __init__(self, per_sequence: int = 64, total: int = 8192) -> None:
+        self.per_sequence = per_sequence
+        self.total = total
+        self._kept: list[Tensor] = []
+        self._count = 0
+
+    def add(self, vectors: Tensor) -> None:
+        """Keep some of the vectors (..., n) of one sequence."""
+        rows = vectors.detach().reshape(-1, vectors.shape[-1])
+        wanted = min(self.per_sequence, rows.shape[0], self.total - self._count)
+        if wanted > 0:
+            picked = torch.arange(wanted) * rows.shape[0] // wanted
+            self._kept.append(rows[picked.to(rows.device)].to("cpu", torch.float32))
+            self._count += wanted
+
+    def stacked(self) -> Tensor:
+        """(kept, n), float32."""
+        return torch.cat(self._kept)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatentStatistics:
     """Second moments of y = [k; v] of one attention module, and what an error in y costs.
@@ -52,9 +80,11 @@ class LatentStatistics:
         covariance: E[(y - mean)(y - mean)^T], (2*J*D, 2*J*D).
         metric: M, so that an error e costs e^T M e, (2*J*D, 2*J*D).
         num_tokens: calibration tokens that were counted; 0 if none were needed.
+        samples: some of the y, (n, 2*J*D), float32, n bounded; None without text.
     """
 
     mean: Tensor
     covariance: Tensor
     metric: Tensor
     num_tokens: int
+    samples: Tensor | None = None

@@ -49,8 +49,11 @@ def measure_cache_memory(
             raise ConfigError(
                 f"sequence length {length} must lie between 2 and the model's limit of {limit}"
             )
-    source_per_token, stored_per_token = _bytes_by_layer(model)
     scale = torch.finfo(model.dtype).bits // 8 / BYTES_16BIT
+    layers = _bytes_by_layer(model)
+    source_per_token = [source for source, _, _ in layers]
+    stored_per_token = [stored for _, stored, _ in layers]
+    live_per_token = [stored * (1 if coded else scale) for _, stored, coded in layers]
     windows = [
         layer.attention.sliding_window
         for layer in model_spec(model.config).attention_layers
@@ -59,7 +62,7 @@ def measure_cache_memory(
     lengths = {}
     for length in sequence_lengths:
         held = [length if window is None else min(length, window) for window in windows]
-        expected = _total(stored_per_token, held, scale * batch_size)
+        expected = _total(live_per_token, held, batch_size)
         source = _total(source_per_token, held, scale * batch_size)
         counted = _live_bytes(model, length, batch_size)
         lengths[length] = {
@@ -78,19 +81,21 @@ def measure_cache_memory(
     }
 
 
-def _bytes_by_layer(model: PreTrainedModel) -> tuple[list[int], list[int]]:
-    """Bytes per token of every attention layer, before and after, at 16 bits per element."""
-    layers = model_spec(model.config).attention_layers
-    source = [layer.bytes_per_token for layer in layers]
-    if not is_converted(model):
-        return source, source
-    stored = {
-        idx: latent.bytes_per_token for latent in plan_of(model).latents for idx in latent.layer_ids
+def _bytes_by_layer(model: PreTrainedModel) -> list[tuple[int, int, bool]]:
+    """For every attention layer the bytes per token before and after, at 16 bits per element, and
+    whether what is stored is rows of bytes, whose size does not depend on the model's dtype."""
+    latents = {
+        idx: (latent.bytes_per_token, latent.coded)
+        for latent in (plan_of(model).latents if is_converted(model) else ())
+        for idx in latent.layer_ids
     }
-    return source, [stored.get(layer.layer_idx, layer.bytes_per_token) for layer in layers]
+    return [
+        (layer.bytes_per_token, *latents.get(layer.layer_idx, (layer.bytes_per_token, False)))
+        for layer in model_spec(model.config).attention_layers
+    ]
 
 
-def _total(per_token: list[int], held: list[int], scale: float) -> int:
+def _total(per_token: Sequence[float], held: Sequence[int], scale: float) -> int:
     return round(scale * sum(size * tokens for size, tokens in zip(per_token, held, strict=True)))
 
 

@@ -1,5 +1,14 @@
 """From statistics to bases and ranks: which part of keys and values is worth its bytes."""
 
-from .latent_kv import METHODS, LatentFactors, Unit, factorize, make_unit
+from .coding import code_channels
+from .latent_kv import METHODS, LatentFactors, Unit, factorize, full_rank_factors, make_unit
 
-__all__ = ["METHODS", "LatentFactors", "Unit", "factorize", "make_unit"]
+__all__ = [
+    "METHODS",
+    "LatentFactors",
+    "Unit",
+    "code_channels",
+    "factorize",
+    "full_rank_factors",
+    "make_unit",
+]

@@ -49,6 +49,7 @@ class LatentFactors:
         error_bound: upper bound of it from the discarded spectrum: loss / smallest eigenvalue of M.
         relative_error: expected_error over the total variance.
         basis_group: modules with the same number share `key_up` and `value_up`.
+        reach: of coded channels, see `RowCodec.encode`, (R,); None if they are not coded.
     """
 
     method: str
@@ -61,6 +62,12 @@ class LatentFactors:
     error_bound: float
     relative_error: float
     basis_group: int | None = None
+    reach: Tensor | None = None
+
+    @property
+    def up(self) -> Tensor:
+        """U = [key_up; value_up] over all channels, (2*J*D, R)."""
+        return _stacked(self.key_up, self.value_up, self.encoder.shape[0])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,6 +223,24 @@ def factorize(
     return METHODS[config.compression_method](units, ranks, config)
 
 
+def full_rank_factors(units: Sequence[Unit], config: CompressionConfig) -> list[LatentFactors]:
+    """Bases with all their directions, for a later choice of channels; `auto` is `joint` here."""
+    method = "joint" if config.compression_method == "auto" else config.compression_method
+
+    def ranks(spectra: Sequence[Spectrum]) -> list[int]:
+        return [len(spectrum.values) for spectrum in spectra]
+
+    return METHODS[method](units, ranks, config)
+
+
+def _stacked(key_up: Tensor, value_up: Tensor, rank: int) -> Tensor:
+    width = key_up.shape[0]
+    up = torch.zeros(2 * width, rank, dtype=torch.float64)
+    up[:width, : key_up.shape[1]] = key_up
+    up[width:, rank - value_up.shape[1] :] = value_up
+    return up
+
+
 def _spectrum(basis: WhitenedBasis, unit: Unit) -> Spectrum:
     return Spectrum(
         values=basis.spectrum, bytes_per_channel=BYTES_16BIT, num_layers=unit.num_layers
@@ -261,9 +286,7 @@ def _factors(
     down: Tensor,
     group: int | None = None,
 ) -> LatentFactors:
-    full_up = torch.zeros(2 * unit.width, down.shape[0], dtype=torch.float64)
-    full_up[: unit.width, : key_up.shape[1]] = key_up
-    full_up[unit.width :, down.shape[0] - value_up.shape[1] :] = value_up
+    full_up = _stacked(key_up, value_up, down.shape[0])
     identity = torch.eye(2 * unit.width, dtype=torch.float64)
     loss = max(0.0, projection_loss(full_up, down, unit.covariance, unit.metric))
     error = max(0.0, projection_loss(full_up, down, unit.covariance, identity))

@@ -60,6 +60,9 @@ class LatentAttention(nn.Module):
         self.dropout = parts.dropout
         self.is_causal = True
         self.rotary = parts.rotary
+        self.codec = plan.codec() if plan.coded else None
+        reach = torch.empty(plan.kv_lora_rank, dtype=torch.float32) if plan.coded else None
+        self.register_buffer("latent_reach", reach)
         self.compression_disabled = False
 
         self.q_proj = parts.query.as_linear()
@@ -123,15 +126,18 @@ class LatentAttention(nn.Module):
         if self.kv_a_adapters is not None:
             latent = latent + self.kv_a_adapters[str(layer_idx)](hidden_states)
 
-        latent = latent[:, None]  # (B, 1, T, R)
+        # What is cached: the latent, or its row of bytes, as one head's key.
+        stored = latent if self.codec is None else self.codec.encode(latent, self.latent_reach)
+        stored = stored[:, None]  # (B, 1, T, R or row bytes)
         first_query_slot: int | Tensor = 0
         first_key_slot: int | Tensor = 0
         if cache is not None:
             layer = cache.layers[layer_idx]
-            _, first_key_slot = layer.get_mask_sizes(latent.shape[2])
+            _, first_key_slot = layer.get_mask_sizes(stored.shape[2])
             first_query_slot = layer.get_seq_length() + 0  # a copy: update() counts in place
-            latent, _ = cache.update(latent, latent[..., :0], layer_idx)
-        latent = latent[:, 0]  # (B, S, R)
+            stored, _ = cache.update(stored, stored[..., :0], layer_idx)
+        stored = stored[:, 0]
+        latent = stored if self.codec is None else self.codec.decode(stored, query.dtype)
 
         angles = None
         rotary = self.rotary
