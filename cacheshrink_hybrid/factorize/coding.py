@@ -2,8 +2,8 @@
 
 Channels are decorrelated in the metric of the loss, so their losses add up: channel i of unit
 variance costs lambda_i * delta_i(b) when it is stored with b bits, and lambda_i when it is dropped.
-Channels go in runs of 16, sorted by lambda; each run gets the width that is worth its bytes
-(reverse water-filling over the lower convex hulls of all runs).
+Channels go in runs of 16 (8 in narrow latents), sorted by lambda; each run gets the width that is
+worth its bytes (reverse water-filling over the lower convex hulls of all runs).
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ from ..linalg import projection_loss
 from .latent_kv import LatentFactors, Unit
 
 RUN_CHANNELS = 16
+NARROW_RUN_CHANNELS = 8
+NARROW_LATENT = 256
+"""Latents of fewer channels than this go in runs of 8, or a few runs would be all they have."""
 HEAD_BYTES = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelGroup:
-    """Up to 16 channels that share a width.
+    """A run of channels that share a width.
 
     Attributes:
         module: index of the attention module.
@@ -142,10 +145,11 @@ def _groups(
     losses = channel_losses(factor, unit)
     tables = {bits: losses * measured_distortion(latents, bits) for bits in widths}
     groups = []
+    length = NARROW_RUN_CHANNELS if len(losses) < NARROW_LATENT else RUN_CHANNELS
     for part in _parts(factor):
         order = part[losses[part].argsort(descending=True, stable=True)]
-        for start in range(0, len(order), RUN_CHANNELS):
-            channels = order[start : start + RUN_CHANNELS]
+        for start in range(0, len(order), length):
+            channels = order[start : start + length]
             by_width = {0: losses[channels].sum()}
             by_width |= {bits: table[channels].sum() for bits, table in tables.items()}
             groups.append(
@@ -182,7 +186,7 @@ def _water_fill(
     if spent > budget_bytes:
         raise PlanError(
             f"the budget of {budget_bytes:.1f} bytes per token is below the {spent:.0f} bytes that "
-            f"one run of {RUN_CHANNELS} channels per latent takes; lower compression_ratio"
+            f"one run of channels per latent takes; lower compression_ratio"
         )
     heap: list[tuple[float, int, int]] = []
 

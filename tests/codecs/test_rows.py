@@ -1,0 +1,116 @@
+"""Rows: exact byte accounting, small errors, stable codes, and escapes that ordinary tokens
+do not pay for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from cacheshrink_hybrid.codecs import RowCodec, check_finite
+from cacheshrink_hybrid.codecs.levels import HEAD_GAINS, UNIFORM_CLIP
+from cacheshrink_hybrid.errors import ConfigError
+
+LAYOUTS = {
+    "16": (((16, 16),), 32),
+    "8": (((16, 8),), 16),
+    "4": (((16, 4),), 8 + 1),
+    "2": (((16, 2),), 4 + 1),
+    "mixed": (((16, 16), (32, 8), (8, 4), (16, 2)), 32 + 32 + 4 + 4),
+    "no-8": (((8, 16), (24, 4), (8, 2)), 16 + 12 + 2 + 1),
+    "separate": (((16, 8), (16, 2), (16, 8), (16, 4)), 16 + 4 + 16 + 8),
+}
+DISTORTION = {16: 1e-6, 8: 2.5e-4, 4: 0.0100, 2: 0.123}
+
+every_layout = pytest.mark.parametrize("name", LAYOUTS)
+
+
+def _codec(name: str) -> RowCodec:
+    return RowCodec(LAYOUTS[name][0])
+
+
+def _normal(codec: RowCodec, *shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(*shape, codec.num_channels, generator=generator).clamp(-4.4, 4.4)
+
+
+@every_layout
+def test_row_bytes(name: str) -> None:
+    codec = _codec(name)
+    rows = codec.encode(_normal(codec, 2, 3))
+    assert rows.dtype == torch.uint8
+    assert rows.shape == (2, 3, LAYOUTS[name][1]) == (2, 3, codec.row_bytes)
+
+
+@every_layout
+def test_error_by_width(name: str) -> None:
+    codec = _codec(name)
+    x = _normal(codec, 20_000)
+    error = (codec.decode(codec.encode(x), torch.float32) - x).square().mean(0)
+    for run in codec.runs:
+        assert error[run.at_channel].mean() < DISTORTION[run.bits]
+
+
+@every_layout
+def test_a_decoded_row_is_coded_to_itself(name: str) -> None:
+    codec = _codec(name)
+    rows = codec.encode(_normal(codec, 5_000))
+    assert torch.equal(codec.encode(codec.decode(rows, torch.float32)), rows)
+
+
+@every_layout
+@pytest.mark.parametrize("size", [6.0, 30.0, 250.0])
+def test_outlier_tokens_keep_their_direction(name: str, size: float) -> None:
+    codec = _codec(name)
+    x = _normal(codec, 200)
+    x[::2] *= size / x[::2].abs().amax(-1, keepdim=True)
+    y = codec.decode(codec.encode(x), torch.float32)
+    for run in codec.runs:
+        part = (slice(None, None, 2), run.at_channel)
+        relative = (y - x)[part].norm(dim=-1) / x[part].norm(dim=-1)
+        assert relative.median() < {16: 0.01, 8: 0.08, 4: 0.3, 2: 1.2}[run.bits]
+
+
+@every_layout
+def test_outlier_tokens_leave_their_neighbours_alone(name: str) -> None:
+    codec = _codec(name)
+    x = _normal(codec, 64)
+    alone = codec.encode(x)
+    x[7] *= 40
+    together = codec.encode(x)
+    others = torch.arange(64) != 7
+    assert torch.equal(together[others], alone[others])
+
+
+def test_reach_decides_which_channels_escape_a_token() -> None:
+    codec = _codec("8")
+    x = torch.zeros(1, 16)
+    x[0, 3], x[0, 5] = 20.0, 0.5
+    tolerant = torch.full((16,), UNIFORM_CLIP)
+    tolerant[3] = 1e6
+    escaped = codec.decode(codec.encode(x), torch.float32)[0]
+    clipped = codec.decode(codec.encode(x, tolerant), torch.float32)[0]
+    assert escaped[3] == pytest.approx(20.0, rel=0.05)
+    assert clipped[3] == pytest.approx(UNIFORM_CLIP, rel=0.01)
+    assert abs(clipped[5] - 0.5) < abs(escaped[5] - 0.5)
+
+
+def test_saturation_is_counted() -> None:
+    codec = _codec("mixed")
+    x = _normal(codec, 4)
+    assert codec.saturated(x) == 0
+    x[1, 20] = 2.0**HEAD_GAINS * UNIFORM_CLIP * 1.01
+    x[2, 0] = 1e6
+    assert codec.saturated(x) == 2
+    assert torch.isfinite(codec.decode(codec.encode(x), torch.float32)).all()
+
+
+def test_not_a_number_is_refused() -> None:
+    with pytest.raises(ConfigError, match="not finite"):
+        check_finite(torch.tensor([1.0, float("nan")]))
+
+
+@pytest.mark.parametrize("runs", [((16, 3),), ((3, 4),), ((0, 8),)])
+def test_bad_runs_are_refused(runs: tuple[tuple[int, int], ...]) -> None:
+    with pytest.raises(ConfigError):
+        RowCodec(runs)

@@ -1,0 +1,99 @@
+"""Bit allocation: within the budget, better than any single width, and predicting its own loss."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cacheshrink_hybrid.codecs import RowCodec
+from cacheshrink_hybrid.config import WIDTHS_OF, CompressionConfig
+from cacheshrink_hybrid.errors import PlanError
+from cacheshrink_hybrid.factorize import Unit, code_channels, full_rank_factors
+
+WIDTH = 32  # J * D
+
+
+def _units(num: int = 3, seed: int = 0) -> list[Unit]:
+    generator = torch.Generator().manual_seed(seed)
+
+    def spd(power: float) -> torch.Tensor:
+        n = 2 * WIDTH
+        q, _ = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))
+        return (q * torch.logspace(0, -power, n, dtype=torch.float64)) @ q.T
+
+    return [
+        Unit(
+            covariance=spd(3), metric=spd(1 + i), mean=torch.zeros(2 * WIDTH).double(), num_layers=1
+        )
+        for i in range(num)
+    ]
+
+
+def _coded(units: list[Unit], widths: tuple[int, ...], budget: float, method: str = "joint"):
+    config = CompressionConfig(compression_method=method, cache_bits="auto")
+    factors = full_rank_factors(units, config)
+    return code_channels(factors, units, [None] * len(units), widths, budget)
+
+
+@pytest.mark.parametrize("method", ["joint", "separate"])
+@pytest.mark.parametrize("budget", [60, 100, 200, 350])
+def test_budget_is_used_but_not_passed(method: str, budget: int) -> None:
+    results = _coded(_units(), WIDTHS_OF["auto"], budget, method)
+    spent = sum(RowCodec(runs).row_bytes for _, runs in results)
+    assert 0.95 * budget <= spent <= budget
+
+
+@pytest.mark.parametrize("method", ["joint", "separate"])
+def test_shapes_agree(method: str) -> None:
+    for factors, runs in _coded(_units(), WIDTHS_OF["auto"], 120, method):
+        rank = sum(channels for channels, _ in runs)
+        assert factors.encoder.shape == (rank, 2 * WIDTH)
+        assert factors.up.shape == (2 * WIDTH, rank)
+        assert factors.reach is not None and factors.reach.shape == (rank,)
+        if method == "joint":
+            assert factors.key_up.shape[1] == factors.value_up.shape[1] == rank
+        else:
+            assert factors.key_up.shape[1] + factors.value_up.shape[1] == rank
+
+
+def test_loss_falls_with_the_budget() -> None:
+    units = _units()
+    losses = [
+        sum(f.loss for f, _ in _coded(units, WIDTHS_OF["auto"], budget))
+        for budget in (60, 80, 120, 180, 300)
+    ]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < 1e-2 * losses[0]
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+def test_mixed_widths_beat_one_width(bits: int) -> None:
+    units = _units()
+    one = sum(f.loss for f, _ in _coded(units, (bits,), 120))
+    mixed = sum(f.loss for f, _ in _coded(units, WIDTHS_OF["auto"], 120))
+    assert mixed < one
+
+
+def test_measured_loss_is_the_predicted_one() -> None:
+    units = _units()
+    generator = torch.Generator().manual_seed(5)
+    for (factors, runs), unit in zip(_coded(units, WIDTHS_OF["auto"], 150), units, strict=True):
+        root = torch.linalg.cholesky(unit.covariance)
+        y = torch.randn(40_000, 2 * WIDTH, generator=generator, dtype=torch.float64) @ root.T
+        codec = RowCodec(runs)
+        rows = codec.encode((y @ factors.encoder.T).float(), factors.reach)
+        error = codec.decode(rows, torch.float64) @ factors.up.T - y
+        measured = torch.einsum("tn,nm,tm->t", error, unit.metric, error).mean()
+        assert factors.loss == pytest.approx(float(measured), rel=0.1)
+
+
+def test_too_small_a_budget_is_refused() -> None:
+    with pytest.raises(PlanError, match="lower compression_ratio"):
+        _coded(_units(), WIDTHS_OF["auto"], 5)
+
+
+def test_same_input_same_plan() -> None:
+    first, second = (_coded(_units(), WIDTHS_OF["auto"], 120) for _ in range(2))
+    for (a, runs_a), (b, runs_b) in zip(first, second, strict=True):
+        assert runs_a == runs_b
+        assert torch.equal(a.encoder, b.encoder)
