@@ -29,8 +29,9 @@ class CompressionConfig:
         d_latent: explicit number of latent channels instead of a ratio: per layer for `joint`,
             for K and for V each with `separate` and `xkv`.
         cache_bits: bits per stored latent element. `auto` chooses 16, 8, 4, 2 or 0 for every run of
-            16 channels by what it is worth; 8 and 4 choose between that width and 0; 16 stores
-            latents as they are, in the model's dtype.
+            channels by what it is worth, and 16 throughout where ranks are fixed (`d_latent`,
+            `uniform`, `xkv`) or nothing is to be saved (ratio 1); 8 and 4 choose between that
+            width and 0; 16 stores latents as they are, in the model's dtype.
         metric: what counts as loss: `fisher` (the model's own loss, one backward pass), `score`
             (queries and output projection, no backward pass), `activation` (plain PCA), `none`
             (weights only, no text).
@@ -86,7 +87,7 @@ class CompressionConfig:
                 yield f"{name}={value!r} is unknown; choose one of {', '.join(allowed)}"
         if self.cache_bits not in WIDTHS_OF:
             yield f"cache_bits={self.cache_bits!r} is unknown; choose one of {list(WIDTHS_OF)}"
-        elif self.cache_bits != 16:
+        elif self.cache_bits not in (16, "auto"):
             if self.compression_method == "xkv":
                 yield "compression_method='xkv' stores 16 bits only; leave cache_bits out"
             if self.d_latent is not None or self.rank_allocation != "global":
@@ -133,6 +134,16 @@ class CompressionConfig:
         for name in ("num_calibration_samples", "max_calibration_length"):
             if not _is_int(getattr(self, name)) or getattr(self, name) < 1:
                 yield f"{name}={getattr(self, name)!r} must be a whole number >= 1"
+
+    @property
+    def coded(self) -> bool:
+        """Whether latents are stored as rows of few-bit codes."""
+        if self.cache_bits == "auto":
+            fixed_ranks = self.d_latent is not None or self.rank_allocation != "global"
+            return not (
+                fixed_ranks or self.compression_method == "xkv" or self.compression_ratio == 1
+            )
+        return self.cache_bits != 16
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -178,7 +178,7 @@ def convert_model(
         for part, stats in zip(compressed, statistics, strict=True)
     ]
     runs: list[tuple[tuple[int, int], ...]]
-    if config.cache_bits == 16:
+    if not config.coded:
         factors = factorize(units, config, budget)
         runs = [((factor.encoder.shape[0], 16),) for factor in factors]
     else:
@@ -249,7 +249,7 @@ def _plan(
             value_rank=factor.value_up.shape[1],
             read_mode=part.read_mode,
             runs=tuple(ChannelRun(channels=channels, bits=bits) for channels, bits in run),
-            coded=config.cache_bits != 16,
+            coded=config.coded,
             basis_group=factor.basis_group,
             predicted_loss=factor.loss * len(part.layer_ids),
             expected_error=factor.expected_error,

@@ -7,9 +7,10 @@ around a plan, to make its cache, and to save and load itself.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,7 @@ def write_factors(module: LatentAttention, parts: AttentionParts, factors: Laten
         if projection.bias() is not None:
             bias[half * width : (half + 1) * width] += _float64(projection.bias())
     if factors.reach is not None:
+        assert module.latent_reach is not None
         module.latent_reach.copy_(factors.reach)
     module.kv_a_proj.weight.copy_(encoder @ weight)
     module.kv_a_proj.bias.copy_(encoder @ bias)
@@ -205,20 +207,24 @@ def _share_bases(model: PreTrainedModel, plan: CompressionPlan) -> None:
 
 
 def _prepare_forward(model: PreTrainedModel) -> None:
-    model.register_forward_pre_hook(_check_positions_hook, with_kwargs=True)
+    """Check the positions of every call, on the inner model, which all of them go through."""
+    inner = model.base_model
+    names = list(inspect.signature(inner.forward).parameters)
+    rotates = any(
+        module.rotary for module in inner.modules() if isinstance(module, LatentAttention)
+    )
+    if rotates:
+        inner.register_forward_pre_hook(partial(_check_call, names), with_kwargs=True)
 
 
-def _check_positions_hook(model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+def _check_call(names: list[str], inner: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
     if torch.compiler.is_compiling():
         return
-    cache = kwargs.get("past_key_values")
-    if cache is None or not any(
-        isinstance(module, LatentAttention) and module.rotary for module in model.modules()
-    ):
-        return
-    past = cache.get_seq_length()
-    if isinstance(past, int):
-        check_positions(kwargs.get("position_ids"), kwargs.get("attention_mask"), past)
+    given = dict(zip(names, args, strict=False)) | kwargs
+    cache = given.get("past_key_values")
+    past = 0 if cache is None else cache.get_seq_length()
+    if isinstance(past, int):  # a static cache counts on the device; looking would stall it
+        check_positions(given.get("position_ids"), given.get("attention_mask"), past)
 
 
 @contextmanager

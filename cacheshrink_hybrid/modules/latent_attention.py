@@ -61,8 +61,8 @@ class LatentAttention(nn.Module):
         self.is_causal = True
         self.rotary = parts.rotary
         self.codec = plan.codec() if plan.coded else None
-        reach = torch.empty(plan.kv_lora_rank, dtype=torch.float32) if plan.coded else None
-        self.register_buffer("latent_reach", reach)
+        reach = torch.empty(plan.kv_lora_rank, **new)
+        self.latent_reach = nn.Parameter(reach, requires_grad=False) if plan.coded else None
         self.compression_disabled = False
 
         self.q_proj = parts.query.as_linear()

@@ -103,38 +103,45 @@ def _matches(kept: Tensor, like: Tensor) -> bool:
     return kept.dtype == like.dtype and kept.device == like.device
 
 
-def check_positions(position_ids: Tensor | None, attention_mask: Tensor | None, past: int) -> None:
+def check_positions(position_ids: Tensor | None, attention_mask: object, past: int) -> None:
     """Refuse positions that do not advance by one per cache slot.
 
     Args:
-        position_ids: (B, T) or None, positions of the new tokens.
-        attention_mask: (B, past + T) or None; zeros are allowed on the left only.
+        position_ids: (B, T) or None, positions of the new tokens; with further axes they are not
+            looked at.
+        attention_mask: (B, past + T), zeros allowed on the left only; or None; or masks in the form
+            that attention functions take, which say nothing of positions.
         past: tokens already in the cache.
 
     Raises:
         NotSupportedError: for packed or right-padded rows on top of a cache.
     """
-    if attention_mask is not None and attention_mask.ndim == 2 and past > 0:
+    if past == 0:
+        return
+    if position_ids is not None and position_ids.ndim != 2:
+        position_ids = None
+    if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
         valid = attention_mask.bool()
         if bool((valid[:, :-1] & ~valid[:, 1:]).any()):
             raise NotSupportedError(
                 "attention_mask has masked tokens after visible ones, on top of a cache; keys are "
                 "rotated by their cache slot, so pad on the left (tokenizer.padding_side='left')"
             )
-        if position_ids is not None and position_ids.ndim == 2:
-            num_new = position_ids.shape[1]
-            due = (valid.long().cumsum(-1) - 1)[:, -num_new:]
-            steps = (position_ids - due)[:, :] * valid[:, -num_new:]
-            if bool((steps != steps[:, -1:]).logical_and(valid[:, -num_new:]).any()):
-                raise _not_contiguous()
-    elif position_ids is not None and position_ids.ndim == 2 and past > 0:
+        if position_ids is None:
+            return
+        num_new = position_ids.shape[1]
+        visible = valid[:, -num_new:]
+        shift = position_ids - (valid.long().cumsum(-1) - 1)[:, -num_new:]
+        contiguous = (shift == shift[:, -1:]) | ~visible
+    elif position_ids is None:
+        return
+    elif attention_mask is None:
         due = torch.arange(past, past + position_ids.shape[1], device=position_ids.device)
-        if bool((position_ids != due).any()):
-            raise _not_contiguous()
-
-
-def _not_contiguous() -> NotSupportedError:
-    return NotSupportedError(
-        "position_ids on top of a cache must continue it one by one; packed sequences need a cache "
-        "each, or a forward pass without cache"
-    )
+        contiguous = position_ids == due
+    else:
+        contiguous = position_ids.diff(dim=-1) == 1
+    if not bool(contiguous.all()):
+        raise NotSupportedError(
+            "position_ids on top of a cache must continue it one by one; packed sequences need a "
+            "cache each, or a forward pass without cache"
+        )
