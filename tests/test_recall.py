@@ -5,6 +5,7 @@ import pytest
 from cacheshrink_hybrid.recall import (
     RECALL_KINDS,
     RecallExercise,
+    RecallKind,
     leading_special_tokens,
     recall_exercises,
 )
@@ -25,7 +26,9 @@ class PairTokenizer:
         return [1, *ids] if add_special_tokens else ids
 
 
-def exercise(kind: str, distance: int = 64, tokenizer=characters, seed: int = 0) -> RecallExercise:
+def exercise(
+    kind: RecallKind, distance: int = 64, tokenizer=characters, seed: int = 0
+) -> RecallExercise:
     return recall_exercises(
         tokenizer, kind=kind, distance=distance, count=1, seed=seed, filler=DOCUMENTS
     )[0]
@@ -34,7 +37,7 @@ def exercise(kind: str, distance: int = 64, tokenizer=characters, seed: int = 0)
 @pytest.mark.parametrize("tokenizer", [characters, PairTokenizer()], ids=["characters", "pairs"])
 @pytest.mark.parametrize("distance", [2, 64, 1000])
 @pytest.mark.parametrize("kind", ["letters", "text"])
-def test_passage_returns_at_the_exact_distance(kind: str, distance: int, tokenizer) -> None:
+def test_passage_returns_at_the_exact_distance(kind: RecallKind, distance: int, tokenizer) -> None:
     found = exercise(kind, distance, tokenizer)
     num_prefix = len(leading_special_tokens(tokenizer))
     length = (len(found.token_ids) - num_prefix - distance) // 2
@@ -44,7 +47,7 @@ def test_passage_returns_at_the_exact_distance(kind: str, distance: int, tokeniz
 
 
 @pytest.mark.parametrize("kind", ["letters", "text"])
-def test_all_but_the_first_quarter_of_a_passage_counts(kind: str) -> None:
+def test_all_but_the_first_quarter_of_a_passage_counts(kind: RecallKind) -> None:
     found = exercise(kind)
     length = (len(found.token_ids) - 64) // 2
     start = len(found.token_ids) - length
@@ -62,7 +65,7 @@ def test_asked_values_are_those_shown() -> None:
 
 
 @pytest.mark.parametrize("kind", RECALL_KINDS)
-def test_same_seed_same_exercises(kind: str) -> None:
+def test_same_seed_same_exercises(kind: RecallKind) -> None:
     assert exercise(kind) == exercise(kind)
     assert exercise(kind) != exercise(kind, seed=1)
 
@@ -79,4 +82,4 @@ def test_too_short_a_distance() -> None:
 
 def test_unknown_kind() -> None:
     with pytest.raises(ValueError, match="'numbers' is unknown"):
-        exercise("numbers")
+        exercise("numbers")  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cacheshrink_hybrid.demo import corpus, model_path
-from cacheshrink_hybrid.recall import RECALL_KINDS, recall_exercises
+from cacheshrink_hybrid.recall import RECALL_KINDS, RecallKind, recall_exercises
 
 
 def paragraphs(documents: list[str]) -> set[str]:
@@ -73,7 +73,7 @@ def test_tokenizer_round_trip(tokenizer) -> None:
 
 
 @pytest.mark.parametrize("kind", RECALL_KINDS)
-def test_model_recalls(model: torch.nn.Module, tokenizer, kind: str) -> None:
+def test_model_recalls(model: torch.nn.Module, tokenizer, kind: RecallKind) -> None:
     hits = []
     for exercise in recall_exercises(tokenizer, kind=kind, distance=256, count=6, seed=1):
         ids = torch.tensor([exercise.token_ids])
