@@ -147,8 +147,9 @@ def convert_to_mla(
 def convert_model(
     model: PreTrainedModel,
     config: CompressionConfig,
-    sequences: Iterable[Tensor],
+    sequences: Iterable[Tensor] = (),
     *,
+    statistics: list[LatentStatistics] | None = None,
     progress: bool = False,
 ) -> CompressionPlan:
     """Rewrite `model` in place: spec -> statistics -> factors -> plan -> modules.
@@ -156,6 +157,8 @@ def convert_model(
     Args:
         model: a source model.
         sequences: calibration token ids, (1, T) each; not used with `metric='none'`.
+        statistics: of an equal model under the same metric, from `model_statistics`, instead of
+            sequences.
 
     Returns:
         The plan, which is also stored in the model's config.
@@ -163,16 +166,10 @@ def convert_model(
     if is_converted(model):
         raise UnsupportedModelError("the model is converted already; convert its source instead")
     spec = model_spec(model.config)
-    parts = read_attention(model, spec)
-    check_shared_weights(parts)
-    if not parts:
-        raise UnsupportedModelError(
-            f"this {spec.model_type} model has no attention layers, so there is no KV cache to "
-            "compress"
-        )
-    compressed = _compressed_parts(parts, config)
+    compressed = _compressed_parts(_all_parts(model, spec), config)
     budget = _budget(spec, compressed, config)
-    statistics = _statistics(model, compressed, config, sequences, progress)
+    if statistics is None:
+        statistics = _statistics(model, compressed, config, sequences, progress)
     units = [
         make_unit(stats, len(part.layer_ids), config.metric_damping)
         for part, stats in zip(compressed, statistics, strict=True)
@@ -190,6 +187,29 @@ def convert_model(
     plan = _plan(spec, compressed, factors, runs, config)
     convert_in_place(model, compressed, factors, plan, keep_source=config.store_original_weights)
     return plan
+
+
+def model_statistics(
+    model: PreTrainedModel,
+    config: CompressionConfig,
+    sequences: Iterable[Tensor],
+    *,
+    progress: bool = False,
+) -> list[LatentStatistics]:
+    """Calibrate once what several conversions of equal models can share."""
+    parts = _compressed_parts(_all_parts(model, model_spec(model.config)), config)
+    return _statistics(model, parts, config, sequences, progress)
+
+
+def _all_parts(model: PreTrainedModel, spec: ModelSpec) -> list[AttentionParts]:
+    parts = read_attention(model, spec)
+    check_shared_weights(parts)
+    if not parts:
+        raise UnsupportedModelError(
+            f"this {spec.model_type} model has no attention layers, so there is no KV cache to "
+            "compress"
+        )
+    return parts
 
 
 def _compressed_parts(

@@ -14,6 +14,8 @@ import transformers
 from ..errors import ConfigError
 from ..version import __version__
 
+MAX_TICKS = 8
+
 
 def circumstances() -> dict[str, Any]:
     """Versions and device, to be kept beside every measured figure."""
@@ -43,22 +45,9 @@ def plot_tradeoff(path: Path, records: Sequence[dict[str, Any]], title: str) -> 
     Raises:
         ConfigError: if matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ConfigError(
-            "the plot needs matplotlib; install cacheshrink_hybrid[eval], or leave out --plot"
-        ) from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
-    bytes_per_token = [record["bytes_per_token"] for record in records]
-    perplexities = [record["perplexity"] for record in records]
-    order = sorted(range(len(records)), key=lambda i: bytes_per_token[i])
-    axes.plot(
-        [bytes_per_token[i] for i in order], [perplexities[i] for i in order], "o-", color="#3465a4"
-    )
+    figure, axes = _axes(records, title)
+    points = sorted((r["bytes_per_token"], r["perplexity"]) for r in records)
+    axes.plot(*zip(*points, strict=True), "o-", color="#3465a4")
     for record in records:
         axes.annotate(
             str(record["model"]),
@@ -67,14 +56,61 @@ def plot_tradeoff(path: Path, records: Sequence[dict[str, Any]], title: str) -> 
             textcoords="offset points",
             fontsize=9,
         )
+    _save(figure, path)
+
+
+def plot_front(path: Path, records: Sequence[dict[str, Any]], title: str) -> None:
+    """Perplexity over the source against bytes per token, one line per series.
+
+    Args:
+        records: dicts with `series`, `bytes_per_token`, `change_percent` and `front`.
+
+    Raises:
+        ConfigError: if matplotlib is not installed.
+    """
+    figure, axes = _axes(records, title)
+    for series in dict.fromkeys(record["series"] for record in records):
+        points = sorted(
+            # A logarithmic axis has no zero; below a thousandth of a percent is noise anyway.
+            (r["bytes_per_token"], max(r["change_percent"], 1e-3))
+            for r in records
+            if r["series"] == series
+        )
+        axes.plot(*zip(*points, strict=True), "o-", label=series, markersize=4)
+    front = [(r["bytes_per_token"], max(r["change_percent"], 1e-3)) for r in records if r["front"]]
+    axes.scatter(
+        *zip(*front, strict=True), s=90, facecolors="none", edgecolors="black", label="front"
+    )
+    axes.set_yscale("log")
+    axes.set_ylabel("perplexity over the source's, %")
+    axes.legend(fontsize=8)
+    _save(figure, path)
+
+
+def _axes(records: Sequence[dict[str, Any]], title: str):
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ConfigError("the plot needs matplotlib; install cacheshrink_hybrid[eval]") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    sizes = sorted({record["bytes_per_token"] for record in records})
     axes.set_xscale("log", base=2)
-    axes.set_xticks(sorted(set(bytes_per_token)), [str(b) for b in sorted(set(bytes_per_token))])
+    if len(sizes) <= MAX_TICKS:
+        axes.set_xticks(sizes, [str(size) for size in sizes])
+    else:
+        axes.xaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     axes.set_xlabel("KV cache, bytes per token at 16 bits")
     axes.set_ylabel("perplexity through the cache")
     axes.set_title(title)
     axes.margins(0.12, 0.15)
     axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _save(figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
-    pyplot.close(figure)

@@ -7,13 +7,13 @@ shortcut that scores a window in one pass would say nothing about a compressed c
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..calibrate.text import checked_texts
 from ..errors import CalibrationError, ConfigError
@@ -83,6 +83,7 @@ def measure_perplexity(
     batch_size: int = 1,
     stride: int | None = None,
     chunk_length: int = DEFAULT_CHUNK,
+    new_cache: Callable[[], Cache] | None = None,
     progress: bool = False,
 ) -> PerplexityResult:
     """Score texts through a live cache.
@@ -93,6 +94,7 @@ def measure_perplexity(
         batch_size: windows scored at once; the result does not depend on it beyond rounding.
         stride: tokens from the start of one window to the next; None for `max_length`. The overlap
             is context and is not counted again.
+        new_cache: makes the cache of each batch; None for the one that generation uses.
         chunk_length: tokens per forward pass. Models whose recurrent scan cannot continue from a
             cache in pieces are fed whole windows instead.
 
@@ -119,7 +121,8 @@ def measure_perplexity(
     count = torch.zeros(max_length, dtype=torch.float64)
     starts = range(0, len(windows), batch_size)
     for start in tqdm(starts, desc="perplexity", unit="batch", disable=not progress):
-        _score(model, windows[start : start + batch_size], chunk_length, total, count)
+        cache = None if new_cache is None else new_cache()
+        _score(model, windows[start : start + batch_size], chunk_length, cache, total, count)
     return PerplexityResult(
         total_nll=float(total.sum()),
         num_tokens=int(count.sum()),
@@ -140,7 +143,12 @@ def _windows(tokenizer, texts: Sequence[str], max_length: int, stride: int) -> I
 
 
 def _score(
-    model: PreTrainedModel, windows: list[Window], chunk_length: int, total: Tensor, count: Tensor
+    model: PreTrainedModel,
+    windows: list[Window],
+    chunk_length: int,
+    cache: Cache | None,
+    total: Tensor,
+    count: Tensor,
 ) -> None:
     """Add the windows' losses, by position of the predicted token, to `total` and `count`."""
     longest = max(len(window.ids) for window in windows)
@@ -150,7 +158,7 @@ def _score(
     for row, window in enumerate(windows):
         ids[row, : len(window.ids)] = window.ids
         counted[row, window.num_context : len(window.ids)] = True
-    for start, logits in cached_logits(model, ids[:, :-1], chunk_length):
+    for start, logits in cached_logits(model, ids[:, :-1], chunk_length, cache):
         after = slice(start + 1, start + 1 + logits.shape[1])
         losses = nn.functional.cross_entropy(
             logits.float().flatten(0, 1),

@@ -1,0 +1,125 @@
+"""Perplexity against stored bytes, over ratios, methods, metrics and codes, with baselines.
+
+    cacheshrink-hybrid sweep MODEL --text test.txt --calibration train.txt --output DIR
+
+For each combination the source model is converted and measured through its live cache. Baselines
+on the same text: keys and values rounded to 8 and 4 bits as they are, and latents at 16 bits (rank
+alone). Writes sweep.json, sweep.md and sweep.png; the plot marks the front, the points that nothing
+beats in bytes and in perplexity at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..calibrate.text import PYTHON_DOCS, load_texts, token_sequences
+from ..config import METHODS, METRICS, CompressionConfig
+from ..convert import convert_model, model_statistics
+from ..errors import PlanError
+from ..evaluation.perplexity import measure_perplexity
+from ..evaluation.uniform_kv import UniformKVCache, uniform_kv_bytes_per_token
+from ..families import model_spec
+from ..plan import format_table
+from .arguments import add_model_arguments, add_text_arguments, load_given, read_texts
+from .report import plot_front, write_json
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="cacheshrink-hybrid sweep",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_model_arguments(parser)
+    add_text_arguments(parser)
+    parser.add_argument("--calibration", default=PYTHON_DOCS, help="text file or data set")
+    parser.add_argument("--calibration-samples", type=int, default=128)
+    parser.add_argument("--ratios", type=float, nargs="+", default=[2.0, 4.0, 8.0, 12.0, 16.0])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["joint"])
+    parser.add_argument("--metrics", nargs="+", choices=METRICS, default=["fisher"])
+    parser.add_argument("--bits", nargs="+", default=["auto", "16"], help="values of cache_bits")
+    parser.add_argument("--max-length", type=int, default=512)
+    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path("cacheshrink-sweep"))
+    given = parser.parse_args(argv)
+    texts = read_texts(given)
+    source, tokenizer = load_given(given, given.model)
+
+    def perplexity(model, new_cache=None) -> float:
+        return measure_perplexity(
+            model,
+            tokenizer,
+            texts,
+            max_length=given.max_length,
+            batch_size=given.batch_size,
+            new_cache=new_cache,
+        ).perplexity
+
+    spec = model_spec(source.config)
+    records = [_record("source", "source", spec.bytes_per_token, perplexity(source))]
+    for bits in (8, 4):
+        size = uniform_kv_bytes_per_token(source, bits)
+        value = perplexity(source, lambda bits=bits: UniformKVCache(source, bits))
+        records.append(_record(f"int{bits} KV", f"int{bits} KV", size, value))
+
+    sequences = token_sequences(
+        tokenizer,
+        load_texts(None, given.calibration, num_samples=given.calibration_samples),
+        max_length=given.max_length,
+        num_sequences=given.calibration_samples,
+    )
+    for metric in given.metrics:
+        shared = CompressionConfig(metric=metric, seed=given.seed)
+        statistics = model_statistics(source, shared, sequences, progress=True)
+        for method in given.methods:
+            for bits in given.bits:
+                for ratio in given.ratios:
+                    config = CompressionConfig(
+                        compression_ratio=ratio,
+                        compression_method=method,
+                        metric=metric,
+                        cache_bits=int(bits) if bits.isdigit() else bits,
+                        seed=given.seed,
+                    )
+                    model = copy.deepcopy(source)
+                    series = f"{method} {metric}, " + ("coded" if bits == "auto" else f"{bits} bit")
+                    try:
+                        plan = convert_model(model, config, statistics=statistics)
+                    except PlanError as error:
+                        print(f"{series} at {ratio:g}x: {error}")
+                        continue
+                    label = f"{series} {ratio:g}x"
+                    records.append(_record(label, series, plan.bytes_per_token, perplexity(model)))
+                    print(format_table(records[-1:]), flush=True)
+    base = records[0]
+    for record in records:
+        record["ratio"] = base["bytes_per_token"] / record["bytes_per_token"]
+        record["change_percent"] = 100 * (record["perplexity"] / base["perplexity"] - 1)
+        record["front"] = not any(_beats(other, record) for other in records)
+    shown = [{k: v for k, v in record.items() if k != "series"} for record in records]
+    print("\n" + format_table(shown))
+    given.output.mkdir(parents=True, exist_ok=True)
+    (given.output / "sweep.md").write_text(format_table(shown) + "\n", encoding="utf-8")
+    write_json(given.output / "sweep.json", {"program": "sweep", "points": records})
+    plot_front(given.output / "sweep.png", records, f"{given.model}: perplexity against cache size")
+    return 0
+
+
+def _record(label: str, series: str, bytes_per_token: int, perplexity: float) -> dict[str, Any]:
+    return {
+        "model": label,
+        "series": series,
+        "bytes_per_token": bytes_per_token,
+        "perplexity": perplexity,
+    }
+
+
+def _beats(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    """Whether a is no worse than b in bytes and in perplexity, and better in one of them."""
+    keys = ("bytes_per_token", "perplexity")
+    return all(a[k] <= b[k] for k in keys) and any(a[k] < b[k] for k in keys)
