@@ -68,7 +68,7 @@ def save_model(
     **kwargs: Any,
 ) -> None:
     """`save_pretrained` of converted models; see `save_mla_model`."""
-    target = Path(save_directory)
+    target = Path(save_directory).resolve()
     plan = plan_of(model)
     _check_target(target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -82,10 +82,18 @@ def save_model(
         (draft / f"{REMOTE_CODE_NAME}.py").write_text(remote_code(), encoding="utf-8")
         if tokenizer is not None:
             tokenizer.save_pretrained(draft)
-        if target.exists():
-            shutil.rmtree(target)
         draft.chmod(0o755)
-        draft.rename(target)
+        if target.exists():
+            old = draft.with_name(f"{draft.name}.old")
+            target.rename(old)
+            try:
+                draft.rename(target)
+            except BaseException:
+                old.rename(target)
+                raise
+            shutil.rmtree(old)
+        else:
+            draft.rename(target)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
@@ -180,7 +188,13 @@ def load_model(path: str | Path, **kwargs: Any) -> PreTrainedModel:
     try:
         # The class's own from_pretrained leads here, so the one of transformers is called directly.
         model, info = PreTrainedModel.from_pretrained.__func__(
-            cls, directory, config=config, output_loading_info=True, use_safetensors=True, **kwargs
+            cls,
+            directory,
+            config=config,
+            output_loading_info=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # reported below, by name
+            **kwargs,
         )
     except (RuntimeError, SafetensorError) as error:
         raise CheckpointError(
@@ -204,21 +218,27 @@ def source_config(directory: Path):
         plan = json.loads((directory / PLAN_NAME).read_text(encoding="utf-8"))
         source = json.loads((directory / SOURCE_CONFIG_NAME).read_text(encoding="utf-8"))
         version = config["format_version"]
+        if version != FORMAT_VERSION:
+            raise _other_version(directory, version)
         config_class = CONFIG_MAPPING[source["model_type"]]
         loaded = config_class.from_json_file(directory / SOURCE_CONFIG_NAME)
         CompressionPlan.from_dict(plan)
+    except CheckpointError:
+        raise
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{directory} is no checkpoint of a converted model ({type(error).__name__}: {error}); "
             "convert_to_mla makes one from a source model, save_mla_model writes it"
         ) from error
-    if version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{directory} has format version {version}; this package reads {FORMAT_VERSION}, "
-            "so use the package version that wrote it"
-        )
     setattr(loaded, PLAN_ATTRIBUTE, plan)
     return loaded
+
+
+def _other_version(directory: Path, version: object) -> CheckpointError:
+    return CheckpointError(
+        f"{directory} has format version {version}; this package reads {FORMAT_VERSION}, "
+        "so use the package version that wrote it"
+    )
 
 
 def _check_weights(directory: Path) -> None:

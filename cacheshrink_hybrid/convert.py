@@ -121,7 +121,9 @@ def convert_to_mla(
     if isinstance(model_name_or_path, torch.nn.Module):
         model = model_name_or_path
         if dtype is not None or device is not None:
-            model.to(device=device, dtype=dtype)
+            raise ConfigError(
+                "device and dtype are for names and paths; move a model object with model.to(...)"
+            )
     else:
         model, tokenizer = _load_source(
             model_name_or_path, tokenizer, device, dtype, trust_remote_code

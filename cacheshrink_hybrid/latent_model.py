@@ -21,7 +21,7 @@ from transformers import DynamicCache, PreTrainedModel
 from .cache import make_cache
 from .errors import UnsupportedModelError
 from .factorize import LatentFactors
-from .families import model_spec, read_attention, replace_attention
+from .families import attention_at, model_spec, read_attention, replace_attention
 from .modules.attention_parts import AttentionParts
 from .modules.latent_attention import LatentAttention, latent_attention_class
 from .modules.slot_rotary import check_positions
@@ -76,12 +76,14 @@ class LatentModel(PreTrainedModel):
         return load_model(path, *args, **kwargs)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+        names = ("past_key_values", "cache_params")
+        given = {name for name in names if model_kwargs.get(name) is not None}
         result = super()._prepare_cache_for_generation(
             generation_config, model_kwargs, *args, **kwargs
         )
-        for name in ("past_key_values", "cache_params"):
+        for name in names:
             # A plain dynamic cache that generate() just made; anything else is the caller's wish.
-            if type(model_kwargs.get(name)) is DynamicCache and not len(model_kwargs[name]):
+            if name not in given and type(model_kwargs.get(name)) is DynamicCache:
                 model_kwargs[name] = make_cache(self)
         return result
 
@@ -142,10 +144,11 @@ def _install(
         model, parts.layer_ids, lambda: cls(parts, plan, keep_source=keep_source)
     )
     # Hooks that record attention weights, or place modules on devices, stay where they were.
-    module._forward_hooks.update(parts.source._forward_hooks)
-    module._forward_pre_hooks.update(parts.source._forward_pre_hooks)
-    for name in ("_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs"):
-        getattr(module, name).update(getattr(parts.source, name))
+    for layer_idx, source in parts.sources.items():
+        place = attention_at(model, layer_idx)
+        for name in vars(source):
+            if name.startswith(("_forward_hooks", "_forward_pre_hooks")):
+                getattr(place, name).update(getattr(source, name))
     return module
 
 

@@ -72,7 +72,8 @@ def calibrate(
                 logits = model(input_ids=ids.to(model.device), use_cache=False).logits
             counting = False
             if needs_backward:
-                _sampled_loss(logits, generator).backward()
+                with torch.enable_grad():
+                    _sampled_loss(logits, generator).backward()
     if not moments or moments[0].count == 0:
         raise CalibrationError("no calibration tokens were given; pass calibration_texts")
     return [
@@ -93,6 +94,11 @@ def calibrate(
 def _sampled_loss(logits: Tensor, generator: torch.Generator) -> Tensor:
     """Summed cross-entropy of labels drawn from the model itself, (1, T, V) -> ()."""
     flat = logits.flatten(0, 1).float()
+    if not torch.isfinite(flat).all():
+        raise CalibrationError(
+            "the model's logits on the calibration text are not finite after its forward pass; "
+            "check its weights, and run calibration in float32 or bfloat16"
+        )
     with torch.no_grad():
         probabilities = torch.softmax(flat, dim=-1).cpu()
         labels = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)

@@ -68,7 +68,7 @@ def observed_gradients(parts: AttentionParts, see: Callable[[Tensor], None]) -> 
 def frozen_and_checkpointed(model: PreTrainedModel, layers: Sequence[nn.Module]) -> Iterator[None]:
     """Evaluation mode without gradients for weights, and each decoder layer recomputed on the way
     back: memory grows with one layer's activations and one hidden state per layer."""
-    training = model.training
+    training = [module for module in model.modules() if module.training]
     trainable = [p for p in model.parameters() if p.requires_grad]
     saved = [layer.__dict__.get("forward") for layer in layers]
     model.eval()
@@ -85,4 +85,5 @@ def frozen_and_checkpointed(model: PreTrainedModel, layers: Sequence[nn.Module])
                 layer.forward = forward
         for parameter in trainable:
             parameter.requires_grad_(True)
-        model.train(training)
+        for module in training:
+            module.training = True

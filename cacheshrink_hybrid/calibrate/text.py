@@ -123,6 +123,7 @@ def token_sequences(
         for start in range(max_length, longest, max_length):
             if len(sequences) >= num_sequences:
                 break
-            sequences += [ids[:, start : start + max_length] for ids in tokens]
+            stretches = [ids[:, start : start + max_length] for ids in tokens]
+            sequences += [ids for ids in stretches if ids.shape[1] > 1]
         sequences = sequences[:num_sequences]
     return [ids for ids in sequences if ids.shape[1] > 1]

@@ -7,6 +7,7 @@ replace_attention(model, spec, ...)    puts latent modules in their place
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
 
@@ -27,6 +28,7 @@ LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 __all__ = [
     "FAMILIES",
     "Family",
+    "attention_at",
     "check_shared_weights",
     "family_of",
     "model_spec",
@@ -240,6 +242,11 @@ def _submodule(model: nn.Module, path: str) -> nn.Module:
         ) from error
 
 
+def attention_at(model: PreTrainedModel, layer_idx: int) -> nn.Module:
+    """The attention module of one cache layer, converted or not."""
+    return _submodule(model, family_of(model.config).attention.format(layer_idx))
+
+
 def _unlike_row(family: Family, layer_idx: int, detail: str) -> UnsupportedModelError:
     return UnsupportedModelError(
         f"attention of layer {layer_idx} is not built as the row of {family.model_type!r} says: "
@@ -255,5 +262,16 @@ def replace_attention(
     new = make()
     for layer_idx in layer_ids:
         parent, _, name = family.attention.format(layer_idx).rpartition(".")
-        setattr(model.get_submodule(parent), name, new)
+        place = new if layer_idx == layer_ids[0] else _alias(new)
+        setattr(model.get_submodule(parent), name, place)
     return new
+
+
+def _alias(module: nn.Module) -> nn.Module:
+    """A module with the weights and sub-modules of another, and hooks of its own, so that a hook that
+    is registered at each place in the model runs once per call."""
+    twin = copy.copy(module)
+    for name, value in vars(module).items():
+        if "_hooks" in name:
+            setattr(twin, name, copy.copy(value))
+    return twin

@@ -204,6 +204,8 @@ FAMILIES: dict[str, Family] = {
 """Every supported family, by `model_type`."""
 
 REFUSED: dict[str, str] = {
+    "cacheshrink_hybrid": "it is a converted model already; convert its source instead, or load it "
+    "with load_mla_model",
     "recurrent_gemma": "it keeps its recurrent state on its modules instead of in the cache, so "
     "beam search, padding and cache reuse are wrong in the source model already",
     "minimax": "it requires a cache class of its own and is wrong with left padding and beams in "

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 from transformers.pytorch_utils import Conv1D
 
 from .slot_rotary import SlotRotary
@@ -42,7 +43,8 @@ class Projection:
         if self.rows is None and isinstance(self.module, nn.Linear):
             return self.module
         weight, bias = self.weight(), self.bias()
-        linear = nn.Linear(
+        linear = skip_init(
+            nn.Linear,
             weight.shape[1],
             weight.shape[0],
             bias=bias is not None,

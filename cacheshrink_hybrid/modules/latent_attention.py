@@ -13,11 +13,13 @@ function that the model is configured with (SDPA, FlashAttention, eager, ...).
 
 from __future__ import annotations
 
+import inspect
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..plan import LatentPlan
@@ -66,9 +68,9 @@ class LatentAttention(nn.Module):
         self.compression_disabled = False
 
         self.q_proj = parts.query.as_linear()
-        self.kv_a_proj = nn.Linear(weight.shape[1], plan.kv_lora_rank, **new)
-        self.k_b_proj = nn.Linear(plan.key_rank, parts.kv_width, **new)
-        self.v_b_proj = nn.Linear(plan.value_rank, parts.kv_width, **new)
+        self.kv_a_proj = skip_init(nn.Linear, weight.shape[1], plan.kv_lora_rank, **new)
+        self.k_b_proj = skip_init(nn.Linear, plan.key_rank, parts.kv_width, **new)
+        self.v_b_proj = skip_init(nn.Linear, plan.value_rank, parts.kv_width, **new)
         self.o_proj = parts.output
         self.q_norm = parts.q_norm
         self.k_norm = parts.k_norm
@@ -113,14 +115,15 @@ class LatentAttention(nn.Module):
                 "layer_past": layer_past,
                 "layer_idx": layer_idx,
             }
-            given = {name: value for name, value in named.items() if value is not None}
-            given.setdefault("attention_mask", None)
             assert self.source_attention is not None
+            known = inspect.signature(self.source_attention.forward).parameters
+            given = {n: value for n, value in named.items() if value is not None or n in known}
             return self.source_attention(hidden_states, *args, **given, **kwargs)
         if args:
             raise TypeError("LatentAttention takes its arguments by name, except hidden_states")
         cache = past_key_values if past_key_values is not None else layer_past
         layer_idx = self.layer_idx if layer_idx is None else layer_idx
+        assert layer_idx is not None, "a shared module is called with its layer_idx"
         query, gate = self.project_query(hidden_states, layer_idx)
         latent = self.kv_a_proj(hidden_states)
         if self.kv_a_adapters is not None:
@@ -132,9 +135,10 @@ class LatentAttention(nn.Module):
         first_query_slot: int | Tensor = 0
         first_key_slot: int | Tensor = 0
         if cache is not None:
-            layer = cache.layers[layer_idx]
-            _, first_key_slot = layer.get_mask_sizes(stored.shape[2])
-            first_query_slot = layer.get_seq_length() + 0  # a copy: update() counts in place
+            if layer_idx < len(cache.layers):  # a cache without config makes layers as they come
+                layer = cache.layers[layer_idx]
+                _, first_key_slot = layer.get_mask_sizes(stored.shape[2])
+                first_query_slot = layer.get_seq_length() + 0  # a copy: update() counts in place
             stored, _ = cache.update(stored, stored[..., :0], layer_idx)
         stored = stored[:, 0]
         latent = stored if self.codec is None else self.codec.decode(stored, query.dtype)
@@ -336,8 +340,8 @@ def _adapters(
         query[str(layer_idx)] = q
         rank = k[0].out_features + v[0].out_features
         latent[str(layer_idx)] = nn.Sequential(
-            nn.Linear(k[0].in_features, rank, bias=False, **new),
-            nn.Linear(rank, plan.kv_lora_rank, bias=False, **new),
+            skip_init(nn.Linear, k[0].in_features, rank, bias=False, **new),
+            skip_init(nn.Linear, rank, plan.kv_lora_rank, bias=False, **new),
         )
     return query, latent
 

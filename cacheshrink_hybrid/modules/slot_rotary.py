@@ -50,10 +50,15 @@ class SlotRotary:
         self.depends_on_length = depends_on_length
         self._angles: tuple[Tensor, Tensor] | None = None
 
-    def angles(self, num_slots: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin of slots 0 .. num_slots-1, each (1, num_slots, rotary dim), as `like`."""
+    def angles(
+        self, num_slots: int, like: Tensor, last: int | Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """cos and sin of slots 0 .. num_slots-1, each (1, num_slots, rotary dim), as `like`.
+
+        `last` is the last slot in use, where frequencies depend on the length; None for all.
+        """
         if self.depends_on_length or torch.compiler.is_compiling():
-            return self._compute(num_slots, like)
+            return self._compute(num_slots, like, last)
         kept = self._angles
         if kept is None or kept[0].shape[1] < num_slots or not _matches(kept[0], like):
             # Room for as many again, so that decoding does not recompute at every step.
@@ -61,8 +66,13 @@ class SlotRotary:
         return kept[0][:, :num_slots], kept[1][:, :num_slots]
 
     @torch.no_grad()
-    def _compute(self, num_slots: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    def _compute(
+        self, num_slots: int, like: Tensor, last: int | Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         position_ids = torch.arange(num_slots, device=like.device)[None]
+        if self.depends_on_length and last is not None:
+            # Empty slots of a static cache do not make the text longer.
+            position_ids = position_ids.clamp_max(last)
         if self.position_axes > 1:
             position_ids = position_ids.expand(self.position_axes, 1, -1)
         cos, sin = self.rotary_emb(like, position_ids, *self.extra)
@@ -86,10 +96,12 @@ class SlotRotary:
         num_new = query.shape[2]
         at_key = slice(first_key, first_key + num_keys)
         if isinstance(first_query, int):
-            cos, sin = self.angles(max(first_query + num_new, at_key.stop), query)
+            num_slots = max(first_query + num_new, at_key.stop)
+            cos, sin = self.angles(num_slots, query, first_query + num_new - 1)
             at_query: slice | Tensor = slice(first_query, first_query + num_new)
         else:
-            cos, sin = self.angles(at_key.stop, query)
+            last = first_query + num_new - 1
+            cos, sin = self.angles(at_key.stop, query, last)
             at_query = torch.arange(num_new, device=query.device) + first_query
         return (cos[:, at_query], sin[:, at_query]), (cos[:, at_key], sin[:, at_key])
 

@@ -324,27 +324,29 @@ CASES: dict[str, dict] = {
     ),
     "olmo_hybrid-nope": dict(
         model_type="olmo_hybrid",
-        rope_parameters=None,
+        rope_parameters={"rope_type": "default", "rope_theta": None},
         **{**GDN, "linear_num_key_heads": 4},
         **{**COMMON, **_layers("linear_attention", "full_attention", "full_attention")},
     ),
 }
 
 
-def tiny_config(case: str) -> PretrainedConfig:
-    """The config of one case."""
-    values = dict(CASES[case])
+def tiny_config(case: str, **changes) -> PretrainedConfig:
+    """The config of one case, with `changes` to its values."""
+    values = {**CASES[case], **changes}
     return AutoConfig.for_model(values.pop("model_type"), **values)
 
 
-def tiny_model(case: str, seed: int = 0) -> PreTrainedModel:
+def tiny_model(
+    case: str, seed: int = 0, dtype: torch.dtype = torch.float32, **changes
+) -> PreTrainedModel:
     """A seeded model of one case whose attention matters.
 
     Fresh weights are so small that attention is nearly uniform and logits nearly equal, which hides
     mistakes; here matrices are larger, and norms, biases and sinks are not at their neutral values.
     """
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(tiny_config(case)).eval()
+    model = AutoModelForCausalLM.from_config(tiny_config(case, **changes), dtype=dtype).eval()
     model.tie_weights()
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -1,0 +1,105 @@
+"""Which texts are taken, how they are cut, and which are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cacheshrink_hybrid.calibrate.text import checked_texts, load_texts, token_sequences
+from cacheshrink_hybrid.errors import CalibrationError
+from tests.texts import TEXTS, WORDS, word_tokenizer
+
+REFUSED = {
+    "empty": ([], "texts holds no text; give at least one non-empty string"),
+    "blank": (["", " \n"], "texts holds no text"),
+    "plain-string": ("one two", r"texts is one string; give a list of strings: \[texts\]"),
+    "number": (7, "texts is a int; give a list of strings"),
+    "none": (None, "texts is a NoneType; give a list of strings"),
+    "generator": ((text for text in TEXTS), "texts is a generator; give a list"),
+    "dictionary": ({"a": "b"}, "texts is a dict; give a list"),
+    "mixed": (["one", 2], "texts holds a int; give strings only"),
+    "bytes": ([b"one"], "texts holds a bytes; give strings only"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name: str) -> None:
+    texts, message = REFUSED[name]
+    with pytest.raises(CalibrationError, match=message):
+        checked_texts(texts, "texts")
+
+
+def test_blank_texts_are_left_out() -> None:
+    assert checked_texts(("one", " ", "two"), "texts") == ["one", "two"]
+
+
+def test_a_file_is_split_into_documents(tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("one two\n<|endoftext|>\n\n<|endoftext|>\nthree\n", encoding="utf-8")
+    assert load_texts(None, file) == ["one two", "three"]
+    assert load_texts(None, str(file)) == ["one two", "three"]
+
+
+def test_empty_file(tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("\n")
+    with pytest.raises(CalibrationError, match=r"text.txt holds no text"):
+        load_texts(None, file)
+
+
+def test_texts_win_over_the_data_set() -> None:
+    assert load_texts(["one"], "no/such-data-set") == ["one"]
+
+
+def test_samples_are_spread_evenly() -> None:
+    texts = [str(number) for number in range(10)]
+    assert load_texts(texts, "", num_samples=5) == ["0", "2", "4", "6", "8"]
+    assert load_texts(texts, "", num_samples=3) == ["0", "3", "6"]
+    assert load_texts(texts, "", num_samples=99) == texts
+
+
+def test_data_set_that_cannot_be_had() -> None:
+    with pytest.raises(
+        CalibrationError, match=r"'no/such-data-set' .* could not be loaded: .*texts"
+    ):
+        load_texts(None, "no/such-data-set")
+
+
+def test_documentation_of_python() -> None:
+    train = load_texts(None, "python-docs", num_samples=3)
+    held_out = load_texts(None, "python-docs", num_samples=3, split="test")
+    assert len(train) == len(held_out) == 3
+    assert not set(train) & set(held_out)
+
+
+def sequences(texts: list[str], **settings) -> list[list[int]]:
+    return [ids[0].tolist() for ids in token_sequences(word_tokenizer(), texts, **settings)]
+
+
+LONG = " ".join(WORDS)
+LONG_IDS = list(range(3, 3 + len(WORDS)))
+
+
+def test_texts_are_cut_to_length() -> None:
+    assert sequences([LONG, LONG], max_length=8) == [LONG_IDS[:8]] * 2
+
+
+def test_later_stretches_fill_up() -> None:
+    found = sequences([LONG, "one two three"], max_length=8, num_sequences=4)
+    assert found == [LONG_IDS[:8], LONG_IDS[:3], LONG_IDS[8:16], LONG_IDS[16:]]
+
+
+def test_first_stretches_come_first() -> None:
+    found = sequences([LONG] * 3, max_length=8, num_sequences=2)
+    assert found == [LONG_IDS[:8]] * 2
+
+
+def test_too_short() -> None:
+    with pytest.raises(CalibrationError, match="the text has 15 tokens; give at least 16"):
+        sequences(["one two three"] * 5, max_length=8)
+    assert len(sequences(["one two three four"] * 4, max_length=8)) == 4
+
+
+def test_single_tokens_predict_nothing() -> None:
+    assert sequences([LONG, "one"], max_length=64) == [LONG_IDS]
