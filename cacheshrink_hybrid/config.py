@@ -51,7 +51,7 @@ class CompressionConfig:
     compression_ratio: float = DEFAULT_RATIO
     compression_method: str = "auto"
     d_latent: int | None = None
-    cache_bits: int | str = 16
+    cache_bits: int | str = "auto"
     metric: str = "fisher"
     rank_allocation: str = "global"
     metric_damping: float = 1e-4

@@ -44,7 +44,7 @@ def convert_to_mla(
     calibration_dataset_subset: str | None = DEFAULT_SUBSET,
     num_calibration_samples: int = 128,
     max_calibration_length: int = 512,
-    cache_bits: int | str = 16,
+    cache_bits: int | str = "auto",
     metric: str | None = None,
     rank_allocation: str = "global",
     metric_damping: float = 1e-4,

@@ -53,7 +53,9 @@ def calibration_ids(count: int = 6, length: int = 24) -> list[Tensor]:
 def converted_copy(
     source: PreTrainedModel, ratio: float = 1.0, method: str = "joint", **settings: Any
 ) -> PreTrainedModel:
+    """Latents at 16 bits unless `settings` say otherwise: rank alone, so that sizes are exact."""
     model = copy.deepcopy(source)
+    settings = {"cache_bits": 16, **settings}
     config = CompressionConfig(compression_ratio=ratio, compression_method=method, **settings)
     convert_model(model, config, calibration_ids())
     return model

@@ -270,7 +270,7 @@ def test_without_calibration() -> None:
 
 
 def test_plan_is_printed(capsys: pytest.CaptureFixture) -> None:
-    convert_to_mla(tiny_model("llama"), **{**WITH_TEXT, "verbose": True})
+    convert_to_mla(tiny_model("llama"), **{**WITH_TEXT, "verbose": True, "cache_bits": 16})
     assert "192 -> 48 bytes per token (4.00x at 16 bits)" in capsys.readouterr().out
 
 
@@ -356,6 +356,6 @@ def test_sequences_may_be_a_generator() -> None:
     source = tiny_model("llama")
     model = copy.deepcopy(source)
     convert_model(model, CompressionConfig(), (ids for ids in calibration_ids()))
-    expected = converted_copy(source, 4.0, "auto")
+    expected = converted_copy(source, 4.0, "auto", cache_bits="auto")
     ids = random_ids(1, 12)
     assert torch.equal(logits_of(model, ids), logits_of(expected, ids))

@@ -48,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.add_argument(flag, action="store_true")
         elif field.name == "d_latent":
             parser.add_argument(flag, type=int, default=None)
+        elif field.name == "cache_bits":
+            parser.add_argument(flag, type=_bits, default=default, help="(default: auto)")
         else:
             parser.add_argument(
                 flag,
@@ -67,3 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     save_mla_model(model, tokenizer, output)
     print(f"saved to {output}")
     return 0
+
+
+def _bits(text: str) -> int | str:
+    return int(text) if text.isdigit() else text

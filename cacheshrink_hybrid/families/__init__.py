@@ -268,8 +268,8 @@ def replace_attention(
 
 
 def _alias(module: nn.Module) -> nn.Module:
-    """A module with the weights and sub-modules of another, and hooks of its own, so that a hook that
-    is registered at each place in the model runs once per call."""
+    """A module with the weights and sub-modules of another, and hooks of its own, so that a hook
+    that is registered at each place in the model runs once per call."""
     twin = copy.copy(module)
     for name, value in vars(module).items():
         if "_hooks" in name:
