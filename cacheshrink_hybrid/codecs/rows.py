@@ -157,7 +157,9 @@ class RowCodec:
         for run in self.runs:
             packed = rows[..., run.at_byte]
             if run.bits == 16:
-                parts.append(packed.contiguous().view(torch.float16).to(dtype))
+                # A single row counts as contiguous whatever its stride, so a copy is made by force.
+                aligned = packed.clone(memory_format=torch.contiguous_format)
+                parts.append(aligned.view(torch.float16).to(dtype))
                 continue
             assert gain is not None
             levels = levels_of(run.bits).to(rows.device, torch.float32)

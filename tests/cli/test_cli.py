@@ -1,0 +1,123 @@
+"""The console command, run as a user would, on the shipped model and on tiny ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cacheshrink_hybrid.cli import PROGRAMS, main
+from cacheshrink_hybrid.demo import model_path
+
+MODEL = str(model_path())
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped model at 4x, through the command line."""
+    directory = tmp_path_factory.mktemp("cli") / "small"
+    arguments = [MODEL, str(directory), "--num-calibration-samples", "4", "--dtype", "float32"]
+    assert main(["convert", *arguments, "--max-calibration-length", "128"]) == 0
+    return directory
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(
+        "Return the sum of all items.\n<|endoftext|>\nRaise an error.", encoding="utf-8"
+    )
+    return path
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_program_explains_itself(program: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main([program, "--help"])
+    assert exit_info.value.code == 0
+    assert f"cacheshrink-hybrid {program}" in capsys.readouterr().out
+
+
+def test_inspect_needs_no_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text((model_path() / "config.json").read_text())
+    assert main(["inspect", str(tmp_path)]) == 0
+    assert "768 KV bytes per token" in capsys.readouterr().out
+
+
+def test_inspect_shows_the_plan(converted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(converted)]) == 0
+    out = capsys.readouterr().out
+    assert "absorb" in out
+    assert "768 -> 19" in out  # 192 or a little less
+
+
+def test_perplexity(converted: Path, text: Path, tmp_path: Path) -> None:
+    json_file, plot = tmp_path / "p.json", tmp_path / "p.png"
+    arguments = [MODEL, str(converted), "--dtype", "float32", "--text", str(text)]
+    files = ["--json", str(json_file), "--plot", str(plot)]
+    assert main(["perplexity", *arguments, *files, "--by-position"]) == 0
+    first, second = json.loads(json_file.read_text())["models"]
+    assert first["ratio"] == 1 and second["ratio"] >= 4
+    assert second["perplexity"] == pytest.approx(first["perplexity"], rel=0.2)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_memory(converted: Path, tmp_path: Path) -> None:
+    json_file = tmp_path / "m.json"
+    arguments = [MODEL, str(converted), "--lengths", "16", "--dtype", "float32"]
+    assert main(["memory", *arguments, "--json", str(json_file)]) == 0
+    models = json.loads(json_file.read_text())["models"]
+    live = [models[name]["per_sequence_length"]["16"] for name in (MODEL, str(converted))]
+    assert all(values["live_bytes"] == values["expected_bytes"] for values in live)
+    assert live[0]["live_bytes"] >= 4 * live[1]["live_bytes"]
+
+
+def test_recall(converted: Path, tmp_path: Path) -> None:
+    json_file = tmp_path / "r.json"
+    arguments = [str(converted), "--distances", "64", "--exercises", "2", "--dtype", "float32"]
+    assert main(["recall", *arguments, "--json", str(json_file)]) == 0
+    measured = json.loads(json_file.read_text())["models"][str(converted)]["64"]
+    assert measured["mean"] > 0.8
+
+
+def test_generate(converted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [str(converted), "--prompt", "Return the", "--max-new-tokens", "8"]
+    assert main(["generate", *arguments, "--dtype", "float32"]) == 0
+    assert capsys.readouterr().out.startswith("Return the")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["perplexity", "no/such/model"], "cannot be loaded"),
+        (["perplexity", MODEL, "--text", "no/such/file"], "is no file"),
+        (["inspect", "no/such/model"], "no config"),
+        (["convert", MODEL, "out", "--compression-ratio", "0.5"], "must be a finite number >= 1"),
+        (["convert", MODEL, "out", "--cache-bits", "3"], "cache_bits=3"),
+    ],
+)
+def test_faults_are_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert message in error
+
+
+@pytest.mark.parametrize("program", ["perplexity", "memory", "recall", "sweep"])
+def test_eval_modules_are_the_same_programs(program: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", f"eval.{program}", "--help"],
+        cwd=ROOT,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert f"cacheshrink-hybrid {program}" in result.stdout
