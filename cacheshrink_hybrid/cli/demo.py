@@ -1,16 +1,18 @@
 """Convert the model that ships with the package, and show what that costs and saves.
 
-    cacheshrink-hybrid demo --output DIR [--ratios 2 4 8] [--quick]
+    cacheshrink-hybrid demo --output DIR [--ratios 2 4 8 16] [--quick]
 
 For the source model and each ratio: perplexity on documentation it has never seen, recall of what
-it read 64, 256 and 1024 tokens ago, and the bytes of a live cache of 1024 tokens. Then text from
-the model at ratio 4 (or the nearest), which is saved, loaded again and compared bit for bit.
-Writes results.json, tradeoff.png and the converted model. About two minutes on two cores.
+it read 64, 256 and 1024 tokens ago, and the bytes of a live bfloat16 cache of 1024 tokens. Then
+text from the model at ratio 4 (or the nearest), which is saved, loaded again and compared bit for
+bit.
+Writes results.json, tradeoff.png and the converted model. About three minutes on two cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,15 @@ from .report import plot_tradeoff, write_json
 SHOWN_RATIO = 4.0
 CONTEXT_TOKENS = 1024
 CHARACTERS_PER_DOCUMENT = 4096
-PROMPT = "def read_text(self, encoding=None):\n    '''Open the file in text mode, read it, and"
+PROMPTS = (
+    # Something to remember, other text, and a question; the answer is in the cache only.
+    (
+        "kmfp: 48213\nwxrt: 90761\n\nReturn the absolute value of a number. The argument may be an "
+        "integer or a floating point number.\n\nkmfp: ",
+        5,
+    ),
+    ("Return True if the", 80),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--output", type=Path, default=Path("cacheshrink-demo"), help="directory")
-    parser.add_argument("--ratios", type=float, nargs="+", default=[2.0, 4.0, 8.0])
+    parser.add_argument("--ratios", type=float, nargs="+", default=[2.0, 4.0, 8.0, 16.0])
     parser.add_argument("--quick", action="store_true", help="less text, for a first look")
     given = parser.parse_args(argv)
     logging.set_verbosity_error()
@@ -67,9 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             model, tokenizer, texts, max_length=CONTEXT_TOKENS, batch_size=4, progress=True
         )
         recall = measure_recall(model, tokenizer, distances, num_exercises=exercises, progress=True)
-        memory = measure_cache_memory(model, [CONTEXT_TOKENS])["per_sequence_length"]
+        served = copy.deepcopy(model).to(torch.bfloat16)
+        memory = measure_cache_memory(served, [CONTEXT_TOKENS])["per_sequence_length"]
         live = memory[CONTEXT_TOKENS]
-        assert live["live_bytes"] == live["expected_bytes"]
         return {
             "model": name,
             "bytes_per_token": stored,
@@ -103,19 +113,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("\n" + format_table(records))
     plot_tradeoff(given.output / "tradeoff.png", records, "The shipped model, before and after")
 
-    (sample,) = generate_samples(shown, tokenizer, [PROMPT], max_new_tokens=160)
-    print(f"\ntext from the {shown_ratio:g}x model:\n{sample}\n")
+    samples = [
+        generate_samples(shown, tokenizer, [prompt], max_new_tokens=length)[0]
+        for prompt, length in PROMPTS
+    ]
+    for (prompt, _), sample in zip(PROMPTS, samples, strict=True):
+        print(f"\n{shown_ratio:g}x model, given {prompt!r}:\n    {sample[len(prompt) :]!r}")
 
     directory = given.output / "model"
     save_mla_model(shown, tokenizer, directory)
     loaded, _ = load_mla_model(directory)
-    ids = tokenizer(PROMPT, return_tensors="pt").input_ids
+    ids = tokenizer(PROMPTS[0][0], return_tensors="pt").input_ids
     with torch.no_grad():
         same = torch.equal(shown(ids).logits, loaded(ids).logits)
     write_json(
         given.output / "results.json",
-        {"program": "demo", "models": records, "sample": sample, "reload_is_bit_equal": same},
+        {"program": "demo", "models": records, "samples": samples, "reload_is_bit_equal": same},
     )
-    print(f"saved to {directory} and loaded again: logits bit-equal: {same}")
+    print(f"\nsaved to {directory} and loaded again: logits bit-equal: {same}")
     print(f"table and plot: {given.output / 'results.json'}, {given.output / 'tradeoff.png'}")
     return 0 if same else 1
