@@ -1,7 +1,7 @@
 """Bits for every latent channel of all layers under one byte budget.
 
-Channels are decorrelated in the metric of the loss, so their losses add up: channel i of unit
-variance costs lambda_i * delta_i(b) when it is stored with b bits, and lambda_i when it is dropped.
+Channels are decorrelated in the metric of the loss, so their losses add up: channel i of variance
+v_i costs lambda_i * delta_i(b) when stored with b bits, and lambda_i * v_i when dropped.
 Channels go in runs of 16 (8 in narrow latents), sorted by lambda; each run gets the width that is
 worth its bytes (reverse water-filling over the lower convex hulls of all runs).
 """
@@ -93,11 +93,15 @@ def code_channels(
     return results
 
 
-def channel_losses(factor: LatentFactors, unit: Unit) -> Tensor:
-    """lambda of each channel: what losing one unit of its variance costs per layer, (R,)."""
-    up = factor.up
+def channel_costs(factor: LatentFactors, unit: Unit) -> Tensor:
+    """lambda of each channel: what a squared error of one costs per layer, (R,)."""
+    return torch.einsum("nr,nm,mr->r", factor.up, unit.metric, factor.up)
+
+
+def channel_variances(factor: LatentFactors, unit: Unit) -> Tensor:
+    """Variance of each channel, (R,); one, or less for channels that hardly vary."""
     variance = torch.einsum("rn,nm,rm->r", factor.encoder, unit.covariance, factor.encoder)
-    return torch.einsum("nr,nm,mr->r", up, unit.metric, up) * variance.clamp_min(0.0)
+    return variance.clamp_min(0.0)
 
 
 def measured_distortion(latents: Tensor, bits: int) -> Tensor:
@@ -114,36 +118,37 @@ def measured_distortion(latents: Tensor, bits: int) -> Tensor:
     return (levels[codes] * gain - latents).square().mean(0)
 
 
-def channel_reach(losses: Tensor, distortions: Tensor) -> Tensor:
+def channel_reach(costs: Tensor, distortions: Tensor) -> Tensor:
     """How far each channel may go before its token is escaped, (R,), float32.
 
     Clipping channel i at c costs lambda_i (|x| - c)^2; a gain makes the whole row coarser, which
     costs about what the row's coding costs already. The reach is where the two are equal.
 
     Args:
-        losses: lambda of each channel, (R,).
+        costs: lambda of each channel, (R,).
         distortions: mean squared error of each channel at its width, (R,).
     """
-    coding = (losses * distortions).sum()
+    coding = (costs * distortions).sum()
     tiny = torch.finfo(torch.float64).tiny
-    return (UNIFORM_CLIP + (coding / losses.clamp_min(tiny)).sqrt()).clamp_max(1e6).float()
+    return (UNIFORM_CLIP + (coding / costs.clamp_min(tiny)).sqrt()).clamp_max(1e6).float()
 
 
 def _latents(factor: LatentFactors, unit: Unit, sample: Tensor | None) -> Tensor:
     """Sampled latents (tokens, R), float64."""
     if sample is None:
-        variance = torch.einsum("rn,nm,rm->r", factor.encoder, unit.covariance, factor.encoder)
+        variance = channel_variances(factor, unit)
         generator = torch.Generator().manual_seed(0)
         normal = torch.randn(4096, len(variance), generator=generator, dtype=torch.float64)
-        return normal * variance.clamp_min(0.0).sqrt()
+        return normal * variance.sqrt()
     return (sample.double() - factor.mean) @ factor.encoder.T
 
 
 def _groups(
     index: int, factor: LatentFactors, unit: Unit, latents: Tensor, widths: Sequence[int]
 ) -> list[ChannelGroup]:
-    losses = channel_losses(factor, unit)
-    tables = {bits: losses * measured_distortion(latents, bits) for bits in widths}
+    costs = channel_costs(factor, unit)
+    losses = costs * channel_variances(factor, unit)
+    tables = {bits: costs * measured_distortion(latents, bits) for bits in widths}
     groups = []
     length = NARROW_RUN_CHANNELS if len(losses) < NARROW_LATENT else RUN_CHANNELS
     for part in _parts(factor):
@@ -238,7 +243,7 @@ def _reduced(
             runs[-1] = (runs[-1][0] + len(group.channels), bits)
         else:
             runs.append((len(group.channels), bits))
-    losses = channel_losses(factor, unit)
+    costs = channel_costs(factor, unit)[channels]
     codec = RowCodec(tuple(runs))
     exact = latents[:, channels].float()
     widths = torch.cat([torch.full((len(group.channels),), bits) for group, bits in kept])
@@ -246,13 +251,13 @@ def _reduced(
         bits: measured_distortion(latents, bits)[channels] for bits in widths.unique().tolist()
     }
     distortions = sum(torch.where(widths == bits, table, 0.0) for bits, table in tables.items())
-    reach = channel_reach(losses[channels], distortions)
+    reach = channel_reach(costs, distortions)
     coded = codec.decode(codec.encode(exact, reach), torch.float32)
     distortion = (coded - exact).double().square().mean(0)
     up, down = factor.up[:, channels], factor.encoder[channels]
     identity = torch.eye(2 * unit.width, dtype=torch.float64)
     loss = projection_loss(up, down, unit.covariance, unit.metric)
-    loss += float((losses[channels] * distortion).sum())
+    loss += float((costs * distortion).sum())
     error = projection_loss(up, down, unit.covariance, identity)
     error += float((up.square().sum(0) * distortion).sum())
     reduced = replace(

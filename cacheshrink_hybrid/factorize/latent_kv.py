@@ -28,6 +28,8 @@ from ..linalg import (
 from ..spec import BYTES_16BIT
 from .allocation import Spectrum, fixed_ranks, global_ranks, uniform_ranks
 
+SPREAD_FLOOR = 1e-2
+"""Least standard deviation, as a share of the largest, that a channel is scaled by."""
 EQUAL_LOSS = 1.01
 """Within 1 % of the joint latent's loss, `auto` takes the separate one."""
 
@@ -40,7 +42,7 @@ class LatentFactors:
 
     Attributes:
         method: `joint`, `separate` or `xkv`.
-        encoder: E, (R, 2*J*D). Channels have unit variance where they vary at all.
+        encoder: E, (R, 2*J*D). Channels have unit variance, or less where they hardly vary.
         key_up: (J*D, Rk).
         value_up: (J*D, Rv).
         mean: (2*J*D,).
@@ -293,7 +295,9 @@ def _factors(
     variance = float(unit.covariance.trace())
     if group is None:
         spread = torch.einsum("rn,nm,rm->r", down, unit.covariance, down).clamp_min(0).sqrt()
-        scale = torch.where(spread > 1e-6 * spread.max(), spread, torch.ones_like(spread))
+        # Errors of the layers before reach all directions alike, so those that hardly vary must
+        # not be blown up to unit variance: what comes with the text would be a multiple of it.
+        scale = (spread.square() + (SPREAD_FLOOR * spread.max()) ** 2).sqrt().clamp_min(1e-30)
         down = down / scale[:, None]
         key_up = key_up * scale[: key_up.shape[1]]
         value_up = value_up * scale[-value_up.shape[1] :]

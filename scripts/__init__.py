@@ -1,0 +1,1 @@
+"""Programs of the checkout: demo, tests, benchmarks and the training of the demo model."""
