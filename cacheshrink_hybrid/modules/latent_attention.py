@@ -24,6 +24,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..plan import LatentPlan
 from .attention_parts import AttentionParts
+from .slot_rotary import in_pairs, turn_pairs_
 
 # Up to this many query tokens, scores over the whole context are cheaper than expanded values, and
 # small enough to hold. Covers decoding and the verification step of assisted decoding.
@@ -179,6 +180,25 @@ class LatentAttention(nn.Module):
             k = self.rotary.rotate(k, *angles)
         return k
 
+    def _keeps_pairs(self, query: Tensor, angles) -> bool:
+        """Whether keys may be rebuilt by `_keys_in_pairs`."""
+        if not angles or self.k_norm is not None or self.rotary is None:
+            return False
+        return self.rotary.turns_halves(query, angles[1][0])
+
+    def _keys_in_pairs(self, latent: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """`keys` as (B, S, J, D) with channels in pairs, so that they are rotated where they are;
+        half the memory traffic of rotating copies, which is what decoding on a CPU waits for."""
+        weight, bias = self.k_b_proj.weight, self.k_b_proj.bias
+        by_head = in_pairs(weight.unflatten(0, (-1, self.head_dim)).transpose(1, 2))
+        k = nn.functional.linear(
+            latent[..., : self.plan.key_rank],
+            by_head.transpose(1, 2).flatten(0, 1),
+            in_pairs(bias.unflatten(0, (-1, self.head_dim))).flatten(),
+        ).unflatten(-1, (-1, self.head_dim))
+        turn_pairs_(k, cos, sin)
+        return k
+
     def values(self, latent: Tensor) -> Tensor:
         """Values (B, J, S, D) of latents (B, S, R)."""
         v = self.v_b_proj(self._value_channels(latent))
@@ -209,6 +229,9 @@ class LatentAttention(nn.Module):
             scores = torch.matmul(absorbed, latent[..., : self.plan.key_rank].transpose(1, 2))
             offset = torch.matmul(grouped, self.k_b_proj.bias.view(J, D, 1))
             scores = scores.view(B, J, G * T, -1) + offset
+        elif self._keeps_pairs(query, angles):
+            k = self._keys_in_pairs(latent, *angles[1])
+            scores = torch.matmul(in_pairs(grouped), k.permute(0, 2, 3, 1))
         else:
             k = self.keys(latent, angles[1] if angles else None)
             scores = torch.matmul(grouped, k.transpose(2, 3))

@@ -49,6 +49,7 @@ class SlotRotary:
         self.position_axes = position_axes
         self.depends_on_length = depends_on_length
         self._angles: tuple[Tensor, Tensor] | None = None
+        self._halves: bool | None = None
 
     def angles(
         self, num_slots: int, like: Tensor, last: int | Tensor | None = None
@@ -109,6 +110,35 @@ class SlotRotary:
         """Rotate x (B, heads, T, D) by angles (B or 1, T, rotary dim)."""
         # The model's function takes queries and keys together; no heads of either cost nothing.
         return self.apply(x, x[:, :0], cos, sin)[0]
+
+    def turns_halves(self, x: Tensor, cos: Tensor) -> bool:
+        """Whether rotation is the complex multiplication of channel pairs (i, i + D/2), and can be
+        done in place: float32, the whole head, no gradients. Found out by trying, once."""
+        if torch.compiler.is_compiling() or x.requires_grad:
+            return False
+        if cos.shape[-1] != x.shape[-1] or x.dtype != torch.float32:
+            return False
+        if self._halves is None:
+            generator = torch.Generator().manual_seed(0)
+            probe = torch.randn(1, 1, 3, x.shape[-1], generator=generator)
+            angles = torch.randn(1, 3, x.shape[-1] // 2, generator=generator).repeat(1, 1, 2)
+            turned = self.apply(probe, probe[:, :0], angles.cos(), angles.sin())[0]
+            due = in_pairs(probe).transpose(1, 2).contiguous()
+            turn_pairs_(due, angles.cos(), angles.sin())
+            self._halves = torch.allclose(in_pairs(turned).transpose(1, 2), due, atol=1e-6)
+        return self._halves
+
+
+def in_pairs(x: Tensor) -> Tensor:
+    """Channels (..., D) in the order 0, D/2, 1, D/2 + 1, ..., so that a pair lies side by side."""
+    return x.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
+
+
+def turn_pairs_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
+    """Rotate x (B, S, heads, D), channels in pairs, in place by angles (B or 1, S, D)."""
+    half = x.shape[-1] // 2
+    turn = torch.complex(cos[..., :half].contiguous(), sin[..., :half].contiguous())
+    torch.view_as_complex(x.unflatten(-1, (-1, 2))).mul_(turn[:, :, None])
 
 
 def _matches(kept: Tensor, like: Tensor) -> bool:

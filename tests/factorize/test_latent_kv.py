@@ -196,7 +196,10 @@ def test_channels_have_unit_variance() -> None:
     for method in ("joint", "separate"):
         (factors,) = factors_of([unit], method, FULL_BYTES / 2)
         covariance = factors.encoder @ unit.covariance @ factors.encoder.T
-        assert torch.allclose(covariance.diagonal(), torch.ones(WIDTH, dtype=torch.float64))
+        # A floor of 1 % of the largest deviation keeps channels that hardly vary below one.
+        variance = covariance.diagonal()
+        assert torch.allclose(variance[:4], torch.ones(4, dtype=torch.float64), rtol=0.02)
+        assert (variance <= 1 + 1e-9).all()
 
 
 def test_groups_of_xkv() -> None:
