@@ -196,7 +196,8 @@ class LatentAttention(nn.Module):
             by_head.transpose(1, 2).flatten(0, 1),
             in_pairs(bias.unflatten(0, (-1, self.head_dim))).flatten(),
         ).unflatten(-1, (-1, self.head_dim))
-        turn_pairs_(k, cos, sin)
+        assert self.rotary is not None
+        turn_pairs_(k, self.rotary.turns(cos, sin))
         return k
 
     def values(self, latent: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ slots and positions do not run in step.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,9 @@ class SlotRotary:
         self.position_axes = position_axes
         self.depends_on_length = depends_on_length
         self._angles: tuple[Tensor, Tensor] | None = None
+        self._turns: tuple[Tensor, Tensor] | None = None
         self._halves: bool | None = None
+        self._step: tuple[tuple, Any] | None = None
 
     def angles(
         self, num_slots: int, like: Tensor, last: int | Tensor | None = None
@@ -96,6 +99,12 @@ class SlotRotary:
         """
         num_new = query.shape[2]
         at_key = slice(first_key, first_key + num_keys)
+        step = (first_query, first_key, num_keys, num_new, query.dtype, query.device)
+        keeps = isinstance(first_query, int) and not (
+            self.depends_on_length or torch.compiler.is_compiling()
+        )
+        if keeps and self._step is not None and self._step[0] == step:
+            return self._step[1]
         if isinstance(first_query, int):
             num_slots = max(first_query + num_new, at_key.stop)
             cos, sin = self.angles(num_slots, query, first_query + num_new - 1)
@@ -104,12 +113,26 @@ class SlotRotary:
             last = first_query + num_new - 1
             cos, sin = self.angles(at_key.stop, query, last)
             at_query = torch.arange(num_new, device=query.device) + first_query
-        return (cos[:, at_query], sin[:, at_query]), (cos[:, at_key], sin[:, at_key])
+        found = (cos[:, at_query], sin[:, at_query]), (cos[:, at_key], sin[:, at_key])
+        if keeps:  # the same for the next layer
+            self._step = (step, found)
+        return found
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Rotate x (B, heads, T, D) by angles (B or 1, T, rotary dim)."""
         # The model's function takes queries and keys together; no heads of either cost nothing.
         return self.apply(x, x[:, :0], cos, sin)[0]
+
+    def turns(self, cos: Tensor, sin: Tensor) -> Tensor:
+        """cos + i sin of the first half of the channels, (B or 1, S, D/2), for `turn_pairs_`.
+
+        All layers read the same slots in one step, so the last result is kept with what it is of.
+        """
+        if self._turns is None or self._turns[0] is not cos:
+            half = cos.shape[-1] // 2
+            turn = torch.complex(cos[..., :half].contiguous(), sin[..., :half].contiguous())
+            self._turns = (cos, turn)
+        return self._turns[1]
 
     def turns_halves(self, x: Tensor, cos: Tensor) -> bool:
         """Whether rotation is the complex multiplication of channel pairs (i, i + D/2), and can be
@@ -124,7 +147,7 @@ class SlotRotary:
             angles = torch.randn(1, 3, x.shape[-1] // 2, generator=generator).repeat(1, 1, 2)
             turned = self.apply(probe, probe[:, :0], angles.cos(), angles.sin())[0]
             due = in_pairs(probe).transpose(1, 2).contiguous()
-            turn_pairs_(due, angles.cos(), angles.sin())
+            turn_pairs_(due, self.turns(angles.cos(), angles.sin()))
             self._halves = torch.allclose(in_pairs(turned).transpose(1, 2), due, atol=1e-6)
         return self._halves
 
@@ -134,10 +157,8 @@ def in_pairs(x: Tensor) -> Tensor:
     return x.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
 
 
-def turn_pairs_(x: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Rotate x (B, S, heads, D), channels in pairs, in place by angles (B or 1, S, D)."""
-    half = x.shape[-1] // 2
-    turn = torch.complex(cos[..., :half].contiguous(), sin[..., :half].contiguous())
+def turn_pairs_(x: Tensor, turn: Tensor) -> None:
+    """Rotate x (B, S, heads, D), channels in pairs, in place by turns (B or 1, S, D/2)."""
     torch.view_as_complex(x.unflatten(-1, (-1, 2))).mul_(turn[:, :, None])
 
 
