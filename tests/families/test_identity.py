@@ -156,6 +156,8 @@ def test_attention_implementations(case: str, implementation: str) -> None:
         return
     for model in (source, converted):
         model.set_attn_implementation(implementation)
+    if case == "gemma2" and implementation == "sdpa":
+        source.set_attn_implementation("eager")  # where SDPA is allowed, it leaves the softcap out
     ids = random_ids(2, NUM_TOKENS)
     assert_same_logits(logits_of(converted, ids), logits_of(source, ids))
 

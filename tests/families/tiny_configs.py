@@ -346,7 +346,10 @@ def tiny_model(
     mistakes; here matrices are larger, and norms, biases and sinks are not at their neutral values.
     """
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(tiny_config(case, **changes), dtype=dtype).eval()
+    config = tiny_config(case, **changes)
+    # Older transformers give Gemma 2 an SDPA that leaves its softcap out.
+    choice = {"attn_implementation": "eager"} if config.model_type == "gemma2" else {}
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype, **choice).eval()
     model.tie_weights()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
