@@ -21,7 +21,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
-    """`model` (or `models`), --device, --dtype, --trust-remote-code, --attn-implementation."""
+    """`model` (or `models`), --device, --dtype, --trust-remote-code."""
     parser.add_argument(
         "models" if several else "model",
         nargs="+" if several else None,
