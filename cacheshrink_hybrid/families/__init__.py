@@ -36,6 +36,7 @@ __all__ = [
     "FAMILIES",
     "Family",
     "attention_at",
+    "layer_list_of",
     "layout_spec",
     "check_shared_weights",
     "family_of",
@@ -123,6 +124,13 @@ def _spec(config: PretrainedConfig, family: Family) -> ModelSpec:
         layers=tuple(layers),
         continues_in_pieces=family.continues_in_pieces,
     )
+
+
+def layer_list_of(config: PretrainedConfig) -> str:
+    """Path of the model's list of decoder layers."""
+    if config.model_type in MIXERS:
+        return MIXERS[config.model_type].path.partition(".{}")[0]
+    return family_of(config).attention.partition(".{}")[0]
 
 
 def _layer_types(config: PretrainedConfig) -> list[str]:

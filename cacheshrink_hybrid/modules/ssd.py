@@ -63,37 +63,57 @@ def ssd_scan(
     Returns:
         y (B, n, M, P), and the state after the last token.
     """
-    tokens, unread = x.shape[1], x.shape[1] - read.shape[1]
-    if state is None:
-        state = x.new_zeros(x.shape[0], *x.shape[2:], write.shape[-1])
-    if tokens == 1 and unread == 0:
+    if x.shape[1] == 1 and read.shape[1] == 1 and state is not None:
         y, state = ssd_step(state, x[:, 0], dt[:, 0], A, write[:, 0], read[:, 0])
         return y[:, None], state
-    outputs = [x[:, :0]]
+    return gated_scan(state, x * dt[..., None], dt * A, write, read)
+
+
+def gated_scan(
+    state: Tensor | None, values: Tensor, log_decay: Tensor, write: Tensor, read: Tensor
+) -> tuple[Tensor, Tensor]:
+    """S_t = exp(a_t) S_(t-1) + v_t B_t^T and y_t = S_t C_t, over T tokens, the last n read.
+
+    Args:
+        state: (B, M, P, r), or None for zeros.
+        values: v, (B, T, M, P).
+        log_decay: a <= 0, (B, T, M).
+        write: B, (B, T, G, r).
+        read: C of the last n tokens, (B, n, G, r).
+
+    Returns:
+        y (B, n, M, P), and the state after the last token.
+    """
+    tokens, unread = values.shape[1], values.shape[1] - read.shape[1]
+    if state is None:
+        state = values.new_zeros(values.shape[0], *values.shape[2:], write.shape[-1])
+    outputs = [values[:, :0]]
     for start in range(0, tokens, CHUNK):
         part = slice(start, min(start + CHUNK, tokens))
         seen = slice(max(0, part.start - unread), max(0, part.stop - unread))
-        y, state = _chunk(state, x[:, part], dt[:, part], A, write[:, part], read[:, seen])
+        y, state = _chunk(
+            state, values[:, part], log_decay[:, part], write[:, part], read[:, seen]
+        )
         outputs.append(y)
     return torch.cat(outputs, dim=1), state
 
 
 def _chunk(
-    state: Tensor, x: Tensor, dt: Tensor, A: Tensor, write: Tensor, read: Tensor
+    state: Tensor, values: Tensor, log_decay: Tensor, write: Tensor, read: Tensor
 ) -> tuple[Tensor, Tensor]:
-    M, tokens, n = x.shape[2], x.shape[1], read.shape[1]
+    tokens, M, n = values.shape[1], values.shape[2], read.shape[1]
+    y = values[:, :0]
     rows, columns = per_head(read, M).transpose(1, 2), per_head(write, M).transpose(1, 2)
-    values = (x * dt[..., None]).transpose(1, 2)  # (B, M, T, P)
-    log_decay = torch.cumsum(dt * A, dim=1).transpose(1, 2)  # (B, M, T)
-    y = x[:, :0]
+    values = values.transpose(1, 2)  # (B, M, T, P)
+    total = torch.cumsum(log_decay, dim=1).transpose(1, 2)  # (B, M, T)
     if n:
-        own = log_decay[..., tokens - n :]
-        between = own[..., :, None] - log_decay[..., None, :]
-        future = torch.ones(n, tokens, dtype=torch.bool, device=x.device).triu(tokens - n + 1)
+        own = total[..., tokens - n :]
+        between = own[..., :, None] - total[..., None, :]
+        future = torch.ones(n, tokens, dtype=torch.bool, device=values.device).triu(tokens - n + 1)
         weights = torch.exp(between.masked_fill(future, -torch.inf))
         inside = (rows @ columns.transpose(-1, -2) * weights) @ values
         before = (rows @ state.transpose(-1, -2)) * torch.exp(own)[..., None]
         y = (inside + before).transpose(1, 2)
-    to_end = torch.exp(log_decay[..., -1:] - log_decay)[..., None]
-    state = state * torch.exp(log_decay[..., -1])[..., None, None]
+    to_end = torch.exp(total[..., -1:] - total)[..., None]
+    state = state * torch.exp(total[..., -1])[..., None, None]
     return y, state + values.transpose(-1, -2) @ (columns * to_end)
