@@ -57,6 +57,9 @@ class CompressionConfig:
         scales: of few-bit channels: `static` (calibrated once, tokens that reach further escape by
             a gain) or `token` (a float16 scale per token and width).
         hadamard: mix the channels of each run by a Hadamard matrix before they are coded.
+        exact_sinks: first tokens of a sequence that stay at 16 bits, beside few-bit rows, in layers
+            without a sliding window.
+        exact_window: most recent tokens that stay at 16 bits.
         metric: what counts as loss: `fisher` (the model's own loss, one backward pass), `score`
             (queries and output projection, no backward pass), `activation` (plain PCA), `none`
             (weights only, no text).
@@ -82,6 +85,8 @@ class CompressionConfig:
     cache_bits: int | str = "auto"
     scales: str = "static"
     hadamard: bool = False
+    exact_sinks: int = 0
+    exact_window: int = 0
     metric: str = "fisher"
     rank_allocation: str = "global"
     metric_damping: float = 1e-4
@@ -170,6 +175,14 @@ class CompressionConfig:
                 "keep_early_layers_original=True needs xkv_skip_early_layers >= 1, "
                 "which says how many layers to keep"
             )
+        for name in ("exact_sinks", "exact_window"):
+            if not _is_int(getattr(self, name)) or getattr(self, name) < 0:
+                yield f"{name}={getattr(self, name)!r} must be a whole number >= 0"
+            elif getattr(self, name) and not self.coded:
+                yield (
+                    f"{name}={getattr(self, name)!r} keeps tokens from being coded, and these "
+                    "settings code none; leave it out"
+                )
         for name in ("num_calibration_samples", "max_calibration_length"):
             if not _is_int(getattr(self, name)) or getattr(self, name) < 1:
                 yield f"{name}={getattr(self, name)!r} must be a whole number >= 1"

@@ -12,7 +12,11 @@ from typing import Any
 
 from .codecs import RowCodec, RowFormat
 from .errors import PlanError
-from .spec import ModelSpec
+from .spec import BYTES_16BIT, ModelSpec
+
+CROP_SLACK = 32
+"""Tokens before an exact window that are kept exact as well, so that as many can be removed from
+the end (rejected guesses of assisted decoding) without leaving the window short."""
 
 READ_MODES = ("absorb", "reconstruct", "rotate")
 
@@ -47,6 +51,8 @@ class LatentPlan:
             are, in the model's dtype.
         frequencies: for `rotate`, the rotary frequency of each pair of key channels, -1 for pairs
             that are not rotated.
+        exact_sinks: first tokens of a sequence that are kept at 16 bits as well.
+        exact_window: most recent tokens, the last one included, that are kept at 16 bits as well.
         basis_group: number of the group of modules that share one basis; None if not shared.
         predicted_loss: expected loss of what was cut off, in units of the metric, summed over the
             layers served (nats per token for `fisher`).
@@ -67,6 +73,8 @@ class LatentPlan:
     runs: tuple[ChannelRun, ...]
     row_format: RowFormat | None = None
     frequencies: tuple[int, ...] | None = None
+    exact_sinks: int = 0
+    exact_window: int = 0
     basis_group: int | None = None
     predicted_loss: float = 0.0
     expected_error: float = 0.0
@@ -109,6 +117,16 @@ class LatentPlan:
         if self.row_format is not None:
             return self.row_format.row_bytes([(run.channels, run.bits) for run in self.runs])
         return sum(run.channels * run.bits // 8 for run in self.runs)
+
+    @property
+    def keeps_exact(self) -> bool:
+        """Whether some tokens are kept at 16 bits beside their rows."""
+        return self.exact_sinks > 0 or self.exact_window > 0
+
+    def exact_bytes(self, num_tokens: int) -> int:
+        """Bytes of a sequence's exact copies in one layer, which do not grow beyond the window."""
+        recent = min(num_tokens, self.exact_window + CROP_SLACK) if self.exact_window else 0
+        return (self.exact_sinks + recent) * self.kv_lora_rank * BYTES_16BIT
 
     @property
     def widths(self) -> str:
