@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import Cache
 
-from ..cache.state_layer import StateLayout, state_layer
+from ..cache.state_layer import StateCacheMixin, StateLayout, state_layer
 from ..errors import NotSupportedError
 from ..plan import StatePlan
 
@@ -61,10 +62,8 @@ class RecurrentMixer(nn.Module):
                 matrix = nn.Parameter(weight.new_zeros(shape), requires_grad=False)
             self.register_parameter(name, matrix)
 
-    def mix(
-        self, hidden_states: Tensor, attention_mask: Tensor | None, advance: Callable
-    ) -> Tensor:
-        """The mixer around `advance(inputs, reads, window)`; each kind has its own."""
+    def mix(self, hidden_states: Tensor, attention_mask: Tensor | None, layer: Any) -> Tensor:
+        """Everything before and after `advanced`; each kind of mixer has its own."""
         raise NotImplementedError
 
     def scan(
@@ -85,8 +84,12 @@ class RecurrentMixer(nn.Module):
             )
         layer = None
         if cache_params is not None and self.state_plan is not None:
-            layer = state_layer(cache_params, self.layer_idx, self.state_layout())
+            layer = self.take_over(cache_params)
         return self.mix(hidden_states, attention_mask, layer)
+
+    def take_over(self, cache: Cache) -> StateCacheMixin:
+        """This mixer's layer of a cache, which becomes one of ours at the first time."""
+        return state_layer(cache, self.layer_idx, self.state_layout())
 
     def state_layout(self) -> StateLayout:
         """How this mixer's states lie in a cache."""
