@@ -13,7 +13,13 @@ import torch
 from .calibrate import LatentStatistics, calibrate, weight_statistics
 from .calibrate.states import StateCalibration, StateStatistics, compressible_layers
 from .calibrate.text import load_texts, token_sequences
-from .config import DEFAULT_DEVICE_PROFILE, DEFAULT_RATIO, HEADWISE_METHODS, WIDTHS_OF, CompressionConfig
+from .config import (
+    DEFAULT_DEVICE_PROFILE,
+    DEFAULT_RATIO,
+    HEADWISE_METHODS,
+    WIDTHS_OF,
+    CompressionConfig,
+)
 from .device_profile import DeviceProfile
 from .errors import ConfigError, PlanError, UnsupportedModelError
 from .factorize import (
@@ -279,7 +285,7 @@ def _within_budget(
     if not config.changes_states:
         return latents(_budget(spec, parts, config)), (), []
     layers = compressible_layers(spec)
-    known = statistics.states or [None] * len(layers)
+    known: Sequence[StateStatistics | None] = statistics.states or [None] * len(layers)
     state_units = [
         make_state_unit(layer, stats, config) for layer, stats in zip(layers, known, strict=True)
     ]

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from .cache import make_cache
-from .errors import UnsupportedModelError
 from .calibrate.states import mixer_modules
+from .errors import UnsupportedModelError
 from .factorize import LatentFactors
 from .factorize.state_plan import StateFactors
 from .families import attention_at, model_spec, read_attention, replace_attention
@@ -294,12 +294,13 @@ def compression_disabled(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
             "the original attention is not there to switch back to; convert with "
             "store_original_weights=True"
         )
-    for module in (*modules, *mixers):
+    switched: list[Any] = [*modules, *mixers]
+    for module in switched:
         module.compression_disabled = True
     try:
         yield model
     finally:
-        for module in (*modules, *mixers):
+        for module in switched:
             module.compression_disabled = False
 
 

@@ -125,9 +125,7 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin):
         layout, L = self.layout, self.layout.replay_length
         self._owner, self._no_reads = weakref.ref(owner), reads[:, :0].detach()
         if L > 1 or self.record_past:
-            inputs = tuple(
-                _rounded(x, layout.input_dtype(i)) for i, x in enumerate(inputs)
-            )
+            inputs = tuple(_rounded(x, layout.input_dtype(i)) for i, x in enumerate(inputs))
         first = not self.is_recurrent_states_initialized[0] and not self.num_pending
         if self.record_past:
             if self.recorded is not None:
@@ -308,7 +306,7 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin):
 
 def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
     """`x` with what storing it in `dtype` leaves of it, saturating, in its own dtype."""
-    if x.dtype == dtype or dtype == torch.float32:
+    if dtype in (x.dtype, torch.float32):
         return x
     limit = torch.finfo(dtype).max
     return x.clamp(-limit, limit).to(dtype).to(x.dtype)
@@ -340,7 +338,8 @@ def state_layer(cache: Cache, layer_idx: int, layout: StateLayout) -> StateCache
                 f"layer {layer_idx} of this {type(cache).__name__} is a {type(layer).__name__}, "
                 "which has no place for a recurrent state; use make_cache(model)"
             )
-        layer.__class__ = _state_layer_class(type(layer))
+        source_class: Any = type(layer)
+        layer.__class__ = _state_layer_class(source_class)
         layer.start(layout)
     elif layer.layout != layout:
         raise NotSupportedError(

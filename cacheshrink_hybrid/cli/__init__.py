@@ -17,6 +17,7 @@ PROGRAMS = {
     "perplexity": "measure perplexity through the cache",
     "memory": "count the bytes of live caches",
     "recall": "measure how much a model remembers, by distance",
+    "states": "perplexity and recall against bytes of recurrent state",
     "sweep": "perplexity against stored bytes over ratios, methods and codes",
     "generate": "continue a prompt",
 }

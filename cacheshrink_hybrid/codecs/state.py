@@ -7,8 +7,8 @@
     float8     1 byte (e4m3), and a scale byte for every channel of a head
 
 A scale byte q means 2^((q - 192) / 6): 256 steps of 12 % from 2^-32 to 2^10, rounded up, so that
-nothing is clipped whose size lies between 3e-8 and 1.8e5. Blocks run along the values (P) of one channel, because channels of
-a balanced basis differ in size far more than values do.
+nothing is clipped whose size lies between 3e-8 and 1.8e5. Blocks run along the values (P) of one
+channel, because channels of a balanced basis differ in size far more than values do.
 """
 
 from __future__ import annotations

@@ -176,12 +176,14 @@ def _plans(
     budget_bytes: float,
 ) -> list[StatePlan]:
     codes = [codes_of(unit) for unit in units]
-    empty = [_plan(unit, code, (0,) * unit.sizes[3], replay) for unit, code in zip(units, codes)]
+    empty = [
+        _plan(unit, code, (0,) * unit.sizes[3], replay)
+        for unit, code in zip(units, codes, strict=True)
+    ]
     fixed = sum(plan.bytes_per_sequence for plan in empty)
     spectra = []
     for unit, code in zip(units, codes, strict=True):
-        M, _, N, G = unit.sizes
-        for g in range(G):
+        for g in range(unit.sizes[3]):
             spectra.append(
                 Spectrum(
                     values=_gains(unit, g),
