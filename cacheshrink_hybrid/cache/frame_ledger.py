@@ -20,6 +20,7 @@ from ..errors import CacheFullError, FrameError
 FRAME_BITS = 32
 FRAME_MASK = (1 << FRAME_BITS) - 1
 NEXT_GENERATION = 1 << FRAME_BITS
+FREE = -(1 << 63)
 MAX_FRAMES = 2**31 - 1
 
 Handles = NDArray[np.int64]
@@ -64,8 +65,7 @@ class FrameLedger:
         self.kinds: list[str] = []
         # Last in, first out, and a fresh pool gives out ascending numbers: 1, 2, 3, ...
         self._free = np.arange(num_frames, 0, -1, dtype=np.int64)
-        self._handles = np.arange(num_frames + 1, dtype=np.int64)
-        self._handles[0] = -1
+        self._handles = np.arange(num_frames + 1, dtype=np.int64) | FREE
         self._references = np.zeros(num_frames + 1, dtype=np.int32)
         self._kind = np.zeros(num_frames + 1, dtype=np.int8)
         self._mark = np.zeros(num_frames + 1, dtype=np.int64)
@@ -91,7 +91,7 @@ class FrameLedger:
             )
         frames = self._free[left : self.num_free][::-1]
         handles = self._handles[frames]
-        handles += NEXT_GENERATION
+        handles ^= FREE
         self._handles[frames] = handles
         self._references[frames] = 1
         self._kind[frames] = self._kind_number(kind)
@@ -126,7 +126,7 @@ class FrameLedger:
         count = len(freed)
         # Pushed in reverse, so that the frames come out again in the order of `handles`.
         self._free[self.num_free : self.num_free + count] = freed[::-1]
-        self._handles[freed] += NEXT_GENERATION
+        self._handles[freed] += NEXT_GENERATION + FREE
         self.num_free += count
         return handles if count == len(frames) else handles[references == 0]
 
@@ -145,7 +145,7 @@ class FrameLedger:
         self._free = np.concatenate(
             [fresh, self._free[: self.num_free], np.zeros(self.num_held, dtype=np.int64)]
         )
-        self._handles = np.concatenate([self._handles, fresh[::-1]])
+        self._handles = np.concatenate([self._handles, fresh[::-1] | FREE])
         for name in ("_references", "_kind", "_mark"):
             old = getattr(self, name)
             setattr(self, name, np.concatenate([old, np.zeros(added, dtype=old.dtype)]))
@@ -187,10 +187,14 @@ class FrameLedger:
             raise FrameError(f"frames {wrong[:8].tolist()} are not free or held exactly once")
         if ((self._handles & FRAME_MASK)[1:] != np.arange(1, self.num_frames + 1)).any():
             raise FrameError("a frame's handle names another frame")
-        if ((self._handles >> FRAME_BITS & 1)[1:] != held[1:]).any():
-            raise FrameError("a frame's generation is odd though free, or even though held")
+        if ((self._handles < 0) == held).any():
+            raise FrameError("a free frame has a handle, or a held one has none")
 
     def _frames_of(self, handles: Handles) -> NDArray[np.int64]:
+        if handles.dtype != np.int64:
+            raise FrameError(
+                f"handles are 64-bit integers, not {handles.dtype}; give them as they came"
+            )
         frames = handles & FRAME_MASK
         count = len(frames)
         if not count:
@@ -216,11 +220,9 @@ class FrameLedger:
                 raise FrameError(f"frame {frame} is none of frames 1 to {self.num_frames}")
             if self._handles[frame] != handle:
                 raise FrameError(
-                    f"the handle of frame {frame} (generation {handle >> FRAME_BITS}) is stale: "
-                    f"the frame is in generation {int(self._handles[frame]) >> FRAME_BITS} with "
-                    f"{int(self._references[frame])} references; it was released before"
+                    f"the handle of frame {frame} (generation {handle >> FRAME_BITS}) is "
+                    "stale: the frame was released since, or never given out"
                 )
-        raise FrameError("handles are not 64-bit integers as allocate() gives them")
 
     def _kind_number(self, kind: str) -> int:
         try:

@@ -142,7 +142,7 @@ def test_integrity_sees_each_fault() -> None:
         (lambda ledger: ledger._references.__setitem__(0, 1), "frame 0"),
         (lambda ledger: ledger._references.__setitem__(1, -1), "negative"),
         (lambda ledger: ledger._handles.__setitem__(1, 2), "another frame"),
-        (lambda ledger: ledger._handles.__setitem__(1, 1), "generation"),
+        (lambda ledger: ledger._handles.__setitem__(3, 3), "has a handle"),
     ):
         ledger = FrameLedger(4)
         ledger.allocate(2)
@@ -181,6 +181,7 @@ def test_random_traffic_against_sets(seed: int) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_gpu() -> None:
     pool = FramePool(4, 8, device="cuda", poison=True)
     held = pool.allocate(2)
