@@ -134,6 +134,14 @@ class FrameLedger:
         """Reference counts, after checking the handles."""
         return self._references[self._frames_of(handles)]
 
+    def reference_counts(self) -> NDArray[np.int32]:
+        """Reference counts of frames 0 to num_frames; not to be written to."""
+        return self._references
+
+    def references_of(self, frame: int) -> int:
+        """Reference count of one frame number."""
+        return int(self._references[frame])
+
     def grow(self, num_frames: int) -> None:
         """Add frames up to `num_frames`; they are given out after those that are free now."""
         added = num_frames - self.num_frames
@@ -234,6 +242,4 @@ class FrameLedger:
 
 def frame_ids(handles: Handles) -> NDArray[np.int32]:
     """The frame numbers in handles; -1 stays -1."""
-    ids = (handles & FRAME_MASK).astype(np.int32)
-    ids[handles < 0] = -1
-    return ids
+    return np.where(handles < 0, -1, handles & FRAME_MASK).astype(np.int32)
