@@ -344,6 +344,16 @@ class SequenceStore:
             return False
         return True
 
+    def resume_point(self, seq_id: Hashable, position: int) -> int:
+        """The furthest position up to `position` at which the sequence, or a copy of its prefix,
+        can go on; 0 if it has to start again."""
+        sequence = self._known(seq_id)
+        places = [min(position, sequence.num_tokens)]
+        if self.layout.state.num_frames:
+            kept = (*sequence.checkpoints, sequence.num_tokens)
+            places = sorted((p for p in kept if p <= position), reverse=True)
+        return next((place for place in places if self.can_resume(seq_id, place)), 0)
+
     def remove(self, seq_id: Hashable, begin: int, end: int | None = None) -> None:
         """Forget the tokens [begin, end); later ones move down to `begin`.
 
