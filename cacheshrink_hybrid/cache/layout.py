@@ -31,7 +31,7 @@ TOKENS_PER_FRAME = (64, 32, 16, 8)
 TOKEN_MULTIPLE = 8
 STATE_FRAME_BYTES = (65536, 32768, 16384, 8192, 4096, 2048, 1024, 512, 256)
 REFERENCE_TOKENS = 1024
-WASTE_TOLERANCE = 0.01
+WASTE_TOLERANCE = 0.008
 # Frames may be stretched by this share so that state rows fill them without a gap, which lets
 # neighbouring frames be read as one tensor.
 STRETCH_TOLERANCE = 0.001
