@@ -54,6 +54,7 @@ def measure_cache_memory(
     source_per_token = [source for source, _, _ in layers]
     stored_per_token = [stored for _, stored, _ in layers]
     live_per_token = [stored * (1 if coded else scale) for _, stored, coded in layers]
+    latents = plan_of(model).latents if is_converted(model) else ()
     windows = [
         layer.attention.sliding_window
         for layer in model_spec(model.config).attention_layers
@@ -63,6 +64,9 @@ def measure_cache_memory(
     for length in sequence_lengths:
         held = [length if window is None else min(length, window) for window in windows]
         expected = _total(live_per_token, held, batch_size)
+        expected += batch_size * sum(
+            latent.exact_bytes(length) * len(latent.layer_ids) for latent in latents
+        )
         source = _total(source_per_token, held, scale * batch_size)
         counted = _live_bytes(model, length, batch_size)
         lengths[length] = {
