@@ -87,15 +87,28 @@ def plot_front(path: Path, records: Sequence[dict[str, Any]], title: str) -> Non
     _save(figure, path)
 
 
-def _axes(records: Sequence[dict[str, Any]], title: str):
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ConfigError("the plot needs matplotlib; install cacheshrink_hybrid[eval]") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+def plot_bars(path: Path, groups: dict[str, dict[str, float]], title: str, label: str) -> None:
+    """Bars of `groups[group][series]`, one colour per series.
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    Raises:
+        ConfigError: if matplotlib is not installed.
+    """
+    figure, axes = _pyplot().subplots(figsize=(9, 4.2), layout="constrained")
+    names = list(dict.fromkeys(name for group in groups.values() for name in group))
+    width = 0.8 / len(names)
+    for number, name in enumerate(names):
+        places = [place + (number + 0.5) * width - 0.4 for place in range(len(groups))]
+        axes.bar(places, [group.get(name, 0.0) for group in groups.values()], width, label=name)
+    axes.set_xticks(range(len(groups)), list(groups), fontsize=8)
+    axes.set_ylabel(label)
+    axes.set_title(title)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(fontsize=8, ncols=2)
+    _save(figure, path)
+
+
+def _axes(records: Sequence[dict[str, Any]], title: str):
+    figure, axes = _pyplot().subplots(figsize=(7, 4.2), layout="constrained")
     sizes = sorted({record["bytes_per_token"] for record in records})
     axes.set_xscale("log", base=2)
     if len(sizes) <= MAX_TICKS:
@@ -109,6 +122,17 @@ def _axes(records: Sequence[dict[str, Any]], title: str):
     axes.margins(0.12, 0.15)
     axes.grid(alpha=0.3)
     return figure, axes
+
+
+def _pyplot():
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ConfigError("the plot needs matplotlib; install cacheshrink_hybrid[eval]") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
 
 
 def _save(figure, path: Path) -> None:
