@@ -35,3 +35,7 @@ class CheckpointError(CacheShrinkError, ValueError):
 
 class NotSupportedError(CacheShrinkError, RuntimeError):
     """An operation would give wrong results on this model or cache, so it is refused."""
+
+
+class KernelUnavailableError(CacheShrinkError, RuntimeError):
+    """`backend="triton"` was asked for where no Triton kernel can run."""
