@@ -6,14 +6,29 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .codecs.row_format import SCALES, RowFormat
+from .device_profile import DeviceProfile
 from .errors import ConfigError
 
-METHODS = ("auto", "joint", "separate", "xkv")
+METHODS = ("auto", "joint", "separate", "xkv", "per_head", "rotate")
+OBJECTIVES = ("memory", "speed", "auto")
 METRICS = ("fisher", "score", "activation", "none")
 RANK_ALLOCATIONS = ("global", "uniform")
-WIDTHS_OF: dict[int | str, tuple[int, ...]] = {"auto": (2, 4, 8, 16), 16: (16,), 8: (8,), 4: (4,)}
+WIDTHS_OF: dict[int | str, tuple[int, ...]] = {
+    "auto": (2, 4, 8, 16),
+    16: (16,),
+    8: (8,),
+    4: (4,),
+    "fp8": (8,),
+    "fp8_e5m2": (8,),
+    "fp16": (16,),
+    "bf16": (16,),
+}
 """Widths in bits that a setting of `cache_bits` lets a run of channels have, besides 0."""
 DEFAULT_RATIO = 4.0
+DEFAULT_DEVICE_PROFILE = "H100"
+HEADWISE_METHODS = ("per_head", "rotate")
+"""Methods for layers that rotate their keys; other layers take `joint` beside them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,20 +39,31 @@ class CompressionConfig:
         compression_ratio: original cache bytes per token at 16 bits per element, divided by the
             bytes per token stored. 1.0 keeps every rank (an exact rewrite).
         compression_method: `joint` (one latent for [k; v] of a layer), `separate` (K and V apart),
-            `xkv` (separate, with bases shared by groups of layers), or `auto` (by layer: joint,
-            or separate where that loses nothing, because it is cheaper to read).
+            `xkv` (separate, with bases shared by groups of layers), `per_head` (a latent for the
+            keys of each head, one for all values), `rotate` (keys stored after rotation, in a basis
+            that commutes with it) or `auto` (by layer, as `objective` says).
+        objective: what `auto` goes by: `memory` (joint; with 16 bits separate where that loses
+            nothing, because it is cheaper to read), `speed` (the kind that a decode step reads
+            fastest by a model of the device), `auto` (as speed, where the loss stays close).
+        device_profile: the device of that model: a name of `device_profile.DEVICE_PROFILES`,
+            or `BYTES_PER_SECOND:OPERATIONS_PER_SECOND`.
         d_latent: explicit number of latent channels instead of a ratio: per layer for `joint`,
             for K and for V each with `separate` and `xkv`.
         cache_bits: bits per stored latent element. `auto` chooses 16, 8, 4, 2 or 0 for every run of
             channels by what it is worth, and 16 throughout where ranks are fixed (`d_latent`,
             `uniform`, `xkv`) or nothing is to be saved (ratio 1); 8 and 4 choose between that
-            width and 0; 16 stores latents as they are, in the model's dtype.
+            width and 0; 16 stores latents as they are, in the model's dtype. `fp8` (e4m3),
+            `fp8_e5m2`, `fp16` and `bf16` store all kept channels in that number format.
+        scales: of few-bit channels: `static` (calibrated once, tokens that reach further escape by
+            a gain) or `token` (a float16 scale per token and width).
+        hadamard: mix the channels of each run by a Hadamard matrix before they are coded.
         metric: what counts as loss: `fisher` (the model's own loss, one backward pass), `score`
             (queries and output projection, no backward pass), `activation` (plain PCA), `none`
             (weights only, no text).
         rank_allocation: `global` (one budget over all layers, ranks where the loss is) or
             `uniform`.
-        metric_damping: share of its largest eigenvalue added to the diagonal of the metric.
+        metric_damping: share of its largest eigenvalue added to the diagonal of the metric
+            (`fisher` and `score`).
         cross_layer_group_size: layers that share a basis; `xkv` only.
         xkv_skip_early_layers: first attention layers that do not share a basis; `xkv` only.
         keep_early_layers_original: leave those skipped layers uncompressed; `xkv` only.
@@ -45,13 +71,17 @@ class CompressionConfig:
             `compression_disabled(model)` can switch back to it.
         num_calibration_samples: sequences of calibration text.
         max_calibration_length: tokens per calibration sequence.
-        seed: seeds the sampled labels of the Fisher metric and the choice of calibration text.
+        seed: seeds the labels that the `fisher` metric samples.
     """
 
     compression_ratio: float = DEFAULT_RATIO
     compression_method: str = "auto"
     d_latent: int | None = None
+    objective: str = "memory"
+    device_profile: str = DEFAULT_DEVICE_PROFILE
     cache_bits: int | str = "auto"
+    scales: str = "static"
+    hadamard: bool = False
     metric: str = "fisher"
     rank_allocation: str = "global"
     metric_damping: float = 1e-4
@@ -79,6 +109,8 @@ class CompressionConfig:
             )
         for name, allowed in (
             ("compression_method", METHODS),
+            ("objective", OBJECTIVES),
+            ("scales", SCALES),
             ("metric", METRICS),
             ("rank_allocation", RANK_ALLOCATIONS),
         ):
@@ -95,6 +127,7 @@ class CompressionConfig:
                     f"cache_bits={self.cache_bits!r} chooses ranks together with widths; leave "
                     "d_latent and rank_allocation out, or give cache_bits=16"
                 )
+        yield from self._faults_of_reading()
         if self.d_latent is not None:
             if not _is_int(self.d_latent) or self.d_latent < 1:
                 yield f"d_latent={self.d_latent!r} must be a whole number >= 1"
@@ -110,12 +143,18 @@ class CompressionConfig:
                 )
         if not (isinstance(self.metric_damping, (int, float)) and 0 < self.metric_damping < 1):
             yield f"metric_damping={self.metric_damping!r} must lie between 0 and 1"
+        defaults = type(self).__dataclass_fields__
+        for name, users in (("metric_damping", ("fisher", "score")), ("seed", ("fisher",))):
+            if self.metric not in users and getattr(self, name) != defaults[name].default:
+                yield (
+                    f"{name}={getattr(self, name)!r} has no effect with metric={self.metric!r}, "
+                    f"only with {' and '.join(users)}; leave it out"
+                )
         if not _is_int(self.cross_layer_group_size) or self.cross_layer_group_size < 1:
             yield f"cross_layer_group_size={self.cross_layer_group_size!r} must be >= 1"
         if not _is_int(self.xkv_skip_early_layers) or self.xkv_skip_early_layers < 0:
             yield f"xkv_skip_early_layers={self.xkv_skip_early_layers!r} must be >= 0"
         if self.compression_method != "xkv":
-            defaults = type(self).__dataclass_fields__
             for name in (
                 "cross_layer_group_size",
                 "xkv_skip_early_layers",
@@ -135,6 +174,34 @@ class CompressionConfig:
             if not _is_int(getattr(self, name)) or getattr(self, name) < 1:
                 yield f"{name}={getattr(self, name)!r} must be a whole number >= 1"
 
+    def _faults_of_reading(self):
+        try:
+            DeviceProfile.parse(self.device_profile)
+        except ConfigError as error:
+            yield str(error)
+        if self.objective == "memory" and self.device_profile != DEFAULT_DEVICE_PROFILE:
+            yield (
+                f"device_profile={self.device_profile!r} is used by objective='speed' and 'auto' "
+                "only; leave it out, or choose an objective"
+            )
+        if self.objective != "memory" and self.compression_method != "auto":
+            yield (
+                f"objective={self.objective!r} chooses the method by layer, so it cannot be given "
+                f"with compression_method={self.compression_method!r}; leave one of them out"
+            )
+        by_layer = self.objective != "memory" or self.compression_method in HEADWISE_METHODS
+        if by_layer and (self.d_latent is not None or self.rank_allocation != "global"):
+            yield (
+                "d_latent and rank_allocation are for compression_method 'joint', 'separate' and "
+                "'xkv'; leave them out"
+            )
+        leveled = self.coded and self.cache_bits in ("auto", 8, 4)
+        if not leveled and (self.scales != "static" or self.hadamard):
+            yield (
+                "scales and hadamard are for few-bit levels, which these settings do not use "
+                f"(cache_bits={self.cache_bits!r}); leave them out"
+            )
+
     @property
     def coded(self) -> bool:
         """Whether latents are stored as rows of few-bit codes."""
@@ -144,6 +211,15 @@ class CompressionConfig:
                 fixed_ranks or self.compression_method == "xkv" or self.compression_ratio == 1
             )
         return self.cache_bits != 16
+
+    def row_format(self, alignment: int) -> RowFormat:
+        """How this setting of `cache_bits` writes rows."""
+        return RowFormat(
+            scales=self.scales,
+            half="bfloat16" if self.cache_bits == "bf16" else "float16",
+            byte={"fp8": "e4m3", "fp8_e5m2": "e5m2"}.get(str(self.cache_bits), "uniform"),
+            alignment=alignment,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,9 +11,24 @@ import torch
 
 from .calibrate import LatentStatistics, calibrate, weight_statistics
 from .calibrate.text import load_texts, token_sequences
-from .config import WIDTHS_OF, CompressionConfig
+from .config import DEFAULT_DEVICE_PROFILE, HEADWISE_METHODS, WIDTHS_OF, CompressionConfig
+from .device_profile import DeviceProfile
 from .errors import ConfigError, PlanError, UnsupportedModelError
-from .factorize import LatentFactors, code_channels, factorize, full_rank_factors, make_unit
+from .factorize import (
+    CodedFactors,
+    KeyShape,
+    Reader,
+    Unit,
+    code_channels,
+    factorize,
+    fastest_factors,
+    full_rank_factors,
+    headwise_factors,
+    make_unit,
+    read_operations,
+    read_seconds,
+    row_alignment,
+)
 from .families import check_shared_weights, model_spec, read_attention
 from .latent_model import convert_in_place, is_converted
 from .modules.attention_parts import AttentionParts
@@ -44,7 +60,11 @@ def convert_to_mla(
     calibration_dataset_subset: str | None = DEFAULT_SUBSET,
     num_calibration_samples: int = 128,
     max_calibration_length: int = 512,
+    objective: str = "memory",
+    device_profile: str = DEFAULT_DEVICE_PROFILE,
     cache_bits: int | str = "auto",
+    scales: str = "static",
+    hadamard: bool = False,
     metric: str | None = None,
     rank_allocation: str = "global",
     metric_damping: float = 1e-4,
@@ -91,7 +111,11 @@ def convert_to_mla(
         compression_ratio=compression_ratio,
         compression_method=compression_method,
         d_latent=d_latent,
+        objective=objective,
+        device_profile=device_profile,
         cache_bits=cache_bits,
+        scales=scales,
+        hadamard=hadamard,
         metric=metric if metric is not None else ("fisher" if use_calibration else "none"),
         rank_allocation=rank_allocation,
         metric_damping=metric_damping,
@@ -173,20 +197,13 @@ def convert_model(
     if statistics is None:
         statistics = _statistics(model, compressed, config, sequences, progress)
     units = [
-        make_unit(stats, len(part.layer_ids), config.metric_damping)
+        make_unit(stats, len(part.layer_ids), config.metric_damping, _key_shape(part))
         for part, stats in zip(compressed, statistics, strict=True)
     ]
-    runs: list[tuple[tuple[int, int], ...]]
-    if not config.coded:
-        factors = factorize(units, config, budget)
-        runs = [((factor.encoder.shape[0], 16),) for factor in factors]
-    else:
-        samples = [stats.samples for stats in statistics]
-        full = full_rank_factors(units, config)
-        coded = code_channels(full, units, samples, WIDTHS_OF[config.cache_bits], budget)
-        factors = [factor for factor, _ in coded]
-        runs = [run for _, run in coded]
-    plan = _plan(spec, compressed, factors, runs, config)
+    samples = [stats.samples for stats in statistics]
+    results = _factors(compressed, units, samples, config, budget)
+    plan = _plan(spec, compressed, results, config)
+    factors = [result.factors for result in results]
     convert_in_place(model, compressed, factors, plan, keep_source=config.store_original_weights)
     return plan
 
@@ -255,30 +272,75 @@ def _statistics(
     )
 
 
+def _key_shape(part: AttentionParts) -> KeyShape:
+    J, D = part.num_key_value_heads, part.head_dim
+    if part.rotary is None:
+        return KeyShape(num_heads=J, head_dim=D, cannot_rotate="they are not rotated at all")
+    width = part.rotary.rotated_halves(D)
+    reason = None
+    if part.k_norm is not None:
+        reason = "they are normalised before rotation"
+    elif part.rotary.depends_on_length:
+        reason = "their angles depend on the length of the text"
+    elif width is None:
+        reason = "the rotation does not turn pairs (i, i + n) of channels"
+    return KeyShape(num_heads=J, head_dim=D, rotary_dim=width or D, cannot_rotate=reason)
+
+
+def _factors(
+    parts: list[AttentionParts],
+    units: list[Unit],
+    samples: list[Tensor | None],
+    config: CompressionConfig,
+    budget: float,
+) -> list[CodedFactors]:
+    """Bases, ranks and widths of all modules."""
+    headwise = config.compression_method in HEADWISE_METHODS
+    if not (config.coded or headwise or config.objective != "memory"):
+        return [
+            CodedFactors(
+                factors=factor,
+                runs=((factor.encoder.shape[0], 16),),
+                escaped_share=0.0,
+                saturated_share=0.0,
+            )
+            for factor in factorize(units, config, budget)
+        ]
+    widths = WIDTHS_OF[config.cache_bits] if config.coded else (16,)
+    formats = [
+        config.row_format(row_alignment(unit.width) if config.coded else 1) for unit in units
+    ]
+    if headwise:
+        full = headwise_factors(units, config.compression_method)
+    elif config.objective == "memory":
+        full = list(zip(full_rank_factors(units, config), units, strict=True))
+    else:
+        readers = [
+            Reader(num_heads=part.num_attention_heads, read_mode=part.read_mode) for part in parts
+        ]
+        profile = DeviceProfile.parse(config.device_profile)
+        full = fastest_factors(
+            units, samples, readers, widths, budget, formats, config.objective, profile
+        )
+    return code_channels(
+        [factor for factor, _ in full],
+        [unit for _, unit in full],
+        samples,
+        widths,
+        budget,
+        formats=formats,
+        hadamard=config.hadamard,
+    )
+
+
 def _plan(
     spec: ModelSpec,
     parts: list[AttentionParts],
-    factors: list[LatentFactors],
-    runs: list[tuple[tuple[int, int], ...]],
+    results: list[CodedFactors],
     config: CompressionConfig,
 ) -> CompressionPlan:
     latents = tuple(
-        LatentPlan(
-            layer_ids=part.layer_ids,
-            method=factor.method,
-            kv_lora_rank=factor.encoder.shape[0],
-            key_rank=factor.key_up.shape[1],
-            value_rank=factor.value_up.shape[1],
-            read_mode=part.read_mode,
-            runs=tuple(ChannelRun(channels=channels, bits=bits) for channels, bits in run),
-            coded=config.coded,
-            basis_group=factor.basis_group,
-            predicted_loss=factor.loss * len(part.layer_ids),
-            expected_error=factor.expected_error,
-            error_bound=factor.error_bound,
-            relative_error=factor.relative_error,
-        )
-        for part, factor, run in zip(parts, factors, runs, strict=True)
+        _latent_plan(part, result, config) for part, result in zip(parts, results, strict=True)
     )
     compressed_ids = {idx for latent in latents for idx in latent.layer_ids}
     return CompressionPlan(
@@ -291,6 +353,47 @@ def _plan(
         metric=config.metric,
         settings=config.to_dict(),
     )
+
+
+def _latent_plan(
+    part: AttentionParts, result: CodedFactors, config: CompressionConfig
+) -> LatentPlan:
+    factors, runs = result.factors, result.runs
+    row_format = None
+    if config.coded:
+        row_format = config.row_format(row_alignment(part.kv_width))
+    frequencies = factors.frequencies
+    read_mode = part.read_mode if frequencies is None else "rotate"
+    key_rank, value_rank = factors.key_rank, factors.value_up.shape[1]
+    operations = read_operations(
+        factors.method,
+        read_mode,
+        num_heads=part.num_attention_heads,
+        kv_width=part.kv_width,
+        head_dim=part.head_dim,
+        key_rank=key_rank,
+        value_rank=value_rank,
+    )
+    plan = LatentPlan(
+        layer_ids=part.layer_ids,
+        method=factors.method,
+        kv_lora_rank=factors.encoder.shape[0],
+        key_rank=key_rank,
+        value_rank=value_rank,
+        read_mode=read_mode,
+        runs=tuple(ChannelRun(channels=channels, bits=bits) for channels, bits in runs),
+        row_format=row_format,
+        frequencies=None if frequencies is None else tuple(frequencies.tolist()),
+        basis_group=factors.basis_group,
+        predicted_loss=factors.loss * len(part.layer_ids),
+        expected_error=factors.expected_error,
+        error_bound=factors.error_bound,
+        relative_error=factors.relative_error,
+        escaped_share=result.escaped_share,
+        saturated_share=result.saturated_share,
+    )
+    profile = DeviceProfile.parse(config.device_profile)
+    return replace(plan, read_ns=1e9 * read_seconds(profile, plan.bytes_per_token, operations))
 
 
 def _texts(

@@ -165,12 +165,12 @@ def write_factors(module: LatentAttention, parts: AttentionParts, factors: Laten
     for half, projection in enumerate((parts.key, parts.value)):
         if projection.bias() is not None:
             bias[half * width : (half + 1) * width] += _float64(projection.bias())
-    if factors.reach is not None:
-        assert module.latent_reach is not None
+    if module.latent_reach is not None:
+        assert factors.reach is not None
         module.latent_reach.copy_(factors.reach)
     module.kv_a_proj.weight.copy_(encoder @ weight)
     module.kv_a_proj.bias.copy_(encoder @ bias)
-    module.k_b_proj.weight.copy_(factors.key_up * parts.key_multiplier)
+    module.k_b_proj.weight.copy_(_key_weight(factors) * parts.key_multiplier)
     module.k_b_proj.bias.copy_(factors.mean[:width] * parts.key_multiplier)
     module.v_b_proj.weight.copy_(factors.value_up)
     module.v_b_proj.bias.copy_(factors.mean[width:])
@@ -180,6 +180,15 @@ def write_factors(module: LatentAttention, parts: AttentionParts, factors: Laten
         down.weight.copy_(torch.cat([key[0].weight, value[0].weight]))
         ups = torch.block_diag(_float64(key[1].weight), _float64(value[1].weight))
         up.weight.copy_(encoder @ ups)
+
+
+def _key_weight(factors: LatentFactors) -> Tensor:
+    """`key_up` in the shape of the module's key projection: (J*D, Rk), or (J, D, Rk / J)."""
+    if factors.method != "per_head":
+        return factors.key_up
+    J = factors.heads
+    by_head = factors.key_up.view(J, -1, factors.key_rank // J, J)  # (j, D, i, j of the channel)
+    return torch.diagonal(by_head, dim1=0, dim2=3).permute(2, 0, 1)
 
 
 def _float64(tensor: Tensor) -> Tensor:

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .codecs import RowCodec
+from .codecs import RowCodec, RowFormat
 from .errors import PlanError
 from .spec import ModelSpec
 
-READ_MODES = ("absorb", "reconstruct")
+READ_MODES = ("absorb", "reconstruct", "rotate")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,20 +35,27 @@ class LatentPlan:
 
     Attributes:
         layer_ids: cache layers that the module serves; more than one for shared modules.
-        method: `joint`, `separate` or `xkv`.
+        method: `joint`, `separate`, `xkv`, `per_head` or `rotate`.
         kv_lora_rank: stored channels per token, R.
         key_rank: channels that keys are rebuilt from, Rk.
         value_rank: channels that values are rebuilt from, Rv.
-        read_mode: `absorb` (queries are projected into the latent, nothing is rebuilt) or
-            `reconstruct` (keys are rebuilt and rotated, values absorbed).
+        read_mode: `absorb` (queries are projected into the latent, nothing is rebuilt),
+            `reconstruct` (keys are rebuilt and rotated, values absorbed) or `rotate` (keys are
+            stored rotated, and absorbed).
         runs: widths of the stored channels; their channels add up to R.
-        coded: latents are stored as rows of bytes, not in the model's dtype.
+        row_format: how latents are written as rows of bytes; None where they are stored as they
+            are, in the model's dtype.
+        frequencies: for `rotate`, the rotary frequency of each pair of key channels, -1 for pairs
+            that are not rotated.
         basis_group: number of the group of modules that share one basis; None if not shared.
         predicted_loss: expected loss of what was cut off, in units of the metric, summed over the
             layers served (nats per token for `fisher`).
         expected_error: E|y - y^|^2 of y = [k; v], in activation units.
         error_bound: upper bound on `expected_error` that follows from the cut-off spectrum alone.
         relative_error: `expected_error` divided by the total variance of y.
+        escaped_share: share of calibration tokens that needed a gain.
+        saturated_share: share of calibration elements that are clipped whatever the gain.
+        read_ns: modelled time that one decode step spends on one cached token.
     """
 
     layer_ids: tuple[int, ...]
@@ -58,12 +65,16 @@ class LatentPlan:
     value_rank: int
     read_mode: str
     runs: tuple[ChannelRun, ...]
-    coded: bool = False
+    row_format: RowFormat | None = None
+    frequencies: tuple[int, ...] | None = None
     basis_group: int | None = None
     predicted_loss: float = 0.0
     expected_error: float = 0.0
     error_bound: float = 0.0
     relative_error: float = 0.0
+    escaped_share: float = 0.0
+    saturated_share: float = 0.0
+    read_ns: float = 0.0
 
     def __post_init__(self) -> None:
         if sum(run.channels for run in self.runs) != self.kv_lora_rank:
@@ -78,12 +89,25 @@ class LatentPlan:
             )
         if self.read_mode not in READ_MODES:
             raise PlanError(f"read_mode={self.read_mode!r} is unknown; one of {READ_MODES} is due")
+        if (self.frequencies is not None) != (self.read_mode == "rotate") or (
+            self.frequencies is not None and 2 * len(self.frequencies) != self.key_rank
+        ):
+            raise PlanError(
+                f"layer {self.layer_ids[0]} with read_mode={self.read_mode!r} and "
+                f"key_rank={self.key_rank} has frequencies={self.frequencies}; `rotate` needs one "
+                "per pair of key channels, other modes none"
+            )
+
+    @property
+    def coded(self) -> bool:
+        """Whether latents are stored as rows of bytes."""
+        return self.row_format is not None
 
     @property
     def bytes_per_token(self) -> int:
         """Bytes of one token in one layer, with everything that is stored for it."""
-        if self.coded:
-            return self.codec().row_bytes
+        if self.row_format is not None:
+            return self.row_format.row_bytes([(run.channels, run.bits) for run in self.runs])
         return sum(run.channels * run.bits // 8 for run in self.runs)
 
     @property
@@ -93,7 +117,7 @@ class LatentPlan:
 
     def codec(self) -> RowCodec:
         """The codec of this layer's rows."""
-        return RowCodec(tuple((run.channels, run.bits) for run in self.runs))
+        return RowCodec(tuple((run.channels, run.bits) for run in self.runs), self.row_format)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +169,8 @@ class CompressionPlan:
                     **latent,
                     "layer_ids": tuple(latent["layer_ids"]),
                     "runs": tuple(ChannelRun(**run) for run in latent["runs"]),
+                    "row_format": latent["row_format"] and RowFormat(**latent["row_format"]),
+                    "frequencies": latent["frequencies"] and tuple(latent["frequencies"]),
                 }
             )
             for latent in values["latents"]
@@ -178,6 +204,7 @@ class CompressionPlan:
                         "read": latent.read_mode,
                         "predicted loss": latent.predicted_loss / len(latent.layer_ids),
                         "relative error": latent.relative_error,
+                        "read ns/token": latent.read_ns,
                     }
             records.append(record)
         return records

@@ -16,13 +16,16 @@ import torch
 
 from ..calibrate.text import PYTHON_DOCS
 from ..checkpoint import save_mla_model
-from ..config import METHODS, METRICS, RANK_ALLOCATIONS, CompressionConfig
+from ..codecs.row_format import SCALES
+from ..config import METHODS, METRICS, OBJECTIVES, RANK_ALLOCATIONS, CompressionConfig
 from ..convert import convert_to_mla
 from .arguments import add_model_arguments
 
 CHOICES = {
     "compression_method": METHODS,
     "metric": METRICS,
+    "objective": OBJECTIVES,
+    "scales": SCALES,
     "rank_allocation": RANK_ALLOCATIONS,
 }
 

@@ -1,5 +1,6 @@
 """Few-bit codes of latents: levels, and rows of bytes."""
 
-from .rows import RowCodec, Run, check_finite
+from .row_format import RowFormat, Run
+from .rows import RowCodec
 
-__all__ = ["RowCodec", "Run", "check_finite"]
+__all__ = ["RowCodec", "RowFormat", "Run"]

@@ -57,10 +57,12 @@ def edges_of(bits: int) -> Tensor:
     return 0.5 * (levels[1:] + levels[:-1])
 
 
-HEAD_LEVELS = 160
+HEAD_LEVELS = 159
 HEAD_GAINS = 6
 HEAD_ESCAPED_LEVELS = 16
-"""A head byte has 160 codes for its channel at gain 1, and 16 for each of the gains 2, 4, .. 64."""
+HEAD_NAN = 255
+"""A head byte has 159 codes for its channel at gain 1, 16 for each of the gains 2, 4, .. 64, and
+one for a token whose latent is not finite."""
 
 
 @cache
@@ -75,6 +77,16 @@ def head_tables() -> tuple[Tensor, Tensor]:
     coarse = (torch.arange(HEAD_ESCAPED_LEVELS, dtype=torch.float64) + 0.5) * coarse_step
     coarse = coarse - UNIFORM_CLIP
     gains = [2.0 ** (exponent + 1) for exponent in range(HEAD_GAINS)]
-    values = torch.cat([ordinary, *(gain * coarse for gain in gains)])
-    all_gains = torch.tensor([1.0] * HEAD_LEVELS + [g for g in gains for _ in coarse])
-    return values, all_gains.double()
+    nan = torch.tensor([math.nan], dtype=torch.float64)
+    values = torch.cat([ordinary, *(gain * coarse for gain in gains), nan])
+    all_gains = [1.0] * HEAD_LEVELS + [g for g in gains for _ in coarse] + [math.nan]
+    return values, torch.tensor(all_gains, dtype=torch.float64)
+
+
+@cache
+def byte_table(bits: int) -> Tensor:
+    """Levels of the 8 / bits channels that each byte holds, lowest bits first, float32,
+    (256, 8 / bits)."""
+    shifts = torch.arange(0, 8, bits)
+    codes = (torch.arange(256)[:, None] >> shifts) & (2**bits - 1)
+    return levels_of(bits)[codes].float()

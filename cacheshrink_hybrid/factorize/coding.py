@@ -3,7 +3,8 @@
 Channels are decorrelated in the metric of the loss, so their losses add up: channel i of variance
 v_i costs lambda_i * delta_i(b) when stored with b bits, and lambda_i * v_i when dropped.
 Channels go in runs of 16 (8 in narrow latents), sorted by lambda; each run gets the width that is
-worth its bytes (reverse water-filling over the lower convex hulls of all runs).
+worth its bytes (reverse water-filling over the lower convex hulls of all runs). Bytes are those of
+the finished rows, with gains or scales and padding.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..codecs import RowCodec
+from ..codecs import RowCodec, RowFormat
 from ..codecs.levels import UNIFORM_CLIP, levels_of
+from ..codecs.row_format import BYTE_FORMATS, HALF_FORMATS
 from ..errors import PlanError
 from ..linalg import projection_loss
 from .latent_kv import LatentFactors, Unit
@@ -25,7 +27,12 @@ RUN_CHANNELS = 16
 NARROW_RUN_CHANNELS = 8
 NARROW_LATENT = 256
 """Latents of fewer channels than this go in runs of 8, or a few runs would be all they have."""
-HEAD_BYTES = 1
+WIDE_ROW_ALIGNMENT = 16
+"""Rows of latents that are not narrow start at multiples of what a GPU thread loads at once."""
+WHOLE_BYTES = 4
+"""Runs are a multiple of this many channels, so that 2 bits each fill whole bytes."""
+
+Runs = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,16 +43,33 @@ class ChannelGroup:
         module: index of the attention module.
         channels: their positions in the module's full-rank latent, by falling loss.
         losses: expected loss by width in bits, summed over channels and layers.
-        num_layers: layers that store them.
     """
 
     module: int
     channels: Tensor
     losses: dict[int, float]
-    num_layers: int
 
-    def bytes_at(self, bits: int) -> int:
-        return len(self.channels) * bits // 8 * self.num_layers
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodedFactors:
+    """What `code_channels` decides for one module.
+
+    Attributes:
+        factors: reduced to the kept channels, in the order of their runs.
+        runs: (channels, bits) of each run.
+        escaped_share: share of calibration tokens that needed a gain.
+        saturated_share: share of calibration elements beyond the reach of every gain or scale.
+    """
+
+    factors: LatentFactors
+    runs: Runs
+    escaped_share: float
+    saturated_share: float
+
+
+def row_alignment(kv_width: int) -> int:
+    """Bytes that rows of a module with `kv_width` = J * D are padded to a multiple of."""
+    return 1 if 2 * kv_width < NARROW_LATENT else WIDE_ROW_ALIGNMENT
 
 
 def code_channels(
@@ -54,7 +78,10 @@ def code_channels(
     samples: Sequence[Tensor | None],
     widths: Sequence[int],
     budget_bytes: float,
-) -> list[tuple[LatentFactors, tuple[tuple[int, int], ...]]]:
+    *,
+    formats: Sequence[RowFormat],
+    hadamard: bool = False,
+) -> list[CodedFactors]:
     """Choose widths for the channels of full-rank factors, and drop those that are not worth any.
 
     Args:
@@ -64,10 +91,8 @@ def code_channels(
             None for a module without, whose y are then taken as normal.
         widths: allowed bits, without 0.
         budget_bytes: per token, over all layers.
-
-    Returns:
-        The factors reduced to the kept channels, with losses that include the coding, and the
-        (channels, bits) of their runs.
+        formats: how each module's rows are written.
+        hadamard: mix the channels of each run by a Hadamard matrix, which evens out their shapes.
 
     Raises:
         PlanError: if the budget has no room for one run of the smallest width per module.
@@ -79,17 +104,23 @@ def code_channels(
     groups = [
         group
         for index, (factor, unit) in enumerate(zip(factors, units, strict=True))
-        for group in _groups(index, factor, unit, latents[index], widths)
+        for group in _groups(index, factor, unit, latents[index], widths, formats[index])
     ]
-    chosen = _water_fill(groups, sorted(widths), budget_bytes, len(factors))
+    num_layers = [unit.num_layers for unit in units]
+    chosen = _water_fill(groups, sorted(widths), budget_bytes, formats, num_layers)
     results = []
     for index, (factor, unit) in enumerate(zip(factors, units, strict=True)):
         kept = [
-            (group, bits)
+            (group.channels, bits)
             for group, bits in zip(groups, chosen, strict=True)
             if group.module == index and bits > 0
         ]
-        results.append(_reduced(factor, unit, kept, latents[index]))
+        channels = torch.cat([part for part, _ in kept])
+        runs = _runs(factor, kept)
+        reduced, exact = _kept_channels(factor, channels), latents[index][:, channels]
+        if hadamard:
+            reduced, exact = _mixed(reduced, runs, exact)
+        results.append(_measured(reduced, unit, runs, formats[index], exact))
     return results
 
 
@@ -104,18 +135,24 @@ def channel_variances(factor: LatentFactors, unit: Unit) -> Tensor:
     return variance.clamp_min(0.0)
 
 
-def measured_distortion(latents: Tensor, bits: int) -> Tensor:
-    """Mean squared error of each channel of latents (tokens, R) at a width, on these tokens.
+def measured_distortion(latents: Tensor, bits: int, format: RowFormat) -> Tensor:
+    """Mean squared error of each channel of a run of latents (tokens, n) at a width.
 
-    Elements beyond the levels count with the gain that they would have a token escape to.
+    With static scales, elements beyond the levels count with the gain that they would have a token
+    escape to; with token scales, the run has a scale of its own.
     """
-    if bits == 16:
-        return (latents.half().double() - latents).square().mean(0)
+    if not format.uses_levels(bits):
+        number = HALF_FORMATS[format.half] if bits == 16 else BYTE_FORMATS[format.byte]
+        assert number is not None
+        return (latents.to(number).double() - latents).square().mean(0)
     levels = levels_of(bits)
     edges = 0.5 * (levels[1:] + levels[:-1])
-    gain = torch.exp2((latents.abs() / UNIFORM_CLIP).clamp_min(1.0).log2().ceil())
-    codes = torch.bucketize((latents / gain).contiguous(), edges)
-    return (levels[codes] * gain - latents).square().mean(0)
+    if format.scales == "static":
+        scale = torch.exp2((latents.abs() / UNIFORM_CLIP).clamp_min(1.0).log2().ceil())
+    else:
+        scale = (latents.abs().amax(-1, keepdim=True) / levels[-1]).clamp_min(1e-6)
+    codes = torch.bucketize((latents / scale).contiguous(), edges)
+    return (levels[codes] * scale - latents).square().mean(0)
 
 
 def channel_reach(costs: Tensor, distortions: Tensor) -> Tensor:
@@ -135,140 +172,207 @@ def channel_reach(costs: Tensor, distortions: Tensor) -> Tensor:
 
 def _latents(factor: LatentFactors, unit: Unit, sample: Tensor | None) -> Tensor:
     """Sampled latents (tokens, R), float64."""
+    generator = torch.Generator().manual_seed(0)
     if sample is None:
         variance = channel_variances(factor, unit)
-        generator = torch.Generator().manual_seed(0)
         normal = torch.randn(4096, len(variance), generator=generator, dtype=torch.float64)
         return normal * variance.sqrt()
-    return (sample.double() - factor.mean) @ factor.encoder.T
+    latents = (sample.double() - factor.mean) @ factor.encoder.T
+    if factor.frequencies is not None:
+        # Stored keys are rotated by their position, which meets every phase in a long text.
+        pairs = torch.view_as_complex(latents[:, : factor.key_rank].unflatten(-1, (-1, 2)))
+        phases = 2 * torch.pi * torch.rand(pairs.shape, generator=generator, dtype=torch.float64)
+        phases = phases * (factor.frequencies >= 0)
+        turned = torch.view_as_real(pairs * torch.polar(torch.ones_like(phases), phases))
+        latents = torch.cat([turned.flatten(-2), latents[:, factor.key_rank :]], dim=-1)
+    return latents
 
 
 def _groups(
-    index: int, factor: LatentFactors, unit: Unit, latents: Tensor, widths: Sequence[int]
+    index: int,
+    factor: LatentFactors,
+    unit: Unit,
+    latents: Tensor,
+    widths: Sequence[int],
+    format: RowFormat,
 ) -> list[ChannelGroup]:
     costs = channel_costs(factor, unit)
     losses = costs * channel_variances(factor, unit)
-    tables = {bits: costs * measured_distortion(latents, bits) for bits in widths}
-    groups = []
     length = NARROW_RUN_CHANNELS if len(losses) < NARROW_LATENT else RUN_CHANNELS
-    for part in _parts(factor):
-        order = part[losses[part].argsort(descending=True, stable=True)]
-        for start in range(0, len(order), length):
-            channels = order[start : start + length]
+    groups = []
+    for atoms in factor.atoms():
+        order = losses[atoms].sum(-1).argsort(descending=True, stable=True)
+        for channels in _chunks(atoms[order], length):
             by_width = {0: losses[channels].sum()}
-            by_width |= {bits: table[channels].sum() for bits, table in tables.items()}
-            groups.append(
-                ChannelGroup(
-                    module=index,
-                    channels=channels,
-                    losses={b: float(loss) * unit.num_layers for b, loss in by_width.items()},
-                    num_layers=unit.num_layers,
-                )
-            )
+            for bits in widths:
+                distortion = measured_distortion(latents[:, channels], bits, format)
+                by_width[bits] = (costs[channels] * distortion).sum()
+            by_width = {bits: float(loss) * unit.num_layers for bits, loss in by_width.items()}
+            groups.append(ChannelGroup(module=index, channels=channels, losses=by_width))
     return groups
 
 
-def _parts(factor: LatentFactors) -> list[Tensor]:
-    """Channels that may change places: all of a joint latent, those of K and of V apart."""
-    rank, key_rank = factor.encoder.shape[0], factor.key_up.shape[1]
-    if factor.method == "joint":
-        return [torch.arange(rank)]
-    return [torch.arange(key_rank), torch.arange(key_rank, rank)]
+def _chunks(atoms: Tensor, length: int) -> list[Tensor]:
+    """Channels of atoms (n, size) in order, in runs of at least `length` that fill whole bytes."""
+    size = atoms.shape[1]
+    per_run = -(-length // size)
+    while per_run * size % WHOLE_BYTES:
+        per_run += 1
+    chunks = [part.flatten() for part in atoms.split(per_run)]
+    if len(chunks) > 1 and len(chunks[-1]) % WHOLE_BYTES:
+        chunks[-2:] = [torch.cat(chunks[-2:])]
+    return chunks
 
 
 def _water_fill(
-    groups: Sequence[ChannelGroup], widths: Sequence[int], budget_bytes: float, num_modules: int
+    groups: Sequence[ChannelGroup],
+    widths: Sequence[int],
+    budget_bytes: float,
+    formats: Sequence[RowFormat],
+    num_layers: Sequence[int],
 ) -> list[int]:
     """Width of each group, 0 for dropped, by falling loss per byte along its convex hull."""
+    members = [
+        [i for i, group in enumerate(groups) if group.module == module]
+        for module in range(len(formats))
+    ]
     chosen = [0] * len(groups)
-    spent = 0.0
-    for index in range(num_modules):  # every module keeps at least one run, and has a head byte
-        first = next(i for i, group in enumerate(groups) if group.module == index)
-        chosen[first] = widths[0]
-        spent += groups[first].bytes_at(widths[0])
-        if min(widths) < 16:
-            spent += HEAD_BYTES * groups[first].num_layers
-    if spent > budget_bytes:
+    for ids in members:  # every module keeps at least one run
+        chosen[ids[0]] = widths[0]
+
+    def module_bytes(module: int) -> int:
+        runs = [(len(groups[i].channels), chosen[i]) for i in members[module] if chosen[i]]
+        return formats[module].row_bytes(runs) * num_layers[module]
+
+    spent = [module_bytes(module) for module in range(len(formats))]
+    if sum(spent) > budget_bytes:
         raise PlanError(
-            f"the budget of {budget_bytes:.1f} bytes per token is below the {spent:.0f} bytes that "
-            f"one run of channels per latent takes; lower compression_ratio"
+            f"the budget of {budget_bytes:.1f} bytes per token is below the {sum(spent)} bytes "
+            "that one run of channels per latent takes; lower compression_ratio"
         )
+    total = sum(spent)
     heap: list[tuple[float, int, int]] = []
+    refused: set[tuple[int, int]] = set()
 
     def push(i: int) -> None:
-        step = _next_step(groups[i], chosen[i], widths, budget_bytes - spent)
-        if step is not None:
-            heapq.heappush(heap, (-step[1], i, step[0]))
+        group = groups[i]
+        steps = []
+        for wider in widths:
+            if wider > chosen[i] and (i, wider) not in refused:
+                gain = group.losses[chosen[i]] - group.losses[wider]
+                more = len(group.channels) * (wider - chosen[i]) * num_layers[group.module]
+                if gain > 0:
+                    steps.append((-gain / more, i, wider))
+        if steps:
+            heapq.heappush(heap, min(steps))
 
     for i in range(len(groups)):
         push(i)
     while heap:
-        _, i, bits = heapq.heappop(heap)
-        more = groups[i].bytes_at(bits) - groups[i].bytes_at(chosen[i])
-        if spent + more <= budget_bytes:
-            spent += more
-            chosen[i] = bits
-        push(i)  # with what is left, perhaps a smaller step
+        _, i, wider = heapq.heappop(heap)
+        module, before = groups[i].module, chosen[i]
+        chosen[i] = wider
+        due = module_bytes(module)
+        if total + due - spent[module] <= budget_bytes:
+            total += due - spent[module]
+            spent[module] = due
+        else:
+            chosen[i] = before
+            refused.add((i, wider))  # with what is left, perhaps a smaller step
+        push(i)
     return chosen
 
 
-def _next_step(
-    group: ChannelGroup, bits: int, widths: Sequence[int], room_bytes: float
-) -> tuple[int, float] | None:
-    """The wider width within reach with the steepest fall of loss per byte, and that slope."""
-    best = None
-    for wider in widths:
-        more = group.bytes_at(wider) - group.bytes_at(bits)
-        if wider <= bits or more > room_bytes:
-            continue
-        slope = (group.losses[bits] - group.losses[wider]) / more
-        if slope > 0 and (best is None or slope > best[1]):
-            best = (wider, slope)
-    return best
-
-
-def _reduced(
-    factor: LatentFactors, unit: Unit, kept: list[tuple[ChannelGroup, int]], latents: Tensor
-) -> tuple[LatentFactors, tuple[tuple[int, int], ...]]:
-    """The factors with the kept channels in the order of their runs, and the runs."""
-    key_rank = factor.key_up.shape[1]
-    offset = factor.encoder.shape[0] - factor.value_up.shape[1]
-    channels = torch.cat([group.channels for group, _ in kept])
-    keys = channels[channels < key_rank]
-    values = channels[channels >= offset] - offset
+def _runs(factor: LatentFactors, kept: list[tuple[Tensor, int]]) -> Runs:
+    """Groups of (channels, bits) as runs; neighbours of one width and one kind are one run."""
+    first_value = factor.key_rank if factor.value_offset else None
     runs: list[tuple[int, int]] = []
-    of_values = [bool(group.channels[0] >= key_rank) for group, _ in kept]
-    for i, (group, bits) in enumerate(kept):
-        if runs and runs[-1][1] == bits and of_values[i] == of_values[i - 1]:
-            runs[-1] = (runs[-1][0] + len(group.channels), bits)
+    of_values: bool | None = None
+    for channels, bits in kept:
+        values = first_value is not None and bool(channels[0] >= first_value)
+        if runs and runs[-1][1] == bits and of_values == values:
+            runs[-1] = (runs[-1][0] + len(channels), bits)
         else:
-            runs.append((len(group.channels), bits))
-    costs = channel_costs(factor, unit)[channels]
-    codec = RowCodec(tuple(runs))
-    exact = latents[:, channels].float()
-    widths = torch.cat([torch.full((len(group.channels),), bits) for group, bits in kept])
-    tables = {
-        bits: measured_distortion(latents, bits)[channels] for bits in widths.unique().tolist()
-    }
-    distortions = sum(torch.where(widths == bits, table, 0.0) for bits, table in tables.items())
-    reach = channel_reach(costs, distortions)
-    coded = codec.decode(codec.encode(exact, reach), torch.float32)
-    distortion = (coded - exact).double().square().mean(0)
-    up, down = factor.up[:, channels], factor.encoder[channels]
+            runs.append((len(channels), bits))
+        of_values = values
+    return tuple(runs)
+
+
+def _kept_channels(factor: LatentFactors, channels: Tensor) -> LatentFactors:
+    """The factors with these channels only, in this order."""
+    keys = channels[channels < factor.key_rank]
+    values = channels[channels >= factor.value_offset] - factor.value_offset
+    frequencies = factor.frequencies
+    return replace(
+        factor,
+        encoder=factor.encoder[channels],
+        key_up=factor.key_up[:, keys],
+        value_up=factor.value_up[:, values],
+        frequencies=None if frequencies is None else frequencies[keys[::2] // 2],
+    )
+
+
+def _mixed(factor: LatentFactors, runs: Runs, latents: Tensor) -> tuple[LatentFactors, Tensor]:
+    """The factors in a basis where the channels of each run are mixed by a Hadamard matrix, and the
+    latents (tokens, R) in it. Keys that are stored by head or frequency stay as they are."""
+    mixing = torch.eye(len(factor.encoder), dtype=torch.float64)
+    start = 0
+    for channels, bits in runs:
+        if bits < 16 and (start >= factor.key_rank or factor.method in ("joint", "separate")):
+            size = channels & -channels  # the largest power of two that divides it
+            block = torch.block_diag(*[hadamard_matrix(size)] * (channels // size))
+            mixing[start : start + channels, start : start + channels] = block
+        start += channels
+    offset, key_rank = factor.value_offset, factor.key_rank
+    mixed = replace(
+        factor,
+        encoder=mixing @ factor.encoder,
+        key_up=factor.key_up @ mixing[:key_rank, :key_rank].T,
+        value_up=factor.value_up @ mixing[offset:, offset:].T,
+    )
+    return mixed, latents @ mixing.T
+
+
+def hadamard_matrix(size: int) -> Tensor:
+    """Orthogonal Hadamard matrix (size, size), size a power of two (Sylvester's construction)."""
+    matrix = torch.ones(1, 1, dtype=torch.float64)
+    while matrix.shape[0] < size:
+        matrix = torch.cat(
+            [torch.cat([matrix, matrix], dim=1), torch.cat([matrix, -matrix], dim=1)]
+        )
+    return matrix / size**0.5
+
+
+def _measured(
+    factor: LatentFactors, unit: Unit, runs: Runs, format: RowFormat, latents: Tensor
+) -> CodedFactors:
+    """Reach and expected losses of factors whose latents (tokens, R) are coded in these runs."""
+    codec = RowCodec(runs, format)
+    costs = channel_costs(factor, unit)
+    exact = latents.float()
+    alone = [
+        measured_distortion(latents[:, run.at_channel], run.bits, format) for run in codec.runs
+    ]
+    reach = channel_reach(costs, torch.cat(alone))
+    rows = codec.encode(exact, reach)
+    distortion = (codec.decode(rows, torch.float32) - exact).double().square().mean(0)
+    up, down = factor.up, factor.encoder
     identity = torch.eye(2 * unit.width, dtype=torch.float64)
     loss = projection_loss(up, down, unit.covariance, unit.metric)
     loss += float((costs * distortion).sum())
     error = projection_loss(up, down, unit.covariance, identity)
     error += float((up.square().sum(0) * distortion).sum())
-    reduced = replace(
+    measured = replace(
         factor,
-        encoder=down,
-        key_up=factor.key_up[:, keys],
-        value_up=factor.value_up[:, values],
         loss=loss,
         expected_error=error,
         error_bound=loss / float(torch.linalg.eigvalsh(unit.metric)[0]),
         reach=reach,
         relative_error=error / float(unit.covariance.trace().clamp_min(1e-300)),
     )
-    return reduced, tuple(runs)
+    return CodedFactors(
+        factors=measured,
+        runs=runs,
+        escaped_share=float(codec.escaped(rows).double().mean()),
+        saturated_share=codec.saturated(exact) / max(1, exact.numel()),
+    )

@@ -41,7 +41,7 @@ class LatentFactors:
     Keys are `key_up` times the first Rk channels of c, values `value_up` times the last Rv.
 
     Attributes:
-        method: `joint`, `separate` or `xkv`.
+        method: `joint`, `separate`, `xkv`, `per_head` or `rotate`.
         encoder: E, (R, 2*J*D). Channels have unit variance, or less where they hardly vary.
         key_up: (J*D, Rk).
         value_up: (J*D, Rv).
@@ -52,6 +52,9 @@ class LatentFactors:
         relative_error: expected_error over the total variance.
         basis_group: modules with the same number share `key_up` and `value_up`.
         reach: of coded channels, see `RowCodec.encode`, (R,); None if they are not coded.
+        frequencies: for `rotate`, the rotary frequency of each pair of key channels, (Rk / 2,); -1
+            where a pair is not rotated.
+        heads: for `per_head`, J: channel i * J + j of the keys belongs to head j.
     """
 
     method: str
@@ -65,11 +68,47 @@ class LatentFactors:
     relative_error: float
     basis_group: int | None = None
     reach: Tensor | None = None
+    frequencies: Tensor | None = None
+    heads: int = 1
+
+    @property
+    def key_rank(self) -> int:
+        """Rk."""
+        return self.key_up.shape[1]
+
+    @property
+    def value_offset(self) -> int:
+        """First channel that values are made of; 0 in a joint latent."""
+        return self.encoder.shape[0] - self.value_up.shape[1]
 
     @property
     def up(self) -> Tensor:
         """U = [key_up; value_up] over all channels, (2*J*D, R)."""
         return _stacked(self.key_up, self.value_up, self.encoder.shape[0])
+
+    def atoms(self) -> list[Tensor]:
+        """Channels that must stay side by side, (n, size) for each part that may be reordered."""
+        channels = torch.arange(self.encoder.shape[0])
+        if self.method == "joint":
+            return [channels[:, None]]
+        size = {"rotate": 2, "per_head": self.heads}.get(self.method, 1)
+        return [channels[: self.key_rank].view(-1, size), channels[self.key_rank :, None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyShape:
+    """How the keys of one module split up.
+
+    Attributes:
+        num_heads, head_dim: J and D.
+        rotary_dim: rotated channels of a head, pairs (i, i + rotary_dim / 2); 0 for none.
+        cannot_rotate: why keys cannot be stored rotated; None if they can.
+    """
+
+    num_heads: int
+    head_dim: int
+    rotary_dim: int = 0
+    cannot_rotate: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,12 +119,14 @@ class Unit:
         covariance, metric: of y = [k; v], (2*J*D, 2*J*D); the metric is positive definite.
         mean: (2*J*D,).
         num_layers: layers that the module serves.
+        keys: how its keys split up; needed by `per_head` and `rotate`.
     """
 
     covariance: Tensor
     metric: Tensor
     mean: Tensor
     num_layers: int
+    keys: KeyShape | None = None
 
     @property
     def width(self) -> int:
@@ -98,7 +139,9 @@ class Unit:
         return self.covariance[part, part], self.metric[part, part]
 
 
-def make_unit(statistics: LatentStatistics, num_layers: int, damping: float) -> Unit:
+def make_unit(
+    statistics: LatentStatistics, num_layers: int, damping: float, keys: KeyShape | None = None
+) -> Unit:
     """Check and damp the statistics of one module.
 
     Raises:
@@ -110,6 +153,7 @@ def make_unit(statistics: LatentStatistics, num_layers: int, damping: float) -> 
         metric=damped(metric, damping),
         mean=statistics.mean,
         num_layers=num_layers,
+        keys=keys,
     )
 
 
@@ -255,7 +299,7 @@ def _separate_bases(unit: Unit) -> tuple[WhitenedBasis, WhitenedBasis]:
 
 def _joint_factors(unit: Unit, basis: WhitenedBasis, rank: int) -> LatentFactors:
     up, down = basis.up[:, :rank], basis.down[:rank]
-    return _factors(unit, "joint", up[: unit.width], up[unit.width :], down)
+    return scaled_factors(unit, "joint", up[: unit.width], up[unit.width :], down)
 
 
 def _separate_factors(
@@ -263,7 +307,7 @@ def _separate_factors(
 ) -> LatentFactors:
     key, value = pair
     down = torch.block_diag(key.down[:key_rank], value.down[:value_rank])
-    return _factors(unit, "separate", key.up[:, :key_rank], value.up[:, :value_rank], down)
+    return scaled_factors(unit, "separate", key.up[:, :key_rank], value.up[:, :value_rank], down)
 
 
 def _shared_factors(
@@ -277,10 +321,10 @@ def _shared_factors(
     for half, up in enumerate(ups):
         metric = unit.half(half)[1]
         downs.append(torch.linalg.solve(up.T @ metric @ up, up.T @ metric))
-    return _factors(unit, "xkv", ups[0], ups[1], torch.block_diag(*downs), group=group)
+    return scaled_factors(unit, "xkv", ups[0], ups[1], torch.block_diag(*downs), group=group)
 
 
-def _factors(
+def scaled_factors(
     unit: Unit,
     method: str,
     key_up: Tensor,
@@ -288,6 +332,14 @@ def _factors(
     down: Tensor,
     group: int | None = None,
 ) -> LatentFactors:
+    """Factors with channels of unit variance, and their losses.
+
+    Args:
+        key_up: (J*D, Rk).
+        value_up: (J*D, Rv).
+        down: encoder, (R, 2*J*D).
+        group: `basis_group`, whose bases keep their scale.
+    """
     full_up = _stacked(key_up, value_up, down.shape[0])
     identity = torch.eye(2 * unit.width, dtype=torch.float64)
     loss = max(0.0, projection_loss(full_up, down, unit.covariance, unit.metric))

@@ -1,14 +1,15 @@
 """Attention that caches a latent per token instead of keys and values.
 
 Per token the module stores c = E (y - mean) of y = [k; v], R numbers, as one 1-headed "key" with an
-empty "value", so every cache of transformers holds it as it is. Reading follows the plan:
+empty "value", so every cache of transformers holds it as it is. Reading follows the plan
+(`latent_read`):
 
     absorb       scores (U_k^T q) . c, output U_v (sum p c)            no rotation, no key norm
     reconstruct  k = rotate(norm(U_k c + mean)), scores q . k, output U_v (sum p c)
+    rotate       as absorb, with key channels that were rotated before they were stored
 
 Every query reads latents, also those of its own chunk, so the result does not depend on how a
-sequence is cut into chunks. Long chunks expand keys and values once and hand them to the attention
-function that the model is configured with (SDPA, FlashAttention, eager, ...).
+sequence is cut into chunks.
 """
 
 from __future__ import annotations
@@ -20,15 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..plan import LatentPlan
 from .attention_parts import AttentionParts
-from .slot_rotary import in_pairs, turn_pairs_
-
-# Up to this many query tokens, scores over the whole context are cheaper than expanded values, and
-# small enough to hold. Covers decoding and the verification step of assisted decoding.
-MAX_DECODE_TOKENS = 8
+from .key_projection import linear_in_order, make_key_projection
+from .latent_read import read_expanded, read_latents, reads_directly
+from .slot_rotary import in_pairs, turn_channels, turn_pairs_
 
 
 class LatentAttention(nn.Module):
@@ -67,10 +65,12 @@ class LatentAttention(nn.Module):
         reach = torch.empty(plan.kv_lora_rank, **new)
         self.latent_reach = nn.Parameter(reach, requires_grad=False) if plan.coded else None
         self.compression_disabled = False
+        self._pairs: tuple[tuple, Tensor, Tensor] | None = None
+        self._pair_frequencies: Tensor | None = None
 
         self.q_proj = parts.query.as_linear()
         self.kv_a_proj = skip_init(nn.Linear, weight.shape[1], plan.kv_lora_rank, **new)
-        self.k_b_proj = skip_init(nn.Linear, plan.key_rank, parts.kv_width, **new)
+        self.k_b_proj = make_key_projection(plan, self.num_key_value_heads, self.head_dim, new)
         self.v_b_proj = skip_init(nn.Linear, plan.value_rank, parts.kv_width, **new)
         self.o_proj = parts.output
         self.q_norm = parts.q_norm
@@ -130,41 +130,69 @@ class LatentAttention(nn.Module):
         if self.kv_a_adapters is not None:
             latent = latent + self.kv_a_adapters[str(layer_idx)](hidden_states)
 
-        # What is cached: the latent, or its row of bytes, as one head's key.
-        stored = latent if self.codec is None else self.codec.encode(latent, self.latent_reach)
-        stored = stored[:, None]  # (B, 1, T, R or row bytes)
         first_query_slot: int | Tensor = 0
         first_key_slot: int | Tensor = 0
+        num_keys = query.shape[2]
+        if cache is not None and layer_idx < len(
+            cache.layers
+        ):  # a bare cache makes them as they come
+            layer = cache.layers[layer_idx]
+            num_keys, first_key_slot = layer.get_mask_sizes(query.shape[2])
+            first_query_slot = layer.get_seq_length() + 0  # a copy: update() counts in place
+        query_angles, key_angles = self._angles(
+            query, position_embeddings, cache is None, first_query_slot, first_key_slot, num_keys
+        )
+        if query_angles is not None:
+            assert self.rotary is not None
+            query = self.rotary.rotate(query, *query_angles)
+            if self.plan.frequencies is not None:
+                latent = turn_channels(latent, self._frequencies(latent.device), *query_angles)
+
+        # What is cached: the latent, or its row of bytes, as one head's key.
+        stored = latent if self.codec is None else self.codec.encode(latent, self.latent_reach)
         if cache is not None:
-            if layer_idx < len(cache.layers):  # a cache without config makes layers as they come
-                layer = cache.layers[layer_idx]
-                _, first_key_slot = layer.get_mask_sizes(stored.shape[2])
-                first_query_slot = layer.get_seq_length() + 0  # a copy: update() counts in place
-            stored, _ = cache.update(stored, stored[..., :0], layer_idx)
-        stored = stored[:, 0]
+            stored = cache.update(stored[:, None], stored[:, None, :, :0], layer_idx)[0][:, 0]
         latent = stored if self.codec is None else self.codec.decode(stored, query.dtype)
 
-        angles = None
-        rotary = self.rotary
-        if rotary is not None and position_embeddings is not None:
-            if latent.shape[1] == query.shape[2]:
-                angles = (position_embeddings, position_embeddings)
-            else:
-                angles = rotary.window_angles(
-                    first_query_slot, first_key_slot, latent.shape[1], query
-                )
-            query = rotary.rotate(query, *angles[0])
-
-        if self._reads_directly(query, attention_mask):
-            output, weights = self._read_latents(query, latent, attention_mask, angles)
+        if reads_directly(self, query, attention_mask):
+            output, weights = read_latents(self, query, latent, attention_mask, key_angles)
         else:
-            output, weights = self._expand(query, latent, attention_mask, angles, kwargs)
+            output, weights = read_expanded(self, query, latent, attention_mask, key_angles, kwargs)
         if gate is not None:
             output = output * torch.sigmoid(gate)
         output = self.o_proj(output)
         if self.residual_dropout is not None:
             output = self.residual_dropout(output)
         return output, weights
+
+    def _frequencies(self, device: torch.device) -> Tensor:
+        """Rotary frequency of each pair of key channels, (Rk / 2,), kept on the device."""
+        if self._pair_frequencies is None or self._pair_frequencies.device != device:
+            self._pair_frequencies = torch.tensor(self.plan.frequencies, device=device)
+        return self._pair_frequencies
+
+    def _angles(
+        self,
+        query: Tensor,
+        position_embeddings: tuple[Tensor, Tensor] | None,
+        alone: bool,
+        first_query_slot: int | Tensor,
+        first_key_slot: int | Tensor,
+        num_keys: int,
+    ) -> tuple[tuple[Tensor, Tensor] | None, tuple[Tensor, Tensor] | None]:
+        """Angles of the new queries, and of the keys that are rotated when they are read.
+
+        Without history the model's own positions serve, unless keys are stored rotated, which later
+        queries must find rotated by their slot.
+        """
+        if self.rotary is None or position_embeddings is None:
+            return None, None
+        stores_rotated = self.plan.read_mode == "rotate"
+        if alone or (num_keys == query.shape[2] and not stores_rotated):
+            angles = position_embeddings, position_embeddings
+        else:
+            angles = self.rotary.window_angles(first_query_slot, first_key_slot, num_keys, query)
+        return angles[0], None if stores_rotated else angles[1]
 
     def project_query(self, x: Tensor, layer_idx: int | None) -> tuple[Tensor, Tensor | None]:
         """Queries before rotation (B, H, T, D), and the gate (B, T, H*D) or None."""
@@ -180,104 +208,52 @@ class LatentAttention(nn.Module):
             k = self.rotary.rotate(k, *angles)
         return k
 
-    def _keeps_pairs(self, query: Tensor, angles) -> bool:
-        """Whether keys may be rebuilt by `_keys_in_pairs`."""
-        if not angles or self.k_norm is not None or self.rotary is None:
+    def keeps_pairs(self, query: Tensor, angles: tuple[Tensor, Tensor]) -> bool:
+        """Whether keys may be rebuilt by `keys_in_pairs`."""
+        if self.k_norm is not None or self.rotary is None:
             return False
-        return self.rotary.turns_halves(query, angles[1][0])
+        return self.rotary.turns_halves(query, angles[0])
 
-    def _keys_in_pairs(self, latent: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def keys_in_pairs(self, latent: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """`keys` as (B, S, J, D) with channels in pairs, so that they are rotated where they are;
         half the memory traffic of rotating copies, which is what decoding on a CPU waits for."""
-        weight, bias = self.k_b_proj.weight, self.k_b_proj.bias
-        by_head = in_pairs(weight.unflatten(0, (-1, self.head_dim)).transpose(1, 2))
-        k = nn.functional.linear(
-            latent[..., : self.plan.key_rank],
-            by_head.transpose(1, 2).flatten(0, 1),
-            in_pairs(bias.unflatten(0, (-1, self.head_dim))).flatten(),
-        ).unflatten(-1, (-1, self.head_dim))
+        weight, bias = self._rows_in_pairs()
+        channels = latent[..., : self.plan.key_rank]
+        k = linear_in_order(self.k_b_proj, channels, weight, bias).unflatten(
+            -1, (-1, self.head_dim)
+        )
         assert self.rotary is not None
         turn_pairs_(k, self.rotary.turns(cos, sin))
         return k
 
+    def _rows_in_pairs(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of `k_b_proj` with the rows of each head in pairs, kept until they
+        change."""
+        weight, bias = self.k_b_proj.weight, self.k_b_proj.bias
+        state = (weight.data_ptr(), weight._version, bias.data_ptr(), bias._version)
+        if self._pairs is None or self._pairs[0] != state:
+            order = in_pairs(torch.arange(self.head_dim, device=weight.device))
+            rows = (
+                weight.detach()
+                if weight.ndim == 3
+                else weight.detach().unflatten(0, (-1, self.head_dim))
+            )
+            ordered = rows[:, order] if weight.ndim == 3 else rows[:, order].flatten(0, 1)
+            self._pairs = (
+                state,
+                ordered,
+                bias.detach().unflatten(0, (-1, self.head_dim))[:, order].flatten(),
+            )
+        return self._pairs[1:]
+
     def values(self, latent: Tensor) -> Tensor:
         """Values (B, J, S, D) of latents (B, S, R)."""
-        v = self.v_b_proj(self._value_channels(latent))
+        v = self.v_b_proj(self.value_channels(latent))
         return v.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
-    def _value_channels(self, latent: Tensor) -> Tensor:
+    def value_channels(self, latent: Tensor) -> Tensor:
+        """The channels (B, S, Rv) that values are made of."""
         return latent[..., self.plan.kv_lora_rank - self.plan.value_rank :]
-
-    def _reads_directly(self, query: Tensor, mask) -> bool:
-        """Whether scores are formed against the latents here, rather than by expanding K and V."""
-        plain_mask = mask is None or (isinstance(mask, Tensor) and mask.ndim == 4)
-        return query.shape[2] <= MAX_DECODE_TOKENS and plain_mask and not self.training
-
-    def _read_latents(self, query: Tensor, latent: Tensor, mask: Tensor | None, angles):
-        """Few queries against many latents; values are never expanded.
-
-        Args:
-            query: rotated queries (B, H, T, D).
-            latent: (B, S, R).
-            mask: (B or 1, 1 or H, T, S), boolean (True is visible) or additive; None for causal.
-        """
-        B, H, T, D = query.shape
-        J, G = self.num_key_value_heads, self.num_key_value_groups
-        grouped = query.reshape(B, J, G * T, D)
-        if self.plan.read_mode == "absorb":
-            weight = self.k_b_proj.weight.view(J, D, -1)
-            absorbed = torch.matmul(grouped, weight).reshape(B, H * T, -1)
-            scores = torch.matmul(absorbed, latent[..., : self.plan.key_rank].transpose(1, 2))
-            offset = torch.matmul(grouped, self.k_b_proj.bias.view(J, D, 1))
-            scores = scores.view(B, J, G * T, -1) + offset
-        elif self._keeps_pairs(query, angles):
-            k = self._keys_in_pairs(latent, *angles[1])
-            scores = torch.matmul(in_pairs(grouped), k.permute(0, 2, 3, 1))
-        else:
-            k = self.keys(latent, angles[1] if angles else None)
-            scores = torch.matmul(grouped, k.transpose(2, 3))
-        scores = scores.reshape(B, H, T, -1) * self.scaling
-        if self.softcap is not None:
-            scores = torch.tanh(scores / self.softcap) * self.softcap
-        scores = _masked(scores, mask)
-        if self.sinks is not None:
-            sinks = self.sinks.to(scores.dtype).view(1, H, 1, 1).expand(B, H, T, 1)
-            scores = torch.cat([scores, sinks], dim=-1)
-        probabilities = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-        if self.sinks is not None:
-            probabilities = probabilities[..., :-1]
-        values = self._value_channels(latent)
-        mixed = torch.matmul(probabilities.reshape(B, H * T, -1), values)
-        weight = self.v_b_proj.weight.view(J, D, -1).transpose(1, 2)
-        heads = torch.matmul(mixed.view(B, J, G * T, -1), weight)
-        # With sinks the probabilities do not add up to one, so the mean counts by their sum.
-        total = probabilities.sum(-1, keepdim=True).view(B, J, G * T, 1)
-        heads = heads + total * self.v_b_proj.bias.view(J, 1, D)
-        output = heads.view(B, H, T, D).transpose(1, 2).reshape(B, T, H * D)
-        return output, probabilities
-
-    def _expand(self, query: Tensor, latent: Tensor, mask, angles, kwargs):
-        """Many queries: expand keys and values once and call the configured attention function."""
-        k = self.keys(latent, angles[1] if angles else None)
-        v = self.values(latent)
-        implementation = self.config._attn_implementation
-        if self.softcap is not None and implementation == "sdpa":
-            implementation = "eager"  # SDPA has no softcap
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
-        extra = {"softcap": self.softcap, "s_aux": self.sinks}
-        output, weights = attend(
-            self,
-            query,
-            k,
-            v,
-            mask,
-            dropout=self.dropout if self.training else 0.0,
-            scaling=self.scaling,
-            sliding_window=self.sliding_window,
-            **{name: value for name, value in extra.items() if value is not None},
-            **kwargs,
-        )
-        return output.reshape(*output.shape[:2], -1), weights
 
 
 def project_query(attention, x: Tensor, adapter: nn.Module | None) -> tuple[Tensor, Tensor | None]:
@@ -305,51 +281,6 @@ def _normed_heads(x: Tensor, norm: nn.Module | None, head_dim: int, spans_heads:
         x = norm(x)
     x = x.unflatten(-1, (-1, head_dim))
     return norm(x) if norm is not None and not spans_heads else x
-
-
-def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
-    """Apply a 4-d mask to scores (B, H, T, S); None means causal, the last query sees all."""
-    num_new, num_keys = scores.shape[2:]
-    if mask is None:
-        if num_new == 1:
-            return scores
-        mask = torch.ones(num_new, num_keys, dtype=torch.bool, device=scores.device)
-        mask = mask.tril(num_keys - num_new)
-    else:
-        mask = mask[..., :num_keys]
-    if mask.dtype == torch.bool:
-        return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    return scores + mask
-
-
-def eager_attention(
-    module: LatentAttention,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    scaling: float,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    **kwargs,
-) -> tuple[Tensor, Tensor]:
-    """The attention formula with all its options, written out: (B, T, H, D) and (B, H, T, S)."""
-    group = module.num_key_value_groups
-    key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
-    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    scores = _masked(scores, attention_mask)
-    if s_aux is not None:
-        sinks = s_aux.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
-        scores = torch.cat([scores, sinks], dim=-1)
-    probabilities = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    if s_aux is not None:
-        probabilities = probabilities[..., :-1]
-    dropped = nn.functional.dropout(probabilities, p=dropout, training=module.training)
-    return torch.matmul(dropped, value).transpose(1, 2).contiguous(), probabilities
 
 
 def _adapters(

@@ -151,6 +151,41 @@ class SlotRotary:
             self._halves = torch.allclose(in_pairs(turned).transpose(1, 2), due, atol=1e-6)
         return self._halves
 
+    def rotated_halves(self, head_dim: int) -> int | None:
+        """Rotated channels Dr of a head, if pairs (i, i + Dr/2) are turned by one angle each and
+        the rest stays as it is; None for any other rotation. Found out by trying."""
+        generator = torch.Generator().manual_seed(0)
+        device = next(self.rotary_emb.buffers()).device
+        probe = torch.randn(1, 1, 3, head_dim, generator=generator).to(device)
+        given = self._compute(1, probe)[0].shape[-1]
+        for width, repeats in ((given, 2), (2 * given, 1)):  # some models give each angle once
+            half = width // 2
+            angles = torch.randn(1, 3, half, generator=generator).repeat(1, 1, repeats).to(device)
+            if width > head_dim or angles.shape[-1] != given:
+                continue
+            turned = self.rotate(probe, angles.cos(), angles.sin())
+            pairs, order = in_pairs(probe[..., :width])[:, 0], torch.arange(half, device=device)
+            due = turn_channels(pairs, order, angles.cos(), angles.sin())
+            same = torch.allclose(in_pairs(turned[..., :width])[:, 0], due, atol=1e-5)
+            if same and torch.equal(turned[..., width:], probe[..., width:]):
+                return width
+        return None
+
+
+def turn_channels(latent: Tensor, frequencies: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the first channels of latents (B, T, R), which are pairs (real, imaginary).
+
+    Args:
+        frequencies: of each pair; -1 for pairs that stay as they are.
+        cos, sin: (B or 1, T, rotary dim), of which the first half is one per frequency.
+    """
+    still = frequencies < 0
+    cos = torch.where(still, 1.0, cos[..., frequencies.clamp_min(0)]).to(latent.dtype)
+    sin = torch.where(still, 0.0, sin[..., frequencies.clamp_min(0)]).to(latent.dtype)
+    real, imaginary = latent[..., : 2 * len(frequencies)].unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack([real * cos - imaginary * sin, imaginary * cos + real * sin], dim=-1)
+    return torch.cat([turned.flatten(-2), latent[..., 2 * len(frequencies) :]], dim=-1)
+
 
 def in_pairs(x: Tensor) -> Tensor:
     """Channels (..., D) in the order 0, D/2, 1, D/2 + 1, ..., so that a pair lies side by side."""

@@ -8,7 +8,9 @@ import torch
 from cacheshrink_hybrid.codecs.levels import (
     HEAD_GAINS,
     HEAD_LEVELS,
+    HEAD_NAN,
     UNIFORM_CLIP,
+    byte_table,
     edges_of,
     head_tables,
     levels_of,
@@ -53,5 +55,16 @@ def test_head_bytes_cover_every_gain() -> None:
     values, gains = head_tables()
     assert len(values) == len(gains) == 256
     assert (gains[:HEAD_LEVELS] == 1).all()
-    assert sorted(set(gains.tolist())) == [2.0**e for e in range(HEAD_GAINS + 1)]
+    assert sorted(set(gains[:HEAD_NAN].tolist())) == [2.0**e for e in range(HEAD_GAINS + 1)]
     assert values[:HEAD_LEVELS].abs().max() < UNIFORM_CLIP
+    assert torch.isnan(values[HEAD_NAN]) and torch.isnan(gains[HEAD_NAN])
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_byte_table_holds_the_lowest_bits_first(bits: int) -> None:
+    table = byte_table(bits)
+    assert table.shape == (256, 8 // bits)
+    levels = levels_of(bits).float()
+    for byte in (0, 1, 27, 255):
+        expected = [levels[(byte >> shift) & (2**bits - 1)] for shift in range(0, 8, bits)]
+        assert torch.equal(table[byte], torch.stack(expected))

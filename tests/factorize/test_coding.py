@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cacheshrink_hybrid.codecs import RowCodec
+from cacheshrink_hybrid.codecs import RowCodec, RowFormat
 from cacheshrink_hybrid.config import WIDTHS_OF, CompressionConfig
 from cacheshrink_hybrid.errors import PlanError
 from cacheshrink_hybrid.factorize import Unit, code_channels, full_rank_factors
@@ -29,18 +29,51 @@ def _units(num: int = 3, seed: int = 0) -> list[Unit]:
     ]
 
 
-def _coded(units: list[Unit], widths: tuple[int, ...], budget: float, method: str = "joint"):
+def _coded(
+    units: list[Unit],
+    widths: tuple[int, ...],
+    budget: float,
+    method: str = "joint",
+    hadamard: bool = False,
+    **format,
+):
     config = CompressionConfig(compression_method=method, cache_bits="auto")
     factors = full_rank_factors(units, config)
-    return code_channels(factors, units, [None] * len(units), widths, budget)
+    results = code_channels(
+        factors,
+        units,
+        [None] * len(units),
+        widths,
+        budget,
+        formats=[RowFormat(**format)] * len(units),
+        hadamard=hadamard,
+    )
+    return [(result.factors, result.runs) for result in results]
 
 
+@pytest.mark.parametrize("format", [{}, {"scales": "token"}, {"alignment": 16}], ids=str)
 @pytest.mark.parametrize("method", ["joint", "separate"])
 @pytest.mark.parametrize("budget", [60, 100, 200, 350])
-def test_budget_is_used_but_not_passed(method: str, budget: int) -> None:
-    results = _coded(_units(), WIDTHS_OF["auto"], budget, method)
-    spent = sum(RowCodec(runs).row_bytes for _, runs in results)
-    assert 0.95 * budget <= spent <= budget
+def test_budget_is_used_but_not_passed(method: str, budget: int, format: dict) -> None:
+    results = _coded(_units(), WIDTHS_OF["auto"], budget, method, **format)
+    spent = sum(RowCodec(runs, RowFormat(**format)).row_bytes for _, runs in results)
+    largest_step = 8  # a run of 8 channels from 8 to 16 bits
+    assert budget - max(largest_step, format.get("alignment", 1)) <= spent <= budget
+
+
+def test_padding_is_filled_with_bits() -> None:
+    for _, runs in _coded(_units(), WIDTHS_OF["auto"], 200, alignment=16):
+        bare, padded = RowCodec(runs).row_bytes, RowCodec(runs, RowFormat(alignment=16)).row_bytes
+        assert padded - bare < 2  # less than a step from 2 to 4 bits
+
+
+def test_hadamard_keeps_the_loss_of_what_is_dropped() -> None:
+    plain = _coded(_units(1), (4,), 20)[0]
+    mixed = _coded(_units(1), (4,), 20, hadamard=True)[0]
+    assert plain[1] == mixed[1]
+    product = plain[0].up @ plain[0].encoder
+    torch.testing.assert_close(mixed[0].up @ mixed[0].encoder, product)
+    assert not torch.allclose(mixed[0].encoder, plain[0].encoder)
 
 
 @pytest.mark.parametrize("method", ["joint", "separate"])

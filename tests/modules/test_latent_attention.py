@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from cacheshrink_hybrid import make_cache
 from cacheshrink_hybrid.families import model_spec
-from cacheshrink_hybrid.modules import latent_attention
+from cacheshrink_hybrid.modules import latent_read
 from cacheshrink_hybrid.modules.latent_attention import LatentAttention
 from tests.families.tiny_configs import CASES, tiny_config
 from tests.models import (
@@ -57,7 +57,7 @@ def compressed(case: str) -> PreTrainedModel:
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch):
     """Choose one way of computing, whatever the number of tokens."""
-    return lambda limit: monkeypatch.setattr(latent_attention, "MAX_DECODE_TOKENS", limit)
+    return lambda limit: monkeypatch.setattr(latent_read, "MAX_DECODE_TOKENS", limit)
 
 
 def assert_pieces_do_not_matter(case: str, pieces: list[int]) -> None:
@@ -139,9 +139,9 @@ def test_masks(case: str, num_new: int, num_keys: int, mask_name: str) -> None:
     angles = None
     if attention.rotary is not None:
         first = num_keys - num_new
-        angles = attention.rotary.window_angles(first, 0, num_keys, query)
-    read, read_weights = attention._read_latents(query, latent, mask, angles)
-    expanded, weights = attention._expand(query, latent, mask, angles, {})
+        angles = attention.rotary.window_angles(first, 0, num_keys, query)[1]
+    read, read_weights = latent_read.read_latents(attention, query, latent, mask, angles)
+    expanded, weights = latent_read.read_expanded(attention, query, latent, mask, angles, {})
     assert bool(torch.isfinite(read).all())
     assert bool(torch.isfinite(expanded).all())
     assert_same_computation(read, expanded)

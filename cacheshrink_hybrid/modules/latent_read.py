@@ -1,0 +1,170 @@
+"""How attention reads a context of latents: the read modes of a plan, for few and for many queries.
+
+Few queries (decoding) form their scores against the latents and mix latents, so values are never
+expanded. Many queries (prefill) expand keys and values once and call the attention function that
+the model is configured with (SDPA, FlashAttention, eager, ...).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .slot_rotary import in_pairs
+
+if TYPE_CHECKING:
+    from .latent_attention import LatentAttention
+
+# Up to this many query tokens, scores over the whole context are cheaper than expanded values, and
+# small enough to hold. Covers decoding and the verification step of assisted decoding.
+MAX_DECODE_TOKENS = 8
+
+Angles = tuple[Tensor, Tensor]
+
+
+def reads_directly(module: LatentAttention, query: Tensor, mask) -> bool:
+    """Whether scores are formed against the latents, rather than by expanding K and V."""
+    plain_mask = mask is None or (isinstance(mask, Tensor) and mask.ndim == 4)
+    return query.shape[2] <= MAX_DECODE_TOKENS and plain_mask and not module.training
+
+
+def read_latents(
+    module: LatentAttention,
+    query: Tensor,
+    latent: Tensor,
+    mask: Tensor | None,
+    angles: Angles | None,
+) -> tuple[Tensor, Tensor]:
+    """Few queries against many latents.
+
+    Args:
+        query: rotated queries (B, H, T, D).
+        latent: (B, S, R).
+        mask: (B or 1, 1 or H, T, S), boolean (True is visible) or additive; None for causal.
+        angles: cos and sin of the S slots, where keys are rotated when they are read.
+
+    Returns:
+        Heads' outputs (B, T, H*D) and probabilities (B, H, T, S).
+    """
+    probabilities = probabilities_of(module, scores_of(module, query, latent, angles), mask)
+    return mixed_values(module, probabilities, latent), probabilities
+
+
+def scores_of(
+    module: LatentAttention, query: Tensor, latent: Tensor, angles: Angles | None
+) -> Tensor:
+    """Products of queries (B, H, T, D) and the keys in latents (B, S, R), (B, H, T, S)."""
+    B, H, T, D = query.shape
+    J, G = module.num_key_value_heads, module.num_key_value_groups
+    grouped = query.reshape(B, J, G * T, D)
+    if module.plan.read_mode != "reconstruct":
+        weight = module.k_b_proj.weight.view(J, D, -1)
+        absorbed = torch.matmul(grouped, weight).reshape(B, H * T, -1)
+        scores = torch.matmul(absorbed, latent[..., : module.plan.key_rank].transpose(1, 2))
+        offset = torch.matmul(grouped, module.k_b_proj.bias.view(J, D, 1))
+        scores = scores.view(B, J, G * T, -1) + offset
+    elif angles is not None and module.keeps_pairs(query, angles):
+        k = module.keys_in_pairs(latent, *angles)
+        scores = torch.matmul(in_pairs(grouped), k.permute(0, 2, 3, 1))
+    else:
+        k = module.keys(latent, angles)
+        scores = torch.matmul(grouped, k.transpose(2, 3))
+    return scores.reshape(B, H, T, -1)
+
+
+def probabilities_of(module: LatentAttention, scores: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax of products (B, H, T, S) with scaling, softcap, mask and sinks of the module."""
+    dtype = scores.dtype
+    scores = scores * module.scaling
+    if module.softcap is not None:
+        scores = torch.tanh(scores / module.softcap) * module.softcap
+    scores = masked(scores, mask)
+    if module.sinks is not None:
+        B, H, T, _ = scores.shape
+        sinks = module.sinks.to(scores.dtype).view(1, H, 1, 1).expand(B, H, T, 1)
+        scores = torch.cat([scores, sinks], dim=-1)
+    probabilities = torch.softmax(scores, dim=-1, dtype=torch.float32).to(dtype)
+    return probabilities if module.sinks is None else probabilities[..., :-1]
+
+
+def mixed_values(module: LatentAttention, probabilities: Tensor, latent: Tensor) -> Tensor:
+    """Heads' outputs (B, T, H*D) of probabilities (B, H, T, S) over latents (B, S, R)."""
+    B, H, T, _ = probabilities.shape
+    J, G, D = module.num_key_value_heads, module.num_key_value_groups, module.head_dim
+    mixed = torch.matmul(probabilities.reshape(B, H * T, -1), module.value_channels(latent))
+    weight = module.v_b_proj.weight.view(J, D, -1).transpose(1, 2)
+    heads = torch.matmul(mixed.view(B, J, G * T, -1), weight)
+    # With sinks the probabilities do not add up to one, so the mean counts by their sum.
+    total = probabilities.sum(-1, keepdim=True).view(B, J, G * T, 1)
+    heads = heads + total * module.v_b_proj.bias.view(J, 1, D)
+    return heads.view(B, H, T, D).transpose(1, 2).reshape(B, T, H * D)
+
+
+def read_expanded(
+    module: LatentAttention,
+    query: Tensor,
+    latent: Tensor,
+    mask,
+    angles: Angles | None,
+    kwargs: dict,
+) -> tuple[Tensor, Tensor | None]:
+    """Many queries: expand keys and values once and call the configured attention function."""
+    k = module.keys(latent, angles)
+    v = module.values(latent)
+    implementation = module.config._attn_implementation
+    if module.softcap is not None and implementation == "sdpa":
+        implementation = "eager"  # SDPA has no softcap
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
+    extra = {"softcap": module.softcap, "s_aux": module.sinks}
+    output, weights = attend(
+        module,
+        query,
+        k,
+        v,
+        mask,
+        dropout=module.dropout if module.training else 0.0,
+        scaling=module.scaling,
+        sliding_window=module.sliding_window,
+        **{name: value for name, value in extra.items() if value is not None},
+        **kwargs,
+    )
+    return output.reshape(*output.shape[:2], -1), weights
+
+
+def masked(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """Apply a 4-d mask to scores (B, H, T, S); None means causal, the last query sees all."""
+    num_new, num_keys = scores.shape[2:]
+    if mask is None:
+        if num_new == 1:
+            return scores
+        mask = torch.ones(num_new, num_keys, dtype=torch.bool, device=scores.device)
+        mask = mask.tril(num_keys - num_new)
+    else:
+        mask = mask[..., :num_keys]
+    if mask.dtype == torch.bool:
+        return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores + mask
+
+
+def eager_attention(
+    module: LatentAttention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[Tensor, Tensor]:
+    """The attention formula with all options of the module, written out: (B, T, H, D) and
+    (B, H, T, S). What else the interface passes repeats these options."""
+    group = module.num_key_value_groups
+    key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
+    probabilities = probabilities_of(
+        module, torch.matmul(query, key.transpose(2, 3)), attention_mask
+    )
+    dropped = nn.functional.dropout(probabilities, p=dropout, training=module.training)
+    return torch.matmul(dropped, value).transpose(1, 2).contiguous(), probabilities

@@ -1,0 +1,79 @@
+"""Keys in latents of each head's own, and keys stored rotated: at full rank the source's logits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cacheshrink_hybrid.errors import PlanError
+from tests.families.tiny_configs import tiny_model
+from tests.models import (
+    converted_copy,
+    equal_pieces,
+    logits_in_pieces,
+    logits_of,
+    pair,
+    prefill_then_decode,
+    random_ids,
+)
+from tests.tolerances import assert_same_logits
+
+LENGTH = 21
+PER_HEAD = ["llama", "llama-mqa", "llama-dynamic", "gpt_neox", "phi3-partial", "qwen3", "olmo2"]
+ROTATE = ["llama", "llama-biases", "llama-yarn", "gpt_neox", "phi3-partial", "mistral-window"]
+ROTATE += ["smollm3", "gemma2", "gpt_oss", "falcon_h1"]
+CASES = [("per_head", case) for case in PER_HEAD] + [("rotate", case) for case in ROTATE]
+
+every_case = pytest.mark.parametrize("method, case", CASES)
+
+
+@every_case
+@pytest.mark.parametrize("length", [LENGTH, 3, 1])
+def test_identity_in_pieces(method: str, case: str, length: int) -> None:
+    models = pair(case, method)
+    ids = random_ids(2, LENGTH)
+    pieces = equal_pieces(LENGTH, length)
+    found = logits_in_pieces(models.converted, ids, pieces)
+    assert_same_logits(found, logits_of(models.source, ids))
+
+
+@every_case
+def test_left_padding(method: str, case: str) -> None:
+    models = pair(case, method)
+    ids = random_ids(2, 12)
+    mask = torch.ones_like(ids)
+    mask[0, :5] = 0
+    outputs = [
+        model.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False, pad_token_id=0)
+        for model in models.both()
+    ]
+    assert torch.equal(*outputs)
+
+
+@pytest.mark.parametrize("method", ["per_head", "rotate"])
+def test_coded_latents_are_read_as_their_decoded_selves(method: str) -> None:
+    models = pair("llama", method, 4.0, cache_bits="auto")
+    ids = random_ids(2, LENGTH)
+    whole = logits_of(models.converted, ids)
+    for pieces in (equal_pieces(LENGTH, 3), prefill_then_decode(LENGTH, 12)):
+        found = logits_in_pieces(models.converted, ids, pieces)
+        assert_same_logits(found, whole)
+
+
+def test_layers_without_rotation_are_absorbed_beside_rotated_ones() -> None:
+    modes = [latent.read_mode for latent in pair("smollm3", "rotate").plan.latents]
+    assert set(modes) == {"rotate", "absorb"}
+
+
+@pytest.mark.parametrize(
+    "case, reason", [("qwen3", "normalised"), ("llama-dynamic", "depend on the length")]
+)
+def test_keys_that_cannot_be_stored_rotated_are_refused(case: str, reason: str) -> None:
+    with pytest.raises(PlanError, match=reason):
+        converted_copy(tiny_model(case), 2.0, "rotate")
+
+
+@pytest.mark.parametrize("method", ["per_head", "rotate"])
+def test_models_without_rotation_are_refused(method: str) -> None:
+    with pytest.raises(PlanError, match="this model has none"):
+        converted_copy(tiny_model("gpt2"), 2.0, method)
