@@ -47,3 +47,7 @@ class FrameError(CacheShrinkError, ValueError):
 
 class SequenceError(CacheShrinkError, ValueError):
     """A sequence id is unknown or taken, or the sequence is not in a state for this operation."""
+
+
+class KernelUnavailableError(CacheShrinkError, RuntimeError):
+    """`backend="triton"` was asked for where no Triton kernel can run."""
