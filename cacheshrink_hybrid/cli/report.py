@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ MAX_TICKS = 8
 
 
 def circumstances() -> dict[str, Any]:
-    """Versions and device, to be kept beside every measured figure."""
+    """Versions, commit and device, to be kept beside every measured figure."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
     return {
         "cacheshrink_hybrid": __version__,
@@ -26,7 +27,30 @@ def circumstances() -> dict[str, Any]:
         "transformers": transformers.__version__,
         "python": platform.python_version(),
         "device": device or platform.machine(),
+        **checkout_state(),
     }
+
+
+def checkout_state() -> dict[str, Any]:
+    """`commit` of the checkout that this package runs from, and whether its code was `modified`
+    since; both None for an installed package."""
+    package = Path(__file__).resolve().parents[1]
+    tracked = _git(package, "ls-files", "--error-unmatch", "version.py")
+    if tracked is None:
+        return {"commit": None, "modified": None}
+    changed = _git(package.parent, "status", "--porcelain", "--", package.name, "eval", "scripts")
+    code = [line for line in (changed or "").splitlines() if "eval/results" not in line]
+    return {"commit": _git(package, "rev-parse", "HEAD"), "modified": bool(code)}
+
+
+def _git(directory: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=directory, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
 
 
 def write_json(path: Path, results: dict[str, Any]) -> None:
