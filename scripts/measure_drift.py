@@ -33,9 +33,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from cacheshrink_hybrid import CompressionConfig, convert_model, plan_of
 from cacheshrink_hybrid.calibrate.text import PYTHON_DOCS, load_texts
 from cacheshrink_hybrid.convert import model_statistics
+from cacheshrink_hybrid.errors import ConfigError
 from cacheshrink_hybrid.plan import format_table
 
 from .benchmark import (
+    DOCUMENT_SEPARATOR,
     cached_logits,
     common_arguments,
     environment,
@@ -145,6 +147,10 @@ def windows_of(
         path = Path(source)
         files = sorted(path.glob("*.txt")) if path.is_dir() else [path]
         documents = [text for file in files for text in long_documents(file, args.max_length)]
+        if len(documents) < 2:
+            raise ConfigError(
+                f"{source} has {len(documents)} documents; two halves need at least 2"
+            )
         middle = len(documents) // 2
         halves = [
             spread(documents[:middle], args.samples),
@@ -158,13 +164,16 @@ def windows_of(
 
 
 def long_documents(path: Path, max_length: int) -> list[str]:
-    """Documents of a file; short ones, such as paragraphs, joined until they fill a window."""
-    documents: list[str] = []
-    for text in read_documents(path):
-        if documents and len(documents[-1]) < max_length:
-            documents[-1] += "\n\n" + text
-        else:
-            documents.append(text)
+    """Documents of a file; paragraphs are joined, and long documents cut at the ends of lines, so
+    that each fills a window of a tokenizer whose tokens have up to four characters."""
+    text = path.read_text(encoding="utf-8")
+    if DOCUMENT_SEPARATOR in text:
+        return read_documents(path)
+    documents = [""]
+    for line in text.splitlines(keepends=True):
+        if len(documents[-1]) >= 4 * max_length:
+            documents.append("")
+        documents[-1] += line
     return documents
 
 
