@@ -16,7 +16,7 @@ from .auto import register as _register
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .cache import LatentCache, cache_bytes, make_cache
+    from .cache import HybridCache, LatentCache, cache_bytes, make_cache
     from .checkpoint import load_mla_model, save_mla_model
     from .config import CompressionConfig
     from .convert import convert_model, convert_to_mla
@@ -37,6 +37,7 @@ __all__ = [
     "CacheShrinkError",
     "CompressionConfig",
     "CompressionPlan",
+    "HybridCache",
     "LatentCache",
     "__version__",
     "cache_bytes",
@@ -59,6 +60,7 @@ _HOMES = {
     "CacheShrinkError": "errors",
     "CompressionConfig": "config",
     "CompressionPlan": "plan",
+    "HybridCache": "cache",
     "LatentCache": "cache",
     "cache_bytes": "cache",
     "compare_outputs": "evaluation",

@@ -100,6 +100,25 @@ class FrameLedger:
         self.peak_held = max(self.peak_held, held)
         return handles
 
+    def allocate_run(self, count: int, kind: str) -> Handles:
+        """`count` neighbouring frames, for content that is to be one tensor; O(free frames).
+
+        Raises:
+            CacheFullError: no such run is free.
+        """
+        free = np.sort(self._free[: self.num_free])
+        starts = np.flatnonzero(free[count - 1 :] - free[: len(free) - count + 1] == count - 1)
+        if not len(starts):
+            raise CacheFullError(
+                f"no {count} neighbouring frames are free among {self.num_free}; grow the pool"
+            )
+        frames = free[starts[0] : starts[0] + count]
+        stack = self._free[: self.num_free]
+        inside = (stack >= frames[0]) & (stack <= frames[-1])
+        # Moved to the top of the stack, from where `allocate` takes them in order.
+        self._free[: self.num_free] = np.concatenate([stack[~inside], frames[::-1]])
+        return self.allocate(count, kind)
+
     def retain(self, handles: Handles) -> None:
         """Add one reference to each frame; a frame may be named once per call.
 

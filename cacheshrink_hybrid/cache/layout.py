@@ -285,7 +285,7 @@ def compile_layout(
                 _place_class(window, groups[window], frame_bytes)
                 for window in sorted(groups, key=lambda window: window or 0)
             ),
-            state=_place_state(states, frame_bytes),
+            state=place_state(states, frame_bytes),
         )
         if layout.expected_waste(reference_tokens) <= tolerance:
             break
@@ -365,8 +365,9 @@ def _class_of(window: int | None, members: Sequence[LayerRows], tokens: int) -> 
     )
 
 
-def _place_state(states: Sequence[StateRows], frame_bytes: int) -> StateMap:
-    """One tensor after the other, each from a multiple of 16 on, cut between rows."""
+def place_state(states: Sequence[StateRows], frame_bytes: int) -> StateMap:
+    """Lay out state tensors one after the other, each from a multiple of 16 bytes on, cut over
+    frames between rows. `frame_bytes` must hold the widest row."""
     position, slices, seamless = 0, [], True
     for state in states:
         position = _aligned(position, ROW_ALIGNMENT)

@@ -95,6 +95,7 @@ class SequenceStore:
         self._rotated_layers = layers & set(layers if rotated_layers is None else rotated_layers)
         self._shift = shift
         self._sequences: dict[Hashable, CachedSequence] = {}
+        self._runs: dict[Hashable, Handles] = {}
         self._queue = EvictionQueue(policy)
         self._pins = np.zeros(pool.num_frames + 1, dtype=np.int32)
         self._num_pinned = 0
@@ -244,6 +245,15 @@ class SequenceStore:
             sequence.num_tokens += count
             sequence.pending = 0
 
+    def trim(self, seq_ids: Sequence[Hashable]) -> None:
+        """Drop the tokens that have left the windows, beyond `history`, now instead of with the
+        next step."""
+        sequences = [self._ready(sequence) for sequence in self._distinct(seq_ids)]
+        step = plan_step(
+            self.layout, self.pool, self._pins, sequences, [1] * len(sequences), self.history
+        )
+        self._slide(step)
+
     # Sharing
 
     def fork(self, source: Hashable, target: Hashable, *, priority: float = 0.0) -> None:
@@ -310,6 +320,28 @@ class SequenceStore:
             sequence.first, sequence.num_tokens = list(first), num_tokens
             sequence.state, sequence.next_state = state, None
             sequence.checkpoints = dict(checkpoints)
+
+    # Frames beside sequences
+
+    def hold_run(self, name: Hashable, count: int) -> Handles:
+        """Take `count` neighbouring frames under a name, for content that no sequence describes.
+
+        Raises:
+            CacheFullError: no such run is free.
+            SequenceError: the name is taken.
+        """
+        if name in self._runs:
+            raise SequenceError(f"frames are held as {name!r} already; drop them first")
+        handles = self.pool.allocate_run(count, "state")
+        self._pin(handles)
+        self._runs[name] = handles
+        return handles
+
+    def drop_run(self, name: Hashable) -> None:
+        """Give those frames back."""
+        if name not in self._runs:
+            raise SequenceError(f"no frames are held as {name!r}")
+        self._release(self._runs.pop(name))
 
     # Going back
 
@@ -458,6 +490,10 @@ class SequenceStore:
         self.pool.check_integrity()
         references = np.zeros(self.pool.num_frames + 1, dtype=np.int64)
         pins = references.copy()
+        for handles in self._runs.values():
+            self.pool.references(handles)
+            references[handles & FRAME_MASK] += 1
+            pins[handles & FRAME_MASK] += 1
         for sequence in self._sequences.values():
             for handles in sequence.holdings():
                 self.pool.references(handles)
@@ -541,13 +577,16 @@ class SequenceStore:
             release(handles)
         del self._sequences[sequence.seq_id]
 
-    def _perform(self, step: Step) -> None:
+    def _slide(self, step: Step) -> None:
         for sequence, number, needed, going in step.slides:
             sequence.tables[number].drop_leading(
                 needed // self.layout.classes[number].tokens_per_frame
             )
             sequence.first[number] = needed
             self._release(going)
+
+    def _perform(self, step: Step) -> None:
+        self._slide(step)
         for number, lifetime in enumerate(self.layout.classes):
             kind = "kv" if lifetime.window is None else f"window {lifetime.window}"
             growths = [(s.tables[number], n) for s, at, n in step.growths if at == number]
