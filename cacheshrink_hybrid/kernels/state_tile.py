@@ -94,7 +94,7 @@ def segment_arguments(pages: StatePages, index: int, *, native_float8: bool) -> 
 
 
 @triton.jit
-def _locate(p_arena, p_table, byte, first_frame, first_offset, first_rows, PLACE: tl.constexpr):
+def locate(p_arena, p_table, byte, first_frame, first_offset, first_rows, PLACE: tl.constexpr):
     """Address of bytes of a state, given the frames of its sequence."""
     row = byte // PLACE[ROW_BYTES]
     rest = byte % PLACE[ROW_BYTES]
@@ -139,7 +139,7 @@ def _code_pointers(
 ):
     element = (i_m * SEGMENT[HEAD_DIM] + o_p) * SEGMENT[RANK] + o_u
     byte = codes_start + element * SIZE
-    p = _locate(p_arena, p_table, byte, first_frame, first_offset, first_rows, PLACE)
+    p = locate(p_arena, p_table, byte, first_frame, first_offset, first_rows, PLACE)
     if SEGMENT[UNIT] > 1:
         p = tl.multiple_of(p, [16, 16, 16, 16])
     return p.to(tl.pointer_type(DTYPE)) + tl.arange(0, SEGMENT[UNIT])[None, None, None, :]
@@ -170,7 +170,7 @@ def _scale_pointers(
     else:
         row = i_m
     byte = scales_start + row * SEGMENT[RANK] + o_u
-    p = _locate(p_arena, p_table, byte, first_frame, first_offset, first_rows, PLACE)
+    p = locate(p_arena, p_table, byte, first_frame, first_offset, first_rows, PLACE)
     if SEGMENT[UNIT] > 1:
         p = tl.multiple_of(p, [16, 16, 16, 16])
     return p + o_e, mask
@@ -211,7 +211,7 @@ def load_state(
             p_arena, p_table, i_m, o_p, o_u, codes_start, first_frame, first_offset, first_rows,
             tl.float16, 2, SEGMENT, PLACE,
         )  # fmt: skip
-        p_scale = _locate(
+        p_scale = locate(
             p_arena, p_table, scales_start + i_m, first_frame, first_offset, first_rows, PLACE
         )
         exponent = tl.load(p_scale).to(tl.int32) - (EXP_ZERO + HALF)
@@ -243,7 +243,7 @@ def load_state(
 def _scale_byte(largest, TOP: tl.constexpr):
     """The smallest scale byte that keeps `largest` within TOP, and what to multiply with."""
     # Module constants stand right of tensors: the interpreter takes the type of the left operand.
-    wanted = tl.log2(tl.maximum(tl.div_rn(largest, TOP), 1e-30)) * STEPS + ZERO
+    wanted = tl.log2(tl.maximum(largest, 1e-30) * (1.0 / TOP)) * STEPS + ZERO
     scale = tl.minimum(tl.maximum(tl.ceil(wanted), 0.0), 255.0)
     return scale, tl.exp2((-scale + ZERO) / STEPS)
 
@@ -301,7 +301,7 @@ def store_state(
         exponent = tl.where(largest == 0.0, 0, exponent)
         factor = ((-exponent + (HALF + 127)) << 23).to(tl.float32, bitcast=True)
         tl.store(p, (state * factor).to(tl.float16), mask=mask)
-        p_scale = _locate(
+        p_scale = locate(
             p_arena, p_table, scales_start + i_m, first_frame, first_offset, first_rows, PLACE
         )
         tl.store(p_scale, (exponent + EXP_ZERO).to(tl.uint8), mask=held)
