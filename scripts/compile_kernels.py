@@ -60,10 +60,8 @@ class Case:
 
 
 MATRIX = r"\b(mma\.sync|wgmma\.mma_async)"
-WIDE_LOAD = (
-    r"ld\.global[.\w:]*\.v4\.b32|cp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\], 0x10"
-)
-WIDE_STORE = r"st\.global[.\w:]*\.v4\.b32"
+WIDE_LOAD = r"ld\.global[.\w:]*\.(v4\.b32|v2\.b64)|cp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\], 0x10"
+WIDE_STORE = r"st\.global[.\w:]*\.(v4\.b32|v2\.b64)"
 ASYNC_COPY = r"cp\.async|cp\.async\.bulk"
 
 

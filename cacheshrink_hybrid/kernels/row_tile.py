@@ -13,6 +13,7 @@ from itertools import pairwise
 import triton
 import triton.language as tl
 
+from .numerics import float8_value
 from .row_layout import (
     ESCAPED_LEVELS,
     FIRST_ESCAPED,
@@ -195,14 +196,7 @@ def load_piece(
         return (code.to(tl.uint16) << 8).to(tl.float16, bitcast=True).to(DOT)
     elif PIECE[KIND] == E4M3:
         code = load_bytes(p_row, m_row, PIECE[BYTE], W, PIECE[VALID])
-        if NATIVE_FLOAT8:
-            return code.to(tl.float8e4nv, bitcast=True).to(tl.float16).to(DOT)
-        else:
-            # The same bits in the place of a float16 are the number, 2**8 times too small.
-            code = code.to(tl.uint16)
-            bits = ((code & 0x80) << 8) | ((code & 0x7F) << 7)
-            x = bits.to(tl.float16, bitcast=True) * 256.0
-            return tl.where((code & 0x7F) == 0x7F, float("nan"), x).to(DOT)
+        return float8_value(code, NATIVE_FLOAT8).to(DOT)
     elif PIECE[KIND] == UNIFORM8:
         code = load_bytes(p_row, m_row, PIECE[BYTE], W, PIECE[VALID])
         # 0x6400 is 1024 as a float16, whose last bit then counts 1; both differences are exact.

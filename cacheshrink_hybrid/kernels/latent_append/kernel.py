@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..launch import launch
-from ..numerics import rounded
+from ..numerics import float8_code, rounded
 from ..paged_rows import PagedRows
 from ..row_layout import MAX_GAIN_EXPONENT
 from ..row_tile import (
@@ -70,25 +70,6 @@ def _clipped(x, LIMIT: tl.constexpr):
 
 
 @triton.jit
-def _float8_e4m3(x):
-    """Code of the nearest e4m3 number of x in [-448, 448], to even; 0x7F for NaN.
-
-    By arithmetic, because not every device converts, and the interpreter errs.
-    """
-    magnitude = tl.abs(x)
-    exponent = ((magnitude.to(tl.int32, bitcast=True) >> 23) & 0xFF) - 127
-    exponent = tl.maximum(exponent, -6)
-    # Adding and taking away 1.5 * 2**23 rounds to whole numbers: of 2**(exponent - 3) here.
-    inverse = ((127 + 3 - exponent) << 23).to(tl.float32, bitcast=True)
-    steps = (magnitude * inverse + 12582912.0) - 12582912.0
-    steps = steps.to(tl.int32)
-    # 8 steps or more are normal numbers; carrying into the exponent happens by itself.
-    code = tl.where(steps >= 8, ((exponent + 6) << 3) + steps, steps)
-    code = code | tl.where(x < 0, 0x80, 0)
-    return tl.where(x == x, code, 0x7F).to(tl.uint8)
-
-
-@triton.jit
 def _float8_e5m2(x):
     """Code of the nearest e5m2 number of x in [-57344, 57344], to even; 0x7F for NaN."""
     magnitude = tl.abs(x)
@@ -140,7 +121,7 @@ def _write_floats(p_x, p_center, p_out, m_t, kept, PIECE: tl.constexpr, EVEN: tl
     x = _channels(p_x, p_center, m_t, o, m_c)
     x = tl.where(kept[:, None], x, float("nan"))
     if PIECE[KIND] == E4M3:
-        tl.store(p_out[:, None] + o[None, :], _float8_e4m3(_clipped(x, 448.0)), mask=m_out)
+        tl.store(p_out[:, None] + o[None, :], float8_code(_clipped(x, 448.0)), mask=m_out)
     elif PIECE[KIND] == E5M2:
         tl.store(p_out[:, None] + o[None, :], _float8_e5m2(_clipped(x, 57344.0)), mask=m_out)
     else:
@@ -229,7 +210,7 @@ def latent_append_fwd_kernel(
         place = tl.maximum(tl.minimum(_position(head_value), 1.0), 0.0)
         fine = tl.minimum(tl.floor(place * FINE), FINE - 1.0).to(tl.int32)
         coarse = tl.minimum(tl.floor(place * COARSE), COARSE - 1.0).to(tl.int32)
-        head = tl.where(exponent > 0, FINE + (exponent - 1) * COARSE + coarse, fine)
+        head = tl.where(exponent > 0, (exponent - 1) * COARSE + FINE + coarse, fine)
         head = tl.where(kept, head, LOST_CODE)
         tl.store(p_row + HEAD_BYTE, head.to(tl.uint8), mask=m_t)
     if END < ROW_BYTES:

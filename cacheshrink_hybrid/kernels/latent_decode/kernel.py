@@ -240,7 +240,7 @@ def latent_decode_fwd_kernel(
             # A tile lies in one frame, whose number the whole program shares.
             first_slot = block * BLOCK_N
             frame = tl.load(p_frames + first_slot // FRAME_TOKENS)
-            m_n = m_n & (frame >= 0)
+            m_n = tl.where(frame >= 0, m_n, False)
             o_byte = tl.maximum(frame, 0).to(tl.int64) * FRAME_BYTES + layer_offset
             p_tile = p_arena + o_byte + (first_slot % FRAME_TOKENS) * ROW_BYTES
             p_row = p_tile + o_block * ROW_BYTES

@@ -80,6 +80,22 @@ def test_options(option: str, num_splits: int, tokens: int, device: torch.device
         assert got[1].min() < 0.9
 
 
+@pytest.mark.parametrize("num_splits", [1, 2])
+def test_frames_as_long_as_tiles(num_splits: int, device: torch.device) -> None:
+    """A tile of 32 slots that lies in one frame is read by other means."""
+    lens = [130, 64, 31]
+    rows, table, context = filled_rows(LAYOUTS["mixed"], lens, device=device, frame_tokens=64)
+    table[0, 1] = -1
+    query = _query(3, 1, 3, 64).to(device)
+    read = LatentRead(key_rank=64, value_rank=64, scale=0.1)
+    due = latent_decode(query, rows, table, context, read=read, backend="torch")
+    got = latent_decode(
+        query, rows, table, context, read=read, num_splits=num_splits, backend="triton"
+    )
+    assert_close(got[0], due[0])
+    assert_close(got[1], due[1])
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", ["bfloat16", "mixed"])
 def test_16_bit_queries(name: str, dtype: torch.dtype, device: torch.device) -> None:
