@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
+from ..codecs.straight_through import straight_through
 from ..plan import LatentPlan
 from .attention_parts import AttentionParts
 from .key_projection import linear_in_order, make_key_projection
@@ -152,7 +153,9 @@ class LatentAttention(nn.Module):
         stored = latent if self.codec is None else self.codec.encode(latent, self.latent_reach)
         if cache is not None:
             stored = cache.update(stored[:, None], stored[:, None, :, :0], layer_idx)[0][:, 0]
-        latent = stored if self.codec is None else self.codec.decode(stored, query.dtype)
+        decoded = stored if self.codec is None else self.codec.decode(stored, query.dtype)
+        learns = self.training and cache is None and torch.is_grad_enabled()
+        latent = straight_through(latent, decoded) if learns and self.codec is not None else decoded
 
         if reads_directly(self, query, attention_mask):
             output, weights = read_latents(self, query, latent, attention_mask, key_angles)
