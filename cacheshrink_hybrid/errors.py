@@ -35,3 +35,7 @@ class CheckpointError(CacheShrinkError, ValueError):
 
 class NotSupportedError(CacheShrinkError, RuntimeError):
     """An operation would give wrong results on this model or cache, so it is refused."""
+
+
+class TrainingError(CacheShrinkError, RuntimeError):
+    """Training had to stop: a loss or gradient is not finite, or its state cannot be written."""
