@@ -32,12 +32,15 @@ if TYPE_CHECKING:
     from .families import model_spec
     from .latent_model import compression_disabled, plan_of
     from .plan import CompressionPlan
+    from .training import MLATrainer, TrainingConfig
 
 __all__ = [
     "CacheShrinkError",
     "CompressionConfig",
     "CompressionPlan",
     "LatentCache",
+    "MLATrainer",
+    "TrainingConfig",
     "__version__",
     "cache_bytes",
     "compare_outputs",
@@ -60,6 +63,8 @@ _HOMES = {
     "CompressionConfig": "config",
     "CompressionPlan": "plan",
     "LatentCache": "cache",
+    "MLATrainer": "training",
+    "TrainingConfig": "training",
     "cache_bytes": "cache",
     "compare_outputs": "evaluation",
     "compression_disabled": "latent_model",

@@ -87,15 +87,33 @@ def plot_front(path: Path, records: Sequence[dict[str, Any]], title: str) -> Non
     _save(figure, path)
 
 
-def _axes(records: Sequence[dict[str, Any]], title: str):
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ConfigError("the plot needs matplotlib; install cacheshrink_hybrid[eval]") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+def plot_losses(path: Path, records: Sequence[dict[str, Any]], title: str) -> None:
+    """Training loss by step, and perplexity where it was measured.
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    Args:
+        records: dicts with `step`, and `loss` or `eval_perplexity`.
+
+    Raises:
+        ConfigError: if matplotlib is not installed.
+    """
+    figure, axes = _figure()
+    points = [(r["step"], r["loss"]) for r in records if "loss" in r]
+    if points:
+        axes.plot(*zip(*points, strict=True), color="#3465a4")
+    axes.set_xlabel("step")
+    axes.set_ylabel("training loss")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    measured = [(r["step"], r["eval_perplexity"]) for r in records if "eval_perplexity" in r]
+    if measured:
+        other = axes.twinx()
+        other.plot(*zip(*measured, strict=True), "o--", color="#cc0000", markersize=4)
+        other.set_ylabel("perplexity through the cache")
+    _save(figure, path)
+
+
+def _axes(records: Sequence[dict[str, Any]], title: str):
+    figure, axes = _figure()
     sizes = sorted({record["bytes_per_token"] for record in records})
     axes.set_xscale("log", base=2)
     if len(sizes) <= MAX_TICKS:
@@ -109,6 +127,17 @@ def _axes(records: Sequence[dict[str, Any]], title: str):
     axes.margins(0.12, 0.15)
     axes.grid(alpha=0.3)
     return figure, axes
+
+
+def _figure():
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ConfigError("the plot needs matplotlib; install cacheshrink_hybrid[eval]") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot.subplots(figsize=(7, 4.2), layout="constrained")
 
 
 def _save(figure, path: Path) -> None:

@@ -4,7 +4,8 @@ texts -> sequences (`data`) -> metric -> `TrainableBases` (`attachment`) -> `Obj
 loop of transformers (`loop`) -> an ordinary converted model again.
 """
 
+from .nested import cut_ranks
 from .settings import TrainingConfig
 from .trainer import MLATrainer
 
-__all__ = ["MLATrainer", "TrainingConfig"]
+__all__ = ["MLATrainer", "TrainingConfig", "cut_ranks"]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
 from ..modules.latent_attention import LatentAttention
+from .nested import kept_channels
 from .stiefel_basis import StiefelBasis, metric_roots
 
 KEYS, VALUES = "k_b_proj", "v_b_proj"
@@ -70,6 +71,9 @@ class TrainableBases(nn.Module):
         metrics: of each module's [k; v], (2*J*D, 2*J*D), by the same names.
         damping: share of its largest eigenvalue added to each metric's diagonal.
         constrained: False for plain matrices without the manifold.
+
+    Attributes:
+        kept_share: share of each basis's channels that training passes read, the first ones.
     """
 
     def __init__(
@@ -83,6 +87,7 @@ class TrainableBases(nn.Module):
         super().__init__()
         self.bases = nn.ModuleDict()
         self._pieces: dict[str, list[Piece]] = {}
+        self._coded: dict[str, bool] = {}
         for names in _sharing(modules):
             group = [modules[name] for name in names]
             metric = sum((metrics[name] for name in names), torch.zeros(())) / len(names)
@@ -99,7 +104,8 @@ class TrainableBases(nn.Module):
                     up, root, inverse, dtype=dtype, constrained=constrained
                 )
                 self._pieces[key] = pieces
-        self.kept_channels: float = 1.0
+                self._coded[key] = group[0].plan.coded
+        self.kept_share = 1.0
         self._written = {key: basis.factor._version for key, basis in self.bases.items()}
 
     @torch.no_grad()
@@ -120,16 +126,16 @@ class TrainableBases(nn.Module):
         """Let forward passes read U from the factors, so that gradients reach them."""
         for key, basis in self.bases.items():
             up = basis.up()
-            if self.kept_channels < 1:
-                up = self._first_channels(up, self._pieces[key])
+            if self.kept_share < 1:
+                up = self._first_channels(up, self._coded[key])
             for piece in self._pieces[key]:
                 weight = piece.of(up)
                 for projection in piece.projections:
                     # An attribute of the instance is found before its parameter of that name.
                     projection.__dict__["weight"] = weight
 
-    def _first_channels(self, up: Tensor, pieces: list[Piece]) -> Tensor:
-        kept = max(1, round(up.shape[-1] * self.kept_channels))
+    def _first_channels(self, up: Tensor, coded: bool) -> Tensor:
+        kept = kept_channels(up.shape[-1], self.kept_share, coded)
         mask = torch.arange(up.shape[-1], device=up.device) < kept
         return up * mask.to(up.dtype)
 

@@ -8,6 +8,7 @@ that a column turns in one step.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import geoopt
 import torch
@@ -57,6 +58,13 @@ class RiemannianAdamW(geoopt.optim.RiemannianAdam):
         finally:
             for group, decay in zip(self.param_groups, decays, strict=True):
                 group["weight_decay"] = decay
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As of torch, which makes tensors of the step counts; in single precision these would
+        change the bias corrections in the last digit, and the resumed run with them."""
+        super().load_state_dict(state_dict)
+        for state in self.state.values():
+            state["step"] = int(state["step"])
 
 
 def make_optimizer(

@@ -208,7 +208,7 @@ class MLATrainer:
         def set_rank(step: int) -> None:
             if config.nested_ranks:
                 chooser = random.Random(f"{config.seed} {step}")
-                attachment.bases.kept_channels = chooser.choice(config.nested_ranks)
+                attachment.bases.kept_share = chooser.choice(config.nested_ranks)
 
         callbacks = []
         if config.early_stopping_patience is not None:
@@ -246,7 +246,7 @@ class MLATrainer:
             - start
             - sum(record.get("eval_seconds", 0.0) for record in trainer.state.log_history)
         )
-        attachment.bases.kept_channels = 1.0
+        attachment.bases.kept_share = 1.0
         self.model.eval()
         after = _perplexity(measure())
         return {

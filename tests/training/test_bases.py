@@ -92,7 +92,7 @@ def test_first_channels_only() -> None:
     model = converted("llama", "joint")
     attachment = attach(model)
     with attachment:
-        attachment.bases.kept_channels = 0.5
+        attachment.bases.kept_share = 0.5
         ids = random_ids(1, 20)
         half = model(ids, use_cache=False).logits
         half.square().sum().backward()
