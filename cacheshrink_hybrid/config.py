@@ -280,9 +280,7 @@ class CompressionConfig:
     @property
     def changes_states(self) -> bool:
         """Whether recurrent layers are converted at all."""
-        return (
-            self.state_ratio != 1 or self.state_dtype != "auto" or self.budget_bytes is not None
-        )
+        return self.state_ratio != 1 or self.state_dtype != "auto" or self.budget_bytes is not None
 
     @property
     def coded(self) -> bool:

@@ -13,7 +13,13 @@ import torch
 from .calibrate import LatentStatistics, calibrate, weight_statistics
 from .calibrate.states import StateCalibration, StateStatistics, compressible_layers
 from .calibrate.text import load_texts, token_sequences
-from .config import DEFAULT_DEVICE_PROFILE, DEFAULT_RATIO, HEADWISE_METHODS, WIDTHS_OF, CompressionConfig
+from .config import (
+    DEFAULT_DEVICE_PROFILE,
+    DEFAULT_RATIO,
+    HEADWISE_METHODS,
+    WIDTHS_OF,
+    CompressionConfig,
+)
 from .device_profile import DeviceProfile
 from .errors import ConfigError, PlanError, UnsupportedModelError
 from .factorize import (

@@ -51,3 +51,7 @@ class SequenceError(CacheShrinkError, ValueError):
 
 class KernelUnavailableError(CacheShrinkError, RuntimeError):
     """`backend="triton"` was asked for where no Triton kernel can run."""
+
+
+class TrainingError(CacheShrinkError, RuntimeError):
+    """Training had to stop: a loss or gradient is not finite, or its state cannot be written."""

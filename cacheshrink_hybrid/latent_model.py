@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from .cache import make_cache
-from .errors import UnsupportedModelError
 from .calibrate.states import mixer_modules
+from .errors import UnsupportedModelError
 from .factorize import LatentFactors
 from .factorize.state_plan import StateFactors
 from .families import attention_at, model_spec, read_attention, replace_attention

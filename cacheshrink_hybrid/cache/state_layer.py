@@ -125,9 +125,7 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin):
         layout, L = self.layout, self.layout.replay_length
         self._owner, self._no_reads = weakref.ref(owner), reads[:, :0].detach()
         if L > 1 or self.record_past:
-            inputs = tuple(
-                _rounded(x, layout.input_dtype(i)) for i, x in enumerate(inputs)
-            )
+            inputs = tuple(_rounded(x, layout.input_dtype(i)) for i, x in enumerate(inputs))
         first = not self.is_recurrent_states_initialized[0] and not self.num_pending
         if self.record_past:
             if self.recorded is not None:

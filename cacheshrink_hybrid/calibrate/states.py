@@ -248,9 +248,7 @@ def _passes(
         # With the roles of values and keys exchanged, the scan's state is S^T, and what g reads
         # from it is u = S^T g.
         read = values[:, part][:, :0] if gradient is None else gradient[:, part].float()
-        costs, state = gated_scan(
-            state, keys[:, part], log_decay[:, part], values[:, part], read
-        )
+        costs, state = gated_scan(state, keys[:, part], log_decay[:, part], values[:, part], read)
         yield (
             None if gradient is None else costs,
             state.transpose(-1, -2),

@@ -131,6 +131,31 @@ def plot_bars(path: Path, groups: dict[str, dict[str, float]], title: str, label
     _save(figure, path)
 
 
+def plot_losses(path: Path, records: Sequence[dict[str, Any]], title: str) -> None:
+    """Training loss by step, and perplexity where it was measured.
+
+    Args:
+        records: dicts with `step`, and `loss` or `eval_perplexity`.
+
+    Raises:
+        ConfigError: if matplotlib is not installed.
+    """
+    figure, axes = _pyplot().subplots(figsize=(7, 4.2), layout="constrained")
+    points = [(r["step"], r["loss"]) for r in records if "loss" in r]
+    if points:
+        axes.plot(*zip(*points, strict=True), color="#3465a4")
+    axes.set_xlabel("step")
+    axes.set_ylabel("training loss")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    measured = [(r["step"], r["eval_perplexity"]) for r in records if "eval_perplexity" in r]
+    if measured:
+        other = axes.twinx()
+        other.plot(*zip(*measured, strict=True), "o--", color="#cc0000", markersize=4)
+        other.set_ylabel("perplexity through the cache")
+    _save(figure, path)
+
+
 def _axes(records: Sequence[dict[str, Any]], title: str):
     figure, axes = _pyplot().subplots(figsize=(7, 4.2), layout="constrained")
     sizes = sorted({record["bytes_per_token"] for record in records})

@@ -53,9 +53,7 @@ def selective_scan(
     outputs = []
     for t in range(tokens):
         if t >= unread:
-            y, state = selective_step(
-                state, x[:, t], dt[:, t], A, write[:, t], read[:, t - unread]
-            )
+            y, state = selective_step(state, x[:, t], dt[:, t], A, write[:, t], read[:, t - unread])
             outputs.append(y)
         else:
             step = dt[:, t, ..., None]

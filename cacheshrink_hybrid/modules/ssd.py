@@ -91,9 +91,7 @@ def gated_scan(
     for start in range(0, tokens, CHUNK):
         part = slice(start, min(start + CHUNK, tokens))
         seen = slice(max(0, part.start - unread), max(0, part.stop - unread))
-        y, state = _chunk(
-            state, values[:, part], log_decay[:, part], write[:, part], read[:, seen]
-        )
+        y, state = _chunk(state, values[:, part], log_decay[:, part], write[:, part], read[:, seen])
         outputs.append(y)
     return torch.cat(outputs, dim=1), state
 
