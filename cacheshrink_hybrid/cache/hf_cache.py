@@ -1,16 +1,18 @@
-"""The transformers cache of a converted model, and how many bytes a live cache holds.
+"""The dense transformers cache of a converted model, and how many bytes a live cache holds.
 
 Latents travel through the ordinary layers of transformers as one-headed keys with empty values, so
-every operation on a cache (beams, crops, static buffers, windows) is the library's own.
+every operation on a cache (beams, crops, static buffers, windows) is the library's own. The pooled
+cache beside it, `HybridCache`, is measured against this one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache
 
 from .exact_tokens import ExactTokens
 
@@ -29,7 +31,11 @@ class LatentCache(DynamicCache):
 
     def nbytes(self) -> int:
         """Bytes allocated for the sequences in this cache, KV and recurrent state together."""
-        return cache_bytes(self).total
+        return self.memory().total
+
+    def memory(self) -> CacheBytes:
+        """The same, what grows with the tokens apart from what does not."""
+        return _tensor_bytes(self)
 
     def exact_tokens(self, layer_idx: int, num_sinks: int, window: int) -> ExactTokens:
         """The copies of one layer, made at their first use."""
@@ -76,31 +82,30 @@ class CacheBytes:
         return self.kv + self.state
 
 
-def make_cache(model: PreTrainedModel) -> LatentCache:
-    """An empty cache for `model`, converted or not: the one that `generate()` builds itself."""
-    return LatentCache(config=model.config.get_text_config(decoder=True))
-
-
 def cache_bytes(cache: Cache) -> CacheBytes:
-    """Count the storages behind a cache's tensors, each once."""
+    """Bytes allocated for the sequences in a cache: the storages behind its tensors, each once, or
+    the frames that a pooled cache holds."""
+    return cache.memory() if isinstance(cache, LatentCache) else _tensor_bytes(cache)
+
+
+def _tensor_bytes(cache: Cache) -> CacheBytes:
     seen: set[int] = set()
     copies = [
         tensor for exact in getattr(cache, "exact", {}).values() for tensor in exact.tensors()
     ]
-    return CacheBytes(
-        kv=sum(
-            _storage_bytes(getattr(layer, name, None), seen)
-            for layer in cache.layers
-            for name in ("keys", "values")
-        )
-        + sum(_storage_bytes(tensor, seen) for tensor in copies),
-        state=sum(
-            _storage_bytes(tensor, seen)
-            for layer in cache.layers
-            for name in ("conv_states", "recurrent_states")
-            for tensor in (getattr(layer, name, None) or {}).values()
-        ),
-    )
+    kv = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
+    state = [
+        tensor
+        for layer in cache.layers
+        for name in ("conv_states", "recurrent_states")
+        for tensor in (getattr(layer, name, None) or {}).values()
+    ]
+    return CacheBytes(kv=loose_bytes(kv + copies, seen), state=loose_bytes(state, seen))
+
+
+def loose_bytes(tensors: Iterable[Tensor | None], seen: set[int]) -> int:
+    """Bytes of the storages behind these tensors that are not among those `seen`."""
+    return sum(_storage_bytes(tensor, seen) for tensor in tensors)
 
 
 def _storage_bytes(tensor: Tensor | None, seen: set[int]) -> int:

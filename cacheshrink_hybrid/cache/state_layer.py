@@ -87,8 +87,11 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin):
                 "this cache was filled by a model with other recurrent states; give the converted "
                 "model a new cache (make_cache)"
             )
-        for name in ("conv_states", "recurrent_states"):
-            setattr(self, name, {0: None})
+        states: Any
+        for states in (self.conv_states, self.recurrent_states):
+            for number in list(states):
+                del states[number]
+            states[0] = None
         self.is_conv_states_initialized = {0: False}
         self.is_recurrent_states_initialized = {0: False}
         self.number_of_states = 1
@@ -294,7 +297,7 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin):
 
     def _change_batch(self, change) -> None:
         for states in (self.conv_states, self.recurrent_states):
-            for i, tensor in states.items():
+            for i, tensor in list(states.items()):
                 if tensor is not None:
                     states[i] = change(tensor)
         self._each_recorded(change)

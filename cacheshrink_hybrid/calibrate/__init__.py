@@ -21,7 +21,7 @@ from .observe import frozen_and_checkpointed, observed_inputs
 from .states import StateCalibration
 from .statistics import LatentStatistics, Moments, Samples
 
-__all__ = ["LatentStatistics", "Moments", "calibrate", "weight_statistics"]
+__all__ = ["LatentStatistics", "Moments", "calibrate", "sampled_loss", "weight_statistics"]
 
 
 def calibrate(
@@ -84,7 +84,7 @@ def calibrate(
                 states.counting = False
             if needs_backward:
                 with torch.enable_grad():
-                    _sampled_loss(logits, generator).backward()
+                    sampled_loss(logits, generator).backward()
     if not num_tokens:
         raise CalibrationError("no calibration tokens were given; pass calibration_texts")
     return [
@@ -102,7 +102,7 @@ def calibrate(
     ]
 
 
-def _sampled_loss(logits: Tensor, generator: torch.Generator) -> Tensor:
+def sampled_loss(logits: Tensor, generator: torch.Generator) -> Tensor:
     """Summed cross-entropy of labels drawn from the model itself, (1, T, V) -> ()."""
     flat = logits.flatten(0, 1).float()
     if not torch.isfinite(flat).all():

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..cache import cache_bytes, make_cache
+from ..cache import LatentCache, cache_bytes, make_cache
 from ..errors import ConfigError
 from ..families import model_spec
 from ..latent_model import is_converted, plan_of
@@ -25,7 +25,8 @@ def measure_cache_memory(
     sequence_lengths: Sequence[int] = DEFAULT_LENGTHS,
     batch_size: int = 1,
 ) -> dict[str, Any]:
-    """Fill real caches and count the bytes of their tensors' storages.
+    """Fill real caches and count their bytes: the tensors of a dense cache, and the frames that
+    the pooled cache of `generate()` holds for the same sequences.
 
     Args:
         model: converted or not; its forward pass runs over every length.
@@ -39,8 +40,8 @@ def measure_cache_memory(
         `live_bytes` (counted, keys and values), `expected_bytes` (from the plan), `source_bytes`
         (what the uncompressed model would hold), `ratio` (source / live), the same three of
         recurrent and convolution states, which do not grow with the length (`state_bytes`,
-        `expected_state_bytes`, `source_state_bytes`, `state_ratio`), and `total_bytes` and
-        `total_ratio` of both together.
+        `expected_state_bytes`, `source_state_bytes`, `state_ratio`), `total_bytes` and
+        `total_ratio` of both together, and `pooled_bytes` (frames, KV and state together).
 
     Raises:
         ConfigError: lengths below 2, or beyond the model's positions.
@@ -70,11 +71,14 @@ def measure_cache_memory(
             latent.exact_bytes(length) * len(latent.layer_ids) for latent in latents
         )
         source = _total(source_per_token, held, scale * batch_size)
-        counted = _live_bytes(model, length, batch_size)
+        dense = LatentCache(config=model.config.get_text_config(decoder=True))
+        counted = _filled(model, dense, length, batch_size)
+        pooled = _filled(model, make_cache(model), length, batch_size)
         lengths[length] = {
             "source_bytes": source,
             "expected_bytes": expected,
             "live_bytes": counted.kv,
+            "pooled_bytes": pooled.total,
             "ratio": source / counted.kv if counted.kv else float("nan"),
             **_states(model, length, batch_size, counted.state),
             "total_bytes": counted.total,
@@ -133,10 +137,9 @@ def _total(per_token: Sequence[float], held: Sequence[int], scale: float) -> int
     return round(scale * sum(size * tokens for size, tokens in zip(per_token, held, strict=True)))
 
 
-def _live_bytes(model: PreTrainedModel, length: int, batch_size: int):
+def _filled(model: PreTrainedModel, cache: LatentCache, length: int, batch_size: int):
     """Bytes after a prefill and one decoded token, which leaves every window at its length."""
     ids = torch.arange(length).expand(batch_size, -1) % model.config.vocab_size
-    cache = make_cache(model)
     for part in (ids[:, : length - 1], ids[:, length - 1 :]):
         for _ in cached_logits(model, part, PREFILL_CHUNK, cache):
             pass

@@ -42,6 +42,7 @@ __all__ = [
     "layout_spec",
     "model_spec",
     "read_attention",
+    "read_source_attention",
     "replace_attention",
 ]
 
@@ -173,6 +174,25 @@ def read_attention(model: PreTrainedModel, spec: ModelSpec) -> list[AttentionPar
         assert attention_spec is not None
         part = _take_apart(model, family, sources, attention_spec)
         parts.append(part)
+    return parts
+
+
+def read_source_attention(model: PreTrainedModel, spec: ModelSpec) -> list[AttentionParts]:
+    """As `read_attention`, of the source attention that a converted model keeps beside its latent
+    one (`store_original_weights=True`); modules that were not converted are left out."""
+    family = family_of(model.config)
+    parts = []
+    for layers in spec.shared_modules().values():
+        places = {layer.layer_idx: attention_at(model, layer.layer_idx) for layer in layers}
+        sources = {
+            layer_idx: place.source_attention
+            for layer_idx, place in places.items()
+            if getattr(place, "source_attention", None) is not None
+        }
+        attention_spec = layers[0].attention
+        assert attention_spec is not None
+        if sources:
+            parts.append(_take_apart(model, family, sources, attention_spec))
     return parts
 
 
