@@ -8,8 +8,8 @@ from cacheshrink_hybrid.kernels.conv_update_project import ConvPages
 from cacheshrink_hybrid.kernels.conv_update_project.kernel import conv_update_project_triton
 from cacheshrink_hybrid.kernels.gdn_step.kernel import gdn_step_triton
 from cacheshrink_hybrid.kernels.latent_append.kernel import latent_append_triton
-from cacheshrink_hybrid.kernels.latent_decode import LatentRead
-from cacheshrink_hybrid.kernels.latent_decode.kernel import latent_decode_triton
+from cacheshrink_hybrid.kernels.latent_decode import KeyUp, LatentRead
+from cacheshrink_hybrid.kernels.latent_decode.kernel import Tiles, latent_decode_triton
 from cacheshrink_hybrid.kernels.mamba1_step.kernel import mamba1_step_triton
 from cacheshrink_hybrid.kernels.paged_rows import PagedRows
 from cacheshrink_hybrid.kernels.pool_copy.kernel import pool_copy_triton
@@ -58,6 +58,36 @@ def absorb(name: str, *, dtype: torch.dtype = torch.bfloat16, heads: int = 32):
             offset=None,
             query_lens=None,
             num_splits=None,
+        )
+
+    return run
+
+
+def rebuilt(bits: int, *, per_head: bool, value_rank: int = 256, tiles: Tiles | None = None):
+    """Decoding with rebuilt keys: 8 key heads of 128, 64 channels each or for all."""
+
+    def run() -> None:
+        key_rank = 8 * 64 if per_head else 64
+        runs = [(key_rank, bits), (value_rank, bits)]
+        layout = RowLayout.of_bits(runs, alignment=16)
+        angles = meta(32768, 64)
+        key_up = KeyUp(
+            weight=meta(8, 128, 64, dtype=torch.bfloat16),
+            bias=meta(8, 128, dtype=torch.bfloat16),
+            cos=angles,
+            sin=angles,
+            per_head=per_head,
+        )
+        latent_decode_triton(
+            meta(8, 1, 32, 128, dtype=torch.bfloat16),
+            rows_of(layout),
+            meta(8, 512, dtype=torch.int32),
+            meta(8, dtype=torch.int32),
+            read=LatentRead(key_rank=key_rank, value_rank=value_rank, scale=0.1, key_up=key_up),
+            offset=None,
+            query_lens=None,
+            num_splits=None,
+            tiles=tiles,
         )
 
     return run
@@ -182,6 +212,14 @@ CASES = [
     Case("latent_decode-absorb-8-64heads", absorb("8", heads=64), needs=(MATRIX, WIDE_LOAD)),
     Case("latent_decode-absorb-float16-16heads", absorb("float16", heads=16), needs=(MATRIX,)),
     Case("latent_decode-absorb-8-float32", absorb("8", dtype=torch.float32), hot=False),
+    *(
+        Case(
+            f"latent_decode-rebuilt-{'per_head' if per_head else 'joint'}-{bits}",
+            rebuilt(bits, per_head=per_head),
+            needs=(MATRIX, WIDE_LOAD),
+        )
+        for per_head, bits in [(True, 16), (True, 8), (False, 16), (False, 8)]
+    ),
     Case("latent_append-mixed", append("mixed")),
     Case("latent_append-e4m3", append("e4m3")),
     # Nemotron-H at full and half rank, Falcon-H1, Qwen3-Next, Jamba.
