@@ -231,7 +231,7 @@ def load_piece(
         return load_halves(p_row, m_row, i_head, PIECE, EVEN, tl.float16).to(DOT)
     elif PIECE[KIND] == BFLOAT16:
         x = load_halves(p_row, m_row, i_head, PIECE, EVEN, tl.bfloat16)
-        if DOT == tl.bfloat16:
+        if tl.bfloat16 == DOT:
             return x
         else:
             return x.to(tl.float32).to(DOT)

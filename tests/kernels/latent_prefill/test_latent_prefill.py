@@ -77,5 +77,5 @@ def test_bad_arguments(device: torch.device) -> None:
     rows, table, context = filled_rows(LAYOUTS["4"], [30], device=device)
     read = LatentRead(key_rank=48, value_rank=48, scale=0.1)
     query = torch.randn(1, 3, 2, 48, device=device)
-    with pytest.raises(ConfigError, match="query_lens is torch.int64"):
+    with pytest.raises(ConfigError, match=r"query_lens is torch\.int64"):
         latent_prefill(query, rows, table, context, context.long(), read=read)
