@@ -16,7 +16,7 @@ from .auto import register as _register
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .cache import LatentCache, cache_bytes, make_cache
+    from .cache import HybridCache, LatentCache, cache_bytes, make_cache
     from .checkpoint import load_mla_model, save_mla_model
     from .config import CompressionConfig
     from .convert import convert_model, convert_to_mla
@@ -32,12 +32,16 @@ if TYPE_CHECKING:
     from .families import model_spec
     from .latent_model import compression_disabled, plan_of
     from .plan import CompressionPlan
+    from .training import MLATrainer, TrainingConfig
 
 __all__ = [
     "CacheShrinkError",
     "CompressionConfig",
     "CompressionPlan",
+    "HybridCache",
     "LatentCache",
+    "MLATrainer",
+    "TrainingConfig",
     "__version__",
     "cache_bytes",
     "compare_outputs",
@@ -59,7 +63,10 @@ _HOMES = {
     "CacheShrinkError": "errors",
     "CompressionConfig": "config",
     "CompressionPlan": "plan",
+    "HybridCache": "cache",
     "LatentCache": "cache",
+    "MLATrainer": "training",
+    "TrainingConfig": "training",
     "cache_bytes": "cache",
     "compare_outputs": "evaluation",
     "compression_disabled": "latent_model",

@@ -14,10 +14,12 @@ PROGRAMS = {
     "demo": "convert the model that ships with the package, and show what it costs and saves",
     "inspect": "print what a model caches per layer, from its config",
     "convert": "rewrite a model so that it caches latents, and save it",
+    "finetune": "recover what compression lost, on text",
     "perplexity": "measure perplexity through the cache",
     "memory": "count the bytes of live caches",
     "recall": "measure how much a model remembers, by distance",
     "sweep": "perplexity against stored bytes over ratios, methods and codes",
+    "allocator": "replay request traces over cache allocators",
     "generate": "continue a prompt",
 }
 
