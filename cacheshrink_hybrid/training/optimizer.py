@@ -1,8 +1,7 @@
 """One optimizer for both kinds of parameters: RiemannianAdam on the manifold, AdamW beside it.
 
-Step sizes are scale-aware unless given: a tensor moves by a share of its own size. On the Stiefel
-manifold the size of a factor with r columns is sqrt(r), so the share is the mean angle, in radians,
-that a column turns in one step.
+Step sizes are scale-aware unless given: a Euclidean tensor moves by a share of its own size, and
+columns on the Stiefel manifold turn by an angle.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from torch import nn
 EUCLIDEAN_STEP = 1e-2
 """AdamW's step as a share of a tensor's root mean square."""
 RIEMANNIAN_STEP = 1e-2
-"""RiemannianAdam's step per column, radians."""
+"""RiemannianAdam's step, the angle in radians by which a column turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +78,14 @@ def make_optimizer(
 
     Args:
         euclidean_lr, riemannian_lr: learning rates of the two optimizers, the same for all tensors;
-            None for `EUCLIDEAN_STEP` and `RIEMANNIAN_STEP` times each tensor's size.
+            None for `EUCLIDEAN_STEP` times each tensor's size, and for `RIEMANNIAN_STEP`.
         learning_rate_scale: multiplies all of them.
         weight_decay: of the Euclidean weights that are matrices.
     """
     groups = []
     for item in parameters:
         if item.on_manifold:
-            size = float(item.parameter.shape[-1]) ** 0.5
-            rate = RIEMANNIAN_STEP * size if riemannian_lr is None else riemannian_lr
+            rate = RIEMANNIAN_STEP if riemannian_lr is None else riemannian_lr
         else:
             rate = EUCLIDEAN_STEP * item.size if euclidean_lr is None else euclidean_lr
         decays = item.parameter.ndim > 1 and not item.on_manifold
