@@ -110,6 +110,11 @@ class Attachment:
         else:
             self.bases.write_back()
 
+    @property
+    def width(self) -> int:
+        """E."""
+        return next(iter(self.modules.values())).kv_a_proj.in_features
+
     def metrics_by_layer(self) -> dict[int, Tensor]:
         """The metric of [k; v] of each cache layer."""
         of_module = {m.plan.layer_ids: self.metrics[name] for name, m in self.modules.items()}

@@ -14,20 +14,6 @@ from torch import Tensor, nn
 from ..linalg import check_positive_semidefinite, damped, square_root
 
 
-class ColumnwiseStiefel(geoopt.manifolds.stiefel.EuclideanStiefel):
-    """Matrices with orthonormal columns, on which RiemannianAdam adapts its step column by column.
-
-    geoopt's own has one second moment for a whole matrix, so columns with small gradients hardly
-    move. Directions that are scaled by column are not tangent any more; the QR retraction takes
-    any direction, and later columns give way to earlier ones, which matter more.
-    """
-
-    name = "Stiefel(columnwise)"
-
-    def component_inner(self, x: Tensor, u: Tensor, v: Tensor | None = None) -> Tensor:
-        return (u * (u if v is None else v)).sum(-2, keepdim=True)
-
-
 def metric_roots(metric: Tensor, damping: float) -> tuple[Tensor, Tensor]:
     """M^1/2 and M^-1/2 of a damped metric (n, n) scaled to a mean eigenvalue of one.
 
@@ -93,8 +79,9 @@ class StiefelBasis(nn.Module):
             return
         exact = up.detach().to("cpu", torch.float64)
         factor, scales = to_factor(exact, root)
+        # QR retraction (the Euclidean metric's) makes columns orthonormal anew in every step.
         self.factor = geoopt.ManifoldParameter(
-            factor.to(up.device, dtype).contiguous(), manifold=ColumnwiseStiefel()
+            factor.to(up.device, dtype).contiguous(), manifold=geoopt.Stiefel(canonical=False)
         )
         self.register_buffer("inverse_root", inverse_root.to(up.device, dtype), persistent=True)
         self.register_buffer("scales", scales.to(up.device, dtype), persistent=True)

@@ -226,6 +226,7 @@ class MLATrainer:
             optimizers=(
                 make_optimizer(
                     attachment.parameters,
+                    width=attachment.width,
                     euclidean_lr=config.euclidean_lr,
                     riemannian_lr=config.riemannian_lr,
                     learning_rate_scale=config.learning_rate_scale,
