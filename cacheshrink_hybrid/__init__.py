@@ -16,7 +16,7 @@ from .auto import register as _register
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .cache import LatentCache, cache_bytes, make_cache
+    from .cache import HybridCache, LatentCache, cache_bytes, make_cache
     from .checkpoint import load_mla_model, save_mla_model
     from .config import CompressionConfig
     from .convert import convert_model, convert_to_mla
@@ -38,6 +38,7 @@ __all__ = [
     "CacheShrinkError",
     "CompressionConfig",
     "CompressionPlan",
+    "HybridCache",
     "LatentCache",
     "MLATrainer",
     "TrainingConfig",
@@ -62,6 +63,7 @@ _HOMES = {
     "CacheShrinkError": "errors",
     "CompressionConfig": "config",
     "CompressionPlan": "plan",
+    "HybridCache": "cache",
     "LatentCache": "cache",
     "MLATrainer": "training",
     "TrainingConfig": "training",

@@ -37,5 +37,21 @@ class NotSupportedError(CacheShrinkError, RuntimeError):
     """An operation would give wrong results on this model or cache, so it is refused."""
 
 
+class CacheFullError(CacheShrinkError, RuntimeError):
+    """The pool has too few frames, free or evictable, for what was asked. Nothing was changed."""
+
+
+class FrameError(CacheShrinkError, ValueError):
+    """A frame handle is stale or was never given out, or is named twice in one call."""
+
+
+class SequenceError(CacheShrinkError, ValueError):
+    """A sequence id is unknown or taken, or the sequence is not in a state for this operation."""
+
+
+class KernelUnavailableError(CacheShrinkError, RuntimeError):
+    """`backend="triton"` was asked for where no Triton kernel can run."""
+
+
 class TrainingError(CacheShrinkError, RuntimeError):
     """Training had to stop: a loss or gradient is not finite, or its state cannot be written."""

@@ -19,6 +19,7 @@ PROGRAMS = {
     "memory": "count the bytes of live caches",
     "recall": "measure how much a model remembers, by distance",
     "sweep": "perplexity against stored bytes over ratios, methods and codes",
+    "allocator": "replay request traces over cache allocators",
     "generate": "continue a prompt",
 }
 

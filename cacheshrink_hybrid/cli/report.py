@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ MAX_TICKS = 8
 
 
 def circumstances() -> dict[str, Any]:
-    """Versions and device, to be kept beside every measured figure."""
+    """Versions, commit and device, to be kept beside every measured figure."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
     return {
         "cacheshrink_hybrid": __version__,
@@ -26,7 +27,30 @@ def circumstances() -> dict[str, Any]:
         "transformers": transformers.__version__,
         "python": platform.python_version(),
         "device": device or platform.machine(),
+        **checkout_state(),
     }
+
+
+def checkout_state() -> dict[str, Any]:
+    """`commit` of the checkout that this package runs from, and whether its code was `modified`
+    since; both None for an installed package."""
+    package = Path(__file__).resolve().parents[1]
+    tracked = _git(package, "ls-files", "--error-unmatch", "version.py")
+    if tracked is None:
+        return {"commit": None, "modified": None}
+    changed = _git(package.parent, "status", "--porcelain", "--", package.name, "eval", "scripts")
+    code = [line for line in (changed or "").splitlines() if "eval/results" not in line]
+    return {"commit": _git(package, "rev-parse", "HEAD"), "modified": bool(code)}
+
+
+def _git(directory: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=directory, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
 
 
 def write_json(path: Path, results: dict[str, Any]) -> None:
@@ -87,6 +111,26 @@ def plot_front(path: Path, records: Sequence[dict[str, Any]], title: str) -> Non
     _save(figure, path)
 
 
+def plot_bars(path: Path, groups: dict[str, dict[str, float]], title: str, label: str) -> None:
+    """Bars of `groups[group][series]`, one colour per series.
+
+    Raises:
+        ConfigError: if matplotlib is not installed.
+    """
+    figure, axes = _pyplot().subplots(figsize=(9, 4.2), layout="constrained")
+    names = list(dict.fromkeys(name for group in groups.values() for name in group))
+    width = 0.8 / len(names)
+    for number, name in enumerate(names):
+        places = [place + (number + 0.5) * width - 0.4 for place in range(len(groups))]
+        axes.bar(places, [group.get(name, 0.0) for group in groups.values()], width, label=name)
+    axes.set_xticks(range(len(groups)), list(groups), fontsize=8)
+    axes.set_ylabel(label)
+    axes.set_title(title)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(fontsize=8, ncols=2)
+    _save(figure, path)
+
+
 def plot_losses(path: Path, records: Sequence[dict[str, Any]], title: str) -> None:
     """Training loss by step, and perplexity where it was measured.
 
@@ -96,7 +140,7 @@ def plot_losses(path: Path, records: Sequence[dict[str, Any]], title: str) -> No
     Raises:
         ConfigError: if matplotlib is not installed.
     """
-    figure, axes = _figure()
+    figure, axes = _pyplot().subplots(figsize=(7, 4.2), layout="constrained")
     points = [(r["step"], r["loss"]) for r in records if "loss" in r]
     if points:
         axes.plot(*zip(*points, strict=True), color="#3465a4")
@@ -113,7 +157,7 @@ def plot_losses(path: Path, records: Sequence[dict[str, Any]], title: str) -> No
 
 
 def _axes(records: Sequence[dict[str, Any]], title: str):
-    figure, axes = _figure()
+    figure, axes = _pyplot().subplots(figsize=(7, 4.2), layout="constrained")
     sizes = sorted({record["bytes_per_token"] for record in records})
     axes.set_xscale("log", base=2)
     if len(sizes) <= MAX_TICKS:
@@ -129,7 +173,7 @@ def _axes(records: Sequence[dict[str, Any]], title: str):
     return figure, axes
 
 
-def _figure():
+def _pyplot():
     try:
         import matplotlib
     except ImportError as error:
@@ -137,7 +181,7 @@ def _figure():
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    return pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+    return pyplot
 
 
 def _save(figure, path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..cache import cache_bytes, make_cache
+from ..cache import LatentCache, cache_bytes, make_cache
 from ..errors import ConfigError
 from ..families import model_spec
 from ..latent_model import is_converted, plan_of
@@ -25,7 +25,8 @@ def measure_cache_memory(
     sequence_lengths: Sequence[int] = DEFAULT_LENGTHS,
     batch_size: int = 1,
 ) -> dict[str, Any]:
-    """Fill real caches and count the bytes of their tensors' storages.
+    """Fill real caches and count their bytes: the tensors of a dense cache, and the frames that
+    the pooled cache of `generate()` holds for the same sequences.
 
     Args:
         model: converted or not; its forward pass runs over every length.
@@ -37,8 +38,9 @@ def measure_cache_memory(
         `compression_ratio`, `element_bytes` (size of this model's cache elements), and
         `per_sequence_length`: for each length, in bytes of this model's dtype,
         `live_bytes` (counted, keys and values), `expected_bytes` (from the plan), `source_bytes`
-        (what the uncompressed model would hold), `ratio` (source / live), and `state_bytes`
-        (counted recurrent state, which does not grow with the length).
+        (what the uncompressed model would hold), `ratio` (source / live), `state_bytes` (counted
+        recurrent state, which does not grow with the length), and `pooled_bytes` (frames, KV and
+        state together).
 
     Raises:
         ConfigError: lengths below 2, or beyond the model's positions.
@@ -54,6 +56,7 @@ def measure_cache_memory(
     source_per_token = [source for source, _, _ in layers]
     stored_per_token = [stored for _, stored, _ in layers]
     live_per_token = [stored * (1 if coded else scale) for _, stored, coded in layers]
+    latents = plan_of(model).latents if is_converted(model) else ()
     windows = [
         layer.attention.sliding_window
         for layer in model_spec(model.config).attention_layers
@@ -63,13 +66,19 @@ def measure_cache_memory(
     for length in sequence_lengths:
         held = [length if window is None else min(length, window) for window in windows]
         expected = _total(live_per_token, held, batch_size)
+        expected += batch_size * sum(
+            latent.exact_bytes(length) * len(latent.layer_ids) for latent in latents
+        )
         source = _total(source_per_token, held, scale * batch_size)
-        counted = _live_bytes(model, length, batch_size)
+        dense = LatentCache(config=model.config.get_text_config(decoder=True))
+        counted = _filled(model, dense, length, batch_size)
+        pooled = _filled(model, make_cache(model), length, batch_size)
         lengths[length] = {
             "source_bytes": source,
             "expected_bytes": expected,
             "live_bytes": counted.kv,
             "state_bytes": counted.state,
+            "pooled_bytes": pooled.total,
             "ratio": source / counted.kv if counted.kv else float("nan"),
         }
     return {
@@ -99,10 +108,9 @@ def _total(per_token: Sequence[float], held: Sequence[int], scale: float) -> int
     return round(scale * sum(size * tokens for size, tokens in zip(per_token, held, strict=True)))
 
 
-def _live_bytes(model: PreTrainedModel, length: int, batch_size: int):
+def _filled(model: PreTrainedModel, cache: LatentCache, length: int, batch_size: int):
     """Bytes after a prefill and one decoded token, which leaves every window at its length."""
     ids = torch.arange(length).expand(batch_size, -1) % model.config.vocab_size
-    cache = make_cache(model)
     for part in (ids[:, : length - 1], ids[:, length - 1 :]):
         for _ in cached_logits(model, part, PREFILL_CHUNK, cache):
             pass

@@ -22,9 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
+from ..cache.exact_tokens import ExactTokens
 from ..codecs.straight_through import straight_through
+from ..errors import NotSupportedError
 from ..plan import LatentPlan
 from .attention_parts import AttentionParts
+from .exact_read import first_visible_slots, read_with_exact
 from .key_projection import linear_in_order, make_key_projection
 from .latent_read import read_expanded, read_latents, reads_directly
 from .slot_rotary import in_pairs, turn_channels, turn_pairs_
@@ -153,11 +156,27 @@ class LatentAttention(nn.Module):
         stored = latent if self.codec is None else self.codec.encode(latent, self.latent_reach)
         if cache is not None:
             stored = cache.update(stored[:, None], stored[:, None, :, :0], layer_idx)[0][:, 0]
-        decoded = stored if self.codec is None else self.codec.decode(stored, query.dtype)
+        new = latent
+        latent = stored if self.codec is None else self.codec.decode(stored, query.dtype)
         learns = self.training and cache is None and torch.is_grad_enabled()
-        latent = straight_through(latent, decoded) if learns and self.codec is not None else decoded
+        if learns and self.codec is not None:
+            latent = straight_through(new, latent)
 
-        if reads_directly(self, query, attention_mask):
+        if self.plan.keeps_exact:
+            copies = self._exact_tokens(cache, layer_idx, first_query_slot)
+            num_slots = first_key_slot + latent.shape[1]
+            first = first_visible_slots(attention_mask, new.shape[0], latent.shape[1], new.device)
+            output, weights = read_with_exact(
+                self,
+                query,
+                latent,
+                copies.update(new, first + first_key_slot),
+                num_slots - query.shape[2],
+                first_key_slot,
+                attention_mask,
+                key_angles,
+            )
+        elif reads_directly(self, query, attention_mask):
             output, weights = read_latents(self, query, latent, attention_mask, key_angles)
         else:
             output, weights = read_expanded(self, query, latent, attention_mask, key_angles, kwargs)
@@ -167,6 +186,23 @@ class LatentAttention(nn.Module):
         if self.residual_dropout is not None:
             output = self.residual_dropout(output)
         return output, weights
+
+    def _exact_tokens(self, cache, layer_idx: int, first_query_slot: int | Tensor) -> ExactTokens:
+        """Where the exact copies of this layer are kept.
+
+        Raises:
+            NotSupportedError: for caches that cannot keep them.
+        """
+        if cache is None:
+            return ExactTokens(self.plan.exact_sinks, self.plan.exact_window)
+        if not hasattr(cache, "exact_tokens"):
+            raise NotSupportedError(
+                f"a {type(cache).__name__} cannot keep exact_sinks and exact_window; use "
+                "make_cache(model), which is also what generate() makes by default"
+            )
+        copies = cache.exact_tokens(layer_idx, self.plan.exact_sinks, self.plan.exact_window)
+        assert copies.num_tokens == first_query_slot, "rows and copies are of the same tokens"
+        return copies
 
     def _frequencies(self, device: torch.device) -> Tensor:
         """Rotary frequency of each pair of key channels, (Rk / 2,), kept on the device."""

@@ -86,7 +86,8 @@ def probabilities_of(module: LatentAttention, scores: Tensor, mask: Tensor | Non
         B, H, T, _ = scores.shape
         sinks = module.sinks.to(scores.dtype).view(1, H, 1, 1).expand(B, H, T, 1)
         scores = torch.cat([scores, sinks], dim=-1)
-    probabilities = torch.softmax(scores, dim=-1, dtype=torch.float32).to(dtype)
+    at_least = torch.promote_types(dtype, torch.float32)
+    probabilities = torch.softmax(scores, dim=-1, dtype=at_least).to(dtype)
     return probabilities if module.sinks is None else probabilities[..., :-1]
 
 

@@ -1,4 +1,4 @@
-"""A live cache of a converted model holds latents, recurrent state, and nothing else."""
+"""A dense cache of a converted model holds latents, recurrent state, and nothing else."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from cacheshrink_hybrid import LatentCache, cache_bytes, make_cache
+from cacheshrink_hybrid import LatentCache, cache_bytes
 from cacheshrink_hybrid.families import model_spec
 from cacheshrink_hybrid.plan import CompressionPlan
 from tests.families.tiny_configs import CASES, tiny_config, tiny_model
@@ -23,8 +23,12 @@ UNWINDOWED = [
 ]
 
 
+def dense_cache(model: PreTrainedModel) -> LatentCache:
+    return LatentCache(config=model.config)
+
+
 def filled(model: PreTrainedModel, num_tokens: int = NUM_TOKENS) -> LatentCache:
-    cache = make_cache(model)
+    cache = dense_cache(model)
     logits_in_pieces(
         model, random_ids(BATCH, num_tokens), prefill_then_decode(num_tokens, 15), cache
     )
@@ -88,21 +92,13 @@ def test_a_shared_storage_counts_once() -> None:
 
 
 def test_empty_cache() -> None:
-    assert make_cache(pair("llama").converted).nbytes() == 0
-
-
-@pytest.mark.parametrize("case", ["llama", "mistral-window", "bamba"])
-def test_generate_makes_this_cache(case: str) -> None:
-    output = pair(case).converted.generate(
-        random_ids(1, 9), max_new_tokens=3, do_sample=False, return_dict_in_generate=True
-    )
-    assert type(output.past_key_values) is LatentCache
+    assert dense_cache(pair("llama").converted).nbytes() == 0
 
 
 def test_crop_and_continue() -> None:
     """Rejected tokens of assisted decoding are cut off again."""
     model, ids = pair("llama", "auto", ratio=4.0).converted, random_ids(1, 20)
-    cache = make_cache(model)
+    cache = dense_cache(model)
     whole = logits_in_pieces(model, ids, [20], cache)
     cache.crop(-8)
     with torch.no_grad():

@@ -1,0 +1,436 @@
+"""The transformers cache over a frame pool: latents, keys and values, and recurrent states of a
+batch in one arena.
+
+The first forward pass shows what every layer stores. Before the second one the layout is compiled
+and everything moves into the pool. From then on a step reserves frames for its tokens, writes their
+rows, and reads the history frame by frame. Beams, repeated and selected sequences share frames, and
+what they go on to write is copied first. The pool grows with the batch and goes with the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import (
+    CacheLayerMixin,
+    DynamicCache,
+    DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
+)
+
+from ..errors import CacheFullError, NotSupportedError
+from .arena import row_view
+from .frame_pool import SINK_FRAMES, FramePool
+from .hf_cache import CacheBytes, LatentCache, loose_bytes
+from .layout import LayerRows, Layout, compile_layout, place_state
+from .pooled_layers import PooledAttentionLayer, PooledHybridLayer, PooledLinearLayer
+from .pooled_states import PooledStates, StateTensor, placements
+from .sequences import SequenceStore
+
+GROWTH = 1.5
+STATES = "states"
+UNLIMITED = 1 << 40
+
+
+class HybridCache(LatentCache):
+    """A cache for `generate()` and hand-written loops whose content lies in a frame pool.
+
+    History is constant: no gradient flows through what was stored by an earlier call.
+
+    Args:
+        config: of the model, converted or not; says which layers attend, and how far.
+        max_bytes: most bytes that the arena may take; None for no limit.
+
+    Attributes:
+        layout, store: None until the second forward pass.
+    """
+
+    def __init__(self, config, *, max_bytes: int | None = None) -> None:
+        # Layers of transformers say what each of ours has to be.
+        kinds = DynamicCache(config=config).layers
+        Cache.__init__(self, layers=[self._layer(i, kind) for i, kind in enumerate(kinds)])
+        self.exact = {}
+        self.max_bytes = max_bytes
+        self.layout: Layout | None = None
+        self.store: SequenceStore | None = None
+        self._ids: list[int] = []
+        self._next_id = 0
+        self._recording = False
+        self._states_placed = False
+        self._views: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self._places: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
+        self._places_end = 0
+        self._tables: dict[int, tuple[int, Tensor]] = {}
+
+    def _layer(self, layer_idx: int, kind: Any):
+        attends = isinstance(kind, CacheLayerMixin)
+        window = kind.sliding_window if isinstance(kind, DynamicSlidingWindowLayer) else None
+        if isinstance(kind, LinearAttentionCacheLayerMixin):
+            if attends:
+                return PooledHybridLayer(self, layer_idx, window, kind.number_of_states)
+            return PooledLinearLayer(number_of_states=kind.number_of_states)
+        return PooledAttentionLayer(self, layer_idx, window) if attends else kind
+
+    # What transformers asks
+
+    @property
+    def laid_out(self) -> bool:
+        return self.store is not None
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        self._settle()
+        return super().get_seq_length(layer_idx)
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        self._settle()
+        return super().get_mask_sizes(query_length, layer_idx)
+
+    def has_previous_state(self, *args, **kwargs) -> bool:
+        if not self._attention_layers:  # the others ask for a length first
+            self._settle()
+        return super().has_previous_state(*args, **kwargs)
+
+    def activate_past_recording(self) -> None:
+        super().activate_past_recording()
+        self._recording = True
+        if self.store is not None:
+            self.store.history = UNLIMITED
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Remove the last tokens, given as a negative count.
+
+        Raises:
+            NotSupportedError: a layer cannot go back so far.
+        """
+        if tokens_to_remove > 0:
+            raise ValueError(
+                f"crop({tokens_to_remove}): give the count of tokens as a negative one"
+            )
+        attention = self._attention_layers
+        if not self.laid_out and all(not layer.cumulative_length for layer in attention):
+            return
+        self.lay_out()
+        store = self._store()
+        length = max((layer.cumulative_length for layer in attention), default=0)
+        left = length + tokens_to_remove
+        if left < 0:
+            raise ValueError(f"crop({tokens_to_remove}): the cache holds {length} tokens")
+        for seq_id in self._ids:
+            if not store.can_resume(seq_id, left):
+                raise NotSupportedError(
+                    f"the cache cannot go back from {length} to {left} tokens, which have left a "
+                    "window; call activate_past_recording before feeding what may have to go"
+                )
+        for layer in self.layers:
+            if isinstance(layer, LinearAttentionCacheLayerMixin):
+                layer.crop(tokens_to_remove)
+        for seq_id in self._ids:
+            store.remove(seq_id, left)
+        store.history = 0
+        store.trim(self._ids)
+        store.history = UNLIMITED if self._recording else 0
+        for layer in attention:
+            layer.cumulative_length = left
+        for copies in self.exact.values():
+            copies.truncate(left)
+        self._forget_places()
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self._take(beam_idx.tolist())
+        self._each_linear("reorder_cache", beam_idx)
+        self._select_exact(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        if indices.dtype == torch.bool:
+            indices = indices.nonzero()[:, 0]
+        self._take(indices.tolist())
+        self._each_linear("batch_select_indices", indices)
+        self._select_exact(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        rows = torch.arange(self._batch_size()).repeat_interleave(repeats)
+        self._take(rows.tolist())
+        self._each_linear("batch_repeat_interleave", repeats)
+        self._select_exact(rows)
+
+    def reset(self) -> None:
+        if self.store is not None:
+            self.store.free(*self._ids)
+            self._ids = []
+        for layer in self.layers:
+            layer.reset()
+        self.exact.clear()
+        self._forget_places()
+
+    def memory(self) -> CacheBytes:
+        """Bytes of the frames held, of exact copies, and of what is not in the pool yet."""
+        seen: set[int] = set()
+        loose = [
+            tensor for layer in self._attention_layers if layer.first for tensor in layer.first
+        ]
+        loose += [tensor for copies in self.exact.values() for tensor in copies.tensors()]
+        kv = loose_bytes(loose, seen)
+        state = loose_bytes([t for states in self._states() for t in states.loose()], seen)
+        if self.store is not None:
+            by_kind = self.store.statistics().frames.by_kind
+            frame_bytes = self.store.pool.frame_bytes
+            state += by_kind.pop("state", 0) * frame_bytes
+            kv += sum(by_kind.values()) * frame_bytes
+        return CacheBytes(kv=kv, state=state)
+
+    # Layout
+
+    @property
+    def _attention_layers(self) -> list[PooledAttentionLayer]:
+        return [layer for layer in self.layers if isinstance(layer, PooledAttentionLayer)]
+
+    def _states(self) -> list[PooledStates]:
+        return [
+            states
+            for layer in self.layers
+            if isinstance(layer, PooledLinearLayer)
+            for states in (layer.conv_states, layer.recurrent_states)
+        ]
+
+    def _settle(self) -> None:
+        """Move into the pool what a finished forward pass left outside of it."""
+        layers = self._attention_layers
+        if any(layer.cumulative_length != layers[0].cumulative_length for layer in layers):
+            return  # within a forward pass
+        if self.laid_out:
+            self._place_states()
+        elif not layers or layers[0].cumulative_length:
+            linear = [layer for layer in self.layers if isinstance(layer, PooledLinearLayer)]
+            if all(layer.has_previous_state[0] for layer in linear):
+                self.lay_out()
+
+    def lay_out(self) -> None:
+        """Compile the layout from what the layers hold, and move everything into the pool."""
+        if self.laid_out:
+            return
+        layers = [layer for layer in self._attention_layers if layer.is_initialized]
+        states = self._state_tensors()
+        rows = [
+            LayerRows(
+                layer_idx=layer.layer_idx,
+                row_bytes=layer.row_width * layer.row_dtype.itemsize,
+                window=layer.sliding_window,
+            )
+            for layer in layers
+            if layer.row_dtype is not None
+        ]
+        layout = compile_layout(rows, [entry.rows() for entry in states])
+        num_tokens = max((layer.cumulative_length for layer in layers), default=0)
+        batch_size = self._batch_size()
+        num_frames = batch_size * layout.frames_for(num_tokens + 1) + 1
+        self.layout = layout
+        device = layers[0].device if layers else states[0].tensor.device
+        pool = FramePool(self._within_limit(num_frames), layout.frame_bytes, device=device)
+        # States lie in a run of frames of their own, so sequences have none.
+        kv_layout = replace(layout, state=place_state((), layout.frame_bytes))
+        self.store = SequenceStore(kv_layout, pool, history=UNLIMITED if self._recording else 0)
+        self._place_states()
+        self._create(batch_size)
+        # In pieces, so that windows let go of frames that nobody will read.
+        windows = [c.window for c in layout.classes if c.window is not None]
+        piece = min(windows, default=num_tokens) or 1
+        while (done := self.store.num_tokens(self._ids[0])) < num_tokens:
+            self._reserve(min(num_tokens - done, piece if not self._recording else num_tokens))
+        for layer in layers:
+            layer.move_in()
+
+    def _batch_size(self) -> int:
+        for layer in self._attention_layers:
+            if layer.first is not None:
+                return layer.first[0].shape[0]
+        if self._ids:
+            return len(self._ids)
+        for states in self._states():
+            for tensor in states.values():
+                if tensor is not None:
+                    return tensor.shape[0]
+        return 0
+
+    def _create(self, batch_size: int) -> None:
+        self._ids = self._new_ids(batch_size)
+        for seq_id in self._ids:
+            self._store().create(seq_id)
+
+    def _new_ids(self, count: int) -> list[int]:
+        self._next_id += count
+        return list(range(self._next_id - count, self._next_id))
+
+    def _state_tensors(self) -> list[StateTensor]:
+        return [
+            StateTensor(layer_idx, kind, number, tensor)
+            for layer_idx, layer in enumerate(self.layers)
+            if isinstance(layer, PooledLinearLayer)
+            for kind, states in (
+                ("conv", layer.conv_states),
+                ("recurrent", layer.recurrent_states),
+            )
+            for number, tensor in states.items()
+            if tensor is not None and tensor.numel()
+        ]
+
+    def _place_states(self) -> None:
+        """Move the state tensors into one run of frames, unless they are there, or grow while the
+        past is recorded."""
+        if self._recording or not any(states.loose() for states in self._states()):
+            return
+        store = self._store()
+        for states in self._states():
+            states.take_out()
+        if self._states_placed:
+            store.drop_run(STATES)
+        tensors = self._state_tensors()
+        self._states_placed = bool(tensors)
+        if not tensors:
+            return
+        state = place_state([entry.rows() for entry in tensors], store.layout.frame_bytes)
+        count = len(tensors[0].tensor) * state.num_frames
+        try:
+            handles = store.hold_run(STATES, count)
+        except CacheFullError:
+            self._grow(count)
+            handles = store.hold_run(STATES, count)
+        found = placements(store.pool, state, handles, tensors)
+        for entry, placement in zip(tensors, found, strict=True):
+            layer = self.layers[entry.layer_idx]
+            states = layer.conv_states if entry.kind == "conv" else layer.recurrent_states
+            states.place(entry.number, placement)
+
+    # Rows
+
+    def write(self, layer: PooledAttentionLayer, begin: int, rows: Tensor) -> None:
+        """Store rows (B, T, elements) of the tokens from `begin` on, reserving frames for them if
+        this is the first layer to ask."""
+        store = self._store()
+        if not self._ids:
+            self._create(len(rows))
+        if len(rows) != len(self._ids):
+            raise NotSupportedError(
+                f"the cache holds {len(self._ids)} sequences, and {len(rows)} were fed; make a new "
+                "cache for another batch"
+            )
+        missing = begin + rows.shape[1] - store.num_tokens(self._ids[0])
+        if missing > 0:
+            self._reserve(missing)
+        number, _ = self._place(layer)
+        view, _ = self._view(layer)
+        T = view.shape[1]
+        # What a window let go of already is not written.
+        start = max(begin, store.first_position(self._ids[0], number))
+        key = (number, start, begin + rows.shape[1])
+        if key not in self._places:
+            if self._places_end != key[2]:
+                self._places, self._places_end = {}, key[2]
+            tokens = torch.arange(start, key[2], device=view.device)
+            frames = self._table(number)[:, tokens // T]
+            self._places[key] = frames, tokens % T
+        frames, slots = self._places[key]
+        view[frames, slots] = rows[:, start - begin :]
+
+    def read(self, layer: PooledAttentionLayer, begin: int, end: int) -> Tensor:
+        """Rows (B, end - begin, elements), copied frame by frame."""
+        number, _ = self._place(layer)
+        view, frames_view = self._view(layer)
+        T = view.shape[1]
+        table = self._table(number)[:, begin // T : -(-end // T)]
+        found = frames_view.index_select(0, table.reshape(-1))
+        rows = found.view(len(table), -1, view.shape[2])
+        offset = begin // T * T
+        return rows[:, begin - offset : end - offset]
+
+    def _place(self, layer: PooledAttentionLayer) -> tuple[int, int]:
+        assert self.layout is not None
+        return self.layout.class_of_layer[layer.layer_idx]
+
+    def _view(self, layer: PooledAttentionLayer) -> tuple[Tensor, Tensor]:
+        """All rows of a layer, (frames, T, elements) and (frames, T * elements)."""
+        store = self._store()
+        arena, *views = self._views.get(layer.layer_idx, (None,))
+        if arena is not store.pool.arena:
+            number, place = self._place(layer)
+            assert self.layout is not None and layer.row_dtype is not None
+            rows = row_view(store.pool, self.layout.classes[number], place, layer.row_dtype)
+            flat = rows.as_strided(
+                (rows.shape[0], rows.shape[1] * rows.shape[2]), (rows.stride(0), 1)
+            )
+            views = [rows, flat]
+            self._views[layer.layer_idx] = (store.pool.arena, rows, flat)
+        return views[0], views[1]
+
+    def _table(self, number: int) -> Tensor:
+        """Frames of the batch, (B, most frames) int64, looked up once per step."""
+        store = self._store()
+        known = self._tables.get(number)
+        if known is None or known[0] != store.num_tokens(self._ids[0]):
+            table = store.frame_table(self._ids, number).long()
+            self._tables[number] = known = store.num_tokens(self._ids[0]), table
+        return known[1]
+
+    def _forget_places(self) -> None:
+        self._places.clear()
+        self._tables.clear()
+
+    def _reserve(self, count: int) -> None:
+        store = self._store()
+        try:
+            store.reserve(self._ids, count)
+        except CacheFullError:
+            # Also for a copy of each sequence's last frame, where they are shared.
+            self._grow(len(self._ids) * (store.need(count) + len(store.layout.classes)))
+            store.reserve(self._ids, count)
+        store.commit(self._ids)
+
+    def _grow(self, count: int) -> None:
+        """More frames: at least `count` fresh ones."""
+        pool = self._store().pool
+        least = pool.num_frames + count
+        pool.grow(self._within_limit(max(least, int(GROWTH * pool.num_frames)), least))
+
+    def _within_limit(self, num_frames: int, least: int | None = None) -> int:
+        if self.max_bytes is None:
+            return num_frames
+        assert self.layout is not None
+        frame_bytes = self.layout.frame_bytes
+        most = self.max_bytes // frame_bytes - SINK_FRAMES
+        if most < (least or num_frames):
+            needed = ((least or num_frames) + SINK_FRAMES) * frame_bytes
+            raise CacheFullError(
+                f"the cache needs {needed} bytes and may take {self.max_bytes}; feed fewer or "
+                "shorter sequences, or raise max_bytes"
+            )
+        return min(num_frames, most)
+
+    def _store(self) -> SequenceStore:
+        assert self.store is not None, "the cache is laid out"
+        return self.store
+
+    def _take(self, sources: Sequence[int]) -> None:
+        """Let the batch consist of these rows of what it was."""
+        if not self._attention_layers or not self._batch_size():
+            return
+        self.lay_out()
+        store = self._store()
+        old, self._ids = self._ids, self._new_ids(len(sources))
+        for seq_id, source in zip(self._ids, sources, strict=True):
+            store.fork(old[source], seq_id)
+        store.free(*old)
+        self._forget_places()
+
+    def _each_linear(self, name: str, argument: Any) -> None:
+        for layer in self.layers:
+            if isinstance(layer, LinearAttentionCacheLayerMixin):
+                getattr(layer, name)(argument)
+
+
+def make_cache(model: PreTrainedModel, *, max_bytes: int | None = None) -> HybridCache:
+    """An empty cache for `model`, converted or not: the one that `generate()` builds itself."""
+    return HybridCache(model.config.get_text_config(decoder=True), max_bytes=max_bytes)

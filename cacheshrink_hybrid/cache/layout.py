@@ -1,0 +1,393 @@
+"""Where every cached byte lies: the layout of frames, compiled from plain numbers.
+
+The arena is cut into equal frames of `frame_bytes` bytes. A frame serves one of two kinds of
+content, and any frame can serve either:
+
+    KV      T tokens x all layers of one lifetime class (layers with full attention, or with one
+            width of sliding window). Layer-major: the row of layer l and token t starts at byte
+            offset[l] + (t mod T) * row_bytes[l] of the frame with number t // T of its sequence.
+    state   a piece of the one byte string that holds a sequence's recurrent states. Rows never
+            straddle two frames.
+
+Offsets are prefix sums, so a different row width in every layer costs nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+
+from ..errors import PlanError
+from ..plan import CompressionPlan
+from ..spec import BYTES_16BIT, ModelSpec
+
+FRAME_ALIGNMENT = 256
+ROW_ALIGNMENT = 16
+TOKENS_PER_FRAME = (64, 32, 16, 8)
+TOKEN_MULTIPLE = 8
+STATE_FRAME_BYTES = (65536, 32768, 16384, 8192, 4096, 2048, 1024, 512, 256)
+REFERENCE_TOKENS = 1024
+WASTE_TOLERANCE = 0.008
+# Frames may be stretched by this share so that state rows fill them without a gap, which lets
+# neighbouring frames be read as one tensor.
+STRETCH_TOLERANCE = 0.001
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerRows:
+    """What one layer stores per token.
+
+    Attributes:
+        layer_idx: cache layer.
+        row_bytes: bytes of one token's row.
+        window: tokens that a query sees, itself included; None for all.
+    """
+
+    layer_idx: int
+    row_bytes: int
+    window: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateRows:
+    """One fixed-size tensor per sequence: `num_rows` rows of `row_bytes` bytes.
+
+    Attributes:
+        name: what it holds, such as `conv` or `recurrent`; unique within its layer.
+    """
+
+    layer_idx: int
+    name: str
+    num_rows: int
+    row_bytes: int
+
+    @property
+    def num_bytes(self) -> int:
+        return self.num_rows * self.row_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LifetimeClass:
+    """Layers whose tokens live equally long, and where their rows lie in a frame.
+
+    Attributes:
+        window: tokens that a query sees, itself included; None for all.
+        tokens_per_frame: T.
+        layer_ids, row_bytes, offsets: per layer, in layer order; offsets are multiples of 16.
+    """
+
+    window: int | None
+    tokens_per_frame: int
+    layer_ids: tuple[int, ...]
+    row_bytes: tuple[int, ...]
+    offsets: tuple[int, ...]
+
+    @property
+    def bytes_per_token(self) -> int:
+        return sum(self.row_bytes)
+
+    def first_needed(self, num_tokens: int, history: int = 0) -> int:
+        """Position of the first token that the token after `num_tokens` - 1 tokens sees, with
+        `history` more tokens kept for rollbacks."""
+        return 0 if self.window is None else max(0, num_tokens - self.window - history)
+
+    def frames_for(self, num_tokens: int, history: int = 0) -> int:
+        """Frames that a sequence of `num_tokens` tokens holds after its last step of one token."""
+        first = self.first_needed(num_tokens, history)
+        return -(-num_tokens // self.tokens_per_frame) - first // self.tokens_per_frame
+
+    def useful_bytes(self, num_tokens: int) -> int:
+        return self.bytes_per_token * (num_tokens - self.first_needed(num_tokens))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateSlice:
+    """Rows of a state tensor that lie one after the other in one frame of a state.
+
+    Attributes:
+        first_row, num_rows: which rows.
+        frame: number of the frame within the sequence's state.
+        offset: byte in the frame where the first of them starts.
+    """
+
+    first_row: int
+    num_rows: int
+    frame: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateMap:
+    """Where the recurrent state of one sequence lies.
+
+    Attributes:
+        rows: the tensors, in order.
+        slices: per tensor, its pieces.
+        num_frames: frames of one state.
+        seamless: every tensor lies in one piece when the frames are neighbours.
+    """
+
+    rows: tuple[StateRows, ...]
+    slices: tuple[tuple[StateSlice, ...], ...]
+    num_frames: int
+    seamless: bool
+
+    @property
+    def useful_bytes(self) -> int:
+        return sum(rows.num_bytes for rows in self.rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Frame size, lifetime classes and state map of one model under one plan."""
+
+    frame_bytes: int
+    classes: tuple[LifetimeClass, ...]
+    state: StateMap
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of every number in the layout, in hexadecimal."""
+        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @cached_property
+    def class_of_layer(self) -> dict[int, tuple[int, int]]:
+        """(class number, place within the class) of each layer that stores rows."""
+        return {
+            layer_idx: (number, place)
+            for number, lifetime in enumerate(self.classes)
+            for place, layer_idx in enumerate(lifetime.layer_ids)
+        }
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of one token's rows in all layers."""
+        return sum(lifetime.bytes_per_token for lifetime in self.classes)
+
+    def frames_for(self, num_tokens: int, history: int = 0) -> int:
+        """Frames that a sequence of `num_tokens` tokens holds, state included. Exact for a
+        sequence that grew by single tokens, or has no windows."""
+        kv = sum(lifetime.frames_for(num_tokens, history) for lifetime in self.classes)
+        return kv + self.state.num_frames
+
+    def held_bytes(self, num_tokens: int) -> int:
+        return self.frames_for(num_tokens) * self.frame_bytes
+
+    def useful_bytes(self, num_tokens: int) -> int:
+        """Bytes of the rows and states in those frames."""
+        kv = sum(lifetime.useful_bytes(num_tokens) for lifetime in self.classes)
+        return kv + self.state.useful_bytes
+
+    def expected_waste(self, num_tokens: int) -> float:
+        """Share of the held bytes that is of no use, as a mean over 64 neighbouring lengths from
+        `num_tokens` on: half a frame per class, the rest of the state's last frame, and gaps."""
+        lengths = range(num_tokens, num_tokens + 64)
+        held = sum(self.held_bytes(n) for n in lengths)
+        return 1 - sum(self.useful_bytes(n) for n in lengths) / held
+
+    def table(self) -> str:
+        """The layout in a few lines of text."""
+        lines = [f"frames of {self.frame_bytes} bytes, layout {self.digest[:16]}"]
+        for lifetime in self.classes:
+            kind = "full" if lifetime.window is None else f"window {lifetime.window}"
+            lines.append(
+                f"  {kind}: {len(lifetime.layer_ids)} layers, {lifetime.bytes_per_token} bytes "
+                f"per token, {lifetime.tokens_per_frame} tokens per frame"
+            )
+        if self.state.num_frames:
+            lines.append(
+                f"  state: {self.state.useful_bytes} bytes per sequence in "
+                f"{self.state.num_frames} frames"
+            )
+        lines.append(
+            f"  waste: {100 * self.expected_waste(1024):.2f} % at 1k tokens, "
+            f"{100 * self.expected_waste(8192):.2f} % at 8k"
+        )
+        return "\n".join(lines)
+
+
+def layer_rows(
+    spec: ModelSpec, plan: CompressionPlan | None = None, *, element_bytes: int = BYTES_16BIT
+) -> tuple[LayerRows, ...]:
+    """What each attention layer stores per token.
+
+    Args:
+        plan: the conversion; None for the model as it is.
+        element_bytes: bytes of one element where a layer stores elements as they are (keys and
+            values, and latents that are not coded).
+    """
+    latents = {idx: latent for latent in (plan.latents if plan else ()) for idx in latent.layer_ids}
+    rows = []
+    for layer in spec.attention_layers:
+        assert layer.attention is not None
+        latent = latents.get(layer.layer_idx)
+        if latent is None:
+            row_bytes = layer.bytes_per_token * element_bytes // BYTES_16BIT
+        elif latent.coded:
+            row_bytes = latent.bytes_per_token
+        else:
+            row_bytes = latent.kv_lora_rank * element_bytes
+        rows.append(
+            LayerRows(
+                layer_idx=layer.layer_idx,
+                row_bytes=row_bytes,
+                window=layer.attention.sliding_window,
+            )
+        )
+    return tuple(rows)
+
+
+def compile_layout(
+    rows: Sequence[LayerRows],
+    states: Sequence[StateRows] = (),
+    *,
+    tokens_per_frame: int | None = None,
+    reference_tokens: int = REFERENCE_TOKENS,
+    tolerance: float = WASTE_TOLERANCE,
+) -> Layout:
+    """Choose the frame size and place every row. A pure function.
+
+    The lifetime class with most bytes per token gets T tokens per frame and fills the frame; every
+    other class gets the largest multiple of 8 tokens that fits. T is the largest of 64, 32, 16 and
+    8 whose expected waste at `reference_tokens` tokens is at most `tolerance`, or 8.
+
+    Args:
+        rows: per attention layer, in any order.
+        states: fixed-size tensors per sequence, in the order in which they are to lie.
+        tokens_per_frame: T to size the frame for, instead of the choice above; a multiple of 8.
+
+    Raises:
+        PlanError: nothing to store, sizes below one byte, or a layer named twice.
+    """
+    _check(rows, states, tokens_per_frame)
+    groups: dict[int | None, list[LayerRows]] = {}
+    for row in sorted(rows, key=lambda row: row.layer_idx):
+        groups.setdefault(row.window, []).append(row)
+    sizes: list[int]
+    if groups:
+        choices = (tokens_per_frame,) if tokens_per_frame else TOKENS_PER_FRAME
+        sizes = [_frame_bytes(groups, tokens, states) for tokens in choices]
+    else:
+        least = max(state.row_bytes for state in states)
+        sizes = [
+            _stretched(_aligned(max(size, least), FRAME_ALIGNMENT), states)
+            for size in STATE_FRAME_BYTES
+        ]
+    for frame_bytes in sizes:
+        layout = Layout(
+            frame_bytes=frame_bytes,
+            classes=tuple(
+                _place_class(window, groups[window], frame_bytes)
+                for window in sorted(groups, key=lambda window: window or 0)
+            ),
+            state=place_state(states, frame_bytes),
+        )
+        if layout.expected_waste(reference_tokens) <= tolerance:
+            break
+    return layout
+
+
+def _check(
+    rows: Sequence[LayerRows], states: Sequence[StateRows], tokens_per_frame: int | None
+) -> None:
+    if not rows and not states:
+        raise PlanError("the model has no attention layer and no state, so nothing to lay out")
+    for row in rows:
+        if row.row_bytes < 1 or (row.window is not None and row.window < 1):
+            raise PlanError(f"{row} must have row_bytes >= 1 and a window >= 1 or None")
+    for state in states:
+        if state.row_bytes < 1 or state.num_rows < 1:
+            raise PlanError(f"{state} must have num_rows >= 1 and row_bytes >= 1")
+    ids = [row.layer_idx for row in rows]
+    names = [(state.layer_idx, state.name) for state in states]
+    for given in (ids, names):
+        if len(set(given)) != len(given):
+            raise PlanError(f"each layer or state tensor is to be named once; got {given}")
+    if tokens_per_frame is not None and (tokens_per_frame < 8 or tokens_per_frame % 8):
+        raise PlanError(f"tokens_per_frame={tokens_per_frame} must be a positive multiple of 8")
+
+
+def _aligned(num_bytes: int, alignment: int) -> int:
+    return -(-num_bytes // alignment) * alignment
+
+
+def _class_bytes(members: Sequence[LayerRows], tokens: int) -> int:
+    return sum(_aligned(tokens * row.row_bytes, ROW_ALIGNMENT) for row in members)
+
+
+def _frame_bytes(
+    groups: dict[int | None, list[LayerRows]], tokens: int, states: Sequence[StateRows]
+) -> int:
+    widest = max(groups.values(), key=lambda members: sum(row.row_bytes for row in members))
+    size = max(
+        _class_bytes(widest, tokens),
+        *(_class_bytes(members, TOKEN_MULTIPLE) for members in groups.values()),
+        *(state.row_bytes for state in states),
+    )
+    return _stretched(_aligned(size, FRAME_ALIGNMENT), states)
+
+
+def _stretched(frame_bytes: int, states: Sequence[StateRows]) -> int:
+    """The next multiple of every state row's size, if it is near enough."""
+    unit = math.lcm(FRAME_ALIGNMENT, *(state.row_bytes for state in states))
+    stretched = _aligned(frame_bytes, unit)
+    near = stretched - frame_bytes <= STRETCH_TOLERANCE * frame_bytes
+    return stretched if near else frame_bytes
+
+
+def _place_class(
+    window: int | None, members: Sequence[LayerRows], frame_bytes: int
+) -> LifetimeClass:
+    """The class with as many tokens per frame as fit."""
+    width = sum(row.row_bytes for row in members)
+    tokens = frame_bytes // width // TOKEN_MULTIPLE * TOKEN_MULTIPLE
+    while _class_bytes(members, tokens) > frame_bytes:
+        tokens -= TOKEN_MULTIPLE
+    return _class_of(window, members, tokens)
+
+
+def _class_of(window: int | None, members: Sequence[LayerRows], tokens: int) -> LifetimeClass:
+    offsets, offset = [], 0
+    for row in members:
+        offsets.append(offset)
+        offset += _aligned(tokens * row.row_bytes, ROW_ALIGNMENT)
+    return LifetimeClass(
+        window=window,
+        tokens_per_frame=tokens,
+        layer_ids=tuple(row.layer_idx for row in members),
+        row_bytes=tuple(row.row_bytes for row in members),
+        offsets=tuple(offsets),
+    )
+
+
+def place_state(states: Sequence[StateRows], frame_bytes: int) -> StateMap:
+    """Lay out state tensors one after the other, each from a multiple of 16 bytes on, cut over
+    frames between rows. `frame_bytes` must hold the widest row."""
+    position, slices, seamless = 0, [], True
+    for state in states:
+        position = _aligned(position, ROW_ALIGNMENT)
+        pieces: list[StateSlice] = []
+        row = 0
+        while row < state.num_rows:
+            frame, offset = divmod(position, frame_bytes)
+            fitting = min((frame_bytes - offset) // state.row_bytes, state.num_rows - row)
+            if not fitting:
+                position = (frame + 1) * frame_bytes
+                continue
+            pieces.append(StateSlice(first_row=row, num_rows=fitting, frame=frame, offset=offset))
+            row += fitting
+            position += fitting * state.row_bytes
+        first = pieces[0].frame * frame_bytes + pieces[0].offset
+        seamless = seamless and position == first + state.num_bytes
+        slices.append(tuple(pieces))
+    return StateMap(
+        rows=tuple(states),
+        slices=tuple(slices),
+        num_frames=-(-position // frame_bytes),
+        seamless=seamless,
+    )
