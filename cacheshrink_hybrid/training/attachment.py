@@ -23,7 +23,8 @@ BASES = "training_bases"
 class Attachment:
     """What trains in a model: its bases, encoders, biases and the extras asked for.
 
-    Everything else is frozen. `release` brings the ordinary weights up to date and removes all
+    Everything else is frozen. Trained weights are in float32, beside others in bfloat16; a float16
+    model is in float32 throughout. `release` brings the ordinary weights up to date and removes all
     traces; use it as a context manager.
 
     Args:
@@ -39,26 +40,39 @@ class Attachment:
         self.model = model
         self.config = config
         self.modules = latent_modules(model)
-        self.metrics = output_metrics(
-            model, self.modules, sequences, metric=config.metric, seed=config.seed
-        )
         self._training = [(module, module.training) for module in model.modules()]
         self._required = [(p, p.requires_grad) for p in model.parameters()]
         self._dtypes: list[tuple[nn.Parameter, torch.dtype]] = []
         self._use_cache = getattr(model.config, "use_cache", None)
+        try:
+            self._set_up(sequences)
+        except BaseException:
+            self._restore()
+            raise
+        self._hook = model.register_forward_pre_hook(self._before_forward)
+
+    def _set_up(self, sequences: Iterable[Tensor]) -> None:
         for parameter, _ in self._required:
             parameter.requires_grad_(False)
+            if parameter.dtype == torch.float16:  # its gradients would underflow
+                self._promote(parameter)
+        self.metrics = output_metrics(
+            self.model,
+            self.modules,
+            sequences,
+            metric=self.config.metric,
+            seed=self.config.seed,
+        )
         self.bases = TrainableBases(
             self.modules,
             self.metrics,
-            damping=config.metric_damping,
-            constrained=config.constrained,
+            damping=self.config.metric_damping,
+            constrained=self.config.constrained,
         )
-        model.add_module(BASES, self.bases)
         extras = self._extras()
         self.borrowed = [(p, p.data.clone()) for _, p in extras]
+        self.model.add_module(BASES, self.bases)
         self.parameters = self._parameters(extras)
-        self._hook = model.register_forward_pre_hook(self._before_forward)
 
     def __enter__(self) -> Attachment:
         return self
@@ -72,7 +86,11 @@ class Attachment:
             return
         self._hook.remove()
         self.bases.write_back()
-        delattr(self.model, BASES)
+        self._restore()
+
+    def _restore(self) -> None:
+        if hasattr(self.model, BASES):
+            delattr(self.model, BASES)
         for parameter, dtype in self._dtypes:
             parameter.data = parameter.data.to(dtype)
         for parameter, required in self._required:
@@ -91,6 +109,11 @@ class Attachment:
             self.bases.shadow()
         else:
             self.bases.write_back()
+
+    @property
+    def width(self) -> int:
+        """E."""
+        return next(iter(self.modules.values())).kv_a_proj.in_features
 
     def metrics_by_layer(self) -> dict[int, Tensor]:
         """The metric of [k; v] of each cache layer."""
@@ -111,12 +134,16 @@ class Attachment:
         for name, parameter in extras:
             named.setdefault(id(parameter), (name, parameter, _rms(parameter)))
         for name, parameter, size in named.values():
-            if parameter.dtype in (torch.bfloat16, torch.float16):
-                self._dtypes.append((parameter, parameter.dtype))
-                parameter.data = parameter.data.float()
+            if parameter.dtype == torch.bfloat16:
+                self._promote(parameter)
             parameter.requires_grad_(True)
             found.append(NamedParameter(name, parameter, size))
         return found
+
+    def _promote(self, parameter: nn.Parameter) -> None:
+        """To float32 until `release`."""
+        self._dtypes.append((parameter, parameter.dtype))
+        parameter.data = parameter.data.float()
 
     def _extras(self) -> list[tuple[str, nn.Parameter]]:
         places = {"queries": "q_proj", "outputs": "o_proj"}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.data import Sampler
 
 from ..calibrate.text import checked_texts
 from ..errors import CalibrationError, ConfigError
@@ -83,8 +85,40 @@ def collate(sequences: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {"input_ids": ids, "labels": labels}
 
 
+class EpochSampler(Sampler[int]):
+    """Indices of all sequences in an order of its own for every epoch, then of an empty one until
+    the last batch of all processes is full: nobody gets a sequence twice, and nobody waits.
+
+    Args:
+        num_sequences: sequences; index `num_sequences` is the empty one.
+        global_batch: sequences per forward pass of all processes together.
+        epoch: tells the current epoch.
+    """
+
+    def __init__(
+        self, num_sequences: int, global_batch: int, *, seed: int, epoch: Callable[[], int]
+    ) -> None:
+        self.num_sequences = num_sequences
+        self.length = -(-num_sequences // global_batch) * global_batch
+        self.seed = seed
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        order = list(range(self.num_sequences))
+        random.Random(f"{self.seed} {self.epoch()}").shuffle(order)
+        yield from order
+        yield from [self.num_sequences] * (self.length - self.num_sequences)
+
+
+EMPTY = {"input_ids": torch.zeros(1, dtype=torch.long)}
+"""An item without a token to predict."""
+
+
 def real_tokens(labels: Tensor) -> Tensor:
     """Mask (B, T) of tokens that are no padding, from labels of `collate`."""
     mask = labels != IGNORED
-    mask[:, 0] = True
+    mask[:, 0] = mask.any(dim=1)
     return mask

@@ -13,6 +13,7 @@ from transformers import Trainer
 
 from ..errors import TrainingError
 from .attachment import BASES, Attachment
+from .data import EpochSampler
 from .objective import Objective
 from .output import COMPLETE_NAME, load_trained, save_trained
 
@@ -51,6 +52,14 @@ class LatentTrainer(Trainer):
         self._trained_names = [item.name for item in attachment.parameters] + [
             f"{BASES}.{name}" for name, _ in attachment.bases.named_buffers()
         ]
+
+    def _get_train_sampler(self, train_dataset=None) -> EpochSampler:
+        return EpochSampler(
+            len(self.train_dataset) - 1,  # the last one is empty
+            self.args.train_batch_size * self.args.world_size,
+            seed=self.args.seed,
+            epoch=lambda: int((self.state.epoch or 0) + 1e-9),
+        )
 
     def compute_loss(
         self,

@@ -57,7 +57,7 @@ def metric_loss(output: Tensor, target: Tensor, metric: Tensor, mask: Tensor) ->
 
 
 def relative_loss(output: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Squared error over the target's mean square, summed over tokens.
+    """Squared error of each token over its target's squared length, summed over tokens.
 
     Args:
         output, target: (B, T, E).
@@ -65,5 +65,4 @@ def relative_loss(output: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """
     target = target[mask].float()
     error = (output[mask].float() - target).square().sum(-1)
-    scale = target.square().sum(-1).mean().clamp_min(torch.finfo(torch.float32).tiny)
-    return error.sum() / scale
+    return (error / target.square().sum(-1).clamp_min(torch.finfo(torch.float32).tiny)).sum()

@@ -2,7 +2,8 @@
 
 Step sizes are scale-aware unless given: a tensor moves by a share of its own size. On the Stiefel
 manifold the size of a factor with r columns is sqrt(r), so the share is the mean angle, in radians,
-that a column turns in one step.
+that a column turns in one step. The share falls with the model's width E as 1 / E: the steps of all
+inputs of a neuron add up in its output (as in Tensor Programs V, arXiv 2203.03466).
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import geoopt
 import torch
 from torch import nn
 
-EUCLIDEAN_STEP = 1e-2
-"""AdamW's step as a share of a tensor's root mean square."""
-RIEMANNIAN_STEP = 1e-2
-"""RiemannianAdam's step per column, radians."""
+REFERENCE_WIDTH = 64
+EUCLIDEAN_STEP = 2.5e-2
+"""AdamW's step at the reference width, as a share of a tensor's root mean square."""
+RIEMANNIAN_STEP = 2.5e-2
+"""RiemannianAdam's step at the reference width, radians per column."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ class RiemannianAdamW(geoopt.optim.RiemannianAdam):
 def make_optimizer(
     parameters: list[NamedParameter],
     *,
+    width: int,
     euclidean_lr: float | None,
     riemannian_lr: float | None,
     learning_rate_scale: float,
@@ -78,18 +81,20 @@ def make_optimizer(
     """One group per parameter, named after it.
 
     Args:
+        width: E, of the model.
         euclidean_lr, riemannian_lr: learning rates of the two optimizers, the same for all tensors;
             None for `EUCLIDEAN_STEP` and `RIEMANNIAN_STEP` times each tensor's size.
         learning_rate_scale: multiplies all of them.
         weight_decay: of the Euclidean weights that are matrices.
     """
     groups = []
+    share = REFERENCE_WIDTH / width
     for item in parameters:
         if item.on_manifold:
             size = float(item.parameter.shape[-1]) ** 0.5
-            rate = RIEMANNIAN_STEP * size if riemannian_lr is None else riemannian_lr
+            rate = share * RIEMANNIAN_STEP * size if riemannian_lr is None else riemannian_lr
         else:
-            rate = EUCLIDEAN_STEP * item.size if euclidean_lr is None else euclidean_lr
+            rate = share * EUCLIDEAN_STEP * item.size if euclidean_lr is None else euclidean_lr
         decays = item.parameter.ndim > 1 and not item.on_manifold
         groups.append(
             {

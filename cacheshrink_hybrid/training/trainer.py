@@ -26,7 +26,7 @@ from ..errors import ConfigError
 from ..evaluation.perplexity import score_sequences
 from ..latent_model import plan_of
 from .attachment import Attachment
-from .data import collate, training_sequences
+from .data import EMPTY, collate, training_sequences
 from .loop import LatentTrainer
 from .objective import Objective
 from .optimizer import make_optimizer
@@ -220,12 +220,13 @@ class MLATrainer:
             on_step=set_rank,
             args=arguments,
             data_collator=collate,
-            train_dataset=[{"input_ids": ids} for ids in sequences],
+            train_dataset=[*({"input_ids": ids} for ids in sequences), EMPTY],
             eval_dataset=[{"input_ids": ids} for ids in measured],
             callbacks=callbacks,
             optimizers=(
                 make_optimizer(
                     attachment.parameters,
+                    width=attachment.width,
                     euclidean_lr=config.euclidean_lr,
                     riemannian_lr=config.riemannian_lr,
                     learning_rate_scale=config.learning_rate_scale,
@@ -344,8 +345,6 @@ def _checkpointing(wanted: bool) -> dict[str, Any]:
 
 def _computes_in_bf16(config: TrainingConfig, model: nn.Module) -> bool:
     own = next(model.parameters()).dtype
-    if own == torch.float16:
-        raise ConfigError("the model is in float16, whose gradients underflow; load it in bfloat16")
     if own == torch.bfloat16 and config.bf16 is False:
         raise ConfigError("the model is in bfloat16; leave bf16 out, or load it in float32")
     return own == torch.bfloat16 if config.bf16 is None else config.bf16

@@ -205,7 +205,7 @@ def test_bad_arguments(device: torch.device) -> None:
     tables = {"read_table": read, "write_table": write}
     with pytest.raises(ConfigError, match=r"A has shape \(5,\); due is \(6,\)"):
         function(inputs[0], inputs[1], inputs[2][:5], *inputs[3:], pages=pages, **tables)
-    with pytest.raises(ConfigError, match="read_table is torch.int64"):
+    with pytest.raises(ConfigError, match=r"read_table is torch\.int64"):
         function(*inputs, pages=pages, read_table=read.long(), write_table=write)
     with pytest.raises(ConfigError, match=r"write_table has shape \(4, 1\)"):
         function(*inputs, pages=pages, read_table=read, write_table=write[:, :1].contiguous())

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from cacheshrink_hybrid.errors import CalibrationError, ConfigError
-from cacheshrink_hybrid.training.data import collate, training_sequences
+from cacheshrink_hybrid.training.data import (
+    EMPTY,
+    EpochSampler,
+    collate,
+    real_tokens,
+    training_sequences,
+)
 from cacheshrink_hybrid.training.losses import IGNORED
 
 
@@ -68,3 +74,21 @@ def test_bad_data_set(dataset, match: str) -> None:
 def test_texts_need_a_tokenizer() -> None:
     with pytest.raises(ConfigError, match="need a tokenizer"):
         training_sequences(None, ["ab"], 10)
+
+
+def test_every_sequence_once_and_the_rest_empty() -> None:
+    epoch = 0
+    sampler = EpochSampler(10, 4, seed=0, epoch=lambda: epoch)
+    first = list(sampler)
+    assert len(first) == len(sampler) == 12
+    assert sorted(first) == [*range(10), 10, 10]
+    assert first[10:] == [10, 10]
+    assert list(sampler) == first
+    epoch = 1
+    assert list(sampler) != first
+
+
+def test_empty_rows_count_nowhere() -> None:
+    batch = collate([{"input_ids": torch.tensor([5, 6])}, EMPTY])
+    assert (batch["labels"] != IGNORED).sum() == 1
+    assert real_tokens(batch["labels"]).tolist() == [[True, True], [False, False]]

@@ -11,6 +11,7 @@ from torch import nn
 
 from cacheshrink_hybrid.training.optimizer import (
     EUCLIDEAN_STEP,
+    REFERENCE_WIDTH,
     RIEMANNIAN_STEP,
     NamedParameter,
     RiemannianAdamW,
@@ -48,30 +49,38 @@ def parameters() -> list[NamedParameter]:
     ]
 
 
-def test_automatic_steps_follow_sizes() -> None:
+AUTOMATIC = dict(
+    width=REFERENCE_WIDTH,
+    euclidean_lr=None,
+    riemannian_lr=None,
+    learning_rate_scale=1.0,
+    weight_decay=0.1,
+)
+
+
+@pytest.mark.parametrize("wider", [1, 4])
+def test_automatic_steps_follow_sizes(wider: int) -> None:
     optimizer = make_optimizer(
-        parameters(), euclidean_lr=None, riemannian_lr=None, learning_rate_scale=2, weight_decay=0.1
+        parameters(), **AUTOMATIC | {"learning_rate_scale": 2.0, "width": wider * REFERENCE_WIDTH}
     )
     groups = {group["name"]: group for group in optimizer.param_groups}
-    assert groups["basis"]["lr"] == pytest.approx(2 * RIEMANNIAN_STEP * 2)  # sqrt(4) columns
-    assert groups["weight"]["lr"] == pytest.approx(2 * EUCLIDEAN_STEP * 0.2)
-    assert groups["bias"]["lr"] == pytest.approx(2 * EUCLIDEAN_STEP * 3)
+    factor = 2 / wider
+    assert groups["basis"]["lr"] == pytest.approx(factor * RIEMANNIAN_STEP * 2)  # sqrt(4) columns
+    assert groups["weight"]["lr"] == pytest.approx(factor * EUCLIDEAN_STEP * 0.2)
+    assert groups["bias"]["lr"] == pytest.approx(factor * EUCLIDEAN_STEP * 3)
     assert [groups[n]["weight_decay"] for n in ("basis", "weight", "bias")] == [0, 0.1, 0]
 
 
 def test_given_rates_are_taken_as_they_are() -> None:
-    optimizer = make_optimizer(
-        parameters(), euclidean_lr=1e-5, riemannian_lr=1e-4, learning_rate_scale=1, weight_decay=0
-    )
+    rates = {"euclidean_lr": 1e-5, "riemannian_lr": 1e-4, "width": 4096}
+    optimizer = make_optimizer(parameters(), **AUTOMATIC | rates)
     assert [group["lr"] for group in optimizer.param_groups] == [1e-4, 1e-5, 1e-5]
 
 
 def test_columns_turn_by_the_step() -> None:
-    """The first step of a factor turns its columns by about the step, in root mean square."""
+    """The first step of a factor turns its columns by the step, in root mean square."""
     item = NamedParameter("basis", stiefel(64, 16), 1.0)
-    optimizer = make_optimizer(
-        [item], euclidean_lr=None, riemannian_lr=None, learning_rate_scale=1, weight_decay=0
-    )
+    optimizer = make_optimizer([item], **AUTOMATIC)
     before = item.parameter.detach().clone()
     (item.parameter * torch.randn(64, 16)).sum().backward()
     optimizer.step()
@@ -83,10 +92,7 @@ def test_state_round_trip() -> None:
     """A reloaded optimizer goes on as the first one does, bit for bit."""
     torch.manual_seed(1)
     items = parameters()
-    settings = dict(
-        euclidean_lr=None, riemannian_lr=None, learning_rate_scale=1.0, weight_decay=0.1
-    )
-    optimizer = make_optimizer(items, **settings)
+    optimizer = make_optimizer(items, **AUTOMATIC)
 
     def step(items, optimizer) -> None:
         optimizer.zero_grad()
@@ -103,7 +109,7 @@ def test_state_round_trip() -> None:
             else nn.Parameter(data)
         )
         copies.append(NamedParameter(item.name, parameter, item.size))
-    other = make_optimizer(copies, **settings)
+    other = make_optimizer(copies, **AUTOMATIC)
     other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     step(items, optimizer)
     step(copies, other)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cacheshrink_hybrid.errors import (
+    CalibrationError,
     CheckpointError,
     ConfigError,
     TrainingError,
@@ -195,6 +196,16 @@ def test_bfloat16() -> None:
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 
+def test_float16_models_train_in_single_precision() -> None:
+    """And are what they were afterwards, but for what was trained."""
+    model = student().half()
+    frozen = {n: t.clone() for n, t in model.state_dict().items() if "mlp" in n or "q_proj" in n}
+    stats = train(model, loss="reconstruction")
+    assert all(torch.isfinite(torch.tensor(losses(stats))))
+    assert {p.dtype for p in model.parameters()} == {torch.float16}
+    assert all(torch.equal(model.state_dict()[n], t) for n, t in frozen.items())
+
+
 def test_early_stop_keeps_the_best(tmp_path: Path) -> None:
     """Steps that only do harm are stopped, and the weights of the best evaluation come back."""
     model = student()
@@ -245,6 +256,18 @@ def test_nan_stops_before_it_does_harm() -> None:
     assert not hasattr(model, BASES)
     assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
     assert any(not torch.equal(weights[n], t) for n, t in model.state_dict().items())
+
+
+def test_weights_that_are_no_numbers() -> None:
+    """Found while the metric is measured; nothing is left changed."""
+    model = student().half()
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0, 0] = torch.nan
+    dtypes = {n: (p.dtype, p.requires_grad) for n, p in model.named_parameters()}
+    with pytest.raises(CalibrationError, match="not finite"):
+        train(model)
+    assert {n: (p.dtype, p.requires_grad) for n, p in model.named_parameters()} == dtypes
+    assert not hasattr(model, BASES)
 
 
 @pytest.mark.parametrize(
