@@ -98,7 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     records: list[dict[str, Any]] = [
         {"point": "source", "state bytes": spec.bytes_per_sequence} | measured(source)
     ]
-    print(format_table(records), flush=True)
+    results: dict[str, Any] = {"program": "states", "arguments": _printable(given)}
+    results["points"] = records
+    print(_write(given.output, results), flush=True)
     model = None
     for point, setting in zip(given.points, settings, strict=True):
         config = CompressionConfig(
@@ -119,22 +121,26 @@ def main(argv: Sequence[str] | None = None) -> int:
             "predicted %": 100 * sum(s.predicted_loss + s.rounding_loss for s in plan.states),
         }
         records.append(record | measured(model))
-        print(format_table(records[-1:]), flush=True)
-    base = records[0]
-    for record in records:
-        record["ratio"] = base["state bytes"] / record["state bytes"]
-        record["change %"] = 100 * (record["perplexity"] / base["perplexity"] - 1)
-    shown = [{k: v for k, v in record.items() if k != "codes"} for record in records]
-    print("\n" + format_table(shown))
-    results: dict[str, Any] = {"program": "states", "arguments": _printable(given)}
-    results["points"] = records
+        print(_write(given.output, results), flush=True)
     if given.drift and model is not None:
         results["drift"] = _drift(source, model, tokenizer, texts, given.drift)
         print(format_table(results["drift"]))
-    given.output.mkdir(parents=True, exist_ok=True)
-    (given.output / "states.md").write_text(format_table(shown) + "\n", encoding="utf-8")
-    write_json(given.output / "states.json", results)
+        write_json(given.output / "states.json", results)
     return 0
+
+
+def _write(output: Path, results: dict[str, Any]) -> str:
+    """Write what there is so far; returns it as a table."""
+    base = results["points"][0]
+    for record in results["points"]:
+        record["ratio"] = base["state bytes"] / record["state bytes"]
+        record["change %"] = 100 * (record["perplexity"] / base["perplexity"] - 1)
+    table = format_table(
+        [{k: v for k, v in record.items() if k != "codes"} for record in results["points"]]
+    )
+    write_json(output / "states.json", results)
+    (output / "states.md").write_text(table + "\n", encoding="utf-8")
+    return table
 
 
 def _settings(point: str) -> dict[str, Any]:
