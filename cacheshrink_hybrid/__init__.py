@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .families import model_spec
     from .latent_model import compression_disabled, plan_of
     from .plan import CompressionPlan
+    from .training import MLATrainer, TrainingConfig
 
 __all__ = [
     "CacheShrinkError",
@@ -39,6 +40,8 @@ __all__ = [
     "CompressionPlan",
     "HybridCache",
     "LatentCache",
+    "MLATrainer",
+    "TrainingConfig",
     "__version__",
     "cache_bytes",
     "compare_outputs",
@@ -62,6 +65,8 @@ _HOMES = {
     "CompressionPlan": "plan",
     "HybridCache": "cache",
     "LatentCache": "cache",
+    "MLATrainer": "training",
+    "TrainingConfig": "training",
     "cache_bytes": "cache",
     "compare_outputs": "evaluation",
     "compression_disabled": "latent_model",

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .codecs.row_format import SCALES, RowFormat
+from .codecs.state import STATE_CODES
 from .device_profile import DeviceProfile
 from .errors import ConfigError
 
@@ -25,6 +26,7 @@ WIDTHS_OF: dict[int | str, tuple[int, ...]] = {
     "bf16": (16,),
 }
 """Widths in bits that a setting of `cache_bits` lets a run of channels have, besides 0."""
+STATE_METHODS = ("auto", "oblique", "orthonormal", "select", "prune", "principal")
 DEFAULT_RATIO = 4.0
 DEFAULT_DEVICE_PROFILE = "H100"
 HEADWISE_METHODS = ("per_head", "rotate")
@@ -72,6 +74,22 @@ class CompressionConfig:
         keep_early_layers_original: leave those skipped layers uncompressed; `xkv` only.
         store_original_weights: keep the source's attention beside the latent one, so that
             `compression_disabled(model)` can switch back to it.
+        state_ratio: bytes of recurrent and convolution states of one sequence before (recurrent
+            states in float32, as models keep them), divided by bytes after. 1.0, the default,
+            leaves recurrent layers as they are, unless `state_dtype` asks for a code.
+        state_dtype: how recurrent states are stored: `auto` (float16, or int8 for heads that forget
+            soon enough, by predicted loss), or one of `float32`, `float16`, `bfloat16`, `int8`,
+            `float8` for all.
+        state_method: `auto` (by kind of mixer), `oblique` (the best r directions to write and to
+            read, the default of Mamba-2), `orthonormal` (of keys and queries together, the one of
+            gated delta nets), `select` (r of the channels, reading refitted, the one of Mamba-1);
+            and to compare with, `prune` (channels by score, nothing refitted) and `principal`
+            (orthonormal directions of B and C, Mamba-2).
+        replay_length: tokens between two rewritings of a state; the inputs since then are kept in a
+            ring. None chooses by predicted loss, the ring's bytes included; 1 has no ring.
+        budget_bytes: bytes that one sequence of `context_length` tokens may take, KV and states
+            together, instead of the two ratios; they are divided where the loss is least.
+        context_length: tokens that `budget_bytes` is meant for.
         num_calibration_samples: sequences of calibration text.
         max_calibration_length: tokens per calibration sequence.
         seed: seeds the labels that the `fisher` metric samples.
@@ -94,6 +112,12 @@ class CompressionConfig:
     xkv_skip_early_layers: int = 0
     keep_early_layers_original: bool = False
     store_original_weights: bool = False
+    state_ratio: float = 1.0
+    state_dtype: str = "auto"
+    state_method: str = "auto"
+    replay_length: int | None = None
+    budget_bytes: int | None = None
+    context_length: int | None = None
     num_calibration_samples: int = 128
     max_calibration_length: int = 512
     seed: int = 0
@@ -112,7 +136,10 @@ class CompressionConfig:
                 f"compression_ratio={ratio!r} must be a finite number >= 1 "
                 "(4.0 means four times fewer bytes)"
             )
+        yield from self._state_faults()
         for name, allowed in (
+            ("state_dtype", ("auto", *STATE_CODES)),
+            ("state_method", STATE_METHODS),
             ("compression_method", METHODS),
             ("objective", OBJECTIVES),
             ("scales", SCALES),
@@ -214,6 +241,49 @@ class CompressionConfig:
                 "scales and hadamard are for few-bit levels, which these settings do not use "
                 f"(cache_bits={self.cache_bits!r}); leave them out"
             )
+
+    def _state_faults(self):
+        ratio = self.state_ratio
+        number = isinstance(ratio, (int, float)) and not isinstance(ratio, bool)
+        if not number or not math.isfinite(ratio) or ratio < 1:
+            yield (
+                f"state_ratio={ratio!r} must be a finite number >= 1 (2.0 means that recurrent "
+                "states take half their bytes, 1.0 leaves them as they are)"
+            )
+        for name in ("replay_length", "budget_bytes", "context_length"):
+            value = getattr(self, name)
+            if value is not None and (not _is_int(value) or value < 1):
+                yield f"{name}={value!r} must be a whole number >= 1"
+        if (self.budget_bytes is None) != (self.context_length is None):
+            yield (
+                f"budget_bytes={self.budget_bytes!r} and context_length={self.context_length!r} "
+                "go together: so many bytes for a sequence of so many tokens"
+            )
+        if self.budget_bytes is not None:
+            fixed = {
+                "compression_ratio": DEFAULT_RATIO,
+                "state_ratio": 1.0,
+                "d_latent": None,
+                "rank_allocation": "global",
+            }
+            for name, default in fixed.items():
+                if getattr(self, name) != default:
+                    yield (
+                        f"{name}={getattr(self, name)!r} and budget_bytes={self.budget_bytes!r} "
+                        "both fix the size; give one of them"
+                    )
+        if not self.changes_states:
+            for name in ("state_method", "replay_length"):
+                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                    yield (
+                        f"{name}={getattr(self, name)!r} has no use where recurrent states are "
+                        "left as they are; give state_ratio, state_dtype or budget_bytes with it"
+                    )
+
+    @property
+    def changes_states(self) -> bool:
+        """Whether recurrent layers are converted at all."""
+        return self.state_ratio != 1 or self.state_dtype != "auto" or self.budget_bytes is not None
 
     @property
     def coded(self) -> bool:

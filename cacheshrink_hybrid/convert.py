@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from .calibrate import LatentStatistics, calibrate, weight_statistics
+from .calibrate.states import StateCalibration, StateStatistics, compressible_layers
 from .calibrate.text import load_texts, token_sequences
-from .config import DEFAULT_DEVICE_PROFILE, HEADWISE_METHODS, WIDTHS_OF, CompressionConfig
+from .config import (
+    DEFAULT_DEVICE_PROFILE,
+    DEFAULT_RATIO,
+    HEADWISE_METHODS,
+    WIDTHS_OF,
+    CompressionConfig,
+)
 from .device_profile import DeviceProfile
 from .errors import ConfigError, PlanError, UnsupportedModelError
 from .factorize import (
@@ -29,10 +37,11 @@ from .factorize import (
     read_seconds,
     row_alignment,
 )
+from .factorize.state_plan import StateFactors, make_state_unit, plan_states
 from .families import check_shared_weights, model_spec, read_attention
 from .latent_model import convert_in_place, is_converted
 from .modules.attention_parts import AttentionParts
-from .plan import ChannelRun, CompressionPlan, LatentPlan
+from .plan import ChannelRun, CompressionPlan, LatentPlan, StatePlan
 from .spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -74,11 +83,18 @@ def convert_to_mla(
     xkv_skip_early_layers: int = 0,
     keep_early_layers_original: bool = False,
     store_original_weights: bool = False,
+    state_ratio: float = 1.0,
+    state_dtype: str = "auto",
+    state_method: str = "auto",
+    replay_length: int | None = None,
+    budget_bytes: int | None = None,
+    context_length: int | None = None,
     trust_remote_code: bool = False,
     seed: int = 0,
     verbose: bool = True,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
-    """Rewrite a causal language model so that its attention caches latents.
+    """Rewrite a causal language model so that its attention caches latents, and, with `state_ratio`
+    above 1 or a `state_dtype`, so that its recurrent layers store narrower states in fewer bytes.
 
     Args:
         model_name_or_path: Hub name, local directory, or a model object. An object is rewritten in
@@ -127,6 +143,12 @@ def convert_to_mla(
         xkv_skip_early_layers=xkv_skip_early_layers,
         keep_early_layers_original=keep_early_layers_original,
         store_original_weights=store_original_weights,
+        state_ratio=state_ratio,
+        state_dtype=state_dtype,
+        state_method=state_method,
+        replay_length=replay_length,
+        budget_bytes=budget_bytes,
+        context_length=context_length,
         num_calibration_samples=num_calibration_samples,
         max_calibration_length=max_calibration_length,
         seed=seed,
@@ -179,7 +201,7 @@ def convert_model(
     config: CompressionConfig,
     sequences: Iterable[Tensor] = (),
     *,
-    statistics: list[LatentStatistics] | None = None,
+    statistics: ModelStatistics | list[LatentStatistics] | None = None,
     progress: bool = False,
 ) -> CompressionPlan:
     """Rewrite `model` in place: spec -> statistics -> factors -> plan -> modules.
@@ -196,20 +218,127 @@ def convert_model(
     if is_converted(model):
         raise UnsupportedModelError("the model is converted already; convert its source instead")
     spec = model_spec(model.config)
+    _check_something_to_do(spec, config)
     compressed = _compressed_parts(_all_parts(model, spec), config)
-    budget = _budget(spec, compressed, config)
     if statistics is None:
-        statistics = _statistics(model, compressed, config, sequences, progress)
+        statistics = _statistics(model, spec, compressed, config, sequences, progress)
+    elif isinstance(statistics, list):
+        statistics = ModelStatistics(latents=statistics)
+    results, states, factors = _within_budget(spec, compressed, statistics, config)
+    plan = _plan(spec, compressed, results, states, config)
+    convert_in_place(
+        model,
+        compressed,
+        [result.factors for result in results],
+        plan,
+        keep_source=config.store_original_weights,
+        state_factors=factors,
+    )
+    return plan
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatistics:
+    """What calibration found in one model: per attention module, and per recurrent layer."""
+
+    latents: list[LatentStatistics]
+    states: list[StateStatistics] | None = None
+
+
+def _check_something_to_do(spec: ModelSpec, config: CompressionConfig) -> None:
+    if not spec.attention_layers:
+        if not config.changes_states:
+            raise UnsupportedModelError(
+                f"this {spec.model_type} model has no attention layers, so there is no KV cache to "
+                "compress; give state_ratio to compress its recurrent states"
+            )
+        if config.compression_ratio != DEFAULT_RATIO or config.d_latent is not None:
+            raise ConfigError(
+                f"compression_ratio={config.compression_ratio:g} or d_latent has no use for this "
+                f"{spec.model_type} model, which has no attention layers; leave it out"
+            )
+    asked = config.state_ratio != 1 or config.state_dtype != "auto"
+    if asked and not compressible_layers(spec):
+        raise PlanError(
+            f"state_ratio={config.state_ratio:g} and state_dtype={config.state_dtype!r} need "
+            f"recurrent states, of which this {spec.model_type} model has none that can be "
+            "compressed; leave them out"
+        )
+
+
+def _within_budget(
+    spec: ModelSpec,
+    parts: list[AttentionParts],
+    statistics: ModelStatistics,
+    config: CompressionConfig,
+) -> tuple[list[CodedFactors], tuple[StatePlan, ...], list[StateFactors | None]]:
+    """Factors of all attention modules and plans of all recurrent layers."""
     units = [
         make_unit(stats, len(part.layer_ids), config.metric_damping, _key_shape(part))
-        for part, stats in zip(compressed, statistics, strict=True)
+        for part, stats in zip(parts, statistics.latents, strict=True)
     ]
-    samples = [stats.samples for stats in statistics]
-    results = _factors(compressed, units, samples, config, budget)
-    plan = _plan(spec, compressed, results, config)
-    factors = [result.factors for result in results]
-    convert_in_place(model, compressed, factors, plan, keep_source=config.store_original_weights)
-    return plan
+    samples = [stats.samples for stats in statistics.latents]
+
+    def latents(budget: float) -> list[CodedFactors]:
+        return _factors(parts, units, samples, config, budget) if parts else []
+
+    if not config.changes_states:
+        return latents(_budget(spec, parts, config)), (), []
+    layers = compressible_layers(spec)
+    known: Sequence[StateStatistics | None] = statistics.states or [None] * len(layers)
+    state_units = [
+        make_state_unit(layer, stats, config) for layer, stats in zip(layers, known, strict=True)
+    ]
+    kept = spec.bytes_per_sequence - sum(layer.bytes_per_sequence for layer in layers)
+
+    def states(budget: float) -> tuple[tuple[StatePlan, ...], list[StateFactors | None]]:
+        plans, factors = plan_states(state_units, config, budget - kept)
+        return tuple(plans), factors
+
+    if config.budget_bytes is not None:
+        return _joint(spec, parts, config, latents, states)
+    # A ratio of 1 with a code sets no limit: everything is kept, in that code.
+    total = spec.bytes_per_sequence / config.state_ratio if config.state_ratio > 1 else math.inf
+    return latents(_budget(spec, parts, config)) if parts else [], *states(total)
+
+
+JOINT_SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""Shares of the source's state bytes that a joint budget may leave to the states."""
+
+
+def _joint(spec, parts, config, latents, states):
+    """Divide `budget_bytes` at `context_length` between keys and values and states, so that the
+    predicted loss of both together is least; both are in nats per token under `fisher`."""
+    budget, length = config.budget_bytes, config.context_length
+    tokens = spec.kv_bytes(length) / max(1, spec.bytes_per_token)
+    best, refusal = None, None
+    for share in JOINT_SHARES if spec.bytes_per_sequence else (0.0,):
+        try:
+            plans, factors = states(share * spec.bytes_per_sequence) if share else ((), [])
+            stored = sum(plan.bytes_per_sequence for plan in plans)
+            left = budget - stored
+            results = []
+            if parts:
+                per_token = min(left / tokens, spec.bytes_per_token)
+                results = latents(per_token)
+            elif left < 0:
+                raise PlanError(f"the states alone take {stored} of {budget} bytes")
+        except PlanError as error:
+            refusal = error
+            continue
+        loss = sum(plan.predicted_loss + plan.rounding_loss for plan in plans)
+        loss += sum(
+            result.factors.loss * len(part.layer_ids)
+            for part, result in zip(parts, results, strict=True)
+        )
+        if best is None or loss < best[0]:
+            best = (loss, (results, plans, factors))
+    if best is None:
+        raise PlanError(
+            f"budget_bytes={budget} at context_length={length} cannot be met; the source takes "
+            f"{spec.kv_bytes(length) + spec.bytes_per_sequence}: {refusal}"
+        ) from refusal
+    return best[1]
 
 
 def model_statistics(
@@ -218,20 +347,19 @@ def model_statistics(
     sequences: Iterable[Tensor],
     *,
     progress: bool = False,
-) -> list[LatentStatistics]:
-    """Calibrate once what several conversions of equal models can share."""
-    parts = _compressed_parts(_all_parts(model, model_spec(model.config)), config)
-    return _statistics(model, parts, config, sequences, progress)
+) -> ModelStatistics:
+    """Calibrate once what several conversions of equal models can share.
+
+    States are calibrated as well if `config` changes them.
+    """
+    spec = model_spec(model.config)
+    parts = _compressed_parts(_all_parts(model, spec), config)
+    return _statistics(model, spec, parts, config, sequences, progress)
 
 
 def _all_parts(model: PreTrainedModel, spec: ModelSpec) -> list[AttentionParts]:
     parts = read_attention(model, spec)
     check_shared_weights(parts)
-    if not parts:
-        raise UnsupportedModelError(
-            f"this {spec.model_type} model has no attention layers, so there is no KV cache to "
-            "compress"
-        )
     return parts
 
 
@@ -264,16 +392,26 @@ def _budget(spec: ModelSpec, parts: list[AttentionParts], config: CompressionCon
 
 def _statistics(
     model: PreTrainedModel,
+    spec: ModelSpec,
     parts: list[AttentionParts],
     config: CompressionConfig,
     sequences: Iterable[Tensor],
     progress: bool,
-) -> list[LatentStatistics]:
+) -> ModelStatistics:
     if config.metric == "none":
-        return [weight_statistics(part) for part in parts]
-    return calibrate(
-        model, parts, sequences, metric=config.metric, seed=config.seed, progress=progress
+        return ModelStatistics(latents=[weight_statistics(part) for part in parts])
+    watched = config.changes_states and bool(compressible_layers(spec))
+    states = StateCalibration(model, spec, config.metric) if watched else None
+    latents = calibrate(
+        model,
+        parts,
+        sequences,
+        metric=config.metric,
+        seed=config.seed,
+        states=states,
+        progress=progress,
     )
+    return ModelStatistics(latents, None if states is None else states.statistics())
 
 
 def _key_shape(part: AttentionParts) -> KeyShape:
@@ -341,6 +479,7 @@ def _plan(
     spec: ModelSpec,
     parts: list[AttentionParts],
     results: list[CodedFactors],
+    states: tuple[StatePlan, ...],
     config: CompressionConfig,
 ) -> CompressionPlan:
     latents = tuple(
@@ -356,6 +495,13 @@ def _plan(
         latents=latents,
         metric=config.metric,
         settings=config.to_dict(),
+        states=states,
+        source_state_bytes=spec.bytes_per_sequence,
+        kept_state_bytes=sum(
+            layer.bytes_per_sequence
+            for layer in spec.layers
+            if layer.layer_idx not in {state.layer_idx for state in states}
+        ),
     )
 
 

@@ -47,3 +47,11 @@ class FrameError(CacheShrinkError, ValueError):
 
 class SequenceError(CacheShrinkError, ValueError):
     """A sequence id is unknown or taken, or the sequence is not in a state for this operation."""
+
+
+class KernelUnavailableError(CacheShrinkError, RuntimeError):
+    """`backend="triton"` was asked for where no Triton kernel can run."""
+
+
+class TrainingError(CacheShrinkError, RuntimeError):
+    """Training had to stop: a loss or gradient is not finite, or its state cannot be written."""

@@ -8,7 +8,7 @@ around a plan, to make its cache, and to save and load itself.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
@@ -16,16 +16,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 
 from .cache import make_cache
+from .calibrate.states import mixer_modules
 from .errors import UnsupportedModelError
 from .factorize import LatentFactors
+from .factorize.state_plan import StateFactors
 from .families import attention_at, model_spec, read_attention, replace_attention
 from .modules.attention_parts import AttentionParts
 from .modules.latent_attention import LatentAttention, latent_attention_class
+from .modules.recurrent_mixer import RecurrentMixer, install_mixer
 from .modules.slot_rotary import check_positions
-from .plan import CompressionPlan, LatentPlan
+from .plan import CompressionPlan, LatentPlan, StatePlan
 from .spec import ModelSpec
 
 PLAN_ATTRIBUTE = "cacheshrink_plan"
@@ -61,6 +64,7 @@ class LatentModel(PreTrainedModel):
             latent_plan = next((p for p in plan.latents if p.layer_ids == parts.layer_ids), None)
             if latent_plan is not None:
                 _install(self, parts, latent_plan)
+        _install_states(self, spec, plan.states)
         _share_bases(self, plan)
         _prepare_forward(self)
 
@@ -85,6 +89,12 @@ class LatentModel(PreTrainedModel):
             # A plain dynamic cache that generate() just made; anything else is the caller's wish.
             if name not in given and type(model_kwargs.get(name)) is DynamicCache:
                 model_kwargs[name] = make_cache(self)
+                if generation_config.is_assistant:
+                    model_kwargs[name].activate_past_recording()
+            if isinstance(model_kwargs.get(name), Cache):
+                # Before anybody asks the cache whether it can be compiled or cropped.
+                for mixer in _mixers(self):
+                    mixer.take_over(model_kwargs[name])
         return result
 
     def _get_static_cache_init_shape(self):
@@ -112,16 +122,20 @@ def convert_in_place(
     plan: CompressionPlan,
     *,
     keep_source: bool,
+    state_factors: Sequence[StateFactors | None] = (),
 ) -> None:
-    """Replace the attention modules of `model` by latent ones with these factors.
+    """Replace the attention modules of `model` by latent ones with these factors, and its recurrent
+    mixers by compressed ones.
 
     Args:
         parts, factors: one per entry of `plan.latents`, in the same order.
         keep_source: keep each source module, for `compression_disabled`.
+        state_factors: one per entry of `plan.states`; None at full width.
     """
     for part, factor, latent_plan in zip(parts, factors, plan.latents, strict=True):
         module = _install(model, part, latent_plan, keep_source=keep_source)
         write_factors(module, part, factor)
+    _install_states(model, model_spec(model.config), plan.states, state_factors)
     _share_bases(model, plan)
     setattr(model.config, PLAN_ATTRIBUTE, plan.to_dict())
     source_class: Any = type(model)
@@ -129,6 +143,31 @@ def convert_in_place(
     for stale in ("_compiled_call", "_last_compile_config"):
         model.__dict__.pop(stale, None)
     _prepare_forward(model)
+
+
+@torch.no_grad()
+def _install_states(
+    model: PreTrainedModel,
+    spec: ModelSpec,
+    plans: Sequence[StatePlan],
+    factors: Sequence[StateFactors | None] | None = None,
+) -> None:
+    modules = mixer_modules(model, spec)
+    for i, plan in enumerate(plans):
+        mixer = install_mixer(modules[plan.layer_idx], plan.kind, plan)
+        pair = None if factors is None else factors[i]
+        if pair is not None:
+            assert mixer.state_write is not None and mixer.state_read is not None
+            mixer.state_write.copy_(pair.write)
+            mixer.state_read.copy_(pair.read)
+    recurrent = [layer for layer in spec.state_layers if layer.state and layer.state.state_size]
+    if plans and len(plans) == len(recurrent):
+        # States of our mixers can be taken back token by token, so assisted decoding is exact.
+        model._is_stateful = False
+
+
+def _mixers(model: nn.Module) -> list[RecurrentMixer]:
+    return [module for module in model.modules() if isinstance(module, RecurrentMixer)]
 
 
 def _install(
@@ -249,17 +288,19 @@ def compression_disabled(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
         UnsupportedModelError: if the model was converted without `store_original_weights=True`.
     """
     modules = [module for module in model.modules() if isinstance(module, LatentAttention)]
-    if not modules or any(module.source_attention is None for module in modules):
+    mixers = _mixers(model)
+    if not (modules or mixers) or any(module.source_attention is None for module in modules):
         raise UnsupportedModelError(
             "the original attention is not there to switch back to; convert with "
             "store_original_weights=True"
         )
-    for module in modules:
+    switched: list[Any] = [*modules, *mixers]
+    for module in switched:
         module.compression_disabled = True
     try:
         yield model
     finally:
-        for module in modules:
+        for module in switched:
             module.compression_disabled = False
 
 

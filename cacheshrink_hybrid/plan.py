@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .codecs import RowCodec, RowFormat
+from .codecs.state import StateCodec, StateSegment
 from .errors import PlanError
-from .spec import BYTES_16BIT, ModelSpec
+from .spec import BYTES_16BIT, BYTES_32BIT, LayerSpec, ModelSpec
 
 CROP_SLACK = 32
 """Tokens before an exact window that are kept exact as well, so that as many can be removed from
@@ -139,6 +140,101 @@ class LatentPlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StatePlan:
+    """What one recurrent layer stores per sequence.
+
+    Attributes:
+        layer_idx: cache layer.
+        kind: of the mixer, as in `StateSpec`.
+        method: `full` (all channels, in the source's basis), `oblique` or `orthonormal` (a basis
+            of r directions), `select` (r channels, what reads them refitted).
+        state_size: N, channels of the source's state.
+        head_dim: P.
+        segments: heads by rank and code; together they are all heads.
+        ranks: kept channels by group, (G,).
+        channels: which ones, by group, where channels are selected; None with a basis.
+        replay_length: L, tokens between two rewritings of the state; 1 rewrites it every token.
+        conv_channels, conv_kernel: of the convolution; W - 1 columns are stored, 16 bits each.
+        ring_bytes_per_token: inputs of one token in the replay ring, which holds L - 1.
+        predicted_loss: expected loss of what was cut off, in units of the metric.
+        rounding_loss: expected loss of coding, in the same units.
+        relative_error: E|dy|^2 / E|y|^2 of what the cut costs the mixer's output before its gate.
+    """
+
+    layer_idx: int
+    kind: str
+    method: str
+    state_size: int
+    head_dim: int
+    segments: tuple[StateSegment, ...]
+    ranks: tuple[int, ...]
+    channels: tuple[tuple[int, ...], ...] | None = None
+    replay_length: int = 1
+    conv_channels: int = 0
+    conv_kernel: int = 1
+    ring_bytes_per_token: int = 0
+    predicted_loss: float = 0.0
+    rounding_loss: float = 0.0
+    relative_error: float = 0.0
+
+    def codec(self) -> StateCodec:
+        """The codec of this layer's states."""
+        return StateCodec(self.head_dim, self.segments)
+
+    @property
+    def width(self) -> int:
+        """r of the tensors: the largest rank."""
+        return max(self.ranks)
+
+    @property
+    def recurrent_bytes(self) -> int:
+        return self.codec().row_bytes
+
+    @property
+    def ring_bytes(self) -> int:
+        return (self.replay_length - 1) * self.ring_bytes_per_token
+
+    @property
+    def conv_bytes(self) -> int:
+        return self.conv_channels * (self.conv_kernel - 1) * BYTES_16BIT
+
+    @property
+    def bytes_per_sequence(self) -> int:
+        """Everything that is stored for one sequence: codes, ring, convolution columns."""
+        return self.recurrent_bytes + self.ring_bytes + self.conv_bytes
+
+    def allocated_bytes(self, num_tokens: int, element_bytes: int) -> int:
+        """Bytes that a live cache holds after `num_tokens` of one sequence.
+
+        Args:
+            element_bytes: of the model's dtype. Convolution columns and ring have 16 bits unless
+                the model and its states are float32 throughout.
+        """
+        wide = element_bytes // BYTES_16BIT if self.codec().lossless else 1
+        exact = _exact_ring_bytes(self.kind, self.codec().num_heads)
+        ring = (self.ring_bytes_per_token - exact) * wide + exact
+        codes = self.recurrent_bytes if num_tokens >= self.replay_length else 0
+        return codes + (self.replay_length - 1) * ring + self.conv_bytes * wide
+
+    @property
+    def codes(self) -> str:
+        """Heads by code and rank, such as `4xint8:24 2xfloat16:24`."""
+        return " ".join(f"{len(s.heads)}x{s.code}:{s.rank}" for s in self.segments)
+
+
+def ring_bytes_per_token(kind: str, num_heads: int, head_dim: int, ranks: Sequence[int]) -> int:
+    """Bytes of one token's inputs: values and keys (or B) at 16 bits, what the decay is computed
+    from in float32, except Mamba-1's step sizes, of which there is one per channel."""
+    values = num_heads * head_dim * (2 if kind == "mamba" else 1)
+    return (values + sum(ranks)) * BYTES_16BIT + _exact_ring_bytes(kind, num_heads)
+
+
+def _exact_ring_bytes(kind: str, num_heads: int) -> int:
+    """What the decay is computed from: dt of Mamba-2; decay and beta of a delta net."""
+    return {"mamba2": 1, "gated_delta_net": 2, "mamba": 0}[kind] * num_heads * BYTES_32BIT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CompressionPlan:
     """The plan of a whole model.
 
@@ -149,6 +245,10 @@ class CompressionPlan:
         latents: one entry per converted attention module.
         metric: what `predicted_loss` is measured in.
         settings: the `CompressionConfig` that led here, as a dict.
+        states: one entry per converted recurrent layer.
+        source_state_bytes: bytes of all states of one sequence before: recurrent states in float32,
+            as every model keeps them, and convolution columns at 16 bits.
+        kept_state_bytes: part of them in recurrent layers left as they are.
     """
 
     model_type: str
@@ -157,6 +257,18 @@ class CompressionPlan:
     latents: tuple[LatentPlan, ...]
     metric: str
     settings: dict[str, Any] = field(default_factory=dict)
+    states: tuple[StatePlan, ...] = ()
+    source_state_bytes: int = 0
+    kept_state_bytes: int = 0
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of all states of one sequence after conversion."""
+        return self.kept_state_bytes + sum(state.bytes_per_sequence for state in self.states)
+
+    @property
+    def state_ratio(self) -> float:
+        return self.source_state_bytes / self.state_bytes if self.state_bytes else 1.0
 
     @property
     def bytes_per_token(self) -> int:
@@ -166,7 +278,7 @@ class CompressionPlan:
 
     @property
     def compression_ratio(self) -> float:
-        return self.source_bytes_per_token / self.bytes_per_token
+        return self.source_bytes_per_token / self.bytes_per_token if self.bytes_per_token else 1.0
 
     @property
     def predicted_loss(self) -> float:
@@ -193,7 +305,21 @@ class CompressionPlan:
             )
             for latent in values["latents"]
         )
-        return cls(**{**values, "latents": latents})
+        states = tuple(
+            StatePlan(
+                **{
+                    **state,
+                    "segments": tuple(
+                        StateSegment(**{**segment, "heads": tuple(segment["heads"])})
+                        for segment in state["segments"]
+                    ),
+                    "ranks": tuple(state["ranks"]),
+                    "channels": _nested_tuple(state["channels"]),
+                }
+            )
+            for state in values.get("states", ())
+        )
+        return cls(**{**values, "latents": latents, "states": states})
 
     def rows(self, spec: ModelSpec) -> list[dict[str, Any]]:
         """One record per cache layer, in order: what it stores before and after."""
@@ -202,6 +328,7 @@ class CompressionPlan:
         for layer in spec.layers:
             latent = by_layer.get(layer.layer_idx)
             record: dict[str, Any] = {"layer": layer.layer_idx, "mixer": layer.mixer or "-"}
+            record |= self._state_record(layer)
             if layer.attention is None:
                 record |= {"attention": "-"}
             else:
@@ -227,6 +354,23 @@ class CompressionPlan:
             records.append(record)
         return records
 
+    def _state_record(self, layer: LayerSpec) -> dict[str, Any]:
+        """The state columns of one layer."""
+        if layer.state is None:
+            return {}
+        plan = next((state for state in self.states if state.layer_idx == layer.layer_idx), None)
+        record: dict[str, Any] = {"source state B": layer.bytes_per_sequence}
+        if plan is None:
+            return record | {"stored state B": layer.bytes_per_sequence, "state": "original"}
+        return record | {
+            "stored state B": plan.bytes_per_sequence,
+            "state": plan.method,
+            "heads": plan.codes,
+            "replay": plan.replay_length,
+            "state loss": plan.predicted_loss + plan.rounding_loss,
+            "state error": plan.relative_error,
+        }
+
     def table(self, spec: ModelSpec) -> str:
         """The plan as an aligned text table with a summary line."""
         unit = "nats/token" if self.metric == "fisher" else f"{self.metric} units"
@@ -235,7 +379,17 @@ class CompressionPlan:
             f"({self.compression_ratio:.2f}x at 16 bits), predicted loss "
             f"{self.predicted_loss:.4g} {unit}"
         )
+        if self.source_state_bytes:
+            loss = sum(state.predicted_loss + state.rounding_loss for state in self.states)
+            summary += (
+                f"\n{self.source_state_bytes} -> {self.state_bytes} bytes of state per sequence "
+                f"({self.state_ratio:.2f}x), predicted loss {loss:.4g} {unit}"
+            )
         return format_table(self.rows(spec)) + "\n" + summary
+
+
+def _nested_tuple(values: Sequence[Sequence[int]] | None) -> tuple[tuple[int, ...], ...] | None:
+    return None if values is None else tuple(tuple(group) for group in values)
 
 
 def format_table(records: Sequence[dict[str, Any]]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 BYTES_16BIT = 2
+BYTES_32BIT = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,16 +44,63 @@ class AttentionSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StateSpec:
+    """What one recurrent layer keeps per sequence, however long the sequence is.
+
+    The recurrent state has M * P * N elements, the convolution state W columns of its channels.
+
+    Attributes:
+        kind: `mamba2`, `mamba` (Mamba-1), `gated_delta_net`, `kimi_delta`, `rg_lru` or
+            `short_conv`.
+        num_heads: M; value heads of a delta net, 1 for a Mamba-1 that has no heads.
+        head_dim: P; width of a head's values.
+        state_size: N; state channels (width of a delta net's keys), 0 without recurrent state.
+        num_groups: G; heads of one group share what writes and reads the state's channels.
+        conv_channels: channels of the short convolution in front.
+        conv_kernel: W, its width; a cache of transformers keeps W columns.
+        module_name: path of the mixer in the model.
+    """
+
+    kind: str
+    num_heads: int
+    head_dim: int
+    state_size: int
+    num_groups: int
+    conv_channels: int
+    conv_kernel: int
+    module_name: str
+
+    @property
+    def recurrent_bytes(self) -> int:
+        """Bytes of the recurrent state, which transformers keeps in float32 for every model."""
+        return self.num_heads * self.head_dim * self.state_size * BYTES_32BIT
+
+    @property
+    def conv_bytes(self) -> int:
+        """Bytes of the convolution state at 16 bits per element."""
+        return self.conv_channels * self.conv_kernel * BYTES_16BIT
+
+    @property
+    def bytes_per_sequence(self) -> int:
+        return self.recurrent_bytes + self.conv_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerSpec:
     """One layer of the cache: attention, a recurrent mixer, both, or nothing."""
 
     layer_idx: int
     attention: AttentionSpec | None
     mixer: str | None
+    state: StateSpec | None = None
 
     @property
     def bytes_per_token(self) -> int:
         return self.attention.bytes_per_token if self.attention else 0
+
+    @property
+    def bytes_per_sequence(self) -> int:
+        return self.state.bytes_per_sequence if self.state else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +126,23 @@ class ModelSpec:
     def bytes_per_token(self) -> int:
         """KV bytes per token of the uncompressed model at 16 bits per element."""
         return sum(layer.bytes_per_token for layer in self.layers)
+
+    @property
+    def state_layers(self) -> tuple[LayerSpec, ...]:
+        return tuple(layer for layer in self.layers if layer.state is not None)
+
+    @property
+    def bytes_per_sequence(self) -> int:
+        """Bytes of recurrent and convolution states, which do not grow with the tokens."""
+        return sum(layer.bytes_per_sequence for layer in self.layers)
+
+    def kv_bytes(self, num_tokens: int) -> int:
+        """KV bytes of one sequence of `num_tokens` at 16 bits; windows hold no more than theirs."""
+        return sum(
+            layer.bytes_per_token * min(num_tokens, layer.attention.sliding_window or num_tokens)
+            for layer in self.attention_layers
+            if layer.attention is not None
+        )
 
     def shared_modules(self) -> dict[str, tuple[LayerSpec, ...]]:
         """Attention layers grouped by the module that serves them, in layer order."""

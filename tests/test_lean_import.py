@@ -11,7 +11,7 @@ import pytest
 
 import cacheshrink_hybrid
 
-HEAVY = ("triton", "geoopt", "datasets", "matplotlib")
+HEAVY = ("triton", "geoopt", "datasets", "matplotlib", "accelerate", "transformers.trainer")
 ROOT = Path(cacheshrink_hybrid.__file__).parents[1]
 
 

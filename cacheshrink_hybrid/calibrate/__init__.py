@@ -14,13 +14,14 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..errors import CalibrationError
-from ..families import family_of
+from ..families import layer_list_of
 from ..modules.attention_parts import AttentionParts
 from .metrics import METRIC_CLASSES, all_observing
 from .observe import frozen_and_checkpointed, observed_inputs
+from .states import StateCalibration
 from .statistics import LatentStatistics, Moments, Samples
 
-__all__ = ["LatentStatistics", "Moments", "calibrate", "weight_statistics"]
+__all__ = ["LatentStatistics", "Moments", "calibrate", "sampled_loss", "weight_statistics"]
 
 
 def calibrate(
@@ -30,6 +31,7 @@ def calibrate(
     *,
     metric: str,
     seed: int = 0,
+    states: StateCalibration | None = None,
     progress: bool = False,
 ) -> list[LatentStatistics]:
     """Run text through the source model and return statistics for each attention module.
@@ -40,6 +42,7 @@ def calibrate(
         sequences: token ids, (1, T) each, without padding.
         metric: `fisher`, `score` or `activation`.
         seed: seeds the labels that `fisher` samples from the model.
+        states: watches recurrent layers in the same passes.
         progress: show a progress bar.
 
     Raises:
@@ -51,9 +54,10 @@ def calibrate(
     needs_backward = METRIC_CLASSES[metric].needs_backward
     generator = torch.Generator().manual_seed(seed)
     counting = True
+    num_tokens = 0
 
     with ExitStack() as stack:
-        stack.enter_context(frozen_and_checkpointed(model, _decoder_layers(model, parts)))
+        stack.enter_context(frozen_and_checkpointed(model, _decoder_layers(model)))
         stack.enter_context(all_observing(metrics))
         for part, moment, sample, one_metric in zip(parts, moments, samples, metrics, strict=True):
 
@@ -66,15 +70,22 @@ def calibrate(
                     one_metric.see(x, layer_idx, key_value)
 
             stack.enter_context(observed_inputs(part, see))
+        if states is not None:
+            stack.enter_context(states.observing())
         for ids in tqdm(sequences, desc="calibrate", unit="seq", disable=not progress):
             counting = True
+            num_tokens += ids.numel()
+            if states is not None:
+                states.counting = True
             with torch.set_grad_enabled(needs_backward):
                 logits = model(input_ids=ids.to(model.device), use_cache=False).logits
             counting = False
+            if states is not None:
+                states.counting = False
             if needs_backward:
                 with torch.enable_grad():
-                    _sampled_loss(logits, generator).backward()
-    if not moments or moments[0].count == 0:
+                    sampled_loss(logits, generator).backward()
+    if not num_tokens:
         raise CalibrationError("no calibration tokens were given; pass calibration_texts")
     return [
         _checked(
@@ -91,7 +102,7 @@ def calibrate(
     ]
 
 
-def _sampled_loss(logits: Tensor, generator: torch.Generator) -> Tensor:
+def sampled_loss(logits: Tensor, generator: torch.Generator) -> Tensor:
     """Summed cross-entropy of labels drawn from the model itself, (1, T, V) -> ()."""
     flat = logits.flatten(0, 1).float()
     if not torch.isfinite(flat).all():
@@ -115,10 +126,9 @@ def _checked(statistics: LatentStatistics, part: AttentionParts) -> LatentStatis
     return statistics
 
 
-def _decoder_layers(model: PreTrainedModel, parts: list[AttentionParts]) -> list[nn.Module]:
+def _decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     """The modules of the layer list, in order, which is where activations pile up."""
-    layer_list = family_of(model.config).attention.partition(".{}")[0]
-    return list(model.get_submodule(layer_list))
+    return list(model.get_submodule(layer_list_of(model.config)))
 
 
 def weight_statistics(parts: AttentionParts) -> LatentStatistics:

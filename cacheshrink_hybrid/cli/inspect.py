@@ -1,23 +1,33 @@
-"""Print what a model caches per layer, from its config alone; no weights are loaded.
+"""Print what a model remembers per layer, from its config alone; no weights are loaded.
 
-    cacheshrink-hybrid inspect MODEL [--lengths 1024 8192]
+    cacheshrink-hybrid inspect MODEL [--lengths 1024 8192] [--kv-ratio 4 --state-ratio 4]
 
-MODEL is a directory with a config.json (of a source or a converted model), or a name on the Hub.
+MODEL is a config.json or a directory with one (of a source or a converted model), or a name on the
+Hub. Keys and values grow with the tokens and are counted at 16 bits; recurrent states do not grow
+and are counted in float32, as models keep them. Families that are known but not converted are shown
+too, with the reason.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from transformers import AutoConfig
+from transformers import AutoConfig, PretrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ..checkpoint import PLAN_NAME, source_config
 from ..errors import ConfigError
-from ..families import model_spec
+from ..families import layout_spec
+from ..families.rows import REFUSED
 from ..latent_model import PLAN_ATTRIBUTE
 from ..plan import CompressionPlan, format_table
+from ..spec import LayerSpec, ModelSpec
+
+LENGTHS = (1024, 8192, 32768, 131072)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,56 +38,128 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("model", metavar="MODEL", help="directory with a config.json, or a name")
     parser.add_argument(
-        "--lengths", type=int, nargs="+", default=[1024, 8192, 32768], help="context lengths"
+        "--lengths", type=int, nargs="+", default=list(LENGTHS), help="context lengths"
     )
+    parser.add_argument("--kv-ratio", type=float, default=None, help="show keys and values divided")
+    parser.add_argument("--state-ratio", type=float, default=None, help="show states divided")
     parser.add_argument("--trust-remote-code", action="store_true")
     given = parser.parse_args(argv)
-    if (Path(given.model) / PLAN_NAME).is_file():
-        config = source_config(Path(given.model))
-    else:
-        try:
-            config = AutoConfig.from_pretrained(
-                given.model, trust_remote_code=given.trust_remote_code
-            )
-        except OSError as error:
-            raise ConfigError(f"no config in {given.model!r}: {error}") from error
-        config = config.get_text_config(decoder=True)
-    spec = model_spec(config)
+    config = _config(given.model, given.trust_remote_code)
+    spec = layout_spec(config)
     plan_values = getattr(config, PLAN_ATTRIBUTE, None)
     plan = CompressionPlan.from_dict(plan_values) if plan_values else None
+    ratios = _ratios(given.kv_ratio, given.state_ratio, plan)
     if plan is None:
-        records = [
-            {
-                "layer": layer.layer_idx,
-                "mixer": layer.mixer or "-",
-                "attention": _attention(layer.attention),
-                "KV B/token": layer.bytes_per_token,
-            }
-            for layer in spec.layers
-        ]
-        print(format_table(records))
-        print(f"{spec.model_type}: {spec.bytes_per_token} KV bytes per token at 16 bits")
+        print(format_table([_source_record(layer) for layer in spec.layers]))
+        print(
+            f"{spec.model_type}: {spec.bytes_per_token} KV bytes per token at 16 bits, "
+            f"{spec.bytes_per_sequence} bytes of state per sequence"
+        )
+        if config.model_type in REFUSED:
+            print(f"not converted: {REFUSED[config.model_type]}")
     else:
         print(plan.table(spec))
-    stored = {
-        idx: latent.bytes_per_token
-        for latent in (plan.latents if plan else ())
-        for idx in latent.layer_ids
-    }
-    totals = []
-    for length in given.lengths:
-        source = after = 0
-        for layer in spec.attention_layers:
-            assert layer.attention is not None
-            held = min(length, layer.attention.sliding_window or length)
-            source += held * layer.bytes_per_token
-            after += held * stored.get(layer.layer_idx, layer.bytes_per_token)
-        record: dict[str, object] = {"tokens": length, "KV MiB": source / 2**20}
-        if plan is not None:
-            record |= {"stored MiB": after / 2**20, "ratio": source / after}
-        totals.append(record)
-    print(format_table(totals))
+    print(format_table([_total(spec, plan, length, ratios) for length in given.lengths]))
     return 0
+
+
+def _config(name: str, trust_remote_code: bool) -> PretrainedConfig:
+    """The text model's config; of a converted model with its plan."""
+    path = Path(name)
+    if (path / PLAN_NAME).is_file():
+        return source_config(path)
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        if file.is_file():
+            values = json.loads(file.read_text(encoding="utf-8"))
+            if values.get("model_type") not in CONFIG_MAPPING and not trust_remote_code:
+                # A model class is not needed to count bytes, only what the file says.
+                return PretrainedConfig.from_dict({**values, **_own_type(values)})
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"no config in {name!r}: {error}") from error
+    return config.get_text_config(decoder=True)
+
+
+def _own_type(values: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(values.get("model_type"), str):
+        raise ValueError("config.json names no model_type")
+    return {"model_type": values["model_type"]}
+
+
+def _ratios(kv: float | None, state: float | None, plan) -> tuple[float, float] | None:
+    """What to divide by in the columns of a planned conversion; None without such columns."""
+    if kv is None and state is None:
+        return None
+    if plan is not None:
+        raise ConfigError(
+            "--kv-ratio and --state-ratio are for source models; this one is converted, and its "
+            "table shows what it stores"
+        )
+    for name, value in (("--kv-ratio", kv), ("--state-ratio", state)):
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} {value:g} must be at least 1")
+    return kv or 1.0, state or 1.0
+
+
+def _source_record(layer: LayerSpec) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "layer": layer.layer_idx,
+        "mixer": layer.mixer or "-",
+        "attention": _attention(layer.attention),
+        "KV B/token": layer.bytes_per_token,
+        "state": "-",
+        "state B/sequence": layer.bytes_per_sequence,
+    }
+    if layer.state is not None:
+        state = layer.state
+        size = f"{state.num_heads}x{state.head_dim}x{state.state_size}"
+        groups = f" in {state.num_groups} groups" if state.num_groups > 1 else ""
+        conv = f"conv {state.conv_channels}x{state.conv_kernel}"
+        record["state"] = f"{size}{groups}, {conv}" if state.state_size else conv
+    return record
+
+
+def _total(
+    spec: ModelSpec, plan: CompressionPlan | None, length: int, ratios: tuple[float, float] | None
+) -> dict[str, Any]:
+    """Bytes of one sequence of `length` tokens, before and after."""
+    kv, state = spec.kv_bytes(length), spec.bytes_per_sequence
+    record: dict[str, Any] = {
+        "tokens": length,
+        "KV MiB": kv / 2**20,
+        "state MiB": state / 2**20,
+        "total MiB": (kv + state) / 2**20,
+    }
+    after_kv: float
+    after_state: float
+    if plan is not None:
+        after_kv, after_state = _stored_kv(spec, plan, length), plan.state_bytes
+    elif ratios is not None:
+        after_kv, after_state = kv / ratios[0], state / ratios[1]
+    else:
+        return record
+    after = after_kv + after_state
+    return record | {
+        "stored KV MiB": after_kv / 2**20,
+        "stored state MiB": after_state / 2**20,
+        "stored MiB": after / 2**20,
+        "ratio": (kv + state) / after if after else 1.0,
+    }
+
+
+def _stored_kv(spec: ModelSpec, plan: CompressionPlan, length: int) -> int:
+    latents = {idx: latent for latent in plan.latents for idx in latent.layer_ids}
+    total = 0
+    for layer in spec.attention_layers:
+        assert layer.attention is not None
+        held = min(length, layer.attention.sliding_window or length)
+        latent = latents.get(layer.layer_idx)
+        if latent is None:
+            total += held * layer.bytes_per_token
+        else:
+            total += held * latent.bytes_per_token + latent.exact_bytes(length)
+    return total
 
 
 def _attention(attention) -> str:

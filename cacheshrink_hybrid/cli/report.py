@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ MAX_TICKS = 8
 
 
 def circumstances() -> dict[str, Any]:
-    """Versions and device, to be kept beside every measured figure."""
+    """Versions, commit and device, to be kept beside every measured figure."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
     return {
         "cacheshrink_hybrid": __version__,
@@ -26,7 +27,30 @@ def circumstances() -> dict[str, Any]:
         "transformers": transformers.__version__,
         "python": platform.python_version(),
         "device": device or platform.machine(),
+        **checkout_state(),
     }
+
+
+def checkout_state() -> dict[str, Any]:
+    """`commit` of the checkout that this package runs from, and whether its code was `modified`
+    since; both None for an installed package."""
+    package = Path(__file__).resolve().parents[1]
+    tracked = _git(package, "ls-files", "--error-unmatch", "version.py")
+    if tracked is None:
+        return {"commit": None, "modified": None}
+    changed = _git(package.parent, "status", "--porcelain", "--", package.name, "eval", "scripts")
+    code = [line for line in (changed or "").splitlines() if "eval/results" not in line]
+    return {"commit": _git(package, "rev-parse", "HEAD"), "modified": bool(code)}
+
+
+def _git(directory: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=directory, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
 
 
 def write_json(path: Path, results: dict[str, Any]) -> None:
@@ -104,6 +128,31 @@ def plot_bars(path: Path, groups: dict[str, dict[str, float]], title: str, label
     axes.set_title(title)
     axes.grid(axis="y", alpha=0.3)
     axes.legend(fontsize=8, ncols=2)
+    _save(figure, path)
+
+
+def plot_losses(path: Path, records: Sequence[dict[str, Any]], title: str) -> None:
+    """Training loss by step, and perplexity where it was measured.
+
+    Args:
+        records: dicts with `step`, and `loss` or `eval_perplexity`.
+
+    Raises:
+        ConfigError: if matplotlib is not installed.
+    """
+    figure, axes = _pyplot().subplots(figsize=(7, 4.2), layout="constrained")
+    points = [(r["step"], r["loss"]) for r in records if "loss" in r]
+    if points:
+        axes.plot(*zip(*points, strict=True), color="#3465a4")
+    axes.set_xlabel("step")
+    axes.set_ylabel("training loss")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    measured = [(r["step"], r["eval_perplexity"]) for r in records if "eval_perplexity" in r]
+    if measured:
+        other = axes.twinx()
+        other.plot(*zip(*measured, strict=True), "o--", color="#cc0000", markersize=4)
+        other.set_ylabel("perplexity through the cache")
     _save(figure, path)
 
 

@@ -41,12 +41,17 @@ class RowCodec:
         self.leveled = tuple(run for run in self.runs if self.format.uses_levels(run.bits))
         self.scaled_widths = tuple(sorted({run.bits for run in self.leveled}, reverse=True))
         self.after_runs = self.runs[-1].at_byte.stop
+        self._endless = torch.full((self.num_channels,), torch.inf, device="cpu")
+        for run in self.leveled:
+            self._endless[run.at_channel] = 0.0
         self.head_channel: int | None = None
         self.head_byte: int | None = None
         if self.leveled and self.format.scales == "static":
             head_run = next((run for run in self.leveled if run.bits == 8), None)
             self.head_byte = self.after_runs if head_run is None else head_run.first_byte
             self.head_channel = None if head_run is None else head_run.first_channel
+        scale_bytes = 2 * len(self.scaled_widths) if self.head_byte is None else 0
+        self.coded_bytes = self.after_runs + scale_bytes
 
     def encode(self, latent: Tensor, reach: Tensor | None = None) -> Tensor:
         """Rows (..., row_bytes), uint8, of latents (..., R).
@@ -61,38 +66,58 @@ class RowCodec:
                 None for the outermost level everywhere.
         """
         latent = latent.float()
-        finite = torch.isfinite(latent).all(dim=-1, keepdim=True)
-        latent = torch.where(finite, latent, 0.0)
-        rows = latent.new_zeros((*latent.shape[:-1], self.row_bytes), dtype=torch.uint8)
-        divisors = self._divisors(latent, reach)
+        # NaN or infinite exactly where the latent is not finite, 0 for ordinary tokens.
+        beyond = self._largest_beyond(latent, reach)
+        ordinary = _on_host(latent) and not bool(beyond.any())
+        finite = None if ordinary else torch.isfinite(beyond)
+        if finite is not None:
+            latent = torch.where(finite, latent, 0.0)
+            beyond = torch.where(finite, beyond, 0.0)
+        divisors = self._divisors(latent, None if ordinary else beyond)
+        parts = []
         for run in self.runs:
             part = latent[..., run.at_channel]
             if run in self.leveled:
-                codes = _codes(part / divisors[run.bits], run.bits)
-                rows[..., run.at_byte] = _pack(codes, run.bits)
+                if run.bits in divisors:
+                    part = part / divisors[run.bits]
+                parts.append(_pack(_codes(part, run.bits), run.bits))
             else:
-                dtype = self._float_format(run)
-                limit = torch.finfo(dtype).max
-                part = torch.where(finite, part.clamp(-limit, limit), torch.nan)
-                rows[..., run.at_byte] = part.to(dtype).contiguous().view(torch.uint8)
-        if self.head_byte is not None:
-            gain = divisors[self.leveled[0].bits]
-            head = self._head_codes(latent, gain.log2()[..., 0])
-            rows[..., self.head_byte] = torch.where(finite[..., 0], head, HEAD_NAN)
-        elif self.leveled:
+                parts.append(_as_floats(part, finite, self._float_format(run)))
+        if self.leveled and self.head_byte is None:
             scales = torch.cat([divisors[bits] for bits in self.scaled_widths], dim=-1)
-            scales = torch.where(finite, scales, torch.nan).half().contiguous()
-            at = slice(self.after_runs, self.after_runs + 2 * len(self.scaled_widths))
-            rows[..., at] = scales.view(torch.uint8)
+            parts.append(_as_floats(scales, finite, torch.float16))
+        rows = nn.functional.pad(torch.cat(parts, dim=-1), (0, self.row_bytes - self.coded_bytes))
+        if self.head_byte is not None:
+            head = self._head_codes(latent, divisors.get(self.leveled[0].bits))
+            if finite is not None:
+                head = torch.where(finite[..., 0], head, HEAD_NAN)
+            rows[..., self.head_byte] = head
         return rows
 
-    def _divisors(self, latent: Tensor, reach: Tensor | None) -> dict[int, Tensor]:
-        """What levels of each width are multiplied by, (..., 1): one gain, or a scale each."""
+    def _largest_beyond(self, latent: Tensor, reach: Tensor | None) -> Tensor:
+        """The largest magnitude among channels that pass their reach, (..., 1); 0 if none does.
+
+        Channels that are not coded by levels have no end to their reach, and with token scales no
+        channel has.
+        """
+        limit = self._endless.to(latent.device)
+        if self.head_byte is not None:
+            limit = limit.clamp_min(UNIFORM_CLIP) if reach is None else limit + reach.float()
+        else:
+            limit = torch.full_like(limit, torch.inf)
+        magnitude = latent.abs()
+        return (magnitude * (magnitude > limit)).amax(dim=-1, keepdim=True)
+
+    def _divisors(self, latent: Tensor, beyond: Tensor | None) -> dict[int, Tensor]:
+        """What levels of each width are multiplied by, (..., 1): one gain, or a scale each; nothing
+        for gains of 1 throughout."""
         if not self.leveled:
             return {}
         if self.format.scales == "static":
-            gain = self._gain(latent, reach)
-            return dict.fromkeys(self.scaled_widths, gain)
+            if beyond is None:
+                return {}
+            exponent = (beyond / UNIFORM_CLIP).clamp_min(1.0).log2().ceil()
+            return dict.fromkeys(self.scaled_widths, exponent.clamp_max(HEAD_GAINS).exp2())
         divisors = {}
         for bits in self.scaled_widths:
             parts = [latent[..., run.at_channel] for run in self.leveled if run.bits == bits]
@@ -101,24 +126,19 @@ class RowCodec:
             divisors[bits] = scale.half().float()
         return divisors
 
-    def _gain(self, latent: Tensor, reach: Tensor | None) -> Tensor:
-        """Each token's gain, (..., 1), 1 for ordinary tokens."""
-        beyond_all = []
-        for run in self.leveled:
-            magnitude = latent[..., run.at_channel].abs()
-            limit = UNIFORM_CLIP if reach is None else reach[run.at_channel].to(magnitude)
-            beyond_all.append((magnitude * (magnitude > limit)).amax(dim=-1, keepdim=True))
-        largest = torch.cat(beyond_all, dim=-1).amax(dim=-1, keepdim=True) / UNIFORM_CLIP
-        return torch.exp2(largest.clamp_min(1.0).log2().ceil().clamp_max(HEAD_GAINS))
-
-    def _head_codes(self, latent: Tensor, exponent: Tensor) -> Tensor:
-        """Head bytes (...): gain, and the first 8-bit channel if there is one."""
+    def _head_codes(self, latent: Tensor, gain: Tensor | None) -> Tensor:
+        """Head bytes (...): gain (None for 1), and the first 8-bit channel if there is one."""
+        at = 0 if self.head_channel is None else self.head_channel
+        value = latent[..., at]
         if self.head_channel is None:
-            value = torch.zeros_like(exponent)
-        else:
-            value = latent[..., self.head_channel] * torch.exp2(-exponent)
+            value = torch.zeros_like(value)
+        if gain is not None:
+            value = value / gain[..., 0]
         position = (value / (2 * UNIFORM_CLIP) + 0.5).clamp(0.0, 1.0)
         fine = (position * HEAD_LEVELS).floor().clamp_max(HEAD_LEVELS - 1)
+        if gain is None:
+            return fine.to(torch.uint8)
+        exponent = gain[..., 0].log2()
         coarse = (position * HEAD_ESCAPED_LEVELS).floor().clamp_max(HEAD_ESCAPED_LEVELS - 1)
         escaped = HEAD_LEVELS + (exponent - 1) * HEAD_ESCAPED_LEVELS + coarse
         return torch.where(exponent > 0, escaped, fine).to(torch.uint8)
@@ -155,9 +175,8 @@ class RowCodec:
         head = rows[..., self.head_byte]
         values, gains = (table.to(rows.device, torch.float32) for table in head_tables())
         head_values = None if self.head_channel is None else values[head.int()]
-        on_host = rows.device.type == "cpu" and not torch.compiler.is_compiling()
-        if on_host and not bool((head >= HEAD_LEVELS).any()):
-            return {}, head_values  # no token is escaped, and looking costs nothing here
+        if _on_host(rows) and not bool((head >= HEAD_LEVELS).any()):
+            return {}, head_values  # no token is escaped
         return dict.fromkeys(self.scaled_widths, gains[head.int()][..., None]), head_values
 
     def _float_format(self, run: Run) -> torch.dtype:
@@ -209,6 +228,24 @@ def _pack(codes: Tensor, bits: int) -> Tensor:
     """Codes (..., n) of 2, 4 or 8 bits, several neighbours to a byte: (..., n * bits / 8)."""
     if bits == UNIFORM_BITS:
         return codes
-    by_byte = codes.unflatten(-1, (-1, 8 // bits))
-    shifts = torch.arange(0, 8, bits, device=codes.device, dtype=torch.uint8)
-    return (by_byte << shifts).sum(-1).to(torch.uint8)
+    words = codes.contiguous().view(
+        torch.int32 if bits == 2 else torch.int16
+    )  # a byte's codes each
+    packed = words
+    for i in range(1, 8 // bits):
+        packed = packed | (words >> (i * (8 - bits)))
+    return packed.to(torch.uint8)  # keeps the lowest byte
+
+
+def _as_floats(x: Tensor, finite: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Numbers (..., n) as bytes of floats, clipped to their range; NaN where not finite."""
+    limit = torch.finfo(dtype).max
+    x = x.clamp(-limit, limit)
+    if finite is not None:
+        x = torch.where(finite, x, torch.nan)
+    return x.to(dtype).contiguous().view(torch.uint8)
+
+
+def _on_host(tensor: Tensor) -> bool:
+    """Whether looking at values costs nothing, so that work for rare ones can be left out."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()

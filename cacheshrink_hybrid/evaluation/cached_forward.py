@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -11,6 +12,7 @@ from transformers import Cache, PreTrainedModel
 from ..cache import make_cache
 from ..errors import UnsupportedModelError
 from ..families import model_spec
+from ..latent_model import is_converted, plan_of
 
 DEFAULT_CHUNK = 64
 
@@ -23,7 +25,8 @@ def cached_logits(
     Models whose recurrent scan cannot continue from a cache in pieces get all tokens at once.
 
     Args:
-        chunk_length: tokens per forward pass.
+        chunk_length: tokens per forward pass, at most; coded recurrent states get as many as lie
+            between two codings in generation, so that what is measured is what generation computes.
         cache: the cache to fill, from where it stands; None for a new one.
     """
     cache = make_cache(model) if cache is None else cache
@@ -33,6 +36,7 @@ def cached_logits(
     num_tokens = ids.shape[1]
     if not continues_in_pieces(model):
         chunk_length = num_tokens
+    chunk_length = int(min(chunk_length, tokens_between_codings(model)))
     for start in range(0, num_tokens, chunk_length):
         end = min(start + chunk_length, num_tokens)
         position_ids = torch.arange(past + start, past + end, device=ids.device)[None]
@@ -49,6 +53,17 @@ def cached_logits(
 def continues_in_pieces(model: PreTrainedModel) -> bool:
     """Whether several tokens may follow a cached prefix; False if the family is unknown."""
     try:
-        return model_spec(model.config).continues_in_pieces
+        spec = model_spec(model.config)
     except UnsupportedModelError:
         return False
+    if spec.continues_in_pieces:
+        return True
+    ours = {state.layer_idx for state in plan_of(model).states} if is_converted(model) else set()
+    return all(layer.layer_idx in ours for layer in spec.state_layers)
+
+
+def tokens_between_codings(model: PreTrainedModel) -> float:
+    """Tokens that may be fed at once so that states are coded as often as in generation."""
+    states = plan_of(model).states if is_converted(model) else ()
+    lossy = [state.replay_length for state in states if not state.codec().lossless]
+    return min(lossy, default=math.inf)

@@ -19,7 +19,7 @@ from ..calibrate.text import checked_texts
 from ..errors import CalibrationError, ConfigError
 from .cached_forward import DEFAULT_CHUNK, cached_logits
 
-POSITION_EDGES = (4, 16, 64, 256, 1024, 4096)
+POSITION_EDGES = (4, 16, 64, 256, 512, 1024, 4096)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +116,33 @@ def measure_perplexity(
     windows = list(_windows(tokenizer, checked_texts(texts, "texts"), max_length, stride))
     if not windows:
         raise CalibrationError("texts are too short: no text has two tokens, so none is predicted")
-    windows.sort(key=lambda window: -len(window.ids))
+    return _scored(model, windows, max_length, batch_size, chunk_length, new_cache, progress)
+
+
+@torch.no_grad()
+def score_sequences(
+    model: PreTrainedModel,
+    sequences: Sequence[Tensor],
+    *,
+    batch_size: int = 1,
+    chunk_length: int = DEFAULT_CHUNK,
+) -> PerplexityResult:
+    """As `measure_perplexity`, of token ids (T,) each, all of them predicted but the first."""
+    windows = [Window(ids, 1) for ids in sequences]
+    longest = max(len(ids) for ids in sequences)
+    return _scored(model, windows, longest, batch_size, chunk_length, None, False)
+
+
+def _scored(
+    model: PreTrainedModel,
+    windows: list[Window],
+    max_length: int,
+    batch_size: int,
+    chunk_length: int,
+    new_cache: Callable[[], Cache] | None,
+    progress: bool,
+) -> PerplexityResult:
+    windows = sorted(windows, key=lambda window: -len(window.ids))
     total = torch.zeros(max_length, dtype=torch.float64)
     count = torch.zeros(max_length, dtype=torch.float64)
     starts = range(0, len(windows), batch_size)

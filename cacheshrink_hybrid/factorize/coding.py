@@ -115,6 +115,7 @@ def code_channels(
             for group, bits in zip(groups, chosen, strict=True)
             if group.module == index and bits > 0
         ]
+        kept = _least_at_the_head(factor, kept, formats[index])
         channels = torch.cat([part for part, _ in kept])
         runs = _runs(factor, kept)
         reduced, exact = _kept_channels(factor, channels), latents[index][:, channels]
@@ -281,6 +282,27 @@ def _water_fill(
             refused.add((i, wider))  # with what is left, perhaps a smaller step
         push(i)
     return chosen
+
+
+def _least_at_the_head(
+    factor: LatentFactors, kept: list[tuple[Tensor, int]], format: RowFormat
+) -> list[tuple[Tensor, int]]:
+    """The kept groups with the first 8-bit run turned round: its first channel shares its byte with
+    the gain and is coarse in escaped tokens, so the one worth least goes there."""
+    if 8 not in (bits for _, bits in kept) or not format.uses_levels(8):
+        return kept
+    start = next(i for i, (_, bits) in enumerate(kept) if bits == 8)
+    first_run = _runs(factor, kept[start:])[0][0]
+    stop, channels = start, 0
+    while channels < first_run:
+        channels += len(kept[stop][0])
+        stop += 1
+    size = factor.atoms()[0].shape[1] if kept[start][0][0] < factor.key_rank else 1
+    turned = [
+        (channels.view(-1, size).flip(0).flatten(), bits)
+        for channels, bits in reversed(kept[start:stop])
+    ]
+    return [*kept[:start], *turned, *kept[stop:]]
 
 
 def _runs(factor: LatentFactors, kept: list[tuple[Tensor, int]]) -> Runs:

@@ -18,10 +18,17 @@ from ..errors import UnsupportedModelError
 from ..modules.attention_parts import AttentionParts
 from ..modules.slot_rotary import SlotRotary
 from ..spec import AttentionSpec, LayerSpec, ModelSpec
-from .rows import FAMILIES, REFUSED, Family
+from .rows import FAMILIES, LAYOUTS, REFUSED, Family
+from .states import MIXERS, state_spec
 
-ATTENTION_LAYERS = {"full_attention", "attention", "sliding_attention", "hybrid"}
-MIXER_LAYERS = {"linear_attention", "mamba", "conv", "hybrid"}
+ATTENTION_LAYERS = {
+    "full_attention",
+    "attention",
+    "sliding_attention",
+    "hybrid",
+    "sliding_hybrid",
+}
+MIXER_LAYERS = {"linear_attention", "mamba", "conv", "hybrid", "sliding_hybrid"}
 CACHELESS_LAYERS = {"moe", "mlp"}
 LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 
@@ -31,8 +38,11 @@ __all__ = [
     "attention_at",
     "check_shared_weights",
     "family_of",
+    "layer_list_of",
+    "layout_spec",
     "model_spec",
     "read_attention",
+    "read_source_attention",
     "replace_attention",
 ]
 
@@ -65,12 +75,29 @@ def model_spec(config: PretrainedConfig) -> ModelSpec:
     """What every layer of the model caches, read from its config; needs no weights."""
     family = family_of(config)
     _refuse_other_attention(config)
-    num_heads, num_kv_heads, head_dim = _head_sizes(config)
+    return _spec(config, family)
+
+
+def layout_spec(config: PretrainedConfig) -> ModelSpec:
+    """What every layer caches, also for families whose layout is known but that are not converted.
+
+    Its bytes are what one may count on; `model_spec` is what one may convert.
+
+    Raises:
+        UnsupportedModelError: for families whose layout is unknown.
+    """
+    layout = LAYOUTS.get(config.model_type)
+    return model_spec(config) if layout is None else _spec(config, layout)
+
+
+def _spec(config: PretrainedConfig, family: Family) -> ModelSpec:
     layers: list[LayerSpec] = []
     attention_ids: list[int] = []
-    for i, kind in enumerate(_layer_types(config)):
+    kinds = _layer_types(config) if family.layer_types is None else family.layer_types(config)
+    for i, kind in enumerate(kinds):
         attention = None
         if kind in ATTENTION_LAYERS:
+            num_heads, num_kv_heads, head_dim = family.head_sizes(config)
             attention_ids.append(i)
             number = len(attention_ids) - 1
             # transformers ties shared blocks together with the embeddings, or not at all.
@@ -82,16 +109,29 @@ def model_spec(config: PretrainedConfig) -> ModelSpec:
                 num_key_value_heads=num_kv_heads,
                 head_dim=head_dim,
                 uses_rope=family.uses_rope(config, i),
-                sliding_window=config.sliding_window if kind == "sliding_attention" else None,
+                sliding_window=(
+                    family.window(config)
+                    if kind in ("sliding_attention", "sliding_hybrid")
+                    else None
+                ),
                 module_name=family.attention.format(owner),
             )
-        mixer = family.mixer if kind in MIXER_LAYERS else None
-        layers.append(LayerSpec(layer_idx=i, attention=attention, mixer=mixer))
+        recurrent = kind in MIXER_LAYERS and config.model_type in MIXERS
+        state = state_spec(config, i, attention is not None) if recurrent else None
+        mixer = state.kind if state is not None else None
+        layers.append(LayerSpec(layer_idx=i, attention=attention, mixer=mixer, state=state))
     return ModelSpec(
         model_type=config.model_type,
         layers=tuple(layers),
         continues_in_pieces=family.continues_in_pieces,
     )
+
+
+def layer_list_of(config: PretrainedConfig) -> str:
+    """Path of the model's list of decoder layers."""
+    if config.model_type in MIXERS:
+        return MIXERS[config.model_type].path.partition(".{}")[0]
+    return family_of(config).attention.partition(".{}")[0]
 
 
 def _layer_types(config: PretrainedConfig) -> list[str]:
@@ -106,14 +146,6 @@ def _layer_types(config: PretrainedConfig) -> list[str]:
             f"known are {', '.join(sorted(ATTENTION_LAYERS | MIXER_LAYERS | CACHELESS_LAYERS))}"
         )
     return list(kinds)
-
-
-def _head_sizes(config: PretrainedConfig) -> tuple[int, int, int]:
-    """(H, J, D)."""
-    num_heads = config.num_attention_heads
-    num_kv_heads = getattr(config, "num_key_value_heads", None) or num_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // num_heads
-    return num_heads, num_kv_heads, head_dim
 
 
 def _refuse_other_attention(config: PretrainedConfig) -> None:
@@ -142,6 +174,25 @@ def read_attention(model: PreTrainedModel, spec: ModelSpec) -> list[AttentionPar
         assert attention_spec is not None
         part = _take_apart(model, family, sources, attention_spec)
         parts.append(part)
+    return parts
+
+
+def read_source_attention(model: PreTrainedModel, spec: ModelSpec) -> list[AttentionParts]:
+    """As `read_attention`, of the source attention that a converted model keeps beside its latent
+    one (`store_original_weights=True`); modules that were not converted are left out."""
+    family = family_of(model.config)
+    parts = []
+    for layers in spec.shared_modules().values():
+        places = {layer.layer_idx: attention_at(model, layer.layer_idx) for layer in layers}
+        sources = {
+            layer_idx: place.source_attention
+            for layer_idx, place in places.items()
+            if getattr(place, "source_attention", None) is not None
+        }
+        attention_spec = layers[0].attention
+        assert attention_spec is not None
+        if sources:
+            parts.append(_take_apart(model, family, sources, attention_spec))
     return parts
 
 

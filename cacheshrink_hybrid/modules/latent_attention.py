@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from ..cache.exact_tokens import ExactTokens
+from ..codecs.straight_through import straight_through
 from ..errors import NotSupportedError
 from ..plan import LatentPlan
 from .attention_parts import AttentionParts
@@ -157,6 +158,9 @@ class LatentAttention(nn.Module):
             stored = cache.update(stored[:, None], stored[:, None, :, :0], layer_idx)[0][:, 0]
         new = latent
         latent = stored if self.codec is None else self.codec.decode(stored, query.dtype)
+        learns = self.training and cache is None and torch.is_grad_enabled()
+        if learns and self.codec is not None:
+            latent = straight_through(new, latent)
 
         if self.plan.keeps_exact:
             copies = self._exact_tokens(cache, layer_idx, first_query_slot)

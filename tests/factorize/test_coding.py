@@ -9,6 +9,7 @@ from cacheshrink_hybrid.codecs import RowCodec, RowFormat
 from cacheshrink_hybrid.config import WIDTHS_OF, CompressionConfig
 from cacheshrink_hybrid.errors import PlanError
 from cacheshrink_hybrid.factorize import Unit, code_channels, full_rank_factors
+from cacheshrink_hybrid.factorize.coding import channel_costs, channel_variances
 
 WIDTH = 32  # J * D
 
@@ -130,3 +131,14 @@ def test_same_input_same_plan() -> None:
     for (a, runs_a), (b, runs_b) in zip(first, second, strict=True):
         assert runs_a == runs_b
         assert torch.equal(a.encoder, b.encoder)
+
+
+@pytest.mark.parametrize("method", ["joint", "separate"])
+def test_the_gain_shares_its_byte_with_the_channel_worth_least(method: str) -> None:
+    units = _units(1)
+    for factors, runs in _coded(units, WIDTHS_OF["auto"], 60, method):
+        codec = RowCodec(runs)
+        assert codec.head_channel is not None
+        run = next(run for run in codec.runs if run.bits == 8)
+        costs = channel_costs(factors, units[0]) * channel_variances(factors, units[0])
+        assert costs[codec.head_channel] == costs[run.at_channel].min()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
+from cacheshrink_hybrid import load_mla_model, save_mla_model
 from cacheshrink_hybrid.errors import PlanError
 from tests.families.tiny_configs import tiny_model
 from tests.models import (
@@ -77,3 +80,36 @@ def test_keys_that_cannot_be_stored_rotated_are_refused(case: str, reason: str) 
 def test_models_without_rotation_are_refused(method: str) -> None:
     with pytest.raises(PlanError, match="this model has none"):
         converted_copy(tiny_model("gpt2"), 2.0, method)
+
+
+@pytest.mark.parametrize("method", ["per_head", "rotate"])
+def test_round_trip(method: str, tmp_path) -> None:
+    converted = pair("llama-biases", method, 4.0, cache_bits="auto").converted
+    save_mla_model(converted, None, tmp_path / "model")
+    loaded, _ = load_mla_model(tmp_path / "model")
+    ids = random_ids(1, LENGTH)
+    assert torch.equal(logits_of(loaded, ids), logits_of(converted, ids))
+
+
+@pytest.mark.parametrize("method", ["per_head", "rotate"])
+def test_generation_modes_agree(method: str) -> None:
+    converted = pair("llama", method).converted
+    ids = random_ids(1, 12)
+    plain = converted.generate(ids, max_new_tokens=8, do_sample=False)
+    static = converted.generate(
+        ids,
+        max_new_tokens=8,
+        do_sample=False,
+        cache_implementation="static",
+        disable_compile=True,
+    )
+    lookup = converted.generate(ids, max_new_tokens=8, do_sample=False, prompt_lookup_num_tokens=3)
+    assert torch.equal(plain, static)
+    assert torch.equal(plain, lookup)
+
+
+def test_gradients_reach_keys_of_each_head() -> None:
+    converted = copy.deepcopy(pair("llama", "per_head").converted).train()
+    converted(random_ids(2, 9), labels=random_ids(2, 9)).loss.backward()
+    weight = converted.model.layers[0].self_attn.k_b_proj.weight
+    assert weight.grad is not None and weight.grad.abs().min() > 0

@@ -1,0 +1,351 @@
+"""The cache layer of a compressed recurrent mixer: coded state, replay ring, rollback.
+
+A layer holds, per sequence: the last W-1 columns before the convolution; the recurrent state at the
+last boundary as a row of codes; and a ring with the inputs since then. Boundaries lie every L
+tokens: there the state is rewritten, so that rounding hits it once per L tokens instead of once
+per token. With L = 1 there is no ring.
+
+While the past is recorded (assisted decoding), codes and ring stay as they are and the inputs of
+all new tokens are kept beside them; `crop` drops the tokens that were not accepted and commits the
+rest. Nothing that was dropped has ever touched the state, so what follows is what would have
+followed without the detour.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache as memoized
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import (
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
+)
+
+from ..codecs.state import StateCodec
+from ..errors import NotSupportedError
+
+
+@dataclass(frozen=True, slots=True)
+class StateLayout:
+    """What one layer stores per sequence.
+
+    Attributes:
+        codec: of the recurrent state.
+        replay_length: L, tokens from one rewriting of the state to the next.
+        conv_columns: W - 1.
+        dtype: of convolution columns and of the inputs in the ring.
+        exact_inputs: positions among the inputs that the ring keeps in float32 (step sizes, gates).
+    """
+
+    codec: StateCodec
+    replay_length: int
+    conv_columns: int
+    dtype: torch.dtype
+    exact_inputs: tuple[int, ...]
+
+    def input_dtype(self, position: int) -> torch.dtype:
+        return torch.float32 if position in self.exact_inputs else self.dtype
+
+    @property
+    def lossless(self) -> bool:
+        return self.codec.lossless and self.dtype == torch.float32
+
+
+class Recurrence(Protocol):
+    """What the layer asks of the mixer that owns it."""
+
+    def scan(
+        self, state: Tensor | None, inputs: Sequence[Tensor], reads: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(y of the last n tokens, new state) of T inputs (B, T, ...) and n reads (B, n, ...)."""
+        ...
+
+
+class StateCacheMixin(LinearAttentionCacheLayerMixin):
+    """What `state_layer` adds to a cache layer of transformers; comes first in its bases.
+
+    `conv_states[0]` are the columns, `recurrent_states[0]` the codes, and
+    `recurrent_states[1:]` the ring, so that beams, offloading and byte counts find them.
+    """
+
+    is_compileable = False
+    layout: StateLayout
+    num_pending: int
+    recorded: tuple[Tensor, ...] | None
+
+    def start(self, layout: StateLayout) -> None:
+        """Take the layer, which must be empty, over."""
+        if any(self.has_previous_state.values()):
+            raise NotSupportedError(
+                "this cache was filled by a model with other recurrent states; give the converted "
+                "model a new cache (make_cache)"
+            )
+        states: Any
+        for states in (self.conv_states, self.recurrent_states):
+            for number in list(states):
+                del states[number]
+            states[0] = None
+        self.is_conv_states_initialized = {0: False}
+        self.is_recurrent_states_initialized = {0: False}
+        self.number_of_states = 1
+        self.layout = layout
+        self.num_pending = 0
+        self.recorded = None
+        self._owner: Any = None
+        self._no_reads: Tensor | None = None
+
+    def conv_window(self, columns: Tensor) -> Tensor:
+        """Add columns (B, C, T) and return them behind their left context, (B, C, W - 1 + T)."""
+        layout = self.layout
+        self._commit_if_left()
+        columns = _rounded(columns, layout.dtype)
+        before = self.conv_states[0] if self.has_previous_state[0] else None
+        if before is None:
+            before = columns.new_zeros(*columns.shape[:2], layout.conv_columns)
+        window = torch.cat([before.to(columns.dtype), columns], dim=-1)
+        kept = window if self.record_past else window[..., window.shape[-1] - layout.conv_columns :]
+        self.device, self.dtype = columns.device, columns.dtype
+        self.conv_states[0] = kept.detach().to(layout.dtype, copy=True)
+        self.is_conv_states_initialized[0] = True
+        self.has_previous_state[0] = True
+        return window[..., -(layout.conv_columns + columns.shape[-1]) :]
+
+    def advance(self, owner: Recurrence, inputs: Sequence[Tensor], reads: Tensor) -> Tensor:
+        """Take T tokens in and return what they read, y (B, T, M, P).
+
+        Args:
+            owner: the mixer.
+            inputs: of T tokens, (B, T, ...) each, the batch first.
+            reads: (B, T, ...).
+        """
+        layout, L = self.layout, self.layout.replay_length
+        self._owner, self._no_reads = weakref.ref(owner), reads[:, :0].detach()
+        if L > 1 or self.record_past:
+            inputs = tuple(_rounded(x, layout.input_dtype(i)) for i, x in enumerate(inputs))
+        first = not self.is_recurrent_states_initialized[0] and not self.num_pending
+        if self.record_past:
+            if self.recorded is not None:
+                inputs = tuple(
+                    torch.cat([old, new], dim=1)
+                    for old, new in zip(self.recorded, inputs, strict=True)
+                )
+            self.recorded = tuple(x.detach() for x in inputs)
+            inputs = self._behind_ring(inputs)
+            cuts = [] if first or layout.lossless else _boundaries(inputs, L)
+            return self._walk(owner, inputs, reads, cuts, through_codes=True)[0]
+        if L > 1:
+            inputs = self._behind_ring(inputs)
+        cuts = _boundaries(inputs, L)[-1:]
+        y, codes = self._walk(owner, inputs, reads, cuts, through_codes=not first)
+        self._store(codes, inputs, cuts)
+        return y
+
+    def _walk(
+        self,
+        owner: Recurrence,
+        inputs: Sequence[Tensor],
+        reads: Tensor,
+        cuts: Sequence[int],
+        *,
+        through_codes: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run over `inputs` from the stored state, coding it at the `cuts`.
+
+        Returns y of the last tokens, as many as there are `reads`, and the codes at the last cut.
+        Behind a cut the state is read as coded, or as it was without `through_codes`.
+        """
+        codec, total = self.layout.codec, inputs[0].shape[1]
+        unread = total - reads.shape[1]
+        state = None
+        if self.is_recurrent_states_initialized[0]:
+            state = codec.decode(self.recurrent_states[0])
+        start, outputs, codes = 0, [], None
+        for end in sorted({*cuts, total}):
+            if end not in cuts and end <= unread:
+                break  # nothing is read, nothing is coded
+            seen = reads[:, max(0, start - unread) : max(0, end - unread)]
+            y, state = owner.scan(state, [x[:, start:end] for x in inputs], seen)
+            outputs.append(y)
+            start = end
+            if end in cuts:
+                codes = codec.encode(state.detach())
+                if through_codes and end < total:
+                    state = codec.decode(codes)
+        return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), codes
+
+    def _behind_ring(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        if not self.num_pending:
+            return tuple(inputs)
+        held = [self.recurrent_states[1 + i][:, : self.num_pending] for i in range(len(inputs))]
+        return tuple(
+            torch.cat([old.view(*old.shape[:2], *new.shape[2:]).to(new.dtype), new], dim=1)
+            for old, new in zip(held, inputs, strict=True)
+        )
+
+    def _store(self, codes: Tensor | None, inputs: Sequence[Tensor], cuts: Sequence[int]) -> None:
+        """Keep codes, and in the ring the inputs behind the last cut."""
+        if codes is not None:
+            self.recurrent_states[0] = codes
+            self.is_recurrent_states_initialized[0] = True
+        if self.layout.replay_length == 1:
+            return
+        left = inputs[0].shape[1] - (cuts[-1] if cuts else 0)
+        known = 0 if cuts else self.num_pending
+        for i, x in enumerate(inputs):
+            flat = x.detach().flatten(2)
+            ring = self.recurrent_states.get(1 + i)
+            if ring is None:
+                ring = flat.new_zeros(
+                    (len(flat), self.layout.replay_length - 1, flat.shape[2]),
+                    dtype=self.layout.input_dtype(i),
+                )
+                self.recurrent_states[1 + i] = ring
+                self.is_recurrent_states_initialized[1 + i] = True
+            ring[:, known:left] = flat[:, flat.shape[1] - left + known :]
+        self.number_of_states = 1 + len(inputs)
+        for extra in range(1, self.number_of_states):
+            self.conv_states[extra] = None
+            self.is_conv_states_initialized[extra] = False
+            self.has_previous_state[extra] = False
+        self.num_pending = left
+
+    def _commit_if_left(self) -> None:
+        """Recording was switched off without a last crop: what is recorded stays."""
+        if self.recorded is not None and not self.record_past:
+            self._commit(self.recorded[0].shape[1])
+
+    def _commit(self, num_tokens: int) -> None:
+        """Take the first `num_tokens` recorded tokens into codes and ring, and forget the rest."""
+        assert self.recorded is not None and self._no_reads is not None
+        recorded, self.recorded = self.recorded, None
+        keep = self.conv_states[0].shape[-1] - recorded[0].shape[1] + num_tokens
+        columns = self.conv_states[0][..., :keep]
+        self.conv_states[0] = columns[..., keep - self.layout.conv_columns :].clone()
+        if num_tokens == 0:
+            return
+        owner = self._owner()
+        assert owner is not None
+        first = not self.is_recurrent_states_initialized[0] and not self.num_pending
+        inputs = self._behind_ring([x[:, :num_tokens] for x in recorded])
+        cuts = _boundaries(inputs, self.layout.replay_length)
+        if first or self.layout.lossless:
+            cuts = cuts[-1:]
+        codes = None
+        if cuts:
+            _, codes = self._walk(owner, inputs, self._no_reads, cuts, through_codes=True)
+        self._store(codes, inputs, cuts)
+
+    @property
+    def is_croppable(self) -> bool:
+        """Whether tokens can be taken back, which needs their inputs to have been recorded."""
+        return self.record_past
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take back the last tokens, given as a negative count, and commit the others.
+
+        Raises:
+            NotSupportedError: if more are to go than were fed since the last crop.
+        """
+        count = -tokens_to_remove
+        recorded = 0 if self.recorded is None else self.recorded[0].shape[1]
+        if count < 0 or count > recorded:
+            raise NotSupportedError(
+                f"crop({tokens_to_remove}) on a recurrent state that has recorded {recorded} "
+                "tokens since the last crop; give a negative count of at most those, and call "
+                "activate_past_recording before feeding what may have to go"
+            )
+        for kind in (DynamicSlidingWindowLayer, DynamicLayer):
+            if isinstance(self, kind):
+                kind.crop(self, tokens_to_remove)
+                break
+        if self.recorded is not None:
+            self._commit(recorded - count)
+
+    def _each_recorded(self, change) -> None:
+        if self.recorded is not None:
+            self.recorded = tuple(change(x) for x in self.recorded)
+
+    def reset(self) -> None:
+        super().reset()
+        self.start_over()
+
+    def start_over(self) -> None:
+        """Forget all tokens."""
+        self.has_previous_state = {0: False}
+        self.start(self.layout)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)
+        self._each_recorded(lambda x: x.index_select(0, beam_idx.to(x.device)))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these sequences."""
+        self._change_batch(lambda x: x[indices.to(x.device)])
+        self._attention_part("batch_select_indices", indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every sequence."""
+        self._change_batch(lambda x: x.repeat_interleave(repeats, dim=0))
+        self._attention_part("batch_repeat_interleave", repeats)
+
+    def _change_batch(self, change) -> None:
+        for states in (self.conv_states, self.recurrent_states):
+            for i, tensor in list(states.items()):
+                if tensor is not None:
+                    states[i] = change(tensor)
+        self._each_recorded(change)
+
+    def _attention_part(self, name: str, argument) -> None:
+        if isinstance(self, DynamicLayer) and self.is_initialized:
+            getattr(DynamicLayer, name)(self, argument)
+
+
+def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x` with what storing it in `dtype` leaves of it, saturating, in its own dtype."""
+    if dtype in (x.dtype, torch.float32):
+        return x
+    limit = torch.finfo(dtype).max
+    return x.clamp(-limit, limit).to(dtype).to(x.dtype)
+
+
+def _boundaries(inputs: Sequence[Tensor], replay_length: int) -> list[int]:
+    """Where the state is rewritten, if the first input stands right behind a boundary."""
+    total = inputs[0].shape[1]
+    if replay_length == 1:
+        return list(range(1, total + 1))
+    return list(range(replay_length, total + 1, replay_length))
+
+
+@memoized
+def _state_layer_class(source_class: Any) -> Any:
+    return type(source_class.__name__, (StateCacheMixin, source_class), {})
+
+
+def state_layer(cache: Cache, layer_idx: int, layout: StateLayout) -> StateCacheMixin:
+    """The layer of `cache` for a compressed mixer.
+
+    A recurrent layer of transformers becomes one in place, whatever it holds for attention beside
+    its states, so that every kind of cache works: dynamic, static, with windows, user-made.
+    """
+    layer: Any = cache.layers[layer_idx]
+    if not isinstance(layer, StateCacheMixin):
+        if not isinstance(layer, LinearAttentionCacheLayerMixin):
+            raise NotSupportedError(
+                f"layer {layer_idx} of this {type(cache).__name__} is a {type(layer).__name__}, "
+                "which has no place for a recurrent state; use make_cache(model)"
+            )
+        source_class: Any = type(layer)
+        layer.__class__ = _state_layer_class(source_class)
+        layer.start(layout)
+    elif layer.layout != layout:
+        raise NotSupportedError(
+            "this cache belongs to a model with another state plan; make a new one (make_cache)"
+        )
+    return layer

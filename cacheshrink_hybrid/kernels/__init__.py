@@ -1,0 +1,6 @@
+"""Operations on the pool: tensors in, tensors out.
+
+Each has a reference in plain torch, which is its definition, beside a Triton kernel. The arena is a
+buffer of bytes that is addressed through tables; compressed rows and states are read from it and
+written to it, and never expanded in device memory.
+"""

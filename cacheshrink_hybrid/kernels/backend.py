@@ -1,0 +1,58 @@
+"""Which implementation of an operation runs: the Triton kernel, or its reference in plain torch.
+
+auto     Triton for CUDA tensors where Triton is installed, else the reference
+triton   the kernel, or `KernelUnavailableError`; on a CPU it runs under TRITON_INTERPRET=1
+torch    the reference, on any device
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Literal, get_args
+
+from torch import Tensor
+
+from ..errors import ConfigError, KernelUnavailableError
+
+Backend = Literal["auto", "triton", "torch"]
+
+
+def uses_triton(backend: Backend, *tensors: Tensor | None) -> bool:
+    """Whether an operation on these tensors runs as a Triton kernel.
+
+    Raises:
+        ConfigError: an unknown backend, or tensors on different devices.
+        KernelUnavailableError: `triton` was asked for and cannot run here.
+    """
+    if backend not in get_args(Backend):
+        raise ConfigError(
+            f"backend={backend!r} is unknown; choose one of {', '.join(get_args(Backend))}"
+        )
+    devices = {tensor.device for tensor in tensors if tensor is not None}
+    if len(devices) != 1:
+        raise ConfigError(
+            f"tensors of one kernel lie on {sorted(map(str, devices))}; move them to one device"
+        )
+    if backend == "torch":
+        return False
+    on_gpu = devices.pop().type == "cuda"
+    installed = importlib.util.find_spec("triton") is not None
+    if backend == "auto":
+        return on_gpu and installed
+    if not installed:
+        raise KernelUnavailableError(
+            "backend='triton' needs the triton package, which is not installed; "
+            "pip install triton, or use backend='torch'"
+        )
+    if not on_gpu and not _interpreting():
+        raise KernelUnavailableError(
+            "backend='triton' got CPU tensors; move them to a GPU, use backend='torch', or set "
+            "TRITON_INTERPRET=1 before the first import of triton to run kernels in its interpreter"
+        )
+    return True
+
+
+def _interpreting() -> bool:
+    from .numerics import INTERPRET
+
+    return bool(INTERPRET.value)

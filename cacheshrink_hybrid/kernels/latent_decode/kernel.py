@@ -1,0 +1,543 @@
+"""`latent_decode` and `latent_prefill` in Triton.
+
+One program holds BLOCK_M rows (token, head) of queries and walks over its share of the slots in
+tiles of BLOCK_N, with an online softmax in powers of two. A tile of latents is loaded once and
+serves as keys and as values. The grid is (sequence x split, row blocks, key heads that read by
+themselves).
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..launch import has_native_float8, launch, num_multiprocessors
+from ..numerics import LOG2_E, TRITON_DTYPES, dot_dtype, product, rounded
+from ..paged_rows import PagedRows
+from ..row_layout import RowLayout
+from ..row_tile import (
+    CODED,
+    IS_KEY,
+    IS_VALUE,
+    KEY_CHANNEL,
+    KEY_INDEX,
+    UNIT,
+    VALID,
+    VALUE_CHANNEL,
+    VALUE_INDEX,
+    WIDTH,
+    load_head,
+    load_piece,
+    pieces_of,
+)
+from .read import LatentRead
+
+MAX_SPLITS = 64
+
+
+@triton.jit
+def _query_piece(p_row, m_row, PIECE: tl.constexpr):
+    """Channels of the queries that meet a piece, (M, WIDTH) float32, in the piece's unit."""
+    o = tl.arange(0, PIECE[WIDTH])
+    mask = m_row[:, None] & (o < PIECE[VALID])[None, :]
+    q = tl.load(p_row[:, None] + (PIECE[KEY_CHANNEL] + o)[None, :], mask=mask, other=0.0)
+    return q.to(tl.float32) * PIECE[UNIT]
+
+
+@triton.jit
+def _query_part(p_row, m_row, FIRST: tl.constexpr, N: tl.constexpr, WIDTH: tl.constexpr):
+    """Channels [FIRST, FIRST + N) of the queries, (M, WIDTH) float32, zero from N on."""
+    o = tl.arange(0, WIDTH)
+    mask = m_row[:, None] & (o < N)[None, :]
+    return tl.load(p_row[:, None] + (FIRST + o)[None, :], mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _weight_part(
+    p_up,
+    RANK: tl.constexpr,
+    FIRST: tl.constexpr,
+    N: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PIECE: tl.constexpr,
+):
+    """Transposed block (channels of a piece, key channels [FIRST, FIRST + N)) of a key weight."""
+    o_c = tl.arange(0, PIECE[WIDTH])
+    o_d = tl.arange(0, BLOCK)
+    mask = (o_c < PIECE[VALID])[:, None] & (o_d < N)[None, :]
+    p = p_up + (FIRST + o_d)[None, :] * RANK + (PIECE[KEY_CHANNEL] + o_c)[:, None]
+    return tl.load(p, mask=mask, other=0.0).to(tl.float32) * PIECE[UNIT]
+
+
+@triton.jit
+def _bias_part(p_bias, FIRST: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr):
+    o_d = tl.arange(0, BLOCK)
+    return tl.load(p_bias + FIRST + o_d, mask=o_d < N, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _keys_part(
+    tiles, weights, gain, bias, PIECES: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Rebuilt keys (N, BLOCK) of the key pieces among `tiles`."""
+    plain = tl.zeros([N, BLOCK], tl.float32)
+    coded = tl.zeros([N, BLOCK], tl.float32)
+    for i in tl.static_range(len(PIECES)):
+        if PIECES[i][IS_KEY]:
+            if PIECES[i][CODED]:
+                coded = product(tiles[i], weights[PIECES[i][KEY_INDEX]], coded)
+            else:
+                plain = product(tiles[i], weights[PIECES[i][KEY_INDEX]], plain)
+    return plain + coded * gain[:, None] + bias[None, :]
+
+
+@triton.jit
+def latent_decode_fwd_kernel(
+    p_query,  # (B, T, H, K)
+    p_offset,  # (B, T, H) or None
+    p_arena,
+    p_levels,
+    p_table,  # (B, max_frames)
+    p_context_lens,  # (B,)
+    p_query_lens,  # (B,) or None
+    p_sinks,  # (H,) or None
+    p_up,  # (J, D, RANK) or None
+    p_bias,  # (J, D)
+    p_cos,  # (slots, ROTARY / 2) or None
+    p_sin,
+    p_out,  # (B, T, H, RV), or (B, T, H, splits, RV) float32
+    p_total,  # (B, T, H), or log-sum-exp (B, T, H, splits)
+    num_tokens,
+    num_splits,
+    max_frames,
+    layer_offset,
+    scale,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    QUERY_WIDTH: tl.constexpr,
+    VALUE_WIDTH: tl.constexpr,
+    PIECES: tl.constexpr,
+    EVEN: tl.constexpr,
+    ROW_BYTES: tl.constexpr,
+    FRAME_BYTES: tl.constexpr,
+    FRAME_TOKENS: tl.constexpr,
+    HEAD_BYTE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SINK_TOKENS: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    RANK: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+    REST: tl.constexpr,
+    BLOCK_REST: tl.constexpr,
+    SPLIT: tl.constexpr,
+    NATIVE_FLOAT8: tl.constexpr,
+    OUT: tl.constexpr,
+    DOT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    i_seq = tl.program_id(0) // num_splits
+    i_split = tl.program_id(0) % num_splits
+    i_head = tl.program_id(2)
+
+    # Rows of this program: token-major, and within a token the heads that read the same keys.
+    o_m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    i_token = o_m // GROUP
+    m_m = i_token < num_tokens
+    o_row = (i_seq * num_tokens + i_token).to(tl.int64) * HEADS + i_head * GROUP + o_m % GROUP
+    context = tl.load(p_context_lens + i_seq)
+    new = num_tokens
+    if p_query_lens is not None:
+        new = tl.load(p_query_lens + i_seq)
+        m_m = m_m & (i_token < new)
+    position = context - new + i_token  # slot of each row's own token
+
+    # Slots that some row sees: [first, last), and the sink tokens before it.
+    last_token = tl.minimum((tl.program_id(1) * BLOCK_M + BLOCK_M - 1) // GROUP, new - 1)
+    last = tl.maximum(tl.minimum(context - new + last_token + 1, max_frames * FRAME_TOKENS), 0)
+    first = 0
+    num_sink_blocks = 0
+    if WINDOW > 0:
+        oldest = context - new + (tl.program_id(1) * BLOCK_M) // GROUP
+        first = tl.maximum(oldest - WINDOW + 1, 0)
+        num_sink_blocks = tl.minimum((SINK_TOKENS + BLOCK_N - 1) // BLOCK_N, first // BLOCK_N)
+    first_block = first // BLOCK_N
+    num_blocks = tl.maximum(tl.cdiv(last, BLOCK_N) - first_block, 0) + num_sink_blocks
+    per_split = tl.cdiv(num_blocks, num_splits)
+    start = i_split * per_split
+    stop = tl.minimum(start + per_split, num_blocks)
+
+    # Queries are scaled to at most 1, so that 16 bits hold them whatever they are.
+    p_q = p_query + o_row * QUERY_WIDTH
+    largest = tl.full([BLOCK_M], 1e-30, tl.float32)
+    if RANK == 0:
+        for i in tl.static_range(len(PIECES)):
+            if PIECES[i][IS_KEY]:
+                largest = tl.maximum(largest, tl.max(tl.abs(_query_piece(p_q, m_m, PIECES[i])), 1))
+    else:
+        if HALF > 0:
+            q1 = _query_part(p_q, m_m, 0, HALF, BLOCK_HALF)
+            q2 = _query_part(p_q, m_m, HALF, HALF, BLOCK_HALF)
+            largest = tl.maximum(largest, tl.max(tl.maximum(tl.abs(q1), tl.abs(q2)), 1))
+        if REST > 0:
+            q3 = _query_part(p_q, m_m, 2 * HALF, REST, BLOCK_REST)
+            largest = tl.maximum(largest, tl.max(tl.abs(q3), 1))
+    if RANK > 0:
+        if HALF > 0:
+            q1 = (q1 / largest[:, None]).to(DOT)
+            q2 = (q2 / largest[:, None]).to(DOT)
+            bias1 = _bias_part(p_bias + i_head * QUERY_WIDTH, 0, HALF, BLOCK_HALF)
+            bias2 = _bias_part(p_bias + i_head * QUERY_WIDTH, HALF, HALF, BLOCK_HALF)
+        if REST > 0:
+            q3 = (q3 / largest[:, None]).to(DOT)
+            bias3 = _bias_part(p_bias + i_head * QUERY_WIDTH, 2 * HALF, REST, BLOCK_REST)
+    queries = ()
+    up1 = ()
+    up2 = ()
+    up3 = ()
+    accs = ()
+    p_u = p_up
+    if RANK > 0:
+        p_u = p_up + i_head * QUERY_WIDTH * RANK
+    for i in tl.static_range(len(PIECES)):
+        if PIECES[i][IS_KEY]:
+            if RANK == 0:
+                q = _query_piece(p_q, m_m, PIECES[i]) / largest[:, None]
+                queries = queries + (q.to(DOT),)
+            if HALF > 0:
+                up1 = up1 + (_weight_part(p_u, RANK, 0, HALF, BLOCK_HALF, PIECES[i]).to(DOT),)
+                up2 = up2 + (_weight_part(p_u, RANK, HALF, HALF, BLOCK_HALF, PIECES[i]).to(DOT),)
+            if REST > 0:
+                rest = _weight_part(p_u, RANK, 2 * HALF, REST, BLOCK_REST, PIECES[i])
+                up3 = up3 + (rest.to(DOT),)
+        if PIECES[i][IS_VALUE]:
+            accs = accs + (tl.zeros([BLOCK_M, PIECES[i][WIDTH]], tl.float32),)
+    factor = largest * scale
+    bonus = tl.zeros([BLOCK_M], tl.float32)
+    if p_offset is not None:
+        bonus = tl.load(p_offset + o_row, mask=m_m, other=0.0).to(tl.float32) * scale
+
+    m_i = tl.full([BLOCK_M], -float("inf"), tl.float32)
+    l_i = tl.zeros([BLOCK_M], tl.float32)
+    o_block = tl.arange(0, BLOCK_N)
+    p_frames = p_table + i_seq.to(tl.int64) * max_frames
+    for i_block in range(start, stop):
+        block = i_block
+        if WINDOW > 0:
+            block = tl.where(
+                i_block < num_sink_blocks, i_block, i_block - num_sink_blocks + first_block
+            )
+        o_n = block * BLOCK_N + o_block
+        m_n = o_n < last
+        if WINDOW > 0:
+            m_n = m_n & ((o_n >= first) | (o_n < SINK_TOKENS))
+        if FRAME_TOKENS % BLOCK_N == 0:
+            # A tile lies in one frame, whose number the whole program shares.
+            first_slot = block * BLOCK_N
+            frame = tl.load(p_frames + first_slot // FRAME_TOKENS)
+            m_n = tl.where(frame >= 0, m_n, False)
+            o_byte = tl.maximum(frame, 0).to(tl.int64) * FRAME_BYTES + layer_offset
+            p_tile = p_arena + o_byte + (first_slot % FRAME_TOKENS) * ROW_BYTES
+            p_row = p_tile + o_block * ROW_BYTES
+        else:
+            frame = tl.load(p_frames + o_n // FRAME_TOKENS, mask=m_n, other=-1)
+            m_n = m_n & (frame >= 0)
+            o_byte = tl.maximum(frame, 0).to(tl.int64) * FRAME_BYTES + layer_offset
+            p_row = p_arena + o_byte + (o_n % FRAME_TOKENS) * ROW_BYTES
+        head = tl.zeros([BLOCK_N], tl.int32)
+        gain = tl.zeros([BLOCK_N], tl.float32)
+        lost = tl.zeros([BLOCK_N], tl.float32)
+        if HEAD_BYTE >= 0:
+            head, gain, lost = load_head(p_row, m_n, HEAD_BYTE)
+        tiles = ()
+        for i in tl.static_range(len(PIECES)):
+            tile = load_piece(
+                p_row, m_n, head, p_levels, i_head, PIECES[i], EVEN, NATIVE_FLOAT8, DOT
+            )
+            tiles = tiles + (tile,)
+
+        if RANK == 0:
+            s_plain = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+            s_coded = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+            for i in tl.static_range(len(PIECES)):
+                if PIECES[i][IS_KEY]:
+                    if PIECES[i][CODED]:
+                        s_coded = product(
+                            queries[PIECES[i][KEY_INDEX]], tl.trans(tiles[i]), s_coded
+                        )
+                    else:
+                        s_plain = product(
+                            queries[PIECES[i][KEY_INDEX]], tl.trans(tiles[i]), s_plain
+                        )
+            s = s_plain + s_coded * gain[None, :]
+        else:
+            s = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+            if HALF > 0:
+                k1 = _keys_part(tiles, up1, gain, bias1, PIECES, BLOCK_N, BLOCK_HALF)
+                k2 = _keys_part(tiles, up2, gain, bias2, PIECES, BLOCK_N, BLOCK_HALF)
+                o_angle = o_n[:, None] * HALF + tl.arange(0, BLOCK_HALF)[None, :]
+                m_angle = m_n[:, None] & (tl.arange(0, BLOCK_HALF) < HALF)[None, :]
+                cos = tl.load(p_cos + o_angle, mask=m_angle, other=0.0).to(tl.float32)
+                sin = tl.load(p_sin + o_angle, mask=m_angle, other=0.0).to(tl.float32)
+                s = product(q1, tl.trans((k1 * cos - k2 * sin).to(DOT)), s)
+                s = product(q2, tl.trans((k2 * cos + k1 * sin).to(DOT)), s)
+            if REST > 0:
+                k3 = _keys_part(tiles, up3, gain, bias3, PIECES, BLOCK_N, BLOCK_REST)
+                s = product(q3, tl.trans(k3.to(DOT)), s)
+        s = s * factor[:, None] + bonus[:, None] + lost[None, :]
+        if SOFTCAP > 0:
+            s = SOFTCAP - 2.0 * SOFTCAP / (tl.exp2(s * (2.0 * LOG2_E / SOFTCAP)) + 1.0)
+        seen = m_n[None, :] & (o_n[None, :] <= position[:, None])
+        if WINDOW > 0:
+            near = o_n[None, :] > position[:, None] - WINDOW
+            seen = seen & (near | (o_n < SINK_TOKENS)[None, :])
+        s = tl.where(seen, s * LOG2_E, -float("inf"))
+
+        m_new = tl.maximum(m_i, tl.max(s, 1))
+        m_base = tl.where(m_new == -float("inf"), 0.0, m_new)
+        p = tl.exp2(s - m_base[:, None])
+        alpha = tl.exp2(m_i - m_base)
+        l_i = l_i * alpha + tl.sum(p, 1)
+        p_plain = p.to(DOT)
+        p_coded = (p * gain[None, :]).to(DOT)
+        mixed = ()
+        for i in tl.static_range(len(PIECES)):
+            if PIECES[i][IS_VALUE]:
+                if PIECES[i][CODED]:
+                    mixed = mixed + (
+                        product(p_coded, tiles[i], accs[PIECES[i][VALUE_INDEX]] * alpha[:, None]),
+                    )
+                else:
+                    mixed = mixed + (
+                        product(p_plain, tiles[i], accs[PIECES[i][VALUE_INDEX]] * alpha[:, None]),
+                    )
+        accs = mixed
+        m_i = m_new
+
+    if SPLIT:
+        o_out = o_row * num_splits + i_split
+        norm = tl.where(l_i == 0.0, 1.0, l_i)
+        tl.store(p_total + o_out, m_i + tl.log2(norm), mask=m_m)
+    else:
+        o_out = o_row
+        norm = l_i
+        if p_sinks is not None:
+            sink = tl.load(p_sinks + i_head * GROUP + o_m % GROUP).to(tl.float32) * LOG2_E
+            m_new = tl.maximum(m_i, sink)
+            shrink = tl.exp2(m_i - m_new)
+            l_i = l_i * shrink
+            norm = l_i + tl.exp2(sink - m_new)
+            shrunk = ()
+            for i in tl.static_range(len(PIECES)):
+                if PIECES[i][IS_VALUE]:
+                    shrunk = shrunk + (accs[PIECES[i][VALUE_INDEX]] * shrink[:, None],)
+            accs = shrunk
+        norm = tl.where(norm == 0.0, 1.0, norm)
+        tl.store(p_total + o_out, l_i / norm, mask=m_m)
+    for i in tl.static_range(len(PIECES)):
+        if PIECES[i][IS_VALUE]:
+            o_c = tl.arange(0, PIECES[i][WIDTH])
+            mask = m_m[:, None] & (o_c < PIECES[i][VALID])[None, :]
+            p_o = p_out + o_out[:, None] * VALUE_WIDTH + (PIECES[i][VALUE_CHANNEL] + o_c)[None, :]
+            mean = accs[PIECES[i][VALUE_INDEX]] * (PIECES[i][UNIT] / norm)[:, None]
+            tl.store(p_o, rounded(mean, OUT), mask=mask)
+
+
+@triton.jit
+def latent_merge_fwd_kernel(
+    p_part,  # (rows, splits, RV) float32
+    p_lse,  # (rows, splits), base 2
+    p_sinks,  # (H,) or None
+    p_out,  # (rows, RV)
+    p_total,  # (rows,)
+    num_splits,
+    HEADS: tl.constexpr,
+    VALUE_WIDTH: tl.constexpr,
+    OUT: tl.constexpr,
+    BLOCK_SPLITS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    o_row = tl.program_id(0).to(tl.int64)
+    o_s = tl.arange(0, BLOCK_SPLITS)
+    lse = tl.load(p_lse + o_row * num_splits + o_s, mask=o_s < num_splits, other=-float("inf"))
+    largest = tl.max(lse, 0)
+    if p_sinks is not None:
+        sink = tl.load(p_sinks + o_row % HEADS).to(tl.float32) * LOG2_E
+        largest = tl.maximum(largest, sink)
+    base = tl.where(largest == -float("inf"), 0.0, largest)
+    # Splits that saw nothing wrote no mean; a lost token is NaN, which is not -inf.
+    weight = tl.where(lse != -float("inf"), tl.exp2(lse - base), 0.0)
+    seen = tl.sum(weight, 0)
+    norm = seen
+    if p_sinks is not None:
+        norm = seen + tl.exp2(sink - base)
+    norm = tl.where(norm == 0.0, 1.0, norm)
+    if tl.program_id(1) == 0:
+        tl.store(p_total + o_row, seen / norm)
+    o_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    p = p_part + (o_row * num_splits + o_s[:, None]) * VALUE_WIDTH + o_c[None, :]
+    mask = (lse != -float("inf"))[:, None] & (o_c < VALUE_WIDTH)[None, :]
+    part = tl.load(p, mask=mask, other=0.0)
+    mean = tl.sum(part * weight[:, None], 0) / norm
+    tl.store(p_out + o_row * VALUE_WIDTH + o_c, rounded(mean, OUT), mask=o_c < VALUE_WIDTH)
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """Sizes of a launch, chosen from shapes alone: never from lengths, so graphs can be
+    replayed."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+def choose_tiles(num_rows: int, channels: int, layout: RowLayout, *, exact: bool) -> Tiles:
+    """Tiles for `num_rows` rows of queries that read the same keys.
+
+    Chosen by compiling: the largest that spill no registers (`scripts.compile_kernels`).
+
+    Args:
+        num_rows: tokens x heads.
+        channels: channels of a tile of latents and of rebuilt keys together.
+        layout: what a row holds.
+        exact: whether products are in float32, which the matrix units do not do.
+    """
+    if exact:
+        return Tiles(16, 32, 8, 1)
+    block_m = 16 if num_rows <= 16 else 32 if num_rows <= 32 else 64
+    if channels <= 128:
+        return Tiles(block_m, 64, 8 if block_m == 64 else 4, 2)
+    if channels > 256 and layout.head_byte is not None:
+        block_m = min(block_m, 16 if layout.uses_tables else 32)
+    return Tiles(block_m, 32, 8 if channels > 256 or block_m == 64 else 4, 2)
+
+
+def choose_splits(programs: int, max_slots: int, block_n: int, num_sms: int) -> int:
+    """Shares of a sequence, so that three programs per multiprocessor are there to hide latency."""
+    wanted = -(-3 * num_sms // max(programs, 1))
+    longest = max(1, max_slots // (4 * block_n))
+    return max(1, min(wanted, longest, MAX_SPLITS))
+
+
+def latent_decode_triton(
+    query: Tensor,
+    rows: PagedRows,
+    frame_table: Tensor,
+    context_lens: Tensor,
+    *,
+    read: LatentRead,
+    offset: Tensor | None,
+    query_lens: Tensor | None,
+    num_splits: int | None,
+    tiles: Tiles | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See `latent_decode` and `latent_prefill`."""
+    B, T, H, width = query.shape
+    layout, key_up = rows.layout, read.key_up
+    device = query.device
+    joint = key_up is None or not key_up.per_head
+    key_heads = 1 if key_up is None else key_up.weight.shape[0]
+    group = H // key_heads
+    values = (layout.num_channels - read.value_rank, layout.num_channels)
+    pieces = pieces_of(
+        layout,
+        keys=(0, read.key_rank),
+        values=values,
+        key_heads=1 if joint else key_heads,
+    )
+    half = 0 if key_up is None else key_up.rotary_dim // 2
+    rest = 0 if key_up is None else width - 2 * half
+    exact = query.dtype == torch.float32
+    if tiles is None:
+        read_channels = read.value_rank + read.key_rank // (1 if joint else key_heads)
+        read_channels = min(read_channels, layout.num_channels)
+        if key_up is not None:
+            read_channels += width
+        tiles = choose_tiles(T * group, read_channels, layout, exact=exact)
+    row_blocks = triton.cdiv(T * group, tiles.block_m)
+    if num_splits is None:
+        slots = frame_table.shape[1] * rows.frame_tokens
+        sms = num_multiprocessors(device)
+        num_splits = choose_splits(B * row_blocks * key_heads, slots, tiles.block_n, sms)
+
+    out = query.new_empty(B, T, H, read.value_rank)
+    total = torch.empty(B, T, H, device=device, dtype=torch.float32)
+    part, part_total = out, total
+    if num_splits > 1:
+        shape = (B, T, H, num_splits)
+        part = torch.empty(*shape, read.value_rank, device=device, dtype=torch.float32)
+        part_total = torch.empty(*shape, device=device, dtype=torch.float32)
+    launch(
+        latent_decode_fwd_kernel,
+        (B * num_splits, row_blocks, key_heads),
+        num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
+        p_query=query.contiguous(),
+        p_offset=None if offset is None else offset.contiguous(),
+        p_arena=rows.arena,
+        p_levels=rows.levels,
+        p_table=frame_table,
+        p_context_lens=context_lens,
+        p_query_lens=query_lens,
+        p_sinks=read.sinks if num_splits == 1 else None,
+        p_up=None if key_up is None else key_up.weight.contiguous(),
+        p_bias=None if key_up is None else key_up.bias.contiguous(),
+        p_cos=None if key_up is None or key_up.cos is None else key_up.cos.contiguous(),
+        p_sin=None if key_up is None or key_up.sin is None else key_up.sin.contiguous(),
+        p_out=part,
+        p_total=part_total,
+        num_tokens=T,
+        num_splits=num_splits,
+        max_frames=frame_table.shape[1],
+        layer_offset=rows.layer_offset,
+        scale=read.scale,
+        HEADS=H,
+        GROUP=group,
+        QUERY_WIDTH=width,
+        VALUE_WIDTH=read.value_rank,
+        PIECES=pieces,
+        EVEN=rows.even,
+        ROW_BYTES=layout.row_bytes,
+        FRAME_BYTES=rows.frame_bytes,
+        FRAME_TOKENS=rows.frame_tokens,
+        HEAD_BYTE=-1 if layout.head_byte is None else layout.head_byte,
+        WINDOW=read.window or 0,
+        SINK_TOKENS=read.num_sink_tokens,
+        SOFTCAP=read.softcap or 0.0,
+        RANK=0 if key_up is None else key_up.weight.shape[2],
+        HALF=half,
+        BLOCK_HALF=max(16, triton.next_power_of_2(half)),
+        REST=rest,
+        BLOCK_REST=max(16, triton.next_power_of_2(rest)),
+        SPLIT=num_splits > 1,
+        NATIVE_FLOAT8=has_native_float8(device),
+        OUT=tl.float32 if num_splits > 1 else TRITON_DTYPES[query.dtype],
+        DOT=dot_dtype(query.dtype, wide=layout.wide),
+        BLOCK_M=tiles.block_m,
+        BLOCK_N=tiles.block_n,
+    )
+    if num_splits > 1:
+        block_c = min(64, max(16, triton.next_power_of_2(read.value_rank)))
+        launch(
+            latent_merge_fwd_kernel,
+            (B * T * H, triton.cdiv(read.value_rank, block_c)),
+            num_warps=2,
+            num_stages=1,
+            p_part=part,
+            p_lse=part_total,
+            p_sinks=read.sinks,
+            p_out=out,
+            p_total=total,
+            num_splits=num_splits,
+            HEADS=H,
+            VALUE_WIDTH=read.value_rank,
+            OUT=TRITON_DTYPES[query.dtype],
+            BLOCK_SPLITS=triton.next_power_of_2(num_splits),
+            BLOCK_C=block_c,
+        )
+    return out, total

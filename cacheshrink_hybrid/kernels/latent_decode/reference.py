@@ -1,0 +1,90 @@
+"""`latent_decode` in plain torch, shaped like the formula."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..paged_rows import PagedRows
+from ..row_reference import gather_latents
+from .read import KeyUp, LatentRead
+
+
+def latent_decode_reference(
+    query: Tensor,
+    rows: PagedRows,
+    frame_table: Tensor,
+    context_lens: Tensor,
+    *,
+    read: LatentRead,
+    offset: Tensor | None,
+    query_lens: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """See `latent_decode` and `latent_prefill`; float32 arithmetic."""
+    B, T, H, _ = query.shape
+    num_slots = int(context_lens.max()) if B else 0
+    num_slots = min(num_slots, frame_table.shape[1] * rows.frame_tokens)
+    latent, has_frame = gather_latents(rows, frame_table, num_slots)
+    # Those who see a lost token get its NaN by its score; 0 * NaN must not reach the others.
+    lost = latent.isnan().all(dim=-1)
+    scores = _scores(query.float(), latent, read)
+    if offset is not None:
+        scores = scores + offset.float().transpose(1, 2)[..., None]
+    scores = scores * read.scale
+    if read.softcap is not None:
+        scores = torch.tanh(scores / read.softcap) * read.softcap
+
+    slot = torch.arange(num_slots, device=query.device)
+    lens = torch.full_like(context_lens, T) if query_lens is None else query_lens
+    position = (context_lens - lens)[:, None] + torch.arange(T, device=query.device)  # (B, T)
+    seen = (slot <= position[..., None]) & has_frame[:, None]  # (B, T, S)
+    if read.window is not None:
+        near = slot > position[..., None] - read.window
+        seen = seen & (near | (slot < read.num_sink_tokens))
+    if query_lens is not None:
+        seen = seen & (torch.arange(T, device=query.device) < lens[:, None])[..., None]
+    scores = torch.where(lost[:, None, None], torch.nan, scores)
+    scores = scores.masked_fill(~seen[:, None], -torch.inf)
+    if read.sinks is not None:
+        sinks = read.sinks.float().view(1, H, 1, 1).expand(B, H, T, 1)
+        scores = torch.cat([scores, sinks], dim=-1)
+    if scores.shape[-1] == 0:
+        empty = query.new_zeros(B, T, H, read.value_rank)
+        return empty, torch.zeros(B, T, H, device=query.device)
+    # A query that sees nothing has probabilities of zero, not NaN.
+    largest = scores.amax(dim=-1, keepdim=True)
+    weights = torch.exp(scores - torch.where(largest == -torch.inf, 0.0, largest))
+    norm = weights.sum(dim=-1, keepdim=True)
+    probabilities = weights[..., :num_slots] / torch.where(norm == 0, 1.0, norm)
+    values = latent[..., rows.layout.num_channels - read.value_rank :]
+    values = torch.where(lost[..., None], 0.0, values)
+    output = torch.matmul(probabilities, values[:, None])  # (B, H, T, Rv)
+    total = probabilities.sum(dim=-1)
+    return output.transpose(1, 2).to(query.dtype), total.transpose(1, 2).contiguous()
+
+
+def _scores(query: Tensor, latent: Tensor, read: LatentRead) -> Tensor:
+    """Scores (B, H, T, S) before scale, of queries (B, T, H, K) and latents (B, S, R)."""
+    heads = query.transpose(1, 2)
+    if read.key_up is None:
+        return torch.matmul(heads, latent[:, None, :, : read.key_rank].transpose(2, 3))
+    keys = rebuilt_keys(latent, read.key_up)
+    group = heads.shape[1] // keys.shape[1]
+    return torch.matmul(heads, keys.repeat_interleave(group, dim=1).transpose(2, 3))
+
+
+def rebuilt_keys(latent: Tensor, key_up: KeyUp) -> Tensor:
+    """Keys (B, J, S, D), rotated by slot, of latents (B, S, R)."""
+    num_heads, _, rank = key_up.weight.shape
+    if key_up.per_head:
+        own = latent[..., : num_heads * rank].unflatten(-1, (rank, num_heads)).permute(0, 3, 1, 2)
+    else:
+        own = latent[:, None, :, :rank]
+    keys = torch.matmul(own, key_up.weight.float().transpose(1, 2))
+    keys = keys + key_up.bias.float()[:, None]
+    if key_up.cos is None or key_up.sin is None:
+        return keys
+    half = key_up.cos.shape[1]
+    cos, sin = (angle[: latent.shape[1]].float() for angle in (key_up.cos, key_up.sin))
+    first, second, rest = keys.split([half, half, keys.shape[-1] - 2 * half], dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)

@@ -1,0 +1,214 @@
+"""What the mixers of this package share: a source's mixer with a narrower state and a coded cache.
+
+A compressed mixer is the source's module with a class of its own, which subclasses the source's
+under the same name, and with two small matrices per group, `state_write` and `state_read`. All
+projections, norms, hooks and parameter names stay the source's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from functools import cache as memoized
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+
+from ..cache.state_layer import StateCacheMixin, StateLayout, state_layer
+from ..errors import NotSupportedError
+from ..plan import StatePlan
+
+Observer = Callable[["RecurrentMixer", Sequence[Tensor], Tensor, Tensor], None]
+"""Called with the mixer, the inputs, the reads and the output y of one pass over a text."""
+
+PACKED_SEQUENCES = ("seq_idx", "cu_seqlens", "cu_seq_lens_q")
+
+
+class RecurrentMixer(nn.Module):
+    """Common part; comes before the source's class in a compressed mixer's bases.
+
+    Attributes:
+        state_plan: what is stored; None while the mixer is only observed, at full width.
+        state_write: L, (G, N, r); None at full width.
+        state_read: R, (G, N, r); None at full width.
+        compression_disabled: do what the source does, with the source's cache.
+    """
+
+    exact_inputs: tuple[int, ...] = ()
+    layer_idx: int
+    state_plan: StatePlan | None
+    state_write: nn.Parameter | None
+    state_read: nn.Parameter | None
+    state_observer: Observer | None
+    compression_disabled: bool
+
+    def compress_state(self, plan: StatePlan | None) -> None:
+        """Give the module, whose class is this one by now, its plan and empty matrices."""
+        self.state_plan = plan
+        self.state_observer = None
+        self.compression_disabled = False
+        full = plan is None or (plan.channels is None and min(plan.ranks) == plan.state_size)
+        if plan is not None:
+            self._codec = plan.codec()
+            self._ranks_differ = len(set(plan.ranks)) > 1
+        weight = next(self.parameters())
+        for name in ("state_write", "state_read"):
+            matrix = None
+            if not full:
+                assert plan is not None
+                shape = (len(plan.ranks), plan.state_size, plan.width)
+                matrix = nn.Parameter(weight.new_zeros(shape), requires_grad=False)
+            self.register_parameter(name, matrix)
+
+    def mix(self, hidden_states: Tensor, attention_mask: Tensor | None, layer: Any) -> Tensor:
+        """Everything before and after `advanced`; each kind of mixer has its own."""
+        raise NotImplementedError
+
+    def scan(
+        self, state: Tensor | None, inputs: Sequence[Tensor], reads: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def forward(self, hidden_states, cache_params=None, attention_mask=None, **kwargs):
+        if self.compression_disabled:
+            return super().forward(
+                hidden_states, cache_params=cache_params, attention_mask=attention_mask, **kwargs
+            )
+        packed = [name for name in PACKED_SEQUENCES if kwargs.get(name) is not None]
+        if packed:
+            raise NotSupportedError(
+                f"{', '.join(packed)}: several sequences packed into one row are not supported by "
+                "a compressed recurrent state; pad them instead"
+            )
+        layer = None
+        if cache_params is not None and self.state_plan is not None:
+            layer = self.take_over(cache_params)
+        return self.mix(hidden_states, attention_mask, layer)
+
+    def take_over(self, cache: Cache) -> StateCacheMixin:
+        """This mixer's layer of a cache, which becomes one of ours at the first time."""
+        return state_layer(cache, self.layer_idx, self.state_layout())
+
+    def state_layout(self) -> StateLayout:
+        """How this mixer's states lie in a cache."""
+        assert self.state_plan is not None
+        dtype = self.conv1d.weight.dtype
+        if dtype not in (torch.float16, torch.bfloat16):
+            dtype = torch.float32 if self._codec.lossless else torch.float16
+        return StateLayout(
+            codec=self._codec,
+            replay_length=self.state_plan.replay_length,
+            conv_columns=self.state_plan.conv_kernel - 1,
+            dtype=dtype,
+            exact_inputs=self.exact_inputs,
+        )
+
+    def convolved(self, columns: Tensor, layer: Any) -> Tensor:
+        """Causal depthwise convolution and activation of columns (B, C, T)."""
+        weight, bias = self.conv1d.weight, self.conv1d.bias
+        context = weight.shape[-1] - 1
+        if layer is None:
+            window = nn.functional.pad(columns, (context, 0))
+        else:
+            window = layer.conv_window(columns)
+        if columns.shape[-1] == 1:
+            out = (window * weight[:, 0]).sum(-1, keepdim=True)
+            out = out if bias is None else out + bias[:, None]
+        else:
+            out = nn.functional.conv1d(window, weight, bias, groups=weight.shape[0])
+        return nn.functional.silu(out)
+
+    def advanced(self, inputs: Sequence[Tensor], reads: Tensor, layer: Any) -> Tensor:
+        """y (B, T, M, P) of all tokens, through the cache layer if there is one."""
+        if layer is not None:
+            return layer.advance(self, inputs, reads)
+        y, _ = self.scan(None, inputs, reads)
+        if self.state_observer is not None:
+            self.state_observer(self, inputs, reads, y)
+        return y
+
+    def narrowed(self, channels: Tensor, matrix: nn.Parameter | None) -> Tensor:
+        """Channels (B, T, G, N) in the stored basis, (B, T, G, r)."""
+        if matrix is None:
+            return channels
+        return torch.einsum("btgn,gnr->btgr", channels, matrix.float())
+
+    def packed(self, channels: Tensor) -> Tensor:
+        """(B, T, G, r) without the empty channels of narrower groups, (B, T, sum of ranks)."""
+        if self.state_plan is None or not self._ranks_differ:
+            return channels.flatten(2)
+        parts = [channels[:, :, g, :r] for g, r in enumerate(self.state_plan.ranks)]
+        return torch.cat(parts, dim=-1)
+
+    def unpacked(self, channels: Tensor, num_groups: int) -> Tensor:
+        """The inverse of `packed`."""
+        if self.state_plan is None or not self._ranks_differ:
+            return channels.unflatten(-1, (num_groups, -1))
+        wide = channels.new_zeros(*channels.shape[:2], num_groups, self.state_plan.width)
+        for g, part in enumerate(channels.split(self.state_plan.ranks, dim=-1)):
+            wide[:, :, g, : part.shape[-1]] = part
+        return wide
+
+
+def masked(hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """Hidden states (B, T, E) with zeros where the mask (B, T) has padding."""
+    if attention_mask is None or attention_mask.ndim != 2:
+        return hidden_states
+    return (hidden_states * attention_mask[:, :, None]).to(hidden_states.dtype)
+
+
+@memoized
+def _compressed_class(kind_class: Any, source_class: Any) -> Any:
+    namespace = {"__module__": source_class.__module__, "__doc__": source_class.__doc__}
+    return type(source_class.__name__, (kind_class, source_class), namespace)
+
+
+def mixer_class(kind: str) -> type[RecurrentMixer]:
+    """The compressed mixer of a kind."""
+    from .gated_delta_net_mixer import GatedDeltaNetMixer
+    from .mamba1_mixer import Mamba1Mixer
+    from .mamba2_mixer import Mamba2Mixer
+
+    return {
+        "mamba2": Mamba2Mixer,
+        "mamba": Mamba1Mixer,
+        "gated_delta_net": GatedDeltaNetMixer,
+    }[kind]
+
+
+COMPRESSIBLE_KINDS = ("mamba2", "mamba", "gated_delta_net")
+
+
+def install_mixer(module: nn.Module, kind: str, plan: StatePlan | None) -> RecurrentMixer:
+    """Turn a source's mixer into a compressed one, in place."""
+    source_class: Any = type(module)
+    kind_class: Any = mixer_class(kind)
+    module.__class__ = _compressed_class(kind_class, source_class)
+    assert isinstance(module, RecurrentMixer)
+    module.compress_state(plan)
+    return module
+
+
+def uninstall_mixer(module: RecurrentMixer) -> None:
+    """Give a mixer its source's class back."""
+    bases: Any = type(module).__mro__
+    for name in ("state_write", "state_read"):
+        del module._parameters[name]
+    for name in ("state_plan", "state_observer", "compression_disabled", "_codec", "_ranks_differ"):
+        module.__dict__.pop(name, None)
+    module.__class__ = bases[bases.index(RecurrentMixer) + 1]
+
+
+@contextmanager
+def observed_mixers(mixers: dict[int, tuple[nn.Module, str]], observer: Observer):
+    """Within this context `observer` sees what each mixer (module, kind) writes and reads."""
+    installed = [install_mixer(module, kind, None) for module, kind in mixers.values()]
+    for mixer in installed:
+        mixer.state_observer = observer
+    try:
+        yield
+    finally:
+        for mixer in installed:
+            uninstall_mixer(mixer)

@@ -1,0 +1,117 @@
+"""The recurrence of Mamba-2 as pure functions: one step, and many steps in chunks.
+
+    S_t = exp(dt_t A) S_(t-1) + dt_t x_t B_t^T,    y_t = S_t C_t
+
+per head, with a scalar decay; heads of one group share B and C. A basis change of the state's
+channels therefore commutes with it: with B' = L^T B and C' = R^T C the same functions run at any
+width r. Everything is float32; S is (B, M, P, r).
+
+Reference: Dao and Gu, Transformers are SSMs (arXiv 2405.21060), section 6.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+CHUNK = 64
+"""Tokens that are read against each other at once."""
+
+
+def per_head(tensor: Tensor, num_heads: int) -> Tensor:
+    """(B, T, G, n) -> (B, T, M, n): every head sees what its group shares."""
+    groups = tensor.shape[2]
+    return tensor if groups == num_heads else tensor.repeat_interleave(num_heads // groups, dim=2)
+
+
+def ssd_step(
+    state: Tensor, x: Tensor, dt: Tensor, A: Tensor, write: Tensor, read: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One token.
+
+    Args:
+        state: S, (B, M, P, r).
+        x: (B, M, P).
+        dt: step sizes after softplus, (B, M).
+        A: negative decay rates, (M,).
+        write: B, (B, G, r).
+        read: C, (B, G, r).
+
+    Returns:
+        y (B, M, P), and the new state.
+    """
+    M = x.shape[1]
+    write, read = (per_head(v[:, None], M)[:, 0] for v in (write, read))
+    decay = torch.exp(dt * A)[..., None, None]
+    state = state * decay + (x * dt[..., None])[..., None] * write[:, :, None]
+    return torch.matmul(state, read[..., None])[..., 0], state
+
+
+def ssd_scan(
+    state: Tensor | None, x: Tensor, dt: Tensor, A: Tensor, write: Tensor, read: Tensor
+) -> tuple[Tensor, Tensor]:
+    """T tokens, of which the last n are read.
+
+    Args:
+        state: S before the first token, (B, M, P, r); None for zeros.
+        x: (B, T, M, P).
+        dt: (B, T, M).
+        A: (M,).
+        write: B, (B, T, G, r).
+        read: C of the last n tokens, (B, n, G, r), n <= T.
+
+    Returns:
+        y (B, n, M, P), and the state after the last token.
+    """
+    if x.shape[1] == 1 and read.shape[1] == 1 and state is not None:
+        y, state = ssd_step(state, x[:, 0], dt[:, 0], A, write[:, 0], read[:, 0])
+        return y[:, None], state
+    return gated_scan(state, x * dt[..., None], dt * A, write, read)
+
+
+def gated_scan(
+    state: Tensor | None, values: Tensor, log_decay: Tensor, write: Tensor, read: Tensor
+) -> tuple[Tensor, Tensor]:
+    """S_t = exp(a_t) S_(t-1) + v_t B_t^T and y_t = S_t C_t, over T tokens, the last n read.
+
+    Args:
+        state: (B, M, P, r), or None for zeros.
+        values: v, (B, T, M, P).
+        log_decay: a <= 0, (B, T, M).
+        write: B, (B, T, G, r).
+        read: C of the last n tokens, (B, n, G, r).
+
+    Returns:
+        y (B, n, M, P), and the state after the last token.
+    """
+    tokens, unread = values.shape[1], values.shape[1] - read.shape[1]
+    if state is None:
+        state = values.new_zeros(values.shape[0], *values.shape[2:], write.shape[-1])
+    outputs = [values[:, :0]]
+    for start in range(0, tokens, CHUNK):
+        part = slice(start, min(start + CHUNK, tokens))
+        seen = slice(max(0, part.start - unread), max(0, part.stop - unread))
+        y, state = _chunk(state, values[:, part], log_decay[:, part], write[:, part], read[:, seen])
+        outputs.append(y)
+    return torch.cat(outputs, dim=1), state
+
+
+def _chunk(
+    state: Tensor, values: Tensor, log_decay: Tensor, write: Tensor, read: Tensor
+) -> tuple[Tensor, Tensor]:
+    tokens, M, n = values.shape[1], values.shape[2], read.shape[1]
+    y = values[:, :0]
+    rows, columns = per_head(read, M).transpose(1, 2), per_head(write, M).transpose(1, 2)
+    values = values.transpose(1, 2)  # (B, M, T, P)
+    total = torch.cumsum(log_decay, dim=1).transpose(1, 2)  # (B, M, T)
+    if n:
+        own = total[..., tokens - n :]
+        between = own[..., :, None] - total[..., None, :]
+        future = torch.ones(n, tokens, dtype=torch.bool, device=values.device).triu(tokens - n + 1)
+        weights = torch.exp(between.masked_fill(future, -torch.inf))
+        inside = (rows @ columns.transpose(-1, -2) * weights) @ values
+        before = (rows @ state.transpose(-1, -2)) * torch.exp(own)[..., None]
+        y = (inside + before).transpose(1, 2)
+    to_end = torch.exp(total[..., -1:] - total)[..., None]
+    state = state * torch.exp(total[..., -1])[..., None, None]
+    return y, state + values.transpose(-1, -2) @ (columns * to_end)

@@ -1,0 +1,11 @@
+"""Fine-tuning of converted models: bases on the Stiefel manifold, everything else by AdamW.
+
+texts -> sequences (`data`) -> metric -> `TrainableBases` (`attachment`) -> `Objective` over the
+loop of transformers (`loop`) -> an ordinary converted model again.
+"""
+
+from .nested import cut_ranks
+from .settings import TrainingConfig
+from .trainer import MLATrainer
+
+__all__ = ["MLATrainer", "TrainingConfig", "cut_ranks"]

@@ -1,0 +1,181 @@
+"""A model set up for training, and put back afterwards as an ordinary converted model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..errors import ConfigError
+from ..modules.latent_attention import LatentAttention
+from .bases import TrainableBases, latent_modules
+from .metric import output_metrics
+from .optimizer import NamedParameter
+from .settings import TrainingConfig
+from .targets import latent_layers
+
+BASES = "training_bases"
+"""Attribute of a model under training: its `TrainableBases`."""
+
+
+class Attachment:
+    """What trains in a model: its bases, encoders, biases and the extras asked for.
+
+    Everything else is frozen. Trained weights are in float32, beside others in bfloat16; a float16
+    model is in float32 throughout. `release` brings the ordinary weights up to date and removes all
+    traces; use it as a context manager.
+
+    Args:
+        model: a converted model.
+        sequences: token ids (1, T) each, to measure the metric on.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, config: TrainingConfig, sequences: Iterable[Tensor]
+    ) -> None:
+        if hasattr(model, BASES):
+            raise ConfigError("the model is being trained already; wait for the other trainer")
+        self.model = model
+        self.config = config
+        self.modules = latent_modules(model)
+        self._training = [(module, module.training) for module in model.modules()]
+        self._required = [(p, p.requires_grad) for p in model.parameters()]
+        self._dtypes: list[tuple[nn.Parameter, torch.dtype]] = []
+        self._use_cache = getattr(model.config, "use_cache", None)
+        try:
+            self._set_up(sequences)
+        except BaseException:
+            self._restore()
+            raise
+        self._hook = model.register_forward_pre_hook(self._before_forward)
+
+    def _set_up(self, sequences: Iterable[Tensor]) -> None:
+        for parameter, _ in self._required:
+            parameter.requires_grad_(False)
+            if parameter.dtype == torch.float16:  # its gradients would underflow
+                self._promote(parameter)
+        self.metrics = output_metrics(
+            self.model,
+            self.modules,
+            sequences,
+            metric=self.config.metric,
+            seed=self.config.seed,
+        )
+        self.bases = TrainableBases(
+            self.modules,
+            self.metrics,
+            damping=self.config.metric_damping,
+            constrained=self.config.constrained,
+        )
+        extras = self._extras()
+        self.borrowed = [(p, p.data.clone()) for _, p in extras]
+        self.model.add_module(BASES, self.bases)
+        self.parameters = self._parameters(extras)
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(self, *_exception) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Make the model an ordinary converted model again, with the weights it has now."""
+        if not hasattr(self.model, BASES):
+            return
+        self._hook.remove()
+        self.bases.write_back()
+        self._restore()
+
+    def _restore(self) -> None:
+        if hasattr(self.model, BASES):
+            delattr(self.model, BASES)
+        for parameter, dtype in self._dtypes:
+            parameter.data = parameter.data.to(dtype)
+        for parameter, required in self._required:
+            parameter.requires_grad_(required)
+            parameter.grad = None
+        for module, training in self._training:
+            module.training = training
+        if self._use_cache is not None:
+            self.model.config.use_cache = self._use_cache
+
+    def _before_forward(self, model: PreTrainedModel, _args) -> None:
+        """Training passes read U from the factors, all others the weights."""
+        if next(iter(self.modules.values())).compression_disabled and not torch.is_grad_enabled():
+            return  # the original is at work
+        if torch.is_grad_enabled():
+            self.bases.shadow()
+        else:
+            self.bases.write_back()
+
+    @property
+    def width(self) -> int:
+        """E."""
+        return next(iter(self.modules.values())).kv_a_proj.in_features
+
+    def metrics_by_layer(self) -> dict[int, Tensor]:
+        """The metric of [k; v] of each cache layer."""
+        of_module = {m.plan.layer_ids: self.metrics[name] for name, m in self.modules.items()}
+        return {
+            layer_idx: of_module[module.plan.layer_ids]
+            for layer_idx, module in latent_layers(self.model).items()
+        }
+
+    def _parameters(self, extras: list[tuple[str, nn.Parameter]]) -> list[NamedParameter]:
+        found = []
+        for name, parameter in self.bases.named_parameters():
+            found.append(NamedParameter(f"{BASES}.{name}", parameter, _rms(parameter)))
+        named: dict[int, tuple[str, nn.Parameter, float]] = {}
+        for name, module in self.modules.items():
+            for suffix, parameter, size in _learned(module):
+                named.setdefault(id(parameter), (f"{name}.{suffix}", parameter, size))
+        for name, parameter in extras:
+            named.setdefault(id(parameter), (name, parameter, _rms(parameter)))
+        for name, parameter, size in named.values():
+            if parameter.dtype == torch.bfloat16:
+                self._promote(parameter)
+            parameter.requires_grad_(True)
+            found.append(NamedParameter(name, parameter, size))
+        return found
+
+    def _promote(self, parameter: nn.Parameter) -> None:
+        """To float32 until `release`."""
+        self._dtypes.append((parameter, parameter.dtype))
+        parameter.data = parameter.data.float()
+
+    def _extras(self) -> list[tuple[str, nn.Parameter]]:
+        places = {"queries": "q_proj", "outputs": "o_proj"}
+        found = []
+        if "norms" in self.config.extras:
+            for name, module in self.model.named_modules():
+                if "norm" in type(module).__name__.lower() and "source_attention" not in name:
+                    found += [(f"{name}.{n}", p) for n, p in module.named_parameters(recurse=False)]
+        for extra, attribute in places.items():
+            if extra not in self.config.extras:
+                continue
+            for name, module in self.modules.items():
+                projection = getattr(module, attribute)
+                found += [(f"{name}.{attribute}.{n}", p) for n, p in projection.named_parameters()]
+        return found
+
+
+def _learned(module: LatentAttention) -> Iterable[tuple[str, nn.Parameter, float]]:
+    """(name, parameter, size) of a module's encoder and biases. A bias moves by shares of the
+    spread of what it is added to."""
+    weight = module.kv_a_proj.weight
+    yield "kv_a_proj.weight", weight, _rms(weight)
+    yield "kv_a_proj.bias", module.kv_a_proj.bias, 1.0  # channels have unit variance
+    if module.kv_a_adapters is not None:
+        for name, parameter in module.kv_a_adapters.named_parameters():
+            yield f"kv_a_adapters.{name}", parameter, _rms(parameter)
+    for name in ("k_b_proj", "v_b_proj"):
+        projection = getattr(module, name)
+        spread = _rms(projection.weight) * projection.weight.shape[-1] ** 0.5
+        yield f"{name}.bias", projection.bias, spread
+
+
+def _rms(parameter: Tensor) -> float:
+    size = float(parameter.detach().float().square().mean().sqrt())
+    return size if size > 0 else 1.0

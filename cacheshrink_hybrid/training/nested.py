@@ -1,0 +1,135 @@
+"""Nested ranks: one trained model that can be cut to several cache sizes.
+
+Channels are sorted by what they are worth, so the first share of them is a model of its own, the
+better if training has seen it (`TrainingConfig.nested_ranks`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..errors import ConfigError, PlanError
+from ..latent_model import PLAN_ATTRIBUTE, plan_of
+from ..modules.latent_attention import LatentAttention
+from ..plan import ChannelRun, LatentPlan
+from .targets import latent_layers
+
+CODED_STEP = 8
+"""Coded channels are cut in steps that fill whole bytes at any width."""
+Shared = dict[int, tuple[nn.Parameter, nn.Parameter]]
+"""Old and new parameters by the id of the old one."""
+
+
+def kept_channels(channels: int, share: float, coded: bool) -> int:
+    """Channels that a share of a basis with `channels` means: at least one, or one step."""
+    step = CODED_STEP if coded else 1
+    return min(channels, max(step, step * round(channels * share / step)))
+
+
+@torch.no_grad()
+def cut_ranks(model: PreTrainedModel, share: float) -> PreTrainedModel:
+    """Keep the first share of every latent's channels, of keys and of values each; in place.
+
+    The plan's bytes and ranks become those of the cut model; its predicted losses and read times
+    remain those of the whole one.
+
+    Args:
+        model: a converted model.
+        share: above 0, up to 1.
+
+    Raises:
+        ConfigError: another share.
+        PlanError: keys that are stored rotated, whose channels stand for frequencies.
+    """
+    if not 0 < share <= 1:
+        raise ConfigError(f"share={share!r} must be above 0 and at most 1")
+    plan = plan_of(model)
+    rotated = [latent.layer_ids[0] for latent in plan.latents if latent.method == "rotate"]
+    if rotated:
+        raise PlanError(
+            f"layer {rotated[0]} stores rotated keys, whose channels stand for frequencies; "
+            "convert with another compression_method to cut ranks"
+        )
+    shared: Shared = {}
+    plans: dict[tuple[int, ...], LatentPlan] = {}
+    for module in latent_layers(model).values():
+        ids = module.plan.layer_ids
+        if ids not in plans:
+            keys, values = _channels(module, share)
+            plans[ids] = _cut_plan(module.plan, keys, values)
+            _cut_weights(module, keys, values, shared)
+    for module in latent_layers(model).values():  # all places of shared modules
+        module.plan = plans[module.plan.layer_ids]
+        module.codec = module.plan.codec() if module.plan.coded else None
+    latents = tuple(plans[latent.layer_ids] for latent in plan.latents)
+    setattr(model.config, PLAN_ATTRIBUTE, replace(plan, latents=latents).to_dict())
+    return model
+
+
+def _channels(module: LatentAttention, share: float) -> tuple[int, int]:
+    """Channels kept for keys and for values; equal in a joint latent."""
+    plan = module.plan
+    values = kept_channels(plan.value_rank, share, plan.coded)
+    if plan.method == "joint":
+        return values, values
+    heads = module.num_key_value_heads if plan.method == "per_head" else 1
+    return heads * kept_channels(plan.key_rank // heads, share, plan.coded), values
+
+
+def _cut_plan(plan: LatentPlan, keys: int, values: int) -> LatentPlan:
+    if plan.method == "joint":
+        runs = _first(plan.runs, 0, keys)
+        rank = keys
+    else:
+        runs = _first(plan.runs, 0, keys) + _first(plan.runs, plan.key_rank, values)
+        rank = keys + values
+    return replace(plan, kv_lora_rank=rank, key_rank=keys, value_rank=values, runs=tuple(runs))
+
+
+def _first(runs: Sequence[ChannelRun], start: int, count: int) -> list[ChannelRun]:
+    """The parts of runs that hold the channels [start, start + count)."""
+    found, first = [], 0
+    for run in runs:
+        inside = min(first + run.channels, start + count) - max(first, start)
+        if inside > 0:
+            found.append(ChannelRun(channels=inside, bits=run.bits))
+        first += run.channels
+    return found
+
+
+def _cut_weights(
+    module: LatentAttention,
+    keys: int,
+    values: int,
+    shared: dict[int, tuple[nn.Parameter, nn.Parameter]],
+) -> None:
+    plan = module.plan
+    rows = torch.arange(keys, device=module.kv_a_proj.weight.device)
+    if plan.method != "joint":
+        rows = torch.cat([rows, torch.arange(values, device=rows.device) + plan.key_rank])
+
+    def cut(weight: nn.Parameter, pick: Callable[[Tensor], Tensor]) -> nn.Parameter:
+        """The same new parameter for all modules that share the old one."""
+        if id(weight) not in shared:
+            new = nn.Parameter(pick(weight).contiguous(), requires_grad=weight.requires_grad)
+            shared[id(weight)] = weight, new  # the old one too, so that no other gets its id
+        return shared[id(weight)][1]
+
+    encoder = module.kv_a_proj
+    encoder.weight = cut(encoder.weight, lambda w: w[rows])
+    encoder.bias = cut(encoder.bias, lambda b: b[rows])
+    encoder.out_features = len(rows)
+    for adapter in (module.kv_a_adapters or {}).values():
+        adapter[1].weight = cut(adapter[1].weight, lambda w: w[rows])
+        adapter[1].out_features = len(rows)
+    per_weight = keys // module.k_b_proj.weight.shape[0] if plan.method == "per_head" else keys
+    module.k_b_proj.weight = cut(module.k_b_proj.weight, lambda w: w[..., :per_weight])
+    module.v_b_proj.weight = cut(module.v_b_proj.weight, lambda w: w[..., :values])
+    module.k_b_proj.in_features, module.v_b_proj.in_features = keys, values
+    if module.latent_reach is not None:
+        module.latent_reach = cut(module.latent_reach, lambda r: r[rows])

@@ -1,0 +1,375 @@
+"""`MLATrainer`: fine-tuning of a converted model, from texts to statistics, on one page."""
+
+from __future__ import annotations
+
+import math
+import random
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+)
+
+from ..errors import ConfigError
+from ..evaluation.perplexity import score_sequences
+from ..latent_model import plan_of
+from .attachment import Attachment
+from .data import EMPTY, collate, training_sequences
+from .loop import LatentTrainer
+from .objective import Objective
+from .optimizer import make_optimizer
+from .output import check_writable, last_checkpoint
+from .settings import TrainingConfig
+from .targets import Original, check_teacher
+
+MEASURED_SEQUENCES = 32
+"""Training sequences that perplexity is measured on where no evaluation texts are given."""
+
+
+class MLATrainer:
+    """Fine-tunes what compression introduced: bases on the Stiefel manifold, encoders, biases.
+
+    Args:
+        model: a converted model; it is trained in place.
+        tokenizer: not needed for data sets of token ids.
+        euclidean_lr, riemannian_lr, reconstruction_alpha: see `TrainingConfig`.
+        use_distillation, use_reconstruction_loss: `loss="distillation"` or `"reconstruction"`.
+        teacher_model: the original model. Without it the converted model teaches itself with
+            compression switched off, which needs `store_original_weights=True`.
+        output_dir: for checkpoints; needed with `save_steps` and `early_stopping_patience`.
+        **settings: the other fields of `TrainingConfig`.
+
+    Raises:
+        ConfigError: bad or unknown settings, all listed; both losses at once; a teacher with
+            another vocabulary.
+        UnsupportedModelError: a model that is not converted, or no original to compare with.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        euclidean_lr: float | None = None,
+        riemannian_lr: float | None = None,
+        use_distillation: bool = False,
+        use_reconstruction_loss: bool = False,
+        reconstruction_alpha: float = 0.3,
+        teacher_model: PreTrainedModel | None = None,
+        output_dir: str | Path | None = None,
+        **settings: Any,
+    ) -> None:
+        if use_distillation and use_reconstruction_loss:
+            raise ConfigError(
+                "use_distillation and use_reconstruction_loss are two losses; choose one"
+            )
+        if use_distillation or use_reconstruction_loss:
+            if "loss" in settings:
+                raise ConfigError(
+                    f"loss={settings['loss']!r} and use_distillation or use_reconstruction_loss "
+                    "both choose the loss; give one of them"
+                )
+            settings["loss"] = "distillation" if use_distillation else "reconstruction"
+        self.config = TrainingConfig.from_dict(
+            {
+                "euclidean_lr": euclidean_lr,
+                "riemannian_lr": riemannian_lr,
+                "reconstruction_alpha": reconstruction_alpha,
+                **settings,
+            }
+        )
+        self.model = model
+        self.tokenizer = tokenizer
+        self.teacher = teacher_model
+        self.output_dir = None if output_dir is None else Path(output_dir)
+        plan = plan_of(model)
+        self._check(plan.latents)
+        # Raises now if there is no original to learn from.
+        if self.config.loss != "lm":
+            Original(model, teacher_model, [])
+
+    def _check(self, latents) -> None:
+        config = self.config
+        if self.teacher is not None:
+            if config.loss in ("lm", "local"):
+                raise ConfigError(
+                    f"teacher_model is not used by loss={config.loss!r}; leave it out, or take "
+                    "'distillation' or 'reconstruction'"
+                )
+            check_teacher(self.model, self.teacher)
+        if self.output_dir is None and (config.save_steps or config.early_stopping_patience):
+            raise ConfigError("save_steps and early_stopping_patience need output_dir")
+        if config.report_to != "none" and self.output_dir is None:
+            raise ConfigError(f"report_to={config.report_to!r} needs output_dir")
+        if config.nested_ranks and any(latent.method == "rotate" for latent in latents):
+            raise ConfigError(
+                "nested_ranks do not fit keys that are stored rotated; convert with another "
+                "compression_method"
+            )
+
+    def train(
+        self,
+        dataset: Iterable,
+        num_epochs: float | None = None,
+        batch_size: int | None = None,
+        max_length: int | None = None,
+        *,
+        eval_dataset: Iterable | None = None,
+        resume_from_checkpoint: bool | str | Path = False,
+    ) -> dict[str, Any]:
+        """Train on a data set and leave the model in evaluation mode.
+
+        Args:
+            dataset: texts, records with `text` or `input_ids`, or token ids.
+            num_epochs, batch_size, max_length: in place of those of the settings.
+            eval_dataset: as `dataset`, for perplexities; without it they are measured on the first
+                32 training sequences.
+            resume_from_checkpoint: a directory written by `save_steps`, or True for the last
+                complete one in `output_dir`.
+
+        Returns:
+            `train_loss` (mean over all steps), `losses` (one record per log line),
+            `perplexity_before` and `perplexity_after` and `perplexity_of` (`evaluation` or
+            `training` texts), `orthonormality_error` (max |U^T M U - I| with scales divided out;
+            None without the constraint), `steps`, `tokens` (predicted, on this process),
+            `seconds`, `tokens_per_second`, `peak_memory_bytes`, `trainable_parameters`.
+
+        Raises:
+            CalibrationError: no usable text.
+            TrainingError: unwritable output, or a loss or gradient that is not finite. The model
+                then holds the weights of the last good step.
+            CheckpointError: a checkpoint that does not fit.
+        """
+        given = {"num_epochs": num_epochs, "batch_size": batch_size, "max_length": max_length}
+        changed = {name: value for name, value in given.items() if value is not None}
+        config = TrainingConfig.from_dict({**self.config.to_dict(), **changed})
+        sequences = training_sequences(self.tokenizer, dataset, config.max_length)
+        measured = sequences[:MEASURED_SEQUENCES]
+        if eval_dataset is not None:
+            measured = training_sequences(self.tokenizer, eval_dataset, config.max_length)
+        self._check_tokens(sequences + measured)
+        checkpoint = self._checkpoint(resume_from_checkpoint)
+        with ExitStack() as stack:
+            directory = self.output_dir
+            if directory is None:
+                directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            arguments = _arguments(config, directory, _computes_in_bf16(config, self.model))
+            self.model.to(arguments.device)
+            if self.teacher is not None:
+                self.teacher.to(arguments.device)
+            some = sequences[:: max(1, len(sequences) // config.metric_sequences)]
+            attachment = stack.enter_context(
+                Attachment(
+                    self.model, config, [ids[None] for ids in some[: config.metric_sequences]]
+                )
+            )
+            if self.output_dir is not None:
+                check_writable(directory, _needed_bytes(attachment, config))
+            stats = self._run(config, arguments, attachment, sequences, measured, checkpoint)
+        self.model.eval()
+        return stats | {
+            "perplexity_of": "training" if eval_dataset is None else "evaluation",
+            "settings": config.to_dict(),
+        }
+
+    def _run(
+        self,
+        config: TrainingConfig,
+        arguments: TrainingArguments,
+        attachment: Attachment,
+        sequences: list[Tensor],
+        measured: list[Tensor],
+        checkpoint: Path | None,
+    ) -> dict[str, Any]:
+        original = None
+        if config.loss != "lm":
+            original = Original(self.model, self.teacher, attachment.borrowed)
+
+        def measure(share: slice = slice(None)) -> tuple[float, int]:
+            with _autocast(arguments):
+                result = score_sequences(self.model, measured[share], batch_size=config.batch_size)
+            return result.total_nll, result.num_tokens
+
+        def own_share() -> tuple[float, int]:
+            own = slice(arguments.process_index, None, arguments.world_size)
+            return measure(own) if measured[own] else (0.0, 0)
+
+        def set_rank(step: int) -> None:
+            if config.nested_ranks:
+                chooser = random.Random(f"{config.seed} {step}")
+                attachment.bases.kept_share = chooser.choice(config.nested_ranks)
+
+        callbacks = []
+        if config.early_stopping_patience is not None:
+            callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
+        trainer = LatentTrainer(
+            attachment=attachment,
+            objective=Objective(config, original, attachment.metrics_by_layer()),
+            measure=own_share,
+            on_step=set_rank,
+            args=arguments,
+            data_collator=collate,
+            train_dataset=[*({"input_ids": ids} for ids in sequences), EMPTY],
+            eval_dataset=[{"input_ids": ids} for ids in measured],
+            callbacks=callbacks,
+            optimizers=(
+                make_optimizer(
+                    attachment.parameters,
+                    width=attachment.width,
+                    euclidean_lr=config.euclidean_lr,
+                    riemannian_lr=config.riemannian_lr,
+                    learning_rate_scale=config.learning_rate_scale,
+                    weight_decay=config.weight_decay,
+                ),
+                None,
+            ),
+        )
+        self.model.eval()
+        before = _perplexity(measure())
+        start = time.perf_counter()
+        try:
+            result = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        finally:
+            trainer.close()
+        seconds = (
+            time.perf_counter()
+            - start
+            - sum(record.get("eval_seconds", 0.0) for record in trainer.state.log_history)
+        )
+        attachment.bases.kept_share = 1.0
+        self.model.eval()
+        after = _perplexity(measure())
+        return {
+            "train_loss": result.training_loss,
+            "losses": [
+                record
+                for record in trainer.state.log_history
+                if "loss" in record or "eval_loss" in record
+            ],
+            "perplexity_before": before,
+            "perplexity_after": after,
+            "orthonormality_error": attachment.bases.orthonormality_error(),
+            "steps": trainer.state.global_step,
+            "tokens": trainer.num_tokens,
+            "seconds": seconds,
+            "tokens_per_second": trainer.num_tokens / seconds,
+            "peak_memory_bytes": _peak_memory_bytes(arguments.device),
+            "trainable_parameters": sum(p.parameter.numel() for p in attachment.parameters),
+        }
+
+    def _check_tokens(self, sequences: Sequence[Tensor]) -> None:
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        largest = max(int(ids.max()) for ids in sequences)
+        if largest >= vocabulary or min(int(ids.min()) for ids in sequences) < 0:
+            raise ConfigError(
+                f"the data set holds token {largest}, but the model's vocabulary has {vocabulary} "
+                "tokens; use the model's own tokenizer"
+            )
+
+    def _checkpoint(self, wanted: bool | str | Path) -> Path | None:
+        if wanted is False:
+            return None
+        if wanted is not True:
+            return Path(wanted)
+        found = None if self.output_dir is None else last_checkpoint(self.output_dir)
+        if found is None:
+            raise ConfigError(
+                f"there is no complete checkpoint in {self.output_dir} to resume from; start "
+                "without resume_from_checkpoint, with save_steps"
+            )
+        return found
+
+
+def _arguments(config: TrainingConfig, directory: Path, bf16: bool) -> TrainingArguments:
+    quiet = config.report_to == "none" and not sys.stderr.isatty()
+    arguments = TrainingArguments(
+        output_dir=str(directory),
+        num_train_epochs=config.num_epochs,
+        max_steps=-1 if config.max_steps is None else config.max_steps,
+        per_device_train_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        learning_rate=1.0,  # every group has its own
+        warmup_steps=config.warmup_steps,
+        lr_scheduler_type=config.lr_scheduler_type,
+        max_grad_norm=config.max_grad_norm,
+        bf16=bf16,
+        use_cpu=not torch.accelerator.is_available(),
+        **_checkpointing(config.gradient_checkpointing),
+        eval_strategy="no" if config.eval_steps is None else "steps",
+        eval_steps=config.eval_steps,
+        save_strategy="no" if config.save_steps is None else "steps",
+        save_steps=config.save_steps or 500,
+        save_total_limit=config.save_total_limit,
+        load_best_model_at_end=config.early_stopping_patience is not None,
+        metric_for_best_model="eval_perplexity" if config.early_stopping_patience else None,
+        greater_is_better=False if config.early_stopping_patience else None,
+        logging_steps=config.logging_steps,
+        logging_nan_inf_filter=False,
+        report_to=config.report_to,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        seed=config.seed,
+        data_seed=config.seed,
+        disable_tqdm=quiet,
+        ddp_find_unused_parameters=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+    if arguments.fsdp:
+        raise ConfigError("FSDP cuts parameters into pieces that lie on no manifold; use DDP")
+    if arguments.n_gpu > 1:
+        raise ConfigError(
+            f"one process sees {arguments.n_gpu} devices; start one process per device with "
+            "torchrun or accelerate launch, or set CUDA_VISIBLE_DEVICES"
+        )
+    return arguments
+
+
+def _checkpointing(wanted: bool) -> dict[str, Any]:
+    """Recomputation of activations, under the name that this version of transformers has for it."""
+    name = "activation_checkpointing"
+    if name not in TrainingArguments.__dataclass_fields__:
+        name = "gradient_checkpointing"
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}} if wanted else {}
+
+
+def _computes_in_bf16(config: TrainingConfig, model: nn.Module) -> bool:
+    own = next(model.parameters()).dtype
+    if own == torch.bfloat16 and config.bf16 is False:
+        raise ConfigError("the model is in bfloat16; leave bf16 out, or load it in float32")
+    return own == torch.bfloat16 if config.bf16 is None else config.bf16
+
+
+def _autocast(arguments: TrainingArguments):
+    if not arguments.bf16:
+        return nullcontext()
+    return torch.autocast(arguments.device.type, dtype=torch.bfloat16)
+
+
+def _perplexity(totals: tuple[float, int]) -> float:
+    return math.exp(totals[0] / totals[1])
+
+
+def _needed_bytes(attachment: Attachment, config: TrainingConfig) -> int:
+    """Checkpoints (weights and two moments each, one more while the oldest is being replaced)."""
+    if config.save_steps is None:
+        return 0
+    trained = sum(item.parameter.nbytes for item in attachment.parameters)
+    buffers = sum(buffer.nbytes for buffer in attachment.bases.buffers())
+    return (config.save_total_limit + 1) * (3 * trained + buffers)
+
+
+def _peak_memory_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

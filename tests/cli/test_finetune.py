@@ -1,0 +1,109 @@
+"""The program `finetune`: flags, YAML, outputs, errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cacheshrink_hybrid.checkpoint import load_mla_model
+from cacheshrink_hybrid.cli import main
+from cacheshrink_hybrid.demo import model_path
+from cacheshrink_hybrid.latent_model import plan_of
+
+FAST = ["--max-steps", "2", "--batch-size", "2", "--max-length", "48", "--logging-steps", "1"]
+
+
+@pytest.fixture
+def stories(tmp_path: Path) -> Path:
+    path = tmp_path / "stories.txt"
+    lines = [f"Return the number {i} of items in the list, or None.\n" * 3 for i in range(20)]
+    path.write_text("\n<|endoftext|>\n".join(lines))
+    return path
+
+
+def finetune(*arguments: object) -> int:
+    return main(["finetune", *map(str, arguments)])
+
+
+def test_from_source_to_checkpoint(tmp_path: Path, stories: Path, capsys) -> None:
+    """A source model is converted and trained; what comes out loads, and can be trained on."""
+    output = tmp_path / "out"
+    config = tmp_path / "config.yaml"
+    config.write_text(
+        "max-steps: 50\nloss: distillation\ncompression_ratio: 8\nextras: [norms]\n"
+        f"data: {stories}\nnested_ranks: [1.0, 0.5]\n"
+    )
+    model = model_path()
+    assert finetune(model, "--config", config, "--output", output, *FAST) == 0
+    resolved = yaml.safe_load((output / "config.yaml").read_text())
+    assert resolved["max_steps"] == 2  # the flag wins
+    assert resolved["loss"] == "distillation"
+    assert resolved["extras"] == ["norms"]
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["steps"] == 2
+    assert metrics["perplexity_of"] == "evaluation"
+    assert len([r for r in metrics["losses"] if "loss" in r]) == 2
+    assert (output / "loss.png").stat().st_size > 1000
+    trained, tokenizer = load_mla_model(output / "model")
+    assert plan_of(trained).compression_ratio == pytest.approx(8, rel=0.05)
+    assert tokenizer is not None
+    assert "perplexity" in capsys.readouterr().out
+    again = finetune(output / "model", "--data", stories, "--output", tmp_path / "again", *FAST)
+    assert again == 0
+
+
+def test_resolved_config_is_a_config(tmp_path: Path, stories: Path) -> None:
+    first = tmp_path / "first"
+    arguments = [model_path(), "--data", stories, "--compression-ratio", 8, "--cache-bits", "16"]
+    assert finetune(*arguments, "--output", first, *FAST) == 0
+    second = tmp_path / "second"
+    config = first / "config.yaml"
+    assert finetune(model_path(), "--config", config, "--output", second) == 0
+    losses = [
+        [r["loss"] for r in json.loads((d / "metrics.json").read_text())["losses"] if "loss" in r]
+        for d in (first, second)
+    ]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["--output", "OUT"], "--data is needed"),
+        (["--data", "STORIES"], "--output is needed"),
+        (["--data", "STORIES", "--output", "OUT", "--batch-size", "0"], "batch_size=0"),
+        (["--data", "FEW", "--output", "OUT"], "too few to hold a tenth out"),
+        (["--data", "STORIES", "--output", "FEW"], "cannot be written to"),
+        (["--data", "STORIES", "--output", "OUT", "--config", "BAD"], "unknown settings momentum"),
+        (["--data", "STORIES", "--output", "OUT", "--config", "TYPE"], "of the wrong type"),
+        (["--data", "STORIES", "--output", "OUT", "--config", "CHOICE"], "loss='mse' is unknown"),
+        (["--data", "STORIES", "--output", "OUT", "--config", "NONE"], "cannot be read"),
+        (
+            ["--data", "STORIES", "--output", "OUT", "--loss", "distillation", "--teacher", "NONE"],
+            "cannot be loaded",
+        ),
+    ],
+    ids=["data", "output", "batch", "few", "file", "key", "type", "choice", "no file", "teacher"],
+)
+def test_error(arguments, match: str, tmp_path: Path, stories: Path, capsys) -> None:
+    paths = {"STORIES": stories, "OUT": tmp_path / "out", "NONE": tmp_path / "none"}
+    for name, text in (
+        ("FEW", "one text"),
+        ("BAD", "momentum: 0.9"),
+        ("TYPE", "max_steps: many"),
+        ("CHOICE", "loss: mse"),
+    ):
+        paths[name] = tmp_path / name.lower()
+        paths[name].write_text(text)
+    status = finetune(model_path(), *[paths.get(argument, argument) for argument in arguments])
+    assert status == 2
+    assert match in capsys.readouterr().err
+
+
+def test_unknown_flag(capsys) -> None:
+    with pytest.raises(SystemExit):
+        finetune(model_path(), "--momentum", "0.9")
+    assert "--momentum" in capsys.readouterr().err

@@ -1,0 +1,39 @@
+"""The metric of a converted model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cacheshrink_hybrid.calibrate import calibrate
+from cacheshrink_hybrid.errors import CalibrationError
+from cacheshrink_hybrid.families import model_spec, read_attention
+from cacheshrink_hybrid.training.bases import latent_modules
+from cacheshrink_hybrid.training.metric import output_metrics
+from tests.models import calibration_ids, pair, unchanged
+
+
+@pytest.mark.parametrize("case", ["llama", "qwen3", "granitemoehybrid"])
+def test_lossless_model_has_the_metric_of_its_source(case: str) -> None:
+    both = pair(case)
+    source = both.source
+    parts = read_attention(source, model_spec(source.config))
+    expected = calibrate(source, parts, calibration_ids(), metric="fisher", seed=3)
+    with unchanged(both.converted):
+        modules = latent_modules(both.converted)
+        found = output_metrics(both.converted, modules, calibration_ids(), seed=3)
+    for statistics, metric in zip(expected, found.values(), strict=True):
+        scale = statistics.metric.abs().max()
+        assert (metric - statistics.metric).abs().max() < 1e-3 * scale
+
+
+def test_activation_metric_needs_no_text() -> None:
+    model = pair("llama").converted
+    metrics = output_metrics(model, latent_modules(model), [], metric="activation")
+    assert all(torch.equal(m, torch.eye(len(m), dtype=m.dtype)) for m in metrics.values())
+
+
+def test_no_text() -> None:
+    model = pair("llama").converted
+    with pytest.raises(CalibrationError, match="no tokens"):
+        output_metrics(model, latent_modules(model), [])

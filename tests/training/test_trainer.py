@@ -1,0 +1,352 @@
+"""Training from texts to statistics, on tiny models."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+from cacheshrink_hybrid.errors import (
+    CalibrationError,
+    CheckpointError,
+    ConfigError,
+    TrainingError,
+    UnsupportedModelError,
+)
+from cacheshrink_hybrid.latent_model import compression_disabled
+from cacheshrink_hybrid.modules.latent_attention import LatentAttention
+from cacheshrink_hybrid.training import MLATrainer
+from cacheshrink_hybrid.training.attachment import BASES, Attachment
+from cacheshrink_hybrid.training.data import collate
+from cacheshrink_hybrid.training.objective import Objective
+from cacheshrink_hybrid.training.output import COMPLETE_NAME, last_checkpoint
+from cacheshrink_hybrid.training.settings import TrainingConfig
+from cacheshrink_hybrid.training.targets import Original
+from tests.families.tiny_configs import tiny_model
+from tests.models import calibration_ids, logits_of, pair, random_ids, unchanged
+
+LOSSES = ("lm", "reconstruction", "distillation", "local")
+
+
+def dataset(count: int = 6, length: int = 16) -> list[torch.Tensor]:
+    """Texts of a bigram language, so that there is something to learn."""
+    rows = [random_ids(1, length, seed=i)[0] for i in range(count)]
+    for ids in rows:
+        ids[1::2] = (ids[::2] * 7 + 5) % 96
+    return rows
+
+
+def student(case: str = "llama", ratio: float = 4.0, method: str = "joint", **settings):
+    settings = {"store_original_weights": True, **settings}
+    return copy.deepcopy(pair(case, method, ratio, **settings).converted)
+
+
+def train(model, **settings):
+    texts = settings.pop("texts", None) or dataset()
+    arguments = {key: settings.pop(key) for key in ("resume_from_checkpoint",) if key in settings}
+    settings = {"max_steps": 3, "batch_size": 2, "logging_steps": 1, **settings}
+    return MLATrainer(model, None, **settings).train(texts, **arguments)
+
+
+def losses(stats) -> list[float]:
+    return [record["loss"] for record in stats["losses"] if "loss" in record]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("bits", [16, "auto"], ids=str)
+def test_training_helps(loss: str, bits) -> None:
+    model = student(cache_bits=bits)
+    stats = train(model, loss=loss, max_steps=20, learning_rate_scale=1, warmup_steps=0)
+    found = losses(stats)
+    assert sum(found[-5:]) < sum(found[:5])
+    assert stats["steps"] == 20
+    assert stats["orthonormality_error"] < 1e-6
+    assert stats["tokens"] > 0
+    assert stats["peak_memory_bytes"] > 0
+    assert not model.training
+    if loss == "lm":
+        assert stats["perplexity_after"] < stats["perplexity_before"]
+
+
+@pytest.mark.parametrize("loss", LOSSES[1:])
+@pytest.mark.parametrize("case", ["llama", "falcon_h1", "zamba2-adapters", "gpt2"])
+def test_lossless_model_has_nothing_to_learn_from_its_original(loss: str, case: str) -> None:
+    """At full rank the reconstruction, distillation and local losses are zero but for the lm."""
+    model = student(case, 1.0)
+    config = TrainingConfig(loss=loss, reconstruction_alpha=1.0, distillation_alpha=1.0)
+    batch = collate([{"input_ids": ids} for ids in dataset(2)])
+    attachment = Attachment(model, config, calibration_ids(2))
+    with attachment:
+        original = Original(model, None, attachment.borrowed)
+        objective = Objective(config, original, attachment.metrics_by_layer())
+        _without_dropout(model.train())
+        value = objective(model, batch["input_ids"], batch["labels"])
+    assert abs(float(value.detach())) < 1e-3
+
+
+def _without_dropout(model) -> None:
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        elif isinstance(module, LatentAttention):
+            module.dropout = 0.0
+
+
+def test_targets_come_from_the_original_and_carry_no_gradient() -> None:
+    """Keys and values are compared with those of the original's own pass, not with the student's
+    inputs projected."""
+    model = student()
+    ids = random_ids(2, 12)
+    source = pair("llama", "joint", 4.0, store_original_weights=True).source
+    seen = {}
+    for index, layer in enumerate(source.model.layers):
+        attention = layer.self_attn
+        for name in ("k_proj", "v_proj"):
+            getattr(attention, name).register_forward_hook(
+                lambda _m, _a, out, key=(index, name): seen.__setitem__(key, out)
+            )
+    logits = logits_of(source, ids)
+    for layer in source.model.layers:
+        for name in ("k_proj", "v_proj"):
+            getattr(layer.self_attn, name)._forward_hooks.clear()
+    original = Original(model, None, [])
+    targets = original.key_values(ids)
+    assert len(targets) == len(source.model.layers)
+    for index, target in targets.items():
+        expected = torch.cat([seen[index, "k_proj"], seen[index, "v_proj"]], dim=-1)
+        torch.testing.assert_close(target, expected)
+        assert not target.requires_grad
+    torch.testing.assert_close(original.logits(ids), logits)
+
+
+def test_the_original_stays_while_extras_train() -> None:
+    model = student()
+    ids = random_ids(1, 12)
+    with compression_disabled(model):
+        expected = logits_of(model, ids)
+    with Attachment(model, TrainingConfig(extras=("norms",)), calibration_ids(1)) as attachment:
+        original = Original(model, None, attachment.borrowed)
+        with torch.no_grad():
+            for parameter, _ in attachment.borrowed:
+                parameter.mul_(2)
+        torch.testing.assert_close(original.logits(ids), expected)
+        assert all(torch.equal(p, 2 * first) for p, first in attachment.borrowed)
+
+
+def test_accumulation_equals_a_larger_batch_and_drops_nothing() -> None:
+    """Five sequences of unequal lengths: 4 + 1, as 2 + 2 and 1, give the same steps."""
+    texts = [ids[: 16 - 2 * i] for i, ids in enumerate(dataset(5))]
+    settings = dict(max_steps=None, num_epochs=2, texts=texts, learning_rate_scale=1.0)
+    large = train(student(), batch_size=4, **settings)
+    small = train(student(), batch_size=2, gradient_accumulation_steps=2, **settings)
+    assert large["steps"] == small["steps"] == 4
+    assert losses(small) == pytest.approx(losses(large), rel=1e-4)
+    assert small["tokens"] == large["tokens"] == 2 * sum(len(ids) - 1 for ids in texts)
+
+
+def test_resumed_training_is_the_uninterrupted_one(tmp_path: Path) -> None:
+    """Bit for bit, from the last checkpoint that is whole."""
+    settings = dict(save_steps=2, save_total_limit=3, max_steps=6, nested_ranks=(1.0, 0.5))
+    reference = student(cache_bits="auto")
+    expected = train(reference, output_dir=tmp_path / "whole", **settings)
+
+    class Killed(Exception):
+        pass
+
+    model = student(cache_bits="auto")
+    forward = type(model).forward
+    calls = 0
+
+    def dies(self, *args, **kwargs):
+        nonlocal calls
+        calls += self.training and torch.is_grad_enabled()
+        if calls > 4:
+            raise Killed
+        return forward(self, *args, **kwargs)
+
+    model.forward = dies.__get__(model)
+    with pytest.raises(Killed):
+        train(model, output_dir=tmp_path / "killed", **settings)
+    torn = tmp_path / "killed" / "checkpoint-4" / COMPLETE_NAME
+    torn.unlink()  # as if it had been killed while it wrote this one
+    assert last_checkpoint(tmp_path / "killed").name == "checkpoint-2"
+    resumed = student(cache_bits="auto")
+    stats = train(resumed, output_dir=tmp_path / "killed", resume_from_checkpoint=True, **settings)
+    assert losses(stats) == losses(expected)
+    for (name, a), b in zip(
+        reference.state_dict().items(), resumed.state_dict().values(), strict=True
+    ):
+        assert torch.equal(a, b), name
+
+
+def test_gradient_checkpointing_changes_nothing() -> None:
+    for loss in ("lm", "reconstruction"):
+        plain = train(student(), loss=loss)
+        lean = train(student(), loss=loss, gradient_checkpointing=True)
+        assert losses(lean) == pytest.approx(losses(plain), rel=1e-5)
+
+
+def test_bfloat16() -> None:
+    model = student().bfloat16()
+    stats = train(model)
+    assert stats["settings"]["bf16"] is None
+    assert all(torch.isfinite(torch.tensor(losses(stats))))
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+def test_float16_models_train_in_single_precision() -> None:
+    """And are what they were afterwards, but for what was trained."""
+    model = student().half()
+    frozen = {n: t.clone() for n, t in model.state_dict().items() if "mlp" in n or "q_proj" in n}
+    stats = train(model, loss="reconstruction")
+    assert all(torch.isfinite(torch.tensor(losses(stats))))
+    assert {p.dtype for p in model.parameters()} == {torch.float16}
+    assert all(torch.equal(model.state_dict()[n], t) for n, t in frozen.items())
+
+
+def test_early_stop_keeps_the_best(tmp_path: Path) -> None:
+    """Steps that only do harm are stopped, and the weights of the best evaluation come back."""
+    model = student()
+    stats = train(
+        model,
+        output_dir=tmp_path,
+        max_steps=20,
+        eval_steps=1,
+        save_steps=1,
+        early_stopping_patience=2,
+        learning_rate_scale=100,
+        warmup_steps=0,
+    )
+    assert stats["steps"] < 20
+    found = [r["eval_perplexity"] for r in stats["losses"] if "eval_perplexity" in r]
+    assert stats["perplexity_after"] == pytest.approx(min(found), rel=1e-4)
+
+
+def test_unconstrained() -> None:
+    stats = train(student(), constrained=False)
+    assert stats["orthonormality_error"] is None
+
+
+def test_teacher_of_its_own() -> None:
+    """A teacher model teaches the same as the source weights that were kept."""
+    kept = train(student(), use_distillation=True)
+    teacher = copy.deepcopy(tiny_model("llama"))
+    bare = student(store_original_weights=False)
+    taught = train(bare, use_distillation=True, teacher_model=teacher)
+    assert losses(taught) == pytest.approx(losses(kept), rel=1e-4)
+
+
+def test_nan_stops_before_it_does_harm() -> None:
+    model = student()
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    bad = model.model.layers[1].mlp.down_proj
+    calls = 0  # six to measure the metric, then one per step
+
+    def spoil(_module, _args, output):
+        nonlocal calls
+        calls += output.requires_grad
+        return output * torch.nan if calls > 8 and output.requires_grad else output
+
+    handle = bad.register_forward_hook(spoil)
+    with pytest.raises(TrainingError, match=r"gradients of training_bases.*at step \d"):
+        train(model, max_steps=10, warmup_steps=0)
+    handle.remove()
+    assert not hasattr(model, BASES)
+    assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
+    assert any(not torch.equal(weights[n], t) for n, t in model.state_dict().items())
+
+
+def test_weights_that_are_no_numbers() -> None:
+    """Found while the metric is measured; nothing is left changed."""
+    model = student().half()
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0, 0] = torch.nan
+    dtypes = {n: (p.dtype, p.requires_grad) for n, p in model.named_parameters()}
+    with pytest.raises(CalibrationError, match="not finite"):
+        train(model)
+    assert {n: (p.dtype, p.requires_grad) for n, p in model.named_parameters()} == dtypes
+    assert not hasattr(model, BASES)
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        (dict(use_distillation=True, use_reconstruction_loss=True), "two losses; choose one"),
+        (dict(use_distillation=True, loss="lm"), "both choose the loss"),
+        (dict(momentum=0.9), "unknown settings momentum"),
+        (dict(save_steps=5), "need output_dir"),
+        (dict(teacher_model="source"), "teacher_model is not used by loss='lm'"),
+        (dict(use_distillation=True, teacher_model="other"), "vocabulary of 50 tokens"),
+        (dict(use_distillation=True, teacher_model="self"), "the model itself"),
+    ],
+    ids=["both", "twice", "unknown", "no output", "idle teacher", "vocabulary", "self"],
+)
+def test_bad_settings(settings: dict, match: str) -> None:
+    model = pair("llama", "joint", 4.0, store_original_weights=True).converted
+    teachers = {
+        "source": lambda: tiny_model("llama"),
+        "self": lambda: model,
+        "other": lambda: _with_vocabulary(50),
+    }
+    if isinstance(settings.get("teacher_model"), str):
+        settings = settings | {"teacher_model": teachers[settings["teacher_model"]]()}
+    with unchanged(model), pytest.raises(ConfigError, match=match):
+        MLATrainer(model, None, **settings)
+
+
+def _with_vocabulary(size: int):
+    model = copy.deepcopy(tiny_model("llama"))
+    model.resize_token_embeddings(size)
+    return model
+
+
+def test_no_original_to_learn_from() -> None:
+    model = pair("llama", "joint", 4.0).converted
+    with pytest.raises(UnsupportedModelError, match="store_original_weights=True"):
+        MLATrainer(model, None, use_distillation=True)
+
+
+def test_source_model() -> None:
+    with pytest.raises(UnsupportedModelError, match="not converted"):
+        MLATrainer(tiny_model("llama"), None)
+
+
+def test_rotated_keys_have_no_nested_ranks() -> None:
+    model = pair("llama", "rotate", 2.0).converted
+    with pytest.raises(ConfigError, match="stored rotated"):
+        MLATrainer(model, None, nested_ranks=(0.5, 1.0))
+
+
+def test_foreign_tokens() -> None:
+    with pytest.raises(ConfigError, match="token 960, but the model's vocabulary has 96"):
+        train(student(), texts=[torch.tensor([3, 960, 4])])
+
+
+def test_unwritable_output(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    model = student()
+    with unchanged(model), pytest.raises(TrainingError, match="cannot be written to"):
+        train(model, output_dir=file, save_steps=1)
+
+
+def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("cacheshrink_hybrid.training.output.shutil.disk_usage", lambda _: usage)
+    model = student()
+    with unchanged(model), pytest.raises(TrainingError, match=r"0 MiB free.*lower save_total"):
+        train(model, output_dir=tmp_path, save_steps=1)
+
+
+def test_checkpoint_of_another_training(tmp_path: Path) -> None:
+    train(student(), output_dir=tmp_path, save_steps=1)
+    other = student(ratio=2.0)
+    with pytest.raises(CheckpointError, match="another training"):
+        train(other, output_dir=tmp_path, save_steps=1, resume_from_checkpoint=True)
+
+
+def test_nothing_to_resume_from(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no complete checkpoint"):
+        train(student(), output_dir=tmp_path, save_steps=1, resume_from_checkpoint=True)

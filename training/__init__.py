@@ -1,0 +1,1 @@
+"""Command-line programs of training; the code is in `cacheshrink_hybrid`."""
