@@ -3,7 +3,7 @@
     llm = LLM(model, tokenizer, cache_memory="2GiB")
     outputs = llm.generate(["Once upon a time", "The"], SamplingParams(max_tokens=32))
 
-Each step feeds at most one chunk of one prompt, and one token of every sequence that is running.
+Each step feeds one token of every sequence that is running, and a limited number of prompt tokens.
 Requests are admitted first come, first served, when their tokens fit. When memory runs out, the
 youngest running request gives its frames back and starts over later with what it has generated.
 """
@@ -180,8 +180,8 @@ class LLM:
     # Work
 
     def step(self) -> list[RequestOutput]:
-        """Feed one chunk of a prompt and one token of each running sequence. Returns the requests
-        that got a token."""
+        """Feed one token of each running sequence, then up to `prefill_chunk` tokens of prompts.
+        Returns the requests that got a token."""
         self._admit()
         if not self._running:
             return []
@@ -272,7 +272,7 @@ class LLM:
             spoken = sum(
                 self.store.need(len(request.tokens)) - self._held(request)
                 for request in self._running
-                if request.num_computed < len(request.tokens) - 1
+                if _wants_prefill(request)
             )
             request = self._waiting[0]
             room = self.store.pool.num_free + self.store.num_evictable - spoken
@@ -300,24 +300,26 @@ class LLM:
         return outputs
 
     def _prefill(self) -> list[RequestOutput]:
-        """The next chunk of the oldest request whose prompt is not computed."""
-        request = next(
-            (r for r in self._running if r.num_computed < len(r.tokens) - 1 or r.num_computed == 0),
-            None,
-        )
-        if request is None:
-            return []
-        left = len(request.tokens) - request.num_computed
-        size = min(left, self.prefill_chunk) if self.runner.continues_in_pieces else left
-        if not self._reserve([request], [size]):
-            return []
-        chunk = request.tokens[request.num_computed : request.num_computed + size]
-        logits = self.runner.prefill(request.request_id, chunk)
-        self._counts["prefilled_tokens"] += size
-        request.num_computed += size
-        if request.num_computed < len(request.tokens):
-            return []
-        return [self._take_token(request, logits)]
+        """Chunks of the oldest requests whose tokens are not computed, `prefill_chunk` tokens in
+        all."""
+        outputs: list[RequestOutput] = []
+        budget = self.prefill_chunk
+        while budget > 0:
+            request = next((r for r in self._running if _wants_prefill(r)), None)
+            if request is None:
+                break
+            left = len(request.tokens) - request.num_computed
+            size = min(left, budget) if self.runner.continues_in_pieces else left
+            if not self._reserve([request], [size]):
+                break
+            chunk = request.tokens[request.num_computed : request.num_computed + size]
+            logits = self.runner.prefill(request.request_id, chunk)
+            self._counts["prefilled_tokens"] += size
+            request.num_computed += size
+            budget -= size
+            if request.num_computed == len(request.tokens):
+                outputs.append(self._take_token(request, logits))
+        return outputs
 
     def _reserve(self, requests: list[Request], counts: list[int]) -> list[Request]:
         """Reserve frames, preempting the youngest requests as needed; returns those of `requests`
@@ -370,6 +372,11 @@ class LLM:
         else:
             self._running.remove(request)
             self.store.free(request.request_id)
+
+
+def _wants_prefill(request: Request) -> bool:
+    """Whether more is to be computed than the last token, which decoding does."""
+    return request.num_computed == 0 or request.num_computed < len(request.tokens) - 1
 
 
 def _end_tokens(model: PreTrainedModel) -> frozenset[int]:
