@@ -223,9 +223,9 @@ def main(argv: list[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print(
             "bench_kernels measures GPU kernels and needs a CUDA device; torch finds none here. "
-            "What can be checked without one: python -m pytest tests/kernels (numerics, in Triton's
-            " "interpreter) and python -m scripts.compile_kernels (registers, for sm_90 and
-            sm_80).", file=sys.stderr,
+            "What can be checked without one: python -m pytest tests/kernels (numerics, in the "
+            "interpreter of Triton) and python -m scripts.compile_kernels (registers).",
+            file=sys.stderr,
         )
         return 2
     device = torch.device("cuda", torch.cuda.current_device())
