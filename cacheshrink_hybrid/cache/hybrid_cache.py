@@ -218,7 +218,7 @@ class HybridCache(LatentCache):
         if self.laid_out:
             return
         layers = [layer for layer in self._attention_layers if layer.is_initialized]
-        states = self._state_tensors()
+        states = self.state_tensors()
         rows = [
             LayerRows(
                 layer_idx=layer.layer_idx,
@@ -269,7 +269,8 @@ class HybridCache(LatentCache):
         self._next_id += count
         return list(range(self._next_id - count, self._next_id))
 
-    def _state_tensors(self) -> list[StateTensor]:
+    def state_tensors(self) -> list[StateTensor]:
+        """All state tensors of the batch, in the order in which the layout has them."""
         return [
             StateTensor(layer_idx, kind, number, tensor)
             for layer_idx, layer in enumerate(self.layers)
@@ -292,7 +293,7 @@ class HybridCache(LatentCache):
             states.take_out()
         if self._states_placed:
             store.drop_run(STATES)
-        tensors = self._state_tensors()
+        tensors = self.state_tensors()
         self._states_placed = bool(tensors)
         if not tensors:
             return

@@ -21,6 +21,7 @@ PROGRAMS = {
     "states": "perplexity and recall against bytes of recurrent state",
     "sweep": "perplexity against stored bytes over ratios, methods and codes",
     "allocator": "replay request traces over cache allocators",
+    "throughput": "serve many requests with the engine, and one by one",
     "generate": "continue a prompt",
 }
 

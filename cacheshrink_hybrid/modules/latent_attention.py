@@ -162,7 +162,7 @@ class LatentAttention(nn.Module):
         if learns and self.codec is not None:
             latent = straight_through(new, latent)
 
-        if self.plan.keeps_exact:
+        if self.plan.keeps_exact and not learns:  # training reads every token as coded
             copies = self._exact_tokens(cache, layer_idx, first_query_slot)
             num_slots = first_key_slot + latent.shape[1]
             first = first_visible_slots(attention_mask, new.shape[0], latent.shape[1], new.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,8 @@ from transformers import PreTrainedModel
 
 from ..errors import ConfigError
 from ..modules.latent_attention import LatentAttention
-from .bases import TrainableBases, latent_modules
+from ..modules.recurrent_mixer import RecurrentMixer
+from .bases import TrainableBases, latent_modules, state_mixers
 from .metric import output_metrics
 from .optimizer import NamedParameter
 from .settings import TrainingConfig
@@ -21,7 +23,7 @@ BASES = "training_bases"
 
 
 class Attachment:
-    """What trains in a model: its bases, encoders, biases and the extras asked for.
+    """What trains in a model: its bases, encoders, biases, state projections and the extras.
 
     Everything else is frozen. Trained weights are in float32, beside others in bfloat16; a float16
     model is in float32 throughout. `release` brings the ordinary weights up to date and removes all
@@ -40,6 +42,7 @@ class Attachment:
         self.model = model
         self.config = config
         self.modules = latent_modules(model)
+        self.mixers = state_mixers(model)
         self._training = [(module, module.training) for module in model.modules()]
         self._required = [(p, p.requires_grad) for p in model.parameters()]
         self._dtypes: list[tuple[nn.Parameter, torch.dtype]] = []
@@ -66,6 +69,7 @@ class Attachment:
         self.bases = TrainableBases(
             self.modules,
             self.metrics,
+            self.mixers,
             damping=self.config.metric_damping,
             constrained=self.config.constrained,
         )
@@ -103,8 +107,10 @@ class Attachment:
 
     def _before_forward(self, model: PreTrainedModel, _args) -> None:
         """Training passes read U from the factors, all others the weights."""
-        if next(iter(self.modules.values())).compression_disabled and not torch.is_grad_enabled():
-            return  # the original is at work
+        compressed: list[Any] = [*self.modules.values(), *self.mixers.values()]
+        original = any(module.compression_disabled for module in compressed)
+        if original and not torch.is_grad_enabled():
+            return
         if torch.is_grad_enabled():
             self.bases.shadow()
         else:
@@ -113,7 +119,7 @@ class Attachment:
     @property
     def width(self) -> int:
         """E."""
-        return next(iter(self.modules.values())).kv_a_proj.in_features
+        return self.model.get_input_embeddings().weight.shape[-1]
 
     def metrics_by_layer(self) -> dict[int, Tensor]:
         """The metric of [k; v] of each cache layer."""
@@ -131,6 +137,10 @@ class Attachment:
         for name, module in self.modules.items():
             for suffix, parameter, size in _learned(module):
                 named.setdefault(id(parameter), (f"{name}.{suffix}", parameter, size))
+        for name, mixer in self.mixers.items():
+            for suffix, parameter in _learned_of_state(mixer):
+                item = f"{name}.{suffix}", parameter, _rms(parameter)
+                named.setdefault(id(parameter), item)
         for name, parameter in extras:
             named.setdefault(id(parameter), (name, parameter, _rms(parameter)))
         for name, parameter, size in named.values():
@@ -174,6 +184,16 @@ def _learned(module: LatentAttention) -> Iterable[tuple[str, nn.Parameter, float
         projection = getattr(module, name)
         spread = _rms(projection.weight) * projection.weight.shape[-1] ** 0.5
         yield f"{name}.bias", projection.bias, spread
+
+
+def _learned_of_state(mixer: RecurrentMixer) -> Iterable[tuple[str, nn.Parameter]]:
+    """What a narrower state reads with; and what it writes with, unless that selects channels or is
+    a basis on the manifold."""
+    assert mixer.state_plan is not None and mixer.state_read is not None
+    yield "state_read", mixer.state_read
+    if mixer.state_plan.method == "oblique":
+        assert mixer.state_write is not None
+        yield "state_write", mixer.state_write
 
 
 def _rms(parameter: Tensor) -> float:

@@ -4,9 +4,10 @@ joint       one factor for [k; v] of a module
 separate    one for keys, one for values; xkv the same, shared by the modules of a group
 per_head    one for each head's keys, one for values
 rotate      values only: the keys' basis must commute with the rotation, so it stays as it is
+states      of Gated DeltaNet, one for each key head's keys, in plain length: |k| <= 1 must hold
 
 While training, forward passes read U from the factors; everything else (evaluation, saving) reads
-the ordinary weights of `k_b_proj` and `v_b_proj`, which are brought up to date first.
+the ordinary weights (`k_b_proj`, `v_b_proj`, `state_write`), which are brought up to date first.
 """
 
 from __future__ import annotations
@@ -18,37 +19,42 @@ from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
 from ..modules.latent_attention import LatentAttention
+from ..modules.recurrent_mixer import RecurrentMixer
 from .nested import kept_channels
 from .stiefel_basis import StiefelBasis, metric_roots
-
-KEYS, VALUES = "k_b_proj", "v_b_proj"
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Rows of one basis that are the weight of a projection.
+    """Rows of one basis that are a weight.
 
     Attributes:
-        projections: modules with this weight; several where a group shares it.
-        first_row: of the basis, in the projection's rows.
+        modules: with this weight; several where a group shares it.
+        name: of the weight in them.
+        first_row: of the weight, in the basis's rows.
     """
 
-    projections: tuple[nn.Module, ...]
-    first_row: int
+    modules: tuple[nn.Module, ...]
+    name: str = "weight"
+    first_row: int = 0
+
+    @property
+    def weight(self) -> nn.Parameter:
+        weight = self.modules[0]._parameters[self.name]
+        assert weight is not None
+        return weight
 
     def of(self, up: Tensor) -> Tensor:
-        weight = self.projections[0]._parameters["weight"]
-        assert weight is not None
         if up.ndim == 3:
             return up
-        return up[self.first_row : self.first_row + weight.shape[0]]
+        return up[self.first_row : self.first_row + self.weight.shape[0]]
 
 
 def latent_modules(model: nn.Module) -> dict[str, LatentAttention]:
     """Latent attention modules by name, each once, in layer order.
 
     Raises:
-        UnsupportedModelError: if there is none.
+        UnsupportedModelError: if there is none, and no narrower recurrent state either.
     """
     found: dict[str, LatentAttention] = {}
     seen: set[tuple[int, ...]] = set()
@@ -56,11 +62,20 @@ def latent_modules(model: nn.Module) -> dict[str, LatentAttention]:
         if isinstance(module, LatentAttention) and module.plan.layer_ids not in seen:
             seen.add(module.plan.layer_ids)  # the places of a shared module are aliases of one
             found[name] = module
-    if not found:
+    if not found and not state_mixers(model):
         raise UnsupportedModelError(
             "the model has no latent attention to train; convert it first (convert_to_mla)"
         )
     return found
+
+
+def state_mixers(model: nn.Module) -> dict[str, RecurrentMixer]:
+    """Mixers whose recurrent state is narrower than the source's, by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, RecurrentMixer) and module.state_read is not None
+    }
 
 
 class TrainableBases(nn.Module):
@@ -69,6 +84,7 @@ class TrainableBases(nn.Module):
     Args:
         modules: from `latent_modules`.
         metrics: of each module's [k; v], (2*J*D, 2*J*D), by the same names.
+        mixers: from `state_mixers`.
         damping: share of its largest eigenvalue added to each metric's diagonal.
         constrained: False for plain matrices without the manifold.
 
@@ -80,6 +96,7 @@ class TrainableBases(nn.Module):
         self,
         modules: dict[str, LatentAttention],
         metrics: dict[str, Tensor],
+        mixers: dict[str, RecurrentMixer] | None = None,
         *,
         damping: float,
         constrained: bool = True,
@@ -93,20 +110,34 @@ class TrainableBases(nn.Module):
             metric = sum((metrics[name] for name in names), torch.zeros(())) / len(names)
             assert isinstance(metric, Tensor)
             for suffix, up, part, pieces in _independent(group):
-                blocks = _blocks(metric, part, up)
-                roots = [metric_roots(block, damping) for block in blocks]
+                roots = [metric_roots(block, damping) for block in _blocks(metric, part, up)]
                 root, inverse = (torch.stack([pair[i] for pair in roots]) for i in (0, 1))
                 if up.ndim == 2:
                     root, inverse = root[0], inverse[0]
-                dtype = torch.float64 if up.dtype == torch.float64 else torch.float32
-                key = f"{names[0]}.{suffix}".replace(".", "/")
-                self.bases[key] = StiefelBasis(
-                    up, root, inverse, dtype=dtype, constrained=constrained
-                )
-                self._pieces[key] = pieces
-                self._coded[key] = group[0].plan.coded
+                self._add(f"{names[0]}.{suffix}", up, root, inverse, pieces, constrained)
+                self._coded[_key(f"{names[0]}.{suffix}")] = group[0].plan.coded
+        for name, mixer in (mixers or {}).items():
+            if mixer.state_plan is not None and mixer.state_plan.method == "orthonormal":
+                assert mixer.state_write is not None
+                plain = torch.eye(mixer.state_write.shape[1], dtype=torch.float64)
+                pieces = [Piece((mixer,), "state_write")]
+                self._add(f"{name}.state", mixer.state_write, plain, plain, pieces, constrained)
         self.kept_share = 1.0
         self._written = {key: basis.factor._version for key, basis in self.bases.items()}
+
+    def _add(
+        self,
+        name: str,
+        up: Tensor,
+        root: Tensor,
+        inverse: Tensor,
+        pieces: list[Piece],
+        constrained: bool,
+    ) -> None:
+        dtype = torch.float64 if up.dtype == torch.float64 else torch.float32
+        basis = StiefelBasis(up, root, inverse, dtype=dtype, constrained=constrained)
+        self.bases[_key(name)] = basis
+        self._pieces[_key(name)] = pieces
 
     @torch.no_grad()
     def write_back(self) -> None:
@@ -118,21 +149,21 @@ class TrainableBases(nn.Module):
             up = basis.up() if moved else None
             for piece in self._pieces[key]:
                 if up is not None:
-                    piece.projections[0]._parameters["weight"].copy_(piece.of(up))
-                for projection in piece.projections:
-                    projection.__dict__.pop("weight", None)
+                    piece.weight.copy_(piece.of(up))
+                for module in piece.modules:
+                    module.__dict__.pop(piece.name, None)
 
     def shadow(self) -> None:
         """Let forward passes read U from the factors, so that gradients reach them."""
         for key, basis in self.bases.items():
             up = basis.up()
-            if self.kept_share < 1:
+            if self.kept_share < 1 and key in self._coded:
                 up = self._first_channels(up, self._coded[key])
             for piece in self._pieces[key]:
                 weight = piece.of(up)
-                for projection in piece.projections:
+                for module in piece.modules:
                     # An attribute of the instance is found before its parameter of that name.
-                    projection.__dict__["weight"] = weight
+                    module.__dict__[piece.name] = weight
 
     def _first_channels(self, up: Tensor, coded: bool) -> Tensor:
         kept = kept_channels(up.shape[-1], self.kept_share, coded)
@@ -143,6 +174,11 @@ class TrainableBases(nn.Module):
         """Largest error of all bases, None if they are not constrained."""
         errors = [basis.orthonormality_error() for basis in self.bases.values()]
         return max((error for error in errors if error is not None), default=None)
+
+
+def _key(name: str) -> str:
+    """A module's name as a key of `nn.ModuleDict`, which allows no dots."""
+    return name.replace(".", "/")
 
 
 def _sharing(modules: dict[str, LatentAttention]) -> list[list[str]]:
@@ -164,11 +200,11 @@ def _independent(group: list[LatentAttention]):
     whole, key_half, value_half = slice(0, 2 * width), slice(0, width), slice(width, 2 * width)
     method = first.plan.method
     if method == "joint":
-        yield "kv", torch.cat([k, v]), whole, [Piece(keys, 0), Piece(values, width)]
+        yield "kv", torch.cat([k, v]), whole, [Piece(keys), Piece(values, first_row=width)]
         return
     if method != "rotate":
-        yield "k", k, key_half, [Piece(keys, 0)]
-    yield "v", v, value_half, [Piece(values, 0)]
+        yield "k", k, key_half, [Piece(keys)]
+    yield "v", v, value_half, [Piece(values)]
 
 
 def _blocks(metric: Tensor, part: slice, up: Tensor) -> list[Tensor]:

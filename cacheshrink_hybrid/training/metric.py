@@ -39,7 +39,7 @@ def output_metrics(
         CalibrationError: no tokens, or gradients that are not finite.
     """
     widths = {name: 2 * m.num_key_value_heads * m.head_dim for name, m in modules.items()}
-    if metric == "activation":
+    if metric == "activation" or not modules:
         return {name: torch.eye(width, dtype=torch.float64) for name, width in widths.items()}
     moments = {name: Moments(width) for name, width in widths.items()}
     generator = torch.Generator().manual_seed(seed)

@@ -112,6 +112,11 @@ class MLATrainer:
             raise ConfigError("save_steps and early_stopping_patience need output_dir")
         if config.report_to != "none" and self.output_dir is None:
             raise ConfigError(f"report_to={config.report_to!r} needs output_dir")
+        if config.loss in ("local", "reconstruction") and not latents:
+            raise ConfigError(
+                f"loss={config.loss!r} is about attention, but only recurrent states of this model "
+                "are compressed; take 'lm' or 'distillation'"
+            )
         if config.nested_ranks and any(latent.method == "rotate" for latent in latents):
             raise ConfigError(
                 "nested_ranks do not fit keys that are stored rotated; convert with another "

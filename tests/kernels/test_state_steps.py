@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from cacheshrink_hybrid.codecs.state import STEPS_PER_OCTAVE, StateCodec
+from cacheshrink_hybrid.codecs.state import StateSegment as CodecSegment
 from cacheshrink_hybrid.errors import ConfigError, KernelUnavailableError
 from cacheshrink_hybrid.kernels.gdn_step import gdn_step
 from cacheshrink_hybrid.kernels.mamba1_step import mamba1_step
 from cacheshrink_hybrid.kernels.ssd_step import ssd_step
 from cacheshrink_hybrid.kernels.state_pages import StatePages, StatePlace, StateSegment
-from cacheshrink_hybrid.kernels.state_reference import read_states, write_states
+from cacheshrink_hybrid.kernels.state_reference import read_states, within_rank, write_states
 
 from .checks import assert_close
 
@@ -159,6 +161,23 @@ def _touched(pages: StatePages, table: Tensor) -> Tensor:
     held = table[table[:, 0] >= 0].long()
     touched[(held[:, frame] * pages.frame_bytes + offset).flatten()] = True
     return touched
+
+
+@every_case
+def test_states_are_those_of_the_codec(name: str) -> None:
+    """The bytes that steps read and write are those of `codecs.state`."""
+    pages, read, _ = _pages(name, torch.device("cpu"))
+    pages = replace(pages, steps_per_octave=STEPS_PER_OCTAVE)
+    segments = tuple(CodecSegment(heads=s.heads, rank=s.rank, code=s.code) for s in pages.segments)
+    codec = StateCodec(pages.head_dim, segments)
+    state = within_rank(torch.randn(2, M, pages.head_dim, pages.width), pages)
+    write_states(state, pages, read[:2])
+    byte = torch.arange(pages.num_bytes)
+    frame, offset = pages.place.locate(byte, pages.frame_bytes)
+    stored = pages.arena[read[:2].long()[:, frame] * pages.frame_bytes + offset]
+    assert torch.equal(stored, codec.encode(state)[:, : pages.num_bytes])
+    padded = torch.nn.functional.pad(stored, (0, codec.row_bytes - pages.num_bytes))
+    assert torch.equal(read_states(pages, read[:2]), codec.decode(padded))
 
 
 @pytest.mark.parametrize("code", ["float32", "float16", "int8"])

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
 
 from cacheshrink_hybrid.errors import ConfigError, UnsupportedModelError
+from cacheshrink_hybrid.training import MLATrainer
 from cacheshrink_hybrid.training.attachment import BASES, Attachment
-from cacheshrink_hybrid.training.bases import latent_modules
+from cacheshrink_hybrid.training.bases import latent_modules, state_mixers
 from cacheshrink_hybrid.training.settings import TrainingConfig
 from tests.families.tiny_configs import tiny_model
 from tests.models import calibration_ids, logits_of, pair, random_ids
@@ -24,6 +26,10 @@ CASES = [
     ("llama", "joint", {"cache_bits": "auto", "hadamard": True}, 3),
     ("qwen3", "separate", {}, 6),
     ("granitemoehybrid", "joint", {}, 1),
+    ("granitemoehybrid", "joint", {"state_ratio": 2.0}, 1),
+    ("jamba", "joint", {"state_ratio": 2.0}, 1),
+    ("qwen3_next", "joint", {"state_ratio": 2.0, "state_dtype": "float32"}, 3),
+    ("llama", "joint", {"cache_bits": "auto", "exact_window": 4}, 3),
     ("zamba2", "joint", {}, 2),
     ("zamba2-adapters", "joint", {}, 1),
 ]
@@ -38,12 +44,18 @@ def attach(model, **settings) -> Attachment:
 
 
 @pytest.mark.parametrize(
-    ("case", "method", "settings", "count"), CASES, ids=[f"{c[0]}-{c[1]}" for c in CASES]
+    ("case", "method", "settings", "count"),
+    CASES,
+    ids=["-".join([c[0], c[1], *c[2]]) for c in CASES],
 )
 def test_model_is_the_same_before_during_and_after(case, method, settings, count) -> None:
     model = converted(case, method, **settings)
     ids = random_ids(2, 20)
     expected = logits_of(model, ids)
+    if "exact_window" in settings:  # without a cache, nothing is exact in training
+        for module in latent_modules(model).values():
+            module.plan = dataclasses.replace(module.plan, exact_window=0)
+        expected = logits_of(model, ids)
     tied = {id(m.k_b_proj.weight) for m in latent_modules(model).values()}
     names = list(model.state_dict())
     attachment = attach(model)
@@ -65,6 +77,28 @@ def test_model_is_the_same_before_during_and_after(case, method, settings, count
     assert {id(m.k_b_proj.weight) for m in latent_modules(model).values()} == tied
     assert not hasattr(model, BASES)
     assert torch.equal(logits_of(model.eval(), ids), expected)  # no step was taken
+
+
+@pytest.mark.parametrize("case", ["granitemoehybrid", "qwen3_next"])
+def test_state_projections_train(case: str) -> None:
+    """Mamba-2's two, Gated DeltaNet's reading one and its basis, which stays orthonormal."""
+    model = converted(case, "joint", state_ratio=2.0, state_dtype="float32")
+    mixers = state_mixers(model)
+    first = {name: mixer.state_write.clone() for name, mixer in mixers.items()}
+    reads = {name: mixer.state_read.clone() for name, mixer in mixers.items()}
+    texts = [random_ids(1, 20, seed=i)[0] for i in range(4)]
+    trainer = MLATrainer(model, None, max_steps=10, warmup_steps=0, learning_rate_scale=2.0)
+    stats = trainer.train(texts)
+    assert mixers
+    assert stats["perplexity_after"] < stats["perplexity_before"]
+    for name, mixer in mixers.items():
+        assert (mixer.state_write - first[name]).abs().max() > 1e-3
+        assert (mixer.state_read - reads[name]).abs().max() > 1e-3
+        assert not mixer.state_write.requires_grad
+        if case == "qwen3_next":
+            gram = mixer.state_write.mT @ mixer.state_write
+            kept = gram.diagonal(dim1=1, dim2=2) > 0.5  # groups of lower rank have empty channels
+            assert (gram - torch.diag_embed(kept.float())).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("method", ["joint", "per_head", "xkv"])
