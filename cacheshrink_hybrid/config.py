@@ -26,7 +26,7 @@ WIDTHS_OF: dict[int | str, tuple[int, ...]] = {
     "bf16": (16,),
 }
 """Widths in bits that a setting of `cache_bits` lets a run of channels have, besides 0."""
-STATE_METHODS = ("auto", "oblique", "orthonormal", "select")
+STATE_METHODS = ("auto", "oblique", "orthonormal", "select", "prune", "principal")
 DEFAULT_RATIO = 4.0
 DEFAULT_DEVICE_PROFILE = "H100"
 HEADWISE_METHODS = ("per_head", "rotate")
@@ -80,8 +80,11 @@ class CompressionConfig:
         state_dtype: how recurrent states are stored: `auto` (float16, or int8 for heads that forget
             soon enough, by predicted loss), or one of `float32`, `float16`, `bfloat16`, `int8`,
             `float8` for all.
-        state_method: `auto` (by kind of mixer), `oblique` or `select` for Mamba-2, `orthonormal`
-            for gated delta nets, `select` for Mamba-1.
+        state_method: `auto` (by kind of mixer), `oblique` (the best r directions to write and to
+            read, the default of Mamba-2), `orthonormal` (of keys and queries together, the one of
+            gated delta nets), `select` (r of the channels, reading refitted, the one of Mamba-1);
+            and to compare with, `prune` (channels by score, nothing refitted) and `principal`
+            (orthonormal directions of B and C, Mamba-2).
         replay_length: tokens between two rewritings of a state; the inputs since then are kept in a
             ring. None chooses by predicted loss, the ring's bytes included; 1 has no ring.
         budget_bytes: bytes that one sequence of `context_length` tokens may take, KV and states

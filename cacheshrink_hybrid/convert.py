@@ -285,7 +285,7 @@ def _within_budget(
     if not config.changes_states:
         return latents(_budget(spec, parts, config)), (), []
     layers = compressible_layers(spec)
-    known = statistics.states or [None] * len(layers)
+    known: Sequence[StateStatistics | None] = statistics.states or [None] * len(layers)
     state_units = [
         make_state_unit(layer, stats, config) for layer, stats in zip(layers, known, strict=True)
     ]

@@ -294,12 +294,13 @@ def compression_disabled(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
             "the original attention is not there to switch back to; convert with "
             "store_original_weights=True"
         )
-    for module in (*modules, *mixers):
+    switched: list[Any] = [*modules, *mixers]
+    for module in switched:
         module.compression_disabled = True
     try:
         yield model
     finally:
-        for module in (*modules, *mixers):
+        for module in switched:
             module.compression_disabled = False
 
 

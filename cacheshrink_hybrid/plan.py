@@ -203,6 +203,19 @@ class StatePlan:
         """Everything that is stored for one sequence: codes, ring, convolution columns."""
         return self.recurrent_bytes + self.ring_bytes + self.conv_bytes
 
+    def allocated_bytes(self, num_tokens: int, element_bytes: int) -> int:
+        """Bytes that a live cache holds after `num_tokens` of one sequence.
+
+        Args:
+            element_bytes: of the model's dtype. Convolution columns and ring have 16 bits unless
+                the model and its states are float32 throughout.
+        """
+        wide = element_bytes // BYTES_16BIT if self.codec().lossless else 1
+        exact = _exact_ring_bytes(self.kind, self.codec().num_heads)
+        ring = (self.ring_bytes_per_token - exact) * wide + exact
+        codes = self.recurrent_bytes if num_tokens >= self.replay_length else 0
+        return codes + (self.replay_length - 1) * ring + self.conv_bytes * wide
+
     @property
     def codes(self) -> str:
         """Heads by code and rank, such as `4xint8:24 2xfloat16:24`."""
@@ -212,11 +225,13 @@ class StatePlan:
 def ring_bytes_per_token(kind: str, num_heads: int, head_dim: int, ranks: Sequence[int]) -> int:
     """Bytes of one token's inputs: values and keys (or B) at 16 bits, what the decay is computed
     from in float32, except Mamba-1's step sizes, of which there is one per channel."""
-    values = num_heads * head_dim
-    if kind == "mamba":
-        return (2 * values + sum(ranks)) * BYTES_16BIT
-    exact = {"mamba2": num_heads, "gated_delta_net": 2 * num_heads}[kind]
-    return (values + sum(ranks)) * BYTES_16BIT + exact * BYTES_32BIT
+    values = num_heads * head_dim * (2 if kind == "mamba" else 1)
+    return (values + sum(ranks)) * BYTES_16BIT + _exact_ring_bytes(kind, num_heads)
+
+
+def _exact_ring_bytes(kind: str, num_heads: int) -> int:
+    """What the decay is computed from: dt of Mamba-2; decay and beta of a delta net."""
+    return {"mamba2": 1, "gated_delta_net": 2, "mamba": 0}[kind] * num_heads * BYTES_32BIT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -51,16 +51,21 @@ class Case:
     """A name, a function that launches on tensors of the meta device, and what must be found.
 
     `hot` kernels may not spill. `needs` are patterns of instructions, looked for in the PTX.
+    `everywhere` cases are compiled for every capability, the others for the newest only.
     """
 
     name: str
     run: Callable[[], object]
     hot: bool = True
     needs: tuple[str, ...] = ()
+    everywhere: bool = False
 
 
 MATRIX = r"\b(mma\.sync|wgmma\.mma_async)"
-WIDE_LOAD = r"ld\.global[.\w:]*\.(v4\.b32|v2\.b64)|cp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\], 0x10"
+WIDE_LOAD = (
+    r"ld\.global[.\w:]*\.(v4\.b32|v2\.b64)"
+    r"|cp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\], 0x10"
+)
 WIDE_STORE = r"st\.global[.\w:]*\.(v4\.b32|v2\.b64)"
 ASYNC_COPY = r"cp\.async|cp\.async\.bulk"
 
@@ -130,7 +135,7 @@ def measure(cases: list[Case], capabilities: list[int]) -> tuple[dict[str, dict]
     table: dict[str, dict] = {}
     faults = []
     for case in cases:
-        for capability in capabilities:
+        for capability in capabilities if case.everywhere else capabilities[:1]:
             with recording(capability) as launches:
                 case.run()
             ptx = ""

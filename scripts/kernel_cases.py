@@ -8,12 +8,17 @@ from cacheshrink_hybrid.kernels.conv_update_project import ConvPages
 from cacheshrink_hybrid.kernels.conv_update_project.kernel import conv_update_project_triton
 from cacheshrink_hybrid.kernels.gdn_step.kernel import gdn_step_triton
 from cacheshrink_hybrid.kernels.latent_append.kernel import latent_append_triton
-from cacheshrink_hybrid.kernels.latent_decode import LatentRead
-from cacheshrink_hybrid.kernels.latent_decode.kernel import latent_decode_triton
+from cacheshrink_hybrid.kernels.latent_decode import KeyUp, LatentRead
+from cacheshrink_hybrid.kernels.latent_decode.kernel import Tiles, latent_decode_triton
 from cacheshrink_hybrid.kernels.mamba1_step.kernel import mamba1_step_triton
 from cacheshrink_hybrid.kernels.paged_rows import PagedRows
 from cacheshrink_hybrid.kernels.pool_copy.kernel import pool_copy_triton
-from cacheshrink_hybrid.kernels.row_layout import LEVELS_SIZE, RowLayout
+from cacheshrink_hybrid.kernels.row_layout import LEVELS_SIZE, Kind, RowLayout
+from cacheshrink_hybrid.kernels.ssd_replay import ReplayRing
+from cacheshrink_hybrid.kernels.ssd_replay.kernel import (
+    ssd_replay_flush_triton,
+    ssd_replay_read_triton,
+)
 from cacheshrink_hybrid.kernels.ssd_step.kernel import ssd_step_triton
 from cacheshrink_hybrid.kernels.state_pages import StatePages, StatePlace, StateSegment
 
@@ -63,6 +68,91 @@ def absorb(name: str, *, dtype: torch.dtype = torch.bfloat16, heads: int = 32):
     return run
 
 
+# Odd addresses, every kind of number, runs of 8: what tiny models have.
+NARROW = RowLayout.of_runs(
+    [
+        (8, Kind.LEVELS4),
+        (4, Kind.LEVELS2),
+        (8, Kind.FLOAT16),
+        (8, Kind.BFLOAT16),
+        (8, Kind.E4M3),
+        (8, Kind.E5M2),
+        (20, Kind.UNIFORM8),
+    ]
+)
+
+
+def everything(*, rebuilt: bool, query_dtype: torch.dtype = torch.float16):
+    """Narrow rows with every option: windows, first tokens, softcap, sinks, ragged queries."""
+
+    def run() -> None:
+        key_up = None
+        if rebuilt:
+            angles = meta(4096, 4, dtype=torch.float32)
+            key_up = KeyUp(
+                weight=meta(2, 20, 22), bias=meta(2, 20), cos=angles, sin=angles, per_head=True
+            )
+        latent_decode_triton(
+            meta(2, 5, 6, 20 if rebuilt else 44, dtype=query_dtype),
+            rows_of(NARROW, frame_tokens=8),
+            meta(2, 512, dtype=torch.int32),
+            meta(2, dtype=torch.int32),
+            read=LatentRead(
+                key_rank=44,
+                value_rank=20 if rebuilt else 60,
+                scale=0.1,
+                window=100,
+                num_sink_tokens=4,
+                softcap=30.0,
+                sinks=meta(6, dtype=torch.float32),
+                key_up=key_up,
+            ),
+            offset=None if rebuilt else meta(2, 5, 6, dtype=torch.float32),
+            query_lens=meta(2, dtype=torch.int32),
+            num_splits=1,
+        )
+
+    return run
+
+
+def append_narrow() -> None:
+    rows = rows_of(NARROW, frame_tokens=8)
+    channels = NARROW.num_channels
+    latent = meta(64, channels, dtype=torch.float32)
+    slots = meta(64, dtype=torch.int64)
+    latent_append_triton(latent, rows, slots, center=meta(channels), reach=meta(channels))
+
+
+def rebuilt(bits: int, *, per_head: bool, value_rank: int = 256, tiles: Tiles | None = None):
+    """Decoding with rebuilt keys: 8 key heads of 128, 64 channels each or for all."""
+
+    def run() -> None:
+        key_rank = 8 * 64 if per_head else 64
+        runs = [(key_rank, bits), (value_rank, bits)]
+        layout = RowLayout.of_bits(runs, alignment=16)
+        angles = meta(32768, 64)
+        key_up = KeyUp(
+            weight=meta(8, 128, 64, dtype=torch.bfloat16),
+            bias=meta(8, 128, dtype=torch.bfloat16),
+            cos=angles,
+            sin=angles,
+            per_head=per_head,
+        )
+        latent_decode_triton(
+            meta(8, 1, 32, 128, dtype=torch.bfloat16),
+            rows_of(layout),
+            meta(8, 512, dtype=torch.int32),
+            meta(8, dtype=torch.int32),
+            read=LatentRead(key_rank=key_rank, value_rank=value_rank, scale=0.1, key_up=key_up),
+            offset=None,
+            query_lens=None,
+            num_splits=None,
+            tiles=tiles,
+        )
+
+    return run
+
+
 def append(name: str):
     def run() -> None:
         rows = rows_of(LAYOUTS[name])
@@ -106,6 +196,37 @@ def ssd(heads: int, head_dim: int, rank: int, groups: int, code: str, *, batch: 
             meta(heads, dtype=torch.float32),
             meta(heads, dtype=torch.float32),
         )
+
+    return run
+
+
+def replay(heads: int, head_dim: int, rank: int, groups: int, code: str, *, flush: bool):
+    """Reading through, or flushing, a ring of 16 inputs in bfloat16, behind the state."""
+
+    def run() -> None:
+        pages = pages_of(heads, head_dim, rank, code)
+        batch, at, places = 64, -(-pages.num_bytes // 16) * 16, []
+        for size in (32 * heads * head_dim, 32 * groups * rank, 64 * heads):
+            places.append(StatePlace.packed(65536, first_byte=at))
+            at += size
+        ring = ReplayRing(
+            length=16,
+            values=places[0],
+            writes=places[1],
+            steps=places[2],
+            groups=groups,
+            dtype=torch.bfloat16,
+        )
+        table = meta(batch, ring.num_frames(pages), dtype=torch.int32)
+        pending = meta(batch, dtype=torch.int32)
+        rate = meta(heads, dtype=torch.float32)
+        if flush:
+            ssd_replay_flush_triton(rate, pages, ring, table, table, pending)
+            return
+        shared = meta(batch, groups, rank, dtype=torch.bfloat16)
+        x = meta(batch, heads, head_dim, dtype=torch.bfloat16)
+        dt = meta(batch, heads, dtype=torch.float32)
+        ssd_replay_read_triton(x, dt, rate, shared, shared, pages, ring, table, pending, rate)
 
     return run
 
@@ -176,25 +297,52 @@ STREAM = (WIDE_LOAD, WIDE_STORE)
 
 CASES = [
     *(
-        Case(f"latent_decode-absorb-{name}", absorb(name), needs=(MATRIX, WIDE_LOAD, ASYNC_COPY))
+        Case(
+            f"latent_decode-absorb-{name}",
+            absorb(name),
+            needs=(MATRIX, WIDE_LOAD, ASYNC_COPY),
+            everywhere=name in ("float16", "e4m3", "mixed"),
+        )
         for name in LAYOUTS
     ),
     Case("latent_decode-absorb-8-64heads", absorb("8", heads=64), needs=(MATRIX, WIDE_LOAD)),
     Case("latent_decode-absorb-float16-16heads", absorb("float16", heads=16), needs=(MATRIX,)),
     Case("latent_decode-absorb-8-float32", absorb("8", dtype=torch.float32), hot=False),
-    Case("latent_append-mixed", append("mixed")),
-    Case("latent_append-e4m3", append("e4m3")),
+    *(
+        Case(
+            f"latent_decode-rebuilt-{'per_head' if per_head else 'joint'}-{bits}",
+            rebuilt(bits, per_head=per_head),
+            needs=(MATRIX, WIDE_LOAD),
+        )
+        for per_head, bits in [(True, 16), (True, 8), (False, 16), (False, 8)]
+    ),
+    Case("latent_decode-narrow-absorb", everything(rebuilt=False), hot=False),
+    Case("latent_decode-narrow-rebuilt", everything(rebuilt=True), hot=False),
+    Case("latent_append-mixed", append("mixed"), everywhere=True),
+    Case("latent_append-narrow", append_narrow, hot=False),
     # Nemotron-H at full and half rank, Falcon-H1, Qwen3-Next, Jamba.
     *(
-        Case(f"ssd_step-128x64x{rank}-{code}", ssd(128, 64, rank, 8, code), needs=STREAM)
+        Case(
+            f"ssd_step-128x64x{rank}-{code}",
+            ssd(128, 64, rank, 8, code),
+            needs=STREAM,
+            everywhere=rank == 64,
+        )
         for rank, code in [(128, "float32"), (128, "float16"), (64, "float16"), (64, "int8")]
     ),
     Case("ssd_step-24x128x128-float16", ssd(24, 128, 128, 2, "float16"), needs=STREAM),
+    Case("ssd_step-128x64x64-float8", ssd(128, 64, 64, 8, "float8"), everywhere=True),
+    Case("ssd_step-8x24x12-int8", ssd(8, 24, 12, 1, "int8"), hot=False),
     *(
         Case(f"gdn_step-32x128x{rank}-{code}", gdn(32, 128, rank, 16, code), needs=STREAM)
         for rank, code in [(128, "float32"), (64, "float16"), (64, "int8")]
     ),
+    Case("mamba1_step-8192x16-bfloat16", mamba1(8192, 16, "bfloat16"), needs=STREAM),
+    *(
+        Case(f"ssd_replay-read-128x64x64-{code}", replay(128, 64, 64, 8, code, flush=False))
+        for code in ("float16", "int8")
+    ),
+    Case("ssd_replay-flush-128x64x64-float16", replay(128, 64, 64, 8, "float16", flush=True)),
     Case("conv_update_project-10240-128x64", conv(10240, 8, 128, 64)),
     Case("pool_copy", copy, needs=STREAM),
-    Case("mamba1_step-8192x16-bfloat16", mamba1(8192, 16, "bfloat16"), needs=STREAM),
 ]

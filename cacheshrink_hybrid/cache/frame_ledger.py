@@ -107,7 +107,8 @@ class FrameLedger:
             CacheFullError: no such run is free.
         """
         free = np.sort(self._free[: self.num_free])
-        starts = np.flatnonzero(free[count - 1 :] - free[: len(free) - count + 1] == count - 1)
+        last = free[count - 1 :]  # empty if fewer are free than are wanted
+        starts = np.flatnonzero(last - free[: len(last)] == count - 1)
         if not len(starts):
             raise CacheFullError(
                 f"no {count} neighbouring frames are free among {self.num_free}; grow the pool"

@@ -9,6 +9,7 @@ what they go on to write is copied first. The pool grows with the batch and goes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -35,6 +36,8 @@ from .sequences import SequenceStore
 GROWTH = 1.5
 STATES = "states"
 UNLIMITED = 1 << 40
+MOST_COPIES = 16
+"""Sequences that are read one by one; in larger batches one gather costs less."""
 
 
 class HybridCache(LatentCache):
@@ -66,6 +69,7 @@ class HybridCache(LatentCache):
         self._places: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
         self._places_end = 0
         self._tables: dict[int, tuple[int, Tensor]] = {}
+        self._buffers: dict[torch.dtype, Tensor] = {}
 
     def _layer(self, layer_idx: int, kind: Any):
         attends = isinstance(kind, CacheLayerMixin)
@@ -214,7 +218,7 @@ class HybridCache(LatentCache):
         if self.laid_out:
             return
         layers = [layer for layer in self._attention_layers if layer.is_initialized]
-        states = self._state_tensors()
+        states = self.state_tensors()
         rows = [
             LayerRows(
                 layer_idx=layer.layer_idx,
@@ -265,7 +269,8 @@ class HybridCache(LatentCache):
         self._next_id += count
         return list(range(self._next_id - count, self._next_id))
 
-    def _state_tensors(self) -> list[StateTensor]:
+    def state_tensors(self) -> list[StateTensor]:
+        """All state tensors of the batch, in the order in which the layout has them."""
         return [
             StateTensor(layer_idx, kind, number, tensor)
             for layer_idx, layer in enumerate(self.layers)
@@ -288,7 +293,7 @@ class HybridCache(LatentCache):
             states.take_out()
         if self._states_placed:
             store.drop_run(STATES)
-        tensors = self._state_tensors()
+        tensors = self.state_tensors()
         self._states_placed = bool(tensors)
         if not tensors:
             return
@@ -336,16 +341,45 @@ class HybridCache(LatentCache):
         frames, slots = self._places[key]
         view[frames, slots] = rows[:, start - begin :]
 
-    def read(self, layer: PooledAttentionLayer, begin: int, end: int) -> Tensor:
-        """Rows (B, end - begin, elements), copied frame by frame."""
+    def read(
+        self, layer: PooledAttentionLayer, begin: int, end: int, *, lasting: bool = True
+    ) -> Tensor:
+        """Rows (B, end - begin, elements), copied frame by frame.
+
+        Args:
+            lasting: False if the rows are done with before the next call, whose rows may then take
+                their place. Saves touching fresh memory at every layer of every step.
+        """
         number, _ = self._place(layer)
-        view, frames_view = self._view(layer)
-        T = view.shape[1]
-        table = self._table(number)[:, begin // T : -(-end // T)]
-        found = frames_view.index_select(0, table.reshape(-1))
-        rows = found.view(len(table), -1, view.shape[2])
-        offset = begin // T * T
-        return rows[:, begin - offset : end - offset]
+        view, flat = self._view(layer)
+        T, width = view.shape[1:]
+        first, offset = divmod(begin, T)
+        table = self._table(number)[:, first : -(-end // T)]
+        B, count = len(table), end - begin
+        lasting = lasting or torch.is_grad_enabled()
+        if B == 1 or offset or count % T == 0 or B > MOST_COPIES:
+            found = self._room(view, (table.numel(), T * width), lasting)
+            torch.index_select(flat, 0, table.reshape(-1), out=found)
+            return found.view(B, -1, width)[:, offset : offset + count]
+        # Sequence by sequence into one tensor without gaps, which a matrix product can read at
+        # once; a slice of whole frames it would copy again.
+        rows = self._room(view, (B, count, width), lasting)
+        whole = count // T
+        for row, frames in zip(rows, table, strict=True):
+            target = row[: whole * T].view(whole, T * width)
+            torch.index_select(flat, 0, frames[:whole], out=target)
+        rows[:, whole * T :] = view[table[:, -1], : count - whole * T]
+        return rows
+
+    def _room(self, like: Tensor, shape: tuple[int, ...], lasting: bool) -> Tensor:
+        """An uninitialized tensor; one that does not last lies in a buffer that is used again."""
+        if lasting:
+            return like.new_empty(shape)
+        size = math.prod(shape)
+        key = like.dtype
+        if key not in self._buffers or self._buffers[key].numel() < size:
+            self._buffers[key] = like.new_empty(size + size // 4)
+        return self._buffers[key][:size].view(shape)
 
     def _place(self, layer: PooledAttentionLayer) -> tuple[int, int]:
         assert self.layout is not None

@@ -59,7 +59,8 @@ class PooledAttentionLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Store the new tokens and return all that their queries may see.
+        """Store the new tokens and return all that their queries may see, in tensors that hold
+        until the next layer's update; with gradients enabled, in tensors of their own.
 
         Args:
             key_states: (B, J, T, D).
@@ -85,7 +86,7 @@ class PooledAttentionLayer(CacheLayerMixin):
         self.cache.write(self, begin, self._rows(key_states.detach(), value_states.detach()))
         if begin == 0:
             return key_states, value_states
-        return self._tensors(self._first_seen(begin), begin + count)
+        return self._tensors(self._first_seen(begin), begin + count, lasting=False)
 
     def move_in(self) -> None:
         """Write what the first call left here to the pool."""
@@ -124,8 +125,8 @@ class PooledAttentionLayer(CacheLayerMixin):
             rows = torch.cat([rows, values.transpose(1, 2).flatten(2)], dim=-1)
         return rows
 
-    def _tensors(self, begin: int, end: int) -> tuple[Tensor, Tensor]:
-        rows = self.cache.read(self, begin, end)
+    def _tensors(self, begin: int, end: int, *, lasting: bool = True) -> tuple[Tensor, Tensor]:
+        rows = self.cache.read(self, begin, end, lasting=lasting)
         width = self.heads * self.key_dim
         keys = rows[..., :width].unflatten(-1, (self.heads, self.key_dim))
         values = rows[..., width:].unflatten(-1, (self.heads, self.value_dim))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .frame_ledger import FRAME_MASK, Handles
 from .frame_pool import FramePool
-from .layout import StateMap, StateRows
+from .layout import ROW_ALIGNMENT, StateMap, StateRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +99,10 @@ class StateTensor:
     tensor: Tensor
 
     def rows(self) -> StateRows:
-        """Its rows for the layout: the last dimension, or less where frames, multiples of 256
-        bytes, would cut it."""
-        size = self.tensor.dtype.itemsize
-        num_bytes = self.tensor[0].numel() * size
-        row = self.tensor.shape[-1] * size if self.tensor.ndim > 1 else num_bytes
-        if 256 % row:
-            row = math.gcd(256, num_bytes)
+        """Its rows for the layout: of 16 bytes or less, because tensors of any size come before
+        it, each from a multiple of 16 bytes on, and no row may be cut by a frame."""
+        num_bytes = self.tensor[0].numel() * self.tensor.dtype.itemsize
+        row = math.gcd(ROW_ALIGNMENT, num_bytes)
         return StateRows(
             layer_idx=self.layer_idx,
             name=f"{self.kind}{self.number}",
@@ -119,7 +116,7 @@ def placements(
 ) -> list[Placement]:
     """Places of state tensors, one per entry of `state.rows`, in a run of B * state.num_frames
     neighbouring frames."""
-    assert state.seamless, "rows divide 256, so they never straddle"
+    assert state.seamless, "rows divide what tensors are aligned to, so they never straddle"
     first = int(handles[0] & FRAME_MASK)
     return [
         Placement(

@@ -127,6 +127,10 @@ class SequenceStore:
     def num_tokens(self, seq_id: Hashable) -> int:
         return self._known(seq_id).num_tokens
 
+    def num_held(self, seq_id: Hashable) -> int:
+        """References to frames that a sequence has."""
+        return self._known(seq_id).num_held
+
     def first_position(self, seq_id: Hashable, class_number: int) -> int:
         """Position of the first token of a lifetime class that is still stored."""
         return self._known(seq_id).first[class_number]

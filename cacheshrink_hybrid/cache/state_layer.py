@@ -87,8 +87,11 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin):
                 "this cache was filled by a model with other recurrent states; give the converted "
                 "model a new cache (make_cache)"
             )
-        for name in ("conv_states", "recurrent_states"):
-            setattr(self, name, {0: None})
+        states: Any
+        for states in (self.conv_states, self.recurrent_states):
+            for number in list(states):
+                del states[number]
+            states[0] = None
         self.is_conv_states_initialized = {0: False}
         self.is_recurrent_states_initialized = {0: False}
         self.number_of_states = 1
@@ -294,7 +297,7 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin):
 
     def _change_batch(self, change) -> None:
         for states in (self.conv_states, self.recurrent_states):
-            for i, tensor in states.items():
+            for i, tensor in list(states.items()):
                 if tensor is not None:
                     states[i] = change(tensor)
         self._each_recorded(change)
@@ -306,7 +309,7 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin):
 
 def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
     """`x` with what storing it in `dtype` leaves of it, saturating, in its own dtype."""
-    if x.dtype == dtype or dtype == torch.float32:
+    if dtype in (x.dtype, torch.float32):
         return x
     limit = torch.finfo(dtype).max
     return x.clamp(-limit, limit).to(dtype).to(x.dtype)
@@ -338,7 +341,8 @@ def state_layer(cache: Cache, layer_idx: int, layout: StateLayout) -> StateCache
                 f"layer {layer_idx} of this {type(cache).__name__} is a {type(layer).__name__}, "
                 "which has no place for a recurrent state; use make_cache(model)"
             )
-        layer.__class__ = _state_layer_class(type(layer))
+        source_class: Any = type(layer)
+        layer.__class__ = _state_layer_class(source_class)
         layer.start(layout)
     elif layer.layout != layout:
         raise NotSupportedError(

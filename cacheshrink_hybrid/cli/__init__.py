@@ -18,8 +18,10 @@ PROGRAMS = {
     "perplexity": "measure perplexity through the cache",
     "memory": "count the bytes of live caches",
     "recall": "measure how much a model remembers, by distance",
+    "states": "perplexity and recall against bytes of recurrent state",
     "sweep": "perplexity against stored bytes over ratios, methods and codes",
     "allocator": "replay request traces over cache allocators",
+    "throughput": "serve many requests with the engine, and one by one",
     "generate": "continue a prompt",
 }
 

@@ -20,11 +20,13 @@ from ..errors import ConfigError
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+def add_model_arguments(
+    parser: argparse.ArgumentParser, *, several: bool = False, optional: bool = False
+) -> None:
     """`model` (or `models`), --device, --dtype, --trust-remote-code."""
     parser.add_argument(
         "models" if several else "model",
-        nargs="+" if several else None,
+        nargs="+" if several else "?" if optional else None,
         metavar="MODEL",
         help="directory of a source or converted model, or a name on the Hub",
     )

@@ -17,7 +17,15 @@ import torch
 from ..calibrate.text import PYTHON_DOCS
 from ..checkpoint import save_mla_model
 from ..codecs.row_format import SCALES
-from ..config import METHODS, METRICS, OBJECTIVES, RANK_ALLOCATIONS, CompressionConfig
+from ..codecs.state import STATE_CODES
+from ..config import (
+    METHODS,
+    METRICS,
+    OBJECTIVES,
+    RANK_ALLOCATIONS,
+    STATE_METHODS,
+    CompressionConfig,
+)
 from ..convert import convert_to_mla
 from .arguments import add_model_arguments
 
@@ -27,6 +35,8 @@ CHOICES = {
     "objective": OBJECTIVES,
     "scales": SCALES,
     "rank_allocation": RANK_ALLOCATIONS,
+    "state_dtype": ("auto", *STATE_CODES),
+    "state_method": STATE_METHODS,
 }
 
 
@@ -49,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default = None if field.default is MISSING else field.default
         if isinstance(default, bool):
             parser.add_argument(flag, action="store_true")
-        elif field.name == "d_latent":
+        elif default is None:  # d_latent, replay_length, budget_bytes, context_length
             parser.add_argument(flag, type=int, default=None)
         elif field.name == "cache_bits":
             parser.add_argument(flag, type=_bits, default=default, help="(default: auto)")

@@ -131,6 +131,8 @@ def _total(
         "state MiB": state / 2**20,
         "total MiB": (kv + state) / 2**20,
     }
+    after_kv: float
+    after_state: float
     if plan is not None:
         after_kv, after_state = _stored_kv(spec, plan, length), plan.state_bytes
     elif ratios is not None:

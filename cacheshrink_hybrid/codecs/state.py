@@ -6,9 +6,9 @@
     int8       1 byte, and a scale byte for every 16 neighbouring values of a channel
     float8     1 byte (e4m3), and a scale byte for every channel of a head
 
-A scale byte q means 2^((q - 192) / 8): 256 steps of 9 % from 2^-24 to 2^8, which rounds up, so that
-nothing is clipped below 3.2e4. Blocks run along the values (P) of one channel, because channels of
-a balanced basis differ in size far more than values do.
+A scale byte q means 2^((q - 192) / 6): 256 steps of 12 % from 2^-32 to 2^10, rounded up, so that
+nothing is clipped whose size lies between 3e-8 and 1.8e5. Blocks run along the values (P) of one
+channel, because channels of a balanced basis differ in size far more than values do.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..errors import PlanError
 STATE_CODES = ("float32", "float16", "bfloat16", "int8", "float8")
 BLOCK = 16
 ROW_ALIGNMENT = 16
-SCALE_ZERO, STEPS_PER_OCTAVE = 192, 8
+SCALE_ZERO, STEPS_PER_OCTAVE = 192, 6
 LARGEST_INT8 = 127.0
 LARGEST_FLOAT8 = 448.0
 HALF_EXPONENT = 15

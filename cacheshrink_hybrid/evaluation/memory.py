@@ -38,9 +38,10 @@ def measure_cache_memory(
         `compression_ratio`, `element_bytes` (size of this model's cache elements), and
         `per_sequence_length`: for each length, in bytes of this model's dtype,
         `live_bytes` (counted, keys and values), `expected_bytes` (from the plan), `source_bytes`
-        (what the uncompressed model would hold), `ratio` (source / live), `state_bytes` (counted
-        recurrent state, which does not grow with the length), and `pooled_bytes` (frames, KV and
-        state together).
+        (what the uncompressed model would hold), `ratio` (source / live), the same three of
+        recurrent and convolution states, which do not grow with the length (`state_bytes`,
+        `expected_state_bytes`, `source_state_bytes`, `state_ratio`), `total_bytes` and
+        `total_ratio` of both together, and `pooled_bytes` (frames, KV and state together).
 
     Raises:
         ConfigError: lengths below 2, or beyond the model's positions.
@@ -77,16 +78,44 @@ def measure_cache_memory(
             "source_bytes": source,
             "expected_bytes": expected,
             "live_bytes": counted.kv,
-            "state_bytes": counted.state,
             "pooled_bytes": pooled.total,
             "ratio": source / counted.kv if counted.kv else float("nan"),
+            **_states(model, length, batch_size, counted.state),
+            "total_bytes": counted.total,
         }
+        lengths[length]["total_ratio"] = (
+            source + lengths[length]["source_state_bytes"]
+        ) / counted.total
     return {
         "source_bytes_per_token": sum(source_per_token),
         "bytes_per_token": sum(stored_per_token),
-        "compression_ratio": sum(source_per_token) / sum(stored_per_token),
+        "compression_ratio": (
+            sum(source_per_token) / sum(stored_per_token) if stored_per_token else 1.0
+        ),
         "element_bytes": torch.finfo(model.dtype).bits // 8,
         "per_sequence_length": lengths,
+    }
+
+
+def _states(model: PreTrainedModel, length: int, batch_size: int, live: int) -> dict[str, Any]:
+    """Bytes of states, counted and as they should be."""
+    element_bytes = torch.finfo(model.dtype).bits // 8
+    plans = {}
+    if is_converted(model):
+        plans = {state.layer_idx: state for state in plan_of(model).states}
+    source = expected = 0
+    for layer in model_spec(model.config).state_layers:
+        assert layer.state is not None
+        one = layer.state.recurrent_bytes
+        one += layer.state.conv_bytes * element_bytes // BYTES_16BIT
+        source += one
+        plan = plans.get(layer.layer_idx)
+        expected += one if plan is None else plan.allocated_bytes(length, element_bytes)
+    return {
+        "source_state_bytes": source * batch_size,
+        "expected_state_bytes": expected * batch_size,
+        "state_bytes": live,
+        "state_ratio": source * batch_size / live if live else float("nan"),
     }
 
 

@@ -19,7 +19,7 @@ from ..calibrate.text import checked_texts
 from ..errors import CalibrationError, ConfigError
 from .cached_forward import DEFAULT_CHUNK, cached_logits
 
-POSITION_EDGES = (4, 16, 64, 256, 1024, 4096)
+POSITION_EDGES = (4, 16, 64, 256, 512, 1024, 4096)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -91,11 +91,6 @@ def orthonormal_basis(moment: Tensor, reads: Tensor, costs: Tensor) -> StateBasi
     return StateBasis(basis, basis, _losses(reads, costs, basis, basis))
 
 
-def principal_basis(moment: Tensor, reads: Tensor, costs: Tensor) -> StateBasis:
-    """Plain PCA: orthonormal, without regard to what reads the state. A baseline."""
-    return orthonormal_basis(moment, reads, costs)
-
-
 def selected_channels(reads: Tensor, costs: Tensor, *, refit: bool = True) -> StateBasis:
     """Source channels, one after the other.
 

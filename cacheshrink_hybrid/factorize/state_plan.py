@@ -38,9 +38,9 @@ RELATIVE_ERROR = {
 }
 """Root mean square error of one coding, relative to the root mean square of a channel."""
 METHODS_OF_KIND = {
-    "mamba2": ("oblique", "select"),
+    "mamba2": ("oblique", "select", "prune", "principal"),
     "gated_delta_net": ("orthonormal",),
-    "mamba": ("select",),
+    "mamba": ("select", "prune"),
 }
 """What a kind of mixer allows; the first is its default."""
 RANKS = 16
@@ -110,8 +110,8 @@ def make_state_unit(
         reads, costs = statistics.reads[g], statistics.costs[g]
         if method == "oblique":
             bases.append(oblique_basis(reads, costs))
-        elif method == "select":
-            bases.append(selected_channels(reads, costs))
+        elif method in ("select", "prune"):
+            bases.append(selected_channels(reads, costs, refit=method == "select"))
         else:
             writes = statistics.writes[g]
             moment = writes / writes.trace() + reads / reads.trace()
@@ -176,12 +176,14 @@ def _plans(
     budget_bytes: float,
 ) -> list[StatePlan]:
     codes = [codes_of(unit) for unit in units]
-    empty = [_plan(unit, code, (0,) * unit.sizes[3], replay) for unit, code in zip(units, codes)]
+    empty = [
+        _plan(unit, code, (0,) * unit.sizes[3], replay)
+        for unit, code in zip(units, codes, strict=True)
+    ]
     fixed = sum(plan.bytes_per_sequence for plan in empty)
     spectra = []
     for unit, code in zip(units, codes, strict=True):
-        M, _, N, G = unit.sizes
-        for g in range(G):
+        for g in range(unit.sizes[3]):
             spectra.append(
                 Spectrum(
                     values=_gains(unit, g),
@@ -250,7 +252,7 @@ def _plan(unit: StateUnit, codes: Sequence[str], ranks: tuple[int, ...], replay:
     )
     full = min(ranks) == N
     channels = None
-    if unit.method == "select" and not full:
+    if unit.method in ("select", "prune") and not full:
         chosen = [basis.channels for basis in unit.bases]
         channels = tuple(
             tuple(order[:rank]) for order, rank in zip(chosen, ranks, strict=True) if order

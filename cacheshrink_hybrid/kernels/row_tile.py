@@ -13,6 +13,7 @@ from itertools import pairwise
 import triton
 import triton.language as tl
 
+from ..errors import ConfigError
 from .numerics import float8_value
 from .row_layout import (
     ESCAPED_LEVELS,
@@ -23,7 +24,6 @@ from .row_layout import (
     UNIFORM_STEP,
     Kind,
     RowLayout,
-    RowRun,
 )
 
 FLOAT16 = tl.constexpr(int(Kind.FLOAT16))
@@ -45,13 +45,14 @@ LOST_CODE = tl.constexpr(LOST)
 KIND, WIDTH, VALID, BYTE, HEAD, CODED, UNIT = map(tl.constexpr, range(7))
 IS_KEY, KEY_CHANNEL, KEY_INDEX = map(tl.constexpr, range(7, 10))
 IS_VALUE, VALUE_CHANNEL, VALUE_INDEX = map(tl.constexpr, range(10, 13))
+STRIDE = tl.constexpr(13)
 
 MIN_WIDTH = 16  # tl.dot multiplies no less
 MAX_WIDTH = 128
 
 
 def pieces_of(
-    layout: RowLayout, *, keys: tuple[int, int], values: tuple[int, int]
+    layout: RowLayout, *, keys: tuple[int, int], values: tuple[int, int], key_heads: int = 1
 ) -> tuple[tuple, ...]:
     """Pieces of the channels that serve as keys, values, or both.
 
@@ -59,11 +60,16 @@ def pieces_of(
         layout: what a row holds.
         keys: first channel of the keys, and the one behind the last.
         values: the same of the values.
+        key_heads: J, if key channel i J + j is channel i of head j; keys are then no values.
 
     Returns:
         A tuple per piece: kind, width, channels that are not padding, first byte, whether it begins
         with the head channel, whether gains apply, unit; then for keys, and for values: whether it
-        is read as such, its first channel among them, and its index among their pieces.
+        is read as such, its first channel among them, and its index among their pieces; last, from
+        one channel of a head to the next, in channels of the row.
+
+    Raises:
+        ConfigError: runs that do not hold equally many channels of every head.
     """
     cuts = sorted({*keys, *values})
     pieces: list[tuple] = []
@@ -73,23 +79,32 @@ def pieces_of(
         is_value = values[0] <= first < values[1]
         if not is_key and not is_value:
             continue
+        stride = key_heads if is_key else 1
+        if stride > 1 and is_value:
+            raise ConfigError("channels of single heads' keys cannot be values as well")
         for run in layout.between(first, last):
-            for channel, byte, width, valid in _powers_of_two(run):
+            if run.channels % stride:
+                raise ConfigError(
+                    f"a run of {run.channels} key channels is not shared evenly by {stride} heads"
+                )
+            for skipped, width, valid in _powers_of_two(run.channels // stride):
+                channel = run.first_channel + skipped * stride
                 pieces.append(
                     (
                         int(run.kind),
                         width,
                         valid,
-                        byte,
+                        run.first_byte + skipped * stride * run.kind.bits // 8,
                         channel == layout.head_channel,
                         run.kind.coded,
                         run.kind.unit,
                         is_key,
-                        channel - keys[0],
+                        (channel - keys[0]) // stride,
                         counts["keys"],
                         is_value,
                         channel - values[0],
                         counts["values"],
+                        stride,
                     )
                 )
                 counts["keys"] += is_key
@@ -97,16 +112,16 @@ def pieces_of(
     return tuple(pieces)
 
 
-def _powers_of_two(run: RowRun) -> Iterator[tuple[int, int, int, int]]:
-    """(first channel, first byte, width, channels that are not padding) of the pieces of a run."""
+def _powers_of_two(channels: int) -> Iterator[tuple[int, int, int]]:
+    """(channels before, width, channels that are not padding) of the pieces of a run."""
     done = 0
-    while done < run.channels:
-        left = run.channels - done
+    while done < channels:
+        left = channels - done
         width = MAX_WIDTH
         while width > max(left, MIN_WIDTH):
             width //= 2
         valid = min(width, left)
-        yield run.first_channel + done, run.first_byte + done * run.kind.bits // 8, width, valid
+        yield done, width, valid
         done += valid
 
 
@@ -138,26 +153,56 @@ def load_bytes(p_row, m_row, FIRST: tl.constexpr, WIDTH: tl.constexpr, VALID: tl
 
 
 @triton.jit
-def load_halves(
-    p_row,
-    m_row,
-    FIRST: tl.constexpr,
-    WIDTH: tl.constexpr,
-    VALID: tl.constexpr,
-    EVEN: tl.constexpr,
-    DTYPE: tl.constexpr,
-):
-    """16-bit numbers from byte FIRST of each row, (N, WIDTH), zero from VALID on."""
+def load_halves(p_row, m_row, i_head, PIECE: tl.constexpr, EVEN: tl.constexpr, DTYPE: tl.constexpr):
+    """A piece of 16-bit numbers, (N, WIDTH), zero from VALID on."""
+    W: tl.constexpr = PIECE[WIDTH]
+    o = tl.arange(0, W)
     if EVEN:
         # Loaded as what they are, they go from shared memory to the matrix unit as they are.
-        o = tl.arange(0, WIDTH)
-        p = (p_row + FIRST).to(tl.pointer_type(DTYPE))[:, None] + o[None, :]
-        if VALID < WIDTH:
-            return tl.load(p, mask=m_row[:, None] & (o < VALID)[None, :], other=0.0)
+        p = (p_row + PIECE[BYTE]).to(tl.pointer_type(DTYPE))[:, None]
+        if PIECE[STRIDE] > 1:
+            p = p + (o * PIECE[STRIDE] + i_head)[None, :]
+        else:
+            p = p + o[None, :]
+        if PIECE[VALID] < W:
+            return tl.load(p, mask=m_row[:, None] & (o < PIECE[VALID])[None, :], other=0.0)
         return tl.load(p, mask=m_row[:, None], other=0.0)
-    pairs = load_bytes(p_row, m_row, FIRST, 2 * WIDTH, 2 * VALID)
-    low, high = tl.split(tl.reshape(pairs, [pairs.shape[0], WIDTH, 2]))
-    return (low.to(tl.uint16) | (high.to(tl.uint16) << 8)).to(DTYPE, bitcast=True)
+    else:
+        channel = o
+        if PIECE[STRIDE] > 1:
+            channel = o * PIECE[STRIDE] + i_head
+        p = p_row[:, None] + (PIECE[BYTE] + 2 * channel)[None, :]
+        mask = m_row[:, None] & (o < PIECE[VALID])[None, :]
+        low = tl.load(p, mask=mask, other=0).to(tl.uint16)
+        high = tl.load(p + 1, mask=mask, other=0).to(tl.uint16)
+        return (low | (high << 8)).to(DTYPE, bitcast=True)
+
+
+@triton.jit
+def load_codes(p_row, m_row, i_head, BITS: tl.constexpr, PIECE: tl.constexpr):
+    """A piece of codes of 8, 4 or 2 bits, (N, WIDTH), zero from VALID on."""
+    W: tl.constexpr = PIECE[WIDTH]
+    if PIECE[STRIDE] > 1:
+        # Neighbours in a row belong to other heads.
+        o = tl.arange(0, W)
+        channel = o * PIECE[STRIDE] + i_head
+        p = p_row[:, None] + (PIECE[BYTE] + channel * BITS // 8)[None, :]
+        mask = m_row[:, None] & (o < PIECE[VALID])[None, :]
+        byte = tl.load(p, mask=mask, other=0)
+        if BITS == 8:
+            return byte
+        else:
+            shift = (channel % (8 // BITS)) * BITS
+            return (byte.to(tl.int32) >> shift[None, :]) & (2**BITS - 1)
+    elif BITS == 8:
+        return load_bytes(p_row, m_row, PIECE[BYTE], W, PIECE[VALID])
+    elif BITS == 4:
+        code = load_bytes(p_row, m_row, PIECE[BYTE], W // 2, PIECE[VALID] // 2).to(tl.int32)
+        return tl.reshape(tl.join(code & 15, code >> 4), [code.shape[0], W])
+    else:
+        code = load_bytes(p_row, m_row, PIECE[BYTE], W // 4, PIECE[VALID] // 4).to(tl.int32)
+        code = tl.reshape(tl.join(code & 15, code >> 4), [code.shape[0], W // 2])
+        return tl.reshape(tl.join(code & 3, code >> 2), [code.shape[0], W])
 
 
 @triton.jit
@@ -166,7 +211,7 @@ def load_piece(
     m_row,
     head,
     p_levels,
-    holds_head,
+    i_head,
     PIECE: tl.constexpr,
     EVEN: tl.constexpr,
     NATIVE_FLOAT8: tl.constexpr,
@@ -179,39 +224,36 @@ def load_piece(
         m_row: rows to read; others give zeros or what a zero byte stands for.
         head: head bytes, (N,), read where the piece begins with the head channel.
         p_levels: tables of `row_levels`.
-        holds_head: whether the head channel is really in this piece (it is not where the same piece
-            is read for another head).
+        i_head: whose keys, where heads have keys of their own.
     """
     W: tl.constexpr = PIECE[WIDTH]
     if PIECE[KIND] == FLOAT16:
-        return load_halves(p_row, m_row, PIECE[BYTE], W, PIECE[VALID], EVEN, tl.float16).to(DOT)
+        return load_halves(p_row, m_row, i_head, PIECE, EVEN, tl.float16).to(DOT)
     elif PIECE[KIND] == BFLOAT16:
-        x = load_halves(p_row, m_row, PIECE[BYTE], W, PIECE[VALID], EVEN, tl.bfloat16)
+        x = load_halves(p_row, m_row, i_head, PIECE, EVEN, tl.bfloat16)
         if tl.bfloat16 == DOT:
             return x
         else:
             return x.to(tl.float32).to(DOT)
     elif PIECE[KIND] == E5M2:
-        code = load_bytes(p_row, m_row, PIECE[BYTE], W, PIECE[VALID])
+        code = load_codes(p_row, m_row, i_head, 8, PIECE)
         return (code.to(tl.uint16) << 8).to(tl.float16, bitcast=True).to(DOT)
     elif PIECE[KIND] == E4M3:
-        code = load_bytes(p_row, m_row, PIECE[BYTE], W, PIECE[VALID])
+        code = load_codes(p_row, m_row, i_head, 8, PIECE)
         return float8_value(code, NATIVE_FLOAT8).to(DOT)
     elif PIECE[KIND] == UNIFORM8:
-        code = load_bytes(p_row, m_row, PIECE[BYTE], W, PIECE[VALID])
+        code = load_codes(p_row, m_row, i_head, 8, PIECE)
         # 0x6400 is 1024 as a float16, whose last bit then counts 1; both differences are exact.
         x = (code.to(tl.uint16) | 0x6400).to(tl.float16, bitcast=True).to(DOT) - 1024.0 - 127.5
         if PIECE[HEAD]:
-            unit = head_unit(head).to(DOT)
-            first = (tl.arange(0, W) == 0)[None, :] & holds_head
-            x = tl.where(first, unit[:, None], x)
+            # The head channel is the first of head 0.
+            first = tl.arange(0, W) == 0
+            if PIECE[STRIDE] > 1:
+                first = tl.arange(0, W) + i_head == 0
+            x = tl.where(first[None, :], head_unit(head).to(DOT)[:, None], x)
         return x
     elif PIECE[KIND] == LEVELS4:
-        code = load_bytes(p_row, m_row, PIECE[BYTE], W // 2, PIECE[VALID] // 2).to(tl.int32)
-        code = tl.reshape(tl.join(code & 15, code >> 4), [code.shape[0], W])
-        return tl.load(p_levels + code).to(DOT)
+        return tl.load(p_levels + load_codes(p_row, m_row, i_head, 4, PIECE)).to(DOT)
     else:
-        code = load_bytes(p_row, m_row, PIECE[BYTE], W // 4, PIECE[VALID] // 4).to(tl.int32)
-        code = tl.reshape(tl.join(code & 15, code >> 4), [code.shape[0], W // 2])
-        code = tl.reshape(tl.join(code & 3, code >> 2), [code.shape[0], W])
+        code = load_codes(p_row, m_row, i_head, 2, PIECE)
         return tl.load(p_levels + LEVELS2_TABLE + code).to(DOT)

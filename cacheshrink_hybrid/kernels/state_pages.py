@@ -5,13 +5,12 @@ rank and code:
 
     float32, bfloat16   as they are
     float16             scaled by a power of two per head; a byte e per head, 2^(e - 143)
-    int8                a scale byte for each block of neighbouring values of a channel; a block is
-    16
-                        values, or the largest power of two that divides P
+    int8                a scale byte for each block of neighbouring values of a channel; a block
+                        is 16 values, or the largest power of two that divides P
     float8              e4m3, a scale byte for each channel of a head
 
-A scale byte q stands for 2^((q - 192) / 8). All codes come first, segment by segment, each (m, P,
-r); then all scales, (m), (m, P / block, r) or (m, r).
+A scale byte q stands for 2^((q - 192) / 6), or with other steps per octave. All codes come first,
+segment by segment, each (m, P, r); then all scales, (m), (m, P / block, r) or (m, r).
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from ..errors import ConfigError
 CODE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "float8": 1}
 MAX_BLOCK = 16
 SCALE_ZERO = 192
-STEPS_PER_OCTAVE = 8
+STEPS_PER_OCTAVE = 6
 LARGEST_INT8 = 127.0
 LARGEST_FLOAT8 = 448.0
 EXPONENT_ZERO = 128
@@ -89,6 +88,7 @@ class StatePages:
         place: where a state lies in its frames.
         head_dim: P.
         segments: in the order in which they are stored.
+        steps_per_octave: scale bytes from one power of two to the next.
 
     Raises:
         ConfigError: unknown codes, heads that are missing or occur twice, or misplaced rows.
@@ -99,9 +99,12 @@ class StatePages:
     place: StatePlace
     head_dim: int
     segments: tuple[StateSegment, ...]
+    steps_per_octave: int = STEPS_PER_OCTAVE
 
     def __post_init__(self) -> None:
         faults = []
+        if self.steps_per_octave < 1:
+            faults.append(f"steps_per_octave={self.steps_per_octave} must be at least 1")
         if self.arena.dtype != torch.uint8 or self.arena.ndim != 1:
             faults.append(f"arena is {self.arena.dtype}, {self.arena.ndim}-d; due is 1-d uint8")
         heads = sorted(head for segment in self.segments for head in segment.heads)

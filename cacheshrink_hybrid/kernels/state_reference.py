@@ -13,7 +13,6 @@ from .state_pages import (
     LARGEST_INT8,
     MAX_EXPONENT,
     SCALE_ZERO,
-    STEPS_PER_OCTAVE,
     StatePages,
     StateSegment,
 )
@@ -83,10 +82,14 @@ def encode_state(
         return scaled.half(), (exponent + EXPONENT_ZERO).to(torch.uint8)
     if segment.code == "int8":
         blocks = state.unflatten(-2, (-1, pages.block))
-        scale, factor = _scale_bytes(blocks.abs().amax(dim=-2, keepdim=True), LARGEST_INT8)
+        scale, factor = _scale_bytes(
+            blocks.abs().amax(dim=-2, keepdim=True), LARGEST_INT8, pages.steps_per_octave
+        )
         codes = (blocks * factor).round().clamp(-LARGEST_INT8, LARGEST_INT8)
         return codes.to(torch.int8), scale
-    scale, factor = _scale_bytes(state.abs().amax(dim=-2, keepdim=True), LARGEST_FLOAT8)
+    scale, factor = _scale_bytes(
+        state.abs().amax(dim=-2, keepdim=True), LARGEST_FLOAT8, pages.steps_per_octave
+    )
     codes = (state * factor).clamp(-LARGEST_FLOAT8, LARGEST_FLOAT8)
     return codes.to(torch.float8_e4m3fn), scale
 
@@ -105,17 +108,19 @@ def decode_state(codes: Tensor, scales: Tensor, segment: StateSegment, pages: St
         return torch.ldexp(codes.view(torch.float16).reshape(size).float(), exponent)
     if segment.code == "int8":
         blocks = codes.view(torch.int8).reshape(B, m, -1, pages.block, r).float()
-        return (blocks * _scales(scales).reshape(B, m, -1, 1, r)).reshape(size)
+        return (blocks * _scales(scales, pages.steps_per_octave).reshape(B, m, -1, 1, r)).reshape(
+            size
+        )
     values = codes.view(torch.float8_e4m3fn).reshape(size).float()
-    return values * _scales(scales).reshape(B, m, 1, r)
+    return values * _scales(scales, pages.steps_per_octave).reshape(B, m, 1, r)
 
 
-def _scale_bytes(largest: Tensor, top: float) -> tuple[Tensor, Tensor]:
+def _scale_bytes(largest: Tensor, top: float, steps: int) -> tuple[Tensor, Tensor]:
     """The smallest scale byte that keeps `largest` within `top`, and what to multiply with."""
-    wanted = STEPS_PER_OCTAVE * torch.log2(largest / top) + SCALE_ZERO
+    wanted = steps * torch.log2(largest / top) + SCALE_ZERO
     scale = torch.ceil(wanted).clamp(0, 255)  # log2(0) is -inf, which is step 0
-    return scale.to(torch.uint8), torch.exp2((SCALE_ZERO - scale) / STEPS_PER_OCTAVE)
+    return scale.to(torch.uint8), torch.exp2((SCALE_ZERO - scale) / steps)
 
 
-def _scales(scales: Tensor) -> Tensor:
-    return torch.exp2((scales.float() - SCALE_ZERO) / STEPS_PER_OCTAVE)
+def _scales(scales: Tensor, steps: int) -> Tensor:
+    return torch.exp2((scales.float() - SCALE_ZERO) / steps)

@@ -18,7 +18,6 @@ from .state_pages import (
     LARGEST_INT8,
     MAX_EXPONENT,
     SCALE_ZERO,
-    STEPS_PER_OCTAVE,
     StatePages,
     head_ids,
 )
@@ -28,14 +27,13 @@ FLOAT32, FLOAT16, BFLOAT16, INT8, FLOAT8 = map(tl.constexpr, range(5))
 
 # A segment, and the place of a state, as tuples of plain numbers for the kernel.
 CODE, HEAD_DIM, BLOCK, RANK, UNIT, NB, NU = map(tl.constexpr, range(7))
-NATIVE_FLOAT8 = tl.constexpr(7)
+NATIVE_FLOAT8, STEPS = map(tl.constexpr, (7, 8))
 ROW_BYTES, ROWS_PER_FRAME, FRAME_BYTES = map(tl.constexpr, range(3))
 
 EXP_ZERO = tl.constexpr(EXPONENT_ZERO)
 HALF = tl.constexpr(HALF_EXPONENT)
 MAX_EXP = tl.constexpr(MAX_EXPONENT)
 ZERO = tl.constexpr(SCALE_ZERO)
-STEPS = tl.constexpr(float(STEPS_PER_OCTAVE))
 TOP_INT8 = tl.constexpr(LARGEST_INT8)
 TOP_FLOAT8 = tl.constexpr(LARGEST_FLOAT8)
 
@@ -86,6 +84,7 @@ def segment_arguments(pages: StatePages, index: int, *, native_float8: bool) -> 
             nb,
             nu,
             native_float8,
+            float(pages.steps_per_octave),
         ),
         "PLACE": (place.row_bytes, pages.frame_bytes // place.row_bytes, pages.frame_bytes),
         "blocks": triton.cdiv(num_blocks, nb),
@@ -223,7 +222,7 @@ def load_state(
             SEGMENT, PLACE,
         )  # fmt: skip
         scale = tl.load(p_scale, mask=m_scale, other=0).to(tl.float32)
-        scale = tl.exp2((scale - ZERO) / STEPS)
+        scale = tl.exp2((scale - ZERO) / SEGMENT[STEPS])
         if SEGMENT[CODE] == INT8:
             p = _code_pointers(
                 p_arena, p_table, i_m, o_p, o_u, codes_start, first_frame, first_offset,
@@ -240,12 +239,12 @@ def load_state(
 
 
 @triton.jit
-def _scale_byte(largest, TOP: tl.constexpr):
+def _scale_byte(largest, TOP: tl.constexpr, PER_OCTAVE: tl.constexpr):
     """The smallest scale byte that keeps `largest` within TOP, and what to multiply with."""
     # Module constants stand right of tensors: the interpreter takes the type of the left operand.
-    wanted = tl.log2(tl.maximum(largest, 1e-30) * (1.0 / TOP)) * STEPS + ZERO
+    wanted = tl.log2(tl.maximum(largest, 1e-30) * (1.0 / TOP)) * PER_OCTAVE + ZERO
     scale = tl.minimum(tl.maximum(tl.ceil(wanted), 0.0), 255.0)
-    return scale, tl.exp2((-scale + ZERO) / STEPS)
+    return scale, tl.exp2((-scale + ZERO) / PER_OCTAVE)
 
 
 @triton.jit
@@ -312,7 +311,7 @@ def store_state(
         )  # fmt: skip
         if SEGMENT[CODE] == INT8:
             largest = tl.max(tl.abs(state), 1)[:, None, :, :]
-            scale, factor = _scale_byte(largest, TOP_INT8)
+            scale, factor = _scale_byte(largest, TOP_INT8, SEGMENT[STEPS])
             x = tl.minimum(tl.maximum(round_half_even(state * factor), -TOP_INT8), TOP_INT8)
             p = _code_pointers(
                 p_arena, p_table, i_m, o_p, o_u, codes_start, first_frame, first_offset,
@@ -321,7 +320,7 @@ def store_state(
             tl.store(p, x.to(tl.int8), mask=mask)
         else:
             largest = tl.max(tl.max(tl.abs(state), 1), 0)[None, None, :, :]
-            scale, factor = _scale_byte(largest, TOP_FLOAT8)
+            scale, factor = _scale_byte(largest, TOP_FLOAT8, SEGMENT[STEPS])
             x = tl.minimum(tl.maximum(state * factor, -TOP_FLOAT8), TOP_FLOAT8)
             p = _code_pointers(
                 p_arena, p_table, i_m, o_p, o_u, codes_start, first_frame, first_offset,

@@ -20,7 +20,6 @@ class Mamba2Mixer(RecurrentMixer):
     exact_inputs = (1,)
 
     def mix(self, hidden_states: Tensor, attention_mask: Tensor | None, layer: Any) -> Tensor:
-        B, T, _ = hidden_states.shape
         M, P, G, N = self.num_heads, self.head_dim, self.n_groups, self.ssm_state_size
         hidden = masked(hidden_states, attention_mask)
         if hasattr(self, "ssm_in_multiplier"):  # Falcon-H1

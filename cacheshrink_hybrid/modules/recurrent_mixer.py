@@ -184,7 +184,8 @@ COMPRESSIBLE_KINDS = ("mamba2", "mamba", "gated_delta_net")
 def install_mixer(module: nn.Module, kind: str, plan: StatePlan | None) -> RecurrentMixer:
     """Turn a source's mixer into a compressed one, in place."""
     source_class: Any = type(module)
-    module.__class__ = _compressed_class(mixer_class(kind), source_class)
+    kind_class: Any = mixer_class(kind)
+    module.__class__ = _compressed_class(kind_class, source_class)
     assert isinstance(module, RecurrentMixer)
     module.compress_state(plan)
     return module

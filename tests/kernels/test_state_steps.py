@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from cacheshrink_hybrid.codecs.state import STEPS_PER_OCTAVE, StateCodec
+from cacheshrink_hybrid.codecs.state import StateSegment as CodecSegment
 from cacheshrink_hybrid.errors import ConfigError, KernelUnavailableError
 from cacheshrink_hybrid.kernels.gdn_step import gdn_step
 from cacheshrink_hybrid.kernels.mamba1_step import mamba1_step
 from cacheshrink_hybrid.kernels.ssd_step import ssd_step
 from cacheshrink_hybrid.kernels.state_pages import StatePages, StatePlace, StateSegment
-from cacheshrink_hybrid.kernels.state_reference import read_states, write_states
+from cacheshrink_hybrid.kernels.state_reference import read_states, within_rank, write_states
 
 from .checks import assert_close
 
@@ -161,6 +163,23 @@ def _touched(pages: StatePages, table: Tensor) -> Tensor:
     return touched
 
 
+@every_case
+def test_states_are_those_of_the_codec(name: str) -> None:
+    """The bytes that steps read and write are those of `codecs.state`."""
+    pages, read, _ = _pages(name, torch.device("cpu"))
+    pages = replace(pages, steps_per_octave=STEPS_PER_OCTAVE)
+    segments = tuple(CodecSegment(heads=s.heads, rank=s.rank, code=s.code) for s in pages.segments)
+    codec = StateCodec(pages.head_dim, segments)
+    state = within_rank(torch.randn(2, M, pages.head_dim, pages.width), pages)
+    write_states(state, pages, read[:2])
+    byte = torch.arange(pages.num_bytes)
+    frame, offset = pages.place.locate(byte, pages.frame_bytes)
+    stored = pages.arena[read[:2].long()[:, frame] * pages.frame_bytes + offset]
+    assert torch.equal(stored, codec.encode(state)[:, : pages.num_bytes])
+    padded = torch.nn.functional.pad(stored, (0, codec.row_bytes - pages.num_bytes))
+    assert torch.equal(read_states(pages, read[:2]), codec.decode(padded))
+
+
 @pytest.mark.parametrize("code", ["float32", "float16", "int8"])
 def test_many_steps_stay_close(code: str, device: torch.device) -> None:
     """The kernel's own states, step after step, against the exact recurrence."""
@@ -205,7 +224,7 @@ def test_bad_arguments(device: torch.device) -> None:
     tables = {"read_table": read, "write_table": write}
     with pytest.raises(ConfigError, match=r"A has shape \(5,\); due is \(6,\)"):
         function(inputs[0], inputs[1], inputs[2][:5], *inputs[3:], pages=pages, **tables)
-    with pytest.raises(ConfigError, match="read_table is torch.int64"):
+    with pytest.raises(ConfigError, match=r"read_table is torch\.int64"):
         function(*inputs, pages=pages, read_table=read.long(), write_table=write)
     with pytest.raises(ConfigError, match=r"write_table has shape \(4, 1\)"):
         function(*inputs, pages=pages, read_table=read, write_table=write[:, :1].contiguous())

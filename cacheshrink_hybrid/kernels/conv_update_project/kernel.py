@@ -51,18 +51,20 @@ def _convolved(
     z = z * newest.to(tl.float32)
     if p_bias is not None:
         z += tl.load(p_bias + o_c, mask=m_c, other=0.0).to(tl.float32)
+    columns = ()
     for j in tl.static_range(COLUMNS):
         byte = (o_c * COLUMNS + j) * SIZE
         p = locate(p_arena, p_read, byte, first_frame, first_offset, first_rows, PLACE)
         m_read = tl.where(held, m_c, False)
-        column = tl.load(p.to(tl.pointer_type(DTYPE)), mask=m_read, other=0.0)
+        columns = columns + (tl.load(p.to(tl.pointer_type(DTYPE)), mask=m_read, other=0.0),)
         tap = tl.load(p_weight + o_c * (COLUMNS + 1) + j, mask=m_c, other=0.0).to(tl.float32)
-        z += tap * column.to(tl.float32)
-        # A channel is read and written by one thread in this order, so in place is safe.
-        if j > 0:
-            byte = (o_c * COLUMNS + j - 1) * SIZE
-            p = locate(p_arena, p_write, byte, first_frame, first_offset, first_rows, PLACE)
-            tl.store(p.to(tl.pointer_type(DTYPE)), column, mask=tl.where(kept, m_c, False))
+        z += tap * columns[j].to(tl.float32)
+    # Threads that hold the same channel must all have read it before one of them moves it on.
+    tl.debug_barrier()
+    for j in tl.static_range(1, COLUMNS):
+        byte = (o_c * COLUMNS + j - 1) * SIZE
+        p = locate(p_arena, p_write, byte, first_frame, first_offset, first_rows, PLACE)
+        tl.store(p.to(tl.pointer_type(DTYPE)), columns[j], mask=tl.where(kept, m_c, False))
     byte = (o_c * COLUMNS + COLUMNS - 1) * SIZE
     p = locate(p_arena, p_write, byte, first_frame, first_offset, first_rows, PLACE)
     tl.store(p.to(tl.pointer_type(DTYPE)), newest, mask=tl.where(kept, m_c, False))

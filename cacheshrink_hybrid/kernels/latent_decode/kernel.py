@@ -13,7 +13,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...errors import ConfigError
 from ..launch import has_native_float8, launch, num_multiprocessors
 from ..numerics import LOG2_E, TRITON_DTYPES, dot_dtype, product, rounded
 from ..paged_rows import PagedRows
@@ -129,7 +128,6 @@ def latent_decode_fwd_kernel(
     SINK_TOKENS: tl.constexpr,
     SOFTCAP: tl.constexpr,
     RANK: tl.constexpr,
-    KEY_STRIDE: tl.constexpr,
     HALF: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
     REST: tl.constexpr,
@@ -256,22 +254,8 @@ def latent_decode_fwd_kernel(
             head, gain, lost = load_head(p_row, m_n, HEAD_BYTE)
         tiles = ()
         for i in tl.static_range(len(PIECES)):
-            # Keys of a head of their own lie i_head times further; values are everyone's.
-            p_piece = p_row
-            holds_head = i_head >= 0
-            if PIECES[i][IS_KEY] and KEY_STRIDE > 0:
-                p_piece = p_row + i_head * KEY_STRIDE
-                holds_head = i_head == 0
             tile = load_piece(
-                p_piece,
-                m_n,
-                head,
-                p_levels,
-                holds_head,
-                PIECES[i],
-                EVEN,
-                NATIVE_FLOAT8,
-                DOT,
+                p_row, m_n, head, p_levels, i_head, PIECES[i], EVEN, NATIVE_FLOAT8, DOT
             )
             tiles = tiles + (tile,)
 
@@ -460,11 +444,12 @@ def latent_decode_triton(
     key_heads = 1 if key_up is None else key_up.weight.shape[0]
     group = H // key_heads
     values = (layout.num_channels - read.value_rank, layout.num_channels)
-    if joint:
-        pieces = pieces_of(layout, keys=(0, read.key_rank), values=values)
-        key_stride = 0
-    else:
-        pieces, key_stride = _per_head_pieces(layout, read, key_heads, values)
+    pieces = pieces_of(
+        layout,
+        keys=(0, read.key_rank),
+        values=values,
+        key_heads=1 if joint else key_heads,
+    )
     half = 0 if key_up is None else key_up.rotary_dim // 2
     rest = 0 if key_up is None else width - 2 * half
     exact = query.dtype == torch.float32
@@ -516,7 +501,7 @@ def latent_decode_triton(
         QUERY_WIDTH=width,
         VALUE_WIDTH=read.value_rank,
         PIECES=pieces,
-        EVEN=rows.even and key_stride % 2 == 0,
+        EVEN=rows.even,
         ROW_BYTES=layout.row_bytes,
         FRAME_BYTES=rows.frame_bytes,
         FRAME_TOKENS=rows.frame_tokens,
@@ -525,7 +510,6 @@ def latent_decode_triton(
         SINK_TOKENS=read.num_sink_tokens,
         SOFTCAP=read.softcap or 0.0,
         RANK=0 if key_up is None else key_up.weight.shape[2],
-        KEY_STRIDE=key_stride,
         HALF=half,
         BLOCK_HALF=max(16, triton.next_power_of_2(half)),
         REST=rest,
@@ -557,28 +541,3 @@ def latent_decode_triton(
             BLOCK_C=block_c,
         )
     return out, total
-
-
-def _per_head_pieces(
-    layout: RowLayout, read: LatentRead, key_heads: int, values: tuple[int, int]
-) -> tuple[tuple[tuple, ...], int]:
-    """Pieces of head 0's keys and of the values, and bytes from one head's keys to the next's.
-
-    Raises:
-        ConfigError: unless the keys of all heads are laid out alike, before the values.
-    """
-    rank = read.key_rank // key_heads
-    shapes = []
-    starts = []
-    for head in range(key_heads):
-        runs = layout.between(head * rank, (head + 1) * rank)
-        starts.append(runs[0].first_byte)
-        shapes.append([(run.kind, run.channels, run.first_byte - starts[-1]) for run in runs])
-    stride = starts[1] - starts[0] if key_heads > 1 else 0
-    even_starts = all(start == starts[0] + i * stride for i, start in enumerate(starts))
-    if values[0] < read.key_rank or not even_starts or any(s != shapes[0] for s in shapes):
-        raise ConfigError(
-            "per-head keys must have the same runs for every head, one head after the other, "
-            "and the values behind them; use backend='torch' or another layout"
-        )
-    return pieces_of(layout, keys=(0, rank), values=values), stride

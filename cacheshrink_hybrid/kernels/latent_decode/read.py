@@ -20,8 +20,8 @@ class KeyUp:
         bias: (J, D).
         cos, sin: angles by slot, (slots, rotary dim / 2), float32 or 16-bit; None without rotation.
             The first `rotary dim` channels of a key are rotated in pairs (i, i + rotary dim / 2).
-        per_head: head j reads the channels [j * rank, (j + 1) * rank) of the latent; otherwise all
-            heads read the first `rank` channels.
+        per_head: head j reads the channels i * J + j of the latent, i < rank, and values are no
+            keys; otherwise all heads read the first `rank` channels.
     """
 
     weight: Tensor

@@ -77,7 +77,7 @@ def rebuilt_keys(latent: Tensor, key_up: KeyUp) -> Tensor:
     """Keys (B, J, S, D), rotated by slot, of latents (B, S, R)."""
     num_heads, _, rank = key_up.weight.shape
     if key_up.per_head:
-        own = latent[..., : num_heads * rank].unflatten(-1, (num_heads, rank)).transpose(1, 2)
+        own = latent[..., : num_heads * rank].unflatten(-1, (rank, num_heads)).permute(0, 3, 1, 2)
     else:
         own = latent[:, None, :, :rank]
     keys = torch.matmul(own, key_up.weight.float().transpose(1, 2))

@@ -1,0 +1,200 @@
+"""Perplexity and recall against bytes of recurrent state, over ratios, methods, codes; and drift.
+
+    cacheshrink-hybrid states MODEL --text test.txt --calibration train.txt --output DIR
+
+Keys and values are left as they are, so that what is measured is the states' doing. A point is
+`RATIO`, `RATIO:CODE`, `RATIO:CODE:REPLAY` or `RATIO:CODE:REPLAY:METHOD`, as in `4`, `2:float16:1`,
+`8:int8:4` and `2:float32:1:prune`; an `auto` stands for what conversion chooses. With --drift N,
+the last point and the source decode N tokens of the text with states that are never recomputed, and
+perplexity is printed per 1,000 tokens. Writes states.json and states.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..calibrate.text import PYTHON_DOCS, load_texts, token_sequences
+from ..config import METRICS, CompressionConfig
+from ..convert import convert_model, model_statistics
+from ..errors import ConfigError, PlanError
+from ..evaluation.cached_forward import cached_logits, tokens_between_codings
+from ..evaluation.perplexity import measure_perplexity
+from ..evaluation.recall import measure_recall
+from ..families import model_spec
+from ..plan import format_table
+from .arguments import add_model_arguments, add_text_arguments, load_given, read_texts
+from .report import write_json
+
+DEFAULT_POINTS = ("2:float32:1", "2:float16:1", "4", "8", "8:int8:2", "2:float32:1:prune")
+DRIFT_STRETCH = 1000
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="cacheshrink-hybrid states",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_model_arguments(parser)
+    add_text_arguments(parser)
+    parser.add_argument("--calibration", default=PYTHON_DOCS, help="text file or data set")
+    parser.add_argument("--calibration-samples", type=int, default=48)
+    parser.add_argument("--metric", choices=[m for m in METRICS if m != "none"], default="fisher")
+    parser.add_argument("--points", nargs="+", default=list(DEFAULT_POINTS))
+    parser.add_argument("--max-length", type=int, default=1024)
+    parser.add_argument("--max-chars", type=int, default=None, help="of each document")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--distances", type=int, nargs="*", default=[64, 256], help="of recall")
+    parser.add_argument("--exercises", type=int, default=16, help="per kind and distance")
+    parser.add_argument("--kinds", nargs="+", default=["letters", "text", "keys"])
+    parser.add_argument("--drift", type=int, default=0, metavar="N", help="tokens to decode")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path("cacheshrink-states"))
+    given = parser.parse_args(argv)
+    settings = [_settings(point) for point in given.points]
+    texts = [text[: given.max_chars] for text in read_texts(given)]
+    source, tokenizer = load_given(given, given.model)
+    source = source.float()
+
+    def measured(model: PreTrainedModel) -> dict[str, Any]:
+        result = measure_perplexity(
+            model, tokenizer, texts, max_length=given.max_length, batch_size=given.batch_size
+        )
+        record: dict[str, Any] = {
+            "perplexity": result.perplexity,
+            "beyond 512": math.exp(_mean_loss(result.by_position, 512)),
+        }
+        if given.distances:
+            recall = measure_recall(
+                model,
+                tokenizer,
+                given.distances,
+                kinds=given.kinds,
+                num_exercises=given.exercises,
+                seed=given.seed,
+            )
+            for distance, accuracy in recall.items():
+                record[f"recall {distance}"] = accuracy["mean"]
+        return record
+
+    spec = model_spec(source.config)
+    calibrated = CompressionConfig(metric=given.metric, state_ratio=2.0, seed=given.seed)
+    sequences = token_sequences(
+        tokenizer,
+        load_texts(None, given.calibration, num_samples=given.calibration_samples),
+        max_length=given.max_length,
+        num_sequences=given.calibration_samples,
+    )
+    statistics = model_statistics(source, calibrated, sequences, progress=True)
+    records: list[dict[str, Any]] = [
+        {"point": "source", "state bytes": spec.bytes_per_sequence} | measured(source)
+    ]
+    results: dict[str, Any] = {"program": "states", "arguments": _printable(given)}
+    results["points"] = records
+    print(_write(given.output, results), flush=True)
+    model = None
+    for point, setting in zip(given.points, settings, strict=True):
+        config = CompressionConfig(
+            compression_ratio=1.0, metric=given.metric, seed=given.seed, **setting
+        )
+        candidate = copy.deepcopy(source)
+        try:
+            plan = convert_model(candidate, config, statistics=statistics)
+        except PlanError as error:
+            print(f"{point}: {error}", flush=True)
+            continue
+        model = candidate
+        record = {
+            "point": point,
+            "state bytes": plan.state_bytes,
+            "codes": " / ".join(state.codes for state in plan.states),
+            "replay": plan.states[0].replay_length,
+            "predicted %": 100 * sum(s.predicted_loss + s.rounding_loss for s in plan.states),
+        }
+        records.append(record | measured(model))
+        print(_write(given.output, results), flush=True)
+    if given.drift and model is not None:
+        results["drift"] = _drift(source, model, tokenizer, texts, given.drift)
+        print(format_table(results["drift"]))
+        write_json(given.output / "states.json", results)
+    return 0
+
+
+def _write(output: Path, results: dict[str, Any]) -> str:
+    """Write what there is so far; returns it as a table."""
+    base = results["points"][0]
+    for record in results["points"]:
+        record["ratio"] = base["state bytes"] / record["state bytes"]
+        record["change %"] = 100 * (record["perplexity"] / base["perplexity"] - 1)
+    table = format_table(
+        [{k: v for k, v in record.items() if k != "codes"} for record in results["points"]]
+    )
+    write_json(output / "states.json", results)
+    (output / "states.md").write_text(table + "\n", encoding="utf-8")
+    return table
+
+
+def _settings(point: str) -> dict[str, Any]:
+    """`RATIO:CODE:REPLAY:METHOD` as settings of a `CompressionConfig`."""
+    parts = point.split(":")
+    if len(parts) > 4:
+        raise ConfigError(f"point {point!r} has {len(parts)} parts; RATIO:CODE:REPLAY:METHOD has 4")
+    parts += ["auto"] * (4 - len(parts))
+    try:
+        settings = {"state_ratio": float(parts[0]), "state_dtype": parts[1]}
+        settings["replay_length"] = None if parts[2] == "auto" else int(parts[2])
+    except ValueError as error:
+        raise ConfigError(f"point {point!r} is no RATIO:CODE:REPLAY:METHOD: {error}") from error
+    return settings | {"state_method": parts[3]}
+
+
+def _printable(given: argparse.Namespace) -> dict[str, Any]:
+    return {
+        name: value if isinstance(value, (int, float, list, type(None))) else str(value)
+        for name, value in vars(given).items()
+    }
+
+
+def _mean_loss(by_position: Sequence[tuple[int, int, int, float]], first: int) -> float:
+    """Mean loss of predicted tokens at positions of at least `first`."""
+    later = [(n, math.log(value)) for start, _, n, value in by_position if start >= first]
+    tokens = sum(n for n, _ in later)
+    return sum(n * loss for n, loss in later) / tokens if tokens else math.nan
+
+
+@torch.no_grad()
+def _drift(source, converted, tokenizer, texts: Sequence[str], num_tokens: int) -> list[dict]:
+    """Perplexity per stretch of one long sequence, fed as often as states are coded."""
+    ids = torch.cat([torch.tensor(tokenizer(text).input_ids) for text in texts])[: num_tokens + 1]
+    if len(ids) <= num_tokens:
+        raise ConfigError(f"the text has {len(ids)} tokens; --drift {num_tokens} needs more")
+    losses = []
+    for model in (source, converted):
+        chunk = int(min(64, tokens_between_codings(model)))
+        total = torch.zeros(num_tokens // DRIFT_STRETCH, dtype=torch.float64)
+        for start, logits in cached_logits(model, ids[None, :-1], chunk):
+            positions = torch.arange(start, start + logits.shape[1])
+            loss = nn.functional.cross_entropy(
+                logits[0].float(), ids[1 + positions].to(logits.device), reduction="none"
+            )
+            inside = positions // DRIFT_STRETCH < len(total)
+            total.index_add_(0, positions[inside] // DRIFT_STRETCH, loss.double().cpu()[inside])
+        losses.append(total / DRIFT_STRETCH)
+    return [
+        {
+            "tokens from": i * DRIFT_STRETCH,
+            "source": math.exp(float(before)),
+            "coded": math.exp(float(after)),
+            "change %": 100 * (math.exp(float(after - before)) - 1),
+        }
+        for i, (before, after) in enumerate(zip(*losses, strict=True))
+    ]

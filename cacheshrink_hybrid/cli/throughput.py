@@ -1,0 +1,181 @@
+"""Serve many requests with the engine, and some of them one by one with generate().
+
+    cacheshrink-hybrid throughput [MODEL] [--trace chat | FILE] [--requests 64] [--output DIR]
+
+MODEL is a source or converted model; without it, the model that ships with the package is converted
+at `--compression-ratio`. Prompts are cut from held-out documentation, with the lengths of a trace
+up to --max-prompt and --max-output tokens, and greedy. Prints tokens per second of both, how many
+outputs are equal, and the same for a pool of a quarter of the memory that all requests would take
+at once, where requests are preempted. Writes throughput.json. About three minutes on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..convert import convert_to_mla
+from ..demo import model_path
+from ..demo.corpus import held_out_text, training_text
+from ..engine import LLM, RequestOutput, SamplingParams
+from ..errors import ConfigError
+from ..evaluation.allocation.traces import SYNTHETIC, Request, read_trace, synthetic_trace
+from ..plan import format_table
+from .arguments import add_model_arguments, load_given
+from .report import write_json
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="cacheshrink-hybrid throughput",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_model_arguments(parser, optional=True)
+    parser.add_argument("--compression-ratio", type=float, default=4.0)
+    parser.add_argument(
+        "--trace", default="chat", help=f"one of {', '.join(SYNTHETIC)}, or a recorded file"
+    )
+    parser.add_argument("--requests", type=int, default=64)
+    parser.add_argument("--baseline-requests", type=int, default=16, help="served one by one")
+    parser.add_argument("--max-prompt", type=int, default=256, help="tokens")
+    parser.add_argument("--max-output", type=int, default=64, help="tokens")
+    parser.add_argument("--cache-memory", default="256MiB", help="such as 2GiB, or 60%%")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path("cacheshrink-throughput"))
+    given = parser.parse_args(argv)
+    for name in ("requests", "baseline_requests", "max_prompt", "max_output"):
+        if getattr(given, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1")
+    model, tokenizer = _model(given)
+    if given.trace in SYNTHETIC:
+        trace = synthetic_trace(given.trace, given.requests, given.seed)
+    else:
+        trace = read_trace(Path(given.trace), given.requests, given.seed)
+    prompts, wishes = _work(trace, tokenizer, given.max_prompt, given.max_output)
+
+    print(f"one by one: {min(given.baseline_requests, len(prompts))} requests", flush=True)
+    baseline = min(given.baseline_requests, len(prompts))
+    expected, alone = _one_by_one(model, prompts[:baseline], wishes[:baseline])
+
+    records: list[dict[str, Any]] = [{"serving": "generate(), one by one", **alone}]
+    roomy = LLM(model, tokenizer, cache_memory=given.cache_memory)
+    needs = [
+        roomy.store.need(len(prompt) + wish.max_tokens)
+        for prompt, wish in zip(prompts, wishes, strict=True)
+    ]
+    frame_bytes = roomy.store.layout.frame_bytes
+    quarter = (max(sum(needs) // 4, *needs) + 1) * frame_bytes
+    small = LLM(model, tokenizer, cache_memory=quarter)
+    equal = True
+    for name, llm in (("engine", roomy), ("engine, a quarter of the memory", small)):
+        print(f"{name}: {len(prompts)} requests", flush=True)
+        outputs, record = _served(llm, prompts, wishes)
+        same = [output.token_ids == due for output, due in zip(outputs, expected, strict=False)]
+        equal = equal and all(same)
+        records.append(
+            {
+                "serving": name,
+                **record,
+                "speed-up": record["tokens/s"] / alone["tokens/s"],
+                "equal outputs": f"{sum(same)} of {len(same)}",
+            }
+        )
+    print("\n" + format_table(records))
+    print(roomy.store.layout.table())
+    write_json(
+        given.output / "throughput.json",
+        {
+            "program": "throughput",
+            "trace": str(given.trace),
+            "threads": torch.get_num_threads(),
+            "layout": roomy.store.layout.digest,
+            "runs": records,
+        },
+    )
+    print(f"figures: {given.output / 'throughput.json'}")
+    return 0 if equal else 1
+
+
+def _model(given: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if given.model is not None:
+        return load_given(given, given.model)
+    print(f"converting the model that ships with the package at {given.compression_ratio:g}x")
+    model, _ = convert_to_mla(
+        model_path(),
+        compression_ratio=given.compression_ratio,
+        dtype=torch.float32,
+        calibration_texts=training_text(),
+        num_calibration_samples=16,
+        verbose=False,
+    )
+    return model.to(given.device), AutoTokenizer.from_pretrained(model_path())
+
+
+def _work(
+    trace: Sequence[Request], tokenizer: PreTrainedTokenizerBase, max_prompt: int, max_output: int
+) -> tuple[list[list[int]], list[SamplingParams]]:
+    """Prompts of the trace's lengths, from one text after the other, and their output lengths."""
+    tokens = [tokenizer(text[: 8 * max_prompt]).input_ids for text in held_out_text()]
+    tokens = [ids for ids in tokens if len(ids) >= max_prompt]
+    if not tokens:
+        raise ConfigError(f"no held-out text has --max-prompt={max_prompt} tokens; give less")
+    prompts = [
+        tokens[i % len(tokens)][: min(request.prompt_tokens, max_prompt)]
+        for i, request in enumerate(trace)
+    ]
+    wishes = [
+        SamplingParams(max_tokens=min(request.output_tokens, max_output), ignore_eos=True)
+        for request in trace
+    ]
+    return prompts, wishes
+
+
+def _one_by_one(
+    model: PreTrainedModel, prompts: Sequence[list[int]], wishes: Sequence[SamplingParams]
+) -> tuple[list[tuple[int, ...]], dict[str, Any]]:
+    outputs = []
+    began = time.perf_counter()
+    for prompt, wish in zip(prompts, wishes, strict=True):
+        ids = torch.tensor([prompt], device=model.device)
+        output = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            min_new_tokens=wish.max_tokens,
+            max_new_tokens=wish.max_tokens,
+        )
+        outputs.append(tuple(output[0, len(prompt) :].tolist()))
+    seconds = time.perf_counter() - began
+    return outputs, _record(sum(map(len, outputs)), len(prompts), seconds)
+
+
+def _served(
+    llm: LLM, prompts: Sequence[list[int]], wishes: Sequence[SamplingParams]
+) -> tuple[list[RequestOutput], dict[str, Any]]:
+    began = time.perf_counter()
+    outputs = llm.generate(prompts, wishes, progress=True)
+    seconds = time.perf_counter() - began
+    num_tokens = sum(len(output.token_ids) for output in outputs)
+    statistics = llm.store.statistics()
+    return outputs, _record(num_tokens, len(prompts), seconds) | {
+        "peak MiB": statistics.frames.peak * llm.store.layout.frame_bytes / 2**20,
+        "pool MiB": llm.store.pool.nbytes / 2**20,
+        "preemptions": llm.statistics.preemptions,
+        "steps": llm.statistics.steps,
+    }
+
+
+def _record(num_tokens: int, num_requests: int, seconds: float) -> dict[str, Any]:
+    return {
+        "requests": num_requests,
+        "tokens": num_tokens,
+        "seconds": seconds,
+        "tokens/s": num_tokens / seconds,
+    }

@@ -1,0 +1,7 @@
+"""Many requests from one pool of frames: continuous batching over a converted or plain model."""
+
+from .llm import LLM
+from .request import RequestOutput
+from .sampling import SamplingParams
+
+__all__ = ["LLM", "RequestOutput", "SamplingParams"]

@@ -1,0 +1,253 @@
+"""The transformers cache of one step: a batch of sequences of unequal lengths in a store.
+
+Sequences are aligned on the right: with S the longest history, a sequence of n tokens occupies the
+slots S - n to S - 1, and the new tokens come behind. Rows of the slots before are read from the
+sink frame and masked. Only distances between slots matter to attention, so the alignment may change
+from step to step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import (
+    CacheLayerMixin,
+    DynamicCache,
+    DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
+)
+
+from ..cache import HybridCache, arena
+from ..cache.layout import LayerRows, Layout, compile_layout
+from ..cache.pooled_layers import PooledAttentionLayer, PooledHybridLayer, PooledLinearLayer
+from ..cache.sequences import SequenceStore
+from ..errors import NotSupportedError
+
+
+@dataclass(frozen=True, slots=True)
+class StateShape:
+    """One state tensor of a sequence: number `number` of its `kind` in a layer."""
+
+    layer_idx: int
+    kind: str
+    number: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class StoredShapes:
+    """What a model stores, seen in a cache that it has filled."""
+
+    layout: Layout
+    row_dtypes: dict[int, torch.dtype]
+    states: tuple[StateShape, ...]
+
+
+def stored_shapes(cache: HybridCache) -> StoredShapes:
+    """Look at a cache after one forward pass.
+
+    Raises:
+        NotSupportedError: a layer keeps more than rows and states of fixed size.
+    """
+    if cache.exact:
+        raise NotSupportedError(
+            "exact_sinks and exact_window are kept per batch, which the engine does not do; "
+            "convert without them, or use model.generate()"
+        )
+    rows, dtypes = [], {}
+    for layer in cache.layers:
+        if isinstance(layer, PooledAttentionLayer):
+            assert layer.row_dtype is not None
+            dtypes[layer.layer_idx] = layer.row_dtype
+            rows.append(
+                LayerRows(
+                    layer_idx=layer.layer_idx,
+                    row_bytes=layer.row_width * layer.row_dtype.itemsize,
+                    window=layer.sliding_window,
+                )
+            )
+        elif type(layer).__name__ != "DummyLayer" and type(layer) is not PooledLinearLayer:
+            raise NotSupportedError(
+                f"a {type(layer).__name__} keeps its state in a form that the engine does not "
+                "know; use model.generate()"
+            )
+    tensors = cache.state_tensors()
+    states = tuple(
+        StateShape(
+            entry.layer_idx,
+            entry.kind,
+            entry.number,
+            tuple(entry.tensor.shape[1:]),
+            entry.tensor.dtype,
+        )
+        for entry in tensors
+    )
+    layout = compile_layout(rows, [entry.rows() for entry in tensors])
+    return StoredShapes(layout, dtypes, states)
+
+
+class BatchCache(Cache):
+    """A view of some sequences of a store, for one forward pass after the other.
+
+    Args:
+        config: of the model.
+        shapes: what the model stores.
+        store: sequences with the layout of `shapes`.
+    """
+
+    laid_out = True
+
+    def __init__(self, config, shapes: StoredShapes, store: SequenceStore) -> None:
+        self.shapes = shapes
+        self.store = store
+        super().__init__(layers=[self._layer(i, k) for i, k in enumerate(_kinds(config))])
+        self._ids: list[Hashable] = []
+        self._lengths: list[int] = []
+        self._index: dict[tuple, tuple[Tensor, Tensor]] = {}
+        self._staging: Tensor | None = None
+
+    def _layer(self, layer_idx: int, kind):
+        window = kind.sliding_window if isinstance(kind, DynamicSlidingWindowLayer) else None
+        if isinstance(kind, LinearAttentionCacheLayerMixin):
+            if isinstance(kind, CacheLayerMixin):
+                return PooledHybridLayer(self, layer_idx, window, kind.number_of_states)
+            return PooledLinearLayer(number_of_states=kind.number_of_states)
+        if isinstance(kind, CacheLayerMixin):
+            return PooledAttentionLayer(self, layer_idx, window)
+        return kind
+
+    def begin(self, seq_ids: Sequence[Hashable]) -> None:
+        """Show these sequences, whose next tokens have been reserved, and load their states."""
+        self._ids = list(seq_ids)
+        self._lengths = [self.store.num_tokens(seq_id) for seq_id in seq_ids]
+        self._index.clear()
+        self._tables = {
+            number: self.store.frame_table(seq_ids, number).long()
+            for number in range(len(self.shapes.layout.classes))
+        }
+        for layer in self.layers:
+            if isinstance(layer, PooledAttentionLayer):
+                layer.cumulative_length = max(self._lengths)
+        if self.shapes.states:
+            read, write = self.store.state_tables(seq_ids)
+            self._read, self._write = read.long(), write.long()
+            self._load_states()
+
+    def finish(self) -> None:
+        """Write the states back; the forward pass is over."""
+        if not self.shapes.states:
+            return
+        for shape, view in zip(self.shapes.states, self._state_views(), strict=True):
+            states = self._states_of(shape)
+            tensor = states[shape.number]
+            assert tensor is not None
+            if tensor.data_ptr() != view.data_ptr():
+                view.copy_(tensor.detach())
+            states[shape.number] = None
+        self._whole_frames()[self._write.reshape(-1)] = self._staged()
+
+    def _load_states(self) -> None:
+        started = [length > 0 for length in self._lengths]
+        assert all(started) or not any(started), "first chunks are fed one by one"
+        for layer in self.layers:
+            if isinstance(layer, PooledLinearLayer):
+                for number in range(layer.number_of_states):
+                    layer.has_previous_state[number] = started[0]
+                    layer.is_conv_states_initialized[number] = False
+                    layer.is_recurrent_states_initialized[number] = False
+        if not started[0]:
+            return
+        torch.index_select(self._whole_frames(), 0, self._read.reshape(-1), out=self._staged())
+        for shape, view in zip(self.shapes.states, self._state_views(), strict=True):
+            layer = self.layers[shape.layer_idx]
+            self._states_of(shape)[shape.number] = view
+            layer.device = view.device
+            if shape.kind == "conv":
+                layer.dtype = view.dtype
+                layer.is_conv_states_initialized[shape.number] = True
+                layer.conv_kernel_size[shape.number] = view.shape[-1]
+            else:
+                layer.is_recurrent_states_initialized[shape.number] = True
+
+    def _whole_frames(self) -> Tensor:
+        """The arena by frame, in words, which copy faster than bytes: (frames, words)."""
+        return self.store.pool.frames.view(torch.int64)
+
+    def _staged(self) -> Tensor:
+        """Room for the state frames of the batch, (B * state frames, words), kept for the next
+        step."""
+        state, frame_bytes = self.shapes.layout.state, self.store.layout.frame_bytes
+        words = frame_bytes // torch.int64.itemsize
+        count = len(self._ids) * state.num_frames
+        if self._staging is None or len(self._staging) < count:
+            self._staging = torch.zeros(
+                count, words, dtype=torch.int64, device=self.store.pool.device
+            )
+        return self._staging[:count]
+
+    def _state_views(self) -> list[Tensor]:
+        """The state tensors within `_staged`, (B, ...) each. Rows divide frames, so every tensor is
+        one piece per sequence."""
+        layout, batch = self.shapes.layout, len(self._ids)
+        assert layout.state.seamless
+        stride = layout.state.num_frames * layout.frame_bytes
+        views = []
+        for shape, slices in zip(self.shapes.states, layout.state.slices, strict=True):
+            size = shape.dtype.itemsize
+            start = slices[0].frame * layout.frame_bytes + slices[0].offset
+            inner = [math.prod(shape.shape[i + 1 :]) for i in range(len(shape.shape))]
+            views.append(
+                self._staged()
+                .view(shape.dtype)
+                .as_strided((batch, *shape.shape), (stride // size, *inner), start // size)
+            )
+        return views
+
+    def _states_of(self, shape: StateShape):
+        layer = self.layers[shape.layer_idx]
+        return layer.conv_states if shape.kind == "conv" else layer.recurrent_states
+
+    # What attention layers ask for
+
+    def lay_out(self) -> None:
+        """The store has its layout."""
+
+    def write(self, layer: PooledAttentionLayer, begin: int, rows: Tensor) -> None:
+        """Store rows (B, T, elements) as those of each sequence's next tokens."""
+        view, frames, slots = self._rows(layer, "new", rows.shape[1])
+        view[frames, slots] = rows
+
+    def read(
+        self, layer: PooledAttentionLayer, begin: int, end: int, *, lasting: bool = True
+    ) -> Tensor:
+        """Rows (B, end - begin, elements) of the slots [begin, end)."""
+        view, frames, slots = self._rows(layer, begin, end)
+        return view[frames, slots]
+
+    def _rows(self, layer: PooledAttentionLayer, begin: int | str, end: int):
+        number, place = self.shapes.layout.class_of_layer[layer.layer_idx]
+        lifetime = self.shapes.layout.classes[number]
+        dtype = self.shapes.row_dtypes[layer.layer_idx]
+        view = arena.row_view(self.store.pool, lifetime, place, dtype)
+        key = (number, begin, end)
+        if key not in self._index:
+            lengths = torch.tensor(self._lengths, device=view.device)[:, None]
+            if begin == "new":
+                positions = lengths + torch.arange(end, device=view.device)
+            else:
+                slots = torch.arange(begin, end, device=view.device)
+                positions = slots - (max(self._lengths) - lengths)
+            T = lifetime.tokens_per_frame
+            frames = self._tables[number].gather(1, positions.clamp_min(0) // T)
+            self._index[key] = frames * (positions >= 0), positions.clamp_min(0) % T
+        return view, *self._index[key]
+
+
+def _kinds(config) -> list:
+    return DynamicCache(config=config).layers

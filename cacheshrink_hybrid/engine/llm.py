@@ -1,0 +1,387 @@
+"""The engine: requests in, tokens out, continuously batched over one pool.
+
+    llm = LLM(model, tokenizer, cache_memory="2GiB")
+    outputs = llm.generate(["Once upon a time", "The"], SamplingParams(max_tokens=32))
+
+Each step feeds one token of every sequence that is running, and a limited number of prompt tokens.
+Requests are admitted first come, first served, when their tokens fit. When memory runs out, the
+youngest running request gives its frames back and starts over later with what it has generated.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..cache.budget import budget_bytes
+from ..errors import CacheFullError, ConfigError, SequenceError
+from .request import Request, RequestOutput
+from .runner import Runner
+from .sampling import SamplingParams, choose_token
+
+MAX_BATCH = 256
+PREFILL_CHUNK = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStatistics:
+    """Counts since the engine was made, and of the moment.
+
+    Attributes:
+        steps: calls of `step` that ran the model.
+        prefilled_tokens, decoded_tokens: fed to the model; recomputed ones count again.
+        preemptions: times that a request had to start over.
+        waiting, running: requests now.
+        held_frames, total_frames: of the pool now.
+    """
+
+    steps: int
+    prefilled_tokens: int
+    decoded_tokens: int
+    preemptions: int
+    waiting: int
+    running: int
+    held_frames: int
+    total_frames: int
+
+
+class LLM:
+    """A model that serves many requests at once.
+
+    Args:
+        model: converted or not, in evaluation mode.
+        tokenizer: for prompts and outputs as text; without it prompts are token ids.
+        cache_memory: budget of the pool: bytes, text such as "2GiB", or a fraction of the free
+            memory.
+        max_batch: most requests that run at once.
+        prefill_chunk: most tokens of a prompt per step. Models that cannot continue a prompt in
+            pieces get it whole.
+
+    Raises:
+        ConfigError: a setting that makes no sense, or more memory than there is.
+        CacheFullError: memory for less than one sequence; says how much is needed.
+        NotSupportedError: the model keeps something that the pool cannot.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        cache_memory: int | float | str = "2GiB",
+        max_batch: int = MAX_BATCH,
+        prefill_chunk: int = PREFILL_CHUNK,
+    ) -> None:
+        if max_batch < 1 or prefill_chunk < 1:
+            raise ConfigError(
+                f"max_batch={max_batch} and prefill_chunk={prefill_chunk} must be at least 1"
+            )
+        model.eval()
+        self.runner = Runner(model, budget_bytes(cache_memory, model.device))
+        self.store = self.runner.store
+        self.tokenizer = tokenizer
+        self.max_batch = max_batch
+        self.prefill_chunk = prefill_chunk
+        self.max_length = getattr(self.runner.config, "max_position_embeddings", None)
+        self._eos = _end_tokens(model)
+        self._waiting: deque[Request] = deque()
+        self._running: list[Request] = []
+        self._numbers = count()
+        self._counts = dict.fromkeys(
+            ("steps", "prefilled_tokens", "decoded_tokens", "preemptions"), 0
+        )
+
+    # Requests
+
+    def add_request(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None = None,
+        *,
+        request_id: Hashable | None = None,
+    ) -> Hashable:
+        """Queue a request; returns its id, which is made up unless given.
+
+        Raises:
+            ConfigError: an empty prompt, one beyond the model's positions, unknown tokens, or a
+                text without a tokenizer.
+            CacheFullError: the request would not fit even alone.
+            SequenceError: the id is in use.
+        """
+        params = params or SamplingParams()
+        ids = self._token_ids(prompt)
+        if params.stop and self.tokenizer is None:
+            raise ConfigError("stop strings need the tokenizer; give it to LLM")
+        longest = len(ids) + params.max_tokens
+        if self.max_length is not None:
+            if len(ids) >= self.max_length:
+                raise ConfigError(
+                    f"the prompt has {len(ids)} tokens, and the model has positions for "
+                    f"{self.max_length}, prompt and output together; shorten it"
+                )
+            longest = min(longest, self.max_length)
+        needed, total = self.store.need(longest), self.store.pool.num_frames
+        if needed > total:
+            frame_bytes = self.store.layout.frame_bytes
+            raise CacheFullError(
+                f"a request of {longest} tokens needs {needed * frame_bytes} bytes, and the pool "
+                f"has {total * frame_bytes}; give LLM cache_memory of at least "
+                f"{(needed + 1) * frame_bytes} bytes, or ask for fewer tokens"
+            )
+        if request_id is None:
+            taken = {request.request_id for request in self._requests()}
+            request_id = next(number for number in self._numbers if number not in taken)
+        elif any(request.request_id == request_id for request in self._requests()):
+            raise SequenceError(f"request id {request_id!r} is in use; choose another")
+        generator = None
+        if params.temperature > 0:
+            generator = torch.Generator().manual_seed(params.seed)
+        self._waiting.append(Request(request_id, ids, params, generator, tokens=list(ids)))
+        return request_id
+
+    def abort(self, request_id: Hashable) -> RequestOutput:
+        """Stop a request, wherever it is, and give its frames back.
+
+        Raises:
+            SequenceError: no such request is waiting or running.
+        """
+        for request in self._requests():
+            if request.request_id == request_id:
+                request.finish_reason = "abort"
+                self._leave(request)
+                return request.output(0)
+        raise SequenceError(
+            f"request {request_id!r} is neither waiting nor running; it may have finished"
+        )
+
+    @property
+    def has_requests(self) -> bool:
+        return bool(self._waiting or self._running)
+
+    @property
+    def statistics(self) -> EngineStatistics:
+        pool = self.store.pool
+        return EngineStatistics(
+            **self._counts,
+            waiting=len(self._waiting),
+            running=len(self._running),
+            held_frames=pool.num_held,
+            total_frames=pool.num_frames,
+        )
+
+    # Work
+
+    def step(self) -> list[RequestOutput]:
+        """Feed one token of each running sequence, then up to `prefill_chunk` tokens of prompts.
+        Returns the requests that got a token."""
+        self._admit()
+        if not self._running:
+            return []
+        self._counts["steps"] += 1
+        outputs = self._decode()
+        return outputs + self._prefill()
+
+    def generate(
+        self,
+        prompts: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool = False,
+    ) -> list[RequestOutput]:
+        """Serve all prompts and return their outputs in order. If one of them is refused, none is
+        served.
+
+        Args:
+            params: of all prompts, or one for each.
+        """
+        single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
+        given: list[Any] = [prompts] if single else list(prompts)
+        wishes = (
+            list(params)
+            if isinstance(params, Sequence)
+            else [params or SamplingParams()] * len(given)
+        )
+        if len(wishes) != len(given):
+            raise ConfigError(f"{len(wishes)} params for {len(given)} prompts; give one for each")
+        ids: list[Hashable] = []
+        try:
+            for prompt, wish in zip(given, wishes, strict=True):
+                ids.append(self.add_request(prompt, wish))
+        except Exception:
+            for request_id in ids:
+                self.abort(request_id)
+            raise
+        done: dict[Hashable, RequestOutput] = {}
+        with tqdm(total=len(ids), disable=not progress, unit="request") as bar:
+            while len(done) < len(ids):
+                for output in self.step():
+                    if output.finished and output.request_id in ids:
+                        done[output.request_id] = output
+                        bar.update()
+        return [done[request_id] for request_id in ids]
+
+    def stream(
+        self, prompt: str | Sequence[int], params: SamplingParams | None = None
+    ) -> Iterator[RequestOutput]:
+        """Serve one prompt, with an output for every token; others go on beside it. Closing the
+        iterator aborts the request."""
+        request_id = self.add_request(prompt, params)
+        try:
+            while True:
+                for output in self.step():
+                    if output.request_id == request_id:
+                        yield output
+                        if output.finished:
+                            return
+        finally:
+            if any(request.request_id == request_id for request in self._requests()):
+                self.abort(request_id)
+
+    # Inside
+
+    def _requests(self) -> list[Request]:
+        return [*self._running, *self._waiting]
+
+    def _token_ids(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise ConfigError("a prompt of text needs the tokenizer; give it to LLM")
+            ids = tuple(self.tokenizer(prompt).input_ids)
+        else:
+            ids = tuple(int(token) for token in prompt)
+        if not ids:
+            raise ConfigError("the prompt is empty; give it at least one token")
+        vocabulary = self.runner.config.vocab_size
+        unknown = [token for token in ids if not 0 <= token < vocabulary]
+        if unknown:
+            raise ConfigError(f"tokens {unknown[:4]} lie outside the vocabulary of {vocabulary}")
+        return ids
+
+    def _admit(self) -> None:
+        """Start waiting requests, in order, as long as the first one fits."""
+        while self._waiting and len(self._running) < self.max_batch:
+            # What running prompts have yet to take is spoken for.
+            spoken = sum(
+                self.store.need(len(request.tokens)) - self._held(request)
+                for request in self._running
+                if _wants_prefill(request)
+            )
+            request = self._waiting[0]
+            room = self.store.pool.num_free + self.store.num_evictable - spoken
+            if room < self.store.need(len(request.tokens) + 1) and self._running:
+                return
+            self._waiting.popleft()
+            self.store.create(request.request_id)
+            self._running.append(request)
+
+    def _held(self, request: Request) -> int:
+        return self.store.num_held(request.request_id)
+
+    def _decode(self) -> list[RequestOutput]:
+        """One token for every request whose tokens are computed up to the last."""
+        ready = [r for r in self._running if r.num_computed == len(r.tokens) - 1 > 0]
+        ready = self._reserve(ready, [1] * len(ready))
+        if not ready:
+            return []
+        logits = self.runner.decode([r.request_id for r in ready], [r.tokens[-1] for r in ready])
+        self._counts["decoded_tokens"] += len(ready)
+        outputs = []
+        for request, row in zip(ready, logits, strict=True):
+            request.num_computed += 1
+            outputs.append(self._take_token(request, row))
+        return outputs
+
+    def _prefill(self) -> list[RequestOutput]:
+        """Chunks of the oldest requests whose tokens are not computed, `prefill_chunk` tokens in
+        all."""
+        outputs: list[RequestOutput] = []
+        budget = self.prefill_chunk
+        while budget > 0:
+            request = next((r for r in self._running if _wants_prefill(r)), None)
+            if request is None:
+                break
+            left = len(request.tokens) - request.num_computed
+            size = min(left, budget) if self.runner.continues_in_pieces else left
+            if not self._reserve([request], [size]):
+                break
+            chunk = request.tokens[request.num_computed : request.num_computed + size]
+            logits = self.runner.prefill(request.request_id, chunk)
+            self._counts["prefilled_tokens"] += size
+            request.num_computed += size
+            budget -= size
+            if request.num_computed == len(request.tokens):
+                outputs.append(self._take_token(request, logits))
+        return outputs
+
+    def _reserve(self, requests: list[Request], counts: list[int]) -> list[Request]:
+        """Reserve frames, preempting the youngest requests as needed; returns those of `requests`
+        that still run."""
+        while requests:
+            try:
+                self.store.reserve([r.request_id for r in requests], counts)
+                return requests
+            except CacheFullError:
+                victim = self._running[-1]
+                if victim is requests[0] and len(self._running) == 1:
+                    raise
+                self._preempt(victim)
+                if victim in requests:
+                    at = requests.index(victim)
+                    requests = requests[:at] + requests[at + 1 :]
+                    counts = counts[:at] + counts[at + 1 :]
+        return requests
+
+    def _preempt(self, request: Request) -> None:
+        self._running.remove(request)
+        self.store.free(request.request_id)
+        request.num_computed = 0
+        request.preemptions += 1
+        self._counts["preemptions"] += 1
+        self._waiting.appendleft(request)
+
+    def _take_token(self, request: Request, logits: Tensor) -> RequestOutput:
+        params = request.params
+        token = choose_token(logits, params, request.generator)
+        request.tokens.append(token)
+        generated = request.generated
+        if self.tokenizer is not None:
+            request.text = self.tokenizer.decode(generated, skip_special_tokens=True)
+        stops = [at for stop in params.stop if (at := request.text.find(stop)) >= 0]
+        if stops:
+            request.text = request.text[: min(stops)]
+            request.finish_reason = "stop"
+        elif token in self._eos and not params.ignore_eos:
+            request.finish_reason = "stop"
+        elif len(generated) >= params.max_tokens or len(request.tokens) == self.max_length:
+            request.finish_reason = "length"
+        if request.finish_reason is not None:
+            self._leave(request)
+        return request.output(1)
+
+    def _leave(self, request: Request) -> None:
+        if request in self._waiting:
+            self._waiting.remove(request)
+        else:
+            self._running.remove(request)
+            self.store.free(request.request_id)
+
+
+def _wants_prefill(request: Request) -> bool:
+    """Whether more is to be computed than the last token, which decoding does."""
+    return request.num_computed == 0 or request.num_computed < len(request.tokens) - 1
+
+
+def _end_tokens(model: PreTrainedModel) -> frozenset[int]:
+    config: Any = getattr(model, "generation_config", None) or model.config
+    tokens = config.eos_token_id
+    if tokens is None:
+        return frozenset()
+    return frozenset(tokens if isinstance(tokens, (list, tuple)) else [int(tokens)])

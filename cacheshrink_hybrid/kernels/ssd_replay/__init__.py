@@ -1,0 +1,134 @@
+"""Mamba-2 without writing the state at every token: recent inputs are kept and replayed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...errors import ConfigError
+from ..backend import Backend, uses_triton
+from ..state_pages import StatePages, check_shapes, check_state_tables, num_groups
+from .ring import ReplayRing
+
+__all__ = ["ReplayRing", "ssd_replay_flush", "ssd_replay_read"]
+
+
+def ssd_replay_read(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    write: Tensor,
+    read: Tensor,
+    *,
+    pages: StatePages,
+    ring: ReplayRing,
+    table: Tensor,
+    num_pending: Tensor,
+    D: Tensor | None = None,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Put one token of each sequence into its ring, and read the state that results.
+
+        y = exp(c_n) S read + sum_(j <= n) exp(c_n - c_j) dt_j (write_j . read) x_j + D x
+
+    with c_j = A (dt_0 + .. + dt_j), S the stored state, and n = num_pending the place of the token.
+    The stored state is read and stays as it is. Inputs count as the ring stores them, so that
+    reading and flushing agree. The caller adds one to `num_pending`.
+
+    Args:
+        x, dt, A, write, read: as in `ssd_step`; dt is a step size.
+        pages: where the layer's states lie.
+        ring: where inputs lie, in the same frames.
+        table: frames of each sequence's state, (B, frames), int32; a first frame of -1 reads as no
+            state and no inputs, and is not written.
+        num_pending: inputs in each ring, (B,), int32, below ring.length.
+        D: skip connection, (M,); None for none.
+
+    Returns:
+        y (B, M, P), in x's type.
+
+    Raises:
+        ConfigError: shapes or types that do not fit.
+        KernelUnavailableError: see `backend`.
+    """
+    B, M, P = len(x), pages.num_heads, pages.head_dim
+    groups = num_groups(write, M)
+    _check(pages, ring, B, table, table, num_pending)
+    check_shapes(
+        x=(x, (B, M, P)),
+        dt=(dt, (B, M)),
+        A=(A, (M,)),
+        write=(write, (B, ring.groups, pages.width)),
+        read=(read, (B, groups, pages.width)),
+        D=(D, (M,)),
+    )
+    arguments = (x, dt, A, write, read, pages, ring, table, num_pending, D)
+    if uses_triton(backend, x, dt, A, write, read, pages.arena, table, num_pending, D):
+        from .kernel import ssd_replay_read_triton
+
+        return ssd_replay_read_triton(*arguments)
+    from .reference import ssd_replay_read_reference
+
+    return ssd_replay_read_reference(*arguments)
+
+
+def ssd_replay_flush(
+    A: Tensor,
+    *,
+    pages: StatePages,
+    ring: ReplayRing,
+    read_table: Tensor,
+    write_table: Tensor,
+    num_pending: Tensor,
+    backend: Backend = "auto",
+) -> None:
+    """Take the inputs of each ring into the state, and write it.
+
+        S <- exp(c_(n-1)) S + sum_(j < n) exp(c_(n-1) - c_j) dt_j x_j write_j^T
+
+    States and rings are read through one table, states written through another. Sequences whose
+    write table begins with -1 stay as they are, which is how the caller chooses whom to flush; it
+    sets their `num_pending` to 0.
+
+    Args:
+        A: negative decay rates, (M,).
+        pages, ring, num_pending: as in `ssd_replay_read`; num_pending at most ring.length.
+        read_table, write_table: as in `ssd_step`.
+
+    Raises:
+        ConfigError: shapes or types that do not fit.
+        KernelUnavailableError: see `backend`.
+    """
+    _check(pages, ring, len(num_pending), read_table, write_table, num_pending)
+    num_groups(A.new_empty(0, ring.groups, 0), pages.num_heads)
+    check_shapes(A=(A, (pages.num_heads,)))
+    arguments = (A, pages, ring, read_table, write_table, num_pending)
+    if uses_triton(backend, A, pages.arena, read_table, write_table, num_pending):
+        from .kernel import ssd_replay_flush_triton
+
+        ssd_replay_flush_triton(*arguments)
+    else:
+        from .reference import ssd_replay_flush_reference
+
+        ssd_replay_flush_reference(*arguments)
+
+
+def _check(
+    pages: StatePages,
+    ring: ReplayRing,
+    batch: int,
+    read_table: Tensor,
+    write_table: Tensor,
+    num_pending: Tensor,
+) -> None:
+    check_state_tables(pages, batch, read_table, write_table)
+    if read_table.shape[1] < ring.num_frames(pages):
+        raise ConfigError(
+            f"tables have {read_table.shape[1]} frames per sequence; state and ring take "
+            f"{ring.num_frames(pages)}"
+        )
+    if num_pending.shape != (batch,) or num_pending.dtype != torch.int32:
+        raise ConfigError(
+            f"num_pending is {num_pending.dtype} {tuple(num_pending.shape)}; due is int32 "
+            f"({batch},)"
+        )

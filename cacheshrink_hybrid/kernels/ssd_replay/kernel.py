@@ -1,0 +1,309 @@
+"""`ssd_replay_read` and `ssd_replay_flush` in Triton.
+
+As in `ssd_step`, one program takes a tile of a head. Reading, it multiplies the state with one
+vector and never writes it; what the ring adds is L products of vectors. Flushing, it adds L outer
+products to the tile and codes it.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..launch import has_native_float8, launch
+from ..numerics import LOG2_E, TRITON_DTYPES, rounded
+from ..state_pages import StatePages
+from ..state_tile import (
+    BLOCK,
+    HEAD_DIM,
+    NB,
+    NU,
+    RANK,
+    UNIT,
+    against_channels,
+    load_state,
+    load_vector,
+    locate,
+    segment_arguments,
+    store_state,
+    store_values,
+)
+from .ring import ReplayRing
+
+# Places of the parts of a ring, as tuples: first frame, offset, rows, then those of PLACE.
+
+
+@triton.jit
+def _ring_pointers(p_arena, p_table, element, RING: tl.constexpr, DTYPE: tl.constexpr):
+    """Address of elements of a part of the ring; RING ends with the size of an element."""
+    PLACE: tl.constexpr = (RING[3], RING[4], RING[5])
+    byte = element * RING[6]
+    p = locate(p_arena, p_table, byte, RING[0], RING[1], RING[2], PLACE)
+    return p.to(tl.pointer_type(DTYPE))
+
+
+@triton.jit
+def _steps(
+    p_arena, p_table, i_head, count, HEADS: tl.constexpr, LENGTH: tl.constexpr, STEPS: tl.constexpr
+):
+    """Step sizes of the first `count` inputs, (LENGTH,), zero behind."""
+    o_l = tl.arange(0, LENGTH)
+    p = _ring_pointers(p_arena, p_table, o_l * HEADS + i_head, STEPS, tl.float32)
+    return tl.load(p, mask=o_l < count, other=0.0)
+
+
+@triton.jit
+def ssd_replay_read_fwd_kernel(
+    p_x,  # (B, M, P)
+    p_dt,  # (B, M)
+    p_a,  # (M,)
+    p_write,  # (B, GROUPS, WIDTH)
+    p_read,  # (B, G, WIDTH)
+    p_d,  # (M,) or None
+    p_y,  # (B, M, P)
+    p_table,  # (B, max_frames)
+    p_pending,  # (B,)
+    p_arena,
+    p_heads,
+    max_frames,
+    codes_start,
+    scales_start,
+    first_frame,
+    first_offset,
+    first_rows,
+    HEADS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    READ_GROUPS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    LENGTH: tl.constexpr,
+    VALUES: tl.constexpr,
+    WRITES: tl.constexpr,
+    STEPS: tl.constexpr,
+    DTYPE: tl.constexpr,
+    BLOCK_WIDTH: tl.constexpr,
+    OUT: tl.constexpr,
+    SEGMENT: tl.constexpr,
+    PLACE: tl.constexpr,
+):
+    i_seq = tl.program_id(0).to(tl.int64)
+    i_m = tl.program_id(1)
+    i_block = tl.program_id(2)
+    i_head = tl.load(p_heads + i_m)
+    o_head = i_seq * HEADS + i_head
+    i_group = i_head // (HEADS // GROUPS)
+    p_frames = p_table + i_seq * max_frames
+    held = tl.load(p_frames) >= 0
+    count = tl.where(held, tl.load(p_pending + i_seq), 0)
+    rate = tl.load(p_a + i_head).to(tl.float32) * LOG2_E
+    dt = tl.load(p_dt + o_head).to(tl.float32)
+    o_read = (i_seq * READ_GROUPS + i_head // (HEADS // READ_GROUPS)) * WIDTH
+
+    # The stored state, decayed to now.
+    steps = _steps(p_arena, p_frames, i_head, count, HEADS, LENGTH, STEPS)
+    until = tl.cumsum(steps, 0)
+    whole = tl.sum(steps, 0) + dt
+    state = load_state(
+        p_arena, p_frames, i_m, i_block, codes_start, scales_start, first_frame, first_offset,
+        first_rows, SEGMENT, PLACE,
+    )  # fmt: skip
+    read = load_vector(p_read + o_read, SEGMENT)
+    y = against_channels(state, read) * tl.exp2(whole * rate)
+
+    # Inputs of the ring: how much each is read, then their values.
+    o_l = tl.arange(0, LENGTH)
+    o_n = tl.arange(0, BLOCK_WIDTH)
+    m_n = o_n < SEGMENT[RANK]
+    mask = (o_l < count)[:, None] & m_n[None, :]
+    element = (o_l[:, None] * GROUPS + i_group) * WIDTH + o_n[None, :]
+    writes = tl.load(
+        _ring_pointers(p_arena, p_frames, element, WRITES, DTYPE), mask=mask, other=0.0
+    )
+    query = tl.load(p_read + o_read + o_n, mask=m_n, other=0.0).to(tl.float32)
+    weight = tl.sum(writes.to(tl.float32) * query[None, :], 1)
+    weight = weight * steps * tl.exp2((whole - until) * rate)
+    o_b = i_block * SEGMENT[NB] + tl.arange(0, SEGMENT[NB])
+    o_p = o_b[:, None] * SEGMENT[BLOCK] + tl.arange(0, SEGMENT[BLOCK])[None, :]
+    m_p = o_p < SEGMENT[HEAD_DIM]
+    element = (o_l[None, None, :] * HEADS + i_head) * SEGMENT[HEAD_DIM] + o_p[:, :, None]
+    mask = m_p[:, :, None] & (o_l < count)[None, None, :]
+    values = tl.load(
+        _ring_pointers(p_arena, p_frames, element, VALUES, DTYPE), mask=mask, other=0.0
+    )
+    y += tl.sum(values.to(tl.float32) * weight[None, None, :], 2)
+
+    # The token itself, as the ring will hold it.
+    o_write = (i_seq * GROUPS + i_group) * WIDTH
+    own_write = rounded(tl.load(p_write + o_write + o_n, mask=m_n, other=0.0).to(tl.float32), DTYPE)
+    own = tl.load(p_x + o_head * SEGMENT[HEAD_DIM] + o_p, mask=m_p, other=0.0).to(tl.float32)
+    own = rounded(own, DTYPE)
+    x = own.to(tl.float32)
+    y += x * (dt * tl.sum(own_write.to(tl.float32) * query, 0))
+    if p_d is not None:
+        y += tl.load(p_d + i_head).to(tl.float32) * x
+    store_values(y, p_y + o_head * SEGMENT[HEAD_DIM], i_block, OUT, SEGMENT)
+
+    element = (count * HEADS + i_head) * SEGMENT[HEAD_DIM] + o_p
+    p = _ring_pointers(p_arena, p_frames, element, VALUES, DTYPE)
+    tl.store(p, own, mask=tl.where(held, m_p, False))
+    if (i_block == 0) & held:
+        tl.store(_ring_pointers(p_arena, p_frames, count * HEADS + i_head, STEPS, tl.float32), dt)
+        if i_head % (HEADS // GROUPS) == 0:
+            o_all = tl.arange(0, BLOCK_WIDTH)
+            m_all = o_all < WIDTH
+            entry = tl.load(p_write + o_write + o_all, mask=m_all, other=0.0).to(tl.float32)
+            entry_at = (count * GROUPS + i_group) * WIDTH + o_all
+            p_entry = _ring_pointers(p_arena, p_frames, entry_at, WRITES, DTYPE)
+            tl.store(p_entry, rounded(entry, DTYPE), mask=m_all)
+
+
+@triton.jit
+def ssd_replay_flush_fwd_kernel(
+    p_a,  # (M,)
+    p_read_table,  # (B, max_frames)
+    p_write_table,
+    p_pending,  # (B,)
+    p_arena,
+    p_heads,
+    max_frames,
+    codes_start,
+    scales_start,
+    first_frame,
+    first_offset,
+    first_rows,
+    HEADS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    LENGTH: tl.constexpr,
+    VALUES: tl.constexpr,
+    WRITES: tl.constexpr,
+    STEPS: tl.constexpr,
+    DTYPE: tl.constexpr,
+    SEGMENT: tl.constexpr,
+    PLACE: tl.constexpr,
+):
+    i_seq = tl.program_id(0).to(tl.int64)
+    i_m = tl.program_id(1)
+    i_block = tl.program_id(2)
+    p_frames = p_read_table + i_seq * max_frames
+    p_to = p_write_table + i_seq * max_frames
+    if tl.load(p_to) >= 0:
+        i_head = tl.load(p_heads + i_m)
+        i_group = i_head // (HEADS // GROUPS)
+        count = tl.where(tl.load(p_frames) >= 0, tl.load(p_pending + i_seq), 0)
+        rate = tl.load(p_a + i_head).to(tl.float32) * LOG2_E
+        steps = _steps(p_arena, p_frames, i_head, count, HEADS, LENGTH, STEPS)
+        left = tl.sum(steps, 0)
+        state = load_state(
+            p_arena, p_frames, i_m, i_block, codes_start, scales_start, first_frame, first_offset,
+            first_rows, SEGMENT, PLACE,
+        )  # fmt: skip
+        state = state * tl.exp2(left * rate)
+        o_b = i_block * SEGMENT[NB] + tl.arange(0, SEGMENT[NB])
+        o_p = o_b[:, None] * SEGMENT[BLOCK] + tl.arange(0, SEGMENT[BLOCK])[None, :]
+        o_n = tl.arange(0, SEGMENT[NU])[:, None] * SEGMENT[UNIT]
+        o_n = o_n + tl.arange(0, SEGMENT[UNIT])[None, :]
+        for j in range(0, count):
+            p = _ring_pointers(p_arena, p_frames, j * HEADS + i_head, STEPS, tl.float32)
+            step = tl.load(p)
+            left -= step
+            element = (j * HEADS + i_head) * SEGMENT[HEAD_DIM] + o_p
+            p = _ring_pointers(p_arena, p_frames, element, VALUES, DTYPE)
+            x = tl.load(p, mask=o_p < SEGMENT[HEAD_DIM], other=0.0).to(tl.float32)
+            x = x * (step * tl.exp2(left * rate))
+            element = (j * GROUPS + i_group) * WIDTH + o_n
+            p = _ring_pointers(p_arena, p_frames, element, WRITES, DTYPE)
+            write = tl.load(p, mask=o_n < SEGMENT[RANK], other=0.0).to(tl.float32)
+            state += x[:, :, None, None] * write[None, None, :, :]
+        store_state(
+            state, p_arena, p_to, i_m, i_block, codes_start, scales_start, first_frame,
+            first_offset, first_rows, SEGMENT, PLACE,
+        )  # fmt: skip
+
+
+def _ring_arguments(pages: StatePages, ring: ReplayRing) -> dict:
+    """Constants that describe the ring."""
+    places = {}
+    for name, (place, _, dtype) in ring.shapes(pages).items():
+        places[name.upper()] = (
+            place.first_frame,
+            place.first_offset,
+            place.first_rows,
+            place.row_bytes,
+            pages.frame_bytes // place.row_bytes,
+            pages.frame_bytes,
+            dtype.itemsize,
+        )
+    return {
+        **places,
+        "DTYPE": TRITON_DTYPES[ring.dtype],
+        "LENGTH": triton.next_power_of_2(ring.length),
+        "GROUPS": ring.groups,
+        "HEADS": pages.num_heads,
+        "WIDTH": pages.width,
+    }
+
+
+def ssd_replay_read_triton(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    write: Tensor,
+    read: Tensor,
+    pages: StatePages,
+    ring: ReplayRing,
+    table: Tensor,
+    num_pending: Tensor,
+    D: Tensor | None,
+) -> Tensor:
+    """See `ssd_replay_read`; one launch per segment."""
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    for index, segment in enumerate(pages.segments):
+        shared = segment_arguments(pages, index, native_float8=has_native_float8(x.device))
+        blocks = shared.pop("blocks")
+        launch(
+            ssd_replay_read_fwd_kernel,
+            (len(x), len(segment.heads), blocks),
+            num_stages=1,
+            p_x=x.contiguous(),
+            p_dt=dt.contiguous(),
+            p_a=A,
+            p_write=write.contiguous(),
+            p_read=read.contiguous(),
+            p_d=D,
+            p_y=y,
+            p_table=table,
+            p_pending=num_pending,
+            max_frames=table.shape[1],
+            READ_GROUPS=read.shape[1],
+            BLOCK_WIDTH=triton.next_power_of_2(pages.width),
+            OUT=TRITON_DTYPES[x.dtype],
+            **_ring_arguments(pages, ring),
+            **shared,
+        )
+    return y
+
+
+def ssd_replay_flush_triton(
+    A: Tensor,
+    pages: StatePages,
+    ring: ReplayRing,
+    read_table: Tensor,
+    write_table: Tensor,
+    num_pending: Tensor,
+) -> None:
+    """See `ssd_replay_flush`; one launch per segment."""
+    for index, segment in enumerate(pages.segments):
+        shared = segment_arguments(pages, index, native_float8=has_native_float8(A.device))
+        blocks = shared.pop("blocks")
+        launch(
+            ssd_replay_flush_fwd_kernel,
+            (len(num_pending), len(segment.heads), blocks),
+            num_stages=1,
+            p_a=A,
+            p_read_table=read_table,
+            p_write_table=write_table,
+            p_pending=num_pending,
+            max_frames=read_table.shape[1],
+            **_ring_arguments(pages, ring),
+            **shared,
+        )

@@ -1,0 +1,275 @@
+"""What the engine serves equals what `generate()` gives one by one, whatever happens beside it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from cacheshrink_hybrid.engine import LLM, RequestOutput, SamplingParams
+from cacheshrink_hybrid.errors import CacheFullError, ConfigError, NotSupportedError, SequenceError
+from tests.families.tiny_configs import tiny_model
+from tests.models import converted_copy, pair, random_ids
+from tests.texts import TEXTS, word_tokenizer
+
+CASES = (
+    "gpt2",
+    "llama",
+    "mistral-window",
+    "gemma3_text",
+    "qwen3",
+    "bamba",
+    "jamba",
+    "falcon_h1",
+    "zamba2",
+    "qwen3_next",
+    "lfm2",
+)
+MEMORY = 4 << 20
+
+
+def model_of(case: str) -> PreTrainedModel:
+    return pair(case, "auto", ratio=4.0, metric="activation").converted
+
+
+def prompts(count: int = 6) -> list[list[int]]:
+    return [random_ids(1, 3 + 5 * i % 17, seed=i)[0].tolist() for i in range(count)]
+
+
+def one_by_one(model: PreTrainedModel, given: list[list[int]], max_tokens: int) -> list[tuple]:
+    results = []
+    for prompt in given:
+        ids = torch.tensor([prompt])
+        output = model.generate(ids, do_sample=False, max_new_tokens=max_tokens)
+        results.append(tuple(output[0, len(prompt) :].tolist()))
+    return results
+
+
+def tokens_of(outputs: list[RequestOutput]) -> list[tuple[int, ...]]:
+    return [output.token_ids for output in outputs]
+
+
+@pytest.mark.parametrize("converted", [True, False])
+@pytest.mark.parametrize("case", CASES)
+def test_batched_results_are_those_of_generate(case: str, converted: bool) -> None:
+    model = model_of(case) if converted else pair(case).source
+    llm = LLM(model, cache_memory=MEMORY, prefill_chunk=6)
+    outputs = llm.generate(prompts(), SamplingParams(max_tokens=12))
+    assert tokens_of(outputs) == one_by_one(model, prompts(), 12)
+    assert all(output.finished for output in outputs)
+    assert llm.store.pool.num_held == 0
+    llm.store.check_integrity()
+
+
+@pytest.mark.parametrize("method", ["rotate", "per_head"])
+def test_other_ways_to_store_keys(method: str) -> None:
+    model = converted_copy(tiny_model("llama"), 2.0, method, metric="activation")
+    outputs = LLM(model, cache_memory=MEMORY).generate(prompts(), SamplingParams(max_tokens=8))
+    assert tokens_of(outputs) == one_by_one(model, prompts(), 8)
+
+
+def test_coded_rows() -> None:
+    model = converted_copy(tiny_model("llama"), 4.0, "auto", metric="activation", cache_bits="auto")
+    outputs = LLM(model, cache_memory=MEMORY).generate(prompts(), SamplingParams(max_tokens=12))
+    assert tokens_of(outputs) == one_by_one(model, prompts(), 12)
+
+
+@pytest.mark.parametrize("case", ["llama", "mistral-window", "bamba", "jamba"])
+def test_a_pool_of_a_quarter_of_the_need_serves_all(case: str) -> None:
+    model = model_of(case)
+    roomy = LLM(model, cache_memory=MEMORY)
+    frame_bytes = roomy.store.layout.frame_bytes
+    longest = max(len(prompt) for prompt in prompts(8)) + 40
+    need = 8 * roomy.store.need(longest)
+    llm = LLM(model, cache_memory=(max(need // 4, roomy.store.need(longest)) + 1) * frame_bytes)
+    outputs = llm.generate(prompts(8), SamplingParams(max_tokens=40))
+    assert tokens_of(outputs) == one_by_one(model, prompts(8), 40)
+    assert llm.store.pool.num_held == 0
+    if case == "llama":
+        assert llm.statistics.preemptions > 0
+        assert sum(output.preemptions for output in outputs) == llm.statistics.preemptions
+
+
+def test_no_frame_is_lost_over_many_requests() -> None:
+    llm = LLM(model_of("bamba"), cache_memory=300_000)
+    for number in range(60):
+        llm.add_request(random_ids(1, 1 + number % 9, seed=number)[0].tolist())
+        if number % 7 == 3:
+            llm.abort(llm._waiting[-1].request_id)
+        llm.step()
+    while llm.has_requests:
+        llm.step()
+    llm.store.check_integrity()
+    assert llm.store.pool.num_held == 0
+    assert llm.store.seq_ids == []
+
+
+def test_prompts_of_one_token_and_chunks_that_leave_one() -> None:
+    model = model_of("llama")
+    given = [[5], [7, 8], random_ids(1, 9)[0].tolist(), random_ids(1, 5)[0].tolist()]
+    llm = LLM(model, cache_memory=MEMORY, prefill_chunk=4)
+    outputs = llm.generate(given, SamplingParams(max_tokens=6))
+    assert tokens_of(outputs) == one_by_one(model, given, 6)
+
+
+def test_more_requests_than_fit_a_batch() -> None:
+    model = model_of("gpt2")
+    llm = LLM(model, cache_memory=MEMORY, max_batch=2)
+    for prompt in prompts():
+        llm.add_request(prompt, SamplingParams(max_tokens=5))
+    most = 0
+    while llm.has_requests:
+        llm.step()
+        most = max(most, llm.statistics.running)
+    assert most == 2
+
+
+def test_samples_do_not_depend_on_the_batch() -> None:
+    model = model_of("llama")
+    wish = SamplingParams(max_tokens=10, temperature=0.8, top_k=20, top_p=0.9, seed=4)
+    llm = LLM(model, cache_memory=MEMORY)
+    alone = llm.generate(prompts()[2], wish)[0]
+    others = [SamplingParams(max_tokens=10, temperature=1.0, seed=i) for i in range(6)]
+    others[2] = wish
+    assert llm.generate(prompts(), others)[2].token_ids == alone.token_ids
+    different = llm.generate(prompts()[2], SamplingParams(max_tokens=10, temperature=0.8, seed=5))
+    assert different[0].token_ids != alone.token_ids
+
+
+def test_text_stops_and_ends() -> None:
+    model, tokenizer = model_of("llama"), word_tokenizer()
+    llm = LLM(model, tokenizer, cache_memory=MEMORY)
+    whole = llm.generate(TEXTS[0], SamplingParams(max_tokens=12))[0]
+    assert whole.finish_reason == "length"
+    assert whole.text == tokenizer.decode(whole.token_ids, skip_special_tokens=True)
+    word = whole.text.split()[-1]
+    cut = llm.generate(TEXTS[0], SamplingParams(max_tokens=12, stop=word))[0]
+    assert cut.finish_reason == "stop"
+    assert cut.text == whole.text[: whole.text.find(word)]
+    assert len(cut.token_ids) <= len(whole.token_ids)
+    llm._eos = frozenset([whole.token_ids[5]])
+    first = whole.token_ids.index(whole.token_ids[5])
+    ended = llm.generate(TEXTS[0], SamplingParams(max_tokens=12))[0]
+    assert (ended.finish_reason, len(ended.token_ids)) == ("stop", first + 1)
+    on = llm.generate(TEXTS[0], SamplingParams(max_tokens=12, ignore_eos=True))[0]
+    assert on.token_ids == whole.token_ids
+
+
+def test_streams_beside_other_requests() -> None:
+    model = model_of("llama")
+    llm = LLM(model, cache_memory=MEMORY)
+    llm.add_request(prompts()[0], SamplingParams(max_tokens=4), request_id="other")
+    parts = list(llm.stream(prompts()[1], SamplingParams(max_tokens=6)))
+    assert [len(part.new_token_ids) for part in parts] == [1] * 6
+    assert [part.finished for part in parts] == [False] * 5 + [True]
+    assert parts[-1].token_ids == one_by_one(model, [prompts()[1]], 6)[0]
+    stream = llm.stream(prompts()[2])
+    next(stream)
+    stream.close()
+    assert not llm.has_requests
+    assert llm.store.pool.num_held == 0
+
+
+def test_the_models_length_ends_a_request() -> None:
+    model = model_of("gpt2")
+    limit = model.config.max_position_embeddings
+    llm = LLM(model, cache_memory=MEMORY)
+    prompt = random_ids(1, limit - 3)[0].tolist()
+    output = llm.generate(prompt, SamplingParams(max_tokens=50))[0]
+    assert (len(output.token_ids), output.finish_reason) == (3, "length")
+
+
+def test_cancelled_within_a_prompt() -> None:
+    model = model_of("bamba")
+    llm = LLM(model, cache_memory=MEMORY, prefill_chunk=4)
+    llm.add_request(prompts()[1], SamplingParams(max_tokens=20), request_id="stays")
+    llm.add_request(random_ids(1, 30)[0].tolist(), request_id="goes")
+    llm.add_request(prompts()[2], request_id="waits")
+    goes = next(request for request in llm._requests() if request.request_id == "goes")
+    outputs: list[RequestOutput] = []
+    while goes.num_computed < 8:
+        outputs += llm.step()
+    assert goes.num_computed < 30
+    output = llm.abort("goes")
+    assert (output.finish_reason, output.token_ids) == ("abort", ())
+    llm.abort("waits")
+    llm.store.check_integrity()
+    while llm.has_requests:
+        outputs += llm.step()
+    assert {output.request_id for output in outputs} == {"stays"}
+    assert outputs[-1].token_ids == one_by_one(model, [prompts()[1]], 20)[0]
+    with pytest.raises(SequenceError, match="neither waiting nor running"):
+        llm.abort("goes")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "settings", "error", "message"),
+    [
+        ([], {}, ConfigError, "prompt is empty"),
+        ([1, 10**6], {}, ConfigError, "outside the vocabulary"),
+        ([-1], {}, ConfigError, "outside the vocabulary"),
+        ("text", {}, ConfigError, "needs the tokenizer"),
+        ([1], {"request_id": "taken"}, SequenceError, "'taken' is in use"),
+        ([5] * 100_000, {}, ConfigError, "has positions for"),
+        ([5], {"params": SamplingParams(stop=("x",))}, ConfigError, "stop strings need"),
+        ([5] * 90, {"params": SamplingParams(max_tokens=30)}, CacheFullError, "cache_memory of"),
+    ],
+)
+def test_refused_requests_change_nothing(prompt, settings, error, message: str) -> None:
+    llm = LLM(model_of("llama"), cache_memory=10_000)
+    llm.add_request([5, 6], request_id="taken")
+    llm.step()
+    before = llm.statistics
+    with pytest.raises(error, match=message):
+        llm.add_request(prompt, **settings)
+    assert llm.statistics == before
+    while llm.has_requests:
+        llm.step()
+
+
+def test_one_refused_prompt_refuses_its_batch() -> None:
+    llm = LLM(model_of("llama"), cache_memory=MEMORY)
+    with pytest.raises(ConfigError, match="empty"):
+        llm.generate([[5], []])
+    with pytest.raises(ConfigError, match="give one for each"):
+        llm.generate([[5], [6]], [SamplingParams()])
+    assert not llm.has_requests
+    assert llm.generate([]) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"cache_memory": 100}, CacheFullError, "give at least"),
+        ({"cache_memory": "2 cats"}, ConfigError, "no amount of memory"),
+        ({"max_batch": 0}, ConfigError, "at least 1"),
+        ({"prefill_chunk": 0}, ConfigError, "at least 1"),
+    ],
+)
+def test_engines_that_cannot_be(settings: dict, error, message: str) -> None:
+    with pytest.raises(error, match=message):
+        LLM(model_of("bamba"), **settings)
+
+
+def test_exact_copies_are_refused() -> None:
+    model = converted_copy(
+        tiny_model("llama"), 4.0, "auto", metric="activation", cache_bits="auto", exact_sinks=2
+    )
+    with pytest.raises(NotSupportedError, match="exact_sinks"):
+        LLM(model, cache_memory=MEMORY)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"top_k": 0}, "top_k"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"stop": ("",)}, "empty string"),
+    ],
+)
+def test_wishes_that_cannot_be(settings: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SamplingParams(**settings)
