@@ -242,6 +242,29 @@ def layer_rows(
     return tuple(rows)
 
 
+def layer_states(spec: ModelSpec, plan: CompressionPlan | None = None) -> tuple[StateRows, ...]:
+    """What each recurrent layer stores per sequence, in pieces that divide every frame.
+
+    Args:
+        plan: the conversion; None for the model as it is.
+    """
+    planned = {state.layer_idx: state.bytes_per_sequence for state in (plan.states if plan else ())}
+    rows = []
+    for layer in spec.layers:
+        num_bytes = planned.get(layer.layer_idx, layer.bytes_per_sequence)
+        if num_bytes:
+            row_bytes = math.gcd(FRAME_ALIGNMENT, num_bytes)
+            rows.append(
+                StateRows(
+                    layer_idx=layer.layer_idx,
+                    name="state",
+                    num_rows=num_bytes // row_bytes,
+                    row_bytes=row_bytes,
+                )
+            )
+    return tuple(rows)
+
+
 def compile_layout(
     rows: Sequence[LayerRows],
     states: Sequence[StateRows] = (),

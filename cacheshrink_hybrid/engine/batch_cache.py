@@ -26,6 +26,7 @@ from ..cache import HybridCache, arena
 from ..cache.layout import LayerRows, Layout, compile_layout
 from ..cache.pooled_layers import PooledAttentionLayer, PooledHybridLayer, PooledLinearLayer
 from ..cache.sequences import SequenceStore
+from ..cache.state_layer import StateCacheMixin
 from ..errors import NotSupportedError
 
 
@@ -42,11 +43,17 @@ class StateShape:
 
 @dataclass(frozen=True, slots=True)
 class StoredShapes:
-    """What a model stores, seen in a cache that it has filled."""
+    """What a model stores, seen in a cache that it has filled.
+
+    Attributes:
+        replay_length: tokens after which every coded state has been rewritten; sequences whose
+            lengths leave the same rest have rings that are filled alike.
+    """
 
     layout: Layout
     row_dtypes: dict[int, torch.dtype]
     states: tuple[StateShape, ...]
+    replay_length: int
 
 
 def stored_shapes(cache: HybridCache) -> StoredShapes:
@@ -72,11 +79,12 @@ def stored_shapes(cache: HybridCache) -> StoredShapes:
                     window=layer.sliding_window,
                 )
             )
-        elif type(layer).__name__ != "DummyLayer" and type(layer) is not PooledLinearLayer:
+        elif not isinstance(layer, PooledLinearLayer) and getattr(layer, "keys", None) is not None:
             raise NotSupportedError(
-                f"a {type(layer).__name__} keeps its state in a form that the engine does not "
+                f"a {type(layer).__name__} keeps its content in a form that the engine does not "
                 "know; use model.generate()"
             )
+    coded = [layer for layer in cache.layers if isinstance(layer, StateCacheMixin)]
     tensors = cache.state_tensors()
     states = tuple(
         StateShape(
@@ -89,7 +97,8 @@ def stored_shapes(cache: HybridCache) -> StoredShapes:
         for entry in tensors
     )
     layout = compile_layout(rows, [entry.rows() for entry in tensors])
-    return StoredShapes(layout, dtypes, states)
+    replay_length = math.lcm(1, *(layer.layout.replay_length for layer in coded))
+    return StoredShapes(layout, dtypes, states, replay_length)
 
 
 class BatchCache(Cache):
@@ -145,35 +154,44 @@ class BatchCache(Cache):
             return
         for shape, view in zip(self.shapes.states, self._state_views(), strict=True):
             states = self._states_of(shape)
-            tensor = states[shape.number]
-            assert tensor is not None
-            if tensor.data_ptr() != view.data_ptr():
+            tensor = states.get(shape.number)
+            # A coded state is first written after a whole ring of inputs.
+            if tensor is not None and tensor.data_ptr() != view.data_ptr():
                 view.copy_(tensor.detach())
             states[shape.number] = None
         self._whole_frames()[self._write.reshape(-1)] = self._staged()
 
     def _load_states(self) -> None:
-        started = [length > 0 for length in self._lengths]
-        assert all(started) or not any(started), "first chunks are fed one by one"
+        started = self._lengths[0] > 0
+        assert all((n > 0) == started for n in self._lengths), "first chunks are fed one by one"
         for layer in self.layers:
             if isinstance(layer, PooledLinearLayer):
                 for number in range(layer.number_of_states):
-                    layer.has_previous_state[number] = started[0]
+                    layer.has_previous_state[number] = started and (
+                        number == 0 or not isinstance(layer, StateCacheMixin)
+                    )
                     layer.is_conv_states_initialized[number] = False
                     layer.is_recurrent_states_initialized[number] = False
-        if not started[0]:
+            if isinstance(layer, StateCacheMixin):
+                layer.recorded = None
+                layer.num_pending = self._lengths[0] % layer.layout.replay_length
+        if not started:
             return
         torch.index_select(self._whole_frames(), 0, self._read.reshape(-1), out=self._staged())
         for shape, view in zip(self.shapes.states, self._state_views(), strict=True):
             layer = self.layers[shape.layer_idx]
-            self._states_of(shape)[shape.number] = view
-            layer.device = view.device
             if shape.kind == "conv":
                 layer.dtype = view.dtype
                 layer.is_conv_states_initialized[shape.number] = True
                 layer.conv_kernel_size[shape.number] = view.shape[-1]
             else:
-                layer.is_recurrent_states_initialized[shape.number] = True
+                written = not isinstance(layer, StateCacheMixin) or shape.number > 0
+                written = written or self._lengths[0] >= layer.layout.replay_length
+                layer.is_recurrent_states_initialized[shape.number] = written
+                if not written:
+                    continue
+            self._states_of(shape)[shape.number] = view
+            layer.device = view.device
 
     def _whole_frames(self) -> Tensor:
         """The arena by frame, in words, which copy faster than bytes: (frames, words)."""

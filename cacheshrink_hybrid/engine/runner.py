@@ -18,8 +18,6 @@ from ..latent_model import is_converted, plan_of
 from ..modules.latent_attention import LatentAttention
 from .batch_cache import BatchCache, stored_shapes
 
-PROBE_TOKENS = 2
-
 
 class Runner:
     """A model with a store for its sequences.
@@ -44,9 +42,12 @@ class Runner:
                 "model.generate()"
             )
         probe = make_cache(model)
+        states = plan_of(model).states if is_converted(model) else ()
+        # So many that every ring of inputs has been rewritten into its state once.
+        count = 1 + max((state.replay_length for state in states), default=1)
         with torch.no_grad():
-            ids = torch.zeros(1, PROBE_TOKENS, dtype=torch.long, device=model.device)
-            self._call(ids, probe, torch.arange(PROBE_TOKENS, device=model.device)[None], None)
+            ids = torch.zeros(1, count, dtype=torch.long, device=model.device)
+            self._call(ids, probe, torch.arange(count, device=model.device)[None], None)
         shapes = stored_shapes(probe)
         least = len(shapes.layout.classes) + shapes.layout.state.num_frames
         frames = frames_within(cache_bytes, shapes.layout.frame_bytes, least=least)
@@ -92,11 +93,17 @@ class Runner:
         return torch.stack(logits)
 
     def _groups(self, seq_ids: Sequence[Hashable]) -> list[list[int]]:
-        if not self.equal_lengths_only:
-            return [list(range(len(seq_ids)))]
-        groups: dict[int, list[int]] = {}
+        groups: dict[tuple[int, bool, int], list[int]] = {}
         for i, seq_id in enumerate(seq_ids):
-            groups.setdefault(self.store.num_tokens(seq_id), []).append(i)
+            length = self.store.num_tokens(seq_id)
+            replay_length = self.cache.shapes.replay_length
+            # Sequences whose coded states have been rewritten stay apart from those before it.
+            key = (
+                length % replay_length,
+                length >= replay_length,
+                length if self.equal_lengths_only else 0,
+            )
+            groups.setdefault(key, []).append(i)
         return list(groups.values())
 
     def _call(self, ids: Tensor, cache, positions: Tensor, mask: Tensor | None) -> Tensor:

@@ -13,6 +13,7 @@ from cacheshrink_hybrid.cache.layout import (
     StateRows,
     compile_layout,
     layer_rows,
+    layer_states,
 )
 from cacheshrink_hybrid.errors import PlanError
 from cacheshrink_hybrid.evaluation.reference_models import REFERENCE_MODELS
@@ -169,6 +170,15 @@ def test_rows_of_a_spec_and_a_plan(case: str) -> None:
     assert sum(row.row_bytes for row in layer_rows(spec, made.plan)) == made.plan.bytes_per_token
     wide = layer_rows(spec, made.plan, element_bytes=4)
     assert sum(row.row_bytes for row in wide) == 2 * made.plan.bytes_per_token
+
+
+@pytest.mark.parametrize("case", ["bamba", "jamba", "qwen3_next", "lfm2", "llama"])
+def test_states_of_a_spec(case: str) -> None:
+    spec = model_spec(tiny_config(case))
+    states = layer_states(spec)
+    assert sum(state.num_bytes for state in states) == spec.bytes_per_sequence
+    if states:
+        assert compile_layout(layer_rows(spec), states).state.seamless
 
 
 def test_coded_rows_do_not_depend_on_the_models_precision() -> None:

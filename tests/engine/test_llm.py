@@ -68,6 +68,22 @@ def test_other_ways_to_store_keys(method: str) -> None:
     assert tokens_of(outputs) == one_by_one(model, prompts(), 8)
 
 
+@pytest.mark.parametrize("replay_length", [1, 5])
+@pytest.mark.parametrize("case", ["bamba", "jamba", "qwen3_next", "falcon_h1"])
+def test_coded_states(case: str, replay_length: int) -> None:
+    """Prompts are fed whole, as by generate(): a state is coded where a piece ends."""
+    model = converted_copy(
+        tiny_model(case),
+        2.0,
+        "auto",
+        metric="activation",
+        state_dtype="float16",
+        replay_length=replay_length,
+    )
+    outputs = LLM(model, cache_memory=MEMORY).generate(prompts(), SamplingParams(max_tokens=12))
+    assert tokens_of(outputs) == one_by_one(model, prompts(), 12)
+
+
 def test_coded_rows() -> None:
     model = converted_copy(tiny_model("llama"), 4.0, "auto", metric="activation", cache_bits="auto")
     outputs = LLM(model, cache_memory=MEMORY).generate(prompts(), SamplingParams(max_tokens=12))
