@@ -36,6 +36,8 @@ from .report import write_json
 
 DEFAULT_POINTS = ("2:float32:1", "2:float16:1", "4", "8", "8:int8:2", "2:float32:1:prune")
 DRIFT_STRETCH = 1000
+STEADY = 512
+"""Positions from which on states count as full."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,10 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = measure_perplexity(
             model, tokenizer, texts, max_length=given.max_length, batch_size=given.batch_size
         )
-        record: dict[str, Any] = {
-            "perplexity": result.perplexity,
-            "beyond 512": math.exp(_mean_loss(result.by_position, 512)),
-        }
+        record: dict[str, Any] = {"perplexity": result.perplexity}
+        if given.max_length > STEADY:
+            record["beyond 512"] = math.exp(_mean_loss(result.by_position, STEADY))
         if given.distances:
             recall = measure_recall(
                 model,
