@@ -13,7 +13,11 @@ documents is held out.
 --config FILE.yaml holds any of the flags by their long names, with - or _; flags given on the
 command line win, unknown names are errors. DIR gets the model (load_mla_model reads it) in `model`,
 and config.yaml (everything as it was resolved), metrics.json, loss.png (with matplotlib) and the
-checkpoints of --save-steps. Several processes: torchrun --nproc-per-node N -m training.finetune ...
+checkpoints of --save-steps.
+
+Several processes: `torchrun --nproc-per-node N -m training.finetune ...` (or accelerate launch)
+takes the steps that one process takes with N times the --batch-size. FSDP and DeepSpeed are
+refused: pieces of a parameter lie on no manifold.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ from ..convert import convert_to_mla
 from ..errors import ConfigError
 from ..latent_model import is_converted
 from ..training import MLATrainer, TrainingConfig
+from ..training.metric import METRICS
 from ..training.output import check_writable
 from ..training.settings import EXTRAS, LOSSES, SCHEDULES
 from .arguments import add_model_arguments, load_any
@@ -42,7 +47,12 @@ from .report import plot_losses, write_json
 
 HELD_OUT_SHARE = 10
 SPARE_BYTES = 2**20
-CHOICES = {"loss": LOSSES, "lr_scheduler_type": SCHEDULES, "report_to": ("none", "tensorboard")}
+CHOICES = {
+    "loss": LOSSES,
+    "lr_scheduler_type": SCHEDULES,
+    "metric": METRICS,
+    "report_to": ("none", "tensorboard"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

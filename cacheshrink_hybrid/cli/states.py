@@ -158,10 +158,16 @@ def _settings(point: str) -> dict[str, Any]:
 
 
 def _printable(given: argparse.Namespace) -> dict[str, Any]:
-    return {
-        name: value if isinstance(value, (int, float, list, type(None))) else str(value)
-        for name, value in vars(given).items()
-    }
+    """The arguments as JSON has them; of files the names."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, list):
+            return [plain(item) for item in value]
+        if isinstance(value, Path):
+            return value.name
+        return value
+
+    return {name: plain(value) for name, value in vars(given).items()}
 
 
 def _mean_loss(by_position: Sequence[tuple[int, int, int, float]], first: int) -> float:

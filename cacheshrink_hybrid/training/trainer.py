@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 import resource
 import sys
@@ -165,6 +166,7 @@ class MLATrainer:
             measured = training_sequences(self.tokenizer, eval_dataset, config.max_length)
         self._check_tokens(sequences + measured)
         checkpoint = self._checkpoint(resume_from_checkpoint)
+        _check_launcher()
         with ExitStack() as stack:
             directory = self.output_dir
             if directory is None:
@@ -296,6 +298,16 @@ class MLATrainer:
         return found
 
 
+def _check_launcher() -> None:
+    """Raise `ConfigError` if accelerate was told to cut parameters into pieces."""
+    for name in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("1", "true", "yes"):
+            raise ConfigError(
+                f"{name} cuts parameters into pieces, which lie on no manifold; launch with "
+                "torchrun, or with an accelerate config for several processes without it"
+            )
+
+
 def _arguments(config: TrainingConfig, directory: Path, bf16: bool) -> TrainingArguments:
     quiet = config.report_to == "none" and not sys.stderr.isatty()
     arguments = TrainingArguments(
@@ -330,8 +342,6 @@ def _arguments(config: TrainingConfig, directory: Path, bf16: bool) -> TrainingA
         ddp_find_unused_parameters=False,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
-    if arguments.fsdp:
-        raise ConfigError("FSDP cuts parameters into pieces that lie on no manifold; use DDP")
     if arguments.n_gpu > 1:
         raise ConfigError(
             f"one process sees {arguments.n_gpu} devices; start one process per device with "

@@ -319,6 +319,14 @@ def test_rotated_keys_have_no_nested_ranks() -> None:
         MLATrainer(model, None, nested_ranks=(0.5, 1.0))
 
 
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_launchers_that_cut_parameters(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    model = student()
+    with unchanged(model), pytest.raises(ConfigError, match=f"{name} cuts parameters"):
+        train(model)
+
+
 def test_foreign_tokens() -> None:
     with pytest.raises(ConfigError, match="token 960, but the model's vocabulary has 96"):
         train(student(), texts=[torch.tensor([3, 960, 4])])
