@@ -48,11 +48,17 @@ def rows_of(layout: RowLayout, *, frame_tokens: int = 64) -> PagedRows:
     )
 
 
-def absorb(name: str, *, dtype: torch.dtype = torch.bfloat16, heads: int = 32):
+def absorb(
+    name: str,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    heads: int = 32,
+    frame_tokens: int = 64,
+):
     """Decoding with absorbed queries, all of the row as keys and as values."""
 
     def run() -> None:
-        rows = rows_of(LAYOUTS[name])
+        rows = rows_of(LAYOUTS[name], frame_tokens=frame_tokens)
         rank = rows.layout.num_channels
         latent_decode_triton(
             meta(8, 1, heads, rank, dtype=dtype),
@@ -306,6 +312,11 @@ CASES = [
         for name in LAYOUTS
     ),
     Case("latent_decode-absorb-8-64heads", absorb("8", heads=64), needs=(MATRIX, WIDE_LOAD)),
+    # Frames of 16 slots, and of 24, where tiles cannot lie in one frame.
+    Case("latent_decode-absorb-8-frames16", absorb("8", frame_tokens=16), needs=(MATRIX,)),
+    Case("latent_decode-absorb-mixed-frames16", absorb("mixed", frame_tokens=16)),
+    Case("latent_decode-absorb-8-frames24", absorb("8", frame_tokens=24), needs=(MATRIX,)),
+    Case("latent_decode-absorb-mixed-frames24", absorb("mixed", frame_tokens=24)),
     Case("latent_decode-absorb-float16-16heads", absorb("float16", heads=16), needs=(MATRIX,)),
     Case("latent_decode-absorb-8-float32", absorb("8", dtype=torch.float32), hot=False),
     *(

@@ -6,7 +6,7 @@ serves as keys and as values. The grid is (sequence x split, row blocks, key hea
 themselves).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -417,6 +417,13 @@ def choose_tiles(num_rows: int, channels: int, layout: RowLayout, *, exact: bool
     return Tiles(block_m, 32, 8 if channels > 256 or block_m == 64 else 4, 2)
 
 
+def fitted(tiles: Tiles, frame_tokens: int) -> Tiles:
+    """Tiles that lie in one frame, if tiles of 16 slots can; otherwise small ones, because looking
+    up a frame for every slot takes registers."""
+    common = frame_tokens & -frame_tokens  # the largest power of two that divides it
+    return replace(tiles, block_n=min(tiles.block_n, common if common >= 16 else 32))
+
+
 def choose_splits(programs: int, max_slots: int, block_n: int, num_sms: int) -> int:
     """Shares of a sequence, so that three programs per multiprocessor are there to hide latency."""
     wanted = -(-3 * num_sms // max(programs, 1))
@@ -459,6 +466,7 @@ def latent_decode_triton(
         if key_up is not None:
             read_channels += width
         tiles = choose_tiles(T * group, read_channels, layout, exact=exact)
+        tiles = fitted(tiles, rows.frame_tokens)
     row_blocks = triton.cdiv(T * group, tiles.block_m)
     if num_splits is None:
         slots = frame_table.shape[1] * rows.frame_tokens
