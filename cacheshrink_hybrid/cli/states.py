@@ -168,7 +168,8 @@ def _printable(given: argparse.Namespace) -> dict[str, Any]:
             return value.name
         return value
 
-    return {name: plain(value) for name, value in vars(given).items()}
+    arguments = {name: plain(value) for name, value in vars(given).items()}
+    return arguments | {name: Path(arguments[name]).name for name in ("model", "calibration")}
 
 
 def _mean_loss(by_position: Sequence[tuple[int, int, int, float]], first: int) -> float:
