@@ -133,9 +133,21 @@ def empty_cache(model: PreTrainedModel) -> Cache:
     return make_cache(model)
 
 
-def cached_logits(model: PreTrainedModel, ids: Tensor, chunk_length: int) -> tuple[Tensor, Cache]:
+def dense_cache(model: PreTrainedModel) -> Cache:
+    """A cache of plain tensors for `model`, so that bytes can be counted to the token; the pool of
+    `empty_cache` holds whole frames of the same rows."""
+    if not hasattr(model.config, "cacheshrink_plan"):
+        return DynamicCache(config=model.config)
+    from cacheshrink_hybrid.cache import LatentCache
+
+    return LatentCache(config=model.config.get_text_config(decoder=True))
+
+
+def cached_logits(
+    model: PreTrainedModel, ids: Tensor, chunk_length: int, cache: Cache | None = None
+) -> tuple[Tensor, Cache]:
     """Logits (B, T, V) of `ids` (B, T), fed in chunks on top of a live cache, and that cache."""
-    cache = empty_cache(model)
+    cache = empty_cache(model) if cache is None else cache
     chunks = [
         model(input_ids=chunk, past_key_values=cache, use_cache=True).logits
         for chunk in ids.to(model.device).split(chunk_length, dim=1)
@@ -169,7 +181,7 @@ def perplexity(
 def live_bytes_per_token(model: PreTrainedModel, num_tokens: int, chunk_length: int = 64) -> float:
     """Bytes of all storages that a cache's layers hold after `num_tokens` tokens, per token."""
     ids = torch.arange(num_tokens)[None] % model.config.vocab_size
-    _, cache = cached_logits(model, ids, chunk_length)
+    _, cache = cached_logits(model, ids, chunk_length, dense_cache(model))
     storages = {}
     for layer in cache.layers:
         for tensor in tensors_in(vars(layer)):
