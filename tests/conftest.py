@@ -13,6 +13,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+
+# Triton chooses its interpreter when it is first imported, which other tests may do before those
+# of the kernels.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 import transformers
 
 

@@ -1,17 +1,9 @@
-"""Kernels run on a GPU where there is one, and in Triton's interpreter otherwise.
-
-The interpreter is chosen when triton is first imported, hence here.
-"""
+"""Kernels run on a GPU where there is one, and in Triton's interpreter otherwise."""
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture
