@@ -100,7 +100,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     result = {
         "program": "measure_drift",
         "environment": environment(),
-        "settings": {k: v for k, v in vars(args).items() if k != "json"},
+        "settings": {
+            **{k: v for k, v in vars(args).items() if k != "json"},
+            "model": Path(args.model).name,
+            "kinds": [(name, Path(source).name) for name, source in args.kinds],
+        },
         "source": {"perplexity": base, "letters": base_recall},
         "records": records,
     }
