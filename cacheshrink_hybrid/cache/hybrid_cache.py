@@ -111,6 +111,7 @@ class HybridCache(LatentCache):
         Raises:
             NotSupportedError: a layer cannot go back so far.
         """
+        tokens_to_remove = int(tokens_to_remove)  # transformers 5.17 counts them in a tensor
         if tokens_to_remove > 0:
             raise ValueError(
                 f"crop({tokens_to_remove}): give the count of tokens as a negative one"
@@ -131,7 +132,10 @@ class HybridCache(LatentCache):
                     "window; call activate_past_recording before feeding what may have to go"
                 )
         for layer in self.layers:
-            if isinstance(layer, LinearAttentionCacheLayerMixin):
+            # transformers 5.17 gives layers without any memory one that stays empty.
+            if isinstance(layer, LinearAttentionCacheLayerMixin) and any(
+                layer.has_previous_state.values()
+            ):
                 layer.crop(tokens_to_remove)
         for seq_id in self._ids:
             store.remove(seq_id, left)

@@ -253,6 +253,7 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin):
         Raises:
             NotSupportedError: if more are to go than were fed since the last crop.
         """
+        tokens_to_remove = int(tokens_to_remove)  # transformers 5.17 counts them in a tensor
         count = -tokens_to_remove
         recorded = 0 if self.recorded is None else self.recorded[0].shape[1]
         if count < 0 or count > recorded:
