@@ -73,9 +73,15 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin):
 
     `conv_states[0]` are the columns, `recurrent_states[0]` the codes, and
     `recurrent_states[1:]` the ring, so that beams, offloading and byte counts find them.
+
+    Attributes:
+        codes_every_boundary: compute several tokens at once as decoding them one by one would, with
+            the state read as coded behind every boundary. Without it, a pass of several tokens
+            codes the state once, at its last boundary.
     """
 
     is_compileable = False
+    codes_every_boundary: bool = False
     layout: StateLayout
     num_pending: int
     recorded: tuple[Tensor, ...] | None
@@ -142,8 +148,10 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin):
             return self._walk(owner, inputs, reads, cuts, through_codes=True)[0]
         if L > 1:
             inputs = self._behind_ring(inputs)
-        cuts = _boundaries(inputs, L)[-1:]
-        y, codes = self._walk(owner, inputs, reads, cuts, through_codes=not first)
+        cuts, through_codes = _boundaries(inputs, L), self.codes_every_boundary or not first
+        if not self.codes_every_boundary:
+            cuts = cuts[-1:]
+        y, codes = self._walk(owner, inputs, reads, cuts, through_codes=through_codes)
         self._store(codes, inputs, cuts)
         return y
 
@@ -349,4 +357,5 @@ def state_layer(cache: Cache, layer_idx: int, layout: StateLayout) -> StateCache
         raise NotSupportedError(
             "this cache belongs to a model with another state plan; make a new one (make_cache)"
         )
+    layer.codes_every_boundary = getattr(cache, "codes_every_boundary", False)
     return layer

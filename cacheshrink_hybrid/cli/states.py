@@ -26,7 +26,7 @@ from ..calibrate.text import PYTHON_DOCS, load_texts, token_sequences
 from ..config import METRICS, CompressionConfig
 from ..convert import convert_model, model_statistics
 from ..errors import ConfigError, PlanError
-from ..evaluation.cached_forward import cached_logits, tokens_between_codings
+from ..evaluation.cached_forward import DEFAULT_CHUNK, cached_logits
 from ..evaluation.perplexity import measure_perplexity
 from ..evaluation.recall import measure_recall
 from ..families import model_spec
@@ -181,15 +181,14 @@ def _mean_loss(by_position: Sequence[tuple[int, int, int, float]], first: int) -
 
 @torch.no_grad()
 def _drift(source, converted, tokenizer, texts: Sequence[str], num_tokens: int) -> list[dict]:
-    """Perplexity per stretch of one long sequence, fed as often as states are coded."""
+    """Perplexity per stretch of one long sequence, with states coded as in decoding."""
     ids = torch.cat([torch.tensor(tokenizer(text).input_ids) for text in texts])[: num_tokens + 1]
     if len(ids) <= num_tokens:
         raise ConfigError(f"the text has {len(ids)} tokens; --drift {num_tokens} needs more")
     losses = []
     for model in (source, converted):
-        chunk = int(min(64, tokens_between_codings(model)))
         total = torch.zeros(num_tokens // DRIFT_STRETCH, dtype=torch.float64)
-        for start, logits in cached_logits(model, ids[None, :-1], chunk):
+        for start, logits in cached_logits(model, ids[None, :-1], DEFAULT_CHUNK):
             positions = torch.arange(start, start + logits.shape[1])
             loss = nn.functional.cross_entropy(
                 logits[0].float(), ids[1 + positions].to(logits.device), reduction="none"
