@@ -31,7 +31,7 @@ from ..evaluation.perplexity import measure_perplexity
 from ..evaluation.recall import measure_recall
 from ..families import model_spec
 from ..plan import format_table
-from .arguments import add_model_arguments, add_text_arguments, load_given, read_texts
+from .arguments import add_model_arguments, add_text_arguments, kv_ratio, load_given, read_texts
 from .report import write_json
 
 DEFAULT_POINTS = ("2:float32:1", "2:float16:1", "4", "8", "8:int8:2", "2:float32:1:prune")
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = None
     for point, setting in zip(given.points, settings, strict=True):
         config = CompressionConfig(
-            compression_ratio=1.0, metric=given.metric, seed=given.seed, **setting
+            metric=given.metric, seed=given.seed, **kv_ratio(spec, 1.0), **setting
         )
         candidate = copy.deepcopy(source)
         try:
