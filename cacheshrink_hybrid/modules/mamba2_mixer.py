@@ -8,6 +8,7 @@ out. Only where what reads the kept channels is refitted, C stays complete and i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from ..plan import StatePlan
 from .recurrent_mixer import RecurrentMixer, kept_rows, masked
-from .ssd import ssd_scan
+from .ssd import ssd_read, ssd_scan
 
 
 class Mamba2Mixer(RecurrentMixer):
@@ -69,7 +70,8 @@ class Mamba2Mixer(RecurrentMixer):
         x = x.unflatten(-1, (M, P))
         # The source clamps in a pass over many tokens only; one definition serves both here.
         dt = nn.functional.softplus(dt.float() + self.dt_bias.float())
-        dt = dt.clamp(*self.time_step_limit)
+        if tuple(self.time_step_limit) != (0.0, math.inf):
+            dt = dt.clamp(*self.time_step_limit)
         if not folded:
             write = self.packed(self.narrowed(write.unflatten(-1, (G, N)), self.state_write))
         if pruned:
@@ -103,3 +105,8 @@ class Mamba2Mixer(RecurrentMixer):
         x, dt, write = inputs
         A = -torch.exp(self.A_log.float())
         return ssd_scan(state, x, dt, A, self.unpacked(write, self.n_groups), reads)
+
+    def read(self, state: Tensor | None, inputs: Sequence[Tensor], reads: Tensor) -> Tensor:
+        x, dt, write = inputs
+        A = -torch.exp(self.A_log.float())
+        return ssd_read(state, x, dt, A, self.unpacked(write, self.n_groups), reads)

@@ -126,6 +126,10 @@ class RecurrentMixer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
+    def read(self, state: Tensor | None, inputs: Sequence[Tensor], reads: Tensor) -> Tensor:
+        """y of `scan` where nobody needs the state."""
+        return self.scan(state, inputs, reads)[0]
+
     def forward(self, hidden_states, cache_params=None, attention_mask=None, **kwargs):
         if self.compression_disabled:
             with self._as_the_source():
@@ -192,6 +196,8 @@ class RecurrentMixer(nn.Module):
         """Channels (B, T, G, N) in the stored basis, (B, T, G, r)."""
         if matrix is None:
             return channels
+        if len(matrix) == 1:
+            return channels @ matrix[0].float()
         return torch.einsum("btgn,gnr->btgr", channels, matrix.float())
 
     def packed(self, channels: Tensor) -> Tensor:
