@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 
 from .cache import make_cache
 from .calibrate.states import mixer_modules
-from .errors import UnsupportedModelError
+from .errors import PlanError, UnsupportedModelError
 from .factorize import LatentFactors
 from .factorize.state_plan import StateFactors
 from .families import attention_at, model_spec, read_attention, replace_attention
@@ -175,6 +176,24 @@ def _install_states(
         # States of our mixers can be taken back token by token, so assisted decoding is exact.
         # Without attention, transformers' assisted decoding does not find the cache at all.
         model._is_stateful = False
+
+
+def set_state_plans(model: PreTrainedModel, plans: Sequence[StatePlan]) -> None:
+    """Let a converted model store its states in other codes or with another replay length; its
+    caches are made anew. Ranks and channels are those of its weights and stay."""
+    plan = plan_of(model)
+    for old, new in zip(plan.states, plans, strict=True):
+        if (old.layer_idx, old.ranks, old.channels) != (new.layer_idx, new.ranks, new.channels):
+            raise PlanError(
+                f"layer {old.layer_idx} has ranks {old.ranks} and layer {new.layer_idx} is to have "
+                f"{new.ranks}; only codes and replay lengths can change after a conversion"
+            )
+    modules = mixer_modules(model, model_spec(model.config))
+    for new in plans:
+        mixer = modules[new.layer_idx]
+        assert isinstance(mixer, RecurrentMixer)
+        mixer.use_plan(new)
+    setattr(model.config, PLAN_ATTRIBUTE, replace(plan, states=tuple(plans)).to_dict())
 
 
 def _mixers(model: nn.Module) -> list[RecurrentMixer]:

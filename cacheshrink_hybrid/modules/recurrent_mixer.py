@@ -60,15 +60,12 @@ class RecurrentMixer(nn.Module):
                 loaded.
             keep_source: keep the weights that folding replaces, for `compression_disabled`.
         """
-        self.state_plan = plan
+        self.use_plan(plan)
         self.state_observer = None
         self.compression_disabled = False
         names: tuple[str, ...] = ()
-        if plan is not None:
-            self._codec = plan.codec()
-            self._ranks_differ = len(set(plan.ranks)) > 1
-            if min(plan.ranks) < plan.state_size:
-                names = self.state_matrices(plan)
+        if plan is not None and min(plan.ranks) < plan.state_size:
+            names = self.state_matrices(plan)
         weight = next(self.parameters())
         for name in ("state_write", "state_read"):
             matrix = None
@@ -83,6 +80,13 @@ class RecurrentMixer(nn.Module):
         self.folded = tuple(shorter)
         replaced = [self._exchange(name, value) for name, value in shorter.items()]
         self.source_weights = nn.ParameterList(replaced if keep_source else [])
+
+    def use_plan(self, plan: StatePlan | None) -> None:
+        """Store states as `plan` says, whose ranks and channels must be those of the weights."""
+        self.state_plan = plan
+        if plan is not None:
+            self._codec = plan.codec()
+            self._ranks_differ = len(set(plan.ranks)) > 1
 
     def state_matrices(self, plan: StatePlan) -> tuple[str, ...]:
         """Which of `state_write` and `state_read` this mixer needs beside its folded weights."""

@@ -43,6 +43,33 @@ def test_states(case: str, tmp_path: Path) -> None:
     assert results["arguments"]["text"] == ["text.txt"]
 
 
+def test_drift(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Coding alone: the same ranks with float32 states are what coded ones are held against."""
+    folder = filled(tmp_path, "mamba2")
+    text, output = folder / "text.txt", folder / "out"
+    text.write_text(" ".join(TEXTS * 12), encoding="utf-8")
+    argv = ["states", str(folder / "model"), "--text", str(text), "--calibration", str(text)]
+    argv += [
+        "--max-length",
+        "24",
+        "--max-chars",
+        "5000",
+        "--distances",
+        "--calibration-samples",
+        "3",
+    ]
+    argv += ["--output", str(output)]
+    assert main([*argv, "--points", "2:float32:1", "--drift", "1000"]) == 0
+    drift = json.loads((output / "states.json").read_text())["drift"]
+    (stretch,) = drift["stretches"]
+    assert drift["point"] == "2:float32:1"
+    assert stretch["float32"] != stretch["source"]
+    assert abs(stretch["change %"]) < 1e-6  # float32 against itself
+    capsys.readouterr()
+    assert main([*argv, "--points", "2", "--drift", "90000"]) == 2
+    assert "needs more" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("case", ["granitemoehybrid", "mamba2"])
 def test_sweep_over_states(case: str, tmp_path: Path) -> None:
     folder = filled(tmp_path, case)
