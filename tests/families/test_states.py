@@ -11,6 +11,7 @@ import torch
 from cacheshrink_hybrid.cache import make_cache
 from cacheshrink_hybrid.calibrate.states import compressible_layers
 from cacheshrink_hybrid.evaluation.cached_forward import cache_argument
+from cacheshrink_hybrid.evaluation.memory import measure_cache_memory
 from cacheshrink_hybrid.families import FAMILIES, model_spec
 from cacheshrink_hybrid.families.states import MIXERS
 from cacheshrink_hybrid.latent_model import plan_of
@@ -57,6 +58,16 @@ def test_all_kinds_of_mixers_are_among_the_cases() -> None:
     assert kinds == {"mamba2", "mamba", "gated_delta_net"}
     families = {tiny_config(case).model_type for case in RECURRENT}
     assert families == {row for row in FAMILIES if row in MIXERS} - {"lfm2"}
+
+
+@pytest.mark.parametrize("case", [*RECURRENT, "lfm2"])
+def test_spec_counts_what_the_source_caches(case: str) -> None:
+    source = tiny_model(case)
+    (live,) = measure_cache_memory(source, [12])["per_sequence_length"].values()
+    assert live["state_bytes"] == live["source_state_bytes"] > 0
+    wide = sum(layer.state.recurrent_bytes for layer in model_spec(source.config).state_layers)
+    narrow = model_spec(source.config).bytes_per_sequence - wide
+    assert live["state_bytes"] == wide + 2 * narrow  # a float32 model's columns have 32 bits
 
 
 @every_replay
