@@ -402,19 +402,21 @@ class CompressionPlan:
         }
 
     def table(self, spec: ModelSpec) -> str:
-        """The plan as an aligned text table with a summary line."""
+        """The plan as an aligned text table with a line for each memory."""
         unit = "nats/token" if self.metric == "fisher" else f"{self.metric} units"
-        summary = (
-            f"{self.source_bytes_per_token} -> {self.bytes_per_token} bytes per token "
-            f"({self.compression_ratio:.2f}x at 16 bits), predicted loss "
-            f"{self.predicted_loss:.4g} {unit}"
-        )
+        lines = [format_table(self.rows(spec))]
+        if self.source_bytes_per_token:
+            lines.append(
+                f"{self.source_bytes_per_token} -> {self.bytes_per_token} bytes per token "
+                f"({self.compression_ratio:.2f}x at 16 bits), predicted loss "
+                f"{self.predicted_loss:.4g} {unit}"
+            )
         if self.source_state_bytes:
-            summary += (
-                f"\n{self.source_state_bytes} -> {self.state_bytes} bytes of state per sequence "
+            lines.append(
+                f"{self.source_state_bytes} -> {self.state_bytes} bytes of state per sequence "
                 f"({self.state_ratio:.2f}x), predicted loss {self.state_loss:.4g} {unit}"
             )
-        return format_table(self.rows(spec)) + "\n" + summary
+        return "\n".join(lines)
 
 
 def _nested_tuple(values: Sequence[Sequence[int]] | None) -> tuple[tuple[int, ...], ...] | None:
