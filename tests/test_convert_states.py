@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from cacheshrink_hybrid.checkpoint import load_mla_model, save_mla_model
 from cacheshrink_hybrid.config import CompressionConfig
@@ -19,29 +18,23 @@ from cacheshrink_hybrid.evaluation.memory import measure_cache_memory
 from cacheshrink_hybrid.families import model_spec
 from cacheshrink_hybrid.latent_model import plan_of
 from cacheshrink_hybrid.plan import CompressionPlan
-from tests.families.tiny_configs import tiny_model
+from tests.families.tiny_configs import RECURRENT_CASES, tiny_model
 from tests.models import calibration_ids, converted_copy, logits_of, random_ids, unchanged
 from tests.tolerances import assert_same_logits
 
 HYBRIDS = ["granitemoehybrid", "qwen3_next", "jamba"]
 
 
-def pure_model(model_type: str):
-    """A model whose state is its only memory."""
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "vocab_size": 96, "num_hidden_layers": 2, "state_size": 8}
-    if model_type == "mamba2":
-        sizes |= {"num_heads": 4, "head_dim": 16, "n_groups": 2, "chunk_size": 8}
-    config = AutoConfig.for_model(
-        model_type, bos_token_id=1, eos_token_id=2, pad_token_id=0, **sizes
-    )
-    return AutoModelForCausalLM.from_config(config).eval()
-
-
 @pytest.mark.parametrize("ratio", [1.5, 2.0, 2.5])
-@pytest.mark.parametrize("case", HYBRIDS)
-def test_plan_keeps_its_budget_and_live_bytes_are_the_plan_s(case: str, ratio: float) -> None:
-    model = converted_copy(tiny_model(case), state_ratio=ratio)
+@pytest.mark.parametrize(
+    ("case", "method"),
+    [(case, "auto") for case in (*HYBRIDS, *RECURRENT_CASES)]
+    + [("granitemoehybrid", "select"), ("granitemoehybrid", "prune"), ("mamba2", "prune")],
+)
+def test_plan_keeps_its_budget_and_live_bytes_are_the_plan_s(
+    case: str, method: str, ratio: float
+) -> None:
+    model = converted_copy(tiny_model(case), state_ratio=ratio, state_method=method)
     plan = plan_of(model)
     spec = model_spec(model.config)
     assert plan.source_state_bytes == spec.bytes_per_sequence
@@ -99,7 +92,7 @@ def test_narrower_states_lose_more_and_the_oblique_basis_loses_least() -> None:
 
 @pytest.mark.parametrize("model_type", ["mamba2", "mamba", "falcon_mamba"])
 def test_models_without_attention(model_type: str) -> None:
-    source = pure_model(model_type)
+    source = tiny_model(model_type)
     ids = random_ids(2, 20)
     expected = logits_of(source, ids)
     exact, narrow = copy.deepcopy(source), copy.deepcopy(source)

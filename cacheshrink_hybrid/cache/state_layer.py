@@ -67,6 +67,10 @@ class Recurrence(Protocol):
         """(y of the last n tokens, new state) of T inputs (B, T, ...) and n reads (B, n, ...)."""
         ...
 
+    def read(self, state: Tensor | None, inputs: Sequence[Tensor], reads: Tensor) -> Tensor:
+        """y alone."""
+        ...
+
 
 class StateCacheMixin(LinearAttentionCacheLayerMixin):
     """What `state_layer` adds to a cache layer of transformers; comes first in its bases.
@@ -179,13 +183,16 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin):
             if end not in cuts and end <= unread:
                 break  # nothing is read, nothing is coded
             seen = reads[:, max(0, start - unread) : max(0, end - unread)]
-            y, state = owner.scan(state, [x[:, start:end] for x in inputs], seen)
+            part = [x[:, start:end] for x in inputs]
+            if end not in cuts:  # the last part, whose state is neither stored nor gone on from
+                outputs.append(owner.read(state, part, seen))
+                break
+            y, state = owner.scan(state, part, seen)
             outputs.append(y)
             start = end
-            if end in cuts:
-                codes = codec.encode(state.detach())
-                if through_codes and end < total:
-                    state = codec.decode(codes)
+            codes = codec.encode(state.detach())
+            if through_codes and end < total:
+                state = codec.decode(codes)
         return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), codes
 
     def _behind_ring(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 
 import torch
@@ -31,8 +32,9 @@ def cached_logits(
     cache = make_cache(model) if cache is None else cache
     if isinstance(cache, LatentCache):
         cache.codes_every_boundary = True
-    past = int(cache.get_seq_length())
-    name = "cache_params" if "mamba" in type(model).__name__.lower() else "past_key_values"
+    name = cache_argument(model)
+    # A cache of states alone counts no tokens; its model has no use for positions either.
+    past = int(cache.get_seq_length()) if name == "past_key_values" else 0
     ids = ids.to(model.device)
     num_tokens = ids.shape[1]
     if not continues_in_pieces(model):
@@ -48,6 +50,13 @@ def cached_logits(
             **{name: cache},
         )
         yield start, output.logits
+
+
+def cache_argument(model: PreTrainedModel) -> str:
+    """The name under which a model's forward pass takes its cache; models without attention have
+    one of their own, and ignore the usual one."""
+    names = inspect.signature(model.forward).parameters
+    return "cache_params" if "cache_params" in names else "past_key_values"
 
 
 def continues_in_pieces(model: PreTrainedModel) -> bool:
