@@ -293,7 +293,7 @@ DAMAGES = {
     ),
     "other-layout": (
         edit_json("config.json", cache_layout="0" * 64),
-        r"cache layout 0{16}, and its cacheshrink_plan.json and .* now give [0-9a-f]{16}: .*restore",
+        r"cache layout 0{16}, and its cacheshrink_plan.json .* now give [0-9a-f]{16}: .*restore",
     ),
     "no-layout": (
         lambda directory: (directory / "config.json").write_text(
