@@ -289,8 +289,13 @@ class HybridCache(LatentCache):
         ]
 
     def _place_states(self) -> None:
-        """Move the state tensors into one run of frames, unless they are there, or grow while the
-        past is recorded."""
+        """Move the state tensors into one run of frames, unless they are there.
+
+        While the past is recorded (assisted decoding) they stay outside: every pass appends the
+        inputs of its tokens to them, and `crop` cuts them back, so they have no fixed place. To
+        move in after each crop and out at the next pass would copy all states twice per round and
+        hold both copies at the peak. `memory()` counts them wherever they are.
+        """
         if self._recording or not any(states.loose() for states in self._states()):
             return
         store = self._store()
