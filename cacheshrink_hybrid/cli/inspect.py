@@ -23,7 +23,7 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from ..cache.layout import compile_layout, layer_rows, layer_states
+from ..cache.stored_rows import planned_layout
 from ..checkpoint import PLAN_NAME, source_config
 from ..errors import ConfigError
 from ..families import layout_spec
@@ -118,9 +118,9 @@ def _print_model(model: _Model, lengths: Sequence[int], ratios: tuple[float, flo
     else:
         print(plan.table(spec))
     print(format_table([_total(spec, plan, length, ratios) for length in lengths]))
-    rows, states = layer_rows(spec, plan), layer_states(spec, plan)
-    if rows or states:
-        print("pool: " + compile_layout(rows, states).table())
+    layout = planned_layout(spec, plan)
+    if layout is not None:
+        print("pool: " + layout.table())
 
 
 def _config(name: str, trust_remote_code: bool) -> PretrainedConfig:

@@ -9,7 +9,7 @@ from step to step.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, MutableMapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,8 +23,10 @@ from transformers.cache_utils import (
 )
 
 from ..cache import HybridCache, arena
+from ..cache.exact_tokens import ExactTokens
 from ..cache.layout import LayerRows, Layout, compile_layout
 from ..cache.pooled_layers import PooledAttentionLayer, PooledHybridLayer, PooledLinearLayer
+from ..cache.pooled_states import StateTensor
 from ..cache.sequences import SequenceStore
 from ..cache.state_layer import StateCacheMixin
 from ..errors import NotSupportedError
@@ -32,7 +34,12 @@ from ..errors import NotSupportedError
 
 @dataclass(frozen=True, slots=True)
 class StateShape:
-    """One state tensor of a sequence: number `number` of its `kind` in a layer."""
+    """One tensor of fixed size of a sequence: number `number` of its `kind` in a layer.
+
+    Kinds are `conv` and `recurrent`, as cache layers number their states, and `exact`: copies of
+    the most recent tokens (0) and of the first ones (1). These are like a state: of one size, and
+    written anew by every step.
+    """
 
     layer_idx: int
     kind: str
@@ -48,12 +55,14 @@ class StoredShapes:
     Attributes:
         replay_length: tokens after which every coded state has been rewritten; sequences whose
             lengths leave the same rest have rings that are filled alike.
+        exact: (sinks, window) of layers that keep exact copies.
     """
 
     layout: Layout
     row_dtypes: dict[int, torch.dtype]
     states: tuple[StateShape, ...]
     replay_length: int
+    exact: dict[int, tuple[int, int]]
 
 
 def stored_shapes(cache: HybridCache) -> StoredShapes:
@@ -62,11 +71,6 @@ def stored_shapes(cache: HybridCache) -> StoredShapes:
     Raises:
         NotSupportedError: a layer keeps more than rows and states of fixed size.
     """
-    if cache.exact:
-        raise NotSupportedError(
-            "exact_sinks and exact_window are kept per batch, which the engine does not do; "
-            "convert without them, or use model.generate()"
-        )
     rows, dtypes = [], {}
     for layer in cache.layers:
         if isinstance(layer, PooledAttentionLayer):
@@ -86,6 +90,10 @@ def stored_shapes(cache: HybridCache) -> StoredShapes:
             )
     coded = [layer for layer in cache.layers if isinstance(layer, StateCacheMixin)]
     tensors = cache.state_tensors()
+    for layer_idx, copies in cache.exact.items():
+        for number, tensor in enumerate(copies.carried()):
+            if tensor.numel():
+                tensors.append(StateTensor(layer_idx, "exact", number, tensor))
     states = tuple(
         StateShape(
             entry.layer_idx,
@@ -98,7 +106,8 @@ def stored_shapes(cache: HybridCache) -> StoredShapes:
     )
     layout = compile_layout(rows, [entry.rows() for entry in tensors])
     replay_length = math.lcm(1, *(layer.layout.replay_length for layer in coded))
-    return StoredShapes(layout, dtypes, states, replay_length)
+    exact = {idx: (copies.num_sinks, copies.window) for idx, copies in cache.exact.items()}
+    return StoredShapes(layout, dtypes, states, replay_length, exact)
 
 
 class BatchCache(Cache):
@@ -119,6 +128,8 @@ class BatchCache(Cache):
         self._ids: list[Hashable] = []
         self._lengths: list[int] = []
         self._index: dict[tuple, tuple[Tensor, Tensor]] = {}
+        self._exact: dict[int, ExactTokens] = {}
+        self._copies: dict[int, dict[int, Tensor | None]] = {idx: {} for idx in shapes.exact}
         self._staging: Tensor | None = None
 
     def _layer(self, layer_idx: int, kind):
@@ -147,11 +158,14 @@ class BatchCache(Cache):
             read, write = self.store.state_tables(seq_ids)
             self._read, self._write = read.long(), write.long()
             self._load_states()
+        self._load_exact()
 
     def finish(self) -> None:
         """Write the states back; the forward pass is over."""
         if not self.shapes.states:
             return
+        for layer_idx, copies in self._exact.items():
+            self._copies[layer_idx] = dict(enumerate(copies.carried()))
         for shape, view in zip(self.shapes.states, self._state_views(), strict=True):
             states = self._states_of(shape)
             tensor = states.get(shape.number)
@@ -159,6 +173,8 @@ class BatchCache(Cache):
             if tensor is not None and tensor.data_ptr() != view.data_ptr():
                 view.copy_(tensor.detach())
             states[shape.number] = None
+        for layer_idx in self._exact:
+            self._copies[layer_idx].clear()
         self._whole_frames()[self._write.reshape(-1)] = self._staged()
 
     def _load_states(self) -> None:
@@ -179,6 +195,9 @@ class BatchCache(Cache):
             return
         torch.index_select(self._whole_frames(), 0, self._read.reshape(-1), out=self._staged())
         for shape, view in zip(self.shapes.states, self._state_views(), strict=True):
+            if shape.kind == "exact":
+                self._copies[shape.layer_idx][shape.number] = view
+                continue
             layer = self.layers[shape.layer_idx]
             if shape.kind == "conv":
                 layer.dtype = view.dtype
@@ -192,6 +211,17 @@ class BatchCache(Cache):
                     continue
             self._states_of(shape)[shape.number] = view
             layer.device = view.device
+
+    def _load_exact(self) -> None:
+        """Copies that the sequences had; those of their first chunk have none."""
+        longest = max(self._lengths)
+        for layer_idx, (num_sinks, window) in self.shapes.exact.items():
+            copies = self._exact[layer_idx] = ExactTokens(num_sinks, window, slack=0)
+            loaded = [self._copies[layer_idx].get(number) for number in range(2)]
+            found = next((tensor for tensor in loaded if tensor is not None), None)
+            if longest and found is not None:
+                none = found[:, :0]
+                copies.resume(longest, *(none if tensor is None else tensor for tensor in loaded))
 
     def _whole_frames(self) -> Tensor:
         """The arena by frame, in words, which copy faster than bytes: (frames, words)."""
@@ -227,9 +257,21 @@ class BatchCache(Cache):
             )
         return views
 
-    def _states_of(self, shape: StateShape):
+    def _states_of(self, shape: StateShape) -> MutableMapping[int, Tensor | None]:
+        if shape.kind == "exact":
+            return self._copies[shape.layer_idx]
         layer = self.layers[shape.layer_idx]
         return layer.conv_states if shape.kind == "conv" else layer.recurrent_states
+
+    # What models ask for
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Slots before the new tokens, also where no layer attends."""
+        return max(self._lengths, default=0)
+
+    def exact_tokens(self, layer_idx: int, num_sinks: int, window: int) -> ExactTokens:
+        """The copies of one layer."""
+        return self._exact[layer_idx]
 
     # What attention layers ask for
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Hashable, Sequence
 
 import torch
@@ -29,6 +30,7 @@ class Runner:
     Raises:
         CacheFullError: `cache_bytes` do not hold a sequence of one frame.
         NotSupportedError: the model keeps something that the store cannot.
+        UnsupportedModelError: transformers itself runs the model without a cache only.
     """
 
     def __init__(self, model: PreTrainedModel, cache_bytes: int) -> None:
@@ -36,11 +38,15 @@ class Runner:
         self.config = model.config.get_text_config(decoder=True)
         spec = model_spec(self.config)
         self.continues_in_pieces = spec.continues_in_pieces
-        if not spec.attention_layers:
+        self._attends = bool(spec.attention_layers)
+        names = inspect.signature(model.forward).parameters
+        if not self._attends and "cache_params" not in names:
             raise UnsupportedModelError(
-                "the engine counts positions by attention layers, and the model has none; use "
-                "model.generate()"
+                f"this {type(model).__name__} has recurrent layers alone, and transformers runs "
+                "such hybrids without a cache only; use a model type without attention, such as "
+                "mamba2"
             )
+        self._cache_name = "cache_params" if "cache_params" in names else "past_key_values"
         probe = make_cache(model)
         states = plan_of(model).states if is_converted(model) else ()
         # So many that every ring of inputs has been rewritten into its state once.
@@ -108,13 +114,14 @@ class Runner:
 
     def _call(self, ids: Tensor, cache, positions: Tensor, mask: Tensor | None) -> Tensor:
         """Logits (B, V) after the last token."""
+        # Without attention nobody sees other slots, and nothing depends on positions.
+        seen = {"attention_mask": mask, "position_ids": positions} if self._attends else {}
         output = self.model(
             input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **seen,
+            **{self._cache_name: cache},
         )
         return output.logits[:, -1]
 
