@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from cacheshrink_hybrid.convert import convert_model, convert_to_mla
 from cacheshrink_hybrid.errors import ConfigError, PlanError, UnsupportedModelError
 from cacheshrink_hybrid.evaluation.memory import measure_cache_memory
 from cacheshrink_hybrid.families import model_spec
-from cacheshrink_hybrid.latent_model import plan_of
+from cacheshrink_hybrid.latent_model import plan_of, set_state_plans
+from cacheshrink_hybrid.modules.recurrent_mixer import RecurrentMixer
 from cacheshrink_hybrid.plan import CompressionPlan
 from tests.families.tiny_configs import RECURRENT_CASES, tiny_model
 from tests.models import calibration_ids, converted_copy, logits_of, random_ids, unchanged
@@ -45,6 +47,23 @@ def test_plan_keeps_its_budget_and_live_bytes_are_the_plan_s(
     assert CompressionPlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
     table = plan.table(spec)
     assert f"{plan.source_state_bytes} -> {plan.state_bytes} bytes of state" in table
+
+
+def test_codes_can_change_after_a_conversion_and_ranks_cannot() -> None:
+    model = converted_copy(tiny_model("granitemoehybrid"), state_ratio=2.0, state_dtype="int8")
+    states = plan_of(model).states
+    mixers = [module for module in model.modules() if isinstance(module, RecurrentMixer)]
+    assert not any(mixer.state_layout().codec.lossless for mixer in mixers)
+    exact = [
+        replace(state, segments=tuple(replace(part, code="float32") for part in state.segments))
+        for state in states
+    ]
+    set_state_plans(model, exact)
+    assert all(mixer.state_layout().codec.lossless for mixer in mixers)
+    assert plan_of(model).states == tuple(exact)
+    other = [replace(state, ranks=tuple(rank + 1 for rank in state.ranks)) for state in exact]
+    with pytest.raises(PlanError, match="only codes and replay lengths can change"):
+        set_state_plans(model, other)
 
 
 @pytest.mark.parametrize("case", HYBRIDS)
