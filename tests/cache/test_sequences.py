@@ -443,3 +443,17 @@ def test_digest_depends_on_every_byte() -> None:
     frames = np.unique(made.store.frame_table([seq_id]).numpy())
     made.pool.frames[int(frames[0]), 0] ^= 1
     assert made.store.digest(seq_id) != digest
+
+
+def test_table_changes_tell_when_tables_are_to_be_looked_up_again() -> None:
+    made = shadowed(windows=(None,), state=False)
+    seq_id = filled(made, 9)
+    before = made.store.table_changes
+    assert made.append([seq_id], [1])
+    assert made.store.table_changes == before
+    assert made.store.frame_table([seq_id]).shape[1] == 2
+    made.copy_prefix(seq_id, 10)
+    assert made.append([seq_id], [1])  # into a copy of the last frame
+    assert made.store.table_changes == before + 1
+    assert made.append([seq_id], [6])  # into a new frame
+    assert made.store.table_changes == before + 2
