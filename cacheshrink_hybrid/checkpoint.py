@@ -38,7 +38,7 @@ from .modules.latent_attention import LatentAttention
 from .modules.recurrent_mixer import RecurrentMixer
 from .plan import CompressionPlan
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 1
 CONFIG_NAME = "config.json"
 LAYOUT_KEY = "cache_layout"
 SOURCE_CONFIG_NAME = "source_config.json"

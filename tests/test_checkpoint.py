@@ -282,14 +282,14 @@ DAMAGES = {
     ),
     "newer-version": (
         edit_json("config.json", format_version=99),
-        r"format version 99; this package reads 2",
+        r"format version 99; this package reads 1",
     ),
     "newer-version-with-new-plan-fields": (
         lambda directory: (
             edit_json("config.json", format_version=99)(directory),
             edit_json("cacheshrink_plan.json", novelty=1)(directory),
         ),
-        r"format version 99; this package reads 2",
+        r"format version 99; this package reads 1",
     ),
     "other-layout": (
         edit_json("config.json", cache_layout="0" * 64),
