@@ -52,6 +52,7 @@ class SlotRotary:
         self._angles: tuple[Tensor, Tensor] | None = None
         self._turns: tuple[Tensor, Tensor] | None = None
         self._halves: bool | None = None
+        self._pairs: tuple[Tensor, Tensor] | None = None
         self._step: tuple[tuple, Any] | None = None
 
     def angles(
@@ -68,6 +69,16 @@ class SlotRotary:
             # Room for as many again, so that decoding does not recompute at every step.
             kept = self._angles = self._compute(2 * num_slots, like)
         return kept[0][:, :num_slots], kept[1][:, :num_slots]
+
+    def pair_angles(self, num_slots: int, num_pairs: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin of each channel pair at slots 0 .. num_slots-1 or more, (slots, pairs) each,
+        contiguous; one copy for all layers."""
+        kept = self._pairs
+        if kept is None or len(kept[0]) < num_slots or not _matches(kept[0], like):
+            # Room for as many again, so that decoding does not copy at every step.
+            cos, sin = (angle[0, :, :num_pairs] for angle in self.angles(2 * num_slots, like))
+            kept = self._pairs = cos.contiguous(), sin.contiguous()
+        return kept
 
     @torch.no_grad()
     def _compute(

@@ -18,6 +18,7 @@ from cacheshrink_hybrid.modules.pooled_read import (
     latent_read,
     layout_of_codec,
     place_in_state,
+    row_layout,
     rows_in_pool,
 )
 from tests.models import pair
@@ -51,7 +52,9 @@ def _stored(module: LatentAttention, latents: list[Tensor]) -> tuple[PagedRows, 
         tokens_per_frame=8,
     )
     arena = torch.full((9 * layout.frame_bytes,), 0xFF, dtype=torch.uint8)
-    rows = rows_in_pool(module, arena, layout.frame_bytes, layout.classes[0], 1, latents[0].dtype)
+    rows = rows_in_pool(
+        row_layout(module, latents[0].dtype), arena, layout.frame_bytes, layout.classes[0], 1
+    )
     table = torch.full((len(latents), 4), -1, dtype=torch.int32)
     frames = iter(torch.randperm(8).int() + 1)
     for i, latent in enumerate(latents):
@@ -87,7 +90,7 @@ def test_equals_the_module(name: str, backend: str) -> None:
         rows,
         table,
         torch.tensor(LENS, dtype=torch.int32),
-        read=latent_read(module, angles),
+        read=latent_read(module, 32, query),
         backend=backend,
     )
     for i, latent in enumerate(latents):
@@ -128,7 +131,7 @@ def test_scales_per_token_are_refused() -> None:
 
 def test_normalised_keys_are_refused() -> None:
     with pytest.raises(NotSupportedError, match="do not normalise"):
-        latent_read(_module("qwen3", "joint"), None)
+        latent_read(_module("qwen3", "joint"), 1, torch.empty(0))
 
 
 @pytest.mark.parametrize("row_bytes", [48, 6, 4])

@@ -102,6 +102,7 @@ def latent_decode_fwd_kernel(
     p_table,  # (B, max_frames)
     p_context_lens,  # (B,)
     p_query_lens,  # (B,) or None
+    p_first_slots,  # (B,) or None
     p_sinks,  # (H,) or None
     p_up,  # (J, D, RANK) or None
     p_bias,  # (J, D)
@@ -158,11 +159,14 @@ def latent_decode_fwd_kernel(
     # Slots that some row sees: [first, last), and the sink tokens before it.
     last_token = tl.minimum((tl.program_id(1) * BLOCK_M + BLOCK_M - 1) // GROUP, new - 1)
     last = tl.maximum(tl.minimum(context - new + last_token + 1, max_frames * FRAME_TOKENS), 0)
-    first = 0
+    first_seen = 0
+    if p_first_slots is not None:
+        first_seen = tl.load(p_first_slots + i_seq)
+    first = first_seen
     num_sink_blocks = 0
     if WINDOW > 0:
         oldest = context - new + (tl.program_id(1) * BLOCK_M) // GROUP
-        first = tl.maximum(oldest - WINDOW + 1, 0)
+        first = tl.maximum(oldest - WINDOW + 1, first_seen)
         num_sink_blocks = tl.minimum((SINK_TOKENS + BLOCK_N - 1) // BLOCK_N, first // BLOCK_N)
     first_block = first // BLOCK_N
     num_blocks = tl.maximum(tl.cdiv(last, BLOCK_N) - first_block, 0) + num_sink_blocks
@@ -234,6 +238,8 @@ def latent_decode_fwd_kernel(
         m_n = o_n < last
         if WINDOW > 0:
             m_n = m_n & ((o_n >= first) | (o_n < SINK_TOKENS))
+        if p_first_slots is not None:
+            m_n = m_n & (o_n >= first_seen)
         if FRAME_TOKENS % BLOCK_N == 0:
             # A tile lies in one frame, whose number the whole program shares.
             first_slot = block * BLOCK_N
@@ -440,6 +446,7 @@ def latent_decode_triton(
     read: LatentRead,
     offset: Tensor | None,
     query_lens: Tensor | None,
+    first_slots: Tensor | None,
     num_splits: int | None,
     tiles: Tiles | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -492,6 +499,7 @@ def latent_decode_triton(
         p_table=frame_table,
         p_context_lens=context_lens,
         p_query_lens=query_lens,
+        p_first_slots=first_slots,
         p_sinks=read.sinks if num_splits == 1 else None,
         p_up=None if key_up is None else key_up.weight.contiguous(),
         p_bias=None if key_up is None else key_up.bias.contiguous(),

@@ -19,6 +19,7 @@ def latent_decode_reference(
     read: LatentRead,
     offset: Tensor | None,
     query_lens: Tensor | None,
+    first_slots: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """See `latent_decode` and `latent_prefill`; float32 arithmetic."""
     B, T, H, _ = query.shape
@@ -41,6 +42,8 @@ def latent_decode_reference(
     if read.window is not None:
         near = slot > position[..., None] - read.window
         seen = seen & (near | (slot < read.num_sink_tokens))
+    if first_slots is not None:
+        seen = seen & (slot >= first_slots[:, None])[:, None]
     if query_lens is not None:
         seen = seen & (torch.arange(T, device=query.device) < lens[:, None])[..., None]
     scores = torch.where(lost[:, None, None], torch.nan, scores)
