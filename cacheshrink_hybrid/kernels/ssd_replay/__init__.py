@@ -33,7 +33,8 @@ def ssd_replay_read(
 
     with c_j = A (dt_0 + .. + dt_j), S the stored state, and n = num_pending the place of the token.
     The stored state is read and stays as it is. Inputs count as the ring stores them, so that
-    reading and flushing agree. The caller adds one to `num_pending`.
+    reading and flushing agree. The caller adds one to `num_pending`. A token that finds the ring
+    full is read and not kept; give it to `ssd_replay_flush` as `newest`.
 
     Args:
         x, dt, A, write, read: as in `ssd_step`; dt is a step size.
@@ -41,7 +42,7 @@ def ssd_replay_read(
         ring: where inputs lie, in the same frames.
         table: frames of each sequence's state, (B, frames), int32; a first frame of -1 reads as no
             state and no inputs, and is not written.
-        num_pending: inputs in each ring, (B,), int32, below ring.length.
+        num_pending: inputs in each ring, (B,), int32, at most ring.length.
         D: skip connection, (M,); None for none.
 
     Returns:
@@ -80,9 +81,10 @@ def ssd_replay_flush(
     read_table: Tensor,
     write_table: Tensor,
     num_pending: Tensor,
+    newest: tuple[Tensor, Tensor, Tensor] | None = None,
     backend: Backend = "auto",
 ) -> None:
-    """Take the inputs of each ring into the state, and write it.
+    """Take the inputs of each ring, and one more, into the state, and write it.
 
         S <- exp(c_(n-1)) S + sum_(j < n) exp(c_(n-1) - c_j) dt_j x_j write_j^T
 
@@ -94,6 +96,8 @@ def ssd_replay_flush(
         A: negative decay rates, (M,).
         pages, ring, num_pending: as in `ssd_replay_read`; num_pending at most ring.length.
         read_table, write_table: as in `ssd_step`.
+        newest: x (B, M, P), dt (B, M) and write (B, G, width) of one more input behind those in the
+            ring; None for none.
 
     Raises:
         ConfigError: shapes or types that do not fit.
@@ -101,9 +105,16 @@ def ssd_replay_flush(
     """
     _check(pages, ring, len(num_pending), read_table, write_table, num_pending)
     num_groups(A.new_empty(0, ring.groups, 0), pages.num_heads)
-    check_shapes(A=(A, (pages.num_heads,)))
-    arguments = (A, pages, ring, read_table, write_table, num_pending)
-    if uses_triton(backend, A, pages.arena, read_table, write_table, num_pending):
+    B, M = len(num_pending), pages.num_heads
+    x, dt, write = newest or (None, None, None)
+    check_shapes(
+        A=(A, (M,)),
+        x=(x, (B, M, pages.head_dim)),
+        dt=(dt, (B, M)),
+        write=(write, (B, ring.groups, pages.width)),
+    )
+    arguments = (A, pages, ring, read_table, write_table, num_pending, newest)
+    if uses_triton(backend, A, pages.arena, read_table, write_table, num_pending, x, dt, write):
         from .kernel import ssd_replay_flush_triton
 
         ssd_replay_flush_triton(*arguments)

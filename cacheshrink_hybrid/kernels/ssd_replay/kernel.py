@@ -76,6 +76,7 @@ def ssd_replay_read_fwd_kernel(
     READ_GROUPS: tl.constexpr,
     WIDTH: tl.constexpr,
     LENGTH: tl.constexpr,
+    CAPACITY: tl.constexpr,
     VALUES: tl.constexpr,
     WRITES: tl.constexpr,
     STEPS: tl.constexpr,
@@ -144,6 +145,7 @@ def ssd_replay_read_fwd_kernel(
 
     element = (count * HEADS + i_head) * SEGMENT[HEAD_DIM] + o_p
     p = _ring_pointers(p_arena, p_frames, element, VALUES, DTYPE)
+    held = held & (count < CAPACITY)
     tl.store(p, own, mask=tl.where(held, m_p, False))
     if (i_block == 0) & held:
         tl.store(_ring_pointers(p_arena, p_frames, count * HEADS + i_head, STEPS, tl.float32), dt)
@@ -158,6 +160,9 @@ def ssd_replay_read_fwd_kernel(
 
 @triton.jit
 def ssd_replay_flush_fwd_kernel(
+    p_x,  # (B, M, P) or None
+    p_dt,  # (B, M)
+    p_write,  # (B, GROUPS, WIDTH)
     p_a,  # (M,)
     p_read_table,  # (B, max_frames)
     p_write_table,
@@ -174,6 +179,7 @@ def ssd_replay_flush_fwd_kernel(
     GROUPS: tl.constexpr,
     WIDTH: tl.constexpr,
     LENGTH: tl.constexpr,
+    CAPACITY: tl.constexpr,
     VALUES: tl.constexpr,
     WRITES: tl.constexpr,
     STEPS: tl.constexpr,
@@ -193,6 +199,10 @@ def ssd_replay_flush_fwd_kernel(
         rate = tl.load(p_a + i_head).to(tl.float32) * LOG2_E
         steps = _steps(p_arena, p_frames, i_head, count, HEADS, LENGTH, STEPS)
         left = tl.sum(steps, 0)
+        if p_x is not None:
+            o_head = i_seq * HEADS + i_head
+            dt = tl.load(p_dt + o_head).to(tl.float32)
+            left += dt
         state = load_state(
             p_arena, p_frames, i_m, i_block, codes_start, scales_start, first_frame, first_offset,
             first_rows, SEGMENT, PLACE,
@@ -213,6 +223,14 @@ def ssd_replay_flush_fwd_kernel(
             element = (j * GROUPS + i_group) * WIDTH + o_n
             p = _ring_pointers(p_arena, p_frames, element, WRITES, DTYPE)
             write = tl.load(p, mask=o_n < SEGMENT[RANK], other=0.0).to(tl.float32)
+            state += x[:, :, None, None] * write[None, None, :, :]
+        if p_x is not None:
+            p = p_x + o_head * SEGMENT[HEAD_DIM] + o_p
+            x = tl.load(p, mask=o_p < SEGMENT[HEAD_DIM], other=0.0).to(tl.float32)
+            x = rounded(x, DTYPE).to(tl.float32) * dt
+            p = p_write + (i_seq * GROUPS + i_group) * WIDTH + o_n
+            write = tl.load(p, mask=o_n < SEGMENT[RANK], other=0.0).to(tl.float32)
+            write = rounded(write, DTYPE).to(tl.float32)
             state += x[:, :, None, None] * write[None, None, :, :]
         store_state(
             state, p_arena, p_to, i_m, i_block, codes_start, scales_start, first_frame,
@@ -236,6 +254,7 @@ def _ring_arguments(pages: StatePages, ring: ReplayRing) -> dict:
     return {
         **places,
         "DTYPE": TRITON_DTYPES[ring.dtype],
+        "CAPACITY": ring.length,
         "LENGTH": triton.next_power_of_2(ring.length),
         "GROUPS": ring.groups,
         "HEADS": pages.num_heads,
@@ -290,8 +309,10 @@ def ssd_replay_flush_triton(
     read_table: Tensor,
     write_table: Tensor,
     num_pending: Tensor,
+    newest: tuple[Tensor, Tensor, Tensor] | None,
 ) -> None:
     """See `ssd_replay_flush`; one launch per segment."""
+    x, dt, write = (None, None, None) if newest is None else (v.contiguous() for v in newest)
     for index, segment in enumerate(pages.segments):
         shared = segment_arguments(pages, index, native_float8=has_native_float8(A.device))
         blocks = shared.pop("blocks")
@@ -299,6 +320,9 @@ def ssd_replay_flush_triton(
             ssd_replay_flush_fwd_kernel,
             (len(num_pending), len(segment.heads), blocks),
             num_stages=1,
+            p_x=x,
+            p_dt=dt,
+            p_write=write,
             p_a=A,
             p_read_table=read_table,
             p_write_table=write_table,
