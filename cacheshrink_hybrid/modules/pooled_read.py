@@ -8,7 +8,7 @@ outputs. Slots are positions: slot 0 is a sequence's first token, so queries are
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -126,17 +126,16 @@ def latent_read(module: LatentAttention, num_slots: int, like: Tensor) -> Latent
         like: a tensor of the queries' type and device.
 
     Raises:
-        NotSupportedError: keys that are normalised after they are rebuilt, rotations other than
-            of channel pairs (i, i + rotary dim / 2), and exact copies of tokens.
+        NotSupportedError: norms of keys other than the RMS norm of a head's channels, rotations
+            other than of channel pairs (i, i + rotary dim / 2), and exact copies of tokens.
     """
     plan = module.plan
     if plan.keeps_exact:
         raise NotSupportedError("kernels do not read exact_sinks and exact_window; use the module")
     key_up = None
     if plan.read_mode == "reconstruct":
-        if module.k_norm is not None:
-            raise NotSupportedError("kernels do not normalise rebuilt keys; use the module")
         J, D = module.num_key_value_heads, module.head_dim
+        norm_weight, epsilon = (None, 0.0) if module.k_norm is None else _norm_of(module)
         cos = sin = None
         if module.rotary is not None:
             channels = module.rotary.rotated_halves(D)
@@ -151,6 +150,8 @@ def latent_read(module: LatentAttention, num_slots: int, like: Tensor) -> Latent
             bias=module.k_b_proj.bias.detach().view(J, D),
             cos=cos,
             sin=sin,
+            norm_weight=norm_weight,
+            norm_epsilon=epsilon,
             per_head=plan.method == "per_head",
         )
     return LatentRead(
@@ -161,6 +162,28 @@ def latent_read(module: LatentAttention, num_slots: int, like: Tensor) -> Latent
         softcap=module.softcap,
         sinks=module.sinks,
         key_up=key_up,
+    )
+
+
+@torch.no_grad()
+def _norm_of(module: LatentAttention) -> tuple[Tensor, float]:
+    """Gains (D,), float32, and epsilon of a norm of keys; found out by trying.
+
+    Raises:
+        NotSupportedError: any other norm than that of the mean square over a head's channels.
+    """
+    norm: Any = module.k_norm
+    epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+    device = module.k_b_proj.weight.device
+    probe = torch.linspace(-1, 2, module.head_dim, device=device)[None]
+    if epsilon is not None and not module.norm_spans_heads:
+        gains = norm(torch.ones_like(probe))[0].float() * (1 + epsilon) ** 0.5
+        due = probe * torch.rsqrt(probe.square().mean() + epsilon) * gains
+        if torch.allclose(norm(probe).float(), due, rtol=1e-2, atol=1e-2):
+            return gains, float(epsilon)
+    raise NotSupportedError(
+        f"kernels normalise keys by the mean square of a head's channels; this model's "
+        f"{type(norm).__name__} does otherwise"
     )
 
 

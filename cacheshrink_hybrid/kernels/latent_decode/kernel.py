@@ -106,6 +106,7 @@ def latent_decode_fwd_kernel(
     p_sinks,  # (H,) or None
     p_up,  # (J, D, RANK) or None
     p_bias,  # (J, D)
+    p_norm,  # (D,) or None
     p_cos,  # (slots, ROTARY / 2) or None
     p_sin,
     p_out,  # (B, T, H, RV), or (B, T, H, splits, RV) float32
@@ -129,6 +130,7 @@ def latent_decode_fwd_kernel(
     SINK_TOKENS: tl.constexpr,
     SOFTCAP: tl.constexpr,
     RANK: tl.constexpr,
+    EPSILON: tl.constexpr,
     HALF: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
     REST: tl.constexpr,
@@ -284,6 +286,21 @@ def latent_decode_fwd_kernel(
             if HALF > 0:
                 k1 = _keys_part(tiles, up1, gain, bias1, PIECES, BLOCK_N, BLOCK_HALF)
                 k2 = _keys_part(tiles, up2, gain, bias2, PIECES, BLOCK_N, BLOCK_HALF)
+            if REST > 0:
+                k3 = _keys_part(tiles, up3, gain, bias3, PIECES, BLOCK_N, BLOCK_REST)
+            if p_norm is not None:
+                square = tl.full([BLOCK_N], EPSILON * QUERY_WIDTH, tl.float32)
+                if HALF > 0:
+                    square += tl.sum(k1 * k1, 1) + tl.sum(k2 * k2, 1)
+                if REST > 0:
+                    square += tl.sum(k3 * k3, 1)
+                shrink = tl.sqrt_rn(QUERY_WIDTH / square)[:, None]
+                if HALF > 0:
+                    k1 = k1 * shrink * _bias_part(p_norm, 0, HALF, BLOCK_HALF)[None, :]
+                    k2 = k2 * shrink * _bias_part(p_norm, HALF, HALF, BLOCK_HALF)[None, :]
+                if REST > 0:
+                    k3 = k3 * shrink * _bias_part(p_norm, 2 * HALF, REST, BLOCK_REST)[None, :]
+            if HALF > 0:
                 o_angle = o_n[:, None] * HALF + tl.arange(0, BLOCK_HALF)[None, :]
                 m_angle = m_n[:, None] & (tl.arange(0, BLOCK_HALF) < HALF)[None, :]
                 cos = tl.load(p_cos + o_angle, mask=m_angle, other=0.0).to(tl.float32)
@@ -291,7 +308,6 @@ def latent_decode_fwd_kernel(
                 s = product(q1, tl.trans((k1 * cos - k2 * sin).to(DOT)), s)
                 s = product(q2, tl.trans((k2 * cos + k1 * sin).to(DOT)), s)
             if REST > 0:
-                k3 = _keys_part(tiles, up3, gain, bias3, PIECES, BLOCK_N, BLOCK_REST)
                 s = product(q3, tl.trans(k3.to(DOT)), s)
         s = s * factor[:, None] + bonus[:, None] + lost[None, :]
         if SOFTCAP > 0:
@@ -503,6 +519,7 @@ def latent_decode_triton(
         p_sinks=read.sinks if num_splits == 1 else None,
         p_up=None if key_up is None else key_up.weight.contiguous(),
         p_bias=None if key_up is None else key_up.bias.contiguous(),
+        p_norm=None if key_up is None else key_up.norm_weight,
         p_cos=None if key_up is None or key_up.cos is None else key_up.cos.contiguous(),
         p_sin=None if key_up is None or key_up.sin is None else key_up.sin.contiguous(),
         p_out=part,
@@ -526,6 +543,7 @@ def latent_decode_triton(
         SINK_TOKENS=read.num_sink_tokens,
         SOFTCAP=read.softcap or 0.0,
         RANK=0 if key_up is None else key_up.weight.shape[2],
+        EPSILON=0.0 if key_up is None else key_up.norm_epsilon,
         HALF=half,
         BLOCK_HALF=max(16, triton.next_power_of_2(half)),
         REST=rest,

@@ -85,6 +85,9 @@ def rebuilt_keys(latent: Tensor, key_up: KeyUp) -> Tensor:
         own = latent[:, None, :, :rank]
     keys = torch.matmul(own, key_up.weight.float().transpose(1, 2))
     keys = keys + key_up.bias.float()[:, None]
+    if key_up.norm_weight is not None:
+        mean_square = keys.square().mean(dim=-1, keepdim=True)
+        keys = keys * torch.rsqrt(mean_square + key_up.norm_epsilon) * key_up.norm_weight.float()
     if key_up.cos is None or key_up.sin is None:
         return keys
     half = key_up.cos.shape[1]
