@@ -9,7 +9,6 @@ what they go on to write is copied first. The pool grows with the batch and goes
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -27,21 +26,20 @@ from transformers.cache_utils import (
 from ..errors import CacheFullError, NotSupportedError
 from ..kernels.backend import Backend, check_backend, runs_triton
 from ..kernels.state_pages import StatePlace
-from .arena import row_view
+from .batch_rows import BatchRows
 from .frame_ledger import FRAME_MASK
 from .frame_pool import SINK_FRAMES, FramePool
 from .hf_cache import CacheBytes, LatentCache, loose_bytes
-from .layout import LayerRows, Layout, compile_layout, place_state
-from .paged_step import RowStep, StateStep, new_slots
+from .layout import LayerRows, Layout, compile_layout
+from .paged_step import RowStep, StateStep
 from .pooled_layers import PooledAttentionLayer, PooledHybridLayer, PooledLinearLayer
 from .pooled_states import PooledStates, StateTensor, placements
 from .sequences import SequenceStore
+from .state_map import place_state
 
 GROWTH = 1.5
 STATES = "states"
 UNLIMITED = 1 << 40
-MOST_COPIES = 16
-"""Sequences that are read one by one; in larger batches one gather costs less."""
 
 
 class HybridCache(LatentCache):
@@ -78,12 +76,7 @@ class HybridCache(LatentCache):
         self._state_frames: Tensor | None = None
         self._state_places: dict[int, dict[tuple[str, int], StatePlace]] = {}
         self._pending: dict[int, Tensor] = {}
-        self._steps: dict[int, tuple[tuple[int, int], Tensor, Tensor, Tensor]] = {}
-        self._views: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-        self._places: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
-        self._places_end = 0
-        self._tables: dict[int, tuple[int, Tensor]] = {}
-        self._buffers: dict[torch.dtype, Tensor] = {}
+        self._rows: BatchRows
 
     def _layer(self, layer_idx: int, kind: Any):
         attends = isinstance(kind, CacheLayerMixin)
@@ -160,7 +153,7 @@ class HybridCache(LatentCache):
             layer.cumulative_length = left
         for copies in self.exact.values():
             copies.truncate(left)
-        self._forget_places()
+        self._rows.forget()
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self._take(beam_idx.tolist())
@@ -187,7 +180,7 @@ class HybridCache(LatentCache):
         for layer in self.layers:
             layer.reset()
         self.exact.clear()
-        self._forget_places()
+        self._show()
 
     def memory(self) -> CacheBytes:
         """Bytes of the frames held, of exact copies, and of what is not in the pool yet."""
@@ -256,6 +249,7 @@ class HybridCache(LatentCache):
         # States lie in a run of frames of their own, so sequences have none.
         kv_layout = replace(layout, state=place_state((), layout.frame_bytes))
         self.store = SequenceStore(kv_layout, pool, history=UNLIMITED if self._recording else 0)
+        self._rows = BatchRows(layout, self.store)
         self._place_states()
         self._create(batch_size)
         # In pieces, so that windows let go of frames that nobody will read.
@@ -282,6 +276,12 @@ class HybridCache(LatentCache):
         self._ids = self._new_ids(batch_size)
         for seq_id in self._ids:
             self._store().create(seq_id)
+        self._show()
+
+    def _show(self) -> None:
+        """Let rows be read and written as those of the batch as it is now."""
+        if self.store is not None:
+            self._rows.show(self._ids)
 
     def _new_ids(self, count: int) -> list[int]:
         self._next_id += count
@@ -338,22 +338,8 @@ class HybridCache(LatentCache):
     def write(self, layer: PooledAttentionLayer, begin: int, rows: Tensor) -> None:
         """Store rows (B, T, elements) of the tokens from `begin` on, reserving frames for them if
         this is the first layer to ask."""
-        store = self._store()
         self._make_room(len(rows), begin + rows.shape[1])
-        number, _ = self._place(layer)
-        view, _ = self._view(layer)
-        T = view.shape[1]
-        # What a window let go of already is not written.
-        start = max(begin, store.first_position(self._ids[0], number))
-        key = (number, start, begin + rows.shape[1])
-        if key not in self._places:
-            if self._places_end != key[2]:
-                self._places, self._places_end = {}, key[2]
-            tokens = torch.arange(start, key[2], device=view.device)
-            frames = self._table(number)[:, tokens // T]
-            self._places[key] = frames, tokens % T
-        frames, slots = self._places[key]
-        view[frames, slots] = rows[:, start - begin :]
+        self._rows.write(layer, begin, rows)
 
     def _make_room(self, batch_size: int, end: int) -> None:
         """Frames for the tokens before `end` of so many sequences."""
@@ -381,32 +367,10 @@ class HybridCache(LatentCache):
         if not layer.is_initialized or not begin:
             return None
         self.lay_out()
-        store, end = self._store(), begin + num_new
+        end = begin + num_new
         self._make_room(batch_size, end)
         layer.cumulative_length = end
-        number, place = self._place(layer)
-        lifetime = store.layout.classes[number]
-        known = self._steps.get(number)
-        if known is None or known[0] != (begin, end):
-            table = store.frame_table(self._ids, number)
-            positions = torch.arange(begin, end, device=table.device).expand(batch_size, -1)
-            slots = new_slots(table, positions, lifetime.tokens_per_frame)
-            lens = torch.full((batch_size,), end, dtype=torch.int32, device=table.device)
-            self._steps[number] = known = (begin, end), table, slots, lens
-        _, table, slots, lens = known
-        return RowStep(
-            arena=store.pool.arena,
-            frame_bytes=store.pool.frame_bytes,
-            lifetime=lifetime,
-            place=place,
-            frame_table=table,
-            context_lens=lens,
-            slot_mapping=slots,
-            num_slots=end,
-            first_slots=first_slots,
-            first_new=begin,
-            backend=self.backend,
-        )
+        return self._rows.step(layer.layer_idx, begin, end, first_slots, self.backend)
 
     def state_step(self, layer_idx: int, num_pending: int) -> StateStep | None:
         """Take in the next token of a recurrent layer by kernels; None if its states are not all
@@ -439,75 +403,8 @@ class HybridCache(LatentCache):
     def read(
         self, layer: PooledAttentionLayer, begin: int, end: int, *, lasting: bool = True
     ) -> Tensor:
-        """Rows (B, end - begin, elements), copied frame by frame.
-
-        Args:
-            lasting: False if the rows are done with before the next call, whose rows may then take
-                their place. Saves touching fresh memory at every layer of every step.
-        """
-        number, _ = self._place(layer)
-        view, flat = self._view(layer)
-        T, width = view.shape[1:]
-        first, offset = divmod(begin, T)
-        table = self._table(number)[:, first : -(-end // T)]
-        B, count = len(table), end - begin
-        lasting = lasting or torch.is_grad_enabled()
-        if B == 1 or offset or count % T == 0 or B > MOST_COPIES:
-            found = self._room(view, (table.numel(), T * width), lasting)
-            torch.index_select(flat, 0, table.reshape(-1), out=found)
-            return found.view(B, -1, width)[:, offset : offset + count]
-        # Sequence by sequence into one tensor without gaps, which a matrix product can read at
-        # once; a slice of whole frames it would copy again.
-        rows = self._room(view, (B, count, width), lasting)
-        whole = count // T
-        for row, frames in zip(rows, table, strict=True):
-            target = row[: whole * T].view(whole, T * width)
-            torch.index_select(flat, 0, frames[:whole], out=target)
-        rows[:, whole * T :] = view[table[:, -1], : count - whole * T]
-        return rows
-
-    def _room(self, like: Tensor, shape: tuple[int, ...], lasting: bool) -> Tensor:
-        """An uninitialized tensor; one that does not last lies in a buffer that is used again."""
-        if lasting:
-            return like.new_empty(shape)
-        size = math.prod(shape)
-        key = like.dtype
-        if key not in self._buffers or self._buffers[key].numel() < size:
-            self._buffers[key] = like.new_empty(size + size // 4)
-        return self._buffers[key][:size].view(shape)
-
-    def _place(self, layer: PooledAttentionLayer) -> tuple[int, int]:
-        assert self.layout is not None
-        return self.layout.class_of_layer[layer.layer_idx]
-
-    def _view(self, layer: PooledAttentionLayer) -> tuple[Tensor, Tensor]:
-        """All rows of a layer, (frames, T, elements) and (frames, T * elements)."""
-        store = self._store()
-        arena, *views = self._views.get(layer.layer_idx, (None,))
-        if arena is not store.pool.arena:
-            number, place = self._place(layer)
-            assert self.layout is not None and layer.row_dtype is not None
-            rows = row_view(store.pool, self.layout.classes[number], place, layer.row_dtype)
-            flat = rows.as_strided(
-                (rows.shape[0], rows.shape[1] * rows.shape[2]), (rows.stride(0), 1)
-            )
-            views = [rows, flat]
-            self._views[layer.layer_idx] = (store.pool.arena, rows, flat)
-        return views[0], views[1]
-
-    def _table(self, number: int) -> Tensor:
-        """Frames of the batch, (B, most frames) int64, looked up once per step."""
-        store = self._store()
-        known = self._tables.get(number)
-        if known is None or known[0] != store.num_tokens(self._ids[0]):
-            table = store.frame_table(self._ids, number).long()
-            self._tables[number] = known = store.num_tokens(self._ids[0]), table
-        return known[1]
-
-    def _forget_places(self) -> None:
-        self._places.clear()
-        self._tables.clear()
-        self._steps.clear()
+        """Rows (B, end - begin, elements); see `BatchRows.read`."""
+        return self._rows.read(layer, begin, end, lasting=lasting)
 
     def _reserve(self, count: int) -> None:
         store = self._store()
@@ -553,7 +450,7 @@ class HybridCache(LatentCache):
         for seq_id, source in zip(self._ids, sources, strict=True):
             store.fork(old[source], seq_id)
         store.free(*old)
-        self._forget_places()
+        self._show()
 
     def _each_linear(self, name: str, argument: Any) -> None:
         for layer in self.layers:

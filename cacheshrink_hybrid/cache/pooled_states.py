@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .frame_ledger import FRAME_MASK, Handles
 from .frame_pool import FramePool
-from .layout import ROW_ALIGNMENT, StateMap, StateRows
+from .state_map import ROW_ALIGNMENT, StateMap, StateRows
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,8 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from ..cache.layout import compile_layout, layer_rows, layer_states
+from ..cache.layout import compile_layout
+from ..cache.stored_rows import layer_rows, layer_states
 from ..checkpoint import PLAN_NAME, source_config
 from ..errors import ConfigError
 from ..families import layout_spec

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..cache.layout import LifetimeClass, StateMap
+from ..cache.layout import LifetimeClass
+from ..cache.state_map import StateMap
 from ..codecs import RowCodec
 from ..codecs.levels import lloyd_max_levels
 from ..errors import NotSupportedError

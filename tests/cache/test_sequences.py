@@ -8,8 +8,9 @@ import torch
 
 from cacheshrink_hybrid.cache import arena
 from cacheshrink_hybrid.cache.frame_pool import FramePool
-from cacheshrink_hybrid.cache.layout import LayerRows, StateRows, compile_layout
+from cacheshrink_hybrid.cache.layout import LayerRows, compile_layout
 from cacheshrink_hybrid.cache.sequences import SequenceStore
+from cacheshrink_hybrid.cache.state_map import StateRows
 from cacheshrink_hybrid.errors import (
     CacheFullError,
     ConfigError,
@@ -418,9 +419,9 @@ def test_a_store_wants_a_pool_of_its_own() -> None:
 @pytest.mark.parametrize(
     "fault",
     [
-        lambda store: store.pool.retain(store._sequences["a"].tables[0].held),
-        lambda store: store._pins.__setitem__(1, 5),
-        lambda store: store._sequences["a"].tables[0].cut(0),
+        lambda store: store.pool.retain(store._roster.known("a").tables[0].held),
+        lambda store: store._frames.pins.__setitem__(1, 5),
+        lambda store: store._roster.known("a").tables[0].cut(0),
     ],
 )
 def test_integrity_sees_each_fault(fault) -> None:

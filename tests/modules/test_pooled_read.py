@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cacheshrink_hybrid.cache.layout import LayerRows, StateRows, compile_layout
+from cacheshrink_hybrid.cache.layout import LayerRows, compile_layout
+from cacheshrink_hybrid.cache.state_map import StateRows
 from cacheshrink_hybrid.codecs import RowCodec, RowFormat
 from cacheshrink_hybrid.errors import NotSupportedError
 from cacheshrink_hybrid.kernels.paged_rows import PagedRows

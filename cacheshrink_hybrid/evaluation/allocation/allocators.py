@@ -21,7 +21,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 from ...cache.frame_ledger import FrameLedger, Handles
-from ...cache.layout import LayerRows, StateRows, compile_layout
+from ...cache.layout import LayerRows, compile_layout
+from ...cache.state_map import StateRows
 from ...errors import CacheFullError, PlanError
 
 PAGE_TOKENS = 16
