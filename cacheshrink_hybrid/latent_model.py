@@ -284,6 +284,8 @@ def _check_call(names: list[str], inner: nn.Module, args: tuple, kwargs: dict[st
         return
     given = dict(zip(names, args, strict=False)) | kwargs
     cache = given.get("past_key_values")
+    if getattr(cache, "slots_are_positions", False):
+        return  # of sequences of different lengths, which only the cache knows
     past = 0 if cache is None else cache.get_seq_length()
     if isinstance(past, int):  # a static cache counts on the device; looking would stall it
         check_positions(given.get("position_ids"), given.get("attention_mask"), past)

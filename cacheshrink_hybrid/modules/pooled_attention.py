@@ -195,3 +195,9 @@ def _read_of(module: LatentAttention, num_slots: int, like: Tensor) -> tuple[Row
     layout, read = row_layout(module, like.dtype), latent_read(module, num_slots, like)
     _READS[module] = (state, layout, read)
     return layout, read
+
+
+def kept_tensors(module: LatentAttention) -> object:
+    """What `attend_in_pool` keeps between steps for a module, for those who have to keep it alive:
+    a recorded graph knows its addresses only."""
+    return _READS.get(module)
