@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,9 @@ from torch import Tensor, nn
 from ..errors import NotSupportedError
 
 ApplyRotary = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+_PAIR_ANGLES: WeakKeyDictionary[nn.Module, dict[tuple, tuple[Tensor, Tensor]]] = WeakKeyDictionary()
 
 
 class SlotRotary:
@@ -52,7 +56,6 @@ class SlotRotary:
         self._angles: tuple[Tensor, Tensor] | None = None
         self._turns: tuple[Tensor, Tensor] | None = None
         self._halves: bool | None = None
-        self._pairs: tuple[Tensor, Tensor] | None = None
         self._step: tuple[tuple, Any] | None = None
 
     def angles(
@@ -72,13 +75,14 @@ class SlotRotary:
 
     def pair_angles(self, num_slots: int, num_pairs: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin of each channel pair at slots 0 .. num_slots-1 or more, (slots, pairs) each,
-        contiguous; one copy for all layers."""
-        kept = self._pairs
-        if kept is None or len(kept[0]) < num_slots or not _matches(kept[0], like):
-            # Room for as many again, so that decoding does not copy at every step.
-            cos, sin = (angle[0, :, :num_pairs] for angle in self.angles(2 * num_slots, like))
-            kept = self._pairs = cos.contiguous(), sin.contiguous()
-        return kept
+        contiguous; one copy for all layers with this embedding."""
+        tables = _PAIR_ANGLES.setdefault(self.rotary_emb, {})
+        key = (self.extra, like.dtype, like.device)
+        if key not in tables or len(tables[key][0]) < num_slots:
+            # A power of two, so that decoding does not copy at every step.
+            cos, sin = self._compute(1 << (num_slots - 1).bit_length(), like)
+            tables[key] = tuple(angle[0, :, :num_pairs].contiguous() for angle in (cos, sin))
+        return tables[key]
 
     @torch.no_grad()
     def _compute(

@@ -60,7 +60,8 @@ def latent_decode_reference(
     norm = weights.sum(dim=-1, keepdim=True)
     probabilities = weights[..., :num_slots] / torch.where(norm == 0, 1.0, norm)
     values = latent[..., rows.layout.num_channels - read.value_rank :]
-    values = torch.where(lost[..., None], 0.0, values)
+    # Nor what lies where nobody looks, which may be anything.
+    values = torch.where((lost | ~seen.any(dim=1))[..., None], 0.0, values)
     output = torch.matmul(probabilities, values[:, None])  # (B, H, T, Rv)
     total = probabilities.sum(dim=-1)
     return output.transpose(1, 2).to(query.dtype), total.transpose(1, 2).contiguous()
