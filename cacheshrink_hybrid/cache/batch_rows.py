@@ -92,6 +92,7 @@ class BatchRows:
             context_lens=lens,
             slot_mapping=slots,
             num_slots=end,
+            ends_together=True,
             first_slots=first_slots,
             first_new=begin,
             backend=backend,

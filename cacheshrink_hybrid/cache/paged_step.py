@@ -28,6 +28,7 @@ class RowStep:
         context_lens: slots of each sequence, the new ones included, (B,) int32; 0 for padding.
         slot_mapping: where each new token's row goes, (B * T,) int64; -1 for nowhere.
         num_slots: more than any slot.
+        ends_together: every sequence has `num_slots` slots.
         first_slots: slots before these are padding, (B,) int32; None if there is none.
         first_new: slot of the first new token, where it is that of all sequences; None where slots
             are positions, of which the model knows the angles.
@@ -42,6 +43,7 @@ class RowStep:
     context_lens: Tensor
     slot_mapping: Tensor
     num_slots: int
+    ends_together: bool
     first_slots: Tensor | None = None
     first_new: int | None = None
     backend: Backend

@@ -299,6 +299,8 @@ class BatchCache(Cache):
             context_lens=step.context_lens,
             slot_mapping=step.slot_mappings[number],
             num_slots=step.num_slots,
+            # One sequence at a time is prefilled, with tables of its length.
+            ends_together=num_new > 1,
             backend=self.backend,
         )
 

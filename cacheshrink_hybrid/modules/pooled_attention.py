@@ -18,6 +18,7 @@ from ..errors import NotSupportedError
 from ..kernels.backend import runs_triton
 from ..kernels.latent_decode import LatentRead
 from ..kernels.row_layout import RowLayout
+from .expanded_prefill import expanded_prefill, expanding_pays
 from .latent_read import MAX_DECODE_TOKENS, Angles
 from .pooled_read import (
     append_to_pool,
@@ -169,7 +170,13 @@ def attend_in_pool(
     rows = rows_in_pool(layout, step.arena, step.frame_bytes, step.lifetime, step.place)
     flat = latent.flatten(0, 1)
     append_to_pool(module, flat, rows, step.slot_mapping, backend=step.backend)
-    attend = decode_from_pool if query.shape[2] <= MAX_DECODE_TOKENS else prefill_from_pool
+    num_new, whole = query.shape[2], step.ends_together and step.first_slots is None
+    if num_new <= MAX_DECODE_TOKENS:
+        attend = decode_from_pool
+    elif whole and expanding_pays(module, read, num_new):
+        return expanded_prefill(module, query, rows, step.frame_table, step.num_slots)
+    else:
+        attend = prefill_from_pool
     return attend(
         module,
         query,

@@ -8,7 +8,7 @@ a state is written but its codes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,11 +18,15 @@ from ..cache.state_layer import StateCacheMixin, StateLayout
 from ..errors import KernelUnavailableError, NotSupportedError
 from ..kernels.backend import runs_triton
 from ..kernels.conv_update_project import ConvPages, conv_update_project
+from ..kernels.gdn_replay import DeltaRing, gdn_replay_step
 from ..kernels.gdn_step import gdn_step
 from ..kernels.mamba1_step import mamba1_step
+from ..kernels.replay_ring import InputRing
 from ..kernels.ssd_replay import ReplayRing, ssd_replay_flush, ssd_replay_read
 from ..kernels.ssd_step import ssd_step
 from ..kernels.state_pages import StatePages, StateSegment, check_head_sizes
+
+Ring = TypeVar("Ring", bound=InputRing)
 
 if TYPE_CHECKING:
     from .recurrent_mixer import RecurrentMixer
@@ -60,8 +64,8 @@ def why_not(mixer: RecurrentMixer) -> str | None:
     if plan is None or mixer.compression_disabled:
         return "it is not converted"
     if plan.replay_length > 1:
-        if plan.kind not in ("mamba2",):
-            return f"no kernel replays the inputs of {plan.kind}; convert with replay_length=1"
+        if plan.kind == "mamba":
+            return "no kernel replays the inputs of Mamba-1; convert with replay_length=1"
         if len(set(plan.ranks)) > 1:
             return "its groups have different ranks, and no kernel replays such inputs"
     try:
@@ -95,17 +99,13 @@ class PooledState:
             segments=_segments(self.layout),
         )
 
-    def ring(self, groups: int) -> ReplayRing:
-        """Where the inputs (values, steps, writes) of a Mamba-2 lie."""
-        places = self.step.places
-        return ReplayRing(
-            length=self.layout.replay_length - 1,
-            values=places["recurrent", 1],
-            steps=places["recurrent", 2],
-            writes=places["recurrent", 3],
-            groups=groups,
-            dtype=self.layout.dtype,
-        )
+    def ring(self, kind: type[Ring], groups: int, *parts: str) -> Ring:
+        """The ring of inputs, whose parts have these names in the order of the cache."""
+        places = {
+            name: self.step.places["recurrent", 1 + number] for number, name in enumerate(parts)
+        }
+        length, dtype = self.layout.replay_length - 1, self.layout.dtype
+        return kind(length=length, groups=groups, dtype=dtype, **places)
 
     def convolved(self, columns: Tensor) -> Tensor:
         """Convolution and activation of columns (B, C, 1), whose window is moved on."""
@@ -153,7 +153,8 @@ def _mamba2(state: PooledState, mixer: Any, inputs: Sequence[Tensor], read: Tens
     if state.layout.replay_length == 1:
         return ssd_step(x, dt, A, write, read, pages=state.pages, **state.tables, backend=backend)
     # A ring begins in the frames that are written; the cache has copied what it held.
-    ring, table = state.ring(mixer.n_groups), step.write_table
+    ring = state.ring(ReplayRing, mixer.n_groups, "values", "steps", "writes")
+    table = step.write_table
     shared: dict[str, Any] = {
         "pages": state.pages,
         "ring": ring,
@@ -176,6 +177,19 @@ def _mamba1(state: PooledState, mixer: Any, inputs: Sequence[Tensor], read: Tens
 def _delta_net(state: PooledState, mixer: Any, inputs: Sequence[Tensor], query: Tensor) -> Tensor:
     key, value, log_decay, beta = inputs
     key = mixer.unpacked(key[:, None], mixer.num_k_heads)[:, 0]
+    if state.layout.replay_length > 1:
+        return gdn_replay_step(
+            key,
+            value,
+            log_decay,
+            beta,
+            query,
+            pages=state.pages,
+            ring=state.ring(DeltaRing, mixer.num_k_heads, "writes", "values", "decays", "betas"),
+            table=state.step.write_table,
+            num_pending=state.step.num_pending,
+            backend=state.step.backend,
+        )
     return gdn_step(
         key,
         value,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -35,10 +36,11 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mamba2-replay": ("granitemoehybrid", "auto", {"state_dtype": "int8", "replay_length": 3}),
     "mamba1": ("jamba", "auto", {"state_dtype": "int8", "replay_length": 1}),
     "delta-net": ("qwen3_next", "auto", {"state_dtype": "float16", "replay_length": 1}),
+    "delta-net-replay": ("qwen3_5_text", "auto", {"state_dtype": "int8", "replay_length": 3}),
     "shared-attention": ("zamba2", "auto", {"state_dtype": "float32", "replay_length": 1}),
     "both-in-a-layer": ("falcon_h1", "auto", {"state_dtype": "bfloat16", "replay_length": 2}),
 }
-INTERPRETED = ("gpt2", "window", "mamba2-replay", "delta-net")
+INTERPRETED = ("gpt2", "window", "mamba2-replay", "delta-net-replay")
 MEMORY = 4 << 20
 
 
@@ -220,7 +222,7 @@ def test_buckets() -> None:
     assert sizes == sorted(set(sizes))
     assert sizes[-1] == 256
     # At most half of a batch is padding, and little of a large one.
-    assert all(nxt <= 2 * size for size, nxt in zip(sizes, sizes[1:], strict=False))
+    assert all(nxt <= 2 * size for size, nxt in pairwise(sizes))
     assert sizes[-1] - sizes[-2] <= 32
 
 

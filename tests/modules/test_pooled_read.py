@@ -32,6 +32,7 @@ CASES = {
     "rebuilt-partly-rotated": ("phi3-partial", "joint", "reconstruct"),
     "rebuilt-per-head": ("llama", "per_head", "reconstruct"),
     "rotated": ("llama", "rotate", "rotate"),
+    "rebuilt-normalised": ("qwen3", "joint", "reconstruct"),
     "sinks": ("gpt_oss", "joint", "reconstruct"),
     "softcap-and-window": ("gemma2", "rotate", "rotate"),
 }
@@ -130,9 +131,9 @@ def test_scales_per_token_are_refused() -> None:
         layout_of_codec(RowCodec(((16, 8),), RowFormat(scales="token")))
 
 
-def test_normalised_keys_are_refused() -> None:
-    with pytest.raises(NotSupportedError, match="do not normalise"):
-        latent_read(_module("qwen3", "joint"), 1, torch.empty(0))
+def test_norms_over_all_heads_are_refused() -> None:
+    with pytest.raises(NotSupportedError, match="mean square of a head's channels"):
+        latent_read(_module("olmo2", "joint"), 1, torch.empty(0))
 
 
 @pytest.mark.parametrize("row_bytes", [48, 6, 4])

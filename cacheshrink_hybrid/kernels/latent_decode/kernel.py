@@ -2,8 +2,9 @@
 
 One program holds BLOCK_M rows (token, head) of queries and walks over its share of the slots in
 tiles of BLOCK_N, with an online softmax in powers of two. A tile of latents is loaded once and
-serves as keys and as values. The grid is (sequence x split, row blocks, key heads that read by
-themselves).
+serves as keys and as values. The grid is (key heads that read by themselves, sequence x split, row
+blocks): heads that read the same slots run side by side, and the second one finds them in the
+cache.
 """
 
 from dataclasses import dataclass, replace
@@ -142,12 +143,12 @@ def latent_decode_fwd_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    i_seq = tl.program_id(0) // num_splits
-    i_split = tl.program_id(0) % num_splits
-    i_head = tl.program_id(2)
+    i_seq = tl.program_id(1) // num_splits
+    i_split = tl.program_id(1) % num_splits
+    i_head = tl.program_id(0)
 
     # Rows of this program: token-major, and within a token the heads that read the same keys.
-    o_m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    o_m = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
     i_token = o_m // GROUP
     m_m = i_token < num_tokens
     o_row = (i_seq * num_tokens + i_token).to(tl.int64) * HEADS + i_head * GROUP + o_m % GROUP
@@ -159,7 +160,7 @@ def latent_decode_fwd_kernel(
     position = context - new + i_token  # slot of each row's own token
 
     # Slots that some row sees: [first, last), and the sink tokens before it.
-    last_token = tl.minimum((tl.program_id(1) * BLOCK_M + BLOCK_M - 1) // GROUP, new - 1)
+    last_token = tl.minimum((tl.program_id(2) * BLOCK_M + BLOCK_M - 1) // GROUP, new - 1)
     last = tl.maximum(tl.minimum(context - new + last_token + 1, max_frames * FRAME_TOKENS), 0)
     first_seen = 0
     if p_first_slots is not None:
@@ -167,7 +168,7 @@ def latent_decode_fwd_kernel(
     first = first_seen
     num_sink_blocks = 0
     if WINDOW > 0:
-        oldest = context - new + (tl.program_id(1) * BLOCK_M) // GROUP
+        oldest = context - new + (tl.program_id(2) * BLOCK_M) // GROUP
         first = tl.maximum(oldest - WINDOW + 1, first_seen)
         num_sink_blocks = tl.minimum((SINK_TOKENS + BLOCK_N - 1) // BLOCK_N, first // BLOCK_N)
     first_block = first // BLOCK_N
@@ -231,7 +232,7 @@ def latent_decode_fwd_kernel(
     o_block = tl.arange(0, BLOCK_N)
     p_frames = p_table + i_seq.to(tl.int64) * max_frames
     for i_block in range(start, stop):
-        block = i_block
+        block = i_block + first_block
         if WINDOW > 0:
             block = tl.where(
                 i_block < num_sink_blocks, i_block, i_block - num_sink_blocks + first_block
@@ -505,7 +506,7 @@ def latent_decode_triton(
         part_total = torch.empty(*shape, device=device, dtype=torch.float32)
     launch(
         latent_decode_fwd_kernel,
-        (B * num_splits, row_blocks, key_heads),
+        (key_heads, B * num_splits, row_blocks),
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
         p_query=query.contiguous(),

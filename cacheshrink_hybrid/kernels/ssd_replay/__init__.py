@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from ...errors import ConfigError
 from ..backend import Backend, uses_triton
-from ..state_pages import StatePages, check_shapes, check_state_tables, num_groups
-from .ring import ReplayRing
+from ..replay_ring import ReplayRing, check_ring
+from ..state_pages import StatePages, check_shapes, num_groups
 
 __all__ = ["ReplayRing", "ssd_replay_flush", "ssd_replay_read"]
 
@@ -54,7 +52,7 @@ def ssd_replay_read(
     """
     B, M, P = len(x), pages.num_heads, pages.head_dim
     groups = num_groups(write, M)
-    _check(pages, ring, B, table, table, num_pending)
+    check_ring(pages, ring, B, table, table, num_pending)
     check_shapes(
         x=(x, (B, M, P)),
         dt=(dt, (B, M)),
@@ -103,7 +101,7 @@ def ssd_replay_flush(
         ConfigError: shapes or types that do not fit.
         KernelUnavailableError: see `backend`.
     """
-    _check(pages, ring, len(num_pending), read_table, write_table, num_pending)
+    check_ring(pages, ring, len(num_pending), read_table, write_table, num_pending)
     num_groups(A.new_empty(0, ring.groups, 0), pages.num_heads)
     B, M = len(num_pending), pages.num_heads
     x, dt, write = newest or (None, None, None)
@@ -122,24 +120,3 @@ def ssd_replay_flush(
         from .reference import ssd_replay_flush_reference
 
         ssd_replay_flush_reference(*arguments)
-
-
-def _check(
-    pages: StatePages,
-    ring: ReplayRing,
-    batch: int,
-    read_table: Tensor,
-    write_table: Tensor,
-    num_pending: Tensor,
-) -> None:
-    check_state_tables(pages, batch, read_table, write_table)
-    if read_table.shape[1] < ring.num_frames(pages):
-        raise ConfigError(
-            f"tables have {read_table.shape[1]} frames per sequence; state and ring take "
-            f"{ring.num_frames(pages)}"
-        )
-    if num_pending.shape != (batch,) or num_pending.dtype != torch.int32:
-        raise ConfigError(
-            f"num_pending is {num_pending.dtype} {tuple(num_pending.shape)}; due is int32 "
-            f"({batch},)"
-        )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..replay_ring import ReplayRing, store_inputs, stored_inputs
 from ..state_pages import StatePages
 from ..state_reference import read_states, within_rank, write_states
-from .ring import ReplayRing, part_addresses
 
 
 def ssd_replay_read_reference(
@@ -23,14 +23,7 @@ def ssd_replay_read_reference(
     D: Tensor | None,
 ) -> Tensor:
     """See `ssd_replay_read`; float32 arithmetic."""
-    kept = ((table[:, 0] >= 0) & (num_pending < ring.length)).nonzero()[:, 0]
-    place = num_pending[kept].long()
-    for name, newest in (("values", x), ("writes", write), ("steps", dt)):
-        addresses = part_addresses(pages, ring, name, table[kept])
-        _, shape, dtype = ring.shapes(pages)[name]
-        by_input = addresses.unflatten(1, (shape[0], -1))
-        row = newest[kept].to(dtype).contiguous().flatten(1).view(torch.uint8)
-        pages.arena[by_input[torch.arange(len(kept), device=x.device), place]] = row
+    store_inputs(pages, ring, table, num_pending, {"values": x, "writes": write, "steps": dt})
     state = _replayed(A, pages, ring, table, _held(table, num_pending), (x, dt, write))
     state = within_rank(state, pages)
     queries = read.float().repeat_interleave(x.shape[1] // read.shape[1], dim=1)
@@ -69,10 +62,7 @@ def _replayed(
     newest: tuple[Tensor, Tensor, Tensor] | None,
 ) -> Tensor:
     """States (B, M, P, width) after the first `count` inputs of the rings, and the newest one."""
-    parts = {}
-    for name, (_, shape, dtype) in ring.shapes(pages).items():
-        stored = pages.arena[part_addresses(pages, ring, name, table)]
-        parts[name] = stored.view(dtype).view(-1, *shape).float()
+    parts = stored_inputs(pages, ring, table)
     valid = torch.arange(ring.length, device=A.device) < count[:, None]  # (B, L)
     steps = torch.where(valid[..., None], parts["steps"], 0.0)
     log_decay = torch.cumsum(steps * A.float(), dim=1)  # (B, L, M)
