@@ -59,6 +59,8 @@ def row_step(
         return None
     reason, first_slots = why_not(module, hidden.dtype), None
     layer = cache.layers[layer_idx]
+    if reason is None and not layer.cumulative_length:
+        return None  # without history there is nothing to read
     if reason is None and torch.is_grad_enabled() and hidden.requires_grad:
         reason = "kernels have no backward pass; decode within torch.no_grad()"
     if reason is None and not cache.slots_are_positions:
@@ -124,19 +126,21 @@ def _first_visible(
         if visible.dtype != torch.bool:
             visible = visible > 0.5 * torch.finfo(mask.dtype).min
     count, key = visible.shape[-1], torch.arange(visible.shape[-1], device=mask.device)
-    hidden = torch.where(visible[:, -1].any(-1), visible[:, -1].long().argmax(-1), count)
-    due = (key >= hidden[:, None, None]).expand(-1, visible.shape[1], -1)
+    seen = visible.any(dim=1)
+    hidden = torch.where(seen.any(-1), seen.long().argmax(-1), count)
+    due, matters = key >= hidden[:, None, None], torch.ones_like(visible[..., :1])
     if mask.ndim == 4:
-        query = torch.arange(num_new, device=mask.device)[:, None] + count - num_new
-        due = due & (key <= query)
+        query = torch.arange(count - num_new, count, device=mask.device)[:, None]
+        if window is not None:
+            # Where windows begin behind the padding, they say nothing of it.
+            hidden = torch.where(hidden <= count - num_new - window + 1, 0, hidden)
+        due = (key >= hidden[:, None, None]) & (key <= query)
         if window is not None:
             due = due & (key > query - window)
-            # The first visible key of the last query may be where its window begins.
-            hidden = torch.where(hidden <= count - window, 0, hidden)
-            due = (key >= hidden[:, None, None]) & (key <= query) & (key > query - window)
+        matters = query >= hidden[:, None, None]  # what padding sees is of no interest
     if mask.ndim == 4 and mask.shape[1] > 1 and not bool((mask == mask[:, :1]).all()):
         return "its attention mask differs between heads"
-    if not bool((visible == due).all()):
+    if not bool(((visible == due) | ~matters).all()):
         return "its attention mask is not causal from each sequence's first visible token on"
     if not bool(hidden.any()):
         return None
