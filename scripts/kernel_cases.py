@@ -11,7 +11,8 @@ from cacheshrink_hybrid.kernels.gdn_replay.kernel import gdn_replay_step_triton
 from cacheshrink_hybrid.kernels.gdn_step.kernel import gdn_step_triton
 from cacheshrink_hybrid.kernels.latent_append.kernel import latent_append_triton
 from cacheshrink_hybrid.kernels.latent_decode import KeyUp, LatentRead
-from cacheshrink_hybrid.kernels.latent_decode.kernel import Tiles, latent_decode_triton
+from cacheshrink_hybrid.kernels.latent_decode.kernel import latent_decode_triton
+from cacheshrink_hybrid.kernels.latent_decode.tiles import Tiles
 from cacheshrink_hybrid.kernels.mamba1_step.kernel import mamba1_step_triton
 from cacheshrink_hybrid.kernels.paged_rows import PagedRows
 from cacheshrink_hybrid.kernels.pool_copy.kernel import pool_copy_triton

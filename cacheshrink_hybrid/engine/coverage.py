@@ -40,7 +40,11 @@ def kernel_coverage(model: PreTrainedModel, spec: ModelSpec, backend: Backend) -
     """
     if not runs_triton(backend, model.device):
         return KernelCoverage(frozenset(), frozenset(), {}, complete=False)
-    rows, states, faults = set(), set(), {}
+    rows: set[int] = set()
+    states: set[int] = set()
+    faults: dict[int, str] = {}
+    reason: str | None
+    layers: tuple[int, ...]
     for module in model.modules():
         if isinstance(module, LatentAttention):
             reason = pooled_attention.why_not(module, module.kv_a_proj.weight.dtype)

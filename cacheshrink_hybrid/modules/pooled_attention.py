@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..cache.paged_step import RowStep
 from ..errors import NotSupportedError
-from ..kernels.backend import runs_triton
+from ..kernels.backend import Backend, runs_triton
 from ..kernels.latent_decode import LatentRead
 from ..kernels.row_layout import RowLayout
 from .expanded_prefill import expanded_prefill, expanding_pays
@@ -54,7 +54,7 @@ def row_step(
         NotSupportedError: the cache's backend is `triton`, and kernels cannot take this step.
         KernelUnavailableError: that backend cannot run here.
     """
-    backend = getattr(cache, "backend", "torch")
+    backend: Backend = getattr(cache, "backend", "torch")
     if backend == "torch" or not runs_triton(backend, hidden.device):
         return None
     reason, first_slots = why_not(module, hidden.dtype), None

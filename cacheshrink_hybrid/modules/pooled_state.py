@@ -16,7 +16,7 @@ from torch import Tensor
 from ..cache.paged_step import StateStep
 from ..cache.state_layer import StateCacheMixin, StateLayout
 from ..errors import KernelUnavailableError, NotSupportedError
-from ..kernels.backend import runs_triton
+from ..kernels.backend import Backend, runs_triton
 from ..kernels.conv_update_project import ConvPages, conv_update_project
 from ..kernels.gdn_replay import DeltaRing, gdn_replay_step
 from ..kernels.gdn_step import gdn_step
@@ -44,7 +44,7 @@ def state_in_pool(
         NotSupportedError: the cache's backend is `triton`, and kernels cannot take this step.
         KernelUnavailableError: that backend cannot run here.
     """
-    backend = getattr(cache, "backend", "torch")
+    backend: Backend = getattr(cache, "backend", "torch")
     if backend == "torch" or hidden.shape[1] != 1 or not runs_triton(backend, hidden.device):
         return None
     reason = why_not(mixer)

@@ -83,10 +83,10 @@ class RecurrentMixer(nn.Module):
                 f"{', '.join(packed)}: several sequences packed into one row are not supported by "
                 "a compressed recurrent state; pad them instead"
             )
-        layer = None
+        layer: PooledState | StateCacheMixin | None = None
         if cache_params is not None and self.state_plan is not None:
-            layer = self.take_over(cache_params)
-            layer = state_in_pool(self, cache_params, layer, hidden_states) or layer
+            kept = self.take_over(cache_params)
+            layer = state_in_pool(self, cache_params, kept, hidden_states) or kept
         return self.mix(hidden_states, attention_mask, layer)
 
     def take_over(self, cache: Cache) -> StateCacheMixin:

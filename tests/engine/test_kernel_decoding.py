@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -104,6 +105,23 @@ def test_interpreted_kernels_give_the_logits_of_torch(name: str) -> None:
         logits[backend] = decoded(runner, [0, 1], 1)
     size = logits["torch"].abs().max()
     assert (logits["triton"] - logits["torch"]).abs().max() <= 2e-4 * size
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", CASES)
+def test_recorded_graphs_give_the_logits_of_torch(name: str) -> None:
+    """One batch size after the other: graphs are recorded, and replayed with padding."""
+    model, logits = copy.deepcopy(model_of(name)).cuda(), {}
+    for backend, graphs in (("torch", False), ("triton", False), ("triton", True)):
+        runner = Runner(model, MEMORY, backend=backend, max_batch=8, cuda_graphs=graphs)
+        filled(runner, [9, 4, 17, 1, 8])
+        found = [decoded(runner, ids, 2) for ids in ([0], [0, 1, 2, 3, 4], [3, 1], [2, 0, 4, 1])]
+        logits[backend, graphs] = torch.cat([part.flatten(0, 1) for part in found])
+    due = logits["torch", False]
+    for got in (logits["triton", False], logits["triton", True]):
+        assert (got - due).abs().max() <= 2e-4 * due.abs().max()
+    assert torch.equal(logits["triton", False], logits["triton", True])
 
 
 @pytest.mark.parametrize("name", ["llama", "window", "mamba2", "mamba2-replay", "delta-net"])

@@ -7,8 +7,6 @@ blocks): heads that read the same slots run side by side, and the second one fin
 cache.
 """
 
-from dataclasses import dataclass, replace
-
 import torch
 import triton
 import triton.language as tl
@@ -17,12 +15,10 @@ from torch import Tensor
 from ..launch import has_native_float8, launch, num_multiprocessors
 from ..numerics import LOG2_E, TRITON_DTYPES, dot_dtype, product, rounded
 from ..paged_rows import PagedRows
-from ..row_layout import RowLayout
 from ..row_tile import (
     CODED,
     IS_KEY,
     IS_VALUE,
-    KEY_CHANNEL,
     KEY_INDEX,
     UNIT,
     VALID,
@@ -33,65 +29,10 @@ from ..row_tile import (
     load_piece,
     pieces_of,
 )
+from .key_tile import bias_part, keys_part, query_part, query_piece, weight_part
+from .merge import merge_splits
 from .read import LatentRead
-
-MAX_SPLITS = 64
-
-
-@triton.jit
-def _query_piece(p_row, m_row, PIECE: tl.constexpr):
-    """Channels of the queries that meet a piece, (M, WIDTH) float32, in the piece's unit."""
-    o = tl.arange(0, PIECE[WIDTH])
-    mask = m_row[:, None] & (o < PIECE[VALID])[None, :]
-    q = tl.load(p_row[:, None] + (PIECE[KEY_CHANNEL] + o)[None, :], mask=mask, other=0.0)
-    return q.to(tl.float32) * PIECE[UNIT]
-
-
-@triton.jit
-def _query_part(p_row, m_row, FIRST: tl.constexpr, N: tl.constexpr, WIDTH: tl.constexpr):
-    """Channels [FIRST, FIRST + N) of the queries, (M, WIDTH) float32, zero from N on."""
-    o = tl.arange(0, WIDTH)
-    mask = m_row[:, None] & (o < N)[None, :]
-    return tl.load(p_row[:, None] + (FIRST + o)[None, :], mask=mask, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _weight_part(
-    p_up,
-    RANK: tl.constexpr,
-    FIRST: tl.constexpr,
-    N: tl.constexpr,
-    BLOCK: tl.constexpr,
-    PIECE: tl.constexpr,
-):
-    """Transposed block (channels of a piece, key channels [FIRST, FIRST + N)) of a key weight."""
-    o_c = tl.arange(0, PIECE[WIDTH])
-    o_d = tl.arange(0, BLOCK)
-    mask = (o_c < PIECE[VALID])[:, None] & (o_d < N)[None, :]
-    p = p_up + (FIRST + o_d)[None, :] * RANK + (PIECE[KEY_CHANNEL] + o_c)[:, None]
-    return tl.load(p, mask=mask, other=0.0).to(tl.float32) * PIECE[UNIT]
-
-
-@triton.jit
-def _bias_part(p_bias, FIRST: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr):
-    o_d = tl.arange(0, BLOCK)
-    return tl.load(p_bias + FIRST + o_d, mask=o_d < N, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _keys_part(
-    tiles, weights, gain, bias, PIECES: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr
-):
-    """Rebuilt keys (N, BLOCK) of the key pieces among `tiles`."""
-    plain = tl.zeros([N, BLOCK], tl.float32)
-    coded = tl.zeros([N, BLOCK], tl.float32)
-    for i in tl.static_range(len(PIECES)):
-        if PIECES[i][IS_KEY]:
-            if PIECES[i][CODED]:
-                coded = product(tiles[i], weights[PIECES[i][KEY_INDEX]], coded)
-            else:
-                plain = product(tiles[i], weights[PIECES[i][KEY_INDEX]], plain)
-    return plain + coded * gain[:, None] + bias[None, :]
+from .tiles import Tiles, choose_splits, choose_tiles, fitted
 
 
 @triton.jit
@@ -183,24 +124,24 @@ def latent_decode_fwd_kernel(
     if RANK == 0:
         for i in tl.static_range(len(PIECES)):
             if PIECES[i][IS_KEY]:
-                largest = tl.maximum(largest, tl.max(tl.abs(_query_piece(p_q, m_m, PIECES[i])), 1))
+                largest = tl.maximum(largest, tl.max(tl.abs(query_piece(p_q, m_m, PIECES[i])), 1))
     else:
         if HALF > 0:
-            q1 = _query_part(p_q, m_m, 0, HALF, BLOCK_HALF)
-            q2 = _query_part(p_q, m_m, HALF, HALF, BLOCK_HALF)
+            q1 = query_part(p_q, m_m, 0, HALF, BLOCK_HALF)
+            q2 = query_part(p_q, m_m, HALF, HALF, BLOCK_HALF)
             largest = tl.maximum(largest, tl.max(tl.maximum(tl.abs(q1), tl.abs(q2)), 1))
         if REST > 0:
-            q3 = _query_part(p_q, m_m, 2 * HALF, REST, BLOCK_REST)
+            q3 = query_part(p_q, m_m, 2 * HALF, REST, BLOCK_REST)
             largest = tl.maximum(largest, tl.max(tl.abs(q3), 1))
     if RANK > 0:
         if HALF > 0:
             q1 = (q1 / largest[:, None]).to(DOT)
             q2 = (q2 / largest[:, None]).to(DOT)
-            bias1 = _bias_part(p_bias + i_head * QUERY_WIDTH, 0, HALF, BLOCK_HALF)
-            bias2 = _bias_part(p_bias + i_head * QUERY_WIDTH, HALF, HALF, BLOCK_HALF)
+            bias1 = bias_part(p_bias + i_head * QUERY_WIDTH, 0, HALF, BLOCK_HALF)
+            bias2 = bias_part(p_bias + i_head * QUERY_WIDTH, HALF, HALF, BLOCK_HALF)
         if REST > 0:
             q3 = (q3 / largest[:, None]).to(DOT)
-            bias3 = _bias_part(p_bias + i_head * QUERY_WIDTH, 2 * HALF, REST, BLOCK_REST)
+            bias3 = bias_part(p_bias + i_head * QUERY_WIDTH, 2 * HALF, REST, BLOCK_REST)
     queries = ()
     up1 = ()
     up2 = ()
@@ -212,13 +153,13 @@ def latent_decode_fwd_kernel(
     for i in tl.static_range(len(PIECES)):
         if PIECES[i][IS_KEY]:
             if RANK == 0:
-                q = _query_piece(p_q, m_m, PIECES[i]) / largest[:, None]
+                q = query_piece(p_q, m_m, PIECES[i]) / largest[:, None]
                 queries = queries + (q.to(DOT),)
             if HALF > 0:
-                up1 = up1 + (_weight_part(p_u, RANK, 0, HALF, BLOCK_HALF, PIECES[i]).to(DOT),)
-                up2 = up2 + (_weight_part(p_u, RANK, HALF, HALF, BLOCK_HALF, PIECES[i]).to(DOT),)
+                up1 = up1 + (weight_part(p_u, RANK, 0, HALF, BLOCK_HALF, PIECES[i]).to(DOT),)
+                up2 = up2 + (weight_part(p_u, RANK, HALF, HALF, BLOCK_HALF, PIECES[i]).to(DOT),)
             if REST > 0:
-                rest = _weight_part(p_u, RANK, 2 * HALF, REST, BLOCK_REST, PIECES[i])
+                rest = weight_part(p_u, RANK, 2 * HALF, REST, BLOCK_REST, PIECES[i])
                 up3 = up3 + (rest.to(DOT),)
         if PIECES[i][IS_VALUE]:
             accs = accs + (tl.zeros([BLOCK_M, PIECES[i][WIDTH]], tl.float32),)
@@ -285,10 +226,10 @@ def latent_decode_fwd_kernel(
         else:
             s = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
             if HALF > 0:
-                k1 = _keys_part(tiles, up1, gain, bias1, PIECES, BLOCK_N, BLOCK_HALF)
-                k2 = _keys_part(tiles, up2, gain, bias2, PIECES, BLOCK_N, BLOCK_HALF)
+                k1 = keys_part(tiles, up1, gain, bias1, PIECES, BLOCK_N, BLOCK_HALF)
+                k2 = keys_part(tiles, up2, gain, bias2, PIECES, BLOCK_N, BLOCK_HALF)
             if REST > 0:
-                k3 = _keys_part(tiles, up3, gain, bias3, PIECES, BLOCK_N, BLOCK_REST)
+                k3 = keys_part(tiles, up3, gain, bias3, PIECES, BLOCK_N, BLOCK_REST)
             if p_norm is not None:
                 square = tl.full([BLOCK_N], EPSILON * QUERY_WIDTH, tl.float32)
                 if HALF > 0:
@@ -297,10 +238,10 @@ def latent_decode_fwd_kernel(
                     square += tl.sum(k3 * k3, 1)
                 shrink = tl.sqrt_rn(QUERY_WIDTH / square)[:, None]
                 if HALF > 0:
-                    k1 = k1 * shrink * _bias_part(p_norm, 0, HALF, BLOCK_HALF)[None, :]
-                    k2 = k2 * shrink * _bias_part(p_norm, HALF, HALF, BLOCK_HALF)[None, :]
+                    k1 = k1 * shrink * bias_part(p_norm, 0, HALF, BLOCK_HALF)[None, :]
+                    k2 = k2 * shrink * bias_part(p_norm, HALF, HALF, BLOCK_HALF)[None, :]
                 if REST > 0:
-                    k3 = k3 * shrink * _bias_part(p_norm, 2 * HALF, REST, BLOCK_REST)[None, :]
+                    k3 = k3 * shrink * bias_part(p_norm, 2 * HALF, REST, BLOCK_REST)[None, :]
             if HALF > 0:
                 o_angle = o_n[:, None] * HALF + tl.arange(0, BLOCK_HALF)[None, :]
                 m_angle = m_n[:, None] & (tl.arange(0, BLOCK_HALF) < HALF)[None, :]
@@ -367,91 +308,6 @@ def latent_decode_fwd_kernel(
             p_o = p_out + o_out[:, None] * VALUE_WIDTH + (PIECES[i][VALUE_CHANNEL] + o_c)[None, :]
             mean = accs[PIECES[i][VALUE_INDEX]] * (PIECES[i][UNIT] / norm)[:, None]
             tl.store(p_o, rounded(mean, OUT), mask=mask)
-
-
-@triton.jit
-def latent_merge_fwd_kernel(
-    p_part,  # (rows, splits, RV) float32
-    p_lse,  # (rows, splits), base 2
-    p_sinks,  # (H,) or None
-    p_out,  # (rows, RV)
-    p_total,  # (rows,)
-    num_splits,
-    HEADS: tl.constexpr,
-    VALUE_WIDTH: tl.constexpr,
-    OUT: tl.constexpr,
-    BLOCK_SPLITS: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    o_row = tl.program_id(0).to(tl.int64)
-    o_s = tl.arange(0, BLOCK_SPLITS)
-    lse = tl.load(p_lse + o_row * num_splits + o_s, mask=o_s < num_splits, other=-float("inf"))
-    largest = tl.max(lse, 0)
-    if p_sinks is not None:
-        sink = tl.load(p_sinks + o_row % HEADS).to(tl.float32) * LOG2_E
-        largest = tl.maximum(largest, sink)
-    base = tl.where(largest == -float("inf"), 0.0, largest)
-    # Splits that saw nothing wrote no mean; a lost token is NaN, which is not -inf.
-    weight = tl.where(lse != -float("inf"), tl.exp2(lse - base), 0.0)
-    seen = tl.sum(weight, 0)
-    norm = seen
-    if p_sinks is not None:
-        norm = seen + tl.exp2(sink - base)
-    norm = tl.where(norm == 0.0, 1.0, norm)
-    if tl.program_id(1) == 0:
-        tl.store(p_total + o_row, seen / norm)
-    o_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    p = p_part + (o_row * num_splits + o_s[:, None]) * VALUE_WIDTH + o_c[None, :]
-    mask = (lse != -float("inf"))[:, None] & (o_c < VALUE_WIDTH)[None, :]
-    part = tl.load(p, mask=mask, other=0.0)
-    mean = tl.sum(part * weight[:, None], 0) / norm
-    tl.store(p_out + o_row * VALUE_WIDTH + o_c, rounded(mean, OUT), mask=o_c < VALUE_WIDTH)
-
-
-@dataclass(frozen=True, slots=True)
-class Tiles:
-    """Sizes of a launch, chosen from shapes alone: never from lengths, so graphs can be
-    replayed."""
-
-    block_m: int
-    block_n: int
-    num_warps: int
-    num_stages: int
-
-
-def choose_tiles(num_rows: int, channels: int, layout: RowLayout, *, exact: bool) -> Tiles:
-    """Tiles for `num_rows` rows of queries that read the same keys.
-
-    Chosen by compiling: the largest that spill no registers (`scripts.compile_kernels`).
-
-    Args:
-        num_rows: tokens x heads.
-        channels: channels of a tile of latents and of rebuilt keys together.
-        layout: what a row holds.
-        exact: whether products are in float32, which the matrix units do not do.
-    """
-    if exact:
-        return Tiles(16, 32, 8, 1)
-    block_m = 16 if num_rows <= 16 else 32 if num_rows <= 32 else 64
-    if channels <= 128:
-        return Tiles(block_m, 64, 8 if block_m == 64 else 4, 2)
-    if channels > 256 and layout.head_byte is not None:
-        block_m = min(block_m, 16 if layout.uses_tables else 32)
-    return Tiles(block_m, 32, 8 if channels > 256 or block_m == 64 else 4, 2)
-
-
-def fitted(tiles: Tiles, frame_tokens: int) -> Tiles:
-    """Tiles that lie in one frame, if tiles of 16 slots can; otherwise small ones, because looking
-    up a frame for every slot takes registers."""
-    common = frame_tokens & -frame_tokens  # the largest power of two that divides it
-    return replace(tiles, block_n=min(tiles.block_n, common if common >= 16 else 32))
-
-
-def choose_splits(programs: int, max_slots: int, block_n: int, num_sms: int) -> int:
-    """Shares of a sequence, so that three programs per multiprocessor are there to hide latency."""
-    wanted = -(-3 * num_sms // max(programs, 1))
-    longest = max(1, max_slots // (4 * block_n))
-    return max(1, min(wanted, longest, MAX_SPLITS))
 
 
 def latent_decode_triton(
@@ -557,22 +413,5 @@ def latent_decode_triton(
         BLOCK_N=tiles.block_n,
     )
     if num_splits > 1:
-        block_c = min(64, max(16, triton.next_power_of_2(read.value_rank)))
-        launch(
-            latent_merge_fwd_kernel,
-            (B * T * H, triton.cdiv(read.value_rank, block_c)),
-            num_warps=2,
-            num_stages=1,
-            p_part=part,
-            p_lse=part_total,
-            p_sinks=read.sinks,
-            p_out=out,
-            p_total=total,
-            num_splits=num_splits,
-            HEADS=H,
-            VALUE_WIDTH=read.value_rank,
-            OUT=TRITON_DTYPES[query.dtype],
-            BLOCK_SPLITS=triton.next_power_of_2(num_splits),
-            BLOCK_C=block_c,
-        )
+        merge_splits(part, part_total, read.sinks, out, total)
     return out, total
