@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 
-from .cache import make_cache
+from .cache import LatentCache, make_cache
 from .calibrate.states import mixer_modules
-from .errors import UnsupportedModelError
+from .errors import NotSupportedError, UnsupportedModelError
 from .factorize import LatentFactors
 from .factorize.state_plan import StateFactors
 from .families import attention_at, model_spec, read_attention, replace_attention
@@ -93,13 +93,15 @@ class LatentModel(PreTrainedModel):
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
         names = ("past_key_values", "cache_params")
         given = {name for name in names if model_kwargs.get(name) is not None}
+        wish = generation_config.cache_implementation
+        _check_cache_wish(self, wish)
         result = super()._prepare_cache_for_generation(
             generation_config, model_kwargs, *args, **kwargs
         )
         for name in names:
-            # A plain dynamic cache that generate() just made; anything else is the caller's wish.
+            # Dynamic caches that generate() just made; a static one holds latents as it is.
             if name not in given and type(model_kwargs.get(name)) is DynamicCache:
-                model_kwargs[name] = make_cache(self)
+                model_kwargs[name] = make_cache(self) if wish is None else _dense_cache(self, wish)
                 if generation_config.is_assistant:
                     model_kwargs[name].activate_past_recording()
             if isinstance(model_kwargs.get(name), Cache):
@@ -111,6 +113,26 @@ class LatentModel(PreTrainedModel):
     def _get_static_cache_init_shape(self):
         """Latents differ in width by layer, so static buffers are made at their first use."""
         return None
+
+
+def _check_cache_wish(model: PreTrainedModel, wish: str | None) -> None:
+    """Refuse a `cache_implementation` that a converted model does not work with."""
+    if wish == "quantized" and plan_of(model).latents:
+        raise NotSupportedError(
+            "cache_implementation='quantized' would code latents a second time; convert with fewer "
+            "bits (cache_bits, compression_ratio), and leave cache_implementation out"
+        )
+    if wish == "offloaded" and model.device.type == "cpu":
+        raise NotSupportedError(
+            "cache_implementation='offloaded' moves what an accelerator remembers to the CPU, and "
+            "this model runs on the CPU; leave it out"
+        )
+
+
+def _dense_cache(model: PreTrainedModel, wish: str) -> LatentCache:
+    """The cache of transformers that `cache_implementation` asks for, "dynamic" or "offloaded"."""
+    config = model.config.get_text_config(decoder=True)
+    return LatentCache(config=config, offloading=wish == "offloaded")
 
 
 @cache

@@ -282,14 +282,34 @@ DAMAGES = {
     ),
     "newer-version": (
         edit_json("config.json", format_version=99),
-        r"format version 99; this package reads 1",
+        r"format version 99; this package reads 2",
     ),
     "newer-version-with-new-plan-fields": (
         lambda directory: (
             edit_json("config.json", format_version=99)(directory),
             edit_json("cacheshrink_plan.json", novelty=1)(directory),
         ),
-        r"format version 99; this package reads 1",
+        r"format version 99; this package reads 2",
+    ),
+    "other-layout": (
+        edit_json("config.json", cache_layout="0" * 64),
+        r"cache layout 0{16}, and its cacheshrink_plan.json .* now give [0-9a-f]{16}: .*restore",
+    ),
+    "no-layout": (
+        lambda directory: (directory / "config.json").write_text(
+            json.dumps(
+                {
+                    name: value
+                    for name, value in json.loads((directory / "config.json").read_text()).items()
+                    if name != "cache_layout"
+                }
+            )
+        ),
+        r"no checkpoint of a converted model \(KeyError: 'cache_layout'",
+    ),
+    "other-window": (
+        edit_json("source_config.json", model_type="mistral"),
+        r"cache layout [0-9a-f]{16}, and .*was edited",
     ),
     "unknown-source": (
         edit_json("source_config.json", model_type="unheard_of"),

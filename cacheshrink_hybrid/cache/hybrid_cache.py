@@ -470,7 +470,7 @@ def make_cache(
     Raises:
         KernelUnavailableError: `triton` cannot run on the model's device.
     """
-    backend = check_backend(backend or getattr(model, "kernel_backend", "auto"))
-    runs_triton(backend, model.device)
+    chosen: Any = backend or getattr(model, "kernel_backend", "auto")
+    runs_triton(check_backend(chosen), model.device)
     config = model.config.get_text_config(decoder=True)
-    return HybridCache(config, max_bytes=max_bytes, backend=backend)
+    return HybridCache(config, max_bytes=max_bytes, backend=chosen)

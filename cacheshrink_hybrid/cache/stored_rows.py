@@ -6,7 +6,7 @@ import math
 
 from ..plan import CompressionPlan
 from ..spec import BYTES_16BIT, ModelSpec
-from .layout import FRAME_ALIGNMENT, LayerRows
+from .layout import FRAME_ALIGNMENT, LayerRows, Layout, compile_layout
 from .state_map import StateRows
 
 
@@ -62,3 +62,9 @@ def layer_states(spec: ModelSpec, plan: CompressionPlan | None = None) -> tuple[
                 )
             )
     return tuple(rows)
+
+
+def planned_layout(spec: ModelSpec, plan: CompressionPlan | None = None) -> Layout | None:
+    """The layout of a model's frames with 16-bit elements; None if it remembers nothing."""
+    rows, states = layer_rows(spec, plan), layer_states(spec, plan)
+    return compile_layout(rows, states) if rows or states else None

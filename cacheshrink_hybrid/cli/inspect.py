@@ -19,8 +19,7 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from ..cache.layout import compile_layout
-from ..cache.stored_rows import layer_rows, layer_states
+from ..cache.stored_rows import planned_layout
 from ..checkpoint import PLAN_NAME, source_config
 from ..errors import ConfigError
 from ..families import layout_spec
@@ -62,9 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         print(plan.table(spec))
     print(format_table([_total(spec, plan, length, ratios) for length in given.lengths]))
-    rows, states = layer_rows(spec, plan), layer_states(spec, plan)
-    if rows or states:
-        print("pool: " + compile_layout(rows, states).table())
+    layout = planned_layout(spec, plan)
+    if layout is not None:
+        print("pool: " + layout.table())
     return 0
 
 

@@ -10,7 +10,7 @@ step to step.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, MutableMapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,9 +24,11 @@ from transformers.cache_utils import (
 )
 
 from ..cache import HybridCache, arena
+from ..cache.exact_tokens import ExactTokens
 from ..cache.layout import LayerRows, Layout, compile_layout
 from ..cache.paged_step import RowStep, StateStep
 from ..cache.pooled_layers import PooledAttentionLayer, PooledHybridLayer, PooledLinearLayer
+from ..cache.pooled_states import StateTensor
 from ..cache.sequences import SequenceStore
 from ..cache.state_layer import StateCacheMixin
 from ..errors import NotSupportedError
@@ -39,7 +41,12 @@ from .step_tables import StepTables
 
 @dataclass(frozen=True, slots=True)
 class StateShape:
-    """One state tensor of a sequence: number `number` of its `kind` in a layer."""
+    """One tensor of fixed size of a sequence: number `number` of its `kind` in a layer.
+
+    Kinds are `conv` and `recurrent`, as cache layers number their states, and `exact`: copies of
+    the most recent tokens (0) and of the first ones (1). These are like a state: of one size, and
+    written anew by every step.
+    """
 
     layer_idx: int
     kind: str
@@ -55,12 +62,14 @@ class StoredShapes:
     Attributes:
         replay_length: tokens after which every coded state has been rewritten; sequences whose
             lengths leave the same rest have rings that are filled alike.
+        exact: (sinks, window) of layers that keep exact copies.
     """
 
     layout: Layout
     row_dtypes: dict[int, torch.dtype]
     states: tuple[StateShape, ...]
     replay_length: int
+    exact: dict[int, tuple[int, int]]
 
 
 def stored_shapes(cache: HybridCache) -> StoredShapes:
@@ -69,11 +78,6 @@ def stored_shapes(cache: HybridCache) -> StoredShapes:
     Raises:
         NotSupportedError: a layer keeps more than rows and states of fixed size.
     """
-    if cache.exact:
-        raise NotSupportedError(
-            "exact_sinks and exact_window are kept per batch, which the engine does not do; "
-            "convert without them, or use model.generate()"
-        )
     rows, dtypes = [], {}
     for layer in cache.layers:
         if isinstance(layer, PooledAttentionLayer):
@@ -93,6 +97,10 @@ def stored_shapes(cache: HybridCache) -> StoredShapes:
             )
     coded = [layer for layer in cache.layers if isinstance(layer, StateCacheMixin)]
     tensors = cache.state_tensors()
+    for layer_idx, copies in cache.exact.items():
+        for number, tensor in enumerate(copies.carried()):
+            if tensor.numel():
+                tensors.append(StateTensor(layer_idx, "exact", number, tensor))
     states = tuple(
         StateShape(
             entry.layer_idx,
@@ -105,7 +113,8 @@ def stored_shapes(cache: HybridCache) -> StoredShapes:
     )
     layout = compile_layout(rows, [entry.rows() for entry in tensors])
     replay_length = math.lcm(1, *(layer.layout.replay_length for layer in coded))
-    return StoredShapes(layout, dtypes, states, replay_length)
+    exact = {idx: (copies.num_sinks, copies.window) for idx, copies in cache.exact.items()}
+    return StoredShapes(layout, dtypes, states, replay_length, exact)
 
 
 class BatchCache(Cache):
@@ -148,6 +157,8 @@ class BatchCache(Cache):
         self._ids: list[Hashable] = []
         self._lengths: list[int] = []
         self._index: dict[tuple, tuple[Tensor, Tensor]] = {}
+        self._exact: dict[int, ExactTokens] = {}
+        self._copies: dict[int, dict[int, Tensor | None]] = {idx: {} for idx in shapes.exact}
         self._staging: Tensor | None = None
 
     def _layer(self, layer_idx: int, kind):
@@ -162,10 +173,11 @@ class BatchCache(Cache):
 
     def begin_step(self, step: StepTables) -> None:
         """Show a step that kernels take completely, each sequence with one new token."""
-        self._ids, self._lengths, self._step, self._copies_states = [], [], step, False
+        self._ids, self._step, self._copies_states = [], step, False
+        self._lengths = [1]  # whoever asks sees that this is not the beginning
         for layer in self.layers:
             if isinstance(layer, PooledAttentionLayer):
-                layer.cumulative_length = 1  # whoever asks sees that this is not the beginning
+                layer.cumulative_length = 1
         self._mark_states(started=True)
 
     def begin(self, seq_ids: Sequence[Hashable], step: StepTables | None = None) -> None:
@@ -189,11 +201,14 @@ class BatchCache(Cache):
             read, write = self.store.state_tables(seq_ids)
             self._read, self._write = read.long(), write.long()
             self._load_states()
+        self._load_exact()
 
     def finish(self) -> None:
         """Write the states back; the forward pass is over."""
         if not self.shapes.states or not self._copies_states:
             return
+        for layer_idx, copies in self._exact.items():
+            self._copies[layer_idx] = dict(enumerate(copies.carried()))
         for shape, view in zip(self.shapes.states, self._state_views(), strict=True):
             states = self._states_of(shape)
             tensor = states.get(shape.number)
@@ -201,6 +216,8 @@ class BatchCache(Cache):
             if tensor is not None and tensor.data_ptr() != view.data_ptr():
                 view.copy_(tensor.detach())
             states[shape.number] = None
+        for layer_idx in self._exact:
+            self._copies[layer_idx].clear()
         self._whole_frames()[self._write.reshape(-1)] = self._staged()
 
     def _load_states(self) -> None:
@@ -214,6 +231,9 @@ class BatchCache(Cache):
             return
         torch.index_select(self._whole_frames(), 0, self._read.reshape(-1), out=self._staged())
         for shape, view in zip(self.shapes.states, self._state_views(), strict=True):
+            if shape.kind == "exact":
+                self._copies[shape.layer_idx][shape.number] = view
+                continue
             layer = self.layers[shape.layer_idx]
             if shape.kind == "conv":
                 layer.dtype = view.dtype
@@ -240,6 +260,17 @@ class BatchCache(Cache):
                     layer.is_recurrent_states_initialized[number] = False
             if isinstance(layer, StateCacheMixin):
                 layer.recorded = None
+
+    def _load_exact(self) -> None:
+        """Copies that the sequences had; those of their first chunk have none."""
+        longest = max(self._lengths)
+        for layer_idx, (num_sinks, window) in self.shapes.exact.items():
+            copies = self._exact[layer_idx] = ExactTokens(num_sinks, window, slack=0)
+            loaded = [self._copies[layer_idx].get(number) for number in range(2)]
+            found = next((tensor for tensor in loaded if tensor is not None), None)
+            if longest and found is not None:
+                none = found[:, :0]
+                copies.resume(longest, *(none if tensor is None else tensor for tensor in loaded))
 
     def _whole_frames(self) -> Tensor:
         """The arena by frame, in words, which copy faster than bytes: (frames, words)."""
@@ -275,7 +306,9 @@ class BatchCache(Cache):
             )
         return views
 
-    def _states_of(self, shape: StateShape):
+    def _states_of(self, shape: StateShape) -> MutableMapping[int, Tensor | None]:
+        if shape.kind == "exact":
+            return self._copies[shape.layer_idx]
         layer = self.layers[shape.layer_idx]
         return layer.conv_states if shape.kind == "conv" else layer.recurrent_states
 
@@ -321,6 +354,16 @@ class BatchCache(Cache):
             num_pending=step.num_pending[layer.layout.replay_length],
             backend=self.backend,
         )
+
+    # What models ask for
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Slots before the new tokens, also where no layer attends."""
+        return max(self._lengths, default=0)
+
+    def exact_tokens(self, layer_idx: int, num_sinks: int, window: int) -> ExactTokens:
+        """The copies of one layer."""
+        return self._exact[layer_idx]
 
     # What attention layers ask for otherwise
 

@@ -95,10 +95,11 @@ class LLM:
                 f"max_batch={max_batch} and prefill_chunk={prefill_chunk} must be at least 1"
             )
         model.eval()
+        chosen: Any = backend or getattr(model, "kernel_backend", "auto")
         self.runner = Runner(
             model,
             budget_bytes(cache_memory, model.device),
-            backend=check_backend(backend or getattr(model, "kernel_backend", "auto")),
+            backend=check_backend(chosen),
             max_batch=max_batch,
             cuda_graphs=cuda_graphs,
         )
@@ -108,6 +109,7 @@ class LLM:
         self.prefill_chunk = prefill_chunk
         self.max_length = getattr(self.runner.config, "max_position_embeddings", None)
         self._eos = _end_tokens(model)
+        self._silent = frozenset(getattr(tokenizer, "all_special_ids", ()))
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
         self._numbers = count()
@@ -173,7 +175,7 @@ class LLM:
             if request.request_id == request_id:
                 request.finish_reason = "abort"
                 self._leave(request)
-                return request.output(0)
+                return self._output(request, 0)
         raise SequenceError(
             f"request {request_id!r} is neither waiting nor running; it may have finished"
         )
@@ -367,20 +369,22 @@ class LLM:
         params = request.params
         token = choose_token(logits, params, request.generator)
         request.tokens.append(token)
-        generated = request.generated
-        if self.tokenizer is not None:
-            request.text = self.tokenizer.decode(generated, skip_special_tokens=True)
-        stops = [at for stop in params.stop if (at := request.text.find(stop)) >= 0]
-        if stops:
-            request.text = request.text[: min(stops)]
+        if (params.stop and request.find_stop(self._text_of, self._silent)) or (
+            token in self._eos and not params.ignore_eos
+        ):
             request.finish_reason = "stop"
-        elif token in self._eos and not params.ignore_eos:
-            request.finish_reason = "stop"
-        elif len(generated) >= params.max_tokens or len(request.tokens) == self.max_length:
+        elif len(request.generated) >= params.max_tokens or len(request.tokens) == self.max_length:
             request.finish_reason = "length"
         if request.finish_reason is not None:
             self._leave(request)
-        return request.output(1)
+        return self._output(request, 1)
+
+    def _output(self, request: Request, num_new: int) -> RequestOutput:
+        return request.output(num_new, None if self.tokenizer is None else self._text_of)
+
+    def _text_of(self, tokens: Sequence[int]) -> str:
+        assert self.tokenizer is not None
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
     def _leave(self, request: Request) -> None:
         if request in self._waiting:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Hashable, Sequence
 
 import torch
@@ -39,6 +40,7 @@ class Runner:
         NotSupportedError: the model keeps something that the store cannot, kernels cannot take it
             and `backend` is `triton`, or its steps cannot be recorded and `cuda_graphs` is True.
         KernelUnavailableError: `backend` is `triton`, which cannot run here.
+        UnsupportedModelError: transformers itself runs the model without a cache only.
     """
 
     def __init__(
@@ -54,11 +56,15 @@ class Runner:
         self.config = model.config.get_text_config(decoder=True)
         spec = model_spec(self.config)
         self.continues_in_pieces = spec.continues_in_pieces
-        if not spec.attention_layers:
+        self._attends = bool(spec.attention_layers)
+        names = inspect.signature(model.forward).parameters
+        if not self._attends and "cache_params" not in names:
             raise UnsupportedModelError(
-                "the engine counts positions by attention layers, and the model has none; use "
-                "model.generate()"
+                f"this {type(model).__name__} has recurrent layers alone, and transformers runs "
+                "such hybrids without a cache only; use a model type without attention, such as "
+                "mamba2"
             )
+        self._cache_name = "cache_params" if "cache_params" in names else "past_key_values"
         self.coverage = kernel_coverage(model, spec, backend)
         probe = make_cache(model, backend="torch")
         states = plan_of(model).states if is_converted(model) else ()
@@ -73,7 +79,8 @@ class Runner:
         pool = FramePool(frames, shapes.layout.frame_bytes, device=model.device)
         self.store = SequenceStore(shapes.layout, pool)
         self.cache = BatchCache(self.config, shapes, self.store, self.coverage, backend)
-        self.max_tokens = frames * max(c.tokens_per_frame for c in shapes.layout.classes)
+        slots = [lifetime.tokens_per_frame for lifetime in shapes.layout.classes]
+        self.max_tokens = frames * max(slots, default=1)
         positions = getattr(self.config, "max_position_embeddings", None)
         if positions is not None:
             self.max_tokens = min(self.max_tokens, positions)
@@ -168,13 +175,14 @@ class Runner:
 
     def logits(self, ids: Tensor, cache, positions: Tensor, mask: Tensor | None) -> Tensor:
         """Logits (B, V) after the last token."""
+        # Without attention nobody sees other slots, and nothing depends on positions.
+        seen = {"attention_mask": mask, "position_ids": positions} if self._attends else {}
         output = self.model(
             input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **seen,
+            **{self._cache_name: cache},
         )
         return output.logits[:, -1]
 

@@ -37,7 +37,11 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "mamba2-replay": ("granitemoehybrid", "auto", {"state_dtype": "int8", "replay_length": 3}),
     "mamba1": ("jamba", "auto", {"state_dtype": "int8", "replay_length": 1}),
     "delta-net": ("qwen3_next", "auto", {"state_dtype": "float16", "replay_length": 1}),
-    "delta-net-replay": ("qwen3_5_text", "auto", {"state_dtype": "int8", "replay_length": 3}),
+    "delta-net-replay": (
+        "qwen3_5_text",
+        "auto",
+        {"state_dtype": "int8", "replay_length": 3, "state_ratio": 1.2},
+    ),
     "shared-attention": ("zamba2", "auto", {"state_dtype": "float32", "replay_length": 1}),
     "both-in-a-layer": ("falcon_h1", "auto", {"state_dtype": "bfloat16", "replay_length": 2}),
 }
