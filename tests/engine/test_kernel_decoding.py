@@ -261,7 +261,9 @@ def test_tables_of_fewer_sequences_after_more() -> None:
     tables.fill(runner.store, [2])
     assert tables.context_lens.tolist() == [8, 0, 0, 0]
     assert tables.read_table is not None
+    assert tables.write_table is not None
     assert (tables.read_table[1:, 0] == -1).all()
+    assert (tables.write_table[1:, 0] == -1).all()
     assert all((slots[1:] == -1).all() and slots[0] >= 0 for slots in tables.slot_mappings)
 
 
