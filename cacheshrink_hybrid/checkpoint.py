@@ -35,6 +35,7 @@ from .errors import CheckpointError
 from .families import model_spec
 from .latent_model import PLAN_ATTRIBUTE, latent_model_class, plan_of, source_class_of
 from .modules.latent_attention import LatentAttention
+from .modules.recurrent_mixer import RecurrentMixer
 from .plan import CompressionPlan
 
 FORMAT_VERSION = 2
@@ -104,12 +105,17 @@ def save_model(
 
 
 def _state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Every weight under one name, without the source attention that `store_original_weights`
-    keeps beside the latent one."""
+    """Every weight under one name, without the source's that `store_original_weights` keeps
+    beside those that replaced them."""
+    places: tuple[tuple[type, str], ...] = (
+        (LatentAttention, "source_attention"),
+        (RecurrentMixer, "source_weights"),
+    )
     kept = tuple(
-        f"{name}.source_attention."
+        f"{name}.{place}."
         for name, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, LatentAttention)
+        for kind, place in places
+        if isinstance(module, kind)
     )
     tied = set(model.all_tied_weights_keys)
     state: dict[str, torch.Tensor] = {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 
 from .cache import LatentCache, make_cache
 from .calibrate.states import mixer_modules
-from .errors import NotSupportedError, UnsupportedModelError
+from .errors import NotSupportedError, PlanError, UnsupportedModelError
 from .factorize import LatentFactors
 from .factorize.state_plan import StateFactors
 from .families import attention_at, model_spec, read_attention, replace_attention
@@ -162,13 +163,15 @@ def convert_in_place(
 
     Args:
         parts, factors: one per entry of `plan.latents`, in the same order.
-        keep_source: keep each source module, for `compression_disabled`.
+        keep_source: keep each source module or weight that is replaced, for `compression_disabled`.
         state_factors: one per entry of `plan.states`; None at full width.
     """
     for part, factor, latent_plan in zip(parts, factors, plan.latents, strict=True):
         module = _install(model, part, latent_plan, keep_source=keep_source)
         write_factors(module, part, factor)
-    _install_states(model, model_spec(model.config), plan.states, state_factors)
+    _install_states(
+        model, model_spec(model.config), plan.states, state_factors, keep_source=keep_source
+    )
     _share_bases(model, plan)
     setattr(model.config, PLAN_ATTRIBUTE, plan.to_dict())
     source_class: Any = type(model)
@@ -184,19 +187,46 @@ def _install_states(
     spec: ModelSpec,
     plans: Sequence[StatePlan],
     factors: Sequence[StateFactors | None] | None = None,
+    *,
+    keep_source: bool = False,
 ) -> None:
     modules = mixer_modules(model, spec)
     for i, plan in enumerate(plans):
-        mixer = install_mixer(modules[plan.layer_idx], plan.kind, plan)
         pair = None if factors is None else factors[i]
+        mixer = install_mixer(
+            modules[plan.layer_idx],
+            plan.kind,
+            plan,
+            None if pair is None else pair.read,
+            keep_source=keep_source,
+        )
         if pair is not None:
-            assert mixer.state_write is not None and mixer.state_read is not None
-            mixer.state_write.copy_(pair.write)
-            mixer.state_read.copy_(pair.read)
+            for matrix, value in ((mixer.state_write, pair.write), (mixer.state_read, pair.read)):
+                if matrix is not None:  # the others are folded into the mixer's weights
+                    matrix.copy_(value)
     recurrent = [layer for layer in spec.state_layers if layer.state and layer.state.state_size]
-    if plans and len(plans) == len(recurrent):
+    if plans and len(plans) == len(recurrent) and spec.attention_layers:
         # States of our mixers can be taken back token by token, so assisted decoding is exact.
+        # Without attention, transformers' assisted decoding does not find the cache at all.
         model._is_stateful = False
+
+
+def set_state_plans(model: PreTrainedModel, plans: Sequence[StatePlan]) -> None:
+    """Let a converted model store its states in other codes or with another replay length; its
+    caches are made anew. Ranks and channels are those of its weights and stay."""
+    plan = plan_of(model)
+    for old, new in zip(plan.states, plans, strict=True):
+        if (old.layer_idx, old.ranks, old.channels) != (new.layer_idx, new.ranks, new.channels):
+            raise PlanError(
+                f"layer {old.layer_idx} has ranks {old.ranks} and layer {new.layer_idx} is to have "
+                f"{new.ranks}; only codes and replay lengths can change after a conversion"
+            )
+    modules = mixer_modules(model, model_spec(model.config))
+    for new in plans:
+        mixer = modules[new.layer_idx]
+        assert isinstance(mixer, RecurrentMixer)
+        mixer.use_plan(new)
+    setattr(model.config, PLAN_ATTRIBUTE, replace(plan, states=tuple(plans)).to_dict())
 
 
 def _mixers(model: nn.Module) -> list[RecurrentMixer]:
@@ -324,9 +354,12 @@ def compression_disabled(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     """
     modules = [module for module in model.modules() if isinstance(module, LatentAttention)]
     mixers = _mixers(model)
-    if not (modules or mixers) or any(module.source_attention is None for module in modules):
+    lost = any(module.source_attention is None for module in modules) or any(
+        mixer.folded and not len(mixer.source_weights) for mixer in mixers
+    )
+    if not (modules or mixers) or lost:
         raise UnsupportedModelError(
-            "the original attention is not there to switch back to; convert with "
+            "the original weights are not there to switch back to; convert with "
             "store_original_weights=True"
         )
     switched: list[Any] = [*modules, *mixers]

@@ -154,10 +154,10 @@ class BatchRows:
         return views[0], views[1]
 
     def _table(self, number: int) -> Tensor:
-        """Frames of the batch, (B, most frames) int64, looked up once per step."""
-        num_tokens = self.store.num_tokens(self._ids[0])
+        """Frames of the batch, (B, most frames) int64, looked up when they have changed."""
+        changes = self.store.table_changes
         known = self._tables.get(number)
-        if known is None or known[0] != num_tokens:
+        if known is None or known[0] != changes:
             table = self.store.frame_table(self._ids, number).long()
-            self._tables[number] = known = num_tokens, table
+            self._tables[number] = known = changes, table
         return known[1]

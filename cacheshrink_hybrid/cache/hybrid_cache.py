@@ -124,6 +124,9 @@ class HybridCache(LatentCache):
                 f"crop({tokens_to_remove}): give the count of tokens as a negative one"
             )
         attention = self._attention_layers
+        if not attention:
+            self._crop_states(tokens_to_remove)
+            return
         if not self.laid_out and all(not layer.cumulative_length for layer in attention):
             return
         self.lay_out()
@@ -138,12 +141,7 @@ class HybridCache(LatentCache):
                     f"the cache cannot go back from {length} to {left} tokens, which have left a "
                     "window; call activate_past_recording before feeding what may have to go"
                 )
-        for layer in self.layers:
-            # transformers 5.17 gives layers without any memory one that stays empty.
-            if isinstance(layer, LinearAttentionCacheLayerMixin) and any(
-                layer.has_previous_state.values()
-            ):
-                layer.crop(tokens_to_remove)
+        self._crop_states(tokens_to_remove)
         for seq_id in self._ids:
             store.remove(seq_id, left)
         store.history = 0
@@ -302,8 +300,13 @@ class HybridCache(LatentCache):
         ]
 
     def _place_states(self) -> None:
-        """Move the state tensors into one run of frames, unless they are there, or grow while the
-        past is recorded."""
+        """Move the state tensors into one run of frames, unless they are there.
+
+        While the past is recorded (assisted decoding) they stay outside: every pass appends the
+        inputs of its tokens to them, and `crop` cuts them back, so they have no fixed place. To
+        move in after each crop and out at the next pass would copy all states twice per round and
+        hold both copies at the peak. `memory()` counts them wherever they are.
+        """
         if self._recording or not any(states.loose() for states in self._states()):
             return
         store = self._store()
@@ -451,6 +454,14 @@ class HybridCache(LatentCache):
             store.fork(old[source], seq_id)
         store.free(*old)
         self._show()
+
+    def _crop_states(self, tokens_to_remove: int) -> None:
+        for layer in self.layers:
+            # transformers 5.17 gives layers without any memory one that stays empty.
+            if isinstance(layer, LinearAttentionCacheLayerMixin) and any(
+                layer.has_previous_state.values()
+            ):
+                layer.crop(tokens_to_remove)
 
     def _each_linear(self, name: str, argument: Any) -> None:
         for layer in self.layers:

@@ -47,6 +47,11 @@ class SequenceStore:
         rotated_layers: layers whose rows hold keys that were rotated by their position; None for
             all. Latents are rotated when they are read, so they belong to no position.
         shift: turns rows of such layers, for `remove` in the middle.
+
+    Attributes:
+        evicted: sequences evicted so far.
+        table_changes: grows whenever a step gives a sequence other frames than it had; between two
+            such steps, tables that were looked up stay right.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class SequenceStore:
         self.pool = pool
         self.history = history
         self.evicted = 0
+        self.table_changes = 0
         layers = set(layout.class_of_layer)
         self._rotated_layers = layers & set(layers if rotated_layers is None else rotated_layers)
         self._shift = shift
@@ -193,6 +199,7 @@ class SequenceStore:
                 raise self._full(step.num_needed, most)
             self._evict()
         perform_step(self.layout, self._frames, step)
+        self.table_changes += step.changes_tables
         for sequence, count in zip(sequences, counts, strict=True):
             sequence.pending = count
             self._roster.touch(sequence)
@@ -235,6 +242,7 @@ class SequenceStore:
         counts = [1] * len(sequences)
         step = plan_step(self.layout, self._frames, sequences, counts, self.history)
         slide_windows(self.layout, self._frames, step)
+        self.table_changes += step.changes_tables
 
     # Sharing
 

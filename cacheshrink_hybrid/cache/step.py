@@ -37,6 +37,11 @@ class Step:
     num_freed: int = 0
     num_unpinned: int = 0
 
+    @property
+    def changes_tables(self) -> bool:
+        """Whether a sequence gets, swaps or loses frames of tokens."""
+        return bool(self.slides or self.growths or self.copies)
+
 
 def plan_step(
     layout: Layout,
