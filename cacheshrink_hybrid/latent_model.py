@@ -25,6 +25,7 @@ from .errors import NotSupportedError, PlanError, UnsupportedModelError
 from .factorize import LatentFactors
 from .factorize.state_plan import StateFactors
 from .families import attention_at, model_spec, read_attention, replace_attention
+from .kernels.backend import Backend, check_backend
 from .modules.attention_parts import AttentionParts
 from .modules.latent_attention import LatentAttention, latent_attention_class
 from .modules.recurrent_mixer import RecurrentMixer, install_mixer
@@ -56,6 +57,16 @@ def is_converted(model: PreTrainedModel) -> bool:
 
 class LatentModel(PreTrainedModel):
     """What a converted model adds to its source class; comes first in the class's bases."""
+
+    @property
+    def kernel_backend(self) -> Backend:
+        """What decodes from the caches that `generate()` and `make_cache` make: `auto` (Triton
+        kernels on a CUDA device), `triton` or `torch`. To be assigned; not saved."""
+        return self.__dict__.get("_kernel_backend", "auto")
+
+    @kernel_backend.setter
+    def kernel_backend(self, backend: Backend) -> None:
+        self.__dict__["_kernel_backend"] = check_backend(backend)
 
     def __init__(self, config, *args, **kwargs) -> None:
         super().__init__(config, *args, **kwargs)
@@ -325,6 +336,8 @@ def _check_call(names: list[str], inner: nn.Module, args: tuple, kwargs: dict[st
         return
     given = dict(zip(names, args, strict=False)) | kwargs
     cache = given.get("past_key_values")
+    if getattr(cache, "slots_are_positions", False):
+        return  # of sequences of different lengths, which only the cache knows
     past = 0 if cache is None else cache.get_seq_length()
     if isinstance(past, int):  # a static cache counts on the device; looking would stall it
         check_positions(given.get("position_ids"), given.get("attention_mask"), past)

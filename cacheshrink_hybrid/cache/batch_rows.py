@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..kernels.backend import Backend
 from .arena import row_view
 from .layout import Layout
+from .paged_step import RowStep, new_slots
 from .sequences import SequenceStore
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ class BatchRows:
         self._places_end = 0
         self._tables: dict[int, tuple[int, Tensor]] = {}
         self._buffers: dict[torch.dtype, Tensor] = {}
+        self._steps: dict[int, tuple[tuple[int, int], Tensor, Tensor, Tensor]] = {}
 
     def show(self, seq_ids: Sequence[Hashable]) -> None:
         """Let the batch be these sequences."""
@@ -47,6 +50,7 @@ class BatchRows:
         """Look everything up again: sequences were cut or changed places."""
         self._places.clear()
         self._tables.clear()
+        self._steps.clear()
 
     def write(self, layer: PooledAttentionLayer, begin: int, rows: Tensor) -> None:
         """Store rows (B, T, elements) of the tokens from `begin` on, which are reserved."""
@@ -64,6 +68,35 @@ class BatchRows:
             self._places[key] = frames, tokens % T
         frames, slots = self._places[key]
         view[frames, slots] = rows[:, start - begin :]
+
+    def step(
+        self, layer_idx: int, begin: int, end: int, first_slots: Tensor | None, backend: Backend
+    ) -> RowStep:
+        """The step of the tokens [begin, end), which are reserved, for kernels."""
+        number, place = self.layout.class_of_layer[layer_idx]
+        lifetime, pool = self.layout.classes[number], self.store.pool
+        known = self._steps.get(number)
+        if known is None or known[0] != (begin, end):
+            table = self.store.frame_table(self._ids, number)
+            positions = torch.arange(begin, end, device=table.device).expand(len(table), -1)
+            slots = new_slots(table, positions, lifetime.tokens_per_frame)
+            lens = torch.full((len(table),), end, dtype=torch.int32, device=table.device)
+            self._steps[number] = known = (begin, end), table, slots, lens
+        _, table, slots, lens = known
+        return RowStep(
+            arena=pool.arena,
+            frame_bytes=pool.frame_bytes,
+            lifetime=lifetime,
+            place=place,
+            frame_table=table,
+            context_lens=lens,
+            slot_mapping=slots,
+            num_slots=end,
+            ends_together=True,
+            first_slots=first_slots,
+            first_new=begin,
+            backend=backend,
+        )
 
     def read(
         self, layer: PooledAttentionLayer, begin: int, end: int, *, lasting: bool = True

@@ -24,10 +24,14 @@ from transformers.cache_utils import (
 )
 
 from ..errors import CacheFullError, NotSupportedError
+from ..kernels.backend import Backend, check_backend, runs_triton
+from ..kernels.state_pages import StatePlace
 from .batch_rows import BatchRows
+from .frame_ledger import FRAME_MASK
 from .frame_pool import SINK_FRAMES, FramePool
 from .hf_cache import CacheBytes, LatentCache, loose_bytes
 from .layout import LayerRows, Layout, compile_layout
+from .paged_step import RowStep, StateStep
 from .pooled_layers import PooledAttentionLayer, PooledHybridLayer, PooledLinearLayer
 from .pooled_states import PooledStates, StateTensor, placements
 from .sequences import SequenceStore
@@ -46,23 +50,32 @@ class HybridCache(LatentCache):
     Args:
         config: of the model, converted or not; says which layers attend, and how far.
         max_bytes: most bytes that the arena may take; None for no limit.
+        backend: what reads and writes the pool once it is laid out, see `kernels.backend`. Layers
+            that kernels cannot read are read by torch with `auto`, and refused with `triton`.
 
     Attributes:
         layout, store: None until the second forward pass.
     """
 
-    def __init__(self, config, *, max_bytes: int | None = None) -> None:
+    slots_are_positions = False
+    """Sequences of a batch may be padded on the left, and the slots of padding count."""
+
+    def __init__(self, config, *, max_bytes: int | None = None, backend: Backend = "auto") -> None:
         # Layers of transformers say what each of ours has to be.
         kinds = DynamicCache(config=config).layers
         Cache.__init__(self, layers=[self._layer(i, kind) for i, kind in enumerate(kinds)])
         self.exact = {}
         self.max_bytes = max_bytes
+        self.backend = check_backend(backend)
         self.layout: Layout | None = None
         self.store: SequenceStore | None = None
         self._ids: list[int] = []
         self._next_id = 0
         self._recording = False
         self._states_placed = False
+        self._state_frames: Tensor | None = None
+        self._state_places: dict[int, dict[tuple[str, int], StatePlace]] = {}
+        self._pending: dict[int, Tensor] = {}
         self._rows: BatchRows
 
     def _layer(self, layer_idx: int, kind: Any):
@@ -313,28 +326,82 @@ class HybridCache(LatentCache):
             self._grow(count)
             handles = store.hold_run(STATES, count)
         found = placements(store.pool, state, handles, tensors)
+        self._state_frames = store.pool.index(handles).int().view(-1, state.num_frames)
+        self._state_places = {}
+        origin = int(handles[0] & FRAME_MASK) * store.pool.frame_bytes
         for entry, placement in zip(tensors, found, strict=True):
             layer = self.layers[entry.layer_idx]
             states = layer.conv_states if entry.kind == "conv" else layer.recurrent_states
             states.place(entry.number, placement)
+            place = StatePlace.packed(store.pool.frame_bytes, first_byte=placement.start - origin)
+            self._state_places.setdefault(entry.layer_idx, {})[entry.kind, entry.number] = place
 
     # Rows
 
     def write(self, layer: PooledAttentionLayer, begin: int, rows: Tensor) -> None:
         """Store rows (B, T, elements) of the tokens from `begin` on, reserving frames for them if
         this is the first layer to ask."""
-        store = self._store()
+        self._make_room(len(rows), begin + rows.shape[1])
+        self._rows.write(layer, begin, rows)
+
+    def _make_room(self, batch_size: int, end: int) -> None:
+        """Frames for the tokens before `end` of so many sequences."""
         if not self._ids:
-            self._create(len(rows))
-        if len(rows) != len(self._ids):
+            self._create(batch_size)
+        if batch_size != len(self._ids):
             raise NotSupportedError(
-                f"the cache holds {len(self._ids)} sequences, and {len(rows)} were fed; make a new "
-                "cache for another batch"
+                f"the cache holds {len(self._ids)} sequences, and {batch_size} were fed; make a "
+                "new cache for another batch"
             )
-        missing = begin + rows.shape[1] - store.num_tokens(self._ids[0])
+        missing = end - self._store().num_tokens(self._ids[0])
         if missing > 0:
             self._reserve(missing)
-        self._rows.write(layer, begin, rows)
+
+    def row_step(
+        self, layer: PooledAttentionLayer, batch_size: int, num_new: int, first_slots: Tensor | None
+    ) -> RowStep | None:
+        """Take in the next `num_new` tokens of a layer by kernels, which write their rows; None if
+        its history is not in the pool.
+
+        Args:
+            first_slots: first slot of each sequence that is not padding, (B,) int32, or None.
+        """
+        begin = layer.cumulative_length
+        if not layer.is_initialized or not begin:
+            return None
+        self.lay_out()
+        end = begin + num_new
+        self._make_room(batch_size, end)
+        layer.cumulative_length = end
+        return self._rows.step(layer.layer_idx, begin, end, first_slots, self.backend)
+
+    def state_step(self, layer_idx: int, num_pending: int) -> StateStep | None:
+        """Take in the next token of a recurrent layer by kernels; None if its states are not all
+        in the pool.
+
+        Args:
+            num_pending: inputs in its replay ring.
+        """
+        places, frames = self._state_places.get(layer_idx), self._state_frames
+        if self._recording or places is None or frames is None:
+            return None
+        layer: Any = self.layers[layer_idx]
+        if any(states.loose() for states in (layer.conv_states, layer.recurrent_states)):
+            return None
+        if num_pending not in self._pending or len(self._pending[num_pending]) != len(frames):
+            self._pending[num_pending] = torch.full(
+                (len(frames),), num_pending, dtype=torch.int32, device=frames.device
+            )
+        pool = self._store().pool
+        return StateStep(
+            arena=pool.arena,
+            frame_bytes=pool.frame_bytes,
+            places=places,
+            read_table=frames,
+            write_table=frames,
+            num_pending=self._pending[num_pending],
+            backend=self.backend,
+        )
 
     def read(
         self, layer: PooledAttentionLayer, begin: int, end: int, *, lasting: bool = True
@@ -402,6 +469,19 @@ class HybridCache(LatentCache):
                 getattr(layer, name)(argument)
 
 
-def make_cache(model: PreTrainedModel, *, max_bytes: int | None = None) -> HybridCache:
-    """An empty cache for `model`, converted or not: the one that `generate()` builds itself."""
-    return HybridCache(model.config.get_text_config(decoder=True), max_bytes=max_bytes)
+def make_cache(
+    model: PreTrainedModel, *, max_bytes: int | None = None, backend: Backend | None = None
+) -> HybridCache:
+    """An empty cache for `model`, converted or not: the one that `generate()` builds itself.
+
+    Args:
+        max_bytes: most bytes that the arena may take; None for no limit.
+        backend: of decoding, see `HybridCache`; None for the model's `kernel_backend`.
+
+    Raises:
+        KernelUnavailableError: `triton` cannot run on the model's device.
+    """
+    chosen: Any = backend or getattr(model, "kernel_backend", "auto")
+    runs_triton(check_backend(chosen), model.device)
+    config = model.config.get_text_config(decoder=True)
+    return HybridCache(config, max_bytes=max_bytes, backend=chosen)

@@ -159,6 +159,10 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin):
         self._store(codes, inputs, cuts)
         return y
 
+    def count_token(self) -> None:
+        """One token has been taken in where the states lie, by kernels."""
+        self.num_pending = (self.num_pending + 1) % self.layout.replay_length
+
     def _walk(
         self,
         owner: Recurrence,

@@ -1,9 +1,10 @@
 """The transformers cache of one step: a batch of sequences of unequal lengths in a store.
 
-Sequences are aligned on the right: with S the longest history, a sequence of n tokens occupies the
-slots S - n to S - 1, and the new tokens come behind. Rows of the slots before are read from the
-sink frame and masked. Only distances between slots matter to attention, so the alignment may change
-from step to step.
+Layers that kernels read find each sequence in the slots of its positions. For the others sequences
+are aligned on the right: with S the longest history, a sequence of n tokens occupies the slots
+S - n to S - 1, and the new tokens come behind. Rows of the slots before are read from the sink
+frame and masked. Only distances between slots matter to attention, so the alignment may change from
+step to step.
 """
 
 from __future__ import annotations
@@ -25,11 +26,17 @@ from transformers.cache_utils import (
 from ..cache import HybridCache, arena
 from ..cache.exact_tokens import ExactTokens
 from ..cache.layout import LayerRows, Layout, compile_layout
+from ..cache.paged_step import RowStep, StateStep
 from ..cache.pooled_layers import PooledAttentionLayer, PooledHybridLayer, PooledLinearLayer
 from ..cache.pooled_states import StateTensor
 from ..cache.sequences import SequenceStore
 from ..cache.state_layer import StateCacheMixin
 from ..errors import NotSupportedError
+from ..kernels.backend import Backend
+from ..kernels.state_pages import StatePlace
+from ..modules.pooled_read import place_in_state
+from .coverage import KernelCoverage
+from .step_tables import StepTables
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +124,35 @@ class BatchCache(Cache):
         config: of the model.
         shapes: what the model stores.
         store: sequences with the layout of `shapes`.
+        coverage: which layers kernels take; None for none.
+        backend: of the kernels.
     """
 
     laid_out = True
+    slots_are_positions = True
+    """For kernels, which take no masks."""
 
-    def __init__(self, config, shapes: StoredShapes, store: SequenceStore) -> None:
+    def __init__(
+        self,
+        config,
+        shapes: StoredShapes,
+        store: SequenceStore,
+        coverage: KernelCoverage | None = None,
+        backend: Backend = "torch",
+    ) -> None:
         self.shapes = shapes
         self.store = store
+        self.coverage = coverage or KernelCoverage(frozenset(), frozenset(), {}, complete=False)
+        self.backend = backend
+        state, frame_bytes = shapes.layout.state, shapes.layout.frame_bytes
+        self._places: dict[int, dict[tuple[str, int], StatePlace]] = {}
+        for number, shape in enumerate(shapes.states):
+            if shape.layer_idx in self.coverage.states:
+                place = place_in_state(state, number, frame_bytes)
+                self._places.setdefault(shape.layer_idx, {})[shape.kind, shape.number] = place
+        self._step: StepTables | None = None
+        self._copies_states = False
+        """Whether this step's states are copied out for torch, and back."""
         super().__init__(layers=[self._layer(i, k) for i, k in enumerate(_kinds(config))])
         self._ids: list[Hashable] = []
         self._lengths: list[int] = []
@@ -142,8 +171,22 @@ class BatchCache(Cache):
             return PooledAttentionLayer(self, layer_idx, window)
         return kind
 
-    def begin(self, seq_ids: Sequence[Hashable]) -> None:
-        """Show these sequences, whose next tokens have been reserved, and load their states."""
+    def begin_step(self, step: StepTables) -> None:
+        """Show a step that kernels take completely, each sequence with one new token."""
+        self._ids, self._step, self._copies_states = [], step, False
+        self._lengths = [1]  # whoever asks sees that this is not the beginning
+        for layer in self.layers:
+            if isinstance(layer, PooledAttentionLayer):
+                layer.cumulative_length = 1
+        self._mark_states(started=True)
+
+    def begin(self, seq_ids: Sequence[Hashable], step: StepTables | None = None) -> None:
+        """Show these sequences, whose next tokens have been reserved, and load their states.
+
+        Args:
+            step: for the layers that kernels take.
+        """
+        self._step, self._copies_states = step, True
         self._ids = list(seq_ids)
         self._lengths = [self.store.num_tokens(seq_id) for seq_id in seq_ids]
         self._index.clear()
@@ -162,7 +205,7 @@ class BatchCache(Cache):
 
     def finish(self) -> None:
         """Write the states back; the forward pass is over."""
-        if not self.shapes.states:
+        if not self.shapes.states or not self._copies_states:
             return
         for layer_idx, copies in self._exact.items():
             self._copies[layer_idx] = dict(enumerate(copies.carried()))
@@ -180,16 +223,9 @@ class BatchCache(Cache):
     def _load_states(self) -> None:
         started = self._lengths[0] > 0
         assert all((n > 0) == started for n in self._lengths), "first chunks are fed one by one"
+        self._mark_states(started=started)
         for layer in self.layers:
-            if isinstance(layer, PooledLinearLayer):
-                for number in range(layer.number_of_states):
-                    layer.has_previous_state[number] = started and (
-                        number == 0 or not isinstance(layer, StateCacheMixin)
-                    )
-                    layer.is_conv_states_initialized[number] = False
-                    layer.is_recurrent_states_initialized[number] = False
             if isinstance(layer, StateCacheMixin):
-                layer.recorded = None
                 layer.num_pending = self._lengths[0] % layer.layout.replay_length
         if not started:
             return
@@ -211,6 +247,19 @@ class BatchCache(Cache):
                     continue
             self._states_of(shape)[shape.number] = view
             layer.device = view.device
+
+    def _mark_states(self, *, started: bool) -> None:
+        """Let layers know whether there is a history; nothing is loaded yet."""
+        for layer in self.layers:
+            if isinstance(layer, PooledLinearLayer):
+                for number in range(layer.number_of_states):
+                    layer.has_previous_state[number] = started and (
+                        number == 0 or not isinstance(layer, StateCacheMixin)
+                    )
+                    layer.is_conv_states_initialized[number] = False
+                    layer.is_recurrent_states_initialized[number] = False
+            if isinstance(layer, StateCacheMixin):
+                layer.recorded = None
 
     def _load_exact(self) -> None:
         """Copies that the sequences had; those of their first chunk have none."""
@@ -263,6 +312,49 @@ class BatchCache(Cache):
         layer = self.layers[shape.layer_idx]
         return layer.conv_states if shape.kind == "conv" else layer.recurrent_states
 
+    # What kernels ask for
+
+    def row_step(
+        self, layer: PooledAttentionLayer, batch_size: int, num_new: int, first_slots: Tensor | None
+    ) -> RowStep | None:
+        """The new tokens of a layer's sequences; None for layers that torch reads."""
+        step = self._step
+        if step is None or layer.layer_idx not in self.coverage.rows:
+            return None
+        assert num_new == step.num_new and batch_size == len(step.context_lens)
+        number, place = self.shapes.layout.class_of_layer[layer.layer_idx]
+        return RowStep(
+            arena=self.store.pool.arena,
+            frame_bytes=self.store.pool.frame_bytes,
+            lifetime=self.shapes.layout.classes[number],
+            place=place,
+            frame_table=step.frame_tables[number],
+            context_lens=step.context_lens,
+            slot_mapping=step.slot_mappings[number],
+            num_slots=step.num_slots,
+            # One sequence at a time is prefilled, with tables of its length.
+            ends_together=num_new > 1,
+            backend=self.backend,
+        )
+
+    def state_step(self, layer_idx: int, num_pending: int) -> StateStep | None:
+        """The new token of a recurrent layer's sequences; None where torch takes it."""
+        step = self._step
+        if step is None or self._copies_states or layer_idx not in self.coverage.states:
+            return None
+        assert step.read_table is not None and step.write_table is not None
+        layer = self.layers[layer_idx]
+        assert isinstance(layer, StateCacheMixin)
+        return StateStep(
+            arena=self.store.pool.arena,
+            frame_bytes=self.store.pool.frame_bytes,
+            places=self._places[layer_idx],
+            read_table=step.read_table,
+            write_table=step.write_table,
+            num_pending=step.num_pending[layer.layout.replay_length],
+            backend=self.backend,
+        )
+
     # What models ask for
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -273,7 +365,7 @@ class BatchCache(Cache):
         """The copies of one layer."""
         return self._exact[layer_idx]
 
-    # What attention layers ask for
+    # What attention layers ask for otherwise
 
     def lay_out(self) -> None:
         """The store has its layout."""

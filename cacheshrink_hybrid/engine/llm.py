@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..cache.budget import budget_bytes
 from ..errors import CacheFullError, ConfigError, SequenceError
+from ..kernels.backend import Backend, check_backend
 from .request import Request, RequestOutput
 from .runner import Runner
 from .sampling import SamplingParams, choose_token
@@ -64,11 +65,18 @@ class LLM:
         max_batch: most requests that run at once.
         prefill_chunk: most tokens of a prompt per step. Models that cannot continue a prompt in
             pieces get it whole.
+        backend: `triton` decodes by kernels or refuses, `torch` never does, `auto` takes kernels
+            on a CUDA device for the layers that they can read (`llm.runner.coverage` tells which,
+            and why not the others). None for the model's `kernel_backend`.
+        cuda_graphs: record decode steps and replay them. None where it is possible: on a CUDA
+            device, if all layers run as kernels.
 
     Raises:
         ConfigError: a setting that makes no sense, or more memory than there is.
         CacheFullError: memory for less than one sequence; says how much is needed.
-        NotSupportedError: the model keeps something that the pool cannot.
+        NotSupportedError: the model keeps something that the pool cannot, or `backend` or
+            `cuda_graphs` ask for what it cannot have.
+        KernelUnavailableError: `backend` is `triton`, which cannot run here.
     """
 
     def __init__(
@@ -79,13 +87,22 @@ class LLM:
         cache_memory: int | float | str = "2GiB",
         max_batch: int = MAX_BATCH,
         prefill_chunk: int = PREFILL_CHUNK,
+        backend: Backend | None = None,
+        cuda_graphs: bool | None = None,
     ) -> None:
         if max_batch < 1 or prefill_chunk < 1:
             raise ConfigError(
                 f"max_batch={max_batch} and prefill_chunk={prefill_chunk} must be at least 1"
             )
         model.eval()
-        self.runner = Runner(model, budget_bytes(cache_memory, model.device))
+        chosen: Any = backend or getattr(model, "kernel_backend", "auto")
+        self.runner = Runner(
+            model,
+            budget_bytes(cache_memory, model.device),
+            backend=check_backend(chosen),
+            max_batch=max_batch,
+            cuda_graphs=cuda_graphs,
+        )
         self.store = self.runner.store
         self.tokenizer = tokenizer
         self.max_batch = max_batch

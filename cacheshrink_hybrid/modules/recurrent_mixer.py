@@ -20,6 +20,7 @@ from transformers import Cache
 from ..cache.state_layer import StateCacheMixin, StateLayout, state_layer
 from ..errors import NotSupportedError
 from ..plan import StatePlan
+from .pooled_state import PooledState, state_in_pool
 
 Observer = Callable[["RecurrentMixer", Sequence[Tensor], Tensor, Tensor], None]
 """Called with the mixer, the inputs, the reads and the output y of one pass over a text."""
@@ -149,9 +150,10 @@ class RecurrentMixer(nn.Module):
                 f"{', '.join(packed)}: several sequences packed into one row are not supported by "
                 "a compressed recurrent state; pad them instead"
             )
-        layer = None
+        layer: PooledState | StateCacheMixin | None = None
         if cache_params is not None and self.state_plan is not None:
-            layer = self.take_over(cache_params)
+            kept = self.take_over(cache_params)
+            layer = state_in_pool(self, cache_params, kept, hidden_states) or kept
         return self.mix(hidden_states, attention_mask, layer)
 
     def take_over(self, cache: Cache) -> StateCacheMixin:
@@ -174,6 +176,8 @@ class RecurrentMixer(nn.Module):
 
     def convolved(self, columns: Tensor, layer: Any) -> Tensor:
         """Causal depthwise convolution and activation of columns (B, C, T)."""
+        if isinstance(layer, PooledState):
+            return layer.convolved(columns)
         weight, bias = self.conv1d.weight, self.conv1d.bias
         context = weight.shape[-1] - 1
         if layer is None:
