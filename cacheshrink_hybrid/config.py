@@ -93,6 +93,10 @@ class CompressionConfig:
         context_length: tokens that `budget_bytes` is meant for.
         num_calibration_samples: sequences of calibration text.
         max_calibration_length: tokens per calibration sequence.
+        num_recall_samples: short exercises in remembering (`key: value` lists and random letters
+            that return) beside the calibration text, which seldom asks for what a state alone
+            remembers. None: a quarter of `num_calibration_samples`, at least 8, where recurrent
+            states are to be compressed, else none.
         seed: seeds the labels that the `fisher` metric samples.
     """
 
@@ -121,6 +125,7 @@ class CompressionConfig:
     context_length: int | None = None
     num_calibration_samples: int = 128
     max_calibration_length: int = 512
+    num_recall_samples: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -211,6 +216,14 @@ class CompressionConfig:
                     f"{name}={getattr(self, name)!r} keeps tokens from being coded, and these "
                     "settings code none; leave it out"
                 )
+        if self.num_recall_samples is not None:
+            if not _is_int(self.num_recall_samples) or self.num_recall_samples < 0:
+                yield f"num_recall_samples={self.num_recall_samples!r} must be a whole number >= 0"
+            elif self.num_recall_samples and self.metric == "none":
+                yield (
+                    f"num_recall_samples={self.num_recall_samples} has no use with metric='none', "
+                    "which reads no text; leave it out"
+                )
         for name in ("num_calibration_samples", "max_calibration_length"):
             if not _is_int(getattr(self, name)) or getattr(self, name) < 1:
                 yield f"{name}={getattr(self, name)!r} must be a whole number >= 1"
@@ -285,6 +298,13 @@ class CompressionConfig:
     def changes_states(self) -> bool:
         """Whether recurrent layers are converted at all."""
         return self.state_ratio != 1 or self.state_dtype != "auto" or self.budget_bytes is not None
+
+    @property
+    def recall_samples(self) -> int:
+        """Exercises in remembering that calibration adds to its text."""
+        if self.num_recall_samples is not None:
+            return self.num_recall_samples
+        return max(8, self.num_calibration_samples // 4) if self.changes_states else 0
 
     @property
     def coded(self) -> bool:

@@ -10,7 +10,7 @@ import torch
 
 from .calibrate import LatentStatistics, calibrate, weight_statistics
 from .calibrate.states import StateCalibration, compressible_layers
-from .calibrate.text import load_texts, token_sequences
+from .calibrate.text import calibration_sequences, load_texts
 from .config import DEFAULT_DEVICE_PROFILE, DEFAULT_RATIO, CompressionConfig
 from .errors import ConfigError, PlanError, UnsupportedModelError
 from .families import check_shared_weights, model_spec, read_attention
@@ -45,6 +45,7 @@ def convert_to_mla(
     calibration_dataset_subset: str | None = DEFAULT_SUBSET,
     num_calibration_samples: int = 128,
     max_calibration_length: int = 512,
+    num_recall_samples: int | None = None,
     objective: str = "memory",
     device_profile: str = DEFAULT_DEVICE_PROFILE,
     cache_bits: int | str = "auto",
@@ -127,6 +128,7 @@ def convert_to_mla(
         context_length=context_length,
         num_calibration_samples=num_calibration_samples,
         max_calibration_length=max_calibration_length,
+        num_recall_samples=num_recall_samples,
         seed=seed,
     )
     if use_calibration != (config.metric != "none"):
@@ -158,12 +160,7 @@ def convert_to_mla(
     if use_calibration:
         if texts is None:
             texts = _texts(config, None, calibration_dataset, calibration_dataset_subset)
-        sequences = token_sequences(
-            tokenizer,
-            texts,
-            max_length=max_calibration_length,
-            num_sequences=num_calibration_samples,
-        )
+        sequences = calibration_sequences(tokenizer, texts, config)
     convert_model(model, config, sequences, progress=verbose)
     if verbose:
         from .latent_model import plan_of

@@ -9,7 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..config import CompressionConfig
 from ..errors import CalibrationError
+from ..recall import RecallKind, recall_exercises
 
 TEXT_COLUMNS = ("text", "content", "document")
 MIN_TOKENS = 16
@@ -17,6 +19,9 @@ MIN_WORDS = 16
 DOCUMENT_SEPARATOR = "<|endoftext|>"
 PYTHON_DOCS = "python-docs"
 """Data set that every machine has: documentation of Python's standard library."""
+RECALL_DISTANCES = (16, 48, 128)
+"""Tokens between an item and its return, in exercises of calibration."""
+RECALL_SEED = 7700
 
 
 def load_texts(
@@ -127,3 +132,46 @@ def token_sequences(
             sequences += [ids for ids in stretches if ids.shape[1] > 1]
         sequences = sequences[:num_sequences]
     return [ids for ids in sequences if ids.shape[1] > 1]
+
+
+def recall_sequences(
+    tokenizer, texts: Sequence[str], count: int, *, max_length: int, seed: int = 0
+) -> list[Tensor]:
+    """Exercises in remembering as token ids (1, T), T <= max_length: random letters and
+    `key: value` lists that return after a stretch of the texts.
+
+    Args:
+        texts: what stands between an item and its return.
+        count: number of sequences.
+        seed: of the items; those that `measure_recall` asks for are others.
+    """
+    kinds: tuple[RecallKind, ...] = ("keys", "letters")
+    sequences = []
+    for i in range(count):
+        exercises = recall_exercises(
+            tokenizer,
+            kind=kinds[i % len(kinds)],
+            distance=RECALL_DISTANCES[i // len(kinds) % len(RECALL_DISTANCES)],
+            count=1,
+            seed=RECALL_SEED + seed + i,
+            filler=texts,
+        )
+        sequences.append(torch.tensor([exercises[0].token_ids])[:, :max_length])
+    return sequences
+
+
+def calibration_sequences(
+    tokenizer, texts: Sequence[str], config: CompressionConfig
+) -> list[Tensor]:
+    """What calibration reads, token ids (1, T) each: the texts, then exercises in remembering.
+
+    Raises:
+        CalibrationError: if all texts together have fewer than 16 tokens.
+    """
+    length = config.max_calibration_length
+    sequences = token_sequences(
+        tokenizer, texts, max_length=length, num_sequences=config.num_calibration_samples
+    )
+    return sequences + recall_sequences(
+        tokenizer, texts, config.recall_samples, max_length=length, seed=config.seed
+    )

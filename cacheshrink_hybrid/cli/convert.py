@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default = None if field.default is MISSING else field.default
         if isinstance(default, bool):
             parser.add_argument(flag, action="store_true")
-        elif default is None:  # d_latent, replay_length, budget_bytes, context_length
+        elif default is None:  # d_latent, num_recall_samples and the like
             parser.add_argument(flag, type=int, default=None)
         elif field.name == "cache_bits":
             parser.add_argument(flag, type=_bits, default=default, help="(default: auto)")

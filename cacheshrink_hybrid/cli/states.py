@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..calibrate.text import PYTHON_DOCS, load_texts, token_sequences
+from ..calibrate.text import PYTHON_DOCS, calibration_sequences, load_texts
 from ..config import METRICS, CompressionConfig
 from ..convert import convert_model, model_statistics
 from ..errors import ConfigError, PlanError
@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_text_arguments(parser)
     parser.add_argument("--calibration", default=PYTHON_DOCS, help="text file or data set")
     parser.add_argument("--calibration-samples", type=int, default=48)
+    parser.add_argument("--recall-samples", type=int, default=None, help="beside calibration")
     parser.add_argument("--metric", choices=[m for m in METRICS if m != "none"], default="fisher")
     parser.add_argument("--points", nargs="+", default=list(DEFAULT_POINTS))
     parser.add_argument("--max-length", type=int, default=1024)
@@ -92,13 +93,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return record
 
     spec = model_spec(source.config)
-    calibrated = CompressionConfig(metric=given.metric, state_ratio=2.0, seed=given.seed)
-    sequences = token_sequences(
-        tokenizer,
-        load_texts(None, given.calibration, num_samples=given.calibration_samples),
-        max_length=given.max_length,
-        num_sequences=given.calibration_samples,
+    calibrated = CompressionConfig(
+        metric=given.metric,
+        state_ratio=2.0,
+        num_calibration_samples=given.calibration_samples,
+        max_calibration_length=given.max_length,
+        num_recall_samples=given.recall_samples,
+        seed=given.seed,
     )
+    calibration = load_texts(None, given.calibration, num_samples=given.calibration_samples)
+    sequences = calibration_sequences(tokenizer, calibration, calibrated)
     statistics = model_statistics(source, calibrated, sequences, progress=True)
     records: list[dict[str, Any]] = [
         {"point": "source", "state bytes": spec.bytes_per_sequence} | measured(source)

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..calibrate.text import PYTHON_DOCS, load_texts, token_sequences
+from ..calibrate.text import PYTHON_DOCS, calibration_sequences, load_texts
 from ..config import METHODS, METRICS, CompressionConfig
 from ..convert import convert_model, model_statistics
 from ..errors import PlanError
@@ -75,16 +75,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         columns = size_columns(spec, per_token, spec.bytes_per_sequence)
         records.append(_record(f"int{bits} KV", columns, value))
 
-    sequences = token_sequences(
-        tokenizer,
-        load_texts(None, given.calibration, num_samples=given.calibration_samples),
-        max_length=given.max_length,
-        num_sequences=given.calibration_samples,
-    )
+    calibration = load_texts(None, given.calibration, num_samples=given.calibration_samples)
     for metric in given.metrics:
         shared = CompressionConfig(
-            metric=metric, seed=given.seed, state_ratio=max(given.state_ratios)
+            metric=metric,
+            state_ratio=max(given.state_ratios),
+            num_calibration_samples=given.calibration_samples,
+            max_calibration_length=given.max_length,
+            seed=given.seed,
         )
+        sequences = calibration_sequences(tokenizer, calibration, shared)
         statistics = model_statistics(source, shared, sequences, progress=True)
         for series, label, settings in _combinations(given, spec):
             config = CompressionConfig(metric=metric, seed=given.seed, **settings)

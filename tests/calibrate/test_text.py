@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoTokenizer
 
-from cacheshrink_hybrid.calibrate.text import checked_texts, load_texts, token_sequences
+from cacheshrink_hybrid.calibrate.text import (
+    calibration_sequences,
+    checked_texts,
+    load_texts,
+    recall_sequences,
+    token_sequences,
+)
+from cacheshrink_hybrid.config import CompressionConfig
+from cacheshrink_hybrid.demo import model_path
 from cacheshrink_hybrid.errors import CalibrationError
 from tests.texts import TEXTS, WORDS, word_tokenizer
 
@@ -103,3 +114,36 @@ def test_too_short() -> None:
 
 def test_single_tokens_predict_nothing() -> None:
     assert sequences([LONG, "one"], max_length=64) == [LONG_IDS]
+
+
+def test_recall_sequences_return_what_they_showed() -> None:
+    texts = ["Some plain words that stand between, one after the other. " * 8]
+    tokenizer = AutoTokenizer.from_pretrained(model_path())
+    first = recall_sequences(tokenizer, texts, 6, max_length=500)
+    again = recall_sequences(tokenizer, texts, 6, max_length=500)
+    other = recall_sequences(tokenizer, texts, 6, max_length=500, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+    letters = tokenizer.decode(first[1][0], skip_special_tokens=True)
+    shown = letters.split("\n")[0]
+    assert len(shown) > 20
+    assert letters.endswith("\n" + shown)
+    assert all(ids.shape[1] <= 40 for ids in recall_sequences(tokenizer, texts, 4, max_length=40))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, 0),
+        ({"state_ratio": 2.0}, 32),
+        ({"state_ratio": 2.0, "num_calibration_samples": 4}, 8),
+        ({"state_ratio": 2.0, "num_recall_samples": 0}, 0),
+        ({"num_recall_samples": 3}, 3),
+    ],
+    ids=str,
+)
+def test_exercises_join_where_states_are_compressed(settings: dict, expected: int) -> None:
+    config = CompressionConfig(**settings)
+    texts = ["Some plain words that stand between, one after the other. " * 8]
+    plain = calibration_sequences(word_tokenizer(), texts, replace(config, num_recall_samples=0))
+    assert len(calibration_sequences(word_tokenizer(), texts, config)) == len(plain) + expected
