@@ -2,46 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from .calibrate import LatentStatistics, calibrate, weight_statistics
-from .calibrate.states import StateCalibration, StateStatistics, compressible_layers
+from .calibrate.states import StateCalibration, compressible_layers
 from .calibrate.text import load_texts, token_sequences
-from .config import (
-    DEFAULT_DEVICE_PROFILE,
-    DEFAULT_RATIO,
-    HEADWISE_METHODS,
-    WIDTHS_OF,
-    CompressionConfig,
-)
-from .device_profile import DeviceProfile
+from .config import DEFAULT_DEVICE_PROFILE, DEFAULT_RATIO, CompressionConfig
 from .errors import ConfigError, PlanError, UnsupportedModelError
-from .factorize import (
-    CodedFactors,
-    KeyShape,
-    Reader,
-    Unit,
-    code_channels,
-    factorize,
-    fastest_factors,
-    full_rank_factors,
-    headwise_factors,
-    make_unit,
-    read_operations,
-    read_seconds,
-    row_alignment,
-)
-from .factorize.state_plan import StateFactors, make_state_unit, plan_states
 from .families import check_shared_weights, model_spec, read_attention
 from .latent_model import convert_in_place, is_converted
 from .modules.attention_parts import AttentionParts
-from .plan import ChannelRun, CompressionPlan, LatentPlan, StatePlan
+from .plan import CompressionPlan
+from .planning import ModelStatistics, plan_model
 from .spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -224,25 +200,16 @@ def convert_model(
         statistics = _statistics(model, spec, compressed, config, sequences, progress)
     elif isinstance(statistics, list):
         statistics = ModelStatistics(latents=statistics)
-    results, states, factors = _within_budget(spec, compressed, statistics, config)
-    plan = _plan(spec, compressed, results, states, config)
+    planned = plan_model(spec, compressed, statistics, config)
     convert_in_place(
         model,
         compressed,
-        [result.factors for result in results],
-        plan,
+        [result.factors for result in planned.latents],
+        planned.plan,
         keep_source=config.store_original_weights,
-        state_factors=factors,
+        state_factors=planned.states,
     )
-    return plan
-
-
-@dataclass(frozen=True, slots=True)
-class ModelStatistics:
-    """What calibration found in one model: per attention module, and per recurrent layer."""
-
-    latents: list[LatentStatistics]
-    states: list[StateStatistics] | None = None
+    return planned.plan
 
 
 def _check_something_to_do(spec: ModelSpec, config: CompressionConfig) -> None:
@@ -264,81 +231,6 @@ def _check_something_to_do(spec: ModelSpec, config: CompressionConfig) -> None:
             f"recurrent states, of which this {spec.model_type} model has none that can be "
             "compressed; leave them out"
         )
-
-
-def _within_budget(
-    spec: ModelSpec,
-    parts: list[AttentionParts],
-    statistics: ModelStatistics,
-    config: CompressionConfig,
-) -> tuple[list[CodedFactors], tuple[StatePlan, ...], list[StateFactors | None]]:
-    """Factors of all attention modules and plans of all recurrent layers."""
-    units = [
-        make_unit(stats, len(part.layer_ids), config.metric_damping, _key_shape(part))
-        for part, stats in zip(parts, statistics.latents, strict=True)
-    ]
-    samples = [stats.samples for stats in statistics.latents]
-
-    def latents(budget: float) -> list[CodedFactors]:
-        return _factors(parts, units, samples, config, budget) if parts else []
-
-    if not config.changes_states:
-        return latents(_budget(spec, parts, config)), (), []
-    layers = compressible_layers(spec)
-    known: Sequence[StateStatistics | None] = statistics.states or [None] * len(layers)
-    state_units = [
-        make_state_unit(layer, stats, config) for layer, stats in zip(layers, known, strict=True)
-    ]
-    kept = spec.bytes_per_sequence - sum(layer.bytes_per_sequence for layer in layers)
-
-    def states(budget: float) -> tuple[tuple[StatePlan, ...], list[StateFactors | None]]:
-        plans, factors = plan_states(state_units, config, budget - kept)
-        return tuple(plans), factors
-
-    if config.budget_bytes is not None:
-        return _joint(spec, parts, config, latents, states)
-    # A ratio of 1 with a code sets no limit: everything is kept, in that code.
-    total = spec.bytes_per_sequence / config.state_ratio if config.state_ratio > 1 else math.inf
-    return latents(_budget(spec, parts, config)) if parts else [], *states(total)
-
-
-JOINT_SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-"""Shares of the source's state bytes that a joint budget may leave to the states."""
-
-
-def _joint(spec, parts, config, latents, states):
-    """Divide `budget_bytes` at `context_length` between keys and values and states, so that the
-    predicted loss of both together is least; both are in nats per token under `fisher`."""
-    budget, length = config.budget_bytes, config.context_length
-    tokens = spec.kv_bytes(length) / max(1, spec.bytes_per_token)
-    best, refusal = None, None
-    for share in JOINT_SHARES if spec.bytes_per_sequence else (0.0,):
-        try:
-            plans, factors = states(share * spec.bytes_per_sequence) if share else ((), [])
-            stored = sum(plan.bytes_per_sequence for plan in plans)
-            left = budget - stored
-            results = []
-            if parts:
-                per_token = min(left / tokens, spec.bytes_per_token)
-                results = latents(per_token)
-            elif left < 0:
-                raise PlanError(f"the states alone take {stored} of {budget} bytes")
-        except PlanError as error:
-            refusal = error
-            continue
-        loss = sum(plan.predicted_loss + plan.rounding_loss for plan in plans)
-        loss += sum(
-            result.factors.loss * len(part.layer_ids)
-            for part, result in zip(parts, results, strict=True)
-        )
-        if best is None or loss < best[0]:
-            best = (loss, (results, plans, factors))
-    if best is None:
-        raise PlanError(
-            f"budget_bytes={budget} at context_length={length} cannot be met; the source takes "
-            f"{spec.kv_bytes(length) + spec.bytes_per_sequence}: {refusal}"
-        ) from refusal
-    return best[1]
 
 
 def model_statistics(
@@ -374,22 +266,6 @@ def _compressed_parts(
     return parts[config.xkv_skip_early_layers :] if config.keep_early_layers_original else parts
 
 
-def _budget(spec: ModelSpec, parts: list[AttentionParts], config: CompressionConfig) -> float:
-    """Bytes per token that the compressed layers may take."""
-    compressed_ids = {idx for part in parts for idx in part.layer_ids}
-    kept = sum(
-        layer.bytes_per_token for layer in spec.layers if layer.layer_idx not in compressed_ids
-    )
-    total = spec.bytes_per_token / config.compression_ratio
-    if total <= kept and config.d_latent is None:
-        raise PlanError(
-            f"compression_ratio={config.compression_ratio:g} allows {total:.1f} bytes per token, "
-            f"but the layers kept as they are take {kept}; ask for at most "
-            f"{spec.bytes_per_token / kept:.2f}, or keep fewer layers"
-        )
-    return total - kept
-
-
 def _statistics(
     model: PreTrainedModel,
     spec: ModelSpec,
@@ -412,140 +288,6 @@ def _statistics(
         progress=progress,
     )
     return ModelStatistics(latents, None if states is None else states.statistics())
-
-
-def _key_shape(part: AttentionParts) -> KeyShape:
-    J, D = part.num_key_value_heads, part.head_dim
-    if part.rotary is None:
-        return KeyShape(num_heads=J, head_dim=D, cannot_rotate="they are not rotated at all")
-    width = part.rotary.rotated_halves(D)
-    reason = None
-    if part.k_norm is not None:
-        reason = "they are normalised before rotation"
-    elif part.rotary.depends_on_length:
-        reason = "their angles depend on the length of the text"
-    elif width is None:
-        reason = "the rotation does not turn pairs (i, i + n) of channels"
-    return KeyShape(num_heads=J, head_dim=D, rotary_dim=width or D, cannot_rotate=reason)
-
-
-def _factors(
-    parts: list[AttentionParts],
-    units: list[Unit],
-    samples: list[Tensor | None],
-    config: CompressionConfig,
-    budget: float,
-) -> list[CodedFactors]:
-    """Bases, ranks and widths of all modules."""
-    headwise = config.compression_method in HEADWISE_METHODS
-    if not (config.coded or headwise or config.objective != "memory"):
-        return [
-            CodedFactors(
-                factors=factor,
-                runs=((factor.encoder.shape[0], 16),),
-                escaped_share=0.0,
-                saturated_share=0.0,
-            )
-            for factor in factorize(units, config, budget)
-        ]
-    widths = WIDTHS_OF[config.cache_bits] if config.coded else (16,)
-    formats = [
-        config.row_format(row_alignment(unit.width) if config.coded else 1) for unit in units
-    ]
-    if headwise:
-        full = headwise_factors(units, config.compression_method)
-    elif config.objective == "memory":
-        full = list(zip(full_rank_factors(units, config), units, strict=True))
-    else:
-        readers = [
-            Reader(num_heads=part.num_attention_heads, read_mode=part.read_mode) for part in parts
-        ]
-        profile = DeviceProfile.parse(config.device_profile)
-        full = fastest_factors(
-            units, samples, readers, widths, budget, formats, config.objective, profile
-        )
-    return code_channels(
-        [factor for factor, _ in full],
-        [unit for _, unit in full],
-        samples,
-        widths,
-        budget,
-        formats=formats,
-        hadamard=config.hadamard,
-    )
-
-
-def _plan(
-    spec: ModelSpec,
-    parts: list[AttentionParts],
-    results: list[CodedFactors],
-    states: tuple[StatePlan, ...],
-    config: CompressionConfig,
-) -> CompressionPlan:
-    latents = tuple(
-        _latent_plan(part, result, config) for part, result in zip(parts, results, strict=True)
-    )
-    compressed_ids = {idx for latent in latents for idx in latent.layer_ids}
-    return CompressionPlan(
-        model_type=spec.model_type,
-        source_bytes_per_token=spec.bytes_per_token,
-        kept_bytes_per_token=sum(
-            layer.bytes_per_token for layer in spec.layers if layer.layer_idx not in compressed_ids
-        ),
-        latents=latents,
-        metric=config.metric,
-        settings=config.to_dict(),
-        states=states,
-        source_state_bytes=spec.bytes_per_sequence,
-        kept_state_bytes=sum(
-            layer.bytes_per_sequence
-            for layer in spec.layers
-            if layer.layer_idx not in {state.layer_idx for state in states}
-        ),
-    )
-
-
-def _latent_plan(
-    part: AttentionParts, result: CodedFactors, config: CompressionConfig
-) -> LatentPlan:
-    factors, runs = result.factors, result.runs
-    row_format = None
-    if config.coded:
-        row_format = config.row_format(row_alignment(part.kv_width))
-    frequencies = factors.frequencies
-    read_mode = part.read_mode if frequencies is None else "rotate"
-    key_rank, value_rank = factors.key_rank, factors.value_up.shape[1]
-    operations = read_operations(
-        factors.method,
-        read_mode,
-        num_heads=part.num_attention_heads,
-        kv_width=part.kv_width,
-        head_dim=part.head_dim,
-        key_rank=key_rank,
-        value_rank=value_rank,
-    )
-    plan = LatentPlan(
-        layer_ids=part.layer_ids,
-        method=factors.method,
-        kv_lora_rank=factors.encoder.shape[0],
-        key_rank=key_rank,
-        value_rank=value_rank,
-        read_mode=read_mode,
-        runs=tuple(ChannelRun(channels=channels, bits=bits) for channels, bits in runs),
-        row_format=row_format,
-        frequencies=None if frequencies is None else tuple(frequencies.tolist()),
-        exact_sinks=config.exact_sinks if part.sliding_window is None else 0,
-        exact_window=config.exact_window,
-        basis_group=factors.basis_group,
-        predicted_loss=factors.loss * len(part.layer_ids),
-        expected_error=factors.expected_error,
-        error_bound=factors.error_bound,
-        relative_error=factors.relative_error,
-        escaped_share=result.escaped_share,
-        saturated_share=result.saturated_share,
-    )
-    profile = DeviceProfile.parse(config.device_profile)
-    return replace(plan, read_ns=1e9 * read_seconds(profile, plan.bytes_per_token, operations))
 
 
 def _texts(

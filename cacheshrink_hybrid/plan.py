@@ -280,9 +280,38 @@ class CompressionPlan:
     def compression_ratio(self) -> float:
         return self.source_bytes_per_token / self.bytes_per_token if self.bytes_per_token else 1.0
 
+    def bytes_at(self, spec: ModelSpec, num_tokens: int) -> int:
+        """Bytes of one sequence of `num_tokens`: rows of all tokens that are held, exact copies,
+        and states.
+
+        Args:
+            spec: of the source model; says how far each layer's window reaches.
+        """
+        by_layer = {idx: latent for latent in self.latents for idx in latent.layer_ids}
+        total = self.state_bytes
+        for layer in spec.attention_layers:
+            assert layer.attention is not None
+            held = min(num_tokens, layer.attention.sliding_window or num_tokens)
+            latent = by_layer.get(layer.layer_idx)
+            if latent is None:
+                total += held * layer.bytes_per_token
+            else:
+                total += held * latent.bytes_per_token + latent.exact_bytes(num_tokens)
+        return total
+
     @property
     def predicted_loss(self) -> float:
+        """Of keys and values, in units of the metric."""
         return sum(latent.predicted_loss for latent in self.latents)
+
+    @property
+    def state_loss(self) -> float:
+        """Of recurrent states, cut and rounded, in units of the metric."""
+        return sum(state.predicted_loss + state.rounding_loss for state in self.states)
+
+    @property
+    def total_loss(self) -> float:
+        return self.predicted_loss + self.state_loss
 
     @property
     def error_bound(self) -> float:
@@ -380,10 +409,9 @@ class CompressionPlan:
             f"{self.predicted_loss:.4g} {unit}"
         )
         if self.source_state_bytes:
-            loss = sum(state.predicted_loss + state.rounding_loss for state in self.states)
             summary += (
                 f"\n{self.source_state_bytes} -> {self.state_bytes} bytes of state per sequence "
-                f"({self.state_ratio:.2f}x), predicted loss {loss:.4g} {unit}"
+                f"({self.state_ratio:.2f}x), predicted loss {self.state_loss:.4g} {unit}"
             )
         return format_table(self.rows(spec)) + "\n" + summary
 

@@ -127,11 +127,33 @@ def test_one_budget_for_both_memories() -> None:
     model = copy.deepcopy(source)
     config = CompressionConfig(budget_bytes=budget, context_length=length, cache_bits=16)
     plan = convert_model(model, config, calibration_ids())
-    assert plan.bytes_per_token * length + plan.state_bytes <= budget
+    assert plan.bytes_at(spec, length) == plan.bytes_per_token * length + plan.state_bytes <= budget
     assert plan.state_bytes < spec.bytes_per_sequence
     with unchanged(source), pytest.raises(PlanError, match="cannot be met"):
         tiny = CompressionConfig(budget_bytes=100, context_length=length)
         convert_model(source, tiny, calibration_ids())
+
+
+@pytest.mark.parametrize(
+    ("case", "length", "settings"),
+    [
+        ("lfm2", 16, {}),
+        ("gpt_oss", 100, {"cache_bits": 8, "exact_sinks": 4, "exact_window": 8}),
+    ],
+    ids=["states that are kept", "windows and exact tokens"],
+)
+def test_a_budget_counts_everything_that_is_stored(case: str, length: int, settings: dict) -> None:
+    model = copy.deepcopy(tiny_model(case))
+    spec = model_spec(model.config)
+    budget = math.ceil(0.6 * (spec.kv_bytes(length) + spec.bytes_per_sequence))
+    config = CompressionConfig(budget_bytes=budget, context_length=length, **settings)
+    plan = convert_model(model, config, calibration_ids())
+    assert 0.75 * budget < plan.bytes_at(spec, length) <= budget
+    report = measure_cache_memory(model, [length])["per_sequence_length"][length]
+    width = torch.finfo(model.dtype).bits // 16
+    kept = plan.kept_state_bytes * (width - 1)  # counted at 16 bits
+    exact = sum(latent.exact_bytes(length) * len(latent.layer_ids) for latent in plan.latents)
+    assert report["total_bytes"] <= plan.bytes_at(spec, length) + kept + exact * (width - 1)
 
 
 def test_codes_alone_need_no_text() -> None:
