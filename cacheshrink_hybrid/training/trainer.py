@@ -19,6 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     TrainingArguments,
 )
+from transformers.integrations import is_tensorboard_available
 
 from ..errors import ConfigError
 from ..evaluation.perplexity import score_sequences
@@ -112,6 +113,11 @@ class MLATrainer:
             raise ConfigError("save_steps and early_stopping_patience need output_dir")
         if config.report_to != "none" and self.output_dir is None:
             raise ConfigError(f"report_to={config.report_to!r} needs output_dir")
+        if config.report_to == "tensorboard" and not is_tensorboard_available():
+            raise ConfigError(
+                "report_to='tensorboard' needs the package tensorboard, which is not installed: "
+                "pip install 'cacheshrink_hybrid[train]'"
+            )
         if config.loss in ("local", "reconstruction") and not latents:
             raise ConfigError(
                 f"loss={config.loss!r} is about attention, but only recurrent states of this model "
