@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -34,3 +36,23 @@ def test_launchers_that_cut_parameters(name: str, monkeypatch: pytest.MonkeyPatc
     model = student()
     with unchanged(model), pytest.raises(ConfigError, match=f"{name} cuts parameters"):
         train(model)
+
+
+def test_tensorboard_holds_the_losses(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip(
+        "tensorboard.backend.event_processing.event_accumulator", reason="needs tensorboard"
+    )
+    stats = train(student(), report_to="tensorboard", output_dir=tmp_path, max_steps=2)
+    (events,) = tmp_path.rglob("events.out.tfevents*")
+    found = accumulator.EventAccumulator(str(events))
+    found.Reload()
+    logged = [event.value for event in found.Scalars("train/loss")]
+    assert logged == pytest.approx(losses(stats), rel=1e-6)
+
+
+def test_tensorboard_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "cacheshrink_hybrid.training.trainer.is_tensorboard_available"
+    monkeypatch.setattr(name, lambda: False)
+    model = student()
+    with unchanged(model), pytest.raises(ConfigError, match="pip install"):
+        train(model, report_to="tensorboard", output_dir=tmp_path)
