@@ -1,6 +1,6 @@
 """Saving and loading converted models: safetensors, the source's config and the plan, side by side.
 
-    config.json                        model_type 'cacheshrink_hybrid'
+    config.json                        model_type 'cacheshrink_hybrid', digest of the frames' layout
     source_config.json                 the source model's config, as it was
     cacheshrink_plan.json              ranks, widths and read mode of every layer
     model.safetensors (or shards)      weights, every shared tensor once
@@ -23,19 +23,24 @@ from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from .auto import MODEL_TYPE, REMOTE_CODE_NAME, remote_code
+from .cache.stored_rows import planned_layout
 from .errors import CheckpointError
+from .families import model_spec
 from .latent_model import PLAN_ATTRIBUTE, latent_model_class, plan_of, source_class_of
 from .modules.latent_attention import LatentAttention
+from .modules.recurrent_mixer import RecurrentMixer
 from .plan import CompressionPlan
 
 FORMAT_VERSION = 1
 CONFIG_NAME = "config.json"
+LAYOUT_KEY = "cache_layout"
 SOURCE_CONFIG_NAME = "source_config.json"
 PLAN_NAME = "cacheshrink_plan.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -78,7 +83,7 @@ def save_model(
         source_class_of(model).save_pretrained(
             model, draft, state_dict=state, max_shard_size=max_shard_size, **kwargs
         )
-        _write_config(draft, plan)
+        _write_config(draft, model.config, plan)
         (draft / f"{REMOTE_CODE_NAME}.py").write_text(remote_code(), encoding="utf-8")
         if tokenizer is not None:
             tokenizer.save_pretrained(draft)
@@ -100,12 +105,17 @@ def save_model(
 
 
 def _state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Every weight under one name, without the source attention that `store_original_weights`
-    keeps beside the latent one."""
+    """Every weight under one name, without the source's that `store_original_weights` keeps
+    beside those that replaced them."""
+    places: tuple[tuple[type, str], ...] = (
+        (LatentAttention, "source_attention"),
+        (RecurrentMixer, "source_weights"),
+    )
     kept = tuple(
-        f"{name}.source_attention."
+        f"{name}.{place}."
         for name, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, LatentAttention)
+        for kind, place in places
+        if isinstance(module, kind)
     )
     tied = set(model.all_tied_weights_keys)
     state: dict[str, torch.Tensor] = {}
@@ -130,7 +140,7 @@ def _check_target(target: Path) -> None:
         )
 
 
-def _write_config(directory: Path, plan: CompressionPlan) -> None:
+def _write_config(directory: Path, source_config: PretrainedConfig, plan: CompressionPlan) -> None:
     path = directory / CONFIG_NAME
     source = json.loads(path.read_text(encoding="utf-8"))
     source.pop(PLAN_ATTRIBUTE, None)
@@ -142,6 +152,7 @@ def _write_config(directory: Path, plan: CompressionPlan) -> None:
             "AutoModelForCausalLM": f"{REMOTE_CODE_NAME}.CacheShrinkForCausalLM",
         },
         "format_version": FORMAT_VERSION,
+        LAYOUT_KEY: _layout_digest(source_config, plan),
         "dtype": source.get("dtype"),
     }
     text = json.dumps(source, indent=2) + "\n"
@@ -222,7 +233,9 @@ def source_config(directory: Path):
             raise _other_version(directory, version)
         config_class = CONFIG_MAPPING[source["model_type"]]
         loaded = config_class.from_json_file(directory / SOURCE_CONFIG_NAME)
-        CompressionPlan.from_dict(plan)
+        digest = _layout_digest(loaded, CompressionPlan.from_dict(plan))
+        if config[LAYOUT_KEY] != digest:
+            raise _other_layout(directory, config[LAYOUT_KEY], digest)
     except CheckpointError:
         raise
     except (OSError, KeyError, TypeError, ValueError) as error:
@@ -238,6 +251,20 @@ def _other_version(directory: Path, version: object) -> CheckpointError:
     return CheckpointError(
         f"{directory} has format version {version}; this package reads {FORMAT_VERSION}, "
         "so use the package version that wrote it"
+    )
+
+
+def _layout_digest(config: PretrainedConfig, plan: CompressionPlan) -> str | None:
+    layout = planned_layout(model_spec(config), plan)
+    return None if layout is None else layout.digest
+
+
+def _other_layout(directory: Path, saved: object, computed: str | None) -> CheckpointError:
+    return CheckpointError(
+        f"{directory} was saved with the cache layout {str(saved)[:16]}, and its {PLAN_NAME} and "
+        f"{SOURCE_CONFIG_NAME} now give {str(computed)[:16]}: one of them was edited, or this "
+        "package lays frames out otherwise than the one that wrote it; restore the files, or load "
+        "and save it again with the package that wrote it"
     )
 
 

@@ -82,9 +82,10 @@ class CompressionConfig:
             `float8` for all.
         state_method: `auto` (by kind of mixer), `oblique` (the best r directions to write and to
             read, the default of Mamba-2), `orthonormal` (of keys and queries together, the one of
-            gated delta nets), `select` (r of the channels, reading refitted, the one of Mamba-1);
-            and to compare with, `prune` (channels by score, nothing refitted) and `principal`
-            (orthonormal directions of B and C, Mamba-2).
+            gated delta nets), `select` (r of the channels, reading refitted, the one of Mamba-1;
+            dropped channels go from the weights and from the convolution state as well); and to
+            compare with, `prune` (channels by score, nothing refitted) and `principal` (orthonormal
+            directions of B and C, Mamba-2).
         replay_length: tokens between two rewritings of a state; the inputs since then are kept in a
             ring. None chooses by predicted loss, the ring's bytes included; 1 has no ring.
         budget_bytes: bytes that one sequence of `context_length` tokens may take, KV and states

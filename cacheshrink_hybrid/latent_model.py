@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 
-from .cache import make_cache
+from .cache import LatentCache, make_cache
 from .calibrate.states import mixer_modules
-from .errors import UnsupportedModelError
+from .errors import NotSupportedError, PlanError, UnsupportedModelError
 from .factorize import LatentFactors
 from .factorize.state_plan import StateFactors
 from .families import attention_at, model_spec, read_attention, replace_attention
+from .kernels.backend import Backend, check_backend
 from .modules.attention_parts import AttentionParts
 from .modules.latent_attention import LatentAttention, latent_attention_class
 from .modules.recurrent_mixer import RecurrentMixer, install_mixer
@@ -56,6 +58,16 @@ def is_converted(model: PreTrainedModel) -> bool:
 class LatentModel(PreTrainedModel):
     """What a converted model adds to its source class; comes first in the class's bases."""
 
+    @property
+    def kernel_backend(self) -> Backend:
+        """What decodes from the caches that `generate()` and `make_cache` make: `auto` (Triton
+        kernels on a CUDA device), `triton` or `torch`. To be assigned; not saved."""
+        return self.__dict__.get("_kernel_backend", "auto")
+
+    @kernel_backend.setter
+    def kernel_backend(self, backend: Backend) -> None:
+        self.__dict__["_kernel_backend"] = check_backend(backend)
+
     def __init__(self, config, *args, **kwargs) -> None:
         super().__init__(config, *args, **kwargs)
         plan = CompressionPlan.from_dict(getattr(config, PLAN_ATTRIBUTE))
@@ -82,13 +94,15 @@ class LatentModel(PreTrainedModel):
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
         names = ("past_key_values", "cache_params")
         given = {name for name in names if model_kwargs.get(name) is not None}
+        wish = generation_config.cache_implementation
+        _check_cache_wish(self, wish)
         result = super()._prepare_cache_for_generation(
             generation_config, model_kwargs, *args, **kwargs
         )
         for name in names:
-            # A plain dynamic cache that generate() just made; anything else is the caller's wish.
+            # Dynamic caches that generate() just made; a static one holds latents as it is.
             if name not in given and type(model_kwargs.get(name)) is DynamicCache:
-                model_kwargs[name] = make_cache(self)
+                model_kwargs[name] = make_cache(self) if wish is None else _dense_cache(self, wish)
                 if generation_config.is_assistant:
                     model_kwargs[name].activate_past_recording()
             if isinstance(model_kwargs.get(name), Cache):
@@ -100,6 +114,26 @@ class LatentModel(PreTrainedModel):
     def _get_static_cache_init_shape(self):
         """Latents differ in width by layer, so static buffers are made at their first use."""
         return None
+
+
+def _check_cache_wish(model: PreTrainedModel, wish: str | None) -> None:
+    """Refuse a `cache_implementation` that a converted model does not work with."""
+    if wish == "quantized" and plan_of(model).latents:
+        raise NotSupportedError(
+            "cache_implementation='quantized' would code latents a second time; convert with fewer "
+            "bits (cache_bits, compression_ratio), and leave cache_implementation out"
+        )
+    if wish == "offloaded" and model.device.type == "cpu":
+        raise NotSupportedError(
+            "cache_implementation='offloaded' moves what an accelerator remembers to the CPU, and "
+            "this model runs on the CPU; leave it out"
+        )
+
+
+def _dense_cache(model: PreTrainedModel, wish: str) -> LatentCache:
+    """The cache of transformers that `cache_implementation` asks for, "dynamic" or "offloaded"."""
+    config = model.config.get_text_config(decoder=True)
+    return LatentCache(config=config, offloading=wish == "offloaded")
 
 
 @cache
@@ -129,13 +163,15 @@ def convert_in_place(
 
     Args:
         parts, factors: one per entry of `plan.latents`, in the same order.
-        keep_source: keep each source module, for `compression_disabled`.
+        keep_source: keep each source module or weight that is replaced, for `compression_disabled`.
         state_factors: one per entry of `plan.states`; None at full width.
     """
     for part, factor, latent_plan in zip(parts, factors, plan.latents, strict=True):
         module = _install(model, part, latent_plan, keep_source=keep_source)
         write_factors(module, part, factor)
-    _install_states(model, model_spec(model.config), plan.states, state_factors)
+    _install_states(
+        model, model_spec(model.config), plan.states, state_factors, keep_source=keep_source
+    )
     _share_bases(model, plan)
     setattr(model.config, PLAN_ATTRIBUTE, plan.to_dict())
     source_class: Any = type(model)
@@ -151,19 +187,46 @@ def _install_states(
     spec: ModelSpec,
     plans: Sequence[StatePlan],
     factors: Sequence[StateFactors | None] | None = None,
+    *,
+    keep_source: bool = False,
 ) -> None:
     modules = mixer_modules(model, spec)
     for i, plan in enumerate(plans):
-        mixer = install_mixer(modules[plan.layer_idx], plan.kind, plan)
         pair = None if factors is None else factors[i]
+        mixer = install_mixer(
+            modules[plan.layer_idx],
+            plan.kind,
+            plan,
+            None if pair is None else pair.read,
+            keep_source=keep_source,
+        )
         if pair is not None:
-            assert mixer.state_write is not None and mixer.state_read is not None
-            mixer.state_write.copy_(pair.write)
-            mixer.state_read.copy_(pair.read)
+            for matrix, value in ((mixer.state_write, pair.write), (mixer.state_read, pair.read)):
+                if matrix is not None:  # the others are folded into the mixer's weights
+                    matrix.copy_(value)
     recurrent = [layer for layer in spec.state_layers if layer.state and layer.state.state_size]
-    if plans and len(plans) == len(recurrent):
+    if plans and len(plans) == len(recurrent) and spec.attention_layers:
         # States of our mixers can be taken back token by token, so assisted decoding is exact.
+        # Without attention, transformers' assisted decoding does not find the cache at all.
         model._is_stateful = False
+
+
+def set_state_plans(model: PreTrainedModel, plans: Sequence[StatePlan]) -> None:
+    """Let a converted model store its states in other codes or with another replay length; its
+    caches are made anew. Ranks and channels are those of its weights and stay."""
+    plan = plan_of(model)
+    for old, new in zip(plan.states, plans, strict=True):
+        if (old.layer_idx, old.ranks, old.channels) != (new.layer_idx, new.ranks, new.channels):
+            raise PlanError(
+                f"layer {old.layer_idx} has ranks {old.ranks} and layer {new.layer_idx} is to have "
+                f"{new.ranks}; only codes and replay lengths can change after a conversion"
+            )
+    modules = mixer_modules(model, model_spec(model.config))
+    for new in plans:
+        mixer = modules[new.layer_idx]
+        assert isinstance(mixer, RecurrentMixer)
+        mixer.use_plan(new)
+    setattr(model.config, PLAN_ATTRIBUTE, replace(plan, states=tuple(plans)).to_dict())
 
 
 def _mixers(model: nn.Module) -> list[RecurrentMixer]:
@@ -273,6 +336,8 @@ def _check_call(names: list[str], inner: nn.Module, args: tuple, kwargs: dict[st
         return
     given = dict(zip(names, args, strict=False)) | kwargs
     cache = given.get("past_key_values")
+    if getattr(cache, "slots_are_positions", False):
+        return  # of sequences of different lengths, which only the cache knows
     past = 0 if cache is None else cache.get_seq_length()
     if isinstance(past, int):  # a static cache counts on the device; looking would stall it
         check_positions(given.get("position_ids"), given.get("attention_mask"), past)
@@ -289,9 +354,12 @@ def compression_disabled(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     """
     modules = [module for module in model.modules() if isinstance(module, LatentAttention)]
     mixers = _mixers(model)
-    if not (modules or mixers) or any(module.source_attention is None for module in modules):
+    lost = any(module.source_attention is None for module in modules) or any(
+        mixer.folded and not len(mixer.source_weights) for mixer in mixers
+    )
+    if not (modules or mixers) or lost:
         raise UnsupportedModelError(
-            "the original attention is not there to switch back to; convert with "
+            "the original weights are not there to switch back to; convert with "
             "store_original_weights=True"
         )
     switched: list[Any] = [*modules, *mixers]

@@ -147,14 +147,15 @@ class StatePlan:
         layer_idx: cache layer.
         kind: of the mixer, as in `StateSpec`.
         method: `full` (all channels, in the source's basis), `oblique` or `orthonormal` (a basis
-            of r directions), `select` (r channels, what reads them refitted).
+            of r directions), `select` (r channels, what reads them refitted), `prune` (r channels).
         state_size: N, channels of the source's state.
         head_dim: P.
         segments: heads by rank and code; together they are all heads.
         ranks: kept channels by group, (G,).
         channels: which ones, by group, where channels are selected; None with a basis.
         replay_length: L, tokens between two rewritings of the state; 1 rewrites it every token.
-        conv_channels, conv_kernel: of the convolution; W - 1 columns are stored, 16 bits each.
+        conv_channels, conv_kernel: of the convolution, without channels that are folded away; W - 1
+            columns are stored, 16 bits each.
         ring_bytes_per_token: inputs of one token in the replay ring, which holds L - 1.
         predicted_loss: expected loss of what was cut off, in units of the metric.
         rounding_loss: expected loss of coding, in the same units.
@@ -401,19 +402,21 @@ class CompressionPlan:
         }
 
     def table(self, spec: ModelSpec) -> str:
-        """The plan as an aligned text table with a summary line."""
+        """The plan as an aligned text table with a line for each memory."""
         unit = "nats/token" if self.metric == "fisher" else f"{self.metric} units"
-        summary = (
-            f"{self.source_bytes_per_token} -> {self.bytes_per_token} bytes per token "
-            f"({self.compression_ratio:.2f}x at 16 bits), predicted loss "
-            f"{self.predicted_loss:.4g} {unit}"
-        )
+        lines = [format_table(self.rows(spec))]
+        if self.source_bytes_per_token:
+            lines.append(
+                f"{self.source_bytes_per_token} -> {self.bytes_per_token} bytes per token "
+                f"({self.compression_ratio:.2f}x at 16 bits), predicted loss "
+                f"{self.predicted_loss:.4g} {unit}"
+            )
         if self.source_state_bytes:
-            summary += (
-                f"\n{self.source_state_bytes} -> {self.state_bytes} bytes of state per sequence "
+            lines.append(
+                f"{self.source_state_bytes} -> {self.state_bytes} bytes of state per sequence "
                 f"({self.state_ratio:.2f}x), predicted loss {self.state_loss:.4g} {unit}"
             )
-        return format_table(self.rows(spec)) + "\n" + summary
+        return "\n".join(lines)
 
 
 def _nested_tuple(values: Sequence[Sequence[int]] | None) -> tuple[tuple[int, ...], ...] | None:

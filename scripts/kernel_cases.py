@@ -6,10 +6,13 @@ import torch
 
 from cacheshrink_hybrid.kernels.conv_update_project import ConvPages
 from cacheshrink_hybrid.kernels.conv_update_project.kernel import conv_update_project_triton
+from cacheshrink_hybrid.kernels.gdn_replay import DeltaRing
+from cacheshrink_hybrid.kernels.gdn_replay.kernel import gdn_replay_step_triton
 from cacheshrink_hybrid.kernels.gdn_step.kernel import gdn_step_triton
 from cacheshrink_hybrid.kernels.latent_append.kernel import latent_append_triton
 from cacheshrink_hybrid.kernels.latent_decode import KeyUp, LatentRead
-from cacheshrink_hybrid.kernels.latent_decode.kernel import Tiles, latent_decode_triton
+from cacheshrink_hybrid.kernels.latent_decode.kernel import latent_decode_triton
+from cacheshrink_hybrid.kernels.latent_decode.tiles import Tiles
 from cacheshrink_hybrid.kernels.mamba1_step.kernel import mamba1_step_triton
 from cacheshrink_hybrid.kernels.paged_rows import PagedRows
 from cacheshrink_hybrid.kernels.pool_copy.kernel import pool_copy_triton
@@ -68,6 +71,7 @@ def absorb(
             read=LatentRead(key_rank=rank, value_rank=rank, scale=0.1),
             offset=None,
             query_lens=None,
+            first_slots=None,
             num_splits=None,
         )
 
@@ -96,7 +100,13 @@ def everything(*, rebuilt: bool, query_dtype: torch.dtype = torch.float16):
         if rebuilt:
             angles = meta(4096, 4, dtype=torch.float32)
             key_up = KeyUp(
-                weight=meta(2, 20, 22), bias=meta(2, 20), cos=angles, sin=angles, per_head=True
+                weight=meta(2, 20, 22),
+                bias=meta(2, 20),
+                cos=angles,
+                sin=angles,
+                norm_weight=meta(20, dtype=torch.float32),
+                norm_epsilon=1e-6,
+                per_head=True,
             )
         latent_decode_triton(
             meta(2, 5, 6, 20 if rebuilt else 44, dtype=query_dtype),
@@ -115,6 +125,7 @@ def everything(*, rebuilt: bool, query_dtype: torch.dtype = torch.float16):
             ),
             offset=None if rebuilt else meta(2, 5, 6, dtype=torch.float32),
             query_lens=meta(2, dtype=torch.int32),
+            first_slots=meta(2, dtype=torch.int32),
             num_splits=1,
         )
 
@@ -129,7 +140,14 @@ def append_narrow() -> None:
     latent_append_triton(latent, rows, slots, center=meta(channels), reach=meta(channels))
 
 
-def rebuilt(bits: int, *, per_head: bool, value_rank: int = 256, tiles: Tiles | None = None):
+def rebuilt(
+    bits: int,
+    *,
+    per_head: bool,
+    value_rank: int = 256,
+    normalized: bool = False,
+    tiles: Tiles | None = None,
+):
     """Decoding with rebuilt keys: 8 key heads of 128, 64 channels each or for all."""
 
     def run() -> None:
@@ -142,6 +160,8 @@ def rebuilt(bits: int, *, per_head: bool, value_rank: int = 256, tiles: Tiles | 
             bias=meta(8, 128, dtype=torch.bfloat16),
             cos=angles,
             sin=angles,
+            norm_weight=meta(128, dtype=torch.float32) if normalized else None,
+            norm_epsilon=1e-6 if normalized else 0.0,
             per_head=per_head,
         )
         latent_decode_triton(
@@ -152,6 +172,7 @@ def rebuilt(bits: int, *, per_head: bool, value_rank: int = 256, tiles: Tiles | 
             read=LatentRead(key_rank=key_rank, value_rank=value_rank, scale=0.1, key_up=key_up),
             offset=None,
             query_lens=None,
+            first_slots=None,
             num_splits=None,
             tiles=tiles,
         )
@@ -226,12 +247,13 @@ def replay(heads: int, head_dim: int, rank: int, groups: int, code: str, *, flus
         table = meta(batch, ring.num_frames(pages), dtype=torch.int32)
         pending = meta(batch, dtype=torch.int32)
         rate = meta(heads, dtype=torch.float32)
-        if flush:
-            ssd_replay_flush_triton(rate, pages, ring, table, table, pending)
-            return
         shared = meta(batch, groups, rank, dtype=torch.bfloat16)
         x = meta(batch, heads, head_dim, dtype=torch.bfloat16)
         dt = meta(batch, heads, dtype=torch.float32)
+        if flush:
+            newest = (x, dt, shared)
+            ssd_replay_flush_triton(rate, pages, ring, table, table, pending, newest)
+            return
         ssd_replay_read_triton(x, dt, rate, shared, shared, pages, ring, table, pending, rate)
 
     return run
@@ -245,6 +267,34 @@ def gdn(heads: int, head_dim: int, rank: int, groups: int, code: str, *, batch: 
         scalar = meta(batch, heads, dtype=torch.float32)
         value = meta(batch, heads, head_dim, dtype=torch.bfloat16)
         gdn_step_triton(shared, value, scalar, scalar, shared, pages, table, table)
+
+    return run
+
+
+def gdn_replay(heads: int, head_dim: int, rank: int, groups: int, code: str, *, batch: int = 64):
+    """A step through a ring of 15 inputs in bfloat16, behind the state."""
+
+    def run() -> None:
+        pages = pages_of(heads, head_dim, rank, code)
+        at, places = -(-pages.num_bytes // 16) * 16, []
+        for size in (30 * heads * head_dim, 30 * groups * rank, 60 * heads, 60 * heads):
+            places.append(StatePlace.packed(65536, first_byte=at))
+            at += -(-size // 16) * 16
+        ring = DeltaRing(
+            length=15,
+            values=places[0],
+            writes=places[1],
+            decays=places[2],
+            betas=places[3],
+            groups=groups,
+            dtype=torch.bfloat16,
+        )
+        table = meta(batch, ring.num_frames(pages), dtype=torch.int32)
+        shared = meta(batch, groups, rank, dtype=torch.float32)
+        scalar = meta(batch, heads, dtype=torch.float32)
+        value = meta(batch, heads, head_dim, dtype=torch.float32)
+        pending = meta(batch, dtype=torch.int32)
+        gdn_replay_step_triton(shared, value, scalar, scalar, shared, pages, ring, table, pending)
 
     return run
 
@@ -327,6 +377,11 @@ CASES = [
         )
         for per_head, bits in [(True, 16), (True, 8), (False, 16), (False, 8)]
     ),
+    Case(
+        "latent_decode-rebuilt-normalized-joint-8",
+        rebuilt(8, per_head=False, normalized=True),
+        needs=(MATRIX, WIDE_LOAD),
+    ),
     Case("latent_decode-narrow-absorb", everything(rebuilt=False), hot=False),
     Case("latent_decode-narrow-rebuilt", everything(rebuilt=True), hot=False),
     Case("latent_append-mixed", append("mixed"), everywhere=True),
@@ -347,6 +402,10 @@ CASES = [
     *(
         Case(f"gdn_step-32x128x{rank}-{code}", gdn(32, 128, rank, 16, code), needs=STREAM)
         for rank, code in [(128, "float32"), (64, "float16"), (64, "int8")]
+    ),
+    *(
+        Case(f"gdn_replay-32x128x64-{code}", gdn_replay(32, 128, 64, 16, code))
+        for code in ("float16", "int8")
     ),
     Case("mamba1_step-8192x16-bfloat16", mamba1(8192, 16, "bfloat16"), needs=STREAM),
     *(

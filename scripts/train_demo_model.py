@@ -12,7 +12,7 @@ never quite the same. Two compilations of about a minute each are part of it.
 What comes out is a stock checkpoint in float16 (config, safetensors, tokenizer) and, printed, its
 recall accuracy by distance and its perplexity on held-out documentation by position. SIGTERM ends
 the training early; `--resume` goes on from the checkpoint written every two minutes. Needs the
-package installed, a C++ compiler, and torch 2.9 for Muon.
+package installed and a C++ compiler.
 """
 
 import argparse
@@ -36,6 +36,7 @@ from cacheshrink_hybrid.recall import RECALL_KINDS, RecallKind, recall_exercises
 
 from .demo_model.architectures import ARCHITECTURES, Architecture, build_model, fast_mamba
 from .demo_model.characters import build_tokenizer, encode
+from .demo_model.orthogonal_momentum import OrthogonalMomentum
 from .demo_model.sequences import Curriculum, SequenceMixer
 
 SHORT, LONG = (8, 512), (4, 1280)  # sequences in a batch, tokens in a sequence
@@ -91,20 +92,31 @@ def faster_num_threads(num_threads: int) -> int:
     return num_threads if seconds[num_threads] < 0.75 * seconds[1] else 1
 
 
+def bfloat16_is_fast() -> bool:
+    """Whether this processor multiplies bfloat16 matrices at least as fast as float32 ones.
+
+    Processors without the instructions for it are some 50 times slower.
+    """
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        matrix = torch.ones(256, 256, dtype=dtype)
+        start = time.process_time()
+        for _ in range(4):
+            matrix @ matrix
+        seconds[dtype] = time.process_time() - start
+    return seconds[torch.bfloat16] < seconds[torch.float32]
+
+
 def learning_rate(step: int, progress: float) -> float:
     """Warm-up over 60 steps, constant, then linear to 2 % over the last 35 % of the time."""
     return PEAK_LEARNING_RATE * min(1.0, (step + 1) / 60, max(0.02, (1 - progress) / 0.35))
 
 
 def build_optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the layers, AdamW for everything else."""
+    """Orthogonalized momentum for the matrices of the layers, AdamW for everything else."""
     parameters = [(p, "layers." in name and p.ndim == 2) for name, p in model.named_parameters()]
     return [
-        torch.optim.Muon(
-            [p for p, is_matrix in parameters if is_matrix],
-            weight_decay=0.1,
-            adjust_lr_fn="match_rms_adamw",
-        ),
+        OrthogonalMomentum([p for p, is_matrix in parameters if is_matrix]),
         torch.optim.AdamW(
             [p for p, is_matrix in parameters if not is_matrix], betas=(0.9, 0.98), weight_decay=0.0
         ),
@@ -148,6 +160,7 @@ def train(training: Training, *, minutes: float, threads: int, seed: int, checkp
     mixer = SequenceMixer(training_text(), curriculum, seed + training.step)
     inductor_config.cpp.dynamic_threads = True
     compiled = torch.compile(model, dynamic=False)
+    reduced = bfloat16_is_fast()
     recall, text_loss = RunningRecall(), math.nan
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
@@ -162,7 +175,7 @@ def train(training: Training, *, minutes: float, threads: int, seed: int, checkp
             torch.set_num_threads(faster_num_threads(threads))
         batch = mixer.batch(shape)
         targets = batch.ids[:, 1:]
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=reduced):
             logits = compiled(batch.ids[:, :-1], use_cache=False).logits
         losses = F.cross_entropy(logits.float().mT, targets, reduction="none")  # (B, T)
         ((losses * batch.weights).sum() / batch.weights.sum()).backward()

@@ -16,6 +16,8 @@ from transformers import Cache, PreTrainedModel
 from cacheshrink_hybrid.cache import make_cache
 from cacheshrink_hybrid.config import CompressionConfig
 from cacheshrink_hybrid.convert import convert_model
+from cacheshrink_hybrid.evaluation.cached_forward import cache_argument
+from cacheshrink_hybrid.families import model_spec
 from cacheshrink_hybrid.plan import CompressionPlan
 from tests.families.tiny_configs import tiny_model
 
@@ -55,8 +57,9 @@ def converted_copy(
 ) -> PreTrainedModel:
     """Latents at 16 bits unless `settings` say otherwise: rank alone, so that sizes are exact."""
     model = copy.deepcopy(source)
-    settings = {"cache_bits": 16, **settings}
-    config = CompressionConfig(compression_ratio=ratio, compression_method=method, **settings)
+    if model_spec(source.config).attention_layers:
+        settings = {"compression_ratio": ratio, "cache_bits": 16, **settings}
+    config = CompressionConfig(compression_method=method, **settings)
     convert_model(model, config, calibration_ids())
     return model
 
@@ -88,7 +91,10 @@ def logits_in_pieces(
     for length in lengths:
         part = slice(start, start + length)
         output = model(
-            ids[:, part], position_ids=positions[:, part], past_key_values=cache, use_cache=True
+            ids[:, part],
+            position_ids=positions[:, part],
+            use_cache=True,
+            **{cache_argument(model): cache},
         )
         pieces.append(output.logits)
         start += length

@@ -291,6 +291,26 @@ DAMAGES = {
         ),
         r"format version 99; this package reads 1",
     ),
+    "other-layout": (
+        edit_json("config.json", cache_layout="0" * 64),
+        r"cache layout 0{16}, and its cacheshrink_plan.json .* now give [0-9a-f]{16}: .*restore",
+    ),
+    "no-layout": (
+        lambda directory: (directory / "config.json").write_text(
+            json.dumps(
+                {
+                    name: value
+                    for name, value in json.loads((directory / "config.json").read_text()).items()
+                    if name != "cache_layout"
+                }
+            )
+        ),
+        r"no checkpoint of a converted model \(KeyError: 'cache_layout'",
+    ),
+    "other-window": (
+        edit_json("source_config.json", model_type="mistral"),
+        r"cache layout [0-9a-f]{16}, and .*was edited",
+    ),
     "unknown-source": (
         edit_json("source_config.json", model_type="unheard_of"),
         r"no checkpoint of a converted model \(KeyError: 'unheard_of'",

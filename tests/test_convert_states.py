@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from cacheshrink_hybrid.checkpoint import load_mla_model, save_mla_model
 from cacheshrink_hybrid.config import CompressionConfig
@@ -17,31 +17,26 @@ from cacheshrink_hybrid.convert import convert_model, convert_to_mla
 from cacheshrink_hybrid.errors import ConfigError, PlanError, UnsupportedModelError
 from cacheshrink_hybrid.evaluation.memory import measure_cache_memory
 from cacheshrink_hybrid.families import model_spec
-from cacheshrink_hybrid.latent_model import plan_of
+from cacheshrink_hybrid.latent_model import plan_of, set_state_plans
+from cacheshrink_hybrid.modules.recurrent_mixer import RecurrentMixer
 from cacheshrink_hybrid.plan import CompressionPlan
-from tests.families.tiny_configs import tiny_model
+from tests.families.tiny_configs import RECURRENT_CASES, tiny_model
 from tests.models import calibration_ids, converted_copy, logits_of, random_ids, unchanged
 from tests.tolerances import assert_same_logits
 
 HYBRIDS = ["granitemoehybrid", "qwen3_next", "jamba"]
 
 
-def pure_model(model_type: str):
-    """A model whose state is its only memory."""
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "vocab_size": 96, "num_hidden_layers": 2, "state_size": 8}
-    if model_type == "mamba2":
-        sizes |= {"num_heads": 4, "head_dim": 16, "n_groups": 2, "chunk_size": 8}
-    config = AutoConfig.for_model(
-        model_type, bos_token_id=1, eos_token_id=2, pad_token_id=0, **sizes
-    )
-    return AutoModelForCausalLM.from_config(config).eval()
-
-
 @pytest.mark.parametrize("ratio", [1.5, 2.0, 2.5])
-@pytest.mark.parametrize("case", HYBRIDS)
-def test_plan_keeps_its_budget_and_live_bytes_are_the_plan_s(case: str, ratio: float) -> None:
-    model = converted_copy(tiny_model(case), state_ratio=ratio)
+@pytest.mark.parametrize(
+    ("case", "method"),
+    [(case, "auto") for case in (*HYBRIDS, *RECURRENT_CASES)]
+    + [("granitemoehybrid", "select"), ("granitemoehybrid", "prune"), ("mamba2", "prune")],
+)
+def test_plan_keeps_its_budget_and_live_bytes_are_the_plan_s(
+    case: str, method: str, ratio: float
+) -> None:
+    model = converted_copy(tiny_model(case), state_ratio=ratio, state_method=method)
     plan = plan_of(model)
     spec = model_spec(model.config)
     assert plan.source_state_bytes == spec.bytes_per_sequence
@@ -52,6 +47,23 @@ def test_plan_keeps_its_budget_and_live_bytes_are_the_plan_s(case: str, ratio: f
     assert CompressionPlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
     table = plan.table(spec)
     assert f"{plan.source_state_bytes} -> {plan.state_bytes} bytes of state" in table
+
+
+def test_codes_can_change_after_a_conversion_and_ranks_cannot() -> None:
+    model = converted_copy(tiny_model("granitemoehybrid"), state_ratio=2.0, state_dtype="int8")
+    states = plan_of(model).states
+    mixers = [module for module in model.modules() if isinstance(module, RecurrentMixer)]
+    assert not any(mixer.state_layout().codec.lossless for mixer in mixers)
+    exact = [
+        replace(state, segments=tuple(replace(part, code="float32") for part in state.segments))
+        for state in states
+    ]
+    set_state_plans(model, exact)
+    assert all(mixer.state_layout().codec.lossless for mixer in mixers)
+    assert plan_of(model).states == tuple(exact)
+    other = [replace(state, ranks=tuple(rank + 1 for rank in state.ranks)) for state in exact]
+    with pytest.raises(PlanError, match="only codes and replay lengths can change"):
+        set_state_plans(model, other)
 
 
 @pytest.mark.parametrize("case", HYBRIDS)
@@ -99,7 +111,7 @@ def test_narrower_states_lose_more_and_the_oblique_basis_loses_least() -> None:
 
 @pytest.mark.parametrize("model_type", ["mamba2", "mamba", "falcon_mamba"])
 def test_models_without_attention(model_type: str) -> None:
-    source = pure_model(model_type)
+    source = tiny_model(model_type)
     ids = random_ids(2, 20)
     expected = logits_of(source, ids)
     exact, narrow = copy.deepcopy(source), copy.deepcopy(source)

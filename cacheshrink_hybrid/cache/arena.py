@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from .frame_pool import FramePool
-from .layout import LifetimeClass, StateMap
+from .layout import LifetimeClass
+from .state_map import StateMap
 
 
 def row_view(

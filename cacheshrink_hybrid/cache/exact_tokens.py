@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..plan import CROP_SLACK
 
@@ -64,12 +65,13 @@ class ExactTokens:
     Args:
         num_sinks: first visible tokens of each row to keep.
         window: most recent tokens to keep.
+        slack: so many tokens can be removed again by `truncate`.
     """
 
-    def __init__(self, num_sinks: int, window: int) -> None:
+    def __init__(self, num_sinks: int, window: int, *, slack: int = CROP_SLACK) -> None:
         self.num_sinks = num_sinks
         self.window = window
-        self.kept = window + CROP_SLACK if window else 0
+        self.kept = window + slack if window else 0
         self.num_tokens = 0
         self._recent: Tensor | None = None
         self._sinks: Tensor | None = None
@@ -90,13 +92,35 @@ class ExactTokens:
         new = ((places >= 0) & (places < T))[..., None]
         at = places.clamp(0, T - 1)[..., None].expand(-1, -1, R)
         self._sinks = torch.where(new, exact.gather(1, at), self._sinks)
-        reach = max(0, self.window - 1)
-        tail = torch.cat([self._recent[:, max(0, self._recent.shape[1] - reach) :], exact], dim=1)
+        tail = torch.cat(
+            [self._recent[:, max(0, self._recent.shape[1] - self.reach) :], exact], dim=1
+        )
         recent = torch.cat([self._recent, exact], dim=1)
         # A clone, since a slice would hold on to the whole prefill.
         self._recent = recent[:, max(0, recent.shape[1] - self.kept) :].clone()
         self.num_tokens += T
         return ExactView(tail, self._sinks, first_visible, self.window)
+
+    @property
+    def reach(self) -> int:
+        """Tokens before a step that its first query reads exactly, beside the sinks."""
+        return max(0, self.window - 1)
+
+    def resume(self, num_tokens: int, recent: Tensor, sinks: Tensor) -> None:
+        """Go on behind `num_tokens` slots, whose copies `carried` gave.
+
+        Args:
+            recent: of the last slots, (B, reach, R).
+            sinks: (B, num_sinks, R).
+        """
+        self.num_tokens, self._recent, self._sinks = num_tokens, recent, sinks
+
+    def carried(self) -> tuple[Tensor, Tensor]:
+        """What the next step needs, of a fixed size: `reach` most recent copies, zeros where there
+        are fewer tokens, and the sinks."""
+        assert self._recent is not None and self._sinks is not None
+        recent = self._recent[:, max(0, self._recent.shape[1] - self.reach) :]
+        return F.pad(recent, (0, 0, self.reach - recent.shape[1], 0)), self._sinks
 
     def truncate(self, num_tokens: int) -> None:
         """Forget all slots from `num_tokens` on."""

@@ -23,7 +23,11 @@ class LatentCache(DynamicCache):
 
     Attributes:
         exact: copies by layer.
+        codes_every_boundary: code recurrent states within a pass of several tokens as often as
+            decoding these one by one would, so that one pass measures what generation computes.
     """
+
+    codes_every_boundary: bool = False
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)

@@ -9,7 +9,6 @@ what they go on to write is copied first. The pool grows with the batch and goes
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,19 +24,22 @@ from transformers.cache_utils import (
 )
 
 from ..errors import CacheFullError, NotSupportedError
-from .arena import row_view
+from ..kernels.backend import Backend, check_backend, runs_triton
+from ..kernels.state_pages import StatePlace
+from .batch_rows import BatchRows
+from .frame_ledger import FRAME_MASK
 from .frame_pool import SINK_FRAMES, FramePool
 from .hf_cache import CacheBytes, LatentCache, loose_bytes
-from .layout import LayerRows, Layout, compile_layout, place_state
+from .layout import LayerRows, Layout, compile_layout
+from .paged_step import RowStep, StateStep
 from .pooled_layers import PooledAttentionLayer, PooledHybridLayer, PooledLinearLayer
 from .pooled_states import PooledStates, StateTensor, placements
 from .sequences import SequenceStore
+from .state_map import place_state
 
 GROWTH = 1.5
 STATES = "states"
 UNLIMITED = 1 << 40
-MOST_COPIES = 16
-"""Sequences that are read one by one; in larger batches one gather costs less."""
 
 
 class HybridCache(LatentCache):
@@ -48,28 +50,33 @@ class HybridCache(LatentCache):
     Args:
         config: of the model, converted or not; says which layers attend, and how far.
         max_bytes: most bytes that the arena may take; None for no limit.
+        backend: what reads and writes the pool once it is laid out, see `kernels.backend`. Layers
+            that kernels cannot read are read by torch with `auto`, and refused with `triton`.
 
     Attributes:
         layout, store: None until the second forward pass.
     """
 
-    def __init__(self, config, *, max_bytes: int | None = None) -> None:
+    slots_are_positions = False
+    """Sequences of a batch may be padded on the left, and the slots of padding count."""
+
+    def __init__(self, config, *, max_bytes: int | None = None, backend: Backend = "auto") -> None:
         # Layers of transformers say what each of ours has to be.
         kinds = DynamicCache(config=config).layers
         Cache.__init__(self, layers=[self._layer(i, kind) for i, kind in enumerate(kinds)])
         self.exact = {}
         self.max_bytes = max_bytes
+        self.backend = check_backend(backend)
         self.layout: Layout | None = None
         self.store: SequenceStore | None = None
         self._ids: list[int] = []
         self._next_id = 0
         self._recording = False
         self._states_placed = False
-        self._views: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-        self._places: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
-        self._places_end = 0
-        self._tables: dict[int, tuple[int, Tensor]] = {}
-        self._buffers: dict[torch.dtype, Tensor] = {}
+        self._state_frames: Tensor | None = None
+        self._state_places: dict[int, dict[tuple[str, int], StatePlace]] = {}
+        self._pending: dict[int, Tensor] = {}
+        self._rows: BatchRows
 
     def _layer(self, layer_idx: int, kind: Any):
         attends = isinstance(kind, CacheLayerMixin)
@@ -117,6 +124,9 @@ class HybridCache(LatentCache):
                 f"crop({tokens_to_remove}): give the count of tokens as a negative one"
             )
         attention = self._attention_layers
+        if not attention:
+            self._crop_states(tokens_to_remove)
+            return
         if not self.laid_out and all(not layer.cumulative_length for layer in attention):
             return
         self.lay_out()
@@ -131,12 +141,7 @@ class HybridCache(LatentCache):
                     f"the cache cannot go back from {length} to {left} tokens, which have left a "
                     "window; call activate_past_recording before feeding what may have to go"
                 )
-        for layer in self.layers:
-            # transformers 5.17 gives layers without any memory one that stays empty.
-            if isinstance(layer, LinearAttentionCacheLayerMixin) and any(
-                layer.has_previous_state.values()
-            ):
-                layer.crop(tokens_to_remove)
+        self._crop_states(tokens_to_remove)
         for seq_id in self._ids:
             store.remove(seq_id, left)
         store.history = 0
@@ -146,7 +151,7 @@ class HybridCache(LatentCache):
             layer.cumulative_length = left
         for copies in self.exact.values():
             copies.truncate(left)
-        self._forget_places()
+        self._rows.forget()
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self._take(beam_idx.tolist())
@@ -173,7 +178,7 @@ class HybridCache(LatentCache):
         for layer in self.layers:
             layer.reset()
         self.exact.clear()
-        self._forget_places()
+        self._show()
 
     def memory(self) -> CacheBytes:
         """Bytes of the frames held, of exact copies, and of what is not in the pool yet."""
@@ -242,6 +247,7 @@ class HybridCache(LatentCache):
         # States lie in a run of frames of their own, so sequences have none.
         kv_layout = replace(layout, state=place_state((), layout.frame_bytes))
         self.store = SequenceStore(kv_layout, pool, history=UNLIMITED if self._recording else 0)
+        self._rows = BatchRows(layout, self.store)
         self._place_states()
         self._create(batch_size)
         # In pieces, so that windows let go of frames that nobody will read.
@@ -268,6 +274,12 @@ class HybridCache(LatentCache):
         self._ids = self._new_ids(batch_size)
         for seq_id in self._ids:
             self._store().create(seq_id)
+        self._show()
+
+    def _show(self) -> None:
+        """Let rows be read and written as those of the batch as it is now."""
+        if self.store is not None:
+            self._rows.show(self._ids)
 
     def _new_ids(self, count: int) -> list[int]:
         self._next_id += count
@@ -288,8 +300,13 @@ class HybridCache(LatentCache):
         ]
 
     def _place_states(self) -> None:
-        """Move the state tensors into one run of frames, unless they are there, or grow while the
-        past is recorded."""
+        """Move the state tensors into one run of frames, unless they are there.
+
+        While the past is recorded (assisted decoding) they stay outside: every pass appends the
+        inputs of its tokens to them, and `crop` cuts them back, so they have no fixed place. To
+        move in after each crop and out at the next pass would copy all states twice per round and
+        hold both copies at the peak. `memory()` counts them wherever they are.
+        """
         if self._recording or not any(states.loose() for states in self._states()):
             return
         store = self._store()
@@ -309,113 +326,88 @@ class HybridCache(LatentCache):
             self._grow(count)
             handles = store.hold_run(STATES, count)
         found = placements(store.pool, state, handles, tensors)
+        self._state_frames = store.pool.index(handles).int().view(-1, state.num_frames)
+        self._state_places = {}
+        origin = int(handles[0] & FRAME_MASK) * store.pool.frame_bytes
         for entry, placement in zip(tensors, found, strict=True):
             layer = self.layers[entry.layer_idx]
             states = layer.conv_states if entry.kind == "conv" else layer.recurrent_states
             states.place(entry.number, placement)
+            place = StatePlace.packed(store.pool.frame_bytes, first_byte=placement.start - origin)
+            self._state_places.setdefault(entry.layer_idx, {})[entry.kind, entry.number] = place
 
     # Rows
 
     def write(self, layer: PooledAttentionLayer, begin: int, rows: Tensor) -> None:
         """Store rows (B, T, elements) of the tokens from `begin` on, reserving frames for them if
         this is the first layer to ask."""
-        store = self._store()
+        self._make_room(len(rows), begin + rows.shape[1])
+        self._rows.write(layer, begin, rows)
+
+    def _make_room(self, batch_size: int, end: int) -> None:
+        """Frames for the tokens before `end` of so many sequences."""
         if not self._ids:
-            self._create(len(rows))
-        if len(rows) != len(self._ids):
+            self._create(batch_size)
+        if batch_size != len(self._ids):
             raise NotSupportedError(
-                f"the cache holds {len(self._ids)} sequences, and {len(rows)} were fed; make a new "
-                "cache for another batch"
+                f"the cache holds {len(self._ids)} sequences, and {batch_size} were fed; make a "
+                "new cache for another batch"
             )
-        missing = begin + rows.shape[1] - store.num_tokens(self._ids[0])
+        missing = end - self._store().num_tokens(self._ids[0])
         if missing > 0:
             self._reserve(missing)
-        number, _ = self._place(layer)
-        view, _ = self._view(layer)
-        T = view.shape[1]
-        # What a window let go of already is not written.
-        start = max(begin, store.first_position(self._ids[0], number))
-        key = (number, start, begin + rows.shape[1])
-        if key not in self._places:
-            if self._places_end != key[2]:
-                self._places, self._places_end = {}, key[2]
-            tokens = torch.arange(start, key[2], device=view.device)
-            frames = self._table(number)[:, tokens // T]
-            self._places[key] = frames, tokens % T
-        frames, slots = self._places[key]
-        view[frames, slots] = rows[:, start - begin :]
+
+    def row_step(
+        self, layer: PooledAttentionLayer, batch_size: int, num_new: int, first_slots: Tensor | None
+    ) -> RowStep | None:
+        """Take in the next `num_new` tokens of a layer by kernels, which write their rows; None if
+        its history is not in the pool.
+
+        Args:
+            first_slots: first slot of each sequence that is not padding, (B,) int32, or None.
+        """
+        begin = layer.cumulative_length
+        if not layer.is_initialized or not begin:
+            return None
+        self.lay_out()
+        end = begin + num_new
+        self._make_room(batch_size, end)
+        layer.cumulative_length = end
+        return self._rows.step(layer.layer_idx, begin, end, first_slots, self.backend)
+
+    def state_step(self, layer_idx: int, num_pending: int) -> StateStep | None:
+        """Take in the next token of a recurrent layer by kernels; None if its states are not all
+        in the pool.
+
+        Args:
+            num_pending: inputs in its replay ring.
+        """
+        places, frames = self._state_places.get(layer_idx), self._state_frames
+        if self._recording or places is None or frames is None:
+            return None
+        layer: Any = self.layers[layer_idx]
+        if any(states.loose() for states in (layer.conv_states, layer.recurrent_states)):
+            return None
+        if num_pending not in self._pending or len(self._pending[num_pending]) != len(frames):
+            self._pending[num_pending] = torch.full(
+                (len(frames),), num_pending, dtype=torch.int32, device=frames.device
+            )
+        pool = self._store().pool
+        return StateStep(
+            arena=pool.arena,
+            frame_bytes=pool.frame_bytes,
+            places=places,
+            read_table=frames,
+            write_table=frames,
+            num_pending=self._pending[num_pending],
+            backend=self.backend,
+        )
 
     def read(
         self, layer: PooledAttentionLayer, begin: int, end: int, *, lasting: bool = True
     ) -> Tensor:
-        """Rows (B, end - begin, elements), copied frame by frame.
-
-        Args:
-            lasting: False if the rows are done with before the next call, whose rows may then take
-                their place. Saves touching fresh memory at every layer of every step.
-        """
-        number, _ = self._place(layer)
-        view, flat = self._view(layer)
-        T, width = view.shape[1:]
-        first, offset = divmod(begin, T)
-        table = self._table(number)[:, first : -(-end // T)]
-        B, count = len(table), end - begin
-        lasting = lasting or torch.is_grad_enabled()
-        if B == 1 or offset or count % T == 0 or B > MOST_COPIES:
-            found = self._room(view, (table.numel(), T * width), lasting)
-            torch.index_select(flat, 0, table.reshape(-1), out=found)
-            return found.view(B, -1, width)[:, offset : offset + count]
-        # Sequence by sequence into one tensor without gaps, which a matrix product can read at
-        # once; a slice of whole frames it would copy again.
-        rows = self._room(view, (B, count, width), lasting)
-        whole = count // T
-        for row, frames in zip(rows, table, strict=True):
-            target = row[: whole * T].view(whole, T * width)
-            torch.index_select(flat, 0, frames[:whole], out=target)
-        rows[:, whole * T :] = view[table[:, -1], : count - whole * T]
-        return rows
-
-    def _room(self, like: Tensor, shape: tuple[int, ...], lasting: bool) -> Tensor:
-        """An uninitialized tensor; one that does not last lies in a buffer that is used again."""
-        if lasting:
-            return like.new_empty(shape)
-        size = math.prod(shape)
-        key = like.dtype
-        if key not in self._buffers or self._buffers[key].numel() < size:
-            self._buffers[key] = like.new_empty(size + size // 4)
-        return self._buffers[key][:size].view(shape)
-
-    def _place(self, layer: PooledAttentionLayer) -> tuple[int, int]:
-        assert self.layout is not None
-        return self.layout.class_of_layer[layer.layer_idx]
-
-    def _view(self, layer: PooledAttentionLayer) -> tuple[Tensor, Tensor]:
-        """All rows of a layer, (frames, T, elements) and (frames, T * elements)."""
-        store = self._store()
-        arena, *views = self._views.get(layer.layer_idx, (None,))
-        if arena is not store.pool.arena:
-            number, place = self._place(layer)
-            assert self.layout is not None and layer.row_dtype is not None
-            rows = row_view(store.pool, self.layout.classes[number], place, layer.row_dtype)
-            flat = rows.as_strided(
-                (rows.shape[0], rows.shape[1] * rows.shape[2]), (rows.stride(0), 1)
-            )
-            views = [rows, flat]
-            self._views[layer.layer_idx] = (store.pool.arena, rows, flat)
-        return views[0], views[1]
-
-    def _table(self, number: int) -> Tensor:
-        """Frames of the batch, (B, most frames) int64, looked up once per step."""
-        store = self._store()
-        known = self._tables.get(number)
-        if known is None or known[0] != store.num_tokens(self._ids[0]):
-            table = store.frame_table(self._ids, number).long()
-            self._tables[number] = known = store.num_tokens(self._ids[0]), table
-        return known[1]
-
-    def _forget_places(self) -> None:
-        self._places.clear()
-        self._tables.clear()
+        """Rows (B, end - begin, elements); see `BatchRows.read`."""
+        return self._rows.read(layer, begin, end, lasting=lasting)
 
     def _reserve(self, count: int) -> None:
         store = self._store()
@@ -461,7 +453,15 @@ class HybridCache(LatentCache):
         for seq_id, source in zip(self._ids, sources, strict=True):
             store.fork(old[source], seq_id)
         store.free(*old)
-        self._forget_places()
+        self._show()
+
+    def _crop_states(self, tokens_to_remove: int) -> None:
+        for layer in self.layers:
+            # transformers 5.17 gives layers without any memory one that stays empty.
+            if isinstance(layer, LinearAttentionCacheLayerMixin) and any(
+                layer.has_previous_state.values()
+            ):
+                layer.crop(tokens_to_remove)
 
     def _each_linear(self, name: str, argument: Any) -> None:
         for layer in self.layers:
@@ -469,6 +469,19 @@ class HybridCache(LatentCache):
                 getattr(layer, name)(argument)
 
 
-def make_cache(model: PreTrainedModel, *, max_bytes: int | None = None) -> HybridCache:
-    """An empty cache for `model`, converted or not: the one that `generate()` builds itself."""
-    return HybridCache(model.config.get_text_config(decoder=True), max_bytes=max_bytes)
+def make_cache(
+    model: PreTrainedModel, *, max_bytes: int | None = None, backend: Backend | None = None
+) -> HybridCache:
+    """An empty cache for `model`, converted or not: the one that `generate()` builds itself.
+
+    Args:
+        max_bytes: most bytes that the arena may take; None for no limit.
+        backend: of decoding, see `HybridCache`; None for the model's `kernel_backend`.
+
+    Raises:
+        KernelUnavailableError: `triton` cannot run on the model's device.
+    """
+    chosen: Any = backend or getattr(model, "kernel_backend", "auto")
+    runs_triton(check_backend(chosen), model.device)
+    config = model.config.get_text_config(decoder=True)
+    return HybridCache(config, max_bytes=max_bytes, backend=chosen)

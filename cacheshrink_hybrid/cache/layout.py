@@ -22,11 +22,9 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 
 from ..errors import PlanError
-from ..plan import CompressionPlan
-from ..spec import BYTES_16BIT, ModelSpec
+from .state_map import ROW_ALIGNMENT, StateMap, StateRows, aligned, place_state
 
 FRAME_ALIGNMENT = 256
-ROW_ALIGNMENT = 16
 TOKENS_PER_FRAME = (64, 32, 16, 8)
 TOKEN_MULTIPLE = 8
 STATE_FRAME_BYTES = (65536, 32768, 16384, 8192, 4096, 2048, 1024, 512, 256)
@@ -53,24 +51,6 @@ class LayerRows:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StateRows:
-    """One fixed-size tensor per sequence: `num_rows` rows of `row_bytes` bytes.
-
-    Attributes:
-        name: what it holds, such as `conv` or `recurrent`; unique within its layer.
-    """
-
-    layer_idx: int
-    name: str
-    num_rows: int
-    row_bytes: int
-
-    @property
-    def num_bytes(self) -> int:
-        return self.num_rows * self.row_bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class LifetimeClass:
     """Layers whose tokens live equally long, and where their rows lie in a frame.
 
@@ -90,6 +70,11 @@ class LifetimeClass:
     def bytes_per_token(self) -> int:
         return sum(self.row_bytes)
 
+    @property
+    def kind(self) -> str:
+        """Name of its frames in statistics."""
+        return "kv" if self.window is None else f"window {self.window}"
+
     def first_needed(self, num_tokens: int, history: int = 0) -> int:
         """Position of the first token that the token after `num_tokens` - 1 tokens sees, with
         `history` more tokens kept for rollbacks."""
@@ -102,43 +87,6 @@ class LifetimeClass:
 
     def useful_bytes(self, num_tokens: int) -> int:
         return self.bytes_per_token * (num_tokens - self.first_needed(num_tokens))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StateSlice:
-    """Rows of a state tensor that lie one after the other in one frame of a state.
-
-    Attributes:
-        first_row, num_rows: which rows.
-        frame: number of the frame within the sequence's state.
-        offset: byte in the frame where the first of them starts.
-    """
-
-    first_row: int
-    num_rows: int
-    frame: int
-    offset: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StateMap:
-    """Where the recurrent state of one sequence lies.
-
-    Attributes:
-        rows: the tensors, in order.
-        slices: per tensor, its pieces.
-        num_frames: frames of one state.
-        seamless: every tensor lies in one piece when the frames are neighbours.
-    """
-
-    rows: tuple[StateRows, ...]
-    slices: tuple[tuple[StateSlice, ...], ...]
-    num_frames: int
-    seamless: bool
-
-    @property
-    def useful_bytes(self) -> int:
-        return sum(rows.num_bytes for rows in self.rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,60 +159,6 @@ class Layout:
         return "\n".join(lines)
 
 
-def layer_rows(
-    spec: ModelSpec, plan: CompressionPlan | None = None, *, element_bytes: int = BYTES_16BIT
-) -> tuple[LayerRows, ...]:
-    """What each attention layer stores per token.
-
-    Args:
-        plan: the conversion; None for the model as it is.
-        element_bytes: bytes of one element where a layer stores elements as they are (keys and
-            values, and latents that are not coded).
-    """
-    latents = {idx: latent for latent in (plan.latents if plan else ()) for idx in latent.layer_ids}
-    rows = []
-    for layer in spec.attention_layers:
-        assert layer.attention is not None
-        latent = latents.get(layer.layer_idx)
-        if latent is None:
-            row_bytes = layer.bytes_per_token * element_bytes // BYTES_16BIT
-        elif latent.coded:
-            row_bytes = latent.bytes_per_token
-        else:
-            row_bytes = latent.kv_lora_rank * element_bytes
-        rows.append(
-            LayerRows(
-                layer_idx=layer.layer_idx,
-                row_bytes=row_bytes,
-                window=layer.attention.sliding_window,
-            )
-        )
-    return tuple(rows)
-
-
-def layer_states(spec: ModelSpec, plan: CompressionPlan | None = None) -> tuple[StateRows, ...]:
-    """What each recurrent layer stores per sequence, in pieces that divide every frame.
-
-    Args:
-        plan: the conversion; None for the model as it is.
-    """
-    planned = {state.layer_idx: state.bytes_per_sequence for state in (plan.states if plan else ())}
-    rows = []
-    for layer in spec.layers:
-        num_bytes = planned.get(layer.layer_idx, layer.bytes_per_sequence)
-        if num_bytes:
-            row_bytes = math.gcd(FRAME_ALIGNMENT, num_bytes)
-            rows.append(
-                StateRows(
-                    layer_idx=layer.layer_idx,
-                    name="state",
-                    num_rows=num_bytes // row_bytes,
-                    row_bytes=row_bytes,
-                )
-            )
-    return tuple(rows)
-
-
 def compile_layout(
     rows: Sequence[LayerRows],
     states: Sequence[StateRows] = (),
@@ -298,7 +192,7 @@ def compile_layout(
     else:
         least = max(state.row_bytes for state in states)
         sizes = [
-            _stretched(_aligned(max(size, least), FRAME_ALIGNMENT), states)
+            _stretched(aligned(max(size, least), FRAME_ALIGNMENT), states)
             for size in STATE_FRAME_BYTES
         ]
     for frame_bytes in sizes:
@@ -335,12 +229,8 @@ def _check(
         raise PlanError(f"tokens_per_frame={tokens_per_frame} must be a positive multiple of 8")
 
 
-def _aligned(num_bytes: int, alignment: int) -> int:
-    return -(-num_bytes // alignment) * alignment
-
-
 def _class_bytes(members: Sequence[LayerRows], tokens: int) -> int:
-    return sum(_aligned(tokens * row.row_bytes, ROW_ALIGNMENT) for row in members)
+    return sum(aligned(tokens * row.row_bytes, ROW_ALIGNMENT) for row in members)
 
 
 def _frame_bytes(
@@ -352,13 +242,13 @@ def _frame_bytes(
         *(_class_bytes(members, TOKEN_MULTIPLE) for members in groups.values()),
         *(state.row_bytes for state in states),
     )
-    return _stretched(_aligned(size, FRAME_ALIGNMENT), states)
+    return _stretched(aligned(size, FRAME_ALIGNMENT), states)
 
 
 def _stretched(frame_bytes: int, states: Sequence[StateRows]) -> int:
     """The next multiple of every state row's size, if it is near enough."""
     unit = math.lcm(FRAME_ALIGNMENT, *(state.row_bytes for state in states))
-    stretched = _aligned(frame_bytes, unit)
+    stretched = aligned(frame_bytes, unit)
     near = stretched - frame_bytes <= STRETCH_TOLERANCE * frame_bytes
     return stretched if near else frame_bytes
 
@@ -378,39 +268,11 @@ def _class_of(window: int | None, members: Sequence[LayerRows], tokens: int) -> 
     offsets, offset = [], 0
     for row in members:
         offsets.append(offset)
-        offset += _aligned(tokens * row.row_bytes, ROW_ALIGNMENT)
+        offset += aligned(tokens * row.row_bytes, ROW_ALIGNMENT)
     return LifetimeClass(
         window=window,
         tokens_per_frame=tokens,
         layer_ids=tuple(row.layer_idx for row in members),
         row_bytes=tuple(row.row_bytes for row in members),
         offsets=tuple(offsets),
-    )
-
-
-def place_state(states: Sequence[StateRows], frame_bytes: int) -> StateMap:
-    """Lay out state tensors one after the other, each from a multiple of 16 bytes on, cut over
-    frames between rows. `frame_bytes` must hold the widest row."""
-    position, slices, seamless = 0, [], True
-    for state in states:
-        position = _aligned(position, ROW_ALIGNMENT)
-        pieces: list[StateSlice] = []
-        row = 0
-        while row < state.num_rows:
-            frame, offset = divmod(position, frame_bytes)
-            fitting = min((frame_bytes - offset) // state.row_bytes, state.num_rows - row)
-            if not fitting:
-                position = (frame + 1) * frame_bytes
-                continue
-            pieces.append(StateSlice(first_row=row, num_rows=fitting, frame=frame, offset=offset))
-            row += fitting
-            position += fitting * state.row_bytes
-        first = pieces[0].frame * frame_bytes + pieces[0].offset
-        seamless = seamless and position == first + state.num_bytes
-        slices.append(tuple(pieces))
-    return StateMap(
-        rows=tuple(states),
-        slices=tuple(slices),
-        num_frames=-(-position // frame_bytes),
-        seamless=seamless,
     )

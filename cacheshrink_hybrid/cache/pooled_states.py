@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .frame_ledger import FRAME_MASK, Handles
 from .frame_pool import FramePool
-from .layout import ROW_ALIGNMENT, StateMap, StateRows
+from .state_map import ROW_ALIGNMENT, StateMap, StateRows
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +46,17 @@ class PooledStates(MutableMapping):
 
     def __init__(self, values: MutableMapping[int, Any]) -> None:
         self._values: dict[int, Tensor | Placement | None] = dict(values)
+        self._views: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __getitem__(self, number: int) -> Tensor | None:
         value = self._values[number]
-        return value.view() if isinstance(value, Placement) else value
+        if not isinstance(value, Placement):
+            return value
+        arena, view = self._views.get(number, (None, None))
+        if arena is not value.pool.arena:
+            view = value.view()
+            self._views[number] = value.pool.arena, view
+        return view
 
     def __setitem__(self, number: int, value: Tensor | None) -> None:
         old = self._values.get(number)
@@ -58,7 +65,9 @@ class PooledStates(MutableMapping):
             and value is not None
             and (old.shape, old.dtype) == (tuple(value.shape), value.dtype)
         ):
-            old.view().copy_(value)
+            view = self[number]
+            assert view is not None
+            view.copy_(value)
         else:
             self._values[number] = value
 
@@ -80,6 +89,7 @@ class PooledStates(MutableMapping):
         value = self[number]
         assert value is not None
         self._values[number] = placement
+        self._views.pop(number, None)
         placement.view().copy_(value)
 
     def take_out(self) -> None:

@@ -67,15 +67,25 @@ class Recurrence(Protocol):
         """(y of the last n tokens, new state) of T inputs (B, T, ...) and n reads (B, n, ...)."""
         ...
 
+    def read(self, state: Tensor | None, inputs: Sequence[Tensor], reads: Tensor) -> Tensor:
+        """y alone."""
+        ...
+
 
 class StateCacheMixin(LinearAttentionCacheLayerMixin):
     """What `state_layer` adds to a cache layer of transformers; comes first in its bases.
 
     `conv_states[0]` are the columns, `recurrent_states[0]` the codes, and
     `recurrent_states[1:]` the ring, so that beams, offloading and byte counts find them.
+
+    Attributes:
+        codes_every_boundary: compute several tokens at once as decoding them one by one would, with
+            the state read as coded behind every boundary. Without it, a pass of several tokens
+            codes the state once, at its last boundary.
     """
 
     is_compileable = False
+    codes_every_boundary: bool = False
     layout: StateLayout
     num_pending: int
     recorded: tuple[Tensor, ...] | None
@@ -142,10 +152,16 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin):
             return self._walk(owner, inputs, reads, cuts, through_codes=True)[0]
         if L > 1:
             inputs = self._behind_ring(inputs)
-        cuts = _boundaries(inputs, L)[-1:]
-        y, codes = self._walk(owner, inputs, reads, cuts, through_codes=not first)
+        cuts, through_codes = _boundaries(inputs, L), self.codes_every_boundary or not first
+        if not self.codes_every_boundary:
+            cuts = cuts[-1:]
+        y, codes = self._walk(owner, inputs, reads, cuts, through_codes=through_codes)
         self._store(codes, inputs, cuts)
         return y
+
+    def count_token(self) -> None:
+        """One token has been taken in where the states lie, by kernels."""
+        self.num_pending = (self.num_pending + 1) % self.layout.replay_length
 
     def _walk(
         self,
@@ -171,13 +187,16 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin):
             if end not in cuts and end <= unread:
                 break  # nothing is read, nothing is coded
             seen = reads[:, max(0, start - unread) : max(0, end - unread)]
-            y, state = owner.scan(state, [x[:, start:end] for x in inputs], seen)
+            part = [x[:, start:end] for x in inputs]
+            if end not in cuts:  # the last part, whose state is neither stored nor gone on from
+                outputs.append(owner.read(state, part, seen))
+                break
+            y, state = owner.scan(state, part, seen)
             outputs.append(y)
             start = end
-            if end in cuts:
-                codes = codec.encode(state.detach())
-                if through_codes and end < total:
-                    state = codec.decode(codes)
+            codes = codec.encode(state.detach())
+            if through_codes and end < total:
+                state = codec.decode(codes)
         return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), codes
 
     def _behind_ring(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -349,4 +368,5 @@ def state_layer(cache: Cache, layer_idx: int, layout: StateLayout) -> StateCache
         raise NotSupportedError(
             "this cache belongs to a model with another state plan; make a new one (make_cache)"
         )
+    layer.codes_every_boundary = getattr(cache, "codes_every_boundary", False)
     return layer

@@ -1,4 +1,5 @@
-"""What a step of several sequences takes from the pool, worked out before anything is changed."""
+"""A step of several sequences: what it takes from the pool, worked out before anything is changed,
+and then done."""
 
 from __future__ import annotations
 
@@ -6,11 +7,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from .frame_ledger import FRAME_MASK, FrameLedger, Handles
+from .frame_ledger import FRAME_MASK, Handles
+from .held_frames import HeldFrames
 from .layout import Layout
-from .sequence import CachedSequence
+from .sequence import CachedSequence, FrameTable
 
 
 @dataclass(slots=True)
@@ -37,11 +37,15 @@ class Step:
     num_freed: int = 0
     num_unpinned: int = 0
 
+    @property
+    def changes_tables(self) -> bool:
+        """Whether a sequence gets, swaps or loses frames of tokens."""
+        return bool(self.slides or self.growths or self.copies)
+
 
 def plan_step(
     layout: Layout,
-    ledger: FrameLedger,
-    pins: np.ndarray,
+    frames: HeldFrames,
     sequences: Sequence[CachedSequence],
     counts: Sequence[int],
     history: int,
@@ -49,10 +53,9 @@ def plan_step(
     """Work out the step in which sequence i takes `counts[i]` tokens.
 
     Args:
-        pins: references by running sequences, per frame.
         history: tokens kept beyond every window, for rollbacks.
     """
-    step = Step()
+    step, ledger = Step(), frames.pool
     dropped: Counter[int] = Counter()
     for sequence, count in zip(sequences, counts, strict=True):
         if not count:
@@ -71,7 +74,7 @@ def plan_step(
                 step.num_needed += growth
     for frame, times in dropped.items():
         step.num_freed += int(ledger.references_of(frame)) == times
-        step.num_unpinned += int(pins[frame]) == times
+        step.num_unpinned += int(frames.pins[frame]) == times
     for sequence, count in zip(sequences, counts, strict=True):
         if not count:
             continue
@@ -94,3 +97,61 @@ def plan_step(
     states = len(step.new_states) + len(step.moved_states)
     step.num_needed += len(step.copies) + states * layout.state.num_frames
     return step
+
+
+def perform_step(layout: Layout, frames: HeldFrames, step: Step) -> None:
+    """Do what was worked out; the frames that it needs are free, or become so by its slides."""
+    slide_windows(layout, frames, step)
+    for number, lifetime in enumerate(layout.classes):
+        growths = [(s.tables[number], n) for s, at, n in step.growths if at == number]
+        if growths:
+            handles = frames.allocate(sum(n for _, n in growths), lifetime.kind)
+            _grow_tables(growths, handles)
+        copies = [(s.tables[number], entry) for s, at, entry in step.copies if at == number]
+        own_frames(frames, copies, lifetime.kind)
+    size = layout.state.num_frames
+    states = step.new_states + step.moved_states
+    if states:
+        handles = frames.allocate(size * len(states), "state").reshape(len(states), size)
+        for sequence, fresh in zip(states, handles, strict=True):
+            if sequence.state is None:
+                sequence.state = fresh
+            else:
+                sequence.next_state = fresh
+        frames.pool.zero(handles[: len(step.new_states)].reshape(-1))
+
+
+def slide_windows(layout: Layout, frames: HeldFrames, step: Step) -> None:
+    """Only let go of the tokens that have left their windows."""
+    for sequence, number, needed, going in step.slides:
+        tokens_per_frame = layout.classes[number].tokens_per_frame
+        sequence.tables[number].drop_leading(needed // tokens_per_frame)
+        sequence.first[number] = needed
+        frames.release(going)
+
+
+def own_frames(frames: HeldFrames, entries: list[tuple[FrameTable, int]], kind: str) -> None:
+    """Put a copy in the place of each of these entries, whose frames are shared."""
+    if not entries:
+        return
+    fresh = frames.allocate(len(entries), kind)
+    old = [
+        table.replace(entry, handle)
+        for (table, entry), handle in zip(entries, fresh.tolist(), strict=True)
+    ]
+    frames.copy(old, fresh)
+    frames.release_each(old)
+
+
+def _grow_tables(growths: list[tuple[FrameTable, int]], handles: Handles) -> None:
+    """Deal out frames. Tables that grow alike get theirs in turns, so that a batch in step keeps
+    one distance between neighbours, and can be read as one strided tensor."""
+    counts = {count for _, count in growths}
+    if len(counts) == 1:
+        for column, (table, _) in zip(handles.reshape(-1, len(growths)).T, growths, strict=True):
+            table.extend(column)
+        return
+    start = 0
+    for table, count in growths:
+        table.extend(handles[start : start + count])
+        start += count

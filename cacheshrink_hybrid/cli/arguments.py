@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -16,6 +17,7 @@ from transformers import (
 from ..calibrate.text import PYTHON_DOCS, load_texts
 from ..checkpoint import PLAN_NAME, load_mla_model
 from ..errors import ConfigError
+from ..spec import ModelSpec
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -53,6 +55,11 @@ def add_text_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--subset", default=None, help="configuration of the data set")
     parser.add_argument("--samples", type=int, default=None, help="documents to use, evenly spread")
+
+
+def kv_ratio(spec: ModelSpec, ratio: float) -> dict[str, Any]:
+    """`compression_ratio` as a setting, for models that have keys and values."""
+    return {"compression_ratio": ratio} if spec.attention_layers else {}
 
 
 def read_texts(given: argparse.Namespace) -> list[str]:

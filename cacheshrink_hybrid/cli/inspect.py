@@ -1,6 +1,9 @@
 """Print what a model remembers per layer, from its config alone; no weights are loaded.
 
     cacheshrink-hybrid inspect MODEL [--lengths 1024 8192] [--kv-ratio 4 --state-ratio 4]
+    cacheshrink-hybrid inspect eval/configs/*.json --kv-ratio 4 --state-ratio 4
+
+Several models are printed as one table, a line each.
 
 MODEL is a config.json or a directory with one (of a source or a converted model), or a name on the
 Hub. Keys and values grow with the tokens and are counted at 16 bits; recurrent states do not grow
@@ -13,13 +16,14 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from ..cache.layout import compile_layout, layer_rows, layer_states
+from ..cache.stored_rows import planned_layout
 from ..checkpoint import PLAN_NAME, source_config
 from ..errors import ConfigError
 from ..families import layout_spec
@@ -37,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", metavar="MODEL", help="directory with a config.json, or a name")
+    parser.add_argument(
+        "models", metavar="MODEL", nargs="+", help="directory with a config.json, or a name"
+    )
     parser.add_argument(
         "--lengths", type=int, nargs="+", default=list(LENGTHS), help="context lengths"
     )
@@ -45,26 +51,76 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--state-ratio", type=float, default=None, help="show states divided")
     parser.add_argument("--trust-remote-code", action="store_true")
     given = parser.parse_args(argv)
-    config = _config(given.model, given.trust_remote_code)
-    spec = layout_spec(config)
-    plan_values = getattr(config, PLAN_ATTRIBUTE, None)
-    plan = CompressionPlan.from_dict(plan_values) if plan_values else None
-    ratios = _ratios(given.kv_ratio, given.state_ratio, plan)
+    found = [_read(name, given.trust_remote_code) for name in given.models]
+    ratios = [_ratios(given.kv_ratio, given.state_ratio, model.plan) for model in found]
+    if len(found) > 1:
+        lines = zip(found, ratios, strict=True)
+        print(format_table([_line(model, given.lengths, ratio) for model, ratio in lines]))
+        return 0
+    _print_model(found[0], given.lengths, ratios[0])
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """A model without its weights."""
+
+    name: str
+    spec: ModelSpec
+    plan: CompressionPlan | None
+
+
+def _read(name: str, trust_remote_code: bool) -> _Model:
+    config = _config(name, trust_remote_code)
+    values = getattr(config, PLAN_ATTRIBUTE, None)
+    path = Path(name)
+    return _Model(
+        name=path.stem if path.suffix == ".json" else path.name,
+        spec=layout_spec(config),
+        plan=CompressionPlan.from_dict(values) if values else None,
+    )
+
+
+def _line(
+    model: _Model, lengths: Sequence[int], ratios: tuple[float, float] | None
+) -> dict[str, Any]:
+    """Bytes of one sequence at all lengths, before and after."""
+    spec = model.spec
+    record: dict[str, Any] = {
+        "model": model.name,
+        "KV B/token": spec.bytes_per_token,
+        "state MiB": _mib(spec.bytes_per_sequence),
+    }
+    for length in lengths:
+        total = _total(spec, model.plan, length, ratios)
+        tokens = f"{length // 1024}k" if length % 1024 == 0 else str(length)
+        record[f"{tokens} tokens, MiB"] = _mib(2**20 * total["total MiB"])
+        if "stored MiB" in total:
+            record[f"{tokens} after"] = _mib(2**20 * total["stored MiB"])
+    return record
+
+
+def _mib(num_bytes: float) -> str:
+    size = num_bytes / 2**20
+    return f"{size:,.0f}" if size >= 100 else f"{size:.1f}"
+
+
+def _print_model(model: _Model, lengths: Sequence[int], ratios: tuple[float, float] | None) -> None:
+    spec, plan = model.spec, model.plan
     if plan is None:
         print(format_table([_source_record(layer) for layer in spec.layers]))
         print(
             f"{spec.model_type}: {spec.bytes_per_token} KV bytes per token at 16 bits, "
             f"{spec.bytes_per_sequence} bytes of state per sequence"
         )
-        if config.model_type in REFUSED:
-            print(f"not converted: {REFUSED[config.model_type]}")
+        if spec.model_type in REFUSED:
+            print(f"not converted: {REFUSED[spec.model_type]}")
     else:
         print(plan.table(spec))
-    print(format_table([_total(spec, plan, length, ratios) for length in given.lengths]))
-    rows, states = layer_rows(spec, plan), layer_states(spec, plan)
-    if rows or states:
-        print("pool: " + compile_layout(rows, states).table())
-    return 0
+    print(format_table([_total(spec, plan, length, ratios) for length in lengths]))
+    layout = planned_layout(spec, plan)
+    if layout is not None:
+        print("pool: " + layout.table())
 
 
 def _config(name: str, trust_remote_code: bool) -> PretrainedConfig:
@@ -138,7 +194,8 @@ def _total(
     after_kv: float
     after_state: float
     if plan is not None:
-        after_kv, after_state = _stored_kv(spec, plan, length), plan.state_bytes
+        after_state = plan.state_bytes
+        after_kv = plan.bytes_at(spec, length) - after_state
     elif ratios is not None:
         after_kv, after_state = kv / ratios[0], state / ratios[1]
     else:
@@ -150,20 +207,6 @@ def _total(
         "stored MiB": after / 2**20,
         "ratio": (kv + state) / after if after else 1.0,
     }
-
-
-def _stored_kv(spec: ModelSpec, plan: CompressionPlan, length: int) -> int:
-    latents = {idx: latent for latent in plan.latents for idx in latent.layer_ids}
-    total = 0
-    for layer in spec.attention_layers:
-        assert layer.attention is not None
-        held = min(length, layer.attention.sliding_window or length)
-        latent = latents.get(layer.layer_idx)
-        if latent is None:
-            total += held * layer.bytes_per_token
-        else:
-            total += held * latent.bytes_per_token + latent.exact_bytes(length)
-    return total
 
 
 def _attention(attention) -> str:

@@ -2,8 +2,9 @@
 
     cacheshrink-hybrid perplexity MODEL [MODEL ...] --text FILE --json out.json --plot out.png
 
-Prints a table (bytes per token, ratio, perplexity, change against the first model); --by-position
-adds perplexity by position in the window. The plot shows perplexity against bytes per token.
+Prints a table (bytes of keys and values per token and of states per sequence, both together at 1k,
+8k and 32k tokens, ratios, perplexity, change against the first model); --by-position adds
+perplexity by position in the window. The plot shows perplexity against bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ..families import model_spec
 from ..latent_model import is_converted, plan_of
 from ..plan import format_table
 from .arguments import add_model_arguments, add_text_arguments, load_given, read_texts
-from .report import plot_tradeoff, write_json
+from .report import byte_columns, plot_tradeoff, write_json
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,13 +53,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             chunk_length=given.chunk_length,
             progress=True,
         )
-        source = model_spec(model.config).bytes_per_token
-        stored = plan_of(model).bytes_per_token if is_converted(model) else source
+        plan = plan_of(model) if is_converted(model) else None
         records.append(
-            {
-                "model": name,
-                "bytes_per_token": stored,
-                "ratio": source / stored,
+            {"model": name}
+            | byte_columns(model_spec(model.config), plan)
+            | {
+                "ratio": plan.compression_ratio if plan else 1.0,
+                "state_ratio": plan.state_ratio if plan else 1.0,
                 "perplexity": result.perplexity,
                 "change_percent": 0.0,
                 "tokens": result.num_tokens,

@@ -13,9 +13,16 @@ import torch
 import transformers
 
 from ..errors import ConfigError
+from ..plan import CompressionPlan
+from ..spec import ModelSpec
 from ..version import __version__
 
 MAX_TICKS = 8
+TOTAL_LENGTHS = (1024, 8192, 32768)
+SIZE_LABELS = {
+    "bytes_per_token": "KV cache, bytes per token at 16 bits",
+    "bytes_at_8k": "keys, values and states of 8k tokens, bytes",
+}
 
 
 def circumstances() -> dict[str, Any]:
@@ -29,6 +36,37 @@ def circumstances() -> dict[str, Any]:
         "device": device or platform.machine(),
         **checkout_state(),
     }
+
+
+def byte_columns(spec: ModelSpec, plan: CompressionPlan | None) -> dict[str, int]:
+    """KV bytes per token, state bytes per sequence, and both together at 1k, 8k and 32k tokens.
+
+    Args:
+        plan: of the conversion; None for the model as it is.
+    """
+    if plan is None:
+        return size_columns(spec, spec.bytes_per_token, spec.bytes_per_sequence)
+    record = {"bytes_per_token": plan.bytes_per_token, "state_bytes": plan.state_bytes}
+    return record | {_total_name(n): plan.bytes_at(spec, n) for n in TOTAL_LENGTHS}
+
+
+def size_columns(spec: ModelSpec, bytes_per_token: int, state_bytes: int) -> dict[str, int]:
+    """`byte_columns` where all attention layers shrink by the same share."""
+    share = bytes_per_token / max(1, spec.bytes_per_token)
+    record = {"bytes_per_token": bytes_per_token, "state_bytes": state_bytes}
+    return record | {
+        _total_name(n): round(share * spec.kv_bytes(n)) + state_bytes for n in TOTAL_LENGTHS
+    }
+
+
+def _total_name(num_tokens: int) -> str:
+    return f"bytes_at_{num_tokens // 1024}k"
+
+
+def size_key(records: Sequence[dict[str, Any]]) -> str:
+    """What tells these records' sizes apart: bytes per token where the states are all alike."""
+    alike = len({record.get("state_bytes") for record in records}) == 1
+    return "bytes_per_token" if alike and records[0]["bytes_per_token"] else "bytes_at_8k"
 
 
 def checkout_state() -> dict[str, Any]:
@@ -61,21 +99,22 @@ def write_json(path: Path, results: dict[str, Any]) -> None:
 
 
 def plot_tradeoff(path: Path, records: Sequence[dict[str, Any]], title: str) -> None:
-    """Perplexity against cache bytes per token, one labelled point per record.
+    """Perplexity against cache bytes, one labelled point per record.
 
     Args:
-        records: dicts with `model`, `bytes_per_token` and `perplexity`.
+        records: dicts with `model`, `byte_columns` and `perplexity`.
 
     Raises:
         ConfigError: if matplotlib is not installed.
     """
-    figure, axes = _axes(records, title)
-    points = sorted((r["bytes_per_token"], r["perplexity"]) for r in records)
+    size = size_key(records)
+    figure, axes = _axes(records, size, title)
+    points = sorted((r[size], r["perplexity"]) for r in records)
     axes.plot(*zip(*points, strict=True), "o-", color="#3465a4")
     for record in records:
         axes.annotate(
             str(record["model"]),
-            (record["bytes_per_token"], record["perplexity"]),
+            (record[size], record["perplexity"]),
             xytext=(6, 6),
             textcoords="offset points",
             fontsize=9,
@@ -84,24 +123,25 @@ def plot_tradeoff(path: Path, records: Sequence[dict[str, Any]], title: str) -> 
 
 
 def plot_front(path: Path, records: Sequence[dict[str, Any]], title: str) -> None:
-    """Perplexity over the source against bytes per token, one line per series.
+    """Perplexity over the source against cache bytes, one line per series.
 
     Args:
-        records: dicts with `series`, `bytes_per_token`, `change_percent` and `front`.
+        records: dicts with `series`, `byte_columns`, `change_percent` and `front`.
 
     Raises:
         ConfigError: if matplotlib is not installed.
     """
-    figure, axes = _axes(records, title)
+    size = size_key(records)
+    figure, axes = _axes(records, size, title)
     for series in dict.fromkeys(record["series"] for record in records):
         points = sorted(
             # A logarithmic axis has no zero; below a thousandth of a percent is noise anyway.
-            (r["bytes_per_token"], max(r["change_percent"], 1e-3))
+            (r[size], max(r["change_percent"], 1e-3))
             for r in records
             if r["series"] == series
         )
         axes.plot(*zip(*points, strict=True), "o-", label=series, markersize=4)
-    front = [(r["bytes_per_token"], max(r["change_percent"], 1e-3)) for r in records if r["front"]]
+    front = [(r[size], max(r["change_percent"], 1e-3)) for r in records if r["front"]]
     axes.scatter(
         *zip(*front, strict=True), s=90, facecolors="none", edgecolors="black", label="front"
     )
@@ -156,16 +196,16 @@ def plot_losses(path: Path, records: Sequence[dict[str, Any]], title: str) -> No
     _save(figure, path)
 
 
-def _axes(records: Sequence[dict[str, Any]], title: str):
+def _axes(records: Sequence[dict[str, Any]], size: str, title: str):
     figure, axes = _pyplot().subplots(figsize=(7, 4.2), layout="constrained")
-    sizes = sorted({record["bytes_per_token"] for record in records})
+    sizes = sorted({record[size] for record in records})
     axes.set_xscale("log", base=2)
     if len(sizes) <= MAX_TICKS:
         axes.set_xticks(sizes, [str(size) for size in sizes])
     else:
         axes.xaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
-    axes.set_xlabel("KV cache, bytes per token at 16 bits")
+    axes.set_xlabel(SIZE_LABELS[size])
     axes.set_ylabel("perplexity through the cache")
     axes.set_title(title)
     axes.margins(0.12, 0.15)

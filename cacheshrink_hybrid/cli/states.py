@@ -5,8 +5,9 @@
 Keys and values are left as they are, so that what is measured is the states' doing. A point is
 `RATIO`, `RATIO:CODE`, `RATIO:CODE:REPLAY` or `RATIO:CODE:REPLAY:METHOD`, as in `4`, `2:float16:1`,
 `8:int8:4` and `2:float32:1:prune`; an `auto` stands for what conversion chooses. With --drift N,
-the last point and the source decode N tokens of the text with states that are never recomputed, and
-perplexity is printed per 1,000 tokens. Writes states.json and states.md.
+the last point, the same ranks with float32 states, and the source decode N tokens of the text with
+states that are never recomputed, and perplexity is printed per 1,000 tokens: what coding adds must
+not grow. Writes states.json and states.md.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import copy
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,13 @@ from ..calibrate.text import PYTHON_DOCS, load_texts, token_sequences
 from ..config import METRICS, CompressionConfig
 from ..convert import convert_model, model_statistics
 from ..errors import ConfigError, PlanError
-from ..evaluation.cached_forward import cached_logits, tokens_between_codings
+from ..evaluation.cached_forward import DEFAULT_CHUNK, cached_logits
 from ..evaluation.perplexity import measure_perplexity
 from ..evaluation.recall import measure_recall
 from ..families import model_spec
+from ..latent_model import plan_of, set_state_plans
 from ..plan import format_table
-from .arguments import add_model_arguments, add_text_arguments, load_given, read_texts
+from .arguments import add_model_arguments, add_text_arguments, kv_ratio, load_given, read_texts
 from .report import write_json
 
 DEFAULT_POINTS = ("2:float32:1", "2:float16:1", "4", "8", "8:int8:2", "2:float32:1:prune")
@@ -66,6 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     texts = [text[: given.max_chars] for text in read_texts(given)]
     source, tokenizer = load_given(given, given.model)
     source = source.float()
+    stretch = _stretch(tokenizer, texts, given.drift) if given.drift else None
 
     def measured(model: PreTrainedModel) -> dict[str, Any]:
         result = measure_perplexity(
@@ -105,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     model = None
     for point, setting in zip(given.points, settings, strict=True):
         config = CompressionConfig(
-            compression_ratio=1.0, metric=given.metric, seed=given.seed, **setting
+            metric=given.metric, seed=given.seed, **kv_ratio(spec, 1.0), **setting
         )
         candidate = copy.deepcopy(source)
         try:
@@ -123,9 +127,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         }
         records.append(record | measured(model))
         print(_write(given.output, results), flush=True)
-    if given.drift and model is not None:
-        results["drift"] = _drift(source, model, tokenizer, texts, given.drift)
-        print(format_table(results["drift"]))
+    if stretch is not None and model is not None:
+        results["drift"] = _drift(source, model, stretch)
+        results["drift"]["point"] = records[-1]["point"]
+        print(format_table(results["drift"]["stretches"]))
         write_json(given.output / "states.json", results)
     return 0
 
@@ -179,30 +184,64 @@ def _mean_loss(by_position: Sequence[tuple[int, int, int, float]], first: int) -
     return sum(n * loss for n, loss in later) / tokens if tokens else math.nan
 
 
-@torch.no_grad()
-def _drift(source, converted, tokenizer, texts: Sequence[str], num_tokens: int) -> list[dict]:
-    """Perplexity per stretch of one long sequence, fed as often as states are coded."""
+def _stretch(tokenizer, texts: Sequence[str], num_tokens: int) -> torch.Tensor:
+    """One sequence of `num_tokens` + 1 ids out of all texts."""
+    if num_tokens < DRIFT_STRETCH:
+        raise ConfigError(f"--drift {num_tokens} must be at least {DRIFT_STRETCH}")
     ids = torch.cat([torch.tensor(tokenizer(text).input_ids) for text in texts])[: num_tokens + 1]
     if len(ids) <= num_tokens:
         raise ConfigError(f"the text has {len(ids)} tokens; --drift {num_tokens} needs more")
+    return ids
+
+
+def _uncoded(model: PreTrainedModel) -> PreTrainedModel:
+    """A converted model with the same ranks and states in float32."""
+    twin = copy.deepcopy(model)
+    plan = plan_of(twin)
+    states = tuple(
+        replace(
+            state,
+            segments=tuple(replace(segment, code="float32") for segment in state.segments),
+            replay_length=1,
+        )
+        for state in plan.states
+    )
+    set_state_plans(twin, states)
+    return twin
+
+
+@torch.no_grad()
+def _drift(source, converted, ids: torch.Tensor) -> dict[str, Any]:
+    """Perplexity per stretch of one long sequence, with states coded as in decoding."""
+    num_stretches = (len(ids) - 1) // DRIFT_STRETCH
     losses = []
-    for model in (source, converted):
-        chunk = int(min(64, tokens_between_codings(model)))
-        total = torch.zeros(num_tokens // DRIFT_STRETCH, dtype=torch.float64)
-        for start, logits in cached_logits(model, ids[None, :-1], chunk):
+    for model in (source, _uncoded(converted), converted):
+        total = torch.zeros(num_stretches, dtype=torch.float64)
+        for start, logits in cached_logits(model, ids[None, :-1], DEFAULT_CHUNK):
             positions = torch.arange(start, start + logits.shape[1])
             loss = nn.functional.cross_entropy(
                 logits[0].float(), ids[1 + positions].to(logits.device), reduction="none"
             )
-            inside = positions // DRIFT_STRETCH < len(total)
+            inside = positions // DRIFT_STRETCH < num_stretches
             total.index_add_(0, positions[inside] // DRIFT_STRETCH, loss.double().cpu()[inside])
         losses.append(total / DRIFT_STRETCH)
-    return [
-        {
-            "tokens from": i * DRIFT_STRETCH,
-            "source": math.exp(float(before)),
-            "coded": math.exp(float(after)),
-            "change %": 100 * (math.exp(float(after - before)) - 1),
-        }
-        for i, (before, after) in enumerate(zip(*losses, strict=True))
+    changes = [
+        100 * (math.exp(float(after - before)) - 1)
+        for before, after in zip(*losses[1:], strict=True)
     ]
+    quarter = max(1, num_stretches // 4)
+    return {
+        "stretches": [
+            {
+                "tokens from": i * DRIFT_STRETCH,
+                "source": math.exp(float(exact)),
+                "float32": math.exp(float(before)),
+                "coded": math.exp(float(after)),
+                "change %": changes[i],
+            }
+            for i, (exact, before, after) in enumerate(zip(*losses, strict=True))
+        ],
+        "first quarter %": sum(changes[:quarter]) / quarter,
+        "last quarter %": sum(changes[-quarter:]) / quarter,
+        "largest %": max(changes),
+    }

@@ -4,15 +4,16 @@
 
 For each combination the source model is converted and measured through its live cache. Baselines
 on the same text: keys and values rounded to 8 and 4 bits as they are, and latents at 16 bits (rank
-alone). Writes sweep.json, sweep.md and sweep.png; the plot marks the front, the points that nothing
-beats in bytes and in perplexity at once.
+alone). With --state-ratios, recurrent states shrink too, in every combination with --ratios.
+Writes sweep.json, sweep.md and sweep.png; the plot marks the front, the points that nothing beats
+in bytes and in perplexity at once.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,11 @@ from ..evaluation.perplexity import measure_perplexity
 from ..evaluation.uniform_kv import UniformKVCache, uniform_kv_bytes_per_token
 from ..families import model_spec
 from ..plan import format_table
+from ..spec import ModelSpec
 from .arguments import add_model_arguments, add_text_arguments, load_given, read_texts
-from .report import plot_front, write_json
+from .report import byte_columns, plot_front, size_columns, size_key, write_json
+
+RATIOS = (2.0, 4.0, 8.0, 12.0, 16.0)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_text_arguments(parser)
     parser.add_argument("--calibration", default=PYTHON_DOCS, help="text file or data set")
     parser.add_argument("--calibration-samples", type=int, default=128)
-    parser.add_argument("--ratios", type=float, nargs="+", default=[2.0, 4.0, 8.0, 12.0, 16.0])
+    parser.add_argument("--ratios", type=float, nargs="+", default=list(RATIOS), help="of KV bytes")
+    parser.add_argument(
+        "--state-ratios", type=float, nargs="+", default=[1.0], help="of state bytes (default: 1)"
+    )
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["joint"])
     parser.add_argument("--metrics", nargs="+", choices=METRICS, default=["fisher"])
     parser.add_argument("--bits", nargs="+", default=["auto", "16"], help="values of cache_bits")
@@ -61,11 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         ).perplexity
 
     spec = model_spec(source.config)
-    records = [_record("source", "source", spec.bytes_per_token, perplexity(source))]
-    for bits in (8, 4):
-        size = uniform_kv_bytes_per_token(source, bits)
+    records = [_record("source", byte_columns(spec, None), perplexity(source))]
+    for bits in (8, 4) if spec.attention_layers else ():
+        per_token = uniform_kv_bytes_per_token(source, bits)
         value = perplexity(source, lambda bits=bits: UniformKVCache(source, bits))
-        records.append(_record(f"int{bits} KV", f"int{bits} KV", size, value))
+        columns = size_columns(spec, per_token, spec.bytes_per_sequence)
+        records.append(_record(f"int{bits} KV", columns, value))
 
     sequences = token_sequences(
         tokenizer,
@@ -74,33 +82,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         num_sequences=given.calibration_samples,
     )
     for metric in given.metrics:
-        shared = CompressionConfig(metric=metric, seed=given.seed)
+        shared = CompressionConfig(
+            metric=metric, seed=given.seed, state_ratio=max(given.state_ratios)
+        )
         statistics = model_statistics(source, shared, sequences, progress=True)
-        for method in given.methods:
-            for bits in given.bits:
-                for ratio in given.ratios:
-                    config = CompressionConfig(
-                        compression_ratio=ratio,
-                        compression_method=method,
-                        metric=metric,
-                        cache_bits=int(bits) if bits.isdigit() else bits,
-                        seed=given.seed,
-                    )
-                    model = copy.deepcopy(source)
-                    series = f"{method} {metric}, " + ("coded" if bits == "auto" else f"{bits} bit")
-                    try:
-                        plan = convert_model(model, config, statistics=statistics)
-                    except PlanError as error:
-                        print(f"{series} at {ratio:g}x: {error}")
-                        continue
-                    label = f"{series} {ratio:g}x"
-                    records.append(_record(label, series, plan.bytes_per_token, perplexity(model)))
-                    print(format_table(records[-1:]), flush=True)
-    base = records[0]
+        for series, label, settings in _combinations(given, spec):
+            config = CompressionConfig(metric=metric, seed=given.seed, **settings)
+            model = copy.deepcopy(source)
+            try:
+                plan = convert_model(model, config, statistics=statistics)
+            except PlanError as error:
+                print(f"{series} {metric} at {label}: {error}")
+                continue
+            name = f"{series} {metric}"
+            record = _record(name, byte_columns(spec, plan), perplexity(model), f"{name} {label}")
+            records.append(record)
+            print(format_table(records[-1:]), flush=True)
+    base, size = records[0], size_key(records)
     for record in records:
-        record["ratio"] = base["bytes_per_token"] / record["bytes_per_token"]
+        record["ratio"] = base[size] / record[size]
         record["change_percent"] = 100 * (record["perplexity"] / base["perplexity"] - 1)
-        record["front"] = not any(_beats(other, record) for other in records)
+        record["front"] = not any(_beats(other, record, size) for other in records)
     shown = [{k: v for k, v in record.items() if k != "series"} for record in records]
     print("\n" + format_table(shown))
     given.output.mkdir(parents=True, exist_ok=True)
@@ -110,16 +112,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _record(label: str, series: str, bytes_per_token: int, perplexity: float) -> dict[str, Any]:
+def _combinations(
+    given: argparse.Namespace, spec: ModelSpec
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(series, label within it, settings) of every point; models without attention have states
+    alone."""
+    if not spec.attention_layers:
+        for ratio in given.state_ratios:
+            yield "states", f"{ratio:g}x", {"state_ratio": ratio}
+        return
+    for method in given.methods:
+        for bits in given.bits:
+            for state_ratio in given.state_ratios:
+                series = f"{method} " + ("coded" if bits == "auto" else f"{bits} bit")
+                if state_ratio != 1.0:
+                    series += f", states {state_ratio:g}x,"
+                for ratio in given.ratios:
+                    settings = {
+                        "compression_ratio": ratio,
+                        "compression_method": method,
+                        "cache_bits": int(bits) if bits.isdigit() else bits,
+                        "state_ratio": state_ratio,
+                    }
+                    yield series, f"{ratio:g}x", settings
+
+
+def _record(
+    series: str, columns: dict[str, int], perplexity: float, label: str | None = None
+) -> dict[str, Any]:
     return {
-        "model": label,
+        "model": label or series,
         "series": series,
-        "bytes_per_token": bytes_per_token,
+        **columns,
         "perplexity": perplexity,
     }
 
 
-def _beats(a: dict[str, Any], b: dict[str, Any]) -> bool:
+def _beats(a: dict[str, Any], b: dict[str, Any], size: str) -> bool:
     """Whether a is no worse than b in bytes and in perplexity, and better in one of them."""
-    keys = ("bytes_per_token", "perplexity")
+    keys = (size, "perplexity")
     return all(a[k] <= b[k] for k in keys) and any(a[k] < b[k] for k in keys)

@@ -15,7 +15,7 @@ import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -26,6 +26,7 @@ from ..demo.corpus import held_out_text, training_text
 from ..engine import LLM, RequestOutput, SamplingParams
 from ..errors import ConfigError
 from ..evaluation.allocation.traces import SYNTHETIC, Request, read_trace, synthetic_trace
+from ..kernels.backend import Backend
 from ..plan import format_table
 from .arguments import add_model_arguments, load_given
 from .report import write_json
@@ -47,6 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-prompt", type=int, default=256, help="tokens")
     parser.add_argument("--max-output", type=int, default=64, help="tokens")
     parser.add_argument("--cache-memory", default="256MiB", help="such as 2GiB, or 60%%")
+    parser.add_argument(
+        "--backend",
+        choices=get_args(Backend),
+        default="auto",
+        help="of decoding: Triton kernels or torch; auto takes kernels on a CUDA device",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("cacheshrink-throughput"))
     given = parser.parse_args(argv)
@@ -54,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if getattr(given, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1")
     model, tokenizer = _model(given)
+    if hasattr(model, "kernel_backend"):
+        model.kernel_backend = given.backend
     if given.trace in SYNTHETIC:
         trace = synthetic_trace(given.trace, given.requests, given.seed)
     else:
@@ -65,14 +74,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     expected, alone = _one_by_one(model, prompts[:baseline], wishes[:baseline])
 
     records: list[dict[str, Any]] = [{"serving": "generate(), one by one", **alone}]
-    roomy = LLM(model, tokenizer, cache_memory=given.cache_memory)
+    roomy = LLM(model, tokenizer, cache_memory=given.cache_memory, backend=given.backend)
     needs = [
         roomy.store.need(len(prompt) + wish.max_tokens)
         for prompt, wish in zip(prompts, wishes, strict=True)
     ]
     frame_bytes = roomy.store.layout.frame_bytes
     quarter = (max(sum(needs) // 4, *needs) + 1) * frame_bytes
-    small = LLM(model, tokenizer, cache_memory=quarter)
+    small = LLM(model, tokenizer, cache_memory=quarter, backend=given.backend)
     equal = True
     for name, llm in (("engine", roomy), ("engine, a quarter of the memory", small)):
         print(f"{name}: {len(prompts)} requests", flush=True)
@@ -95,6 +104,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             "program": "throughput",
             "trace": str(given.trace),
             "threads": torch.get_num_threads(),
+            "backend": given.backend,
+            "device": str(model.device),
+            "layers by kernels": sorted(roomy.runner.coverage.rows | roomy.runner.coverage.states),
+            "layers by torch": {str(i): why for i, why in roomy.runner.coverage.faults.items()},
             "layout": roomy.store.layout.digest,
             "runs": records,
         },

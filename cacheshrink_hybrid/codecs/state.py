@@ -98,7 +98,7 @@ class StateCodec:
     def encode(self, state: Tensor) -> Tensor:
         """(B, M, P, r) float32 -> (B, row_bytes) uint8."""
         codes, scales = [], []
-        for segment in self._by_width:
+        for segment in self.stored_segments:
             part = state if self._whole else state[:, list(segment.heads), :, : segment.rank]
             code, scale = _encode(part.float(), segment.code, self.block)
             codes.append(code.reshape(len(state), -1).view(torch.uint8))
@@ -113,7 +113,7 @@ class StateCodec:
         shape = (len(rows), self.num_heads, self.head_dim, self.width)
         state = None
         start, end = 0, sum(self.sizes(segment)[0] for segment in self.segments)
-        for segment in self._by_width:
+        for segment in self.stored_segments:
             num_codes, num_scales = self.sizes(segment)
             codes, scales = rows[:, start : start + num_codes], rows[:, end : end + num_scales]
             start, end = start + num_codes, end + num_scales
@@ -128,8 +128,9 @@ class StateCodec:
         return state
 
     @cached_property
-    def _by_width(self) -> tuple[StateSegment, ...]:
-        """Wide elements first, so that each segment starts where its elements may."""
+    def stored_segments(self) -> tuple[StateSegment, ...]:
+        """Segments in the order of their bytes: wide elements first, so that each segment starts
+        where its elements may."""
         order = {"float32": 0, "float16": 1, "bfloat16": 1, "int8": 2, "float8": 2}
         return tuple(sorted(self.segments, key=lambda segment: order[segment.code]))
 

@@ -1,15 +1,16 @@
 """The transformers cache of one step: a batch of sequences of unequal lengths in a store.
 
-Sequences are aligned on the right: with S the longest history, a sequence of n tokens occupies the
-slots S - n to S - 1, and the new tokens come behind. Rows of the slots before are read from the
-sink frame and masked. Only distances between slots matter to attention, so the alignment may change
-from step to step.
+Layers that kernels read find each sequence in the slots of its positions. For the others sequences
+are aligned on the right: with S the longest history, a sequence of n tokens occupies the slots
+S - n to S - 1, and the new tokens come behind. Rows of the slots before are read from the sink
+frame and masked. Only distances between slots matter to attention, so the alignment may change from
+step to step.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, MutableMapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,16 +24,29 @@ from transformers.cache_utils import (
 )
 
 from ..cache import HybridCache, arena
+from ..cache.exact_tokens import ExactTokens
 from ..cache.layout import LayerRows, Layout, compile_layout
+from ..cache.paged_step import RowStep, StateStep
 from ..cache.pooled_layers import PooledAttentionLayer, PooledHybridLayer, PooledLinearLayer
+from ..cache.pooled_states import StateTensor
 from ..cache.sequences import SequenceStore
 from ..cache.state_layer import StateCacheMixin
 from ..errors import NotSupportedError
+from ..kernels.backend import Backend
+from ..kernels.state_pages import StatePlace
+from ..modules.pooled_read import place_in_state
+from .coverage import KernelCoverage
+from .step_tables import StepTables
 
 
 @dataclass(frozen=True, slots=True)
 class StateShape:
-    """One state tensor of a sequence: number `number` of its `kind` in a layer."""
+    """One tensor of fixed size of a sequence: number `number` of its `kind` in a layer.
+
+    Kinds are `conv` and `recurrent`, as cache layers number their states, and `exact`: copies of
+    the most recent tokens (0) and of the first ones (1). These are like a state: of one size, and
+    written anew by every step.
+    """
 
     layer_idx: int
     kind: str
@@ -48,12 +62,14 @@ class StoredShapes:
     Attributes:
         replay_length: tokens after which every coded state has been rewritten; sequences whose
             lengths leave the same rest have rings that are filled alike.
+        exact: (sinks, window) of layers that keep exact copies.
     """
 
     layout: Layout
     row_dtypes: dict[int, torch.dtype]
     states: tuple[StateShape, ...]
     replay_length: int
+    exact: dict[int, tuple[int, int]]
 
 
 def stored_shapes(cache: HybridCache) -> StoredShapes:
@@ -62,11 +78,6 @@ def stored_shapes(cache: HybridCache) -> StoredShapes:
     Raises:
         NotSupportedError: a layer keeps more than rows and states of fixed size.
     """
-    if cache.exact:
-        raise NotSupportedError(
-            "exact_sinks and exact_window are kept per batch, which the engine does not do; "
-            "convert without them, or use model.generate()"
-        )
     rows, dtypes = [], {}
     for layer in cache.layers:
         if isinstance(layer, PooledAttentionLayer):
@@ -86,6 +97,10 @@ def stored_shapes(cache: HybridCache) -> StoredShapes:
             )
     coded = [layer for layer in cache.layers if isinstance(layer, StateCacheMixin)]
     tensors = cache.state_tensors()
+    for layer_idx, copies in cache.exact.items():
+        for number, tensor in enumerate(copies.carried()):
+            if tensor.numel():
+                tensors.append(StateTensor(layer_idx, "exact", number, tensor))
     states = tuple(
         StateShape(
             entry.layer_idx,
@@ -98,7 +113,8 @@ def stored_shapes(cache: HybridCache) -> StoredShapes:
     )
     layout = compile_layout(rows, [entry.rows() for entry in tensors])
     replay_length = math.lcm(1, *(layer.layout.replay_length for layer in coded))
-    return StoredShapes(layout, dtypes, states, replay_length)
+    exact = {idx: (copies.num_sinks, copies.window) for idx, copies in cache.exact.items()}
+    return StoredShapes(layout, dtypes, states, replay_length, exact)
 
 
 class BatchCache(Cache):
@@ -108,17 +124,41 @@ class BatchCache(Cache):
         config: of the model.
         shapes: what the model stores.
         store: sequences with the layout of `shapes`.
+        coverage: which layers kernels take; None for none.
+        backend: of the kernels.
     """
 
     laid_out = True
+    slots_are_positions = True
+    """For kernels, which take no masks."""
 
-    def __init__(self, config, shapes: StoredShapes, store: SequenceStore) -> None:
+    def __init__(
+        self,
+        config,
+        shapes: StoredShapes,
+        store: SequenceStore,
+        coverage: KernelCoverage | None = None,
+        backend: Backend = "torch",
+    ) -> None:
         self.shapes = shapes
         self.store = store
+        self.coverage = coverage or KernelCoverage(frozenset(), frozenset(), {}, complete=False)
+        self.backend = backend
+        state, frame_bytes = shapes.layout.state, shapes.layout.frame_bytes
+        self._places: dict[int, dict[tuple[str, int], StatePlace]] = {}
+        for number, shape in enumerate(shapes.states):
+            if shape.layer_idx in self.coverage.states:
+                place = place_in_state(state, number, frame_bytes)
+                self._places.setdefault(shape.layer_idx, {})[shape.kind, shape.number] = place
+        self._step: StepTables | None = None
+        self._copies_states = False
+        """Whether this step's states are copied out for torch, and back."""
         super().__init__(layers=[self._layer(i, k) for i, k in enumerate(_kinds(config))])
         self._ids: list[Hashable] = []
         self._lengths: list[int] = []
         self._index: dict[tuple, tuple[Tensor, Tensor]] = {}
+        self._exact: dict[int, ExactTokens] = {}
+        self._copies: dict[int, dict[int, Tensor | None]] = {idx: {} for idx in shapes.exact}
         self._staging: Tensor | None = None
 
     def _layer(self, layer_idx: int, kind):
@@ -131,8 +171,22 @@ class BatchCache(Cache):
             return PooledAttentionLayer(self, layer_idx, window)
         return kind
 
-    def begin(self, seq_ids: Sequence[Hashable]) -> None:
-        """Show these sequences, whose next tokens have been reserved, and load their states."""
+    def begin_step(self, step: StepTables) -> None:
+        """Show a step that kernels take completely, each sequence with one new token."""
+        self._ids, self._step, self._copies_states = [], step, False
+        self._lengths = [1]  # whoever asks sees that this is not the beginning
+        for layer in self.layers:
+            if isinstance(layer, PooledAttentionLayer):
+                layer.cumulative_length = 1
+        self._mark_states(started=True)
+
+    def begin(self, seq_ids: Sequence[Hashable], step: StepTables | None = None) -> None:
+        """Show these sequences, whose next tokens have been reserved, and load their states.
+
+        Args:
+            step: for the layers that kernels take.
+        """
+        self._step, self._copies_states = step, True
         self._ids = list(seq_ids)
         self._lengths = [self.store.num_tokens(seq_id) for seq_id in seq_ids]
         self._index.clear()
@@ -147,11 +201,14 @@ class BatchCache(Cache):
             read, write = self.store.state_tables(seq_ids)
             self._read, self._write = read.long(), write.long()
             self._load_states()
+        self._load_exact()
 
     def finish(self) -> None:
         """Write the states back; the forward pass is over."""
-        if not self.shapes.states:
+        if not self.shapes.states or not self._copies_states:
             return
+        for layer_idx, copies in self._exact.items():
+            self._copies[layer_idx] = dict(enumerate(copies.carried()))
         for shape, view in zip(self.shapes.states, self._state_views(), strict=True):
             states = self._states_of(shape)
             tensor = states.get(shape.number)
@@ -159,26 +216,24 @@ class BatchCache(Cache):
             if tensor is not None and tensor.data_ptr() != view.data_ptr():
                 view.copy_(tensor.detach())
             states[shape.number] = None
+        for layer_idx in self._exact:
+            self._copies[layer_idx].clear()
         self._whole_frames()[self._write.reshape(-1)] = self._staged()
 
     def _load_states(self) -> None:
         started = self._lengths[0] > 0
         assert all((n > 0) == started for n in self._lengths), "first chunks are fed one by one"
+        self._mark_states(started=started)
         for layer in self.layers:
-            if isinstance(layer, PooledLinearLayer):
-                for number in range(layer.number_of_states):
-                    layer.has_previous_state[number] = started and (
-                        number == 0 or not isinstance(layer, StateCacheMixin)
-                    )
-                    layer.is_conv_states_initialized[number] = False
-                    layer.is_recurrent_states_initialized[number] = False
             if isinstance(layer, StateCacheMixin):
-                layer.recorded = None
                 layer.num_pending = self._lengths[0] % layer.layout.replay_length
         if not started:
             return
         torch.index_select(self._whole_frames(), 0, self._read.reshape(-1), out=self._staged())
         for shape, view in zip(self.shapes.states, self._state_views(), strict=True):
+            if shape.kind == "exact":
+                self._copies[shape.layer_idx][shape.number] = view
+                continue
             layer = self.layers[shape.layer_idx]
             if shape.kind == "conv":
                 layer.dtype = view.dtype
@@ -192,6 +247,30 @@ class BatchCache(Cache):
                     continue
             self._states_of(shape)[shape.number] = view
             layer.device = view.device
+
+    def _mark_states(self, *, started: bool) -> None:
+        """Let layers know whether there is a history; nothing is loaded yet."""
+        for layer in self.layers:
+            if isinstance(layer, PooledLinearLayer):
+                for number in range(layer.number_of_states):
+                    layer.has_previous_state[number] = started and (
+                        number == 0 or not isinstance(layer, StateCacheMixin)
+                    )
+                    layer.is_conv_states_initialized[number] = False
+                    layer.is_recurrent_states_initialized[number] = False
+            if isinstance(layer, StateCacheMixin):
+                layer.recorded = None
+
+    def _load_exact(self) -> None:
+        """Copies that the sequences had; those of their first chunk have none."""
+        longest = max(self._lengths)
+        for layer_idx, (num_sinks, window) in self.shapes.exact.items():
+            copies = self._exact[layer_idx] = ExactTokens(num_sinks, window, slack=0)
+            loaded = [self._copies[layer_idx].get(number) for number in range(2)]
+            found = next((tensor for tensor in loaded if tensor is not None), None)
+            if longest and found is not None:
+                none = found[:, :0]
+                copies.resume(longest, *(none if tensor is None else tensor for tensor in loaded))
 
     def _whole_frames(self) -> Tensor:
         """The arena by frame, in words, which copy faster than bytes: (frames, words)."""
@@ -227,11 +306,66 @@ class BatchCache(Cache):
             )
         return views
 
-    def _states_of(self, shape: StateShape):
+    def _states_of(self, shape: StateShape) -> MutableMapping[int, Tensor | None]:
+        if shape.kind == "exact":
+            return self._copies[shape.layer_idx]
         layer = self.layers[shape.layer_idx]
         return layer.conv_states if shape.kind == "conv" else layer.recurrent_states
 
-    # What attention layers ask for
+    # What kernels ask for
+
+    def row_step(
+        self, layer: PooledAttentionLayer, batch_size: int, num_new: int, first_slots: Tensor | None
+    ) -> RowStep | None:
+        """The new tokens of a layer's sequences; None for layers that torch reads."""
+        step = self._step
+        if step is None or layer.layer_idx not in self.coverage.rows:
+            return None
+        assert num_new == step.num_new and batch_size == len(step.context_lens)
+        number, place = self.shapes.layout.class_of_layer[layer.layer_idx]
+        return RowStep(
+            arena=self.store.pool.arena,
+            frame_bytes=self.store.pool.frame_bytes,
+            lifetime=self.shapes.layout.classes[number],
+            place=place,
+            frame_table=step.frame_tables[number],
+            context_lens=step.context_lens,
+            slot_mapping=step.slot_mappings[number],
+            num_slots=step.num_slots,
+            # One sequence at a time is prefilled, with tables of its length.
+            ends_together=num_new > 1,
+            backend=self.backend,
+        )
+
+    def state_step(self, layer_idx: int, num_pending: int) -> StateStep | None:
+        """The new token of a recurrent layer's sequences; None where torch takes it."""
+        step = self._step
+        if step is None or self._copies_states or layer_idx not in self.coverage.states:
+            return None
+        assert step.read_table is not None and step.write_table is not None
+        layer = self.layers[layer_idx]
+        assert isinstance(layer, StateCacheMixin)
+        return StateStep(
+            arena=self.store.pool.arena,
+            frame_bytes=self.store.pool.frame_bytes,
+            places=self._places[layer_idx],
+            read_table=step.read_table,
+            write_table=step.write_table,
+            num_pending=step.num_pending[layer.layout.replay_length],
+            backend=self.backend,
+        )
+
+    # What models ask for
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Slots before the new tokens, also where no layer attends."""
+        return max(self._lengths, default=0)
+
+    def exact_tokens(self, layer_idx: int, num_sinks: int, window: int) -> ExactTokens:
+        """The copies of one layer."""
+        return self._exact[layer_idx]
+
+    # What attention layers ask for otherwise
 
     def lay_out(self) -> None:
         """The store has its layout."""

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..cache.budget import budget_bytes
 from ..errors import CacheFullError, ConfigError, SequenceError
+from ..kernels.backend import Backend, check_backend
 from .request import Request, RequestOutput
 from .runner import Runner
 from .sampling import SamplingParams, choose_token
@@ -64,11 +65,18 @@ class LLM:
         max_batch: most requests that run at once.
         prefill_chunk: most tokens of a prompt per step. Models that cannot continue a prompt in
             pieces get it whole.
+        backend: `triton` decodes by kernels or refuses, `torch` never does, `auto` takes kernels
+            on a CUDA device for the layers that they can read (`llm.runner.coverage` tells which,
+            and why not the others). None for the model's `kernel_backend`.
+        cuda_graphs: record decode steps and replay them. None where it is possible: on a CUDA
+            device, if all layers run as kernels.
 
     Raises:
         ConfigError: a setting that makes no sense, or more memory than there is.
         CacheFullError: memory for less than one sequence; says how much is needed.
-        NotSupportedError: the model keeps something that the pool cannot.
+        NotSupportedError: the model keeps something that the pool cannot, or `backend` or
+            `cuda_graphs` ask for what it cannot have.
+        KernelUnavailableError: `backend` is `triton`, which cannot run here.
     """
 
     def __init__(
@@ -79,19 +87,29 @@ class LLM:
         cache_memory: int | float | str = "2GiB",
         max_batch: int = MAX_BATCH,
         prefill_chunk: int = PREFILL_CHUNK,
+        backend: Backend | None = None,
+        cuda_graphs: bool | None = None,
     ) -> None:
         if max_batch < 1 or prefill_chunk < 1:
             raise ConfigError(
                 f"max_batch={max_batch} and prefill_chunk={prefill_chunk} must be at least 1"
             )
         model.eval()
-        self.runner = Runner(model, budget_bytes(cache_memory, model.device))
+        chosen: Any = backend or getattr(model, "kernel_backend", "auto")
+        self.runner = Runner(
+            model,
+            budget_bytes(cache_memory, model.device),
+            backend=check_backend(chosen),
+            max_batch=max_batch,
+            cuda_graphs=cuda_graphs,
+        )
         self.store = self.runner.store
         self.tokenizer = tokenizer
         self.max_batch = max_batch
         self.prefill_chunk = prefill_chunk
         self.max_length = getattr(self.runner.config, "max_position_embeddings", None)
         self._eos = _end_tokens(model)
+        self._silent = frozenset(getattr(tokenizer, "all_special_ids", ()))
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
         self._numbers = count()
@@ -157,7 +175,7 @@ class LLM:
             if request.request_id == request_id:
                 request.finish_reason = "abort"
                 self._leave(request)
-                return request.output(0)
+                return self._output(request, 0)
         raise SequenceError(
             f"request {request_id!r} is neither waiting nor running; it may have finished"
         )
@@ -351,20 +369,22 @@ class LLM:
         params = request.params
         token = choose_token(logits, params, request.generator)
         request.tokens.append(token)
-        generated = request.generated
-        if self.tokenizer is not None:
-            request.text = self.tokenizer.decode(generated, skip_special_tokens=True)
-        stops = [at for stop in params.stop if (at := request.text.find(stop)) >= 0]
-        if stops:
-            request.text = request.text[: min(stops)]
+        if (params.stop and request.find_stop(self._text_of, self._silent)) or (
+            token in self._eos and not params.ignore_eos
+        ):
             request.finish_reason = "stop"
-        elif token in self._eos and not params.ignore_eos:
-            request.finish_reason = "stop"
-        elif len(generated) >= params.max_tokens or len(request.tokens) == self.max_length:
+        elif len(request.generated) >= params.max_tokens or len(request.tokens) == self.max_length:
             request.finish_reason = "length"
         if request.finish_reason is not None:
             self._leave(request)
-        return request.output(1)
+        return self._output(request, 1)
+
+    def _output(self, request: Request, num_new: int) -> RequestOutput:
+        return request.output(num_new, None if self.tokenizer is None else self._text_of)
+
+    def _text_of(self, tokens: Sequence[int]) -> str:
+        assert self.tokenizer is not None
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
 
     def _leave(self, request: Request) -> None:
         if request in self._waiting:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Hashable, Sequence
 
 import torch
@@ -12,11 +13,15 @@ from ..cache import make_cache
 from ..cache.budget import frames_within
 from ..cache.frame_pool import FramePool
 from ..cache.sequences import SequenceStore
-from ..errors import UnsupportedModelError
+from ..errors import NotSupportedError, UnsupportedModelError
 from ..families import model_spec
+from ..kernels.backend import Backend
 from ..latent_model import is_converted, plan_of
 from ..modules.latent_attention import LatentAttention
 from .batch_cache import BatchCache, stored_shapes
+from .coverage import kernel_coverage
+from .decode_steps import DecodeSteps
+from .step_tables import StepTables
 
 
 class Runner:
@@ -25,35 +30,72 @@ class Runner:
     Args:
         model: converted or not, of a supported family.
         cache_bytes: most bytes of the arena.
+        backend: of decoding and prefill, see `kernels.backend`.
+        max_batch: most sequences of a decode step.
+        cuda_graphs: replay decode steps from recorded graphs; None where that is possible: on a
+            CUDA device, if kernels take all layers.
 
     Raises:
         CacheFullError: `cache_bytes` do not hold a sequence of one frame.
-        NotSupportedError: the model keeps something that the store cannot.
+        NotSupportedError: the model keeps something that the store cannot, kernels cannot take it
+            and `backend` is `triton`, or its steps cannot be recorded and `cuda_graphs` is True.
+        KernelUnavailableError: `backend` is `triton`, which cannot run here.
+        UnsupportedModelError: transformers itself runs the model without a cache only.
     """
 
-    def __init__(self, model: PreTrainedModel, cache_bytes: int) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        cache_bytes: int,
+        *,
+        backend: Backend = "auto",
+        max_batch: int = 256,
+        cuda_graphs: bool | None = None,
+    ) -> None:
         self.model = model
         self.config = model.config.get_text_config(decoder=True)
         spec = model_spec(self.config)
         self.continues_in_pieces = spec.continues_in_pieces
-        if not spec.attention_layers:
+        self._attends = bool(spec.attention_layers)
+        names = inspect.signature(model.forward).parameters
+        if not self._attends and "cache_params" not in names:
             raise UnsupportedModelError(
-                "the engine counts positions by attention layers, and the model has none; use "
-                "model.generate()"
+                f"this {type(model).__name__} has recurrent layers alone, and transformers runs "
+                "such hybrids without a cache only; use a model type without attention, such as "
+                "mamba2"
             )
-        probe = make_cache(model)
+        self._cache_name = "cache_params" if "cache_params" in names else "past_key_values"
+        self.coverage = kernel_coverage(model, spec, backend)
+        probe = make_cache(model, backend="torch")
         states = plan_of(model).states if is_converted(model) else ()
         # So many that every ring of inputs has been rewritten into its state once.
         count = 1 + max((state.replay_length for state in states), default=1)
         with torch.no_grad():
             ids = torch.zeros(1, count, dtype=torch.long, device=model.device)
-            self._call(ids, probe, torch.arange(count, device=model.device)[None], None)
+            self.logits(ids, probe, torch.arange(count, device=model.device)[None], None)
         shapes = stored_shapes(probe)
         least = len(shapes.layout.classes) + shapes.layout.state.num_frames
         frames = frames_within(cache_bytes, shapes.layout.frame_bytes, least=least)
         pool = FramePool(frames, shapes.layout.frame_bytes, device=model.device)
         self.store = SequenceStore(shapes.layout, pool)
-        self.cache = BatchCache(self.config, shapes, self.store)
+        self.cache = BatchCache(self.config, shapes, self.store, self.coverage, backend)
+        slots = [lifetime.tokens_per_frame for lifetime in shapes.layout.classes]
+        self.max_tokens = frames * max(slots, default=1)
+        positions = getattr(self.config, "max_position_embeddings", None)
+        if positions is not None:
+            self.max_tokens = min(self.max_tokens, positions)
+        self._replay_lengths = [state.replay_length for state in states]
+        self._steps = DecodeSteps(self, max_batch) if self.coverage.complete else None
+        if cuda_graphs is None:
+            cuda_graphs = self._steps is not None and model.device.type == "cuda"
+        if cuda_graphs:
+            if self._steps is None or model.device.type != "cuda":
+                left = sorted(self.coverage.faults.items()) or "it has unconverted layers"
+                raise NotSupportedError(
+                    f"cuda_graphs=True needs a model on a CUDA device whose layers all run as "
+                    f"kernels; the model is on {model.device}, and torch computes: {left}"
+                )
+            self._steps.record()
         self.equal_lengths_only = _reads_by_slot(model)
 
     @torch.no_grad()
@@ -63,8 +105,8 @@ class Runner:
         begin = self.store.num_tokens(seq_id)
         ids = torch.tensor([tokens], device=self.model.device)
         positions = torch.arange(begin, begin + len(tokens), device=self.model.device)[None]
-        self.cache.begin([seq_id])
-        logits = self._call(ids, self.cache, positions, None)
+        self.cache.begin([seq_id], self._prefill_step(seq_id, begin, len(tokens)))
+        logits = self.logits(ids, self.cache, positions, None)
         self.cache.finish()
         self.store.commit([seq_id])
         return logits[0]
@@ -73,6 +115,10 @@ class Runner:
     def decode(self, seq_ids: Sequence[Hashable], tokens: Sequence[int]) -> Tensor:
         """Append one token to each of these sequences, whose frames have been reserved; logits
         (B, V)."""
+        if self._steps is not None:
+            logits_of_all = self._steps(seq_ids, tokens)
+            self.store.commit(seq_ids)
+            return logits_of_all
         groups = self._groups(seq_ids)
         logits: list[Tensor] = [torch.empty(0)] * len(seq_ids)
         for members in groups:
@@ -84,13 +130,34 @@ class Runner:
             longest = int(lengths.max())
             slots = torch.arange(longest + 1, device=self.model.device)
             mask = (slots >= longest - lengths[:, None]).long()
-            self.cache.begin(names)
-            found = self._call(ids, self.cache, lengths[:, None], mask)
+            step = self.tables(len(names), 1, longest + 1) if self.coverage.rows else None
+            if step is not None:
+                step.fill(self.store, names)
+            self.cache.begin(names, step)
+            found = self.logits(ids, self.cache, lengths[:, None], mask)
             self.cache.finish()
             for i, row in zip(members, found, strict=True):
                 logits[i] = row
         self.store.commit(seq_ids)
         return torch.stack(logits)
+
+    def _prefill_step(self, seq_id: Hashable, begin: int, count: int) -> StepTables | None:
+        """For layers that kernels read; None where there is no history yet, which nobody reads."""
+        if not begin or not self.coverage.rows:
+            return None
+        step = self.tables(1, count, begin + count)
+        step.fill(self.store, [seq_id])
+        return step
+
+    def tables(self, batch_size: int, num_new: int, max_tokens: int) -> StepTables:
+        return StepTables(
+            self.cache.shapes.layout,
+            batch_size,
+            num_new,
+            max_tokens=max_tokens,
+            replay_lengths=self._replay_lengths,
+            device=self.model.device,
+        )
 
     def _groups(self, seq_ids: Sequence[Hashable]) -> list[list[int]]:
         groups: dict[tuple[int, bool, int], list[int]] = {}
@@ -106,15 +173,16 @@ class Runner:
             groups.setdefault(key, []).append(i)
         return list(groups.values())
 
-    def _call(self, ids: Tensor, cache, positions: Tensor, mask: Tensor | None) -> Tensor:
+    def logits(self, ids: Tensor, cache, positions: Tensor, mask: Tensor | None) -> Tensor:
         """Logits (B, V) after the last token."""
+        # Without attention nobody sees other slots, and nothing depends on positions.
+        seen = {"attention_mask": mask, "position_ids": positions} if self._attends else {}
         output = self.model(
             input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **seen,
+            **{self._cache_name: cache},
         )
         return output.logits[:, -1]
 

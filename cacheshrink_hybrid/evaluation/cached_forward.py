@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
+import inspect
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
-from ..cache import make_cache
+from ..cache import LatentCache, make_cache
 from ..errors import UnsupportedModelError
 from ..families import model_spec
 from ..latent_model import is_converted, plan_of
@@ -22,21 +22,23 @@ def cached_logits(
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield (position of the first token, logits (B, chunk, V)) for each chunk of `ids` (B, T).
 
-    Models whose recurrent scan cannot continue from a cache in pieces get all tokens at once.
+    Models whose recurrent scan cannot continue from a cache in pieces get all tokens at once. Coded
+    recurrent states are coded as often as in decoding, however long the chunks.
 
     Args:
-        chunk_length: tokens per forward pass, at most; coded recurrent states get as many as lie
-            between two codings in generation, so that what is measured is what generation computes.
+        chunk_length: tokens per forward pass, at most.
         cache: the cache to fill, from where it stands; None for a new one.
     """
     cache = make_cache(model) if cache is None else cache
-    past = int(cache.get_seq_length())
-    name = "cache_params" if "mamba" in type(model).__name__.lower() else "past_key_values"
+    if isinstance(cache, LatentCache):
+        cache.codes_every_boundary = True
+    name = cache_argument(model)
+    # A cache of states alone counts no tokens; its model has no use for positions either.
+    past = int(cache.get_seq_length()) if name == "past_key_values" else 0
     ids = ids.to(model.device)
     num_tokens = ids.shape[1]
     if not continues_in_pieces(model):
         chunk_length = num_tokens
-    chunk_length = int(min(chunk_length, tokens_between_codings(model)))
     for start in range(0, num_tokens, chunk_length):
         end = min(start + chunk_length, num_tokens)
         position_ids = torch.arange(past + start, past + end, device=ids.device)[None]
@@ -50,6 +52,13 @@ def cached_logits(
         yield start, output.logits
 
 
+def cache_argument(model: PreTrainedModel) -> str:
+    """The name under which a model's forward pass takes its cache; models without attention have
+    one of their own, and ignore the usual one."""
+    names = inspect.signature(model.forward).parameters
+    return "cache_params" if "cache_params" in names else "past_key_values"
+
+
 def continues_in_pieces(model: PreTrainedModel) -> bool:
     """Whether several tokens may follow a cached prefix; False if the family is unknown."""
     try:
@@ -60,10 +69,3 @@ def continues_in_pieces(model: PreTrainedModel) -> bool:
         return True
     ours = {state.layer_idx for state in plan_of(model).states} if is_converted(model) else set()
     return all(layer.layer_idx in ours for layer in spec.state_layers)
-
-
-def tokens_between_codings(model: PreTrainedModel) -> float:
-    """Tokens that may be fed at once so that states are coded as often as in generation."""
-    states = plan_of(model).states if is_converted(model) else ()
-    lossy = [state.replay_length for state in states if not state.codec().lossless]
-    return min(lossy, default=math.inf)

@@ -37,9 +37,9 @@ def compare_outputs(
             strict=True,
         )
         for (_, first), (_, second) in pairs:
-            p = torch.log_softmax(first.float().cpu(), dim=-1)
-            q = torch.log_softmax(second.float().cpu(), dim=-1)
-            kl += float(torch.sum(p.exp() * (p - q), dtype=torch.float64))
+            p = torch.log_softmax(first.double().cpu(), dim=-1)
+            q = torch.log_softmax(second.double().cpu(), dim=-1)
+            kl += float(torch.sum(p.exp() * (p - q)))
             agreement += float((p.argmax(-1) == q.argmax(-1)).sum())
             largest = max(largest, float((first.cpu() - second.cpu()).abs().max()))
             num_tokens += p.shape[0] * p.shape[1]

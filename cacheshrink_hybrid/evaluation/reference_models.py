@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..cache.layout import LayerRows, StateRows
+from ..cache.layout import LayerRows
+from ..cache.state_map import StateRows
 
 LATENT_STEP = 16
 SCALE_GROUP = 64

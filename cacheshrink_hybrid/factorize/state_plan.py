@@ -43,6 +43,8 @@ METHODS_OF_KIND = {
     "mamba": ("select", "prune"),
 }
 """What a kind of mixer allows; the first is its default."""
+FOLDED_COLUMNS = {("mamba2", "select"): 1, ("mamba2", "prune"): 2}
+"""Convolution channels that go with every dropped state channel: B's, and C's unless refitted."""
 RANKS = 16
 """How many ranks a state can have, so that its rows stay regular: multiples of N / 16."""
 REPLAY_LENGTHS = (1, 2, 4, 8, 16)
@@ -81,6 +83,13 @@ class StateUnit:
         spec = self.layer.state
         assert spec is not None
         return spec.num_heads, spec.head_dim, spec.state_size, spec.num_groups
+
+    def conv_channels(self, ranks: Sequence[int]) -> int:
+        """Convolution channels that are left at these ranks."""
+        spec = self.layer.state
+        assert spec is not None
+        dropped = sum(spec.state_size - rank for rank in ranks)
+        return spec.conv_channels - FOLDED_COLUMNS.get((spec.kind, self.method), 0) * dropped
 
 
 def make_state_unit(
@@ -236,7 +245,10 @@ def _channel_bytes(unit: StateUnit, codes: Sequence[str], group: int, replay: in
         codec = StateCodec(P, (StateSegment(heads=(0,), rank=1, code=codes[head]),))
         one = sum(codec.sizes(codec.segments[0]))
         size += one - (1 if codes[head] == "float16" else 0)
-    return size + (replay - 1) * BYTES_16BIT
+    spec = unit.layer.state
+    assert spec is not None
+    columns = FOLDED_COLUMNS.get((spec.kind, unit.method), 0) * (spec.conv_kernel - 1)
+    return size + (replay - 1 + columns) * BYTES_16BIT
 
 
 def _plan(unit: StateUnit, codes: Sequence[str], ranks: tuple[int, ...], replay: int) -> StatePlan:
@@ -277,7 +289,7 @@ def _plan(unit: StateUnit, codes: Sequence[str], ranks: tuple[int, ...], replay:
         ranks=ranks,
         channels=channels,
         replay_length=replay,
-        conv_channels=spec.conv_channels,
+        conv_channels=unit.conv_channels(ranks),
         conv_kernel=spec.conv_kernel,
         ring_bytes_per_token=ring_bytes_per_token(spec.kind, M, P, ranks),
         predicted_loss=cut,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 from typing import Literal, get_args
 
+import torch
 from torch import Tensor
 
 from ..errors import ConfigError, KernelUnavailableError
@@ -24,18 +25,29 @@ def uses_triton(backend: Backend, *tensors: Tensor | None) -> bool:
         ConfigError: an unknown backend, or tensors on different devices.
         KernelUnavailableError: `triton` was asked for and cannot run here.
     """
-    if backend not in get_args(Backend):
-        raise ConfigError(
-            f"backend={backend!r} is unknown; choose one of {', '.join(get_args(Backend))}"
-        )
     devices = {tensor.device for tensor in tensors if tensor is not None}
     if len(devices) != 1:
         raise ConfigError(
             f"tensors of one kernel lie on {sorted(map(str, devices))}; move them to one device"
         )
+    return runs_triton(backend, devices.pop())
+
+
+def check_backend(backend: str) -> Backend:
+    """`backend`, or `ConfigError` if there is no such."""
+    if backend not in get_args(Backend):
+        raise ConfigError(
+            f"backend={backend!r} is unknown; choose one of {', '.join(get_args(Backend))}"
+        )
+    return backend  # type: ignore[return-value]
+
+
+def runs_triton(backend: Backend, device: torch.device) -> bool:
+    """Whether operations on tensors of a device run as Triton kernels; raises as `uses_triton`."""
+    check_backend(backend)
     if backend == "torch":
         return False
-    on_gpu = devices.pop().type == "cuda"
+    on_gpu = device.type == "cuda"
     installed = importlib.util.find_spec("triton") is not None
     if backend == "auto":
         return on_gpu and installed

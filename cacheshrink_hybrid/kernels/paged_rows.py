@@ -73,18 +73,25 @@ class PagedRows:
         return self.levels[:FIRST_LEVELS2] if bits == 4 else self.levels[FIRST_LEVELS2:]
 
 
-def check_frame_table(frame_table: Tensor, context_lens: Tensor, batch: int) -> None:
+def check_frame_table(
+    frame_table: Tensor, context_lens: Tensor, batch: int, first_slots: Tensor | None = None
+) -> None:
     """Refuse tables of the wrong type or shape.
 
     Raises:
-        ConfigError: unless frame_table is (B, max_frames) and context_lens (B,), both int32.
+        ConfigError: unless frame_table is (B, max_frames), and context_lens and first_slots, where
+            given, (B,), all int32.
     """
     faults = []
     if frame_table.ndim != 2 or frame_table.shape[0] != batch:
         faults.append(f"frame_table has shape {tuple(frame_table.shape)}; due is ({batch}, frames)")
-    if context_lens.shape != (batch,):
-        faults.append(f"context_lens has shape {tuple(context_lens.shape)}; due is ({batch},)")
-    for name, tensor in (("frame_table", frame_table), ("context_lens", context_lens)):
+    given = [("frame_table", frame_table), ("context_lens", context_lens)]
+    if first_slots is not None:
+        given.append(("first_slots", first_slots))
+    for name, tensor in given[1:]:
+        if tensor.shape != (batch,):
+            faults.append(f"{name} has shape {tuple(tensor.shape)}; due is ({batch},)")
+    for name, tensor in given:
         if tensor.dtype != torch.int32:
             faults.append(f"{name} is {tensor.dtype}; due is int32")
         if not tensor.is_contiguous():

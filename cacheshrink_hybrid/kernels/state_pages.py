@@ -15,13 +15,14 @@ segment by segment, each (m, P, r); then all scales, (m), (m, P / block, r) or (
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import ConfigError, KernelUnavailableError
 
 CODE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "float8": 1}
 MAX_BLOCK = 16
@@ -198,6 +199,30 @@ def check_state_tables(
         faults.append("read_table and write_table have different shapes")
     if faults:
         raise ConfigError("; ".join(faults))
+
+
+MAX_HEAD = 65536
+"""Elements of a head whose scale depends on all of it, which has to fit one program."""
+
+
+def check_head_sizes(segments: Sequence[StateSegment], head_dim: int) -> None:
+    """Refuse heads that kernels cannot code.
+
+    Raises:
+        KernelUnavailableError: a scale that depends on more elements than a program holds.
+    """
+    for segment in segments:
+        elements = _power_of_two(head_dim) * _power_of_two(segment.rank)
+        if segment.code in ("float16", "float8") and elements > MAX_HEAD:
+            raise KernelUnavailableError(
+                f"{segment.code} states have a scale per head, and heads of {head_dim} x "
+                f"{segment.rank} do not fit one program ({MAX_HEAD} elements); code them as int8, "
+                "bfloat16 or float32, or use backend='torch'"
+            )
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()
 
 
 def num_groups(shared: Tensor, num_heads: int) -> int:

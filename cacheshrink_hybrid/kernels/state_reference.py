@@ -39,6 +39,8 @@ def read_states(pages: StatePages, table: Tensor) -> Tensor:
 def write_states(state: Tensor, pages: StatePages, table: Tensor) -> None:
     """Code states (B, M, P, width) and write them, but for sequences whose first frame is -1."""
     kept = table[:, 0] >= 0
+    if not bool(kept.any()):
+        return
     state = state[kept]
     codes, scales = [], []
     for segment in pages.segments:

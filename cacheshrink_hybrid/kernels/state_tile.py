@@ -8,7 +8,6 @@ are odd a unit is one channel.
 import triton
 import triton.language as tl
 
-from ..errors import KernelUnavailableError
 from .numerics import float8_code, float8_value, rounded
 from .state_pages import (
     CODE_BYTES,
@@ -19,6 +18,7 @@ from .state_pages import (
     MAX_EXPONENT,
     SCALE_ZERO,
     StatePages,
+    check_head_sizes,
     head_ids,
 )
 
@@ -39,14 +39,13 @@ TOP_FLOAT8 = tl.constexpr(LARGEST_FLOAT8)
 
 MAX_TILE = 8192
 """Elements of a tile that a program steps at once."""
-MAX_HEAD = 65536
-"""Elements of a head whose scale depends on all of it, which has to fit one tile."""
 
 
 def segment_arguments(pages: StatePages, index: int, *, native_float8: bool) -> dict:
     """Arguments of a kernel that are the same for every recurrence, and `blocks`: tiles per
     head."""
     segment = pages.segments[index]
+    check_head_sizes([segment], pages.head_dim)
     codes, scales = pages.starts[index]
     size = CODE_BYTES[segment.code]
     unit = 16 // size
@@ -61,12 +60,6 @@ def segment_arguments(pages: StatePages, index: int, *, native_float8: bool) -> 
         while nb > 1 and nb * pages.block * nu * unit > MAX_TILE // 2:
             nb //= 2
     elements = nb * pages.block * nu * unit
-    if elements > MAX_HEAD:
-        raise KernelUnavailableError(
-            f"{segment.code} states have a scale per head, and heads of {pages.head_dim} x "
-            f"{segment.rank} do not fit one program ({MAX_HEAD} elements); code them as int8, "
-            "bfloat16 or float32, or use backend='torch'"
-        )
     return {
         "p_arena": pages.arena,
         "p_heads": head_ids(segment.heads, pages.arena.device),

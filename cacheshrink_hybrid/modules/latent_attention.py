@@ -30,6 +30,7 @@ from .attention_parts import AttentionParts
 from .exact_read import first_visible_slots, read_with_exact
 from .key_projection import linear_in_order, make_key_projection
 from .latent_read import read_expanded, read_latents, reads_directly
+from .pooled_attention import attend_in_pool, row_step
 from .slot_rotary import in_pairs, turn_channels, turn_pairs_
 
 
@@ -134,6 +135,32 @@ class LatentAttention(nn.Module):
         if self.kv_a_adapters is not None:
             latent = latent + self.kv_a_adapters[str(layer_idx)](hidden_states)
 
+        step = row_step(self, cache, layer_idx, hidden_states, attention_mask)
+        if step is not None:
+            output, weights = attend_in_pool(self, query, latent, step, position_embeddings), None
+        else:
+            output, weights = self._attend(
+                query, latent, position_embeddings, attention_mask, cache, layer_idx, kwargs
+            )
+        if gate is not None:
+            output = output * torch.sigmoid(gate)
+        output = self.o_proj(output)
+        if self.residual_dropout is not None:
+            output = self.residual_dropout(output)
+        return output, weights
+
+    def _attend(
+        self,
+        query: Tensor,
+        latent: Tensor,
+        position_embeddings: tuple[Tensor, Tensor] | None,
+        attention_mask,
+        cache,
+        layer_idx: int,
+        kwargs: dict,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Heads' outputs (B, T, H*D) of queries (B, H, T, D) over what the cache gives out with the
+        new latents (B, T, R), and probabilities."""
         first_query_slot: int | Tensor = 0
         first_key_slot: int | Tensor = 0
         num_keys = query.shape[2]
@@ -150,7 +177,7 @@ class LatentAttention(nn.Module):
             assert self.rotary is not None
             query = self.rotary.rotate(query, *query_angles)
             if self.plan.frequencies is not None:
-                latent = turn_channels(latent, self._frequencies(latent.device), *query_angles)
+                latent = turn_channels(latent, self.frequencies(latent.device), *query_angles)
 
         # What is cached: the latent, or its row of bytes, as one head's key.
         stored = latent if self.codec is None else self.codec.encode(latent, self.latent_reach)
@@ -180,11 +207,6 @@ class LatentAttention(nn.Module):
             output, weights = read_latents(self, query, latent, attention_mask, key_angles)
         else:
             output, weights = read_expanded(self, query, latent, attention_mask, key_angles, kwargs)
-        if gate is not None:
-            output = output * torch.sigmoid(gate)
-        output = self.o_proj(output)
-        if self.residual_dropout is not None:
-            output = self.residual_dropout(output)
         return output, weights
 
     def _exact_tokens(self, cache, layer_idx: int, first_query_slot: int | Tensor) -> ExactTokens:
@@ -204,7 +226,7 @@ class LatentAttention(nn.Module):
         assert copies.num_tokens == first_query_slot, "rows and copies are of the same tokens"
         return copies
 
-    def _frequencies(self, device: torch.device) -> Tensor:
+    def frequencies(self, device: torch.device) -> Tensor:
         """Rotary frequency of each pair of key channels, (Rk / 2,), kept on the device."""
         if self._pair_frequencies is None or self._pair_frequencies.device != device:
             self._pair_frequencies = torch.tensor(self.plan.frequencies, device=device)

@@ -7,18 +7,21 @@ outputs. Slots are positions: slot 0 is a sequence's first token, so queries are
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..cache.layout import LifetimeClass, StateMap
+from ..cache.layout import LifetimeClass
+from ..cache.state_map import StateMap
 from ..codecs import RowCodec
 from ..codecs.levels import lloyd_max_levels
 from ..errors import NotSupportedError
 from ..kernels.backend import Backend
 from ..kernels.latent_append import latent_append
 from ..kernels.latent_decode import KeyUp, LatentRead, latent_decode
+from ..kernels.latent_prefill import latent_prefill
 from ..kernels.paged_rows import PagedRows
 from ..kernels.row_layout import KIND_OF_BITS, KIND_OF_DTYPE, Kind, RowLayout, row_levels
 from ..kernels.state_pages import StatePlace
@@ -49,41 +52,45 @@ def layout_of_codec(codec: RowCodec) -> RowLayout:
     return layout
 
 
-def rows_in_pool(
-    module: LatentAttention,
-    arena: Tensor,
-    frame_bytes: int,
-    lifetime: LifetimeClass,
-    place: int,
-    dtype: torch.dtype,
-) -> PagedRows:
-    """The rows of a module's layer.
+def row_layout(module: LatentAttention, dtype: torch.dtype) -> RowLayout:
+    """The layout of a module's rows.
 
     Args:
-        arena, frame_bytes: of the pool.
-        lifetime: class of layers that this one belongs to.
-        place: of the layer in its class.
         dtype: of latents that are stored as they are.
 
     Raises:
         NotSupportedError: latents that are stored in float32, or with a scale per token.
     """
     if module.codec is not None:
-        layout = layout_of_codec(module.codec)
-    elif dtype in KIND_OF_DTYPE:
-        layout = RowLayout.uniform(module.plan.kv_lora_rank, dtype)
-    else:
+        return layout_of_codec(module.codec)
+    if dtype not in KIND_OF_DTYPE:
         raise NotSupportedError(
             f"kernels do not read latents stored as {dtype}; run the model in bfloat16 or "
             "float16, or convert with coded latents"
         )
-    levels = None
-    if layout.uses_tables:
-        levels = row_levels(lloyd_max_levels(4), lloyd_max_levels(2)).to(arena.device)
+    return RowLayout.uniform(module.plan.kv_lora_rank, dtype)
+
+
+@cache
+def _levels(device: torch.device) -> Tensor:
+    return row_levels(lloyd_max_levels(4), lloyd_max_levels(2)).to(device)
+
+
+def rows_in_pool(
+    layout: RowLayout, arena: Tensor, frame_bytes: int, lifetime: LifetimeClass, place: int
+) -> PagedRows:
+    """The rows of a layer.
+
+    Args:
+        layout: of a row, from `row_layout`.
+        arena, frame_bytes: of the pool.
+        lifetime: class of layers that this one belongs to.
+        place: of the layer in its class.
+    """
     return PagedRows(
         arena=arena,
         layout=layout,
-        levels=levels,
+        levels=_levels(arena.device) if layout.uses_tables else None,
         frame_bytes=frame_bytes,
         frame_tokens=lifetime.tokens_per_frame,
         layer_offset=lifetime.offsets[place],
@@ -112,33 +119,40 @@ def place_in_state(state: StateMap, number: int, frame_bytes: int) -> StatePlace
     return StatePlace.packed(frame_bytes, first_byte=first.frame * frame_bytes + first.offset)
 
 
-def latent_read(module: LatentAttention, angles: tuple[Tensor, Tensor] | None) -> LatentRead:
-    """What `latent_decode` has to know of a module.
+def latent_read(module: LatentAttention, num_slots: int, like: Tensor) -> LatentRead:
+    """What `latent_decode` has to know of a module, whose weights it refers to.
 
     Args:
-        angles: cos and sin by slot, (1, slots, rotary dim), where keys are rotated when read.
+        num_slots: slots for which angles are needed.
+        like: a tensor of the queries' type and device.
 
     Raises:
-        NotSupportedError: keys that are normalised after they are rebuilt, rotations other than
-            of channel pairs (i, i + rotary dim / 2), and exact copies of tokens.
+        NotSupportedError: norms of keys other than the RMS norm of a head's channels, rotations
+            other than of channel pairs (i, i + rotary dim / 2), and exact copies of tokens.
     """
     plan = module.plan
     if plan.keeps_exact:
         raise NotSupportedError("kernels do not read exact_sinks and exact_window; use the module")
     key_up = None
     if plan.read_mode == "reconstruct":
-        if module.k_norm is not None:
-            raise NotSupportedError("kernels do not normalise rebuilt keys; use the module")
         J, D = module.num_key_value_heads, module.head_dim
+        norm_weight, epsilon = (None, 0.0) if module.k_norm is None else _norm_of(module)
         cos = sin = None
-        if angles is not None:
-            half = _rotated_pairs(module, angles[0])
-            cos, sin = (angle[0, :, :half].contiguous() for angle in angles)
+        if module.rotary is not None:
+            channels = module.rotary.rotated_halves(D)
+            if channels is None:
+                raise NotSupportedError(
+                    "kernels rotate channel pairs (i, i + rotary dim / 2); this model rotates "
+                    "otherwise, so its keys are rebuilt by the module"
+                )
+            cos, sin = module.rotary.pair_angles(num_slots, channels // 2, like)
         key_up = KeyUp(
-            weight=module.k_b_proj.weight.view(J, D, -1),
-            bias=module.k_b_proj.bias.view(J, D),
+            weight=module.k_b_proj.weight.detach().view(J, D, -1),
+            bias=module.k_b_proj.bias.detach().view(J, D),
             cos=cos,
             sin=sin,
+            norm_weight=norm_weight,
+            norm_epsilon=epsilon,
             per_head=plan.method == "per_head",
         )
     return LatentRead(
@@ -152,32 +166,25 @@ def latent_read(module: LatentAttention, angles: tuple[Tensor, Tensor] | None) -
     )
 
 
-def _rotated_pairs(module: LatentAttention, cos: Tensor) -> int:
-    """Number of channel pairs (i, i + pairs) that a model rotates; found out by trying.
+@torch.no_grad()
+def _norm_of(module: LatentAttention) -> tuple[Tensor, float]:
+    """Gains (D,), float32, and epsilon of a norm of keys; found out by trying.
 
-    Models give angles once per pair, or twice, for both channels.
+    Raises:
+        NotSupportedError: any other norm than that of the mean square over a head's channels.
     """
-    assert module.rotary is not None
-    new = {"device": cos.device, "dtype": torch.float32}
-    probe = torch.linspace(-1, 1, module.head_dim, **new).view(1, 1, 1, -1)
-    width = cos.shape[-1]
-    for pairs, copies in ((width // 2, 2), (width, 1)):
-        if pairs * copies != width or 2 * pairs > module.head_dim:
-            continue
-        turn = torch.arange(1, 1 + pairs, **new) / pairs
-        first, second, rest = probe.split([pairs, pairs, module.head_dim - 2 * pairs], dim=-1)
-        c, s = turn.cos(), turn.sin()
-        due = torch.cat([first * c - second * s, second * c + first * s, rest], dim=-1)
-        given = turn.repeat(copies)[None, None]
-        try:
-            turned = module.rotary.rotate(probe, given.cos(), given.sin())
-        except RuntimeError:  # angles of the other width
-            continue
-        if turned.shape == due.shape and torch.allclose(turned, due, atol=1e-5):
-            return pairs
+    norm: Any = module.k_norm
+    epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+    device = module.k_b_proj.weight.device
+    probe = torch.linspace(-1, 2, module.head_dim, device=device)[None]
+    if epsilon is not None and not module.norm_spans_heads:
+        gains = norm(torch.ones_like(probe))[0].float() * (1 + epsilon) ** 0.5
+        due = probe * torch.rsqrt(probe.square().mean() + epsilon) * gains
+        if torch.allclose(norm(probe).float(), due, rtol=1e-2, atol=1e-2):
+            return gains, float(epsilon)
     raise NotSupportedError(
-        "kernels rotate channel pairs (i, i + rotary dim / 2); this model rotates otherwise, so "
-        "its keys are rebuilt by the module"
+        f"kernels normalise keys by the mean square of a head's channels; this model's "
+        f"{type(norm).__name__} does otherwise"
     )
 
 
@@ -202,33 +209,77 @@ def decode_from_pool(
     context_lens: Tensor,
     *,
     read: LatentRead,
+    first_slots: Tensor | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
-    """Heads' outputs (B, T, H*D) of rotated queries (B, H, T, D); see `latent_decode`.
+    """Heads' outputs (B, T, H*D) of few rotated queries (B, H, T, D); see `latent_decode`.
 
     Args:
         read: from `latent_read`, made once per module.
     """
-    B, H, T, D = query.shape
-    J = module.num_key_value_heads
-    asked, offset = query.transpose(1, 2), None
-    if read.key_up is None:
-        grouped = query.reshape(B, J, -1, D)
-        absorbed = torch.matmul(grouped, module.k_b_proj.weight.view(J, D, -1))
-        asked = absorbed.reshape(B, H, T, -1).transpose(1, 2)
-        offset = torch.matmul(grouped, module.k_b_proj.bias.view(J, D, 1))
-        offset = offset.reshape(B, H, T).transpose(1, 2)
+    asked, offset = _absorbed(module, query, read)
     mixed, total = latent_decode(
-        asked.contiguous(),
+        asked,
         rows,
         frame_table,
         context_lens,
         read=read,
         offset=offset,
+        first_slots=first_slots,
         backend=backend,
     )
-    mixed = mixed.transpose(1, 2).reshape(B, J, -1, read.value_rank)
-    heads = torch.matmul(mixed, module.v_b_proj.weight.view(J, D, -1).transpose(1, 2))
+    return _heads(module, mixed, total)
+
+
+def prefill_from_pool(
+    module: LatentAttention,
+    query: Tensor,
+    rows: PagedRows,
+    frame_table: Tensor,
+    context_lens: Tensor,
+    *,
+    read: LatentRead,
+    first_slots: Tensor | None = None,
+    backend: Backend = "auto",
+) -> Tensor:
+    """`decode_from_pool` for many queries; see `latent_prefill`."""
+    asked, offset = _absorbed(module, query, read)
+    mixed, total = latent_prefill(
+        asked,
+        rows,
+        frame_table,
+        context_lens,
+        torch.full_like(context_lens, query.shape[2]),
+        read=read,
+        offset=offset,
+        first_slots=first_slots,
+        backend=backend,
+    )
+    return _heads(module, mixed, total)
+
+
+def _absorbed(
+    module: LatentAttention, query: Tensor, read: LatentRead
+) -> tuple[Tensor, Tensor | None]:
+    """Queries (B, T, H, K) as the kernels take them, and what the mean of the keys adds to their
+    scores, (B, T, H); None where keys are rebuilt."""
+    B, H, T, D = query.shape
+    J = module.num_key_value_heads
+    if read.key_up is not None:
+        return query.transpose(1, 2).contiguous(), None
+    grouped = query.reshape(B, J, -1, D)
+    absorbed = torch.matmul(grouped, module.k_b_proj.weight.view(J, D, -1))
+    offset = torch.matmul(grouped, module.k_b_proj.bias.view(J, D, 1))
+    asked = absorbed.reshape(B, H, T, -1).transpose(1, 2).contiguous()
+    return asked, offset.reshape(B, H, T).transpose(1, 2)
+
+
+def _heads(module: LatentAttention, mixed: Tensor, total: Tensor) -> Tensor:
+    """Heads' outputs (B, T, H*D) of mixed latents (B, T, H, Rv) and sums of probabilities."""
+    B, T, H, rank = mixed.shape
+    J, D = module.num_key_value_heads, module.head_dim
+    grouped = mixed.transpose(1, 2).reshape(B, J, -1, rank)
+    heads = torch.matmul(grouped, module.v_b_proj.weight.view(J, D, -1).transpose(1, 2))
     # With sinks the probabilities do not add up to one, so the mean counts by their sum.
     share = total.transpose(1, 2).reshape(B, J, -1, 1).to(heads.dtype)
     heads = heads + share * module.v_b_proj.bias.view(J, 1, D)

@@ -1,13 +1,14 @@
 """What the mixers of this package share: a source's mixer with a narrower state and a coded cache.
 
 A compressed mixer is the source's module with a class of its own, which subclasses the source's
-under the same name, and with two small matrices per group, `state_write` and `state_read`. All
-projections, norms, hooks and parameter names stay the source's.
+under the same name, and with small matrices per group, `state_write` and `state_read`. Where
+channels are selected instead of mixed, dropped ones are folded away: the weights that computed them
+are shorter. All projections, norms, hooks and parameter names stay the source's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache as memoized
 from typing import Any
@@ -20,6 +21,7 @@ from ..cache.state_layer import StateCacheMixin, StateLayout, state_layer
 from ..errors import NotSupportedError
 from ..plan import StatePlan
 from .coded_scan import rounded_through, scan_through_codes
+from .pooled_state import PooledState, state_in_pool
 
 Observer = Callable[["RecurrentMixer", Sequence[Tensor], Tensor, Tensor], None]
 """Called with the mixer, the inputs, the reads and the output y of one pass over a text."""
@@ -32,8 +34,10 @@ class RecurrentMixer(nn.Module):
 
     Attributes:
         state_plan: what is stored; None while the mixer is only observed, at full width.
-        state_write: L, (G, N, r); None at full width.
-        state_read: R, (G, N, r); None at full width.
+        state_write: L, (G, N, r); None at full width, and where it is folded into other weights.
+        state_read: R, (G, N, r); None likewise.
+        source_weights: what folding replaced, in the order of `folded`; empty if it is not kept.
+        folded: names of the parameters that folding made shorter.
         compression_disabled: do what the source does, with the source's cache.
     """
 
@@ -42,26 +46,82 @@ class RecurrentMixer(nn.Module):
     state_plan: StatePlan | None
     state_write: nn.Parameter | None
     state_read: nn.Parameter | None
+    source_weights: nn.ParameterList
+    folded: tuple[str, ...]
     state_observer: Observer | None
     compression_disabled: bool
 
-    def compress_state(self, plan: StatePlan | None) -> None:
-        """Give the module, whose class is this one by now, its plan and empty matrices."""
-        self.state_plan = plan
+    def compress_state(
+        self, plan: StatePlan | None, read: Tensor | None = None, *, keep_source: bool = False
+    ) -> None:
+        """Give the module, whose class is this one by now, its plan and empty matrices, and fold
+        dropped channels away.
+
+        Args:
+            read: R, (G, N, r), for weights that it is folded into; None before a checkpoint is
+                loaded.
+            keep_source: keep the weights that folding replaces, for `compression_disabled`.
+        """
+        self.use_plan(plan)
         self.state_observer = None
         self.compression_disabled = False
-        full = plan is None or (plan.channels is None and min(plan.ranks) == plan.state_size)
-        if plan is not None:
-            self._codec = plan.codec()
-            self._ranks_differ = len(set(plan.ranks)) > 1
+        names: tuple[str, ...] = ()
+        if plan is not None and min(plan.ranks) < plan.state_size:
+            names = self.state_matrices(plan)
         weight = next(self.parameters())
         for name in ("state_write", "state_read"):
             matrix = None
-            if not full:
+            if name in names:
                 assert plan is not None
                 shape = (len(plan.ranks), plan.state_size, plan.width)
                 matrix = nn.Parameter(weight.new_zeros(shape), requires_grad=False)
             self.register_parameter(name, matrix)
+        shorter = {}
+        if plan is not None and plan.channels is not None:
+            shorter = self.folded_weights(plan, read)
+        self.folded = tuple(shorter)
+        replaced = [self._exchange(name, value) for name, value in shorter.items()]
+        self.source_weights = nn.ParameterList(replaced if keep_source else [])
+
+    def use_plan(self, plan: StatePlan | None) -> None:
+        """Store states as `plan` says, whose ranks and channels must be those of the weights."""
+        self.state_plan = plan
+        if plan is not None:
+            self._codec = plan.codec()
+            self._ranks_differ = len(set(plan.ranks)) > 1
+
+    def state_matrices(self, plan: StatePlan) -> tuple[str, ...]:
+        """Which of `state_write` and `state_read` this mixer needs beside its folded weights."""
+        return "state_write", "state_read"
+
+    def folded_weights(self, plan: StatePlan, read: Tensor | None) -> dict[str, Tensor]:
+        """By name, the parameters that are shorter without the channels that `plan` drops."""
+        return {}
+
+    def _exchange(self, name: str, value: Tensor) -> nn.Parameter:
+        """Put a value in the place of a parameter, which is returned."""
+        path, _, leaf = name.rpartition(".")
+        module = self.get_submodule(path)
+        old = getattr(module, leaf)
+        new = value if isinstance(value, nn.Parameter) else nn.Parameter(value, old.requires_grad)
+        setattr(module, leaf, new)
+        if leaf == "weight":
+            _resize(module, len(new))
+        return old
+
+    @contextmanager
+    def _as_the_source(self) -> Iterator[None]:
+        """Within this context the weights that were folded are the source's."""
+        names = self.folded if len(self.source_weights) else ()
+        shorter = [
+            self._exchange(name, source)
+            for name, source in zip(names, self.source_weights, strict=True)
+        ]
+        try:
+            yield
+        finally:
+            for name, value in zip(names, shorter, strict=True):
+                self._exchange(name, value)
 
     def mix(self, hidden_states: Tensor, attention_mask: Tensor | None, layer: Any) -> Tensor:
         """Everything before and after `advanced`; each kind of mixer has its own."""
@@ -72,20 +132,29 @@ class RecurrentMixer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
+    def read(self, state: Tensor | None, inputs: Sequence[Tensor], reads: Tensor) -> Tensor:
+        """y of `scan` where nobody needs the state."""
+        return self.scan(state, inputs, reads)[0]
+
     def forward(self, hidden_states, cache_params=None, attention_mask=None, **kwargs):
         if self.compression_disabled:
-            return super().forward(
-                hidden_states, cache_params=cache_params, attention_mask=attention_mask, **kwargs
-            )
+            with self._as_the_source():
+                return super().forward(
+                    hidden_states,
+                    cache_params=cache_params,
+                    attention_mask=attention_mask,
+                    **kwargs,
+                )
         packed = [name for name in PACKED_SEQUENCES if kwargs.get(name) is not None]
         if packed:
             raise NotSupportedError(
                 f"{', '.join(packed)}: several sequences packed into one row are not supported by "
                 "a compressed recurrent state; pad them instead"
             )
-        layer = None
+        layer: PooledState | StateCacheMixin | None = None
         if cache_params is not None and self.state_plan is not None:
-            layer = self.take_over(cache_params)
+            kept = self.take_over(cache_params)
+            layer = state_in_pool(self, cache_params, kept, hidden_states) or kept
         return self.mix(hidden_states, attention_mask, layer)
 
     def take_over(self, cache: Cache) -> StateCacheMixin:
@@ -108,6 +177,8 @@ class RecurrentMixer(nn.Module):
 
     def convolved(self, columns: Tensor, layer: Any) -> Tensor:
         """Causal depthwise convolution and activation of columns (B, C, T)."""
+        if isinstance(layer, PooledState):
+            return layer.convolved(columns)
         weight, bias = self.conv1d.weight, self.conv1d.bias
         context = weight.shape[-1] - 1
         if layer is None:
@@ -145,6 +216,8 @@ class RecurrentMixer(nn.Module):
         """Channels (B, T, G, N) in the stored basis, (B, T, G, r)."""
         if matrix is None:
             return channels
+        if len(matrix) == 1:
+            return channels @ matrix[0].float()
         return torch.einsum("btgn,gnr->btgr", channels, matrix.float())
 
     def packed(self, channels: Tensor) -> Tensor:
@@ -162,6 +235,22 @@ class RecurrentMixer(nn.Module):
         for g, part in enumerate(channels.split(self.state_plan.ranks, dim=-1)):
             wide[:, :, g, : part.shape[-1]] = part
         return wide
+
+
+def _resize(module: nn.Module, num_rows: int) -> None:
+    """Let a layer's sizes be those of its weight."""
+    if isinstance(module, nn.Linear):
+        module.out_features = num_rows
+    elif isinstance(module, nn.Conv1d):
+        module.in_channels = module.out_channels = module.groups = num_rows
+
+
+def kept_rows(plan: StatePlan) -> Tensor:
+    """Positions of the kept channels among those of all groups, G * N."""
+    assert plan.channels is not None
+    return torch.tensor(
+        [g * plan.state_size + n for g, kept in enumerate(plan.channels) for n in kept]
+    )
 
 
 def masked(hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
@@ -193,13 +282,20 @@ def mixer_class(kind: str) -> type[RecurrentMixer]:
 COMPRESSIBLE_KINDS = ("mamba2", "mamba", "gated_delta_net")
 
 
-def install_mixer(module: nn.Module, kind: str, plan: StatePlan | None) -> RecurrentMixer:
-    """Turn a source's mixer into a compressed one, in place."""
+def install_mixer(
+    module: nn.Module,
+    kind: str,
+    plan: StatePlan | None,
+    read: Tensor | None = None,
+    *,
+    keep_source: bool = False,
+) -> RecurrentMixer:
+    """Turn a source's mixer into a compressed one, in place; see `compress_state`."""
     source_class: Any = type(module)
     kind_class: Any = mixer_class(kind)
     module.__class__ = _compressed_class(kind_class, source_class)
     assert isinstance(module, RecurrentMixer)
-    module.compress_state(plan)
+    module.compress_state(plan, read, keep_source=keep_source)
     return module
 
 
@@ -208,7 +304,8 @@ def uninstall_mixer(module: RecurrentMixer) -> None:
     bases: Any = type(module).__mro__
     for name in ("state_write", "state_read"):
         del module._parameters[name]
-    for name in ("state_plan", "state_observer", "compression_disabled", "_codec", "_ranks_differ"):
+    del module._modules["source_weights"]
+    for name in ("state_plan", "state_observer", "compression_disabled", "folded"):
         module.__dict__.pop(name, None)
     module.__class__ = bases[bases.index(RecurrentMixer) + 1]
 

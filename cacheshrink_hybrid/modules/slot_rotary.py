@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,9 @@ from torch import Tensor, nn
 from ..errors import NotSupportedError
 
 ApplyRotary = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+_PAIR_ANGLES: WeakKeyDictionary[nn.Module, dict[tuple, tuple[Tensor, Tensor]]] = WeakKeyDictionary()
 
 
 class SlotRotary:
@@ -68,6 +72,17 @@ class SlotRotary:
             # Room for as many again, so that decoding does not recompute at every step.
             kept = self._angles = self._compute(2 * num_slots, like)
         return kept[0][:, :num_slots], kept[1][:, :num_slots]
+
+    def pair_angles(self, num_slots: int, num_pairs: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin of each channel pair at slots 0 .. num_slots-1 or more, (slots, pairs) each,
+        contiguous; one copy for all layers with this embedding."""
+        tables = _PAIR_ANGLES.setdefault(self.rotary_emb, {})
+        key = (self.extra, like.dtype, like.device)
+        if key not in tables or len(tables[key][0]) < num_slots:
+            # A power of two, so that decoding does not copy at every step.
+            cos, sin = self._compute(1 << (num_slots - 1).bit_length(), like)
+            tables[key] = tuple(angle[0, :, :num_pairs].contiguous() for angle in (cos, sin))
+        return tables[key]
 
     @torch.no_grad()
     def _compute(

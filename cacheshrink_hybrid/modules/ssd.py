@@ -69,6 +69,13 @@ def ssd_scan(
     return gated_scan(state, x * dt[..., None], dt * A, write, read)
 
 
+def ssd_read(
+    state: Tensor | None, x: Tensor, dt: Tensor, A: Tensor, write: Tensor, read: Tensor
+) -> Tensor:
+    """What `ssd_scan` reads, without the state that it ends with."""
+    return gated_read(state, x * dt[..., None], dt * A, write, read)
+
+
 def gated_scan(
     state: Tensor | None, values: Tensor, log_decay: Tensor, write: Tensor, read: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -96,22 +103,50 @@ def gated_scan(
     return torch.cat(outputs, dim=1), state
 
 
+def gated_read(
+    state: Tensor | None, values: Tensor, log_decay: Tensor, write: Tensor, read: Tensor
+) -> Tensor:
+    """What `gated_scan` reads, without the state that it ends with."""
+    if values.shape[1] > CHUNK:
+        return gated_scan(state, values, log_decay, write, read)[0]
+    total = torch.cumsum(log_decay, dim=1).transpose(1, 2)  # (B, M, T)
+    return _read(state, values.transpose(1, 2), total, per_head(write, values.shape[2]), read)
+
+
 def _chunk(
     state: Tensor, values: Tensor, log_decay: Tensor, write: Tensor, read: Tensor
 ) -> tuple[Tensor, Tensor]:
-    tokens, M, n = values.shape[1], values.shape[2], read.shape[1]
+    write = per_head(write, values.shape[2])
     y = values[:, :0]
-    rows, columns = per_head(read, M).transpose(1, 2), per_head(write, M).transpose(1, 2)
     values = values.transpose(1, 2)  # (B, M, T, P)
     total = torch.cumsum(log_decay, dim=1).transpose(1, 2)  # (B, M, T)
-    if n:
-        own = total[..., tokens - n :]
-        between = own[..., :, None] - total[..., None, :]
-        future = torch.ones(n, tokens, dtype=torch.bool, device=values.device).triu(tokens - n + 1)
-        weights = torch.exp(between.masked_fill(future, -torch.inf))
-        inside = (rows @ columns.transpose(-1, -2) * weights) @ values
-        before = (rows @ state.transpose(-1, -2)) * torch.exp(own)[..., None]
-        y = (inside + before).transpose(1, 2)
+    if read.shape[1]:
+        y = _read(state, values, total, write, read)
     to_end = torch.exp(total[..., -1:] - total)[..., None]
     state = state * torch.exp(total[..., -1])[..., None, None]
-    return y, state + values.transpose(-1, -2) @ (columns * to_end)
+    return y, state + values.transpose(-1, -2) @ (write.transpose(1, 2) * to_end)
+
+
+def _read(
+    state: Tensor | None, values: Tensor, total: Tensor, write: Tensor, read: Tensor
+) -> Tensor:
+    """y (B, n, M, P) of the last n tokens of a chunk.
+
+    Args:
+        state: before the chunk, (B, M, P, r); None for zeros.
+        values: (B, M, T, P).
+        total: log decay from the start of the chunk to each token, (B, M, T).
+        write: (B, T, M, r).
+        read: (B, n, G, r).
+    """
+    tokens, n = values.shape[2], read.shape[1]
+    rows, columns = per_head(read, values.shape[1]).transpose(1, 2), write.transpose(1, 2)
+    own = total[..., tokens - n :]
+    between = own[..., :, None] - total[..., None, :]
+    if n > 1:
+        future = torch.ones(n, tokens, dtype=torch.bool, device=values.device).triu(tokens - n + 1)
+        between = between.masked_fill(future, -torch.inf)
+    y = (rows @ columns.transpose(-1, -2) * torch.exp(between)) @ values
+    if state is not None:
+        y = y + (rows @ state.transpose(-1, -2)) * torch.exp(own)[..., None]
+    return y.transpose(1, 2)

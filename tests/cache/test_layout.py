@@ -7,14 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from cacheshrink_hybrid.cache.layout import (
-    LayerRows,
-    Layout,
-    StateRows,
-    compile_layout,
-    layer_rows,
-    layer_states,
-)
+from cacheshrink_hybrid.cache.layout import LayerRows, Layout, compile_layout
+from cacheshrink_hybrid.cache.state_map import StateRows
+from cacheshrink_hybrid.cache.stored_rows import layer_rows, layer_states
 from cacheshrink_hybrid.errors import PlanError
 from cacheshrink_hybrid.evaluation.reference_models import REFERENCE_MODELS
 from cacheshrink_hybrid.families import model_spec

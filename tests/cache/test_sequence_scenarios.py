@@ -14,8 +14,9 @@ import torch
 
 from cacheshrink_hybrid.cache import arena
 from cacheshrink_hybrid.cache.frame_pool import FramePool
-from cacheshrink_hybrid.cache.layout import LayerRows, StateRows, compile_layout
+from cacheshrink_hybrid.cache.layout import LayerRows, compile_layout
 from cacheshrink_hybrid.cache.sequences import SequenceStore
+from cacheshrink_hybrid.cache.state_map import StateRows
 from cacheshrink_hybrid.errors import CacheFullError, NotSupportedError, SequenceError
 
 

@@ -8,8 +8,9 @@ import torch
 
 from cacheshrink_hybrid.cache import arena
 from cacheshrink_hybrid.cache.frame_pool import FramePool
-from cacheshrink_hybrid.cache.layout import LayerRows, StateRows, compile_layout
+from cacheshrink_hybrid.cache.layout import LayerRows, compile_layout
 from cacheshrink_hybrid.cache.sequences import SequenceStore
+from cacheshrink_hybrid.cache.state_map import StateRows
 from cacheshrink_hybrid.errors import (
     CacheFullError,
     ConfigError,
@@ -418,9 +419,9 @@ def test_a_store_wants_a_pool_of_its_own() -> None:
 @pytest.mark.parametrize(
     "fault",
     [
-        lambda store: store.pool.retain(store._sequences["a"].tables[0].held),
-        lambda store: store._pins.__setitem__(1, 5),
-        lambda store: store._sequences["a"].tables[0].cut(0),
+        lambda store: store.pool.retain(store._roster.known("a").tables[0].held),
+        lambda store: store._frames.pins.__setitem__(1, 5),
+        lambda store: store._roster.known("a").tables[0].cut(0),
     ],
 )
 def test_integrity_sees_each_fault(fault) -> None:
@@ -442,3 +443,17 @@ def test_digest_depends_on_every_byte() -> None:
     frames = np.unique(made.store.frame_table([seq_id]).numpy())
     made.pool.frames[int(frames[0]), 0] ^= 1
     assert made.store.digest(seq_id) != digest
+
+
+def test_table_changes_tell_when_tables_are_to_be_looked_up_again() -> None:
+    made = shadowed(windows=(None,), state=False)
+    seq_id = filled(made, 9)
+    before = made.store.table_changes
+    assert made.append([seq_id], [1])
+    assert made.store.table_changes == before
+    assert made.store.frame_table([seq_id]).shape[1] == 2
+    made.copy_prefix(seq_id, 10)
+    assert made.append([seq_id], [1])  # into a copy of the last frame
+    assert made.store.table_changes == before + 1
+    assert made.append([seq_id], [6])  # into a new frame
+    assert made.store.table_changes == before + 2

@@ -54,6 +54,8 @@ def test_inspect_shows_the_plan(converted: Path, capsys: pytest.CaptureFixture[s
     out = capsys.readouterr().out
     assert "absorb" in out
     assert "768 -> 19" in out  # 192 or a little less
+    saved = json.loads((converted / "config.json").read_text())["cache_layout"]
+    assert f"layout {saved[:16]}" in out
 
 
 def test_perplexity(converted: Path, text: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from cacheshrink_hybrid.engine import LLM, RequestOutput, SamplingParams
-from cacheshrink_hybrid.errors import CacheFullError, ConfigError, NotSupportedError, SequenceError
+from cacheshrink_hybrid.errors import CacheFullError, ConfigError, SequenceError
 from tests.families.tiny_configs import tiny_model
 from tests.models import converted_copy, pair, random_ids
 from tests.texts import TEXTS, word_tokenizer
@@ -171,6 +171,21 @@ def test_text_stops_and_ends() -> None:
     assert on.token_ids == whole.token_ids
 
 
+@pytest.mark.parametrize("length", [1, 3, 9])
+def test_stop_strings_of_any_length_end_where_the_text_has_them(length: int) -> None:
+    model, tokenizer = model_of("llama"), word_tokenizer()
+    llm = LLM(model, tokenizer, cache_memory=MEMORY)
+    whole = llm.generate(TEXTS[1], SamplingParams(max_tokens=40))[0]
+    stop = whole.text[len(whole.text) // 2 :][:length]
+    cut = llm.generate(TEXTS[1], SamplingParams(max_tokens=40, stop=stop))[0]
+    assert cut.text == whole.text[: whole.text.find(stop)]
+    decoded = [
+        tokenizer.decode(whole.token_ids[:n], skip_special_tokens=True)
+        for n in range(1, len(whole.token_ids) + 1)
+    ]
+    assert len(cut.token_ids) == 1 + next(n for n, text in enumerate(decoded) if stop in text)
+
+
 def test_streams_beside_other_requests() -> None:
     model = model_of("llama")
     llm = LLM(model, cache_memory=MEMORY)
@@ -265,14 +280,6 @@ def test_one_refused_prompt_refuses_its_batch() -> None:
 def test_engines_that_cannot_be(settings: dict, error, message: str) -> None:
     with pytest.raises(error, match=message):
         LLM(model_of("bamba"), **settings)
-
-
-def test_exact_copies_are_refused() -> None:
-    model = converted_copy(
-        tiny_model("llama"), 4.0, "auto", metric="activation", cache_bits="auto", exact_sinks=2
-    )
-    with pytest.raises(NotSupportedError, match="exact_sinks"):
-        LLM(model, cache_memory=MEMORY)
 
 
 @pytest.mark.parametrize(

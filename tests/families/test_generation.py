@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, StaticCache, pipeline
 
+from cacheshrink_hybrid import HybridCache, LatentCache, latent_model
+from cacheshrink_hybrid.errors import NotSupportedError
 from tests.families.tiny_configs import CASES, tiny_model
 from tests.models import Pair, converted_copy, logits_of, pair, random_ids
 from tests.texts import TEXTS, word_tokenizer
@@ -194,3 +196,60 @@ def test_attention_of_shared_modules_is_recorded_once_per_layer(case: str) -> No
         recorded = model(random_ids(1, 9), output_attentions=True).attentions
     kept = [weights for weights in recorded if weights is not None]
     assert len(kept) == sum(kind == "hybrid" for kind in model.config.layer_types)
+
+
+def cache_of(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Any:
+    """The cache that generate() fills, and its tokens."""
+    seen = []
+    forward = model.forward
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        seen.append(kwargs["past_key_values"])
+        return forward(*args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(model, "forward", spy)
+        tokens = model.generate(PROMPT, **GREEDY, **settings)
+    return seen[-1], tokens
+
+
+@pytest.mark.parametrize("case", ["llama", "bamba"])
+def test_a_dynamic_cache_is_had_for_the_asking(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = pair(case, "auto", ratio=4.0, metric="activation").converted
+    pooled, expected = cache_of(model, monkeypatch)
+    dense, actual = cache_of(model, monkeypatch, cache_implementation="dynamic")
+    assert isinstance(pooled, HybridCache)
+    assert type(dense) is LatentCache and not dense.offloading
+    assert torch.equal(actual, expected)
+
+
+class NoStream:
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def wait_stream(self, other: object) -> None: ...
+
+
+@pytest.mark.parametrize("case", ["llama", "bamba"])
+def test_an_offloaded_cache_is_had_for_the_asking(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On an accelerator; here its streams do nothing, and layers move from the CPU to the CPU."""
+    model = pair(case, "auto", ratio=4.0, metric="activation").converted
+    _, expected = cache_of(model, monkeypatch)
+    monkeypatch.setattr(torch, "Stream", NoStream)
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda device: NoStream())
+    monkeypatch.setattr(latent_model, "_check_cache_wish", lambda model, wish: None)
+    cache, actual = cache_of(model, monkeypatch, cache_implementation="offloaded")
+    assert type(cache) is LatentCache and cache.offloading
+    assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize(
+    ("wish", "message"), [("quantized", "cache_bits"), ("offloaded", "runs on the CPU")]
+)
+def test_caches_that_do_not_fit_are_refused(wish: str, message: str) -> None:
+    model = pair("llama", "auto", ratio=4.0, metric="activation").converted
+    with pytest.raises(NotSupportedError, match=message):
+        model.generate(PROMPT, cache_implementation=wish, **GREEDY)

@@ -10,10 +10,13 @@ import torch
 
 from cacheshrink_hybrid.cache import make_cache
 from cacheshrink_hybrid.calibrate.states import compressible_layers
-from cacheshrink_hybrid.families import model_spec
+from cacheshrink_hybrid.evaluation.cached_forward import cache_argument
+from cacheshrink_hybrid.evaluation.memory import measure_cache_memory
+from cacheshrink_hybrid.families import FAMILIES, model_spec
+from cacheshrink_hybrid.families.states import MIXERS
 from cacheshrink_hybrid.latent_model import plan_of
 from cacheshrink_hybrid.modules.recurrent_mixer import RecurrentMixer
-from tests.families.tiny_configs import CASES, tiny_config, tiny_model
+from tests.families.tiny_configs import CASES, RECURRENT_CASES, tiny_config, tiny_model
 from tests.models import (
     Pair,
     converted_copy,
@@ -28,6 +31,7 @@ from tests.tolerances import assert_same_logits, largest_difference
 
 NUM_TOKENS, NUM_PREFILL = 37, 21
 RECURRENT = [case for case in CASES if compressible_layers(model_spec(tiny_config(case)))]
+RECURRENT += RECURRENT_CASES
 every_case = pytest.mark.parametrize("case", RECURRENT)
 every_replay = pytest.mark.parametrize("replay_length", [1, 5])
 
@@ -52,7 +56,18 @@ def test_all_kinds_of_mixers_are_among_the_cases() -> None:
         if layer.state is not None
     }
     assert kinds == {"mamba2", "mamba", "gated_delta_net"}
-    assert len(RECURRENT) >= 13
+    families = {tiny_config(case).model_type for case in RECURRENT}
+    assert families == {row for row in FAMILIES if row in MIXERS} - {"lfm2"}
+
+
+@pytest.mark.parametrize("case", [*RECURRENT, "lfm2"])
+def test_spec_counts_what_the_source_caches(case: str) -> None:
+    source = tiny_model(case)
+    (live,) = measure_cache_memory(source, [12])["per_sequence_length"].values()
+    assert live["state_bytes"] == live["source_state_bytes"] > 0
+    wide = sum(layer.state.recurrent_bytes for layer in model_spec(source.config).state_layers)
+    narrow = model_spec(source.config).bytes_per_sequence - wide
+    assert live["state_bytes"] == wide + 2 * narrow  # a float32 model's columns have 32 bits
 
 
 @every_replay
@@ -107,6 +122,10 @@ def test_prompt_lookup_decoding(case: str, replay_length: int) -> None:
     """Transformers refuses it on recurrent models; with rollback it gives the greedy tokens."""
     source, converted = exact(case, replay_length).both()
     ids = torch.cat([random_ids(1, 6)] * 3, dim=1)
+    if case in RECURRENT_CASES:  # it looks for a cache of keys and values
+        with pytest.raises(ValueError, match="not supported with stateful models"):
+            converted.generate(ids, max_new_tokens=2, prompt_lookup_num_tokens=4)
+        return
     greedy = source.generate(ids, max_new_tokens=24, do_sample=False)
     looked_up = converted.generate(
         ids, max_new_tokens=24, do_sample=False, prompt_lookup_num_tokens=4
@@ -151,14 +170,14 @@ def test_tokens_taken_back_leave_no_trace(case: str, removed: int) -> None:
             if detour:
                 fed = torch.cat([fed, random_ids(2, removed, seed=start)], dim=1)
                 positions = torch.arange(start, start + 2 + removed)[None]
-            model(fed, position_ids=positions, past_key_values=cache)
+            model(fed, position_ids=positions, **{cache_argument(model): cache})
             if detour:
                 cache.crop(-removed)
         for layer in cache.layers:
             if hasattr(layer, "record_past"):
                 layer.record_past = False
         positions = torch.arange(19, 30)[None]
-        output = model(ids[:, 19:], position_ids=positions, past_key_values=cache)
+        output = model(ids[:, 19:], position_ids=positions, **{cache_argument(model): cache})
         results.append(output.logits)
     assert largest_difference(results[1], results[0]) < 2e-4
 

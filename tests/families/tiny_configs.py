@@ -330,10 +330,27 @@ CASES: dict[str, dict] = {
     ),
 }
 
+_MAMBA = {k: COMMON[k] for k in ("vocab_size", "hidden_size") if k in COMMON} | {
+    "num_hidden_layers": 2,
+    "state_size": 8,
+    "conv_kernel": 4,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+RECURRENT_CASES: dict[str, dict] = {
+    "mamba": dict(model_type="mamba", **_MAMBA),
+    "falcon_mamba": dict(model_type="falcon_mamba", **_MAMBA),
+    "mamba2": dict(
+        model_type="mamba2", num_heads=4, head_dim=16, n_groups=2, chunk_size=8, **_MAMBA
+    ),
+}
+"""Models without attention."""
+
 
 def tiny_config(case: str, **changes) -> PretrainedConfig:
     """The config of one case, with `changes` to its values."""
-    values = {**CASES[case], **changes}
+    values = {**(CASES | RECURRENT_CASES)[case], **changes}
     return AutoConfig.for_model(values.pop("model_type"), **values)
 
 

@@ -18,6 +18,7 @@ from .pools import filled_rows
 
 on_gpu = [
     pytest.mark.gpu,
+    pytest.mark.slow,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 M, P, N, G = 8, 64, 64, 2

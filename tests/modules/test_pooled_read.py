@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from cacheshrink_hybrid.cache.layout import LayerRows, StateRows, compile_layout
+from cacheshrink_hybrid.cache.layout import LayerRows, compile_layout
+from cacheshrink_hybrid.cache.state_map import StateRows
 from cacheshrink_hybrid.codecs import RowCodec, RowFormat
 from cacheshrink_hybrid.errors import NotSupportedError
 from cacheshrink_hybrid.kernels.paged_rows import PagedRows
@@ -18,6 +19,7 @@ from cacheshrink_hybrid.modules.pooled_read import (
     latent_read,
     layout_of_codec,
     place_in_state,
+    row_layout,
     rows_in_pool,
 )
 from tests.models import pair
@@ -30,6 +32,7 @@ CASES = {
     "rebuilt-partly-rotated": ("phi3-partial", "joint", "reconstruct"),
     "rebuilt-per-head": ("llama", "per_head", "reconstruct"),
     "rotated": ("llama", "rotate", "rotate"),
+    "rebuilt-normalised": ("qwen3", "joint", "reconstruct"),
     "sinks": ("gpt_oss", "joint", "reconstruct"),
     "softcap-and-window": ("gemma2", "rotate", "rotate"),
 }
@@ -51,7 +54,9 @@ def _stored(module: LatentAttention, latents: list[Tensor]) -> tuple[PagedRows, 
         tokens_per_frame=8,
     )
     arena = torch.full((9 * layout.frame_bytes,), 0xFF, dtype=torch.uint8)
-    rows = rows_in_pool(module, arena, layout.frame_bytes, layout.classes[0], 1, latents[0].dtype)
+    rows = rows_in_pool(
+        row_layout(module, latents[0].dtype), arena, layout.frame_bytes, layout.classes[0], 1
+    )
     table = torch.full((len(latents), 4), -1, dtype=torch.int32)
     frames = iter(torch.randperm(8).int() + 1)
     for i, latent in enumerate(latents):
@@ -87,7 +92,7 @@ def test_equals_the_module(name: str, backend: str) -> None:
         rows,
         table,
         torch.tensor(LENS, dtype=torch.int32),
-        read=latent_read(module, angles),
+        read=latent_read(module, 32, query),
         backend=backend,
     )
     for i, latent in enumerate(latents):
@@ -126,9 +131,9 @@ def test_scales_per_token_are_refused() -> None:
         layout_of_codec(RowCodec(((16, 8),), RowFormat(scales="token")))
 
 
-def test_normalised_keys_are_refused() -> None:
-    with pytest.raises(NotSupportedError, match="do not normalise"):
-        latent_read(_module("qwen3", "joint"), None)
+def test_norms_over_all_heads_are_refused() -> None:
+    with pytest.raises(NotSupportedError, match="mean square of a head's channels"):
+        latent_read(_module("olmo2", "joint"), 1, torch.empty(0))
 
 
 @pytest.mark.parametrize("row_bytes", [48, 6, 4])

@@ -3,6 +3,8 @@
 Each is counters and tables without data. A sequence is admitted with its state and its tokens, or
 not at all; it grows by tokens; it leaves. What they are modelled on:
 
+    bytes alone   no pages and no slots: a sequence holds the bytes that it uses; what no allocator
+                  can do better than
     frames        equal frames for everything, the allocator of this package (the real ledger)
     fixed_dual    one pool of token pages and one of state slots, split once (SGLang's default
                   ratio 0.9 of state to KV bytes is a share of 0.474; 0.9 as a share is printed too)
@@ -21,7 +23,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 from ...cache.frame_ledger import FrameLedger, Handles
-from ...cache.layout import LayerRows, StateRows, compile_layout
+from ...cache.layout import LayerRows, compile_layout
+from ...cache.state_map import StateRows
 from ...errors import CacheFullError, PlanError
 
 PAGE_TOKENS = 16
@@ -143,6 +146,36 @@ class Frames(Allocator):
         self.ledger.check_integrity()
         references = sum(len(handles) for owned in self._handles.values() for handles in owned)
         assert references == self.ledger.num_held
+
+
+class BytesAlone(Allocator):
+    """Nothing but a sum that stays within the capacity."""
+
+    unit_tokens = 1
+
+    def __init__(self, sizes: Sizes, capacity: int) -> None:
+        super().__init__(sizes, capacity)
+        self._held: dict[int, int] = {}
+        self._sum = 0
+
+    def _units(self, num_tokens: int) -> int:
+        return num_tokens
+
+    def _take(self, name: int, units: int, new: bool) -> bool:
+        held = self.sizes.useful(units)
+        more = held - self._held.get(name, 0)
+        if self._sum + more > self.capacity:
+            return False
+        self._held[name] = held
+        self._sum += more
+        return True
+
+    def release(self, name: int) -> None:
+        self._sum -= self._held.pop(name)
+
+    @property
+    def held_bytes(self) -> int:
+        return self._sum
 
 
 class FixedDual(Allocator):
@@ -360,6 +393,7 @@ class TwoLevel(Allocator):
 
 
 ALLOCATORS: dict[str, Callable[[Sizes, int], Allocator]] = {
+    "bytes alone": BytesAlone,
     "frames": Frames,
     "two_ended": TwoEnded,
     "uniform_page": UniformPage,

@@ -94,7 +94,7 @@ def conv_update_project(
             of -1 reads as zeros, and is not written.
         order: which channels come first, second and third; write and read have groups * group_size
             each, the others are values.
-        groups, group_size: G and N.
+        groups, group_size: G and N; no groups, and all channels are values (Mamba-1).
         write_basis, read_basis: L and R, (G, N, r); None for no projection.
         normalize: x / sqrt(|x|^2 + 1e-6) within each group of write and read.
 

@@ -209,7 +209,7 @@ def conv_update_project_triton(
         VALUES_AT=starts["values"],
         WRITE_AT=starts["write"],
         READ_AT=starts["read"],
-        GROUPS=groups,
+        GROUPS=max(1, groups),  # without groups nobody asks
         N=group_size,
         WRITE_RANK=ranks[0],
         READ_RANK=ranks[1],

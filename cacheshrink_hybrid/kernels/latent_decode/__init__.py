@@ -20,6 +20,7 @@ def latent_decode(
     *,
     read: LatentRead,
     offset: Tensor | None = None,
+    first_slots: Tensor | None = None,
     num_splits: int | None = None,
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
@@ -42,6 +43,8 @@ def latent_decode(
         read: ranks, scale, window, and the rest.
         offset: added to the scores of a query before scaling, (B, T, H); what the mean of the keys
             gives.
+        first_slots: slots before these are not seen, (B,), int32, as where a batch is padded on the
+            left; None for all.
         num_splits: shares into which a sequence is cut, to be read at the same time; None for as
             many as fill the device. The reference has no use for it.
 
@@ -59,10 +62,11 @@ def latent_decode(
     FlashDecoding.
     """
     read.check(query, offset, rows)
-    check_frame_table(frame_table, context_lens, query.shape[0])
+    check_frame_table(frame_table, context_lens, query.shape[0], first_slots)
     if num_splits is not None and not 1 <= num_splits <= 64:
         raise ConfigError(f"num_splits={num_splits} must be in [1, 64], or None to choose")
-    if uses_triton(backend, query, rows.arena, rows.levels, frame_table, context_lens, offset):
+    tensors = (query, rows.arena, rows.levels, frame_table, context_lens, offset, first_slots)
+    if uses_triton(backend, *tensors):
         from .kernel import latent_decode_triton
 
         return latent_decode_triton(
@@ -73,10 +77,18 @@ def latent_decode(
             read=read,
             offset=offset,
             query_lens=None,
+            first_slots=first_slots,
             num_splits=num_splits,
         )
     from .reference import latent_decode_reference
 
     return latent_decode_reference(
-        query, rows, frame_table, context_lens, read=read, offset=offset, query_lens=None
+        query,
+        rows,
+        frame_table,
+        context_lens,
+        read=read,
+        offset=offset,
+        query_lens=None,
+        first_slots=first_slots,
     )

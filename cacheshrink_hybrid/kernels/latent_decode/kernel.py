@@ -2,11 +2,10 @@
 
 One program holds BLOCK_M rows (token, head) of queries and walks over its share of the slots in
 tiles of BLOCK_N, with an online softmax in powers of two. A tile of latents is loaded once and
-serves as keys and as values. The grid is (sequence x split, row blocks, key heads that read by
-themselves).
+serves as keys and as values. The grid is (key heads that read by themselves, sequence x split, row
+blocks): heads that read the same slots run side by side, and the second one finds them in the
+cache.
 """
-
-from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -16,12 +15,10 @@ from torch import Tensor
 from ..launch import has_native_float8, launch, num_multiprocessors
 from ..numerics import LOG2_E, TRITON_DTYPES, dot_dtype, product, rounded
 from ..paged_rows import PagedRows
-from ..row_layout import RowLayout
 from ..row_tile import (
     CODED,
     IS_KEY,
     IS_VALUE,
-    KEY_CHANNEL,
     KEY_INDEX,
     UNIT,
     VALID,
@@ -32,65 +29,10 @@ from ..row_tile import (
     load_piece,
     pieces_of,
 )
+from .key_tile import bias_part, keys_part, query_part, query_piece, weight_part
+from .merge import merge_splits
 from .read import LatentRead
-
-MAX_SPLITS = 64
-
-
-@triton.jit
-def _query_piece(p_row, m_row, PIECE: tl.constexpr):
-    """Channels of the queries that meet a piece, (M, WIDTH) float32, in the piece's unit."""
-    o = tl.arange(0, PIECE[WIDTH])
-    mask = m_row[:, None] & (o < PIECE[VALID])[None, :]
-    q = tl.load(p_row[:, None] + (PIECE[KEY_CHANNEL] + o)[None, :], mask=mask, other=0.0)
-    return q.to(tl.float32) * PIECE[UNIT]
-
-
-@triton.jit
-def _query_part(p_row, m_row, FIRST: tl.constexpr, N: tl.constexpr, WIDTH: tl.constexpr):
-    """Channels [FIRST, FIRST + N) of the queries, (M, WIDTH) float32, zero from N on."""
-    o = tl.arange(0, WIDTH)
-    mask = m_row[:, None] & (o < N)[None, :]
-    return tl.load(p_row[:, None] + (FIRST + o)[None, :], mask=mask, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _weight_part(
-    p_up,
-    RANK: tl.constexpr,
-    FIRST: tl.constexpr,
-    N: tl.constexpr,
-    BLOCK: tl.constexpr,
-    PIECE: tl.constexpr,
-):
-    """Transposed block (channels of a piece, key channels [FIRST, FIRST + N)) of a key weight."""
-    o_c = tl.arange(0, PIECE[WIDTH])
-    o_d = tl.arange(0, BLOCK)
-    mask = (o_c < PIECE[VALID])[:, None] & (o_d < N)[None, :]
-    p = p_up + (FIRST + o_d)[None, :] * RANK + (PIECE[KEY_CHANNEL] + o_c)[:, None]
-    return tl.load(p, mask=mask, other=0.0).to(tl.float32) * PIECE[UNIT]
-
-
-@triton.jit
-def _bias_part(p_bias, FIRST: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr):
-    o_d = tl.arange(0, BLOCK)
-    return tl.load(p_bias + FIRST + o_d, mask=o_d < N, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _keys_part(
-    tiles, weights, gain, bias, PIECES: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr
-):
-    """Rebuilt keys (N, BLOCK) of the key pieces among `tiles`."""
-    plain = tl.zeros([N, BLOCK], tl.float32)
-    coded = tl.zeros([N, BLOCK], tl.float32)
-    for i in tl.static_range(len(PIECES)):
-        if PIECES[i][IS_KEY]:
-            if PIECES[i][CODED]:
-                coded = product(tiles[i], weights[PIECES[i][KEY_INDEX]], coded)
-            else:
-                plain = product(tiles[i], weights[PIECES[i][KEY_INDEX]], plain)
-    return plain + coded * gain[:, None] + bias[None, :]
+from .tiles import Tiles, choose_splits, choose_tiles, fitted
 
 
 @triton.jit
@@ -102,9 +44,11 @@ def latent_decode_fwd_kernel(
     p_table,  # (B, max_frames)
     p_context_lens,  # (B,)
     p_query_lens,  # (B,) or None
+    p_first_slots,  # (B,) or None
     p_sinks,  # (H,) or None
     p_up,  # (J, D, RANK) or None
     p_bias,  # (J, D)
+    p_norm,  # (D,) or None
     p_cos,  # (slots, ROTARY / 2) or None
     p_sin,
     p_out,  # (B, T, H, RV), or (B, T, H, splits, RV) float32
@@ -128,6 +72,7 @@ def latent_decode_fwd_kernel(
     SINK_TOKENS: tl.constexpr,
     SOFTCAP: tl.constexpr,
     RANK: tl.constexpr,
+    EPSILON: tl.constexpr,
     HALF: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
     REST: tl.constexpr,
@@ -139,12 +84,12 @@ def latent_decode_fwd_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    i_seq = tl.program_id(0) // num_splits
-    i_split = tl.program_id(0) % num_splits
-    i_head = tl.program_id(2)
+    i_seq = tl.program_id(1) // num_splits
+    i_split = tl.program_id(1) % num_splits
+    i_head = tl.program_id(0)
 
     # Rows of this program: token-major, and within a token the heads that read the same keys.
-    o_m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    o_m = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
     i_token = o_m // GROUP
     m_m = i_token < num_tokens
     o_row = (i_seq * num_tokens + i_token).to(tl.int64) * HEADS + i_head * GROUP + o_m % GROUP
@@ -156,13 +101,16 @@ def latent_decode_fwd_kernel(
     position = context - new + i_token  # slot of each row's own token
 
     # Slots that some row sees: [first, last), and the sink tokens before it.
-    last_token = tl.minimum((tl.program_id(1) * BLOCK_M + BLOCK_M - 1) // GROUP, new - 1)
+    last_token = tl.minimum((tl.program_id(2) * BLOCK_M + BLOCK_M - 1) // GROUP, new - 1)
     last = tl.maximum(tl.minimum(context - new + last_token + 1, max_frames * FRAME_TOKENS), 0)
-    first = 0
+    first_seen = 0
+    if p_first_slots is not None:
+        first_seen = tl.load(p_first_slots + i_seq)
+    first = first_seen
     num_sink_blocks = 0
     if WINDOW > 0:
-        oldest = context - new + (tl.program_id(1) * BLOCK_M) // GROUP
-        first = tl.maximum(oldest - WINDOW + 1, 0)
+        oldest = context - new + (tl.program_id(2) * BLOCK_M) // GROUP
+        first = tl.maximum(oldest - WINDOW + 1, first_seen)
         num_sink_blocks = tl.minimum((SINK_TOKENS + BLOCK_N - 1) // BLOCK_N, first // BLOCK_N)
     first_block = first // BLOCK_N
     num_blocks = tl.maximum(tl.cdiv(last, BLOCK_N) - first_block, 0) + num_sink_blocks
@@ -176,24 +124,24 @@ def latent_decode_fwd_kernel(
     if RANK == 0:
         for i in tl.static_range(len(PIECES)):
             if PIECES[i][IS_KEY]:
-                largest = tl.maximum(largest, tl.max(tl.abs(_query_piece(p_q, m_m, PIECES[i])), 1))
+                largest = tl.maximum(largest, tl.max(tl.abs(query_piece(p_q, m_m, PIECES[i])), 1))
     else:
         if HALF > 0:
-            q1 = _query_part(p_q, m_m, 0, HALF, BLOCK_HALF)
-            q2 = _query_part(p_q, m_m, HALF, HALF, BLOCK_HALF)
+            q1 = query_part(p_q, m_m, 0, HALF, BLOCK_HALF)
+            q2 = query_part(p_q, m_m, HALF, HALF, BLOCK_HALF)
             largest = tl.maximum(largest, tl.max(tl.maximum(tl.abs(q1), tl.abs(q2)), 1))
         if REST > 0:
-            q3 = _query_part(p_q, m_m, 2 * HALF, REST, BLOCK_REST)
+            q3 = query_part(p_q, m_m, 2 * HALF, REST, BLOCK_REST)
             largest = tl.maximum(largest, tl.max(tl.abs(q3), 1))
     if RANK > 0:
         if HALF > 0:
             q1 = (q1 / largest[:, None]).to(DOT)
             q2 = (q2 / largest[:, None]).to(DOT)
-            bias1 = _bias_part(p_bias + i_head * QUERY_WIDTH, 0, HALF, BLOCK_HALF)
-            bias2 = _bias_part(p_bias + i_head * QUERY_WIDTH, HALF, HALF, BLOCK_HALF)
+            bias1 = bias_part(p_bias + i_head * QUERY_WIDTH, 0, HALF, BLOCK_HALF)
+            bias2 = bias_part(p_bias + i_head * QUERY_WIDTH, HALF, HALF, BLOCK_HALF)
         if REST > 0:
             q3 = (q3 / largest[:, None]).to(DOT)
-            bias3 = _bias_part(p_bias + i_head * QUERY_WIDTH, 2 * HALF, REST, BLOCK_REST)
+            bias3 = bias_part(p_bias + i_head * QUERY_WIDTH, 2 * HALF, REST, BLOCK_REST)
     queries = ()
     up1 = ()
     up2 = ()
@@ -205,13 +153,13 @@ def latent_decode_fwd_kernel(
     for i in tl.static_range(len(PIECES)):
         if PIECES[i][IS_KEY]:
             if RANK == 0:
-                q = _query_piece(p_q, m_m, PIECES[i]) / largest[:, None]
+                q = query_piece(p_q, m_m, PIECES[i]) / largest[:, None]
                 queries = queries + (q.to(DOT),)
             if HALF > 0:
-                up1 = up1 + (_weight_part(p_u, RANK, 0, HALF, BLOCK_HALF, PIECES[i]).to(DOT),)
-                up2 = up2 + (_weight_part(p_u, RANK, HALF, HALF, BLOCK_HALF, PIECES[i]).to(DOT),)
+                up1 = up1 + (weight_part(p_u, RANK, 0, HALF, BLOCK_HALF, PIECES[i]).to(DOT),)
+                up2 = up2 + (weight_part(p_u, RANK, HALF, HALF, BLOCK_HALF, PIECES[i]).to(DOT),)
             if REST > 0:
-                rest = _weight_part(p_u, RANK, 2 * HALF, REST, BLOCK_REST, PIECES[i])
+                rest = weight_part(p_u, RANK, 2 * HALF, REST, BLOCK_REST, PIECES[i])
                 up3 = up3 + (rest.to(DOT),)
         if PIECES[i][IS_VALUE]:
             accs = accs + (tl.zeros([BLOCK_M, PIECES[i][WIDTH]], tl.float32),)
@@ -225,7 +173,7 @@ def latent_decode_fwd_kernel(
     o_block = tl.arange(0, BLOCK_N)
     p_frames = p_table + i_seq.to(tl.int64) * max_frames
     for i_block in range(start, stop):
-        block = i_block
+        block = i_block + first_block
         if WINDOW > 0:
             block = tl.where(
                 i_block < num_sink_blocks, i_block, i_block - num_sink_blocks + first_block
@@ -234,6 +182,8 @@ def latent_decode_fwd_kernel(
         m_n = o_n < last
         if WINDOW > 0:
             m_n = m_n & ((o_n >= first) | (o_n < SINK_TOKENS))
+        if p_first_slots is not None:
+            m_n = m_n & (o_n >= first_seen)
         if FRAME_TOKENS % BLOCK_N == 0:
             # A tile lies in one frame, whose number the whole program shares.
             first_slot = block * BLOCK_N
@@ -276,8 +226,23 @@ def latent_decode_fwd_kernel(
         else:
             s = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
             if HALF > 0:
-                k1 = _keys_part(tiles, up1, gain, bias1, PIECES, BLOCK_N, BLOCK_HALF)
-                k2 = _keys_part(tiles, up2, gain, bias2, PIECES, BLOCK_N, BLOCK_HALF)
+                k1 = keys_part(tiles, up1, gain, bias1, PIECES, BLOCK_N, BLOCK_HALF)
+                k2 = keys_part(tiles, up2, gain, bias2, PIECES, BLOCK_N, BLOCK_HALF)
+            if REST > 0:
+                k3 = keys_part(tiles, up3, gain, bias3, PIECES, BLOCK_N, BLOCK_REST)
+            if p_norm is not None:
+                square = tl.full([BLOCK_N], EPSILON * QUERY_WIDTH, tl.float32)
+                if HALF > 0:
+                    square += tl.sum(k1 * k1, 1) + tl.sum(k2 * k2, 1)
+                if REST > 0:
+                    square += tl.sum(k3 * k3, 1)
+                shrink = tl.sqrt_rn(QUERY_WIDTH / square)[:, None]
+                if HALF > 0:
+                    k1 = k1 * shrink * bias_part(p_norm, 0, HALF, BLOCK_HALF)[None, :]
+                    k2 = k2 * shrink * bias_part(p_norm, HALF, HALF, BLOCK_HALF)[None, :]
+                if REST > 0:
+                    k3 = k3 * shrink * bias_part(p_norm, 2 * HALF, REST, BLOCK_REST)[None, :]
+            if HALF > 0:
                 o_angle = o_n[:, None] * HALF + tl.arange(0, BLOCK_HALF)[None, :]
                 m_angle = m_n[:, None] & (tl.arange(0, BLOCK_HALF) < HALF)[None, :]
                 cos = tl.load(p_cos + o_angle, mask=m_angle, other=0.0).to(tl.float32)
@@ -285,7 +250,6 @@ def latent_decode_fwd_kernel(
                 s = product(q1, tl.trans((k1 * cos - k2 * sin).to(DOT)), s)
                 s = product(q2, tl.trans((k2 * cos + k1 * sin).to(DOT)), s)
             if REST > 0:
-                k3 = _keys_part(tiles, up3, gain, bias3, PIECES, BLOCK_N, BLOCK_REST)
                 s = product(q3, tl.trans(k3.to(DOT)), s)
         s = s * factor[:, None] + bonus[:, None] + lost[None, :]
         if SOFTCAP > 0:
@@ -346,91 +310,6 @@ def latent_decode_fwd_kernel(
             tl.store(p_o, rounded(mean, OUT), mask=mask)
 
 
-@triton.jit
-def latent_merge_fwd_kernel(
-    p_part,  # (rows, splits, RV) float32
-    p_lse,  # (rows, splits), base 2
-    p_sinks,  # (H,) or None
-    p_out,  # (rows, RV)
-    p_total,  # (rows,)
-    num_splits,
-    HEADS: tl.constexpr,
-    VALUE_WIDTH: tl.constexpr,
-    OUT: tl.constexpr,
-    BLOCK_SPLITS: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-):
-    o_row = tl.program_id(0).to(tl.int64)
-    o_s = tl.arange(0, BLOCK_SPLITS)
-    lse = tl.load(p_lse + o_row * num_splits + o_s, mask=o_s < num_splits, other=-float("inf"))
-    largest = tl.max(lse, 0)
-    if p_sinks is not None:
-        sink = tl.load(p_sinks + o_row % HEADS).to(tl.float32) * LOG2_E
-        largest = tl.maximum(largest, sink)
-    base = tl.where(largest == -float("inf"), 0.0, largest)
-    # Splits that saw nothing wrote no mean; a lost token is NaN, which is not -inf.
-    weight = tl.where(lse != -float("inf"), tl.exp2(lse - base), 0.0)
-    seen = tl.sum(weight, 0)
-    norm = seen
-    if p_sinks is not None:
-        norm = seen + tl.exp2(sink - base)
-    norm = tl.where(norm == 0.0, 1.0, norm)
-    if tl.program_id(1) == 0:
-        tl.store(p_total + o_row, seen / norm)
-    o_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    p = p_part + (o_row * num_splits + o_s[:, None]) * VALUE_WIDTH + o_c[None, :]
-    mask = (lse != -float("inf"))[:, None] & (o_c < VALUE_WIDTH)[None, :]
-    part = tl.load(p, mask=mask, other=0.0)
-    mean = tl.sum(part * weight[:, None], 0) / norm
-    tl.store(p_out + o_row * VALUE_WIDTH + o_c, rounded(mean, OUT), mask=o_c < VALUE_WIDTH)
-
-
-@dataclass(frozen=True, slots=True)
-class Tiles:
-    """Sizes of a launch, chosen from shapes alone: never from lengths, so graphs can be
-    replayed."""
-
-    block_m: int
-    block_n: int
-    num_warps: int
-    num_stages: int
-
-
-def choose_tiles(num_rows: int, channels: int, layout: RowLayout, *, exact: bool) -> Tiles:
-    """Tiles for `num_rows` rows of queries that read the same keys.
-
-    Chosen by compiling: the largest that spill no registers (`scripts.compile_kernels`).
-
-    Args:
-        num_rows: tokens x heads.
-        channels: channels of a tile of latents and of rebuilt keys together.
-        layout: what a row holds.
-        exact: whether products are in float32, which the matrix units do not do.
-    """
-    if exact:
-        return Tiles(16, 32, 8, 1)
-    block_m = 16 if num_rows <= 16 else 32 if num_rows <= 32 else 64
-    if channels <= 128:
-        return Tiles(block_m, 64, 8 if block_m == 64 else 4, 2)
-    if channels > 256 and layout.head_byte is not None:
-        block_m = min(block_m, 16 if layout.uses_tables else 32)
-    return Tiles(block_m, 32, 8 if channels > 256 or block_m == 64 else 4, 2)
-
-
-def fitted(tiles: Tiles, frame_tokens: int) -> Tiles:
-    """Tiles that lie in one frame, if tiles of 16 slots can; otherwise small ones, because looking
-    up a frame for every slot takes registers."""
-    common = frame_tokens & -frame_tokens  # the largest power of two that divides it
-    return replace(tiles, block_n=min(tiles.block_n, common if common >= 16 else 32))
-
-
-def choose_splits(programs: int, max_slots: int, block_n: int, num_sms: int) -> int:
-    """Shares of a sequence, so that three programs per multiprocessor are there to hide latency."""
-    wanted = -(-3 * num_sms // max(programs, 1))
-    longest = max(1, max_slots // (4 * block_n))
-    return max(1, min(wanted, longest, MAX_SPLITS))
-
-
 def latent_decode_triton(
     query: Tensor,
     rows: PagedRows,
@@ -440,6 +319,7 @@ def latent_decode_triton(
     read: LatentRead,
     offset: Tensor | None,
     query_lens: Tensor | None,
+    first_slots: Tensor | None,
     num_splits: int | None,
     tiles: Tiles | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -482,7 +362,7 @@ def latent_decode_triton(
         part_total = torch.empty(*shape, device=device, dtype=torch.float32)
     launch(
         latent_decode_fwd_kernel,
-        (B * num_splits, row_blocks, key_heads),
+        (key_heads, B * num_splits, row_blocks),
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
         p_query=query.contiguous(),
@@ -492,9 +372,11 @@ def latent_decode_triton(
         p_table=frame_table,
         p_context_lens=context_lens,
         p_query_lens=query_lens,
+        p_first_slots=first_slots,
         p_sinks=read.sinks if num_splits == 1 else None,
         p_up=None if key_up is None else key_up.weight.contiguous(),
         p_bias=None if key_up is None else key_up.bias.contiguous(),
+        p_norm=None if key_up is None else key_up.norm_weight,
         p_cos=None if key_up is None or key_up.cos is None else key_up.cos.contiguous(),
         p_sin=None if key_up is None or key_up.sin is None else key_up.sin.contiguous(),
         p_out=part,
@@ -518,6 +400,7 @@ def latent_decode_triton(
         SINK_TOKENS=read.num_sink_tokens,
         SOFTCAP=read.softcap or 0.0,
         RANK=0 if key_up is None else key_up.weight.shape[2],
+        EPSILON=0.0 if key_up is None else key_up.norm_epsilon,
         HALF=half,
         BLOCK_HALF=max(16, triton.next_power_of_2(half)),
         REST=rest,
@@ -530,22 +413,5 @@ def latent_decode_triton(
         BLOCK_N=tiles.block_n,
     )
     if num_splits > 1:
-        block_c = min(64, max(16, triton.next_power_of_2(read.value_rank)))
-        launch(
-            latent_merge_fwd_kernel,
-            (B * T * H, triton.cdiv(read.value_rank, block_c)),
-            num_warps=2,
-            num_stages=1,
-            p_part=part,
-            p_lse=part_total,
-            p_sinks=read.sinks,
-            p_out=out,
-            p_total=total,
-            num_splits=num_splits,
-            HEADS=H,
-            VALUE_WIDTH=read.value_rank,
-            OUT=TRITON_DTYPES[query.dtype],
-            BLOCK_SPLITS=triton.next_power_of_2(num_splits),
-            BLOCK_C=block_c,
-        )
+        merge_splits(part, part_total, read.sinks, out, total)
     return out, total

@@ -13,13 +13,15 @@ from ..paged_rows import PagedRows
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class KeyUp:
-    """How keys are rebuilt from latents: k = rotate(weight c + bias, slot).
+    """How keys are rebuilt from latents: k = rotate(norm(weight c + bias), slot).
 
     Attributes:
         weight: (J, D, rank of a head's keys).
         bias: (J, D).
         cos, sin: angles by slot, (slots, rotary dim / 2), float32 or 16-bit; None without rotation.
             The first `rotary dim` channels of a key are rotated in pairs (i, i + rotary dim / 2).
+        norm_weight: gains of an RMS norm over the D channels of a key, (D,); None for no norm.
+        norm_epsilon: added to the mean square before its root.
         per_head: head j reads the channels i * J + j of the latent, i < rank, and values are no
             keys; otherwise all heads read the first `rank` channels.
     """
@@ -28,6 +30,8 @@ class KeyUp:
     bias: Tensor
     cos: Tensor | None = None
     sin: Tensor | None = None
+    norm_weight: Tensor | None = None
+    norm_epsilon: float = 0.0
     per_head: bool = False
 
     def __post_init__(self) -> None:
@@ -37,6 +41,11 @@ class KeyUp:
         elif self.bias.shape != self.weight.shape[:2]:
             faults.append(
                 f"bias has shape {tuple(self.bias.shape)}; due is {tuple(self.weight.shape[:2])}"
+            )
+        elif self.norm_weight is not None and self.norm_weight.shape != self.weight.shape[1:2]:
+            faults.append(
+                f"norm_weight has shape {tuple(self.norm_weight.shape)}; due is "
+                f"{tuple(self.weight.shape[1:2])}"
             )
         if (self.cos is None) != (self.sin is None):
             faults.append("cos and sin go together")

@@ -19,6 +19,7 @@ def latent_decode_reference(
     read: LatentRead,
     offset: Tensor | None,
     query_lens: Tensor | None,
+    first_slots: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """See `latent_decode` and `latent_prefill`; float32 arithmetic."""
     B, T, H, _ = query.shape
@@ -41,6 +42,8 @@ def latent_decode_reference(
     if read.window is not None:
         near = slot > position[..., None] - read.window
         seen = seen & (near | (slot < read.num_sink_tokens))
+    if first_slots is not None:
+        seen = seen & (slot >= first_slots[:, None])[:, None]
     if query_lens is not None:
         seen = seen & (torch.arange(T, device=query.device) < lens[:, None])[..., None]
     scores = torch.where(lost[:, None, None], torch.nan, scores)
@@ -57,7 +60,8 @@ def latent_decode_reference(
     norm = weights.sum(dim=-1, keepdim=True)
     probabilities = weights[..., :num_slots] / torch.where(norm == 0, 1.0, norm)
     values = latent[..., rows.layout.num_channels - read.value_rank :]
-    values = torch.where(lost[..., None], 0.0, values)
+    # Nor what lies where nobody looks, which may be anything.
+    values = torch.where((lost | ~seen.any(dim=1))[..., None], 0.0, values)
     output = torch.matmul(probabilities, values[:, None])  # (B, H, T, Rv)
     total = probabilities.sum(dim=-1)
     return output.transpose(1, 2).to(query.dtype), total.transpose(1, 2).contiguous()
@@ -82,6 +86,9 @@ def rebuilt_keys(latent: Tensor, key_up: KeyUp) -> Tensor:
         own = latent[:, None, :, :rank]
     keys = torch.matmul(own, key_up.weight.float().transpose(1, 2))
     keys = keys + key_up.bias.float()[:, None]
+    if key_up.norm_weight is not None:
+        mean_square = keys.square().mean(dim=-1, keepdim=True)
+        keys = keys * torch.rsqrt(mean_square + key_up.norm_epsilon) * key_up.norm_weight.float()
     if key_up.cos is None or key_up.sin is None:
         return keys
     half = key_up.cos.shape[1]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from ...errors import ConfigError
 from ..backend import Backend, uses_triton
-from ..state_pages import StatePages, check_shapes, check_state_tables, num_groups
-from .ring import ReplayRing
+from ..replay_ring import ReplayRing, check_ring
+from ..state_pages import StatePages, check_shapes, num_groups
 
 __all__ = ["ReplayRing", "ssd_replay_flush", "ssd_replay_read"]
 
@@ -33,7 +31,8 @@ def ssd_replay_read(
 
     with c_j = A (dt_0 + .. + dt_j), S the stored state, and n = num_pending the place of the token.
     The stored state is read and stays as it is. Inputs count as the ring stores them, so that
-    reading and flushing agree. The caller adds one to `num_pending`.
+    reading and flushing agree. The caller adds one to `num_pending`. A token that finds the ring
+    full is read and not kept; give it to `ssd_replay_flush` as `newest`.
 
     Args:
         x, dt, A, write, read: as in `ssd_step`; dt is a step size.
@@ -41,7 +40,7 @@ def ssd_replay_read(
         ring: where inputs lie, in the same frames.
         table: frames of each sequence's state, (B, frames), int32; a first frame of -1 reads as no
             state and no inputs, and is not written.
-        num_pending: inputs in each ring, (B,), int32, below ring.length.
+        num_pending: inputs in each ring, (B,), int32, at most ring.length.
         D: skip connection, (M,); None for none.
 
     Returns:
@@ -53,7 +52,7 @@ def ssd_replay_read(
     """
     B, M, P = len(x), pages.num_heads, pages.head_dim
     groups = num_groups(write, M)
-    _check(pages, ring, B, table, table, num_pending)
+    check_ring(pages, ring, B, table, table, num_pending)
     check_shapes(
         x=(x, (B, M, P)),
         dt=(dt, (B, M)),
@@ -80,9 +79,10 @@ def ssd_replay_flush(
     read_table: Tensor,
     write_table: Tensor,
     num_pending: Tensor,
+    newest: tuple[Tensor, Tensor, Tensor] | None = None,
     backend: Backend = "auto",
 ) -> None:
-    """Take the inputs of each ring into the state, and write it.
+    """Take the inputs of each ring, and one more, into the state, and write it.
 
         S <- exp(c_(n-1)) S + sum_(j < n) exp(c_(n-1) - c_j) dt_j x_j write_j^T
 
@@ -94,16 +94,25 @@ def ssd_replay_flush(
         A: negative decay rates, (M,).
         pages, ring, num_pending: as in `ssd_replay_read`; num_pending at most ring.length.
         read_table, write_table: as in `ssd_step`.
+        newest: x (B, M, P), dt (B, M) and write (B, G, width) of one more input behind those in the
+            ring; None for none.
 
     Raises:
         ConfigError: shapes or types that do not fit.
         KernelUnavailableError: see `backend`.
     """
-    _check(pages, ring, len(num_pending), read_table, write_table, num_pending)
+    check_ring(pages, ring, len(num_pending), read_table, write_table, num_pending)
     num_groups(A.new_empty(0, ring.groups, 0), pages.num_heads)
-    check_shapes(A=(A, (pages.num_heads,)))
-    arguments = (A, pages, ring, read_table, write_table, num_pending)
-    if uses_triton(backend, A, pages.arena, read_table, write_table, num_pending):
+    B, M = len(num_pending), pages.num_heads
+    x, dt, write = newest or (None, None, None)
+    check_shapes(
+        A=(A, (M,)),
+        x=(x, (B, M, pages.head_dim)),
+        dt=(dt, (B, M)),
+        write=(write, (B, ring.groups, pages.width)),
+    )
+    arguments = (A, pages, ring, read_table, write_table, num_pending, newest)
+    if uses_triton(backend, A, pages.arena, read_table, write_table, num_pending, x, dt, write):
         from .kernel import ssd_replay_flush_triton
 
         ssd_replay_flush_triton(*arguments)
@@ -111,24 +120,3 @@ def ssd_replay_flush(
         from .reference import ssd_replay_flush_reference
 
         ssd_replay_flush_reference(*arguments)
-
-
-def _check(
-    pages: StatePages,
-    ring: ReplayRing,
-    batch: int,
-    read_table: Tensor,
-    write_table: Tensor,
-    num_pending: Tensor,
-) -> None:
-    check_state_tables(pages, batch, read_table, write_table)
-    if read_table.shape[1] < ring.num_frames(pages):
-        raise ConfigError(
-            f"tables have {read_table.shape[1]} frames per sequence; state and ring take "
-            f"{ring.num_frames(pages)}"
-        )
-    if num_pending.shape != (batch,) or num_pending.dtype != torch.int32:
-        raise ConfigError(
-            f"num_pending is {num_pending.dtype} {tuple(num_pending.shape)}; due is int32 "
-            f"({batch},)"
-        )

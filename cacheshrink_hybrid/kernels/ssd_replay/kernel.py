@@ -12,6 +12,8 @@ from torch import Tensor
 
 from ..launch import has_native_float8, launch
 from ..numerics import LOG2_E, TRITON_DTYPES, rounded
+from ..replay_ring import ReplayRing
+from ..ring_tile import ring_arguments, ring_pointers
 from ..state_pages import StatePages
 from ..state_tile import (
     BLOCK,
@@ -23,23 +25,10 @@ from ..state_tile import (
     against_channels,
     load_state,
     load_vector,
-    locate,
     segment_arguments,
     store_state,
     store_values,
 )
-from .ring import ReplayRing
-
-# Places of the parts of a ring, as tuples: first frame, offset, rows, then those of PLACE.
-
-
-@triton.jit
-def _ring_pointers(p_arena, p_table, element, RING: tl.constexpr, DTYPE: tl.constexpr):
-    """Address of elements of a part of the ring; RING ends with the size of an element."""
-    PLACE: tl.constexpr = (RING[3], RING[4], RING[5])
-    byte = element * RING[6]
-    p = locate(p_arena, p_table, byte, RING[0], RING[1], RING[2], PLACE)
-    return p.to(tl.pointer_type(DTYPE))
 
 
 @triton.jit
@@ -48,7 +37,7 @@ def _steps(
 ):
     """Step sizes of the first `count` inputs, (LENGTH,), zero behind."""
     o_l = tl.arange(0, LENGTH)
-    p = _ring_pointers(p_arena, p_table, o_l * HEADS + i_head, STEPS, tl.float32)
+    p = ring_pointers(p_arena, p_table, o_l * HEADS + i_head, STEPS, tl.float32)
     return tl.load(p, mask=o_l < count, other=0.0)
 
 
@@ -76,6 +65,7 @@ def ssd_replay_read_fwd_kernel(
     READ_GROUPS: tl.constexpr,
     WIDTH: tl.constexpr,
     LENGTH: tl.constexpr,
+    CAPACITY: tl.constexpr,
     VALUES: tl.constexpr,
     WRITES: tl.constexpr,
     STEPS: tl.constexpr,
@@ -115,9 +105,7 @@ def ssd_replay_read_fwd_kernel(
     m_n = o_n < SEGMENT[RANK]
     mask = (o_l < count)[:, None] & m_n[None, :]
     element = (o_l[:, None] * GROUPS + i_group) * WIDTH + o_n[None, :]
-    writes = tl.load(
-        _ring_pointers(p_arena, p_frames, element, WRITES, DTYPE), mask=mask, other=0.0
-    )
+    writes = tl.load(ring_pointers(p_arena, p_frames, element, WRITES, DTYPE), mask=mask, other=0.0)
     query = tl.load(p_read + o_read + o_n, mask=m_n, other=0.0).to(tl.float32)
     weight = tl.sum(writes.to(tl.float32) * query[None, :], 1)
     weight = weight * steps * tl.exp2((whole - until) * rate)
@@ -126,9 +114,7 @@ def ssd_replay_read_fwd_kernel(
     m_p = o_p < SEGMENT[HEAD_DIM]
     element = (o_l[None, None, :] * HEADS + i_head) * SEGMENT[HEAD_DIM] + o_p[:, :, None]
     mask = m_p[:, :, None] & (o_l < count)[None, None, :]
-    values = tl.load(
-        _ring_pointers(p_arena, p_frames, element, VALUES, DTYPE), mask=mask, other=0.0
-    )
+    values = tl.load(ring_pointers(p_arena, p_frames, element, VALUES, DTYPE), mask=mask, other=0.0)
     y += tl.sum(values.to(tl.float32) * weight[None, None, :], 2)
 
     # The token itself, as the ring will hold it.
@@ -143,21 +129,25 @@ def ssd_replay_read_fwd_kernel(
     store_values(y, p_y + o_head * SEGMENT[HEAD_DIM], i_block, OUT, SEGMENT)
 
     element = (count * HEADS + i_head) * SEGMENT[HEAD_DIM] + o_p
-    p = _ring_pointers(p_arena, p_frames, element, VALUES, DTYPE)
+    p = ring_pointers(p_arena, p_frames, element, VALUES, DTYPE)
+    held = held & (count < CAPACITY)
     tl.store(p, own, mask=tl.where(held, m_p, False))
     if (i_block == 0) & held:
-        tl.store(_ring_pointers(p_arena, p_frames, count * HEADS + i_head, STEPS, tl.float32), dt)
+        tl.store(ring_pointers(p_arena, p_frames, count * HEADS + i_head, STEPS, tl.float32), dt)
         if i_head % (HEADS // GROUPS) == 0:
             o_all = tl.arange(0, BLOCK_WIDTH)
             m_all = o_all < WIDTH
             entry = tl.load(p_write + o_write + o_all, mask=m_all, other=0.0).to(tl.float32)
             entry_at = (count * GROUPS + i_group) * WIDTH + o_all
-            p_entry = _ring_pointers(p_arena, p_frames, entry_at, WRITES, DTYPE)
+            p_entry = ring_pointers(p_arena, p_frames, entry_at, WRITES, DTYPE)
             tl.store(p_entry, rounded(entry, DTYPE), mask=m_all)
 
 
 @triton.jit
 def ssd_replay_flush_fwd_kernel(
+    p_x,  # (B, M, P) or None
+    p_dt,  # (B, M)
+    p_write,  # (B, GROUPS, WIDTH)
     p_a,  # (M,)
     p_read_table,  # (B, max_frames)
     p_write_table,
@@ -174,6 +164,7 @@ def ssd_replay_flush_fwd_kernel(
     GROUPS: tl.constexpr,
     WIDTH: tl.constexpr,
     LENGTH: tl.constexpr,
+    CAPACITY: tl.constexpr,
     VALUES: tl.constexpr,
     WRITES: tl.constexpr,
     STEPS: tl.constexpr,
@@ -193,6 +184,10 @@ def ssd_replay_flush_fwd_kernel(
         rate = tl.load(p_a + i_head).to(tl.float32) * LOG2_E
         steps = _steps(p_arena, p_frames, i_head, count, HEADS, LENGTH, STEPS)
         left = tl.sum(steps, 0)
+        if p_x is not None:
+            o_head = i_seq * HEADS + i_head
+            dt = tl.load(p_dt + o_head).to(tl.float32)
+            left += dt
         state = load_state(
             p_arena, p_frames, i_m, i_block, codes_start, scales_start, first_frame, first_offset,
             first_rows, SEGMENT, PLACE,
@@ -203,44 +198,29 @@ def ssd_replay_flush_fwd_kernel(
         o_n = tl.arange(0, SEGMENT[NU])[:, None] * SEGMENT[UNIT]
         o_n = o_n + tl.arange(0, SEGMENT[UNIT])[None, :]
         for j in range(0, count):
-            p = _ring_pointers(p_arena, p_frames, j * HEADS + i_head, STEPS, tl.float32)
+            p = ring_pointers(p_arena, p_frames, j * HEADS + i_head, STEPS, tl.float32)
             step = tl.load(p)
             left -= step
             element = (j * HEADS + i_head) * SEGMENT[HEAD_DIM] + o_p
-            p = _ring_pointers(p_arena, p_frames, element, VALUES, DTYPE)
+            p = ring_pointers(p_arena, p_frames, element, VALUES, DTYPE)
             x = tl.load(p, mask=o_p < SEGMENT[HEAD_DIM], other=0.0).to(tl.float32)
             x = x * (step * tl.exp2(left * rate))
             element = (j * GROUPS + i_group) * WIDTH + o_n
-            p = _ring_pointers(p_arena, p_frames, element, WRITES, DTYPE)
+            p = ring_pointers(p_arena, p_frames, element, WRITES, DTYPE)
             write = tl.load(p, mask=o_n < SEGMENT[RANK], other=0.0).to(tl.float32)
+            state += x[:, :, None, None] * write[None, None, :, :]
+        if p_x is not None:
+            p = p_x + o_head * SEGMENT[HEAD_DIM] + o_p
+            x = tl.load(p, mask=o_p < SEGMENT[HEAD_DIM], other=0.0).to(tl.float32)
+            x = rounded(x, DTYPE).to(tl.float32) * dt
+            p = p_write + (i_seq * GROUPS + i_group) * WIDTH + o_n
+            write = tl.load(p, mask=o_n < SEGMENT[RANK], other=0.0).to(tl.float32)
+            write = rounded(write, DTYPE).to(tl.float32)
             state += x[:, :, None, None] * write[None, None, :, :]
         store_state(
             state, p_arena, p_to, i_m, i_block, codes_start, scales_start, first_frame,
             first_offset, first_rows, SEGMENT, PLACE,
         )  # fmt: skip
-
-
-def _ring_arguments(pages: StatePages, ring: ReplayRing) -> dict:
-    """Constants that describe the ring."""
-    places = {}
-    for name, (place, _, dtype) in ring.shapes(pages).items():
-        places[name.upper()] = (
-            place.first_frame,
-            place.first_offset,
-            place.first_rows,
-            place.row_bytes,
-            pages.frame_bytes // place.row_bytes,
-            pages.frame_bytes,
-            dtype.itemsize,
-        )
-    return {
-        **places,
-        "DTYPE": TRITON_DTYPES[ring.dtype],
-        "LENGTH": triton.next_power_of_2(ring.length),
-        "GROUPS": ring.groups,
-        "HEADS": pages.num_heads,
-        "WIDTH": pages.width,
-    }
 
 
 def ssd_replay_read_triton(
@@ -277,7 +257,7 @@ def ssd_replay_read_triton(
             READ_GROUPS=read.shape[1],
             BLOCK_WIDTH=triton.next_power_of_2(pages.width),
             OUT=TRITON_DTYPES[x.dtype],
-            **_ring_arguments(pages, ring),
+            **ring_arguments(pages, ring),
             **shared,
         )
     return y
@@ -290,8 +270,10 @@ def ssd_replay_flush_triton(
     read_table: Tensor,
     write_table: Tensor,
     num_pending: Tensor,
+    newest: tuple[Tensor, Tensor, Tensor] | None,
 ) -> None:
     """See `ssd_replay_flush`; one launch per segment."""
+    x, dt, write = (None, None, None) if newest is None else (v.contiguous() for v in newest)
     for index, segment in enumerate(pages.segments):
         shared = segment_arguments(pages, index, native_float8=has_native_float8(A.device))
         blocks = shared.pop("blocks")
@@ -299,11 +281,14 @@ def ssd_replay_flush_triton(
             ssd_replay_flush_fwd_kernel,
             (len(num_pending), len(segment.heads), blocks),
             num_stages=1,
+            p_x=x,
+            p_dt=dt,
+            p_write=write,
             p_a=A,
             p_read_table=read_table,
             p_write_table=write_table,
             p_pending=num_pending,
             max_frames=read_table.shape[1],
-            **_ring_arguments(pages, ring),
+            **ring_arguments(pages, ring),
             **shared,
         )

@@ -40,7 +40,7 @@ def churn_results() -> dict[str, dict[str, float]]:
     for name in MODELS:
         sizes = sizes_of(name)
         capacity = capacity_for(sizes, requests, 40)
-        for kind in ("frames", "two_ended", "uniform_page", "fixed_dual 0.474"):
+        for kind in ("bytes alone", "frames", "two_ended", "uniform_page", "fixed_dual 0.474"):
             outcome = replay(ALLOCATORS[kind](sizes, capacity), requests)
             assert outcome.completed + outcome.rejected == len(requests)
             results.setdefault(name, {})[kind] = outcome.concurrency
@@ -53,6 +53,13 @@ def churn_results() -> dict[str, dict[str, float]]:
 def test_as_many_at_once_as_with_ideal_compaction(churn_results, model: str) -> None:
     result = churn_results[model]
     assert result["frames"] >= 0.99 * result["two_ended"]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_nearly_as_many_as_the_bytes_allow(churn_results, model: str) -> None:
+    result = churn_results[model]
+    assert result["frames"] >= 0.985 * result["bytes alone"]
+    assert result["two_ended"] <= 1.01 * result["bytes alone"]
 
 
 @pytest.mark.parametrize("model", MODELS)

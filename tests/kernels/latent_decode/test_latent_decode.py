@@ -80,6 +80,38 @@ def test_options(option: str, num_splits: int, tokens: int, device: torch.device
         assert got[1].min() < 0.9
 
 
+@pytest.mark.parametrize("window", [None, 12])
+@pytest.mark.parametrize("num_splits", [1, 3])
+def test_first_slots(num_splits: int, window: int | None, device: torch.device) -> None:
+    """Padding on the left is not seen, whatever lies there: less than a tile, some tiles, all."""
+    lens = [50, 50, 50]
+    first = torch.tensor([0, 13, 49], dtype=torch.int32, device=device)
+    rows, table, context = filled_rows(LAYOUTS["8"], lens, device=device)
+    read = LatentRead(key_rank=48, value_rank=48, scale=0.1, window=window)
+    query = _query(3, 2, 3, 48).to(device)
+    options = {"read": read, "first_slots": first}
+    due = latent_decode(query, rows, table, context, backend="torch", **options)
+    got = latent_decode(
+        query, rows, table, context, num_splits=num_splits, backend="triton", **options
+    )
+    assert_close(got[0], due[0])
+    assert_close(got[1], due[1])
+    # The second query of the last sequence sees itself alone, the first one nothing.
+    latent, _ = gather_latents(rows, table, 50)
+    assert (due[0][2, 0] == 0).all()
+    torch.testing.assert_close(due[0][2, 1], latent[2, 49].expand(3, -1))
+    # Without its padding, a sequence gives the same.
+    alone = latent[1, 13:]
+    scores = query[1].cpu().float() @ alone.cpu().T * 0.1  # (tokens, heads, slots)
+    slot = torch.arange(13, 50)
+    position = torch.tensor([48, 49])[:, None]
+    seen = slot <= position
+    if window is not None:
+        seen = seen & (slot > position - window)
+    weights = scores.masked_fill(~seen[:, None], -torch.inf).softmax(-1)
+    torch.testing.assert_close(due[0][1].cpu(), weights @ alone.cpu(), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("num_splits", [1, 2])
 def test_frames_as_long_as_tiles(num_splits: int, device: torch.device) -> None:
     """A tile of 32 slots that lies in one frame is read by other means."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +11,9 @@ from torch import Tensor
 from cacheshrink_hybrid.errors import ConfigError
 from cacheshrink_hybrid.kernels.latent_append import latent_append
 from cacheshrink_hybrid.kernels.latent_decode import KeyUp, LatentRead, latent_decode
+from cacheshrink_hybrid.kernels.latent_decode.reference import rebuilt_keys
 from cacheshrink_hybrid.kernels.row_layout import RowLayout
+from cacheshrink_hybrid.kernels.row_reference import gather_latents
 
 from ..checks import assert_close
 from ..pools import empty_rows, filled_rows, frame_tables, slots_of
@@ -30,6 +34,7 @@ CASES = {
         16,
         16,
     ),
+    "joint-normalised": (RowLayout.of_bits([(32, 8)]), 24, 32, False, 20, 12),
     "per-head-float8": (RowLayout.uniform(72, torch.float8_e4m3fn), 20, 32, True, 32, 16),
 }
 
@@ -43,6 +48,8 @@ def _key_up(name: str, device: torch.device, dtype: torch.dtype = torch.float32)
         bias=torch.randn(J, head_dim, device=device).to(dtype),
         cos=angles.cos() if rotated else None,
         sin=angles.sin() if rotated else None,
+        norm_weight=torch.rand(head_dim, device=device) + 0.5 if "normalised" in name else None,
+        norm_epsilon=0.5 if "normalised" in name else 0.0,
         per_head=per_head,
     )
 
@@ -120,6 +127,24 @@ def test_reference_is_attention_with_rotated_keys() -> None:
             scale=0.3,
         )  # fmt: skip
         torch.testing.assert_close(got.transpose(1, 2), due, rtol=1e-4, atol=1e-4)
+
+
+def test_reference_normalises_keys_before_it_rotates_them() -> None:
+    layout, head_dim, half = RowLayout.uniform(16, torch.float16), 12, 4
+    rows, table, _ = filled_rows(layout, [9], device=torch.device("cpu"), outliers=False)
+    norm = torch.nn.RMSNorm(head_dim, eps=0.3)
+    torch.nn.init.uniform_(norm.weight, 0.5, 2.0)
+    plain = KeyUp(weight=torch.randn(J, head_dim, 16), bias=torch.randn(J, head_dim))
+    angles = torch.arange(9)[:, None] * 0.5 ** torch.arange(half)
+    normed = replace(
+        plain, cos=angles.cos(), sin=angles.sin(), norm_weight=norm.weight, norm_epsilon=0.3
+    )
+    latent, _ = gather_latents(rows, table, 9)
+    due = norm(rebuilt_keys(latent, plain))
+    first, second, rest = due.split([half, half, head_dim - 2 * half], dim=-1)
+    cos, sin = angles.cos(), angles.sin()
+    due = torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
+    torch.testing.assert_close(rebuilt_keys(latent, normed), due)
 
 
 def test_keys_stored_rotated(device: torch.device) -> None:

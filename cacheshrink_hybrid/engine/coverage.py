@@ -1,0 +1,71 @@
+"""Which layers of a model meet the pool by kernels, and why others do not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from ..errors import NotSupportedError
+from ..kernels.backend import Backend, runs_triton
+from ..modules import pooled_attention, pooled_state
+from ..modules.latent_attention import LatentAttention
+from ..modules.recurrent_mixer import RecurrentMixer
+from ..spec import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class KernelCoverage:
+    """What kernels do in the engine's decode steps.
+
+    Attributes:
+        rows, states: cache layers whose rows are read, and whose states are stepped, by kernels.
+        faults: per layer that torch computes though the model is converted there, why.
+        complete: nothing that a step reads or writes in the pool is left to torch.
+    """
+
+    rows: frozenset[int]
+    states: frozenset[int]
+    faults: dict[int, str]
+    complete: bool
+
+
+def kernel_coverage(model: PreTrainedModel, spec: ModelSpec, backend: Backend) -> KernelCoverage:
+    """What kernels take of `model` with this backend.
+
+    Raises:
+        NotSupportedError: `triton`, and kernels cannot take a converted layer, or nothing is
+            converted.
+        KernelUnavailableError: `triton` cannot run on the model's device.
+    """
+    if not runs_triton(backend, model.device):
+        return KernelCoverage(frozenset(), frozenset(), {}, complete=False)
+    rows: set[int] = set()
+    states: set[int] = set()
+    faults: dict[int, str] = {}
+    reason: str | None
+    layers: tuple[int, ...]
+    for module in model.modules():
+        if isinstance(module, LatentAttention):
+            reason = pooled_attention.why_not(module, module.kv_a_proj.weight.dtype)
+            layers, found = module.plan.layer_ids, rows
+        elif isinstance(module, RecurrentMixer):
+            reason, layers, found = pooled_state.why_not(module), (module.layer_idx,), states
+        else:
+            continue
+        if reason is None:
+            found.update(layers)
+        else:
+            faults |= dict.fromkeys(layers, reason)
+    if backend == "triton" and (faults or not (rows or states)):
+        told = "; ".join(f"layer {idx}: {reason}" for idx, reason in sorted(faults.items()))
+        raise NotSupportedError(
+            f"backend='triton' cannot decode this model: {told or 'nothing of it is converted'}; "
+            "use backend='auto', which leaves such layers to torch"
+        )
+    recurrent = {layer.layer_idx for layer in spec.state_layers}
+    if states != recurrent:
+        # States of a sequence are moved together, so one that torch steps takes all along.
+        states = set()
+    complete = rows == {layer.layer_idx for layer in spec.attention_layers} and states == recurrent
+    return KernelCoverage(frozenset(rows), frozenset(states), faults, complete)

@@ -1,0 +1,118 @@
+"""Decode steps that kernels take completely: padded batches of few sizes, and recorded graphs.
+
+A step reads its tokens, positions and tables from tensors that stay where they are. On a CUDA
+device it is recorded once per batch size, with nothing but padding in the batch, which writes
+nothing, and replayed from then on.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Hashable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..modules.latent_attention import LatentAttention
+from ..modules.pooled_attention import kept_tensors
+from .step_tables import batch_buckets
+
+if TYPE_CHECKING:
+    from .runner import Runner
+
+WARM_UP_STEPS = 2
+
+
+class DecodeStep:
+    """One new token of each of up to `batch_size` sequences.
+
+    Attributes:
+        ids, positions: of the new tokens, (batch_size, 1).
+        tables: where they go.
+    """
+
+    def __init__(self, runner: Runner, batch_size: int) -> None:
+        device = runner.model.device
+        self.runner = runner
+        self.ids = torch.zeros(batch_size, 1, dtype=torch.long, device=device)
+        self.positions = torch.zeros_like(self.ids)
+        self.tables = runner.tables(batch_size, 1, runner.max_tokens)
+
+    def fill(self, seq_ids: Sequence[Hashable], tokens: Sequence[int]) -> None:
+        """Take in these sequences, whose frames have been reserved; the rest becomes padding."""
+        count = len(seq_ids)
+        self.tables.fill(self.runner.store, seq_ids)
+        self.ids[:count, 0] = torch.tensor(tokens, dtype=torch.long)
+        self.ids[count:] = 0
+        self.positions[:, 0] = (self.tables.context_lens - 1).clamp_min(0)
+
+    def __call__(self) -> Tensor:
+        """Logits (batch_size, V); those of padding mean nothing."""
+        self.runner.cache.begin_step(self.tables)
+        return self.runner.logits(self.ids, self.runner.cache, self.positions, None)
+
+
+class RecordedStep:
+    """A decode step as a CUDA graph.
+
+    Args:
+        step: filled with padding only.
+        memory: of graphs that never run at the same time; None for the first one.
+    """
+
+    def __init__(self, step: DecodeStep, memory=None) -> None:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):  # compiles kernels and fills caches
+            for _ in range(WARM_UP_STEPS):
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, pool=memory):
+            self.logits = step()
+        # The graph knows addresses only; what it reads has to stay alive.
+        modules = step.runner.model.modules()
+        self._kept = [kept_tensors(m) for m in modules if isinstance(m, LatentAttention)]
+
+    def __call__(self) -> Tensor:
+        self.graph.replay()
+        return self.logits
+
+
+class DecodeSteps:
+    """Decode steps of all batch sizes, made when they are first needed."""
+
+    def __init__(self, runner: Runner, max_batch: int) -> None:
+        self.runner = runner
+        self.buckets = batch_buckets(max_batch)
+        self._steps: dict[int, tuple[DecodeStep, Callable[[], Tensor]]] = {}
+        self._records = False
+        self._memory = None
+
+    def record(self) -> None:
+        """Record steps as graphs from now on, those of single sequences at once."""
+        self._records = True
+        self._steps.clear()
+        self._step(self.buckets[0])
+
+    def __call__(self, seq_ids: Sequence[Hashable], tokens: Sequence[int]) -> Tensor:
+        """Logits (B, V) after one more token of each sequence."""
+        count, largest = len(seq_ids), self.buckets[-1]
+        if count > largest:
+            parts = [slice(at, at + largest) for at in range(0, count, largest)]
+            return torch.cat([self(seq_ids[part], tokens[part]) for part in parts])
+        step, run = self._step(self.buckets[bisect_left(self.buckets, count)])
+        step.fill(seq_ids, tokens)
+        return run()[:count].clone()
+
+    @torch.no_grad()
+    def _step(self, size: int) -> tuple[DecodeStep, Callable[[], Tensor]]:
+        if size not in self._steps:
+            step = DecodeStep(self.runner, size)
+            run: Callable[[], Tensor] = step
+            if self._records:
+                run = recorded = RecordedStep(step, self._memory)
+                self._memory = recorded.graph.pool()
+            self._steps[size] = (step, run)
+        return self._steps[size]

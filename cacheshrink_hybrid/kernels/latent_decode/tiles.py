@@ -1,0 +1,55 @@
+"""Sizes of a launch of `latent_decode`, chosen from shapes alone: never from lengths, so that
+graphs can be replayed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ..row_layout import RowLayout
+
+MAX_SPLITS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """Rows and slots of a tile, and what the compiler is told."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+def choose_tiles(num_rows: int, channels: int, layout: RowLayout, *, exact: bool) -> Tiles:
+    """Tiles for `num_rows` rows of queries that read the same keys.
+
+    Chosen by compiling: the largest that spill no registers (`scripts.compile_kernels`).
+
+    Args:
+        num_rows: tokens x heads.
+        channels: channels of a tile of latents and of rebuilt keys together.
+        layout: what a row holds.
+        exact: whether products are in float32, which the matrix units do not do.
+    """
+    if exact:
+        return Tiles(16, 32, 8, 1)
+    block_m = 16 if num_rows <= 16 else 32 if num_rows <= 32 else 64
+    if channels <= 128:
+        return Tiles(block_m, 64, 8 if block_m == 64 else 4, 2)
+    if channels > 256 and layout.head_byte is not None:
+        block_m = min(block_m, 16 if layout.uses_tables else 32)
+    return Tiles(block_m, 32, 8 if channels > 256 or block_m == 64 else 4, 2)
+
+
+def fitted(tiles: Tiles, frame_tokens: int) -> Tiles:
+    """Tiles that lie in one frame, if tiles of 16 slots can; otherwise small ones, because looking
+    up a frame for every slot takes registers."""
+    common = frame_tokens & -frame_tokens  # the largest power of two that divides it
+    return replace(tiles, block_n=min(tiles.block_n, common if common >= 16 else 32))
+
+
+def choose_splits(programs: int, max_slots: int, block_n: int, num_sms: int) -> int:
+    """Shares of a sequence, so that three programs per multiprocessor are there to hide latency."""
+    wanted = -(-3 * num_sms // max(programs, 1))
+    longest = max(1, max_slots // (4 * block_n))
+    return max(1, min(wanted, longest, MAX_SPLITS))

@@ -1,0 +1,31 @@
+"""Chunks through a live cache compute what decoding computes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cacheshrink_hybrid.cache import HybridCache, LatentCache, make_cache
+from cacheshrink_hybrid.evaluation.cached_forward import cached_logits
+from tests.models import pair, random_ids
+from tests.tolerances import LOGITS, assert_same_logits, largest_difference
+
+
+@pytest.mark.parametrize("dense", [False, True], ids=["pooled", "dense"])
+@pytest.mark.parametrize("replay_length", [1, 3])
+@pytest.mark.parametrize("case", ["granitemoehybrid", "qwen3_next", "jamba"])
+def test_chunks_read_states_as_decoding_does(case: str, replay_length: int, dense: bool) -> None:
+    model = pair(case, state_dtype="int8", replay_length=replay_length).converted
+    ids = random_ids(2, 23)
+
+    def new_cache() -> LatentCache | HybridCache:
+        return LatentCache(config=model.config) if dense else make_cache(model)
+
+    with torch.no_grad():
+        cache = new_cache()
+        stepwise = [model(ids[:, t : t + 1], past_key_values=cache).logits for t in range(23)]
+        chunked = [logits for _, logits in cached_logits(model, ids, 10, new_cache())]
+        once = model(ids, past_key_values=new_cache()).logits
+    assert_same_logits(torch.cat(chunked, 1), torch.cat(stepwise, 1))
+    # A prefill codes its state once, so it computes something else, by more than is tolerated.
+    assert largest_difference(once, torch.cat(stepwise, 1)) > LOGITS[torch.float32]
