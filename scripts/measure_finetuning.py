@@ -14,7 +14,7 @@ that what is chosen has not seen the evaluation documents. Each document begins 
 first token and is cut at `--max-length` tokens. A case is RATIO:BITS, with bits as in `cache_bits`,
 or RATIO:BITS:STATE_RATIO. Variants:
 
-    stiefel        bases on the Stiefel manifold: the default settings, which learn from the original
+    stiefel        bases on the Stiefel manifold, learning from the original: the default settings
     unconstrained  the same parameters, all by AdamW
     bare           as stiefel, without norm gains, query and output projections
     lm             as stiefel, learning from the text alone
