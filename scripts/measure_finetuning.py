@@ -9,13 +9,16 @@ and at laptop size, in about a minute:
 
 Checkpoints are local directories; the text file holds documents separated by `<|endoftext|>` or
 blank lines. Calibration and training take the first 80 % of the documents, evaluation the rest,
-evenly spread; each document begins with the tokenizer's first token and is cut at `--max-length`
-tokens. A case is RATIO:BITS, with bits as in `cache_bits`. Variants:
+evenly spread; with `--validation`, for choosing settings, the first 72 % and the 8 % after them, so
+that what is chosen has not seen the evaluation documents. Each document begins with the tokenizer's
+first token and is cut at `--max-length` tokens. A case is RATIO:BITS, with bits as in `cache_bits`,
+or RATIO:BITS:STATE_RATIO. Variants:
 
-    stiefel        bases on the Stiefel manifold, encoders and biases: the default settings
+    stiefel        bases on the Stiefel manifold, learning from the original: the default settings
     unconstrained  the same parameters, all by AdamW
-    extras         as stiefel, with norm gains, query and output projections
-    distillation   as stiefel, learning from the original too
+    bare           as stiefel, without norm gains, query and output projections
+    lm             as stiefel, learning from the text alone
+    bare-lm        both
 
 `--demo` measures the model that ships with the package instead, on documentation, with recall.
 Perplexity is measured through the cache. Throughput is compared with the loop of transformers that
@@ -29,6 +32,7 @@ import argparse
 import copy
 import statistics
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -62,17 +66,25 @@ from .benchmark import (
 )
 
 TRAINING_SHARE = 0.8
+VALIDATION_SHARE = 0.1
+"""Of the training documents, the last ones."""
+TIMED_STEPS = 20
+TIMED_LOSSES = ("lm", "distillation")
+"""`lm` is what the loop of transformers computes; `distillation` runs the original besides."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "stiefel": {},
     "unconstrained": {"constrained": False},
-    "extras": {"extras": ("norms", "queries", "outputs")},
-    "distillation": {"loss": "distillation"},
+    "bare": {"extras": ()},
+    "lm": {"loss": "lm"},
+    "bare-lm": {"loss": "lm", "extras": ()},
 }
 COLUMNS = {
     "checkpoint": "checkpoint",
     "case": "case",
     "ratio": "compression_ratio",
     "variant": "variant",
+    "rate": "learning_rate_scale",
+    "seed": "seed",
     "before +%": "before_percent",
     "after +%": "after_percent",
     "recall before": "recall_before",
@@ -104,12 +116,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             k: v for k, v in vars(args).items() if k not in ("json", "text", "checkpoints")
         },
         "records": records,
+        "summary": summary(records),
         "throughput": speed,
     }
     rows = [{c: record[k] for c, k in COLUMNS.items() if k in record} for record in records]
     print(format_table(rows))
     if speed is not None:
-        print(f"throughput: {speed['ratio']:.2f} of the loop that trains the source's K and V")
+        shares = ", ".join(f"{ratio:.2f} by {loss}" for loss, ratio in speed["ratio"].items())
+        print(f"throughput over that of the loop that trains the source's K and V: {shares}")
     report(result, args.json)
     return 0
 
@@ -129,7 +143,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--max-length", type=int, default=240, help="tokens of each document")
     parser.add_argument("--samples", type=int, default=124, help="documents to evaluate on")
-    parser.add_argument("--learning-rate-scale", type=float, default=1.0)
+    parser.add_argument("--validation", action="store_true", help="for choosing settings")
+    parser.add_argument("--learning-rate-scales", nargs="+", type=float, default=[1.0])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of training")
     parser.add_argument("--repetitions", type=int, default=3, help="of the throughput; 0 for none")
     common_arguments(parser)
     return parser
@@ -141,9 +157,12 @@ def measure_checkpoint(checkpoint: Path, args: argparse.Namespace) -> list[dict[
     base = score_sequences(source, evaluation, batch_size=args.batch_size).perplexity
     records = []
     for case in args.cases:
-        for variant in args.variants:
-            record = measure_case(
-                source, tokenizer, texts, training, evaluation, case, variant, args
+        start = converted(source, tokenizer, texts, case, args)
+        for variant, scale, seed in product(args.variants, args.learning_rate_scales, args.seeds):
+            own = {"learning_rate_scale": scale, "seed": seed}
+            record = {"case": case, "variant": variant, **own}
+            record |= measure_case(
+                copy.deepcopy(start), tokenizer, training, evaluation, args, own | VARIANTS[variant]
             )
             before, after = record["perplexity_before"], record["perplexity_after"]
             record |= {
@@ -155,6 +174,24 @@ def measure_checkpoint(checkpoint: Path, args: argparse.Namespace) -> list[dict[
             progress(str({c: record[k] for c, k in COLUMNS.items() if k in record}))
             records.append(record)
     return records
+
+
+def summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean and range over seeds of what is left to the source, by setting."""
+    names = ("checkpoint", "case", "variant", "learning_rate_scale")
+    groups: dict[tuple, list[float]] = {}
+    for record in records:
+        key = tuple(record[name] for name in names)
+        groups.setdefault(key, []).append(record["after_percent"])
+    return [
+        dict(zip(names, key, strict=True))
+        | {
+            "seeds": len(found),
+            "after_percent": statistics.mean(found),
+            "after_percent_range": [min(found), max(found)],
+        }
+        for key, found in groups.items()
+    ]
 
 
 def _prepare(checkpoint: Path, args: argparse.Namespace):
@@ -170,6 +207,9 @@ def _prepare(checkpoint: Path, args: argparse.Namespace):
         return source, tokenizer, texts, training, evaluation[::step][: args.samples]
     documents = read_documents(args.text)
     number = int(TRAINING_SHARE * len(documents))
+    if args.validation:
+        documents = documents[:number]
+        number = int((1 - VALIDATION_SHARE) * number)
     texts, held_out = documents[:number], spread(documents[number:], args.samples)
     return source, tokenizer, texts, *(_starts(tokenizer, part, args) for part in (texts, held_out))
 
@@ -180,7 +220,7 @@ def _starts(tokenizer, documents: Sequence[str], args: argparse.Namespace) -> li
 
 
 def converted(source: PreTrainedModel, tokenizer, texts: Sequence[str], case: str, args):
-    ratio, _, bits = case.partition(":")
+    ratio, bits, *state_ratio = case.split(":")
     model, _ = convert_to_mla(
         copy.deepcopy(source),
         float(ratio),
@@ -190,17 +230,16 @@ def converted(source: PreTrainedModel, tokenizer, texts: Sequence[str], case: st
         cache_bits=int(bits) if bits.isdigit() else bits,
         store_original_weights=True,
         verbose=False,
+        **({"state_ratio": float(state_ratio[0])} if state_ratio else {}),
     )
     return model
 
 
-def measure_case(source, tokenizer, texts, training, evaluation, case, variant, args):
-    model = converted(source, tokenizer, texts, case, args)
-    record: dict[str, Any] = {
-        "case": case,
-        "variant": variant,
-        "compression_ratio": plan_of(model).compression_ratio,
-    }
+def measure_case(model, tokenizer, training, evaluation, args, settings) -> dict[str, Any]:
+    plan = plan_of(model)
+    record: dict[str, Any] = {"compression_ratio": plan.compression_ratio}
+    if plan.states:
+        record["state_ratio"] = plan.state_ratio
     if args.demo:
         record["recall_before"] = _recall(model, tokenizer)
     trainer = MLATrainer(
@@ -209,10 +248,8 @@ def measure_case(source, tokenizer, texts, training, evaluation, case, variant, 
         max_steps=args.steps,
         batch_size=args.batch_size,
         max_length=args.max_length,
-        learning_rate_scale=args.learning_rate_scale,
         logging_steps=50,
-        seed=args.seed,
-        **VARIANTS[variant],
+        **settings,
     )
     record |= trainer.train(training, eval_dataset=evaluation)
     if args.demo:
@@ -228,17 +265,28 @@ def _recall(model: PreTrainedModel, tokenizer) -> float:
 
 
 def throughput(checkpoint: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Tokens per second of `MLATrainer` and of transformers on K and V of the source, in turns."""
+    """Tokens per second of `MLATrainer`, by loss, and of transformers on K and V of the source, in
+    turns; `ratio` is the median over turns of one over the other."""
     source, tokenizer, texts, training, _ = _prepare(checkpoint, args)
-    steps = min(args.steps, 20)
-    ours, theirs = [], []
+    steps = min(args.steps, TIMED_STEPS)
+    start = converted(source, tokenizer, texts[:32], args.cases[0], args)
+    speeds: dict[str, list[float]] = {name: [] for name in ("source_kv", *TIMED_LOSSES)}
     for _ in range(args.repetitions):
-        model = converted(source, tokenizer, texts[:32], args.cases[0], args)
-        trainer = MLATrainer(model, None, max_steps=steps, batch_size=args.batch_size)
-        ours.append(trainer.train(training)["tokens_per_second"])
-        theirs.append(_source_tokens_per_second(copy.deepcopy(source), training, steps, args))
-    pairs = [a / b for a, b in zip(ours, theirs, strict=True)]
-    return {"ours": ours, "source_kv": theirs, "ratio": statistics.median(pairs)}
+        speeds["source_kv"].append(
+            _source_tokens_per_second(copy.deepcopy(source), training, steps, args)
+        )
+        for loss in TIMED_LOSSES:
+            trainer = MLATrainer(
+                copy.deepcopy(start), None, loss=loss, max_steps=steps, batch_size=args.batch_size
+            )
+            speeds[loss].append(trainer.train(training)["tokens_per_second"])
+    ratios = {
+        loss: statistics.median(
+            one / other for one, other in zip(speeds[loss], speeds["source_kv"], strict=True)
+        )
+        for loss in TIMED_LOSSES
+    }
+    return {"tokens_per_second": speeds, "ratio": ratios}
 
 
 def _source_tokens_per_second(model, training, steps, args) -> float:

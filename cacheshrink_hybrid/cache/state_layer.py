@@ -115,7 +115,7 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin):
         """Add columns (B, C, T) and return them behind their left context, (B, C, W - 1 + T)."""
         layout = self.layout
         self._commit_if_left()
-        columns = _rounded(columns, layout.dtype)
+        columns = rounded(columns, layout.dtype)
         before = self.conv_states[0] if self.has_previous_state[0] else None
         if before is None:
             before = columns.new_zeros(*columns.shape[:2], layout.conv_columns)
@@ -138,7 +138,7 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin):
         layout, L = self.layout, self.layout.replay_length
         self._owner, self._no_reads = weakref.ref(owner), reads[:, :0].detach()
         if L > 1 or self.record_past:
-            inputs = tuple(_rounded(x, layout.input_dtype(i)) for i, x in enumerate(inputs))
+            inputs = tuple(rounded(x, layout.input_dtype(i)) for i, x in enumerate(inputs))
         first = not self.is_recurrent_states_initialized[0] and not self.num_pending
         if self.record_past:
             if self.recorded is not None:
@@ -327,7 +327,7 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin):
             getattr(DynamicLayer, name)(self, argument)
 
 
-def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
+def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
     """`x` with what storing it in `dtype` leaves of it, saturating, in its own dtype."""
     if dtype in (x.dtype, torch.float32):
         return x

@@ -1,10 +1,11 @@
 """Fine-tune a converted model, or convert a source model and fine-tune it.
 
-    cacheshrink-hybrid finetune MODEL --data stories.txt --loss lm --output DIR
+    cacheshrink-hybrid finetune MODEL --data stories.txt --output DIR
 
 MODEL is a converted checkpoint, or a source model, which is then converted first (at
 --compression-ratio and --cache-bits) on the training text. Losses other than `lm` learn from the
-original: that of a source MODEL is kept, a converted MODEL needs --teacher.
+original: that of a source MODEL is kept, a converted MODEL needs --teacher. By default a model
+learns from its original if there is one (distillation), otherwise from the text alone (lm).
 
 --data is a text file (documents separated by lines <|endoftext|>), python-docs, or the name of a
 data set for the `datasets` library; it may be repeated. Without --eval-data a tenth of the
@@ -47,6 +48,7 @@ from .report import plot_losses, write_json
 
 HELD_OUT_SHARE = 10
 SPARE_BYTES = 2**20
+CONVERSION = ("compression_ratio", "compression_method", "cache_bits", "state_ratio")
 CHOICES = {
     "loss": LOSSES,
     "lr_scheduler_type": SCHEDULES,
@@ -122,6 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     conversion.add_argument("--compression-ratio", type=float, default=None)
     conversion.add_argument("--compression-method", default=None)
     conversion.add_argument("--cache-bits", type=_bits, default=None)
+    conversion.add_argument("--state-ratio", type=float, default=None)
     training = parser.add_argument_group("training (defaults and meaning: TrainingConfig)")
     for field in fields(TrainingConfig):
         flag = "--" + field.name.replace("_", "-")
@@ -131,10 +134,12 @@ def _parser() -> argparse.ArgumentParser:
             training.add_argument(
                 flag, action=argparse.BooleanOptionalAction, default=default, help=help_text
             )
-        elif isinstance(default, tuple):
+        elif "tuple" in str(field.type):
             kind: Any = str if field.name == "extras" else float
             choices = EXTRAS if field.name == "extras" else None
-            training.add_argument(flag, nargs="*", type=kind, default=default, choices=choices)
+            training.add_argument(
+                flag, nargs="*", type=kind, default=default, choices=choices, help=help_text
+            )
         else:
             kind = type(default) if default is not None else _number_type(str(field.type))
             training.add_argument(
@@ -202,13 +207,13 @@ def _check(given: dict[str, Any]) -> None:
             faults.append(f"--{name} is needed, as a flag or in the --config file")
     converted = (Path(given["model"]) / PLAN_NAME).is_file()
     if converted:
-        for name in ("compression_ratio", "compression_method", "cache_bits"):
+        for name in CONVERSION:
             if given[name] is not None:
                 faults.append(
                     f"--{name.replace('_', '-')} is for source models, but {given['model']} is "
                     "converted already; leave it out"
                 )
-        if given["loss"] != "lm" and given["teacher"] is None:
+        if given["loss"] not in ("auto", "lm") and given["teacher"] is None:
             faults.append(
                 f"--loss {given['loss']} learns from the original, which the converted "
                 f"{given['model']} does not hold; give --teacher SOURCE, start from the source "
@@ -252,11 +257,7 @@ def _model(given: dict[str, Any], texts: list[str]):
     )
     if is_converted(model):
         return model, tokenizer
-    chosen = {
-        name: given[name]
-        for name in ("compression_ratio", "compression_method", "cache_bits")
-        if given[name] is not None
-    }
+    chosen = {name: given[name] for name in CONVERSION if given[name] is not None}
     defaults = CompressionConfig()
     number = defaults.num_calibration_samples
     return convert_to_mla(

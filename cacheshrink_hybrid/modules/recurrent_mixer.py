@@ -20,6 +20,7 @@ from transformers import Cache
 from ..cache.state_layer import StateCacheMixin, StateLayout, state_layer
 from ..errors import NotSupportedError
 from ..plan import StatePlan
+from .coded_scan import rounded_through, scan_through_codes
 from .pooled_state import PooledState, state_in_pool
 
 Observer = Callable[["RecurrentMixer", Sequence[Tensor], Tensor, Tensor], None]
@@ -181,6 +182,8 @@ class RecurrentMixer(nn.Module):
         weight, bias = self.conv1d.weight, self.conv1d.bias
         context = weight.shape[-1] - 1
         if layer is None:
+            if self.learns_codes:
+                columns = rounded_through(columns, self.state_layout().dtype)
             window = nn.functional.pad(columns, (context, 0))
         else:
             window = layer.conv_window(columns)
@@ -195,10 +198,19 @@ class RecurrentMixer(nn.Module):
         """y (B, T, M, P) of all tokens, through the cache layer if there is one."""
         if layer is not None:
             return layer.advance(self, inputs, reads)
+        if self.learns_codes:
+            return scan_through_codes(self, self.state_layout(), inputs, reads)
         y, _ = self.scan(None, inputs, reads)
         if self.state_observer is not None:
             self.state_observer(self, inputs, reads, y)
         return y
+
+    @property
+    def learns_codes(self) -> bool:
+        """Whether passes without a cache compute with states as they are stored, for training."""
+        if not (self.training and torch.is_grad_enabled()) or self.state_plan is None:
+            return False
+        return not self.state_layout().lossless
 
     def narrowed(self, channels: Tensor, matrix: nn.Parameter | None) -> Tensor:
         """Channels (B, T, G, N) in the stored basis, (B, T, G, r)."""

@@ -157,13 +157,15 @@ class Attachment:
 
     def _extras(self) -> list[tuple[str, nn.Parameter]]:
         places = {"queries": "q_proj", "outputs": "o_proj"}
+        wanted = self.config.extras
+        assert wanted is not None, "the settings are resolved"
         found = []
-        if "norms" in self.config.extras:
+        if "norms" in wanted:
             for name, module in self.model.named_modules():
                 if "norm" in type(module).__name__.lower() and "source_attention" not in name:
                     found += [(f"{name}.{n}", p) for n, p in module.named_parameters(recurse=False)]
         for extra, attribute in places.items():
-            if extra not in self.config.extras:
+            if extra not in wanted:
                 continue
             for name, module in self.modules.items():
                 projection = getattr(module, attribute)

@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 REFERENCE_WIDTH = 64
-EUCLIDEAN_STEP = 2.5e-2
+EUCLIDEAN_STEP = 6e-3
 """AdamW's step at the reference width, as a share of a tensor's root mean square."""
-RIEMANNIAN_STEP = 2.5e-2
+RIEMANNIAN_STEP = 6e-3
 """RiemannianAdam's step at the reference width, radians per column."""
 
 

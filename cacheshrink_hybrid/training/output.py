@@ -12,9 +12,20 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..errors import CheckpointError, TrainingError
+from .attachment import Attachment
+from .settings import TrainingConfig
 
 WEIGHTS_NAME = "trained.safetensors"
 COMPLETE_NAME = "complete"
+
+
+def needed_bytes(attachment: Attachment, config: TrainingConfig) -> int:
+    """Checkpoints (weights and two moments each, one more while the oldest is being replaced)."""
+    if config.save_steps is None:
+        return 0
+    trained = sum(item.parameter.nbytes for item in attachment.parameters)
+    buffers = sum(buffer.nbytes for buffer in attachment.bases.buffers())
+    return (config.save_total_limit + 1) * (3 * trained + buffers)
 
 
 def check_writable(directory: Path, needed_bytes: int) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..errors import ConfigError
 from .metric import METRICS
 
-LOSSES = ("lm", "reconstruction", "distillation", "local")
+LOSSES = ("auto", "lm", "reconstruction", "distillation", "local")
 EXTRAS = ("norms", "queries", "outputs")
 SCHEDULES = ("constant", "linear", "cosine", "constant_with_warmup")
 
@@ -21,7 +21,8 @@ class TrainingConfig:
     Attributes:
         loss: `lm` (next token), `reconstruction` (lm, and keys and values like the original's),
             `distillation` (lm, and the original's next-token distribution), `local` (each
-            attention's output like the original's, on the original's inputs).
+            attention's output like the original's, on the original's inputs), or `auto`:
+            distillation, which brings most back, where there is an original, otherwise lm.
         reconstruction_alpha: weight of the reconstruction, 1 - alpha of the lm loss.
         distillation_alpha: weight of the distillation, 1 - alpha of the lm loss.
         distillation_temperature: divides logits before they are compared.
@@ -34,7 +35,8 @@ class TrainingConfig:
         metric_damping: share of its largest eigenvalue added to the metric's diagonal.
         metric_sequences: training sequences to measure the metric on.
         extras: also trained, by AdamW: `norms` (gains), `queries`, `outputs` (the attention's
-            query and output projections).
+            query and output projections). They cost nothing at inference, and let the model use
+            what is left of keys and values. None for all of them, with `local` for none.
         nested_ranks: shares of each basis's channels, such as (1.0, 0.5): every step trains with a
             random one, first channels first, so that the model can be cut to any of them later.
         num_epochs: passes over the data set; not used if `max_steps` is given.
@@ -58,7 +60,7 @@ class TrainingConfig:
         seed: of data order, dropout, sampled labels and nested ranks.
     """
 
-    loss: str = "lm"
+    loss: str = "auto"
     reconstruction_alpha: float = 0.3
     distillation_alpha: float = 0.9
     distillation_temperature: float = 2.0
@@ -69,7 +71,7 @@ class TrainingConfig:
     metric: str = "fisher"
     metric_damping: float = 1e-4
     metric_sequences: int = 32
-    extras: tuple[str, ...] = ()
+    extras: tuple[str, ...] | None = None
     nested_ranks: tuple[float, ...] = ()
     num_epochs: float = 3.0
     max_steps: int | None = None
@@ -140,7 +142,7 @@ class TrainingConfig:
                 yield f"{name}={getattr(self, name)!r} must be True or False"
         if self.bf16 not in (None, True, False):
             yield f"bf16={self.bf16!r} must be True, False or None"
-        unknown = [extra for extra in self.extras if extra not in EXTRAS]
+        unknown = [extra for extra in self.extras or () if extra not in EXTRAS]
         if unknown or isinstance(self.extras, str):
             yield f"extras={self.extras!r} are unknown; choose from {', '.join(EXTRAS)}"
         for share in self.nested_ranks:
@@ -166,6 +168,20 @@ class TrainingConfig:
             above = "above" if open_below else "at least"
             limit = "" if math.isinf(high) else f" and at most {high:g}"
             yield f"{name}={value!r} must be a number {above} {low:g}{limit}"
+
+    def resolved(self, *, has_original: bool) -> TrainingConfig:
+        """With `auto` and None made definite.
+
+        Args:
+            has_original: whether the original model is at hand.
+        """
+        loss = self.loss
+        if loss == "auto":
+            loss = "distillation" if has_original else "lm"
+        extras = self.extras
+        if extras is None:
+            extras = () if loss == "local" else EXTRAS
+        return replace(self, loss=loss, extras=extras)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

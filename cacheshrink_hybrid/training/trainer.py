@@ -3,37 +3,36 @@
 from __future__ import annotations
 
 import math
-import os
 import random
 import resource
-import sys
 import tempfile
-import time
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainingArguments,
 )
+from transformers.integrations import is_tensorboard_available
 
 from ..errors import ConfigError
 from ..evaluation.perplexity import score_sequences
 from ..latent_model import plan_of
+from .arguments import autocast, check_launcher, computes_in_bf16, training_arguments
 from .attachment import Attachment
 from .data import EMPTY, collate, training_sequences
 from .loop import LatentTrainer
 from .objective import Objective
 from .optimizer import make_optimizer
-from .output import check_writable, last_checkpoint
+from .output import check_writable, last_checkpoint, needed_bytes
 from .settings import TrainingConfig
-from .targets import Original, check_teacher
+from .targets import Original, check_teacher, has_original
 
 MEASURED_SEQUENCES = 32
 """Training sequences that perplexity is measured on where no evaluation texts are given."""
@@ -82,7 +81,7 @@ class MLATrainer:
                     "both choose the loss; give one of them"
                 )
             settings["loss"] = "distillation" if use_distillation else "reconstruction"
-        self.config = TrainingConfig.from_dict(
+        config = TrainingConfig.from_dict(
             {
                 "euclidean_lr": euclidean_lr,
                 "riemannian_lr": riemannian_lr,
@@ -95,6 +94,7 @@ class MLATrainer:
         self.teacher = teacher_model
         self.output_dir = None if output_dir is None else Path(output_dir)
         plan = plan_of(model)
+        self.config = config.resolved(has_original=has_original(model, teacher_model))
         self._check(plan.latents)
         # Raises now if there is no original to learn from.
         if self.config.loss != "lm":
@@ -113,6 +113,11 @@ class MLATrainer:
             raise ConfigError("save_steps and early_stopping_patience need output_dir")
         if config.report_to != "none" and self.output_dir is None:
             raise ConfigError(f"report_to={config.report_to!r} needs output_dir")
+        if config.report_to == "tensorboard" and not is_tensorboard_available():
+            raise ConfigError(
+                "report_to='tensorboard' needs the package tensorboard, which is not installed: "
+                "pip install 'cacheshrink_hybrid[train]'"
+            )
         if config.loss in ("local", "reconstruction") and not latents:
             raise ConfigError(
                 f"loss={config.loss!r} is about attention, but only recurrent states of this model "
@@ -166,12 +171,12 @@ class MLATrainer:
             measured = training_sequences(self.tokenizer, eval_dataset, config.max_length)
         self._check_tokens(sequences + measured)
         checkpoint = self._checkpoint(resume_from_checkpoint)
-        _check_launcher()
+        check_launcher()
         with ExitStack() as stack:
             directory = self.output_dir
             if directory is None:
                 directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            arguments = _arguments(config, directory, _computes_in_bf16(config, self.model))
+            arguments = training_arguments(config, directory, computes_in_bf16(config, self.model))
             self.model.to(arguments.device)
             if self.teacher is not None:
                 self.teacher.to(arguments.device)
@@ -182,7 +187,7 @@ class MLATrainer:
                 )
             )
             if self.output_dir is not None:
-                check_writable(directory, _needed_bytes(attachment, config))
+                check_writable(directory, needed_bytes(attachment, config))
             stats = self._run(config, arguments, attachment, sequences, measured, checkpoint)
         self.model.eval()
         return stats | {
@@ -204,7 +209,7 @@ class MLATrainer:
             original = Original(self.model, self.teacher, attachment.borrowed)
 
         def measure(share: slice = slice(None)) -> tuple[float, int]:
-            with _autocast(arguments):
+            with autocast(arguments):
                 result = score_sequences(self.model, measured[share], batch_size=config.batch_size)
             return result.total_nll, result.num_tokens
 
@@ -244,16 +249,12 @@ class MLATrainer:
         )
         self.model.eval()
         before = _perplexity(measure())
-        start = time.perf_counter()
         try:
             result = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         finally:
             trainer.close()
-        seconds = (
-            time.perf_counter()
-            - start
-            - sum(record.get("eval_seconds", 0.0) for record in trainer.state.log_history)
-        )
+        evaluating = sum(record.get("eval_seconds", 0.0) for record in trainer.state.log_history)
+        seconds = result.metrics["train_runtime"] - evaluating
         attachment.bases.kept_share = 1.0
         self.model.eval()
         after = _perplexity(measure())
@@ -298,90 +299,8 @@ class MLATrainer:
         return found
 
 
-def _check_launcher() -> None:
-    """Raise `ConfigError` if accelerate was told to cut parameters into pieces."""
-    for name in ("FSDP", "DEEPSPEED"):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("1", "true", "yes"):
-            raise ConfigError(
-                f"{name} cuts parameters into pieces, which lie on no manifold; launch with "
-                "torchrun, or with an accelerate config for several processes without it"
-            )
-
-
-def _arguments(config: TrainingConfig, directory: Path, bf16: bool) -> TrainingArguments:
-    quiet = config.report_to == "none" and not sys.stderr.isatty()
-    arguments = TrainingArguments(
-        output_dir=str(directory),
-        num_train_epochs=config.num_epochs,
-        max_steps=-1 if config.max_steps is None else config.max_steps,
-        per_device_train_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        learning_rate=1.0,  # every group has its own
-        warmup_steps=config.warmup_steps,
-        lr_scheduler_type=config.lr_scheduler_type,
-        max_grad_norm=config.max_grad_norm,
-        bf16=bf16,
-        use_cpu=not torch.accelerator.is_available(),
-        **_checkpointing(config.gradient_checkpointing),
-        eval_strategy="no" if config.eval_steps is None else "steps",
-        eval_steps=config.eval_steps,
-        save_strategy="no" if config.save_steps is None else "steps",
-        save_steps=config.save_steps or 500,
-        save_total_limit=config.save_total_limit,
-        load_best_model_at_end=config.early_stopping_patience is not None,
-        metric_for_best_model="eval_perplexity" if config.early_stopping_patience else None,
-        greater_is_better=False if config.early_stopping_patience else None,
-        logging_steps=config.logging_steps,
-        logging_nan_inf_filter=False,
-        report_to=config.report_to,
-        remove_unused_columns=False,
-        label_names=["labels"],
-        seed=config.seed,
-        data_seed=config.seed,
-        disable_tqdm=quiet,
-        ddp_find_unused_parameters=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )
-    if arguments.n_gpu > 1:
-        raise ConfigError(
-            f"one process sees {arguments.n_gpu} devices; start one process per device with "
-            "torchrun or accelerate launch, or set CUDA_VISIBLE_DEVICES"
-        )
-    return arguments
-
-
-def _checkpointing(wanted: bool) -> dict[str, Any]:
-    """Recomputation of activations, under the name that this version of transformers has for it."""
-    name = "activation_checkpointing"
-    if name not in TrainingArguments.__dataclass_fields__:
-        name = "gradient_checkpointing"
-    return {name: True, f"{name}_kwargs": {"use_reentrant": False}} if wanted else {}
-
-
-def _computes_in_bf16(config: TrainingConfig, model: nn.Module) -> bool:
-    own = next(model.parameters()).dtype
-    if own == torch.bfloat16 and config.bf16 is False:
-        raise ConfigError("the model is in bfloat16; leave bf16 out, or load it in float32")
-    return own == torch.bfloat16 if config.bf16 is None else config.bf16
-
-
-def _autocast(arguments: TrainingArguments):
-    if not arguments.bf16:
-        return nullcontext()
-    return torch.autocast(arguments.device.type, dtype=torch.bfloat16)
-
-
 def _perplexity(totals: tuple[float, int]) -> float:
     return math.exp(totals[0] / totals[1])
-
-
-def _needed_bytes(attachment: Attachment, config: TrainingConfig) -> int:
-    """Checkpoints (weights and two moments each, one more while the oldest is being replaced)."""
-    if config.save_steps is None:
-        return 0
-    trained = sum(item.parameter.nbytes for item in attachment.parameters)
-    buffers = sum(buffer.nbytes for buffer in attachment.bases.buffers())
-    return (config.save_total_limit + 1) * (3 * trained + buffers)
 
 
 def _peak_memory_bytes(device: torch.device) -> int:

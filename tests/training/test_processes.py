@@ -38,7 +38,7 @@ def result(done: subprocess.CompletedProcess) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", ["lm", "local"])
+@pytest.mark.parametrize("loss", ["lm", "local", "distillation"])
 def test_two_processes_equal_one(loss: str, tmp_path: Path) -> None:
     """The same global batch, of sequences of unequal lengths, on gloo."""
     one = result(start(tmp_path / "one", "--batch-size", 4, "--loss", loss))

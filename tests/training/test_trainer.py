@@ -10,7 +10,6 @@ import torch
 
 from cacheshrink_hybrid.errors import (
     CalibrationError,
-    CheckpointError,
     ConfigError,
     TrainingError,
     UnsupportedModelError,
@@ -26,32 +25,9 @@ from cacheshrink_hybrid.training.settings import TrainingConfig
 from cacheshrink_hybrid.training.targets import Original
 from tests.families.tiny_configs import tiny_model
 from tests.models import calibration_ids, logits_of, pair, random_ids, unchanged
+from tests.training.students import dataset, losses, student, train
 
 LOSSES = ("lm", "reconstruction", "distillation", "local")
-
-
-def dataset(count: int = 6, length: int = 16) -> list[torch.Tensor]:
-    """Texts of a bigram language, so that there is something to learn."""
-    rows = [random_ids(1, length, seed=i)[0] for i in range(count)]
-    for ids in rows:
-        ids[1::2] = (ids[::2] * 7 + 5) % 96
-    return rows
-
-
-def student(case: str = "llama", ratio: float = 4.0, method: str = "joint", **settings):
-    settings = {"store_original_weights": True, **settings}
-    return copy.deepcopy(pair(case, method, ratio, **settings).converted)
-
-
-def train(model, **settings):
-    texts = settings.pop("texts", None) or dataset()
-    arguments = {key: settings.pop(key) for key in ("resume_from_checkpoint",) if key in settings}
-    settings = {"max_steps": 3, "batch_size": 2, "logging_steps": 1, **settings}
-    return MLATrainer(model, None, **settings).train(texts, **arguments)
-
-
-def losses(stats) -> list[float]:
-    return [record["loss"] for record in stats["losses"] if "loss" in record]
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -76,6 +52,7 @@ def test_lossless_model_has_nothing_to_learn_from_its_original(loss: str, case: 
     """At full rank the reconstruction, distillation and local losses are zero but for the lm."""
     model = student(case, 1.0)
     config = TrainingConfig(loss=loss, reconstruction_alpha=1.0, distillation_alpha=1.0)
+    config = config.resolved(has_original=True)
     batch = collate([{"input_ids": ids} for ids in dataset(2)])
     attachment = Attachment(model, config, calibration_ids(2))
     with attachment:
@@ -188,24 +165,6 @@ def test_gradient_checkpointing_changes_nothing() -> None:
         assert losses(lean) == pytest.approx(losses(plain), rel=1e-5)
 
 
-def test_bfloat16() -> None:
-    model = student().bfloat16()
-    stats = train(model)
-    assert stats["settings"]["bf16"] is None
-    assert all(torch.isfinite(torch.tensor(losses(stats))))
-    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
-
-
-def test_float16_models_train_in_single_precision() -> None:
-    """And are what they were afterwards, but for what was trained."""
-    model = student().half()
-    frozen = {n: t.clone() for n, t in model.state_dict().items() if "mlp" in n or "q_proj" in n}
-    stats = train(model, loss="reconstruction")
-    assert all(torch.isfinite(torch.tensor(losses(stats))))
-    assert {p.dtype for p in model.parameters()} == {torch.float16}
-    assert all(torch.equal(model.state_dict()[n], t) for n, t in frozen.items())
-
-
 def test_early_stop_keeps_the_best(tmp_path: Path) -> None:
     """Steps that only do harm are stopped, and the weights of the best evaluation come back."""
     model = student()
@@ -277,7 +236,7 @@ def test_weights_that_are_no_numbers() -> None:
         (dict(use_distillation=True, loss="lm"), "both choose the loss"),
         (dict(momentum=0.9), "unknown settings momentum"),
         (dict(save_steps=5), "need output_dir"),
-        (dict(teacher_model="source"), "teacher_model is not used by loss='lm'"),
+        (dict(teacher_model="source", loss="lm"), "teacher_model is not used by loss='lm'"),
         (dict(use_distillation=True, teacher_model="other"), "vocabulary of 50 tokens"),
         (dict(use_distillation=True, teacher_model="self"), "the model itself"),
     ],
@@ -319,42 +278,6 @@ def test_rotated_keys_have_no_nested_ranks() -> None:
         MLATrainer(model, None, nested_ranks=(0.5, 1.0))
 
 
-@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
-def test_launchers_that_cut_parameters(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
-    model = student()
-    with unchanged(model), pytest.raises(ConfigError, match=f"{name} cuts parameters"):
-        train(model)
-
-
 def test_foreign_tokens() -> None:
     with pytest.raises(ConfigError, match="token 960, but the model's vocabulary has 96"):
         train(student(), texts=[torch.tensor([3, 960, 4])])
-
-
-def test_unwritable_output(tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    file.write_text("")
-    model = student()
-    with unchanged(model), pytest.raises(TrainingError, match="cannot be written to"):
-        train(model, output_dir=file, save_steps=1)
-
-
-def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("cacheshrink_hybrid.training.output.shutil.disk_usage", lambda _: usage)
-    model = student()
-    with unchanged(model), pytest.raises(TrainingError, match=r"0 MiB free.*lower save_total"):
-        train(model, output_dir=tmp_path, save_steps=1)
-
-
-def test_checkpoint_of_another_training(tmp_path: Path) -> None:
-    train(student(), output_dir=tmp_path, save_steps=1)
-    other = student(ratio=2.0)
-    with pytest.raises(CheckpointError, match="another training"):
-        train(other, output_dir=tmp_path, save_steps=1, resume_from_checkpoint=True)
-
-
-def test_nothing_to_resume_from(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no complete checkpoint"):
-        train(student(), output_dir=tmp_path, save_steps=1, resume_from_checkpoint=True)
