@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 REFERENCE_WIDTH = 64
-EUCLIDEAN_STEP = 6e-3
+EUCLIDEAN_STEP = 1.2e-2
 """AdamW's step at the reference width, as a share of a tensor's root mean square."""
-RIEMANNIAN_STEP = 6e-3
+RIEMANNIAN_STEP = 1.2e-2
 """RiemannianAdam's step at the reference width, radians per column."""
 
 
