@@ -15,7 +15,6 @@ from cacheshrink_hybrid.errors import UnsupportedModelError
 from tests.engine.test_llm import MEMORY, one_by_one, prompts, tokens_of
 from tests.families.tiny_configs import tiny_config, tiny_model
 from tests.models import calibration_ids, converted_copy
-from tests.test_convert_states import pure_model
 
 WISH = SamplingParams(max_tokens=12)
 
@@ -31,7 +30,7 @@ def quarter(model: PreTrainedModel) -> LLM:
 @pytest.mark.parametrize("state_ratio", [None, 2.0])
 @pytest.mark.parametrize("model_type", ["mamba2", "mamba", "falcon_mamba"])
 def test_models_without_attention(model_type: str, state_ratio: float | None) -> None:
-    model = copy.deepcopy(pure_model(model_type))
+    model = copy.deepcopy(tiny_model(model_type))
     if state_ratio is not None:
         config = CompressionConfig(state_ratio=state_ratio, state_dtype="float16")
         convert_model(model, config, calibration_ids())
