@@ -14,11 +14,10 @@ that what is chosen has not seen the evaluation documents. Each document begins 
 first token and is cut at `--max-length` tokens. A case is RATIO:BITS, with bits as in `cache_bits`,
 or RATIO:BITS:STATE_RATIO. Variants:
 
-    stiefel        bases on the Stiefel manifold, learning from the original: the default settings
+    stiefel        bases on the Stiefel manifold: the default settings
     unconstrained  the same parameters, all by AdamW
     bare           as stiefel, without norm gains, query and output projections
-    lm             as stiefel, learning from the text alone
-    bare-lm        both
+    distillation   as stiefel, learning from the original too
 
 `--demo` measures the model that ships with the package instead, on documentation, with recall.
 Perplexity is measured through the cache. Throughput is compared with the loop of transformers that
@@ -75,8 +74,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "stiefel": {},
     "unconstrained": {"constrained": False},
     "bare": {"extras": ()},
-    "lm": {"loss": "lm"},
-    "bare-lm": {"loss": "lm", "extras": ()},
+    "distillation": {"loss": "distillation"},
 }
 COLUMNS = {
     "checkpoint": "checkpoint",

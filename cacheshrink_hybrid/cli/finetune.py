@@ -4,8 +4,7 @@
 
 MODEL is a converted checkpoint, or a source model, which is then converted first (at
 --compression-ratio and --cache-bits) on the training text. Losses other than `lm` learn from the
-original: that of a source MODEL is kept, a converted MODEL needs --teacher. By default a model
-learns from its original if there is one (distillation), otherwise from the text alone (lm).
+original: that of a source MODEL is kept, a converted MODEL needs --teacher.
 
 --data is a text file (documents separated by lines <|endoftext|>), python-docs, or the name of a
 data set for the `datasets` library; it may be repeated. Without --eval-data a tenth of the
@@ -213,7 +212,7 @@ def _check(given: dict[str, Any]) -> None:
                     f"--{name.replace('_', '-')} is for source models, but {given['model']} is "
                     "converted already; leave it out"
                 )
-        if given["loss"] not in ("auto", "lm") and given["teacher"] is None:
+        if given["loss"] != "lm" and given["teacher"] is None:
             faults.append(
                 f"--loss {given['loss']} learns from the original, which the converted "
                 f"{given['model']} does not hold; give --teacher SOURCE, start from the source "

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import ConfigError
 from .metric import METRICS
 
-LOSSES = ("auto", "lm", "reconstruction", "distillation", "local")
+LOSSES = ("lm", "reconstruction", "distillation", "local")
 EXTRAS = ("norms", "queries", "outputs")
 SCHEDULES = ("constant", "linear", "cosine", "constant_with_warmup")
 
@@ -19,10 +19,10 @@ class TrainingConfig:
     """Settings of `MLATrainer`.
 
     Attributes:
-        loss: `lm` (next token), `reconstruction` (lm, and keys and values like the original's),
-            `distillation` (lm, and the original's next-token distribution), `local` (each
-            attention's output like the original's, on the original's inputs), or `auto`:
-            distillation, which brings most back, where there is an original, otherwise lm.
+        loss: `lm` (next token; brings most back over some hundred steps), `reconstruction` (lm, and
+            keys and values like the original's), `distillation` (lm, and the original's next-token
+            distribution; ahead over the first hundred steps) or `local` (each attention's output
+            like the original's, on the original's inputs).
         reconstruction_alpha: weight of the reconstruction, 1 - alpha of the lm loss.
         distillation_alpha: weight of the distillation, 1 - alpha of the lm loss.
         distillation_temperature: divides logits before they are compared.
@@ -60,7 +60,7 @@ class TrainingConfig:
         seed: of data order, dropout, sampled labels and nested ranks.
     """
 
-    loss: str = "auto"
+    loss: str = "lm"
     reconstruction_alpha: float = 0.3
     distillation_alpha: float = 0.9
     distillation_temperature: float = 2.0
@@ -169,19 +169,11 @@ class TrainingConfig:
             limit = "" if math.isinf(high) else f" and at most {high:g}"
             yield f"{name}={value!r} must be a number {above} {low:g}{limit}"
 
-    def resolved(self, *, has_original: bool) -> TrainingConfig:
-        """With `auto` and None made definite.
-
-        Args:
-            has_original: whether the original model is at hand.
-        """
-        loss = self.loss
-        if loss == "auto":
-            loss = "distillation" if has_original else "lm"
-        extras = self.extras
-        if extras is None:
-            extras = () if loss == "local" else EXTRAS
-        return replace(self, loss=loss, extras=extras)
+    def resolved(self) -> TrainingConfig:
+        """With `extras` made definite."""
+        if self.extras is not None:
+            return self
+        return replace(self, extras=() if self.loss == "local" else EXTRAS)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

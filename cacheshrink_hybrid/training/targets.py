@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..codecs.straight_through import straight_through
-from ..errors import ConfigError, UnsupportedModelError
+from ..errors import ConfigError
 from ..families import attention_at, model_spec, read_attention, read_source_attention
 from ..latent_model import compression_disabled, is_converted
 from ..modules.attention_parts import AttentionParts
@@ -37,17 +37,6 @@ def check_teacher(model: PreTrainedModel, teacher: PreTrainedModel) -> None:
         )
     if is_converted(teacher):
         raise ConfigError("teacher_model is a converted model; give an original one")
-
-
-def has_original(model: PreTrainedModel, teacher: PreTrainedModel | None) -> bool:
-    """Whether there is a teacher, or the converted model can compute what its source did."""
-    if teacher is not None:
-        return True
-    try:
-        with compression_disabled(model):
-            return True
-    except UnsupportedModelError:
-        return False
 
 
 @dataclass

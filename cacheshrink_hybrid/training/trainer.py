@@ -32,7 +32,7 @@ from .objective import Objective
 from .optimizer import make_optimizer
 from .output import check_writable, last_checkpoint, needed_bytes
 from .settings import TrainingConfig
-from .targets import Original, check_teacher, has_original
+from .targets import Original, check_teacher
 
 MEASURED_SEQUENCES = 32
 """Training sequences that perplexity is measured on where no evaluation texts are given."""
@@ -94,7 +94,7 @@ class MLATrainer:
         self.teacher = teacher_model
         self.output_dir = None if output_dir is None else Path(output_dir)
         plan = plan_of(model)
-        self.config = config.resolved(has_original=has_original(model, teacher_model))
+        self.config = config.resolved()
         self._check(plan.latents)
         # Raises now if there is no original to learn from.
         if self.config.loss != "lm":

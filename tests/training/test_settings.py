@@ -11,7 +11,7 @@ from cacheshrink_hybrid.training.settings import EXTRAS, TrainingConfig
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"loss": "mse"}, "loss='mse' is unknown; choose one of auto, lm"),
+        ({"loss": "mse"}, "loss='mse' is unknown; choose one of lm"),
         ({"reconstruction_alpha": 1.5}, "at least 0 and at most 1"),
         ({"distillation_temperature": 0}, "distillation_temperature=0 must be a number above 0"),
         ({"euclidean_lr": -1e-3}, "euclidean_lr"),
@@ -42,14 +42,7 @@ def test_round_trip() -> None:
     assert TrainingConfig.from_dict({"extras": ["norms"]}).extras == ("norms",)
 
 
-def test_auto_learns_from_the_original_where_there_is_one() -> None:
-    auto = TrainingConfig()
-    assert auto.resolved(has_original=True).loss == "distillation"
-    assert auto.resolved(has_original=False).loss == "lm"
-    assert TrainingConfig(loss="lm").resolved(has_original=True).loss == "lm"
-
-
 def test_extras_are_all_unless_the_loss_cannot_see_them() -> None:
-    assert TrainingConfig(loss="lm").resolved(has_original=False).extras == EXTRAS
-    assert TrainingConfig(loss="local").resolved(has_original=True).extras == ()
-    assert TrainingConfig(extras=()).resolved(has_original=True).extras == ()
+    assert TrainingConfig(loss="lm").resolved().extras == EXTRAS
+    assert TrainingConfig(loss="local").resolved().extras == ()
+    assert TrainingConfig(extras=()).resolved().extras == ()

@@ -52,7 +52,7 @@ def test_lossless_model_has_nothing_to_learn_from_its_original(loss: str, case: 
     """At full rank the reconstruction, distillation and local losses are zero but for the lm."""
     model = student(case, 1.0)
     config = TrainingConfig(loss=loss, reconstruction_alpha=1.0, distillation_alpha=1.0)
-    config = config.resolved(has_original=True)
+    config = config.resolved()
     batch = collate([{"input_ids": ids} for ids in dataset(2)])
     attachment = Attachment(model, config, calibration_ids(2))
     with attachment:
