@@ -134,6 +134,26 @@ class LatentPlan:
         """Channels by width, such as `16x8 32x4`."""
         return " ".join(f"{run.channels}x{run.bits}" for run in self.runs)
 
+    def key_shares(self, num_heads: int) -> tuple[int, ...]:
+        """For `per_head`, the channels of one head in each run of the keys. A run holds the
+        channels of head 0, then of head 1, and so on.
+
+        Raises:
+            PlanError: if runs do not hold equally many channels of every head, or run on into the
+                values.
+        """
+        runs, channels = [], 0
+        for run in self.runs:
+            if channels < self.key_rank:
+                runs.append(run.channels)
+            channels += run.channels
+        if sum(runs) != self.key_rank or any(run % num_heads for run in runs):
+            raise PlanError(
+                f"runs {self.widths} of layer {self.layer_ids[0]} do not share {self.key_rank} key "
+                f"channels evenly among {num_heads} heads; convert the model again"
+            )
+        return tuple(run // num_heads for run in runs)
+
     def codec(self) -> RowCodec:
         """The codec of this layer's rows."""
         return RowCodec(tuple((run.channels, run.bits) for run in self.runs), self.row_format)
