@@ -61,7 +61,8 @@ class LatentModel(PreTrainedModel):
     @property
     def kernel_backend(self) -> Backend:
         """What decodes from the caches that `generate()` and `make_cache` make: `auto` (Triton
-        kernels on a CUDA device), `triton` or `torch`. To be assigned; not saved."""
+        kernels on a CUDA device), `triton` or `torch`, see `HybridCache`. To be assigned; not
+        saved."""
         return self.__dict__.get("_kernel_backend", "auto")
 
     @kernel_backend.setter

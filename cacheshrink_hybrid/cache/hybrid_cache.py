@@ -35,6 +35,7 @@ from .paged_step import RowStep, StateStep
 from .pooled_layers import PooledAttentionLayer, PooledHybridLayer, PooledLinearLayer
 from .pooled_states import PooledStates, StateTensor, placements
 from .sequences import SequenceStore
+from .state_layer import StateCacheMixin
 from .state_map import place_state
 
 GROWTH = 1.5
@@ -50,8 +51,10 @@ class HybridCache(LatentCache):
     Args:
         config: of the model, converted or not; says which layers attend, and how far.
         max_bytes: most bytes that the arena may take; None for no limit.
-        backend: what reads and writes the pool once it is laid out, see `kernels.backend`. Layers
-            that kernels cannot read are read by torch with `auto`, and refused with `triton`.
+        backend: what reads and writes the pool, see `kernels.backend`. What kernels cannot do is
+            done by torch with `auto`, and refused with `triton`. The pass that begins a sequence
+            finds nothing in the pool and is torch's in any case, as are recurrent states in passes
+            of several tokens, and layers that are not converted.
 
     Attributes:
         layout, store: None until the second forward pass.
@@ -88,6 +91,11 @@ class HybridCache(LatentCache):
         return PooledAttentionLayer(self, layer_idx, window) if attends else kind
 
     # What transformers asks
+
+    @property
+    def records_past(self) -> bool:
+        """Whether tokens can be taken back from recurrent states, see `_place_states`."""
+        return self._recording
 
     @property
     def laid_out(self) -> bool:
@@ -310,6 +318,9 @@ class HybridCache(LatentCache):
         if self._recording or not any(states.loose() for states in self._states()):
             return
         store = self._store()
+        for layer in self.layers:
+            if isinstance(layer, StateCacheMixin) and runs_triton(self.backend, store.pool.device):
+                layer.have_codes()
         for states in self._states():
             states.take_out()
         if self._states_placed:

@@ -108,6 +108,11 @@ class StateCodec:
         padding = codes[0].new_zeros(len(state), self.row_bytes - used)
         return torch.cat([*codes, *scales, padding], dim=1)
 
+    def zeros(self, batch_size: int, device: torch.device) -> Tensor:
+        """Rows (B, row_bytes) of states of zeros."""
+        shape = (batch_size, self.num_heads, self.head_dim, self.width)
+        return self.encode(torch.zeros(shape, device=device))
+
     def decode(self, rows: Tensor) -> Tensor:
         """(B, row_bytes) uint8 -> (B, M, P, r) float32."""
         shape = (len(rows), self.num_heads, self.head_dim, self.width)

@@ -211,8 +211,10 @@ class BatchCache(Cache):
             self._copies[layer_idx] = dict(enumerate(copies.carried()))
         for shape, view in zip(self.shapes.states, self._state_views(), strict=True):
             states = self._states_of(shape)
-            tensor = states.get(shape.number)
-            # A coded state is first written after a whole ring of inputs.
+            tensor, layer = states.get(shape.number), self.layers[shape.layer_idx]
+            if tensor is None and isinstance(layer, StateCacheMixin) and shape.kind == "recurrent":
+                # A coded state is first written after a whole ring of inputs, and read before.
+                tensor = layer.layout.codec.zeros(len(view), view.device)
             if tensor is not None and tensor.data_ptr() != view.data_ptr():
                 view.copy_(tensor.detach())
             states[shape.number] = None

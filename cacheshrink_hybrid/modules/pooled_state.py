@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..cache.paged_step import StateStep
 from ..cache.state_layer import StateCacheMixin, StateLayout
-from ..errors import KernelUnavailableError, NotSupportedError
+from ..errors import KernelUnavailableError
 from ..kernels.backend import Backend, runs_triton
 from ..kernels.conv_update_project import ConvPages, conv_update_project
 from ..kernels.gdn_replay import DeltaRing, gdn_replay_step
@@ -35,24 +35,34 @@ if TYPE_CHECKING:
 def state_in_pool(
     mixer: RecurrentMixer, cache: Any, layer: StateCacheMixin, hidden: Tensor
 ) -> PooledState | None:
-    """The state of a mixer for one token by kernels, or None where torch takes it.
+    """The state of a mixer for one token by kernels, or None where torch takes it: always for a
+    pass that begins a sequence or brings several tokens, whose scan reads the state once.
 
     Args:
         hidden: the mixer's input, (B, T, E).
 
     Raises:
-        NotSupportedError: the cache's backend is `triton`, and kernels cannot take this step.
-        KernelUnavailableError: that backend cannot run here.
+        KernelUnavailableError: the cache's backend is `triton`, and that cannot run here, or
+            kernels cannot take this step.
     """
     backend: Backend = getattr(cache, "backend", "torch")
-    if backend == "torch" or hidden.shape[1] != 1 or not runs_triton(backend, hidden.device):
+    if backend == "torch" or not runs_triton(backend, hidden.device):
         return None
     reason = why_not(mixer)
+    if reason is None and getattr(cache, "records_past", False):
+        reason = (
+            "the past is recorded, as assisted decoding does, outside of the pool; use "
+            "backend='auto', or decode without assistance"
+        )
+    if reason is None and hidden.shape[1] != 1:
+        return None
     if reason is None and torch.is_grad_enabled() and hidden.requires_grad:
         reason = "kernels have no backward pass; decode within torch.no_grad()"
     if reason is not None:
         if backend == "triton":
-            raise NotSupportedError(f"layer {mixer.layer_idx} is not stepped by kernels: {reason}")
+            raise KernelUnavailableError(
+                f"layer {mixer.layer_idx} is not stepped by kernels: {reason}"
+            )
         return None
     step = cache.state_step(mixer.layer_idx, layer.num_pending)
     return None if step is None else PooledState(mixer, layer, step)
