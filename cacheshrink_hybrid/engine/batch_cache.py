@@ -96,7 +96,7 @@ def stored_shapes(cache: HybridCache) -> StoredShapes:
                 "know; use model.generate()"
             )
     coded = [layer for layer in cache.layers if isinstance(layer, StateCacheMixin)]
-    tensors = cache.state_tensors()
+    tensors = cache.states.tensors()
     for layer_idx, copies in cache.exact.items():
         for number, tensor in enumerate(copies.carried()):
             if tensor.numel():
