@@ -23,20 +23,18 @@ from transformers.cache_utils import (
     LinearAttentionCacheLayerMixin,
 )
 
-from ..errors import CacheFullError, NotSupportedError
+from ..errors import NotSupportedError
 from ..kernels.backend import Backend, check_backend, runs_triton
 from .batch_rows import BatchRows
+from .batch_sequences import BatchSequences, frames_allowed
 from .batch_states import BatchStates
-from .frame_pool import SINK_FRAMES, FramePool
+from .frame_pool import FramePool
 from .hf_cache import CacheBytes, LatentCache, loose_bytes
 from .layout import LayerRows, Layout, compile_layout
 from .paged_step import RowStep, StateStep
 from .pooled_layers import PooledAttentionLayer, PooledHybridLayer, PooledLinearLayer
 from .sequences import SequenceStore
 from .state_map import place_state
-
-GROWTH = 1.5
-UNLIMITED = 1 << 40
 
 
 class HybridCache(LatentCache):
@@ -69,10 +67,9 @@ class HybridCache(LatentCache):
         self.backend = check_backend(backend)
         self.layout: Layout | None = None
         self.store: SequenceStore | None = None
-        self._ids: list[int] = []
-        self._next_id = 0
         self._recording = False
         self.states = BatchStates(self.layers)
+        self._batch: BatchSequences
         self._rows: BatchRows
 
     def _layer(self, layer_idx: int, kind: Any):
@@ -111,8 +108,8 @@ class HybridCache(LatentCache):
     def activate_past_recording(self) -> None:
         super().activate_past_recording()
         self._recording = True
-        if self.store is not None:
-            self.store.history = UNLIMITED
+        if self.laid_out:
+            self._batch.keep_all()
 
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the last tokens, given as a negative count.
@@ -132,23 +129,17 @@ class HybridCache(LatentCache):
         if not self.laid_out and all(not layer.cumulative_length for layer in attention):
             return
         self.lay_out()
-        store = self._store()
         length = max((layer.cumulative_length for layer in attention), default=0)
         left = length + tokens_to_remove
         if left < 0:
             raise ValueError(f"crop({tokens_to_remove}): the cache holds {length} tokens")
-        for seq_id in self._ids:
-            if not store.can_resume(seq_id, left):
-                raise NotSupportedError(
-                    f"the cache cannot go back from {length} to {left} tokens, which have left a "
-                    "window; call activate_past_recording before feeding what may have to go"
-                )
+        if not self._batch.can_go_back(left):
+            raise NotSupportedError(
+                f"the cache cannot go back from {length} to {left} tokens, which have left a "
+                "window; call activate_past_recording before feeding what may have to go"
+            )
         self.states.crop(tokens_to_remove)
-        for seq_id in self._ids:
-            store.remove(seq_id, left)
-        store.history = 0
-        store.trim(self._ids)
-        store.history = UNLIMITED if self._recording else 0
+        self._batch.go_back(left)
         for layer in attention:
             layer.cumulative_length = left
         for copies in self.exact.values():
@@ -174,9 +165,8 @@ class HybridCache(LatentCache):
         self._select_exact(rows)
 
     def reset(self) -> None:
-        if self.store is not None:
-            self.store.free(*self._ids)
-            self._ids = []
+        if self.laid_out:
+            self._batch.free()
         for layer in self.layers:
             layer.reset()
         self.exact.clear()
@@ -237,18 +227,22 @@ class HybridCache(LatentCache):
         num_frames = batch_size * layout.frames_for(num_tokens + 1) + 1
         self.layout = layout
         device = layers[0].device if layers else states[0].tensor.device
-        pool = FramePool(self._within_limit(num_frames), layout.frame_bytes, device=device)
+        num_frames = frames_allowed(num_frames, layout.frame_bytes, self.max_bytes, num_frames)
+        pool = FramePool(num_frames, layout.frame_bytes, device=device)
         # States lie in a run of frames of their own, so sequences have none.
         kv_layout = replace(layout, state=place_state((), layout.frame_bytes))
-        self.store = SequenceStore(kv_layout, pool, history=UNLIMITED if self._recording else 0)
+        self.store = SequenceStore(kv_layout, pool)
+        self._batch = BatchSequences(
+            self.store, max_bytes=self.max_bytes, keeps_all=self._recording
+        )
         self._rows = BatchRows(layout, self.store)
         self._place_states()
         self._create(batch_size)
         # In pieces, so that windows let go of frames that nobody will read.
         windows = [c.window for c in layout.classes if c.window is not None]
-        piece = min(windows, default=num_tokens) or 1
-        while (done := self.store.num_tokens(self._ids[0])) < num_tokens:
-            self._reserve(min(num_tokens - done, piece if not self._recording else num_tokens))
+        piece = num_tokens if self._recording else min(windows, default=num_tokens)
+        for done in range(0, num_tokens, max(1, piece)):
+            self._batch.append(min(num_tokens - done, piece))
         for layer in layers:
             layer.move_in()
 
@@ -256,24 +250,18 @@ class HybridCache(LatentCache):
         for layer in self._attention_layers:
             if layer.first is not None:
                 return layer.first[0].shape[0]
-        if self._ids:
-            return len(self._ids)
+        if self.laid_out and self._batch.ids:
+            return len(self._batch.ids)
         return next((len(entry.tensor) for entry in self.states.tensors()), 0)
 
     def _create(self, batch_size: int) -> None:
-        self._ids = self._new_ids(batch_size)
-        for seq_id in self._ids:
-            self._store().create(seq_id)
+        self._batch.create(batch_size)
         self._show()
 
     def _show(self) -> None:
         """Let rows be read and written as those of the batch as it is now."""
-        if self.store is not None:
-            self._rows.show(self._ids)
-
-    def _new_ids(self, count: int) -> list[int]:
-        self._next_id += count
-        return list(range(self._next_id - count, self._next_id))
+        if self.laid_out:
+            self._rows.show(self._batch.ids)
 
     def _place_states(self) -> None:
         """Move the state tensors into the pool, unless they are there.
@@ -284,9 +272,9 @@ class HybridCache(LatentCache):
         hold both copies at the peak. `memory()` counts them wherever they are.
         """
         if not self._recording:
-            store = self._store()
+            store = self._batch.store
             kernels = runs_triton(self.backend, store.pool.device)
-            self.states.move_in(store, self._grow, kernels=kernels)
+            self.states.move_in(store, self._batch.grow, kernels=kernels)
 
     # Rows
 
@@ -298,16 +286,9 @@ class HybridCache(LatentCache):
 
     def _make_room(self, batch_size: int, end: int) -> None:
         """Frames for the tokens before `end` of so many sequences."""
-        if not self._ids:
+        if not self._batch.ids:
             self._create(batch_size)
-        if batch_size != len(self._ids):
-            raise NotSupportedError(
-                f"the cache holds {len(self._ids)} sequences, and {batch_size} were fed; make a "
-                "new cache for another batch"
-            )
-        missing = end - self._store().num_tokens(self._ids[0])
-        if missing > 0:
-            self._reserve(missing)
+        self._batch.make_room(batch_size, end)
 
     def row_step(
         self, layer: PooledAttentionLayer, batch_size: int, num_new: int, first_slots: Tensor | None
@@ -344,50 +325,12 @@ class HybridCache(LatentCache):
         """Rows (B, end - begin, elements); see `BatchRows.read`."""
         return self._rows.read(layer, begin, end, lasting=lasting)
 
-    def _reserve(self, count: int) -> None:
-        store = self._store()
-        try:
-            store.reserve(self._ids, count)
-        except CacheFullError:
-            # Also for a copy of each sequence's last frame, where they are shared.
-            self._grow(len(self._ids) * (store.need(count) + len(store.layout.classes)))
-            store.reserve(self._ids, count)
-        store.commit(self._ids)
-
-    def _grow(self, count: int) -> None:
-        """More frames: at least `count` fresh ones."""
-        pool = self._store().pool
-        least = pool.num_frames + count
-        pool.grow(self._within_limit(max(least, int(GROWTH * pool.num_frames)), least))
-
-    def _within_limit(self, num_frames: int, least: int | None = None) -> int:
-        if self.max_bytes is None:
-            return num_frames
-        assert self.layout is not None
-        frame_bytes = self.layout.frame_bytes
-        most = self.max_bytes // frame_bytes - SINK_FRAMES
-        if most < (least or num_frames):
-            needed = ((least or num_frames) + SINK_FRAMES) * frame_bytes
-            raise CacheFullError(
-                f"the cache needs {needed} bytes and may take {self.max_bytes}; feed fewer or "
-                "shorter sequences, or raise max_bytes"
-            )
-        return min(num_frames, most)
-
-    def _store(self) -> SequenceStore:
-        assert self.store is not None, "the cache is laid out"
-        return self.store
-
     def _take(self, sources: Sequence[int]) -> None:
         """Let the batch consist of these rows of what it was."""
         if not self._attention_layers or not self._batch_size():
             return
         self.lay_out()
-        store = self._store()
-        old, self._ids = self._ids, self._new_ids(len(sources))
-        for seq_id, source in zip(self._ids, sources, strict=True):
-            store.fork(old[source], seq_id)
-        store.free(*old)
+        self._batch.take(sources)
         self._show()
 
 
