@@ -3,6 +3,10 @@
 A mixer sees a `PooledState` where it otherwise sees its layer of the cache: the convolution moves
 its window on in the frames, and the recurrence reads and writes codes there. Nothing of the size of
 a state is written but its codes.
+
+Where B and C (k and q) come out of the convolution, the launch that convolves also brings them into
+the state's basis. Mamba-1 makes them of what is convolved, and channels that were folded away need
+no basis: there the launch convolves only.
 """
 
 from __future__ import annotations
@@ -109,6 +113,43 @@ class PooledState:
 
     def convolved(self, columns: Tensor) -> Tensor:
         """Convolution and activation of columns (B, C, 1), whose window is moved on."""
+        return self._convolved(columns, ("values",))[0][..., None]
+
+    def projected(
+        self,
+        columns: Tensor,
+        order: tuple[str, ...],
+        *,
+        groups: int,
+        group_size: int,
+        normalize: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """`convolved`, with what writes and reads the state in its basis.
+
+        Args:
+            columns: (B, C, 1).
+            order, groups, group_size, normalize: see `conv_update_project`.
+
+        Returns:
+            values (B, 1, the rest) in columns' type; write and read, (B, 1, G, r) float32, None
+            where they are not in `order`.
+        """
+        parts = self._convolved(
+            columns,
+            order,
+            groups=groups,
+            group_size=group_size,
+            normalize=normalize,
+            write_basis=self.mixer.state_write,
+            read_basis=self.mixer.state_read,
+        )
+        values, write, read = (None if part is None else part[:, None] for part in parts)
+        assert values is not None
+        return values, write, read
+
+    def _convolved(
+        self, columns: Tensor, order: tuple[str, ...], **shared: Any
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         conv, step = self.mixer.conv1d, self.step
         pages = ConvPages(
             arena=step.arena,
@@ -118,18 +159,16 @@ class PooledState:
             columns=self.layout.conv_columns,
             dtype=self.layout.dtype,
         )
-        out, _, _ = conv_update_project(
+        return conv_update_project(
             columns[..., 0],
             conv.weight[:, 0],
             conv.bias,
             pages=pages,
             **self.tables,
-            order=("values", "write", "read"),
-            groups=0,
-            group_size=1,
+            order=order,
             backend=step.backend,
+            **shared,
         )
-        return out[..., None]
 
     def advance(self, owner: RecurrentMixer, inputs: Sequence[Tensor], reads: Tensor) -> Tensor:
         """Take one token in and return what it reads, y (B, 1, M, P)."""

@@ -14,6 +14,7 @@ from cacheshrink_hybrid import make_cache
 from cacheshrink_hybrid.errors import ConfigError, KernelUnavailableError, NotSupportedError
 from cacheshrink_hybrid.kernels import backend as backends
 from cacheshrink_hybrid.kernels.backend import Backend
+from cacheshrink_hybrid.modules.recurrent_mixer import RecurrentMixer
 from tests.dispatch import run_references
 from tests.families.tiny_configs import tiny_model
 from tests.models import converted_copy, logits_in_pieces, random_ids
@@ -26,6 +27,16 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "sinks": ("gpt_oss", "auto", {}),
     "softcap": ("gemma2", "auto", {}),
     "mamba2": ("bamba", "auto", {"state_dtype": "int8", "replay_length": 2}),
+    "mamba2-refitted": (
+        "bamba",
+        "auto",
+        {"state_dtype": "float16", "replay_length": 1, "state_method": "select"},
+    ),
+    "mamba2-pruned": (
+        "bamba",
+        "auto",
+        {"state_dtype": "float16", "replay_length": 1, "state_method": "prune"},
+    ),
     "delta-net": ("qwen3_next", "auto", {"state_dtype": "float16", "replay_length": 1}),
     "mamba1": ("jamba", "auto", {"state_dtype": "int8", "replay_length": 1}),
 }
@@ -62,6 +73,24 @@ def test_pieces(name: str) -> None:
         for backend in ("triton", "torch")
     )
     assert_close(got, due)
+
+
+@pytest.mark.usefixtures("references")
+@pytest.mark.parametrize("name", ["mamba2", "mamba2-refitted", "delta-net"])
+def test_what_writes_and_reads_is_projected_where_it_is_convolved(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The launch that convolves brings B and C into the state's basis; torch multiplies nothing."""
+    model, projected, plain = model_of(name), [], RecurrentMixer.narrowed
+    monkeypatch.setattr(
+        RecurrentMixer,
+        "narrowed",
+        lambda self, channels, matrix: (
+            projected.append(channels.shape[1]) or plain(self, channels, matrix)
+        ),
+    )
+    logits_in_pieces(model, random_ids(2, 11), [9, 1, 1], make_cache(model, backend="triton"))
+    assert set(projected) == {9}
 
 
 @pytest.mark.usefixtures("references")
