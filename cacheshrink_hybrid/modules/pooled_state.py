@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..cache.paged_step import StateStep
 from ..cache.state_layer import StateCacheMixin, StateLayout
-from ..errors import KernelUnavailableError, NotSupportedError
+from ..errors import KernelUnavailableError
 from ..kernels.backend import Backend, runs_triton
 from ..kernels.conv_update_project import ConvPages, conv_update_project
 from ..kernels.gdn_replay import DeltaRing, gdn_replay_step
@@ -45,8 +45,8 @@ def state_in_pool(
         hidden: the mixer's input, (B, T, E).
 
     Raises:
-        NotSupportedError: the cache's backend is `triton`, and kernels cannot take this step.
-        KernelUnavailableError: that backend cannot run here.
+        KernelUnavailableError: the cache's backend is `triton`, and that cannot run here, or
+            kernels cannot take this step.
     """
     backend: Backend = getattr(cache, "backend", "torch")
     if backend == "torch" or hidden.shape[1] != 1 or not runs_triton(backend, hidden.device):
@@ -56,7 +56,9 @@ def state_in_pool(
         reason = "kernels have no backward pass; decode within torch.no_grad()"
     if reason is not None:
         if backend == "triton":
-            raise NotSupportedError(f"layer {mixer.layer_idx} is not stepped by kernels: {reason}")
+            raise KernelUnavailableError(
+                f"layer {mixer.layer_idx} is not stepped by kernels: {reason}"
+            )
         return None
     step = cache.state_step(mixer.layer_idx, layer.num_pending)
     return None if step is None else PooledState(mixer, layer, step)
@@ -67,11 +69,8 @@ def why_not(mixer: RecurrentMixer) -> str | None:
     plan = mixer.state_plan
     if plan is None or mixer.compression_disabled:
         return "it is not converted"
-    if plan.replay_length > 1:
-        if plan.kind == "mamba":
-            return "no kernel replays the inputs of Mamba-1; convert with replay_length=1"
-        if len(set(plan.ranks)) > 1:
-            return "its groups have different ranks, and no kernel replays such inputs"
+    if plan.replay_length > 1 and plan.kind == "mamba":
+        return "no kernel replays the inputs of Mamba-1; convert with replay_length=1"
     try:
         check_head_sizes(_segments(mixer.state_layout()), plan.head_dim)
     except KernelUnavailableError as fault:
@@ -108,8 +107,15 @@ class PooledState:
         places = {
             name: self.step.places["recurrent", 1 + number] for number, name in enumerate(parts)
         }
-        length, dtype = self.layout.replay_length - 1, self.layout.dtype
-        return kind(length=length, groups=groups, dtype=dtype, **places)
+        assert self.mixer.state_plan is not None
+        ranks = self.mixer.state_plan.ranks
+        return kind(
+            length=self.layout.replay_length - 1,
+            groups=groups,
+            ranks=ranks if len(set(ranks)) > 1 else None,
+            dtype=self.layout.dtype,
+            **places,
+        )
 
     def convolved(self, columns: Tensor) -> Tensor:
         """Convolution and activation of columns (B, C, 1), whose window is moved on."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cacheshrink_hybrid import make_cache
-from cacheshrink_hybrid.errors import ConfigError, KernelUnavailableError, NotSupportedError
+from cacheshrink_hybrid.errors import ConfigError, KernelUnavailableError
 from cacheshrink_hybrid.kernels import backend as backends
 from cacheshrink_hybrid.kernels.backend import Backend
 from cacheshrink_hybrid.modules.recurrent_mixer import RecurrentMixer
@@ -22,6 +22,7 @@ from tests.models import converted_copy, logits_in_pieces, random_ids
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt2": ("gpt2", "auto", {}),
     "llama": ("llama", "joint", {}),
+    "float32": ("llama", "auto", {"cache_bits": 16}),
     "rotate": ("llama", "rotate", {}),
     "window": ("mistral-window", "auto", {}),
     "sinks": ("gpt_oss", "auto", {}),
@@ -38,17 +39,19 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"state_dtype": "float16", "replay_length": 1, "state_method": "prune"},
     ),
     "delta-net": ("qwen3_next", "auto", {"state_dtype": "float16", "replay_length": 1}),
+    # Groups of different ranks.
+    "delta-net-ranks": ("qwen3_next", "auto", {"state_dtype": "int8", "replay_length": 3}),
     "mamba1": ("jamba", "auto", {"state_dtype": "int8", "replay_length": 1}),
 }
 
 
 @cache
 def model_of(name: str) -> PreTrainedModel:
-    case, method, states = CASES[name]
-    settings = {"state_ratio": 2.0, **states} if states else {}
-    return converted_copy(
-        tiny_model(case), 2.0, method, metric="activation", cache_bits="auto", **settings
-    )
+    case, method, settings = CASES[name]
+    settings = {"cache_bits": "auto", **settings}
+    if "state_dtype" in settings:
+        settings = {"state_ratio": 2.0, **settings}
+    return converted_copy(tiny_model(case), 2.0, method, metric="activation", **settings)
 
 
 def assert_close(got: Tensor, due: Tensor) -> None:
@@ -155,7 +158,9 @@ def test_masks_that_kernels_do_not_take_are_refused() -> None:
     mask[..., 3] = False
     cache = make_cache(model, backend="triton")
     model(ids[:, :7], past_key_values=cache)
-    with pytest.raises(NotSupportedError, match="not causal from each sequence's first visible"):
+    with pytest.raises(
+        KernelUnavailableError, match="not causal from each sequence's first visible"
+    ):
         model(ids[:, 7:], attention_mask=mask, past_key_values=cache)
 
 
@@ -165,16 +170,18 @@ def test_gradients_are_refused() -> None:
     cache = make_cache(model, backend="triton")
     with torch.no_grad():
         model(ids[:, :7], past_key_values=cache)
-    with pytest.raises(NotSupportedError, match="no backward pass"):
+    with pytest.raises(KernelUnavailableError, match="no backward pass"):
         model(ids[:, 7:], past_key_values=cache)
 
 
 @pytest.mark.usefixtures("references")
 @torch.no_grad()
 def test_layers_that_kernels_cannot_read_are_refused() -> None:
-    model = converted_copy(tiny_model("llama"), 2.0, metric="activation")
-    with pytest.raises(NotSupportedError, match=r"layer 0 .*stored as torch.float32"):
+    settings = {"metric": "activation", "cache_bits": "auto", "scales": "token"}
+    model = converted_copy(tiny_model("llama"), 2.0, **settings)
+    with pytest.raises(KernelUnavailableError, match=r"layer 0 .*scales='token'"):
         model(random_ids(1, 8), past_key_values=make_cache(model, backend="triton"))
+    model(random_ids(1, 8), past_key_values=make_cache(model, backend="auto"))
 
 
 def test_backends_that_there_are_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import torch
 from cacheshrink_hybrid.kernels.row_layout import Kind, RowLayout
 
 LAYOUTS = {
+    "float32": RowLayout.uniform(48, torch.float32, alignment=16),
     "float16": RowLayout.uniform(48, torch.float16, alignment=16),
     "bfloat16": RowLayout.uniform(48, torch.bfloat16, alignment=16),
     "e4m3": RowLayout.uniform(48, torch.float8_e4m3fn, alignment=16),

@@ -9,6 +9,7 @@ from cacheshrink_hybrid.codecs.levels import lloyd_max_levels
 from cacheshrink_hybrid.kernels.latent_append import latent_append
 from cacheshrink_hybrid.kernels.paged_rows import PagedRows
 from cacheshrink_hybrid.kernels.row_layout import RowLayout, row_levels
+from cacheshrink_hybrid.kernels.state_pages import StatePages
 
 
 def levels() -> Tensor:
@@ -91,3 +92,13 @@ def random_latents(count: int, channels: int, *, outliers: bool = True) -> Tenso
         far = latent[::5]
         far *= torch.linspace(3, 60, far.shape[0])[:, None]
     return latent
+
+
+def bytes_of_states(pages: StatePages, table: Tensor) -> Tensor:
+    """Which bytes of the arena the states in `table` take, bool."""
+    byte = torch.arange(pages.num_bytes, device=table.device)
+    frame, offset = pages.place.locate(byte, pages.frame_bytes)
+    taken = torch.zeros_like(pages.arena, dtype=torch.bool)
+    held = table[table[:, 0] >= 0].long()
+    taken[(held[:, frame] * pages.frame_bytes + offset).flatten()] = True
+    return taken
