@@ -41,6 +41,20 @@ def test_bytes_equal_the_reference(name: str, dtype: torch.dtype, device: torch.
     assert 0 < changed <= 21 * layout.row_bytes
 
 
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 5])
+def test_any_number_of_tokens(count: int, device: torch.device) -> None:
+    """None, one, and one less, as many, and one more than a program takes."""
+    layout, arenas = LAYOUTS["8"], []
+    latent = random_latents(count, layout.num_channels).to(device)
+    slots = torch.randperm(8, device=device)[:count]
+    for backend in ("triton", "torch"):
+        rows = empty_rows(layout, device=device, num_frames=1)
+        latent_append(latent, rows, slots, backend=backend)
+        arenas.append(rows.arena)
+    assert torch.equal(*arenas)
+    assert (arenas[0] != 0xFF).any() == (count > 0)
+
+
 @every_layout
 def test_reading_back(name: str, device: torch.device) -> None:
     layout = LAYOUTS[name]
