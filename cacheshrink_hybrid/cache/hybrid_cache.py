@@ -25,20 +25,17 @@ from transformers.cache_utils import (
 
 from ..errors import CacheFullError, NotSupportedError
 from ..kernels.backend import Backend, check_backend, runs_triton
-from ..kernels.state_pages import StatePlace
 from .batch_rows import BatchRows
-from .frame_ledger import FRAME_MASK
+from .batch_states import BatchStates
 from .frame_pool import SINK_FRAMES, FramePool
 from .hf_cache import CacheBytes, LatentCache, loose_bytes
 from .layout import LayerRows, Layout, compile_layout
 from .paged_step import RowStep, StateStep
 from .pooled_layers import PooledAttentionLayer, PooledHybridLayer, PooledLinearLayer
-from .pooled_states import PooledStates, StateTensor, placements
 from .sequences import SequenceStore
 from .state_map import place_state
 
 GROWTH = 1.5
-STATES = "states"
 UNLIMITED = 1 << 40
 
 
@@ -50,11 +47,14 @@ class HybridCache(LatentCache):
     Args:
         config: of the model, converted or not; says which layers attend, and how far.
         max_bytes: most bytes that the arena may take; None for no limit.
-        backend: what reads and writes the pool once it is laid out, see `kernels.backend`. Layers
-            that kernels cannot read are read by torch with `auto`, and refused with `triton`.
+        backend: what reads and writes the pool, see `kernels.backend`. What kernels cannot do is
+            done by torch with `auto`, and refused with `triton`. The pass that begins a sequence
+            finds nothing in the pool and is torch's in any case, as are recurrent states in passes
+            of several tokens, and layers that are not converted.
 
     Attributes:
         layout, store: None until the second forward pass.
+        states: the recurrent states of the batch.
     """
 
     slots_are_positions = False
@@ -72,10 +72,7 @@ class HybridCache(LatentCache):
         self._ids: list[int] = []
         self._next_id = 0
         self._recording = False
-        self._states_placed = False
-        self._state_frames: Tensor | None = None
-        self._state_places: dict[int, dict[tuple[str, int], StatePlace]] = {}
-        self._pending: dict[int, Tensor] = {}
+        self.states = BatchStates(self.layers)
         self._rows: BatchRows
 
     def _layer(self, layer_idx: int, kind: Any):
@@ -88,6 +85,11 @@ class HybridCache(LatentCache):
         return PooledAttentionLayer(self, layer_idx, window) if attends else kind
 
     # What transformers asks
+
+    @property
+    def records_past(self) -> bool:
+        """Whether tokens can be taken back from recurrent states, see `_place_states`."""
+        return self._recording
 
     @property
     def laid_out(self) -> bool:
@@ -125,7 +127,7 @@ class HybridCache(LatentCache):
             )
         attention = self._attention_layers
         if not attention:
-            self._crop_states(tokens_to_remove)
+            self.states.crop(tokens_to_remove)
             return
         if not self.laid_out and all(not layer.cumulative_length for layer in attention):
             return
@@ -141,7 +143,7 @@ class HybridCache(LatentCache):
                     f"the cache cannot go back from {length} to {left} tokens, which have left a "
                     "window; call activate_past_recording before feeding what may have to go"
                 )
-        self._crop_states(tokens_to_remove)
+        self.states.crop(tokens_to_remove)
         for seq_id in self._ids:
             store.remove(seq_id, left)
         store.history = 0
@@ -155,20 +157,20 @@ class HybridCache(LatentCache):
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self._take(beam_idx.tolist())
-        self._each_linear("reorder_cache", beam_idx)
+        self.states.each("reorder_cache", beam_idx)
         self._select_exact(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         if indices.dtype == torch.bool:
             indices = indices.nonzero()[:, 0]
         self._take(indices.tolist())
-        self._each_linear("batch_select_indices", indices)
+        self.states.each("batch_select_indices", indices)
         self._select_exact(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         rows = torch.arange(self._batch_size()).repeat_interleave(repeats)
         self._take(rows.tolist())
-        self._each_linear("batch_repeat_interleave", repeats)
+        self.states.each("batch_repeat_interleave", repeats)
         self._select_exact(rows)
 
     def reset(self) -> None:
@@ -188,7 +190,7 @@ class HybridCache(LatentCache):
         ]
         loose += [tensor for copies in self.exact.values() for tensor in copies.tensors()]
         kv = loose_bytes(loose, seen)
-        state = loose_bytes([t for states in self._states() for t in states.loose()], seen)
+        state = loose_bytes(self.states.loose(), seen)
         if self.store is not None:
             by_kind = self.store.statistics().frames.by_kind
             frame_bytes = self.store.pool.frame_bytes
@@ -201,14 +203,6 @@ class HybridCache(LatentCache):
     @property
     def _attention_layers(self) -> list[PooledAttentionLayer]:
         return [layer for layer in self.layers if isinstance(layer, PooledAttentionLayer)]
-
-    def _states(self) -> list[PooledStates]:
-        return [
-            states
-            for layer in self.layers
-            if isinstance(layer, PooledLinearLayer)
-            for states in (layer.conv_states, layer.recurrent_states)
-        ]
 
     def _settle(self) -> None:
         """Move into the pool what a finished forward pass left outside of it."""
@@ -227,7 +221,7 @@ class HybridCache(LatentCache):
         if self.laid_out:
             return
         layers = [layer for layer in self._attention_layers if layer.is_initialized]
-        states = self.state_tensors()
+        states = self.states.tensors()
         rows = [
             LayerRows(
                 layer_idx=layer.layer_idx,
@@ -264,11 +258,7 @@ class HybridCache(LatentCache):
                 return layer.first[0].shape[0]
         if self._ids:
             return len(self._ids)
-        for states in self._states():
-            for tensor in states.values():
-                if tensor is not None:
-                    return tensor.shape[0]
-        return 0
+        return next((len(entry.tensor) for entry in self.states.tensors()), 0)
 
     def _create(self, batch_size: int) -> None:
         self._ids = self._new_ids(batch_size)
@@ -285,56 +275,18 @@ class HybridCache(LatentCache):
         self._next_id += count
         return list(range(self._next_id - count, self._next_id))
 
-    def state_tensors(self) -> list[StateTensor]:
-        """All state tensors of the batch, in the order in which the layout has them."""
-        return [
-            StateTensor(layer_idx, kind, number, tensor)
-            for layer_idx, layer in enumerate(self.layers)
-            if isinstance(layer, PooledLinearLayer)
-            for kind, states in (
-                ("conv", layer.conv_states),
-                ("recurrent", layer.recurrent_states),
-            )
-            for number, tensor in states.items()
-            if tensor is not None and tensor.numel()
-        ]
-
     def _place_states(self) -> None:
-        """Move the state tensors into one run of frames, unless they are there.
+        """Move the state tensors into the pool, unless they are there.
 
         While the past is recorded (assisted decoding) they stay outside: every pass appends the
         inputs of its tokens to them, and `crop` cuts them back, so they have no fixed place. To
         move in after each crop and out at the next pass would copy all states twice per round and
         hold both copies at the peak. `memory()` counts them wherever they are.
         """
-        if self._recording or not any(states.loose() for states in self._states()):
-            return
-        store = self._store()
-        for states in self._states():
-            states.take_out()
-        if self._states_placed:
-            store.drop_run(STATES)
-        tensors = self.state_tensors()
-        self._states_placed = bool(tensors)
-        if not tensors:
-            return
-        state = place_state([entry.rows() for entry in tensors], store.layout.frame_bytes)
-        count = len(tensors[0].tensor) * state.num_frames
-        try:
-            handles = store.hold_run(STATES, count)
-        except CacheFullError:
-            self._grow(count)
-            handles = store.hold_run(STATES, count)
-        found = placements(store.pool, state, handles, tensors)
-        self._state_frames = store.pool.index(handles).int().view(-1, state.num_frames)
-        self._state_places = {}
-        origin = int(handles[0] & FRAME_MASK) * store.pool.frame_bytes
-        for entry, placement in zip(tensors, found, strict=True):
-            layer = self.layers[entry.layer_idx]
-            states = layer.conv_states if entry.kind == "conv" else layer.recurrent_states
-            states.place(entry.number, placement)
-            place = StatePlace.packed(store.pool.frame_bytes, first_byte=placement.start - origin)
-            self._state_places.setdefault(entry.layer_idx, {})[entry.kind, entry.number] = place
+        if not self._recording:
+            store = self._store()
+            kernels = runs_triton(self.backend, store.pool.device)
+            self.states.move_in(store, self._grow, kernels=kernels)
 
     # Rows
 
@@ -382,26 +334,9 @@ class HybridCache(LatentCache):
         Args:
             num_pending: inputs in its replay ring.
         """
-        places, frames = self._state_places.get(layer_idx), self._state_frames
-        if self._recording or places is None or frames is None:
+        if self._recording or self.store is None:
             return None
-        layer: Any = self.layers[layer_idx]
-        if any(states.loose() for states in (layer.conv_states, layer.recurrent_states)):
-            return None
-        if num_pending not in self._pending or len(self._pending[num_pending]) != len(frames):
-            self._pending[num_pending] = torch.full(
-                (len(frames),), num_pending, dtype=torch.int32, device=frames.device
-            )
-        pool = self._store().pool
-        return StateStep(
-            arena=pool.arena,
-            frame_bytes=pool.frame_bytes,
-            places=places,
-            read_table=frames,
-            write_table=frames,
-            num_pending=self._pending[num_pending],
-            backend=self.backend,
-        )
+        return self.states.step(self.store, layer_idx, num_pending, self.backend)
 
     def read(
         self, layer: PooledAttentionLayer, begin: int, end: int, *, lasting: bool = True
@@ -454,19 +389,6 @@ class HybridCache(LatentCache):
             store.fork(old[source], seq_id)
         store.free(*old)
         self._show()
-
-    def _crop_states(self, tokens_to_remove: int) -> None:
-        for layer in self.layers:
-            # transformers 5.17 gives layers without any memory one that stays empty.
-            if isinstance(layer, LinearAttentionCacheLayerMixin) and any(
-                layer.has_previous_state.values()
-            ):
-                layer.crop(tokens_to_remove)
-
-    def _each_linear(self, name: str, argument: Any) -> None:
-        for layer in self.layers:
-            if isinstance(layer, LinearAttentionCacheLayerMixin):
-                getattr(layer, name)(argument)
 
 
 def make_cache(

@@ -63,8 +63,14 @@ def kernel_coverage(model: PreTrainedModel, spec: ModelSpec, backend: Backend) -
             "use backend='auto', which leaves such layers to torch"
         )
     recurrent = {layer.layer_idx for layer in spec.state_layers}
-    if states != recurrent:
+    if states and states != recurrent:
         # States of a sequence are moved together, so one that torch steps takes all along.
+        if backend == "triton":
+            raise KernelUnavailableError(
+                f"backend='triton' cannot decode this model: layers {sorted(recurrent - states)} "
+                "have recurrent states as in the source, which take all others to torch; use "
+                "backend='auto'"
+            )
         states = set()
     complete = rows == {layer.layer_idx for layer in spec.attention_layers} and states == recurrent
     return KernelCoverage(frozenset(rows), frozenset(states), faults, complete)

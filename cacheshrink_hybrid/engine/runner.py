@@ -18,10 +18,11 @@ from ..families import model_spec
 from ..kernels.backend import Backend
 from ..latent_model import is_converted, plan_of
 from ..modules.latent_attention import LatentAttention
-from .batch_cache import BatchCache, stored_shapes
+from .batch_cache import BatchCache
 from .coverage import kernel_coverage
 from .decode_steps import DecodeSteps
 from .step_tables import StepTables
+from .stored_shapes import stored_shapes
 
 
 class Runner:

@@ -116,8 +116,8 @@ def code_channels(
             if group.module == index and bits > 0
         ]
         kept = _least_at_the_head(factor, kept, formats[index])
-        channels = torch.cat([part for part, _ in kept])
         runs = _runs(factor, kept)
+        channels = _in_row_order(factor, torch.cat([part for part, _ in kept]), runs)
         reduced, exact = _kept_channels(factor, channels), latents[index][:, channels]
         if hadamard:
             reduced, exact = _mixed(reduced, runs, exact)
@@ -320,17 +320,29 @@ def _runs(factor: LatentFactors, kept: list[tuple[Tensor, int]]) -> Runs:
     return tuple(runs)
 
 
+def _in_row_order(factor: LatentFactors, channels: Tensor, runs: Runs) -> Tensor:
+    """Kept channels in the order of a row: where heads have keys of their own, a run holds those of
+    head 0, then of head 1, and so on."""
+    if factor.key_heads is None:
+        return channels
+    head = torch.full((len(factor.encoder),), -1)
+    head[: factor.key_rank] = factor.key_heads
+    parts = channels.split([length for length, _ in runs])
+    return torch.cat([part[head[part].argsort(stable=True)] for part in parts])
+
+
 def _kept_channels(factor: LatentFactors, channels: Tensor) -> LatentFactors:
     """The factors with these channels only, in this order."""
     keys = channels[channels < factor.key_rank]
     values = channels[channels >= factor.value_offset] - factor.value_offset
-    frequencies = factor.frequencies
+    frequencies, heads = factor.frequencies, factor.key_heads
     return replace(
         factor,
         encoder=factor.encoder[channels],
         key_up=factor.key_up[:, keys],
         value_up=factor.value_up[:, values],
         frequencies=None if frequencies is None else frequencies[keys[::2] // 2],
+        key_heads=None if heads is None else heads[keys],
     )
 
 

@@ -20,6 +20,7 @@ from ..kernels.latent_decode import LatentRead
 from ..kernels.row_layout import RowLayout
 from .expanded_prefill import expanded_prefill, expanding_pays
 from .latent_read import MAX_DECODE_TOKENS, Angles
+from .left_padding import first_visible
 from .pooled_read import (
     append_to_pool,
     decode_from_pool,
@@ -64,7 +65,11 @@ def row_step(
     if reason is None and torch.is_grad_enabled() and hidden.requires_grad:
         reason = "kernels have no backward pass; decode within torch.no_grad()"
     if reason is None and not cache.slots_are_positions:
-        reason, first_slots = _left_padding(mask, layer, *hidden.shape[:2])
+        batch, num_new = hidden.shape[:2]
+        num_keys, first_key = layer.get_mask_sizes(num_new)
+        reason, first_slots = first_visible(
+            mask, batch, num_new, num_keys, first_key, layer.sliding_window
+        )
     if reason is not None:
         if backend == "triton":
             raise KernelUnavailableError(f"layer {layer_idx} is not read by kernels: {reason}")
@@ -89,62 +94,6 @@ def why_not(module: LatentAttention, dtype: torch.dtype) -> str | None:
         except KernelUnavailableError as fault:
             known[dtype] = str(fault)
     return known[dtype]
-
-
-def _left_padding(
-    mask: Any, layer: Any, batch: int, num_new: int
-) -> tuple[str | None, Tensor | None]:
-    """(what is wrong, first visible slots (B,) int32) of a mask that may hide the first slots."""
-    if mask is None:
-        return None, None
-    if not isinstance(mask, Tensor) or mask.ndim not in (2, 4):
-        return (
-            f"its attention mask is a {type(mask).__name__}; kernels take left padding only",
-            None,
-        )
-    known = layer.cache.__dict__.setdefault("_known_padding", {})
-    entry = known.get(id(mask))
-    if entry is None or entry[0] is not mask:
-        num_keys, first_key = layer.get_mask_sizes(num_new)
-        if len(known) > 8:
-            known.clear()
-        found = _first_visible(mask, batch, num_new, num_keys, first_key, layer.sliding_window)
-        entry = known[id(mask)] = (mask, found)
-    if isinstance(entry[1], str):
-        return entry[1], None
-    return None, entry[1]
-
-
-def _first_visible(
-    mask: Tensor, batch: int, num_new: int, num_keys: int, first_key: int, window: int | None
-) -> str | Tensor | None:
-    """First visible slots (B,) int32 of a mask, None if all are; or what is wrong with it."""
-    if mask.ndim == 2:
-        visible = mask[:, -num_keys:].bool()[:, None]
-    else:
-        visible = mask[:, 0, :, :num_keys]
-        if visible.dtype != torch.bool:
-            visible = visible > 0.5 * torch.finfo(mask.dtype).min
-    count, key = visible.shape[-1], torch.arange(visible.shape[-1], device=mask.device)
-    seen = visible.any(dim=1)
-    hidden = torch.where(seen.any(-1), seen.long().argmax(-1), count)
-    due, matters = key >= hidden[:, None, None], torch.ones_like(visible[..., :1])
-    if mask.ndim == 4:
-        query = torch.arange(count - num_new, count, device=mask.device)[:, None]
-        if window is not None:
-            # Where windows begin behind the padding, they say nothing of it.
-            hidden = torch.where(hidden <= count - num_new - window + 1, 0, hidden)
-        due = (key >= hidden[:, None, None]) & (key <= query)
-        if window is not None:
-            due = due & (key > query - window)
-        matters = query >= hidden[:, None, None]  # what padding sees is of no interest
-    if mask.ndim == 4 and mask.shape[1] > 1 and not bool((mask == mask[:, :1]).all()):
-        return "its attention mask differs between heads"
-    if not bool(((visible == due) | ~matters).all()):
-        return "its attention mask is not causal from each sequence's first visible token on"
-    if not bool(hidden.any()):
-        return None
-    return (hidden + first_key).int().expand(batch).contiguous()
 
 
 def attend_in_pool(

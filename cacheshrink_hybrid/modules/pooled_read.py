@@ -68,7 +68,8 @@ def row_layout(module: LatentAttention, dtype: torch.dtype) -> RowLayout:
             f"kernels do not read latents stored as {dtype}; run the model in float32, "
             "bfloat16 or float16, or convert with coded latents"
         )
-    return RowLayout.uniform(module.plan.kv_lora_rank, dtype)
+    kind = KIND_OF_DTYPE[dtype]
+    return RowLayout.of_runs([(run.channels, kind) for run in module.plan.runs])
 
 
 @cache

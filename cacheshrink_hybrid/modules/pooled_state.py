@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 def state_in_pool(
     mixer: RecurrentMixer, cache: Any, layer: StateCacheMixin, hidden: Tensor
 ) -> PooledState | None:
-    """The state of a mixer for one token by kernels, or None where torch takes it.
+    """The state of a mixer for one token by kernels, or None where torch takes it: always for a
+    pass that begins a sequence or brings several tokens, whose scan reads the state once.
 
     Args:
         hidden: the mixer's input, (B, T, E).
@@ -49,9 +50,16 @@ def state_in_pool(
             kernels cannot take this step.
     """
     backend: Backend = getattr(cache, "backend", "torch")
-    if backend == "torch" or hidden.shape[1] != 1 or not runs_triton(backend, hidden.device):
+    if backend == "torch" or not runs_triton(backend, hidden.device):
         return None
     reason = why_not(mixer)
+    if reason is None and getattr(cache, "records_past", False):
+        reason = (
+            "the past is recorded, as assisted decoding does, outside of the pool; use "
+            "backend='auto', or decode without assistance"
+        )
+    if reason is None and hidden.shape[1] != 1:
+        return None
     if reason is None and torch.is_grad_enabled() and hidden.requires_grad:
         reason = "kernels have no backward pass; decode within torch.no_grad()"
     if reason is not None:

@@ -119,8 +119,17 @@ def test_left_padding(name: str, attention: str) -> None:
 
 
 @pytest.mark.usefixtures("references")
-@pytest.mark.parametrize("name", ["llama", "mamba2", "delta-net"])
-@pytest.mark.parametrize("wish", ["greedy", "beams", "prompt lookup"])
+@pytest.mark.parametrize(
+    ("name", "wish"),
+    [
+        *(
+            (name, wish)
+            for name in ("llama", "mamba2", "delta-net")
+            for wish in ("greedy", "beams")
+        ),
+        ("llama", "prompt lookup"),
+    ],
+)
 def test_generate(name: str, wish: str) -> None:
     model, ids = model_of(name), random_ids(1, 12)
     wishes: dict[str, Any] = {
@@ -128,14 +137,42 @@ def test_generate(name: str, wish: str) -> None:
         "beams": {"num_beams": 3},
         "prompt lookup": {"prompt_lookup_num_tokens": 3},
     }[wish]
-    if wish == "prompt lookup" and name != "llama":
-        pytest.skip("the past of states is recorded outside of the pool")
     outputs = []
     for backend in ("triton", "torch"):
         model.kernel_backend = backend
         outputs.append(model.generate(ids, do_sample=False, max_new_tokens=10, **wishes))
     model.kernel_backend = "auto"
     assert torch.equal(outputs[0], outputs[1])
+
+
+@pytest.mark.usefixtures("references")
+@pytest.mark.parametrize("pieces", [[1] * 9, [2, 1, 1, 1, 3, 1]], ids=str)
+def test_the_first_inputs_of_a_ring(pieces: list[int]) -> None:
+    """Before a ring has been full once, no state has been written that kernels could read."""
+    settings = {"state_ratio": 2.0, "state_dtype": "int8", "replay_length": 4}
+    model = converted_copy(tiny_model("bamba"), 2.0, metric="activation", cache_bits=8, **settings)
+    got, due = (
+        logits_in_pieces(model, random_ids(2, 9), pieces, make_cache(model, backend=backend))
+        for backend in ("triton", "torch")
+    )
+    assert_close(got, due)
+
+
+@pytest.mark.usefixtures("references")
+@torch.no_grad()
+def test_states_are_not_recorded_by_kernels() -> None:
+    model, ids = model_of("mamba2"), random_ids(1, 12)
+    model.kernel_backend = "triton"
+    try:
+        with pytest.raises(KernelUnavailableError, match=r"past is recorded.* backend='auto'"):
+            model.generate(ids, do_sample=False, max_new_tokens=4, prompt_lookup_num_tokens=3)
+        cache = make_cache(model)
+        model(ids, past_key_values=cache)
+        cache.activate_past_recording()
+        with pytest.raises(KernelUnavailableError, match="past is recorded"):
+            model(ids[:, :1], past_key_values=cache)
+    finally:
+        model.kernel_backend = "auto"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run compiled")

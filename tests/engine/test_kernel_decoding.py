@@ -21,6 +21,7 @@ from cacheshrink_hybrid.engine.step_tables import StepTables, batch_buckets
 from cacheshrink_hybrid.errors import KernelUnavailableError, NotSupportedError
 from cacheshrink_hybrid.families import model_spec
 from cacheshrink_hybrid.kernels import backend as backends
+from cacheshrink_hybrid.modules.recurrent_mixer import RecurrentMixer, uninstall_mixer
 from tests.dispatch import run_references
 from tests.families.tiny_configs import tiny_model
 from tests.models import converted_copy, random_ids
@@ -112,6 +113,19 @@ def test_interpreted_kernels_give_the_logits_of_torch(name: str) -> None:
         runner = Runner(model_of(name), MEMORY, backend=backend)
         filled(runner, lengths)
         logits[backend] = decoded(runner, [0, 1], 1)
+    size = logits["torch"].abs().max()
+    assert (logits["triton"] - logits["torch"]).abs().max() <= 2e-4 * size
+
+
+@pytest.mark.parametrize("name", ["mamba2-replay", "delta-net-replay"])
+def test_prompts_shorter_than_a_ring(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their states have not been written when kernels first read them."""
+    run_references(monkeypatch)
+    logits = {}
+    for backend in ("torch", "triton"):
+        runner = Runner(model_of(name), MEMORY, backend=backend)
+        filled(runner, [9, 1, 2])
+        logits[backend] = decoded(runner, [0, 1, 2], 4)
     size = logits["torch"].abs().max()
     assert (logits["triton"] - logits["torch"]).abs().max() <= 2e-4 * size
 
@@ -294,6 +308,16 @@ def test_what_kernels_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
         assert all(reason in fault for fault in found.faults.values())
     with pytest.raises(NotSupportedError, match="cuda_graphs=True"):
         LLM(model_of("llama"), cache_memory=MEMORY, backend="triton", cuda_graphs=True)
+
+
+def test_states_that_are_converted_in_part_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    run_references(monkeypatch)
+    model = copy.deepcopy(model_of("mamba2"))
+    mixers = [module for module in model.modules() if isinstance(module, RecurrentMixer)]
+    uninstall_mixer(mixers[0])
+    due = rf"layers \[{mixers[0].layer_idx}\] have recurrent states as in the source"
+    with pytest.raises(KernelUnavailableError, match=due):
+        LLM(model, cache_memory=MEMORY, backend="triton")
 
 
 def test_triton_without_a_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

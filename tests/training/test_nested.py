@@ -25,6 +25,7 @@ CASES = [
     ("llama", "xkv", {"cross_layer_group_size": 2}),
     ("llama-head-dim", "joint", {"cache_bits": "auto"}),
     ("llama-head-dim", "separate", {"cache_bits": "auto"}),
+    ("llama-head-dim", "per_head", {"cache_bits": "auto"}),
     ("zamba2-adapters", "joint", {}),
 ]
 

@@ -22,8 +22,9 @@ class KeyUp:
             The first `rotary dim` channels of a key are rotated in pairs (i, i + rotary dim / 2).
         norm_weight: gains of an RMS norm over the D channels of a key, (D,); None for no norm.
         norm_epsilon: added to the mean square before its root.
-        per_head: head j reads the channels i * J + j of the latent, i < rank, and values are no
-            keys; otherwise all heads read the first `rank` channels.
+        per_head: heads read channels of their own, and values are no keys: each run of the row that
+            holds keys has equally many channels of head 0, of head 1, and so on, `rank` of each in
+            all; otherwise all heads read the first `rank` channels.
     """
 
     weight: Tensor
