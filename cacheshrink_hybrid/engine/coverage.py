@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from ..errors import KernelUnavailableError, NotSupportedError
+from ..errors import KernelUnavailableError
 from ..kernels.backend import Backend, runs_triton
 from ..modules import pooled_attention, pooled_state
 from ..modules.latent_attention import LatentAttention
@@ -34,9 +34,8 @@ def kernel_coverage(model: PreTrainedModel, spec: ModelSpec, backend: Backend) -
     """What kernels take of `model` with this backend.
 
     Raises:
-        NotSupportedError: `triton`, and kernels cannot take a converted layer, or nothing is
-            converted.
-        KernelUnavailableError: `triton` cannot run on the model's device.
+        KernelUnavailableError: `triton`, and it cannot run on the model's device, kernels cannot
+            take a converted layer, or nothing is converted.
     """
     if not runs_triton(backend, model.device):
         return KernelCoverage(frozenset(), frozenset(), {}, complete=False)
@@ -59,7 +58,7 @@ def kernel_coverage(model: PreTrainedModel, spec: ModelSpec, backend: Backend) -
             faults |= dict.fromkeys(layers, reason)
     if backend == "triton" and (faults or not (rows or states)):
         told = "; ".join(f"layer {idx}: {reason}" for idx, reason in sorted(faults.items()))
-        raise NotSupportedError(
+        raise KernelUnavailableError(
             f"backend='triton' cannot decode this model: {told or 'nothing of it is converted'}; "
             "use backend='auto', which leaves such layers to torch"
         )

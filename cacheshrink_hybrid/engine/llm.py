@@ -50,9 +50,9 @@ class LLM:
     Raises:
         ConfigError: a setting that makes no sense, or more memory than there is.
         CacheFullError: memory for less than one sequence; says how much is needed.
-        NotSupportedError: the model keeps something that the pool cannot, or `backend` or
-            `cuda_graphs` ask for what it cannot have.
-        KernelUnavailableError: `backend` is `triton`, which cannot run here.
+        NotSupportedError: the model keeps something that the pool cannot, or `cuda_graphs` asks
+            for what it cannot have.
+        KernelUnavailableError: `backend` is `triton`, which cannot run here, or leaves layers out.
     """
 
     def __init__(

@@ -38,9 +38,9 @@ class Runner:
 
     Raises:
         CacheFullError: `cache_bytes` do not hold a sequence of one frame.
-        NotSupportedError: the model keeps something that the store cannot, kernels cannot take it
-            and `backend` is `triton`, or its steps cannot be recorded and `cuda_graphs` is True.
-        KernelUnavailableError: `backend` is `triton`, which cannot run here.
+        NotSupportedError: the model keeps something that the store cannot, or its steps cannot be
+            recorded and `cuda_graphs` is True.
+        KernelUnavailableError: `backend` is `triton`, which cannot run here, or leaves layers out.
         UnsupportedModelError: transformers itself runs the model without a cache only.
     """
 

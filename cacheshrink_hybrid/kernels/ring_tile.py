@@ -9,7 +9,7 @@ import triton.language as tl
 
 from .numerics import TRITON_DTYPES
 from .replay_ring import InputRing
-from .state_pages import StatePages
+from .state_pages import StatePages, int32_ids
 from .state_tile import locate
 
 
@@ -22,8 +22,18 @@ def ring_pointers(p_arena, p_table, element, RING: tl.constexpr, DTYPE: tl.const
     return p.to(tl.pointer_type(DTYPE))
 
 
+@triton.jit
+def write_channels(p_starts, i_group, WIDTH: tl.constexpr):
+    """First channel of a group among those of a token's writes, and how many it has."""
+    if p_starts is None:
+        return i_group * WIDTH, WIDTH
+    else:
+        first = tl.load(p_starts + i_group)
+        return first, tl.load(p_starts + i_group + 1) - first
+
+
 def ring_arguments(pages: StatePages, ring: InputRing) -> dict:
-    """Constants that describe the ring."""
+    """Arguments of a kernel that describe the ring."""
     places = {}
     for name, (place, _, dtype) in ring.shapes(pages).items():
         places[name.upper()] = (
@@ -35,8 +45,12 @@ def ring_arguments(pages: StatePages, ring: InputRing) -> dict:
             pages.frame_bytes,
             dtype.itemsize,
         )
+    starts = ring.starts(pages)
+    equal = ring.ranks is None
     return {
         **places,
+        "p_starts": None if equal else int32_ids(starts, pages.arena.device),
+        "WRITE_ROW": starts[-1],
         "DTYPE": TRITON_DTYPES[ring.dtype],
         "CAPACITY": ring.length,
         "LENGTH": triton.next_power_of_2(ring.length),

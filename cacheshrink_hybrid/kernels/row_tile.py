@@ -26,6 +26,7 @@ from .row_layout import (
     RowLayout,
 )
 
+FLOAT32 = tl.constexpr(int(Kind.FLOAT32))
 FLOAT16 = tl.constexpr(int(Kind.FLOAT16))
 BFLOAT16 = tl.constexpr(int(Kind.BFLOAT16))
 E4M3 = tl.constexpr(int(Kind.E4M3))
@@ -158,10 +159,10 @@ def load_bytes(p_row, m_row, FIRST: tl.constexpr, WIDTH: tl.constexpr, VALID: tl
 
 @triton.jit
 def load_halves(p_row, m_row, i_head, PIECE: tl.constexpr, EVEN: tl.constexpr, DTYPE: tl.constexpr):
-    """A piece of 16-bit numbers, (N, WIDTH), zero from VALID on."""
+    """A piece of 16-bit numbers, or with EVEN of 32-bit ones, (N, WIDTH), zero from VALID on."""
     W: tl.constexpr = PIECE[WIDTH]
     o = tl.arange(0, W)
-    p_row += i_head * (2 * PIECE[SHARE])
+    p_row += i_head * (PIECE[SHARE] * DTYPE.primitive_bitwidth // 8)
     if EVEN:
         # Loaded as what they are, they go from shared memory to the matrix unit as they are.
         p = (p_row + PIECE[BYTE]).to(tl.pointer_type(DTYPE))[:, None] + o[None, :]
@@ -222,7 +223,9 @@ def load_piece(
         i_head: whose keys, where heads have keys of their own.
     """
     W: tl.constexpr = PIECE[WIDTH]
-    if PIECE[KIND] == FLOAT16:
+    if PIECE[KIND] == FLOAT32:
+        return load_halves(p_row, m_row, i_head, PIECE, True, tl.float32).to(DOT)
+    elif PIECE[KIND] == FLOAT16:
         return load_halves(p_row, m_row, i_head, PIECE, EVEN, tl.float16).to(DOT)
     elif PIECE[KIND] == BFLOAT16:
         x = load_halves(p_row, m_row, i_head, PIECE, EVEN, tl.bfloat16)

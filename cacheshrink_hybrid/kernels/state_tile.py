@@ -19,7 +19,7 @@ from .state_pages import (
     SCALE_ZERO,
     StatePages,
     check_head_sizes,
-    head_ids,
+    int32_ids,
 )
 
 CODES = tuple(CODE_BYTES)
@@ -62,7 +62,7 @@ def segment_arguments(pages: StatePages, index: int, *, native_float8: bool) -> 
     elements = nb * pages.block * nu * unit
     return {
         "p_arena": pages.arena,
-        "p_heads": head_ids(segment.heads, pages.arena.device),
+        "p_heads": int32_ids(segment.heads, pages.arena.device),
         "first_frame": place.first_frame,
         "first_offset": place.first_offset,
         "first_rows": place.first_rows,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..cache.paged_step import RowStep
-from ..errors import NotSupportedError
+from ..errors import KernelUnavailableError
 from ..kernels.backend import Backend, runs_triton
 from ..kernels.latent_decode import LatentRead
 from ..kernels.row_layout import RowLayout
@@ -52,8 +52,8 @@ def row_step(
         mask: as the attention function takes it.
 
     Raises:
-        NotSupportedError: the cache's backend is `triton`, and kernels cannot take this step.
-        KernelUnavailableError: that backend cannot run here.
+        KernelUnavailableError: the cache's backend is `triton`, and that cannot run here, or
+            kernels cannot take this step.
     """
     backend: Backend = getattr(cache, "backend", "torch")
     if backend == "torch" or not runs_triton(backend, hidden.device):
@@ -72,7 +72,7 @@ def row_step(
         )
     if reason is not None:
         if backend == "triton":
-            raise NotSupportedError(f"layer {layer_idx} is not read by kernels: {reason}")
+            raise KernelUnavailableError(f"layer {layer_idx} is not read by kernels: {reason}")
         return None
     return cache.row_step(layer, *hidden.shape[:2], first_slots)
 
@@ -87,11 +87,11 @@ def why_not(module: LatentAttention, dtype: torch.dtype) -> str | None:
     if dtype not in known:
         try:
             if module.rotary is not None and module.rotary.depends_on_length:
-                raise NotSupportedError("its angles depend on the length of the text")
+                raise KernelUnavailableError("its angles depend on the length of the text")
             device = module.kv_a_proj.weight.device
             _read_of(module, 1, torch.empty(0, device=device, dtype=dtype))
             known[dtype] = None
-        except NotSupportedError as fault:
+        except KernelUnavailableError as fault:
             known[dtype] = str(fault)
     return known[dtype]
 

@@ -11,9 +11,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cacheshrink_hybrid import make_cache
-from cacheshrink_hybrid.errors import ConfigError, KernelUnavailableError, NotSupportedError
+from cacheshrink_hybrid.errors import ConfigError, KernelUnavailableError
 from cacheshrink_hybrid.kernels import backend as backends
 from cacheshrink_hybrid.kernels.backend import Backend
+from cacheshrink_hybrid.modules.recurrent_mixer import RecurrentMixer
 from tests.dispatch import run_references
 from tests.families.tiny_configs import tiny_model
 from tests.models import converted_copy, logits_in_pieces, random_ids
@@ -21,23 +22,36 @@ from tests.models import converted_copy, logits_in_pieces, random_ids
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt2": ("gpt2", "auto", {}),
     "llama": ("llama", "joint", {}),
+    "float32": ("llama", "auto", {"cache_bits": 16}),
     "rotate": ("llama", "rotate", {}),
     "window": ("mistral-window", "auto", {}),
     "sinks": ("gpt_oss", "auto", {}),
     "softcap": ("gemma2", "auto", {}),
     "mamba2": ("bamba", "auto", {"state_dtype": "int8", "replay_length": 2}),
+    "mamba2-refitted": (
+        "bamba",
+        "auto",
+        {"state_dtype": "float16", "replay_length": 1, "state_method": "select"},
+    ),
+    "mamba2-pruned": (
+        "bamba",
+        "auto",
+        {"state_dtype": "float16", "replay_length": 1, "state_method": "prune"},
+    ),
     "delta-net": ("qwen3_next", "auto", {"state_dtype": "float16", "replay_length": 1}),
+    # Groups of different ranks.
+    "delta-net-ranks": ("qwen3_next", "auto", {"state_dtype": "int8", "replay_length": 3}),
     "mamba1": ("jamba", "auto", {"state_dtype": "int8", "replay_length": 1}),
 }
 
 
 @cache
 def model_of(name: str) -> PreTrainedModel:
-    case, method, states = CASES[name]
-    settings = {"state_ratio": 2.0, **states} if states else {}
-    return converted_copy(
-        tiny_model(case), 2.0, method, metric="activation", cache_bits="auto", **settings
-    )
+    case, method, settings = CASES[name]
+    settings = {"cache_bits": "auto", **settings}
+    if "state_dtype" in settings:
+        settings = {"state_ratio": 2.0, **settings}
+    return converted_copy(tiny_model(case), 2.0, method, metric="activation", **settings)
 
 
 def assert_close(got: Tensor, due: Tensor) -> None:
@@ -62,6 +76,24 @@ def test_pieces(name: str) -> None:
         for backend in ("triton", "torch")
     )
     assert_close(got, due)
+
+
+@pytest.mark.usefixtures("references")
+@pytest.mark.parametrize("name", ["mamba2", "mamba2-refitted", "delta-net"])
+def test_what_writes_and_reads_is_projected_where_it_is_convolved(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The launch that convolves brings B and C into the state's basis; torch multiplies nothing."""
+    model, projected, plain = model_of(name), [], RecurrentMixer.narrowed
+    monkeypatch.setattr(
+        RecurrentMixer,
+        "narrowed",
+        lambda self, channels, matrix: (
+            projected.append(channels.shape[1]) or plain(self, channels, matrix)
+        ),
+    )
+    logits_in_pieces(model, random_ids(2, 11), [9, 1, 1], make_cache(model, backend="triton"))
+    assert set(projected) == {9}
 
 
 @pytest.mark.usefixtures("references")
@@ -163,7 +195,9 @@ def test_masks_that_kernels_do_not_take_are_refused() -> None:
     mask[..., 3] = False
     cache = make_cache(model, backend="triton")
     model(ids[:, :7], past_key_values=cache)
-    with pytest.raises(NotSupportedError, match="not causal from each sequence's first visible"):
+    with pytest.raises(
+        KernelUnavailableError, match="not causal from each sequence's first visible"
+    ):
         model(ids[:, 7:], attention_mask=mask, past_key_values=cache)
 
 
@@ -173,16 +207,18 @@ def test_gradients_are_refused() -> None:
     cache = make_cache(model, backend="triton")
     with torch.no_grad():
         model(ids[:, :7], past_key_values=cache)
-    with pytest.raises(NotSupportedError, match="no backward pass"):
+    with pytest.raises(KernelUnavailableError, match="no backward pass"):
         model(ids[:, 7:], past_key_values=cache)
 
 
 @pytest.mark.usefixtures("references")
 @torch.no_grad()
 def test_layers_that_kernels_cannot_read_are_refused() -> None:
-    model = converted_copy(tiny_model("llama"), 2.0, metric="activation")
-    with pytest.raises(NotSupportedError, match=r"layer 0 .*stored as torch.float32"):
+    settings = {"metric": "activation", "cache_bits": "auto", "scales": "token"}
+    model = converted_copy(tiny_model("llama"), 2.0, **settings)
+    with pytest.raises(KernelUnavailableError, match=r"layer 0 .*scales='token'"):
         model(random_ids(1, 8), past_key_values=make_cache(model, backend="triton"))
+    model(random_ids(1, 8), past_key_values=make_cache(model, backend="auto"))
 
 
 def test_backends_that_there_are_not(monkeypatch: pytest.MonkeyPatch) -> None:

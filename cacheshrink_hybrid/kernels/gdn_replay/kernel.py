@@ -13,7 +13,7 @@ from torch import Tensor
 from ..launch import has_native_float8, launch
 from ..numerics import LOG2_E, TRITON_DTYPES, rounded
 from ..replay_ring import DeltaRing
-from ..ring_tile import ring_arguments, ring_pointers
+from ..ring_tile import ring_arguments, ring_pointers, write_channels
 from ..state_pages import StatePages
 from ..state_tile import (
     HEAD_DIM,
@@ -50,6 +50,7 @@ def gdn_replay_step_fwd_kernel(
     p_pending,  # (B,)
     p_arena,
     p_heads,
+    p_starts,  # (GROUPS + 1,) or None
     max_frames,
     codes_start,
     scales_start,
@@ -60,6 +61,7 @@ def gdn_replay_step_fwd_kernel(
     GROUPS: tl.constexpr,
     READ_GROUPS: tl.constexpr,
     WIDTH: tl.constexpr,
+    WRITE_ROW: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
     LENGTH: tl.constexpr,
     CAPACITY: tl.constexpr,
@@ -91,12 +93,13 @@ def gdn_replay_step_fwd_kernel(
     o_n = tl.arange(0, SEGMENT[NU])[:, None] * SEGMENT[UNIT]
     o_n = (o_n + tl.arange(0, SEGMENT[UNIT])[None, :])[None, None, :, :]
     m_n = o_n < SEGMENT[RANK]
+    write_at, num_writes = write_channels(p_starts, i_group, WIDTH)
     for j in range(0, count):
         p = ring_pointers(p_arena, p_frames, j * HEADS + i_head, DECAYS, tl.float32)
         decay = tl.load(p)
         p = ring_pointers(p_arena, p_frames, j * HEADS + i_head, BETAS, tl.float32)
         beta = tl.load(p)
-        element = (j * GROUPS + i_group) * WIDTH + o_n
+        element = j * WRITE_ROW + write_at + o_n
         p = ring_pointers(p_arena, p_frames, element, WRITES, DTYPE)
         key = tl.load(p, mask=m_n, other=0.0).to(tl.float32)
         element = (j * HEADS + i_head) * SEGMENT[HEAD_DIM] + o_p
@@ -129,9 +132,9 @@ def gdn_replay_step_fwd_kernel(
             tl.store(ring_pointers(p_arena, p_frames, at, BETAS, tl.float32), beta)
             if i_head % (HEADS // GROUPS) == 0:
                 o_all = tl.arange(0, BLOCK_WIDTH)
-                m_all = o_all < WIDTH
+                m_all = o_all < num_writes
                 entry = tl.load(p_key + o_write + o_all, mask=m_all, other=0.0).to(tl.float32)
-                element_at = (count * GROUPS + i_group) * WIDTH + o_all
+                element_at = count * WRITE_ROW + write_at + o_all
                 p_entry = ring_pointers(p_arena, p_frames, element_at, WRITES, DTYPE)
                 tl.store(p_entry, rounded(entry, DTYPE), mask=m_all)
 

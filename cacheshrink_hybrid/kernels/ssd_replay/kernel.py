@@ -13,7 +13,7 @@ from torch import Tensor
 from ..launch import has_native_float8, launch
 from ..numerics import LOG2_E, TRITON_DTYPES, rounded
 from ..replay_ring import ReplayRing
-from ..ring_tile import ring_arguments, ring_pointers
+from ..ring_tile import ring_arguments, ring_pointers, write_channels
 from ..state_pages import StatePages
 from ..state_tile import (
     BLOCK,
@@ -54,6 +54,7 @@ def ssd_replay_read_fwd_kernel(
     p_pending,  # (B,)
     p_arena,
     p_heads,
+    p_starts,  # (GROUPS + 1,) or None
     max_frames,
     codes_start,
     scales_start,
@@ -64,6 +65,7 @@ def ssd_replay_read_fwd_kernel(
     GROUPS: tl.constexpr,
     READ_GROUPS: tl.constexpr,
     WIDTH: tl.constexpr,
+    WRITE_ROW: tl.constexpr,
     LENGTH: tl.constexpr,
     CAPACITY: tl.constexpr,
     VALUES: tl.constexpr,
@@ -104,7 +106,8 @@ def ssd_replay_read_fwd_kernel(
     o_n = tl.arange(0, BLOCK_WIDTH)
     m_n = o_n < SEGMENT[RANK]
     mask = (o_l < count)[:, None] & m_n[None, :]
-    element = (o_l[:, None] * GROUPS + i_group) * WIDTH + o_n[None, :]
+    write_at, num_writes = write_channels(p_starts, i_group, WIDTH)
+    element = o_l[:, None] * WRITE_ROW + write_at + o_n[None, :]
     writes = tl.load(ring_pointers(p_arena, p_frames, element, WRITES, DTYPE), mask=mask, other=0.0)
     query = tl.load(p_read + o_read + o_n, mask=m_n, other=0.0).to(tl.float32)
     weight = tl.sum(writes.to(tl.float32) * query[None, :], 1)
@@ -136,9 +139,9 @@ def ssd_replay_read_fwd_kernel(
         tl.store(ring_pointers(p_arena, p_frames, count * HEADS + i_head, STEPS, tl.float32), dt)
         if i_head % (HEADS // GROUPS) == 0:
             o_all = tl.arange(0, BLOCK_WIDTH)
-            m_all = o_all < WIDTH
+            m_all = o_all < num_writes
             entry = tl.load(p_write + o_write + o_all, mask=m_all, other=0.0).to(tl.float32)
-            entry_at = (count * GROUPS + i_group) * WIDTH + o_all
+            entry_at = count * WRITE_ROW + write_at + o_all
             p_entry = ring_pointers(p_arena, p_frames, entry_at, WRITES, DTYPE)
             tl.store(p_entry, rounded(entry, DTYPE), mask=m_all)
 
@@ -154,6 +157,7 @@ def ssd_replay_flush_fwd_kernel(
     p_pending,  # (B,)
     p_arena,
     p_heads,
+    p_starts,  # (GROUPS + 1,) or None
     max_frames,
     codes_start,
     scales_start,
@@ -163,6 +167,7 @@ def ssd_replay_flush_fwd_kernel(
     HEADS: tl.constexpr,
     GROUPS: tl.constexpr,
     WIDTH: tl.constexpr,
+    WRITE_ROW: tl.constexpr,
     LENGTH: tl.constexpr,
     CAPACITY: tl.constexpr,
     VALUES: tl.constexpr,
@@ -197,6 +202,7 @@ def ssd_replay_flush_fwd_kernel(
         o_p = o_b[:, None] * SEGMENT[BLOCK] + tl.arange(0, SEGMENT[BLOCK])[None, :]
         o_n = tl.arange(0, SEGMENT[NU])[:, None] * SEGMENT[UNIT]
         o_n = o_n + tl.arange(0, SEGMENT[UNIT])[None, :]
+        write_at, _ = write_channels(p_starts, i_group, WIDTH)
         for j in range(0, count):
             p = ring_pointers(p_arena, p_frames, j * HEADS + i_head, STEPS, tl.float32)
             step = tl.load(p)
@@ -205,7 +211,7 @@ def ssd_replay_flush_fwd_kernel(
             p = ring_pointers(p_arena, p_frames, element, VALUES, DTYPE)
             x = tl.load(p, mask=o_p < SEGMENT[HEAD_DIM], other=0.0).to(tl.float32)
             x = x * (step * tl.exp2(left * rate))
-            element = (j * GROUPS + i_group) * WIDTH + o_n
+            element = j * WRITE_ROW + write_at + o_n
             p = ring_pointers(p_arena, p_frames, element, WRITES, DTYPE)
             write = tl.load(p, mask=o_n < SEGMENT[RANK], other=0.0).to(tl.float32)
             state += x[:, :, None, None] * write[None, None, :, :]
