@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..launch import launch
 from ..numerics import LOG2_E, TRITON_DTYPES, rounded
-from ..state_tile import locate
+from ..state_addresses import locate
 
 if TYPE_CHECKING:
     from . import ConvPages
