@@ -47,6 +47,11 @@ def kernel_coverage(model: PreTrainedModel, spec: ModelSpec, backend: Backend) -
     for module in model.modules():
         if isinstance(module, LatentAttention):
             reason = pooled_attention.why_not(module, module.kv_a_proj.weight.dtype)
+            if module.plan.keeps_exact:
+                reason = (
+                    "the engine keeps exact_sinks and exact_window where torch reads them; "
+                    "model.generate() reads such rows by kernels"
+                )
             layers, found = module.plan.layer_ids, rows
         elif isinstance(module, RecurrentMixer):
             reason, layers, found = pooled_state.why_not(module), (module.layer_idx,), states

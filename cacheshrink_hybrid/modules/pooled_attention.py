@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from ..cache.exact_tokens import ExactTokens
 from ..cache.paged_step import RowStep
 from ..errors import KernelUnavailableError
 from ..kernels.backend import Backend, runs_triton
@@ -21,6 +22,7 @@ from ..kernels.row_layout import RowLayout
 from .expanded_prefill import expanded_prefill, expanding_pays
 from .latent_read import MAX_DECODE_TOKENS, Angles
 from .left_padding import first_visible
+from .pooled_exact import read_exact_copies
 from .pooled_read import (
     append_to_pool,
     decode_from_pool,
@@ -102,12 +104,14 @@ def attend_in_pool(
     latent: Tensor,
     step: RowStep,
     position_embeddings: Angles | None,
+    copies: ExactTokens | None = None,
 ) -> Tensor:
     """Write the new latents (B, T, R) to the pool and read it; heads' outputs (B, T, H*D).
 
     Args:
         query: before rotation, (B, H, T, D).
         position_embeddings: angles of the new tokens by position.
+        copies: of the tokens that are read exactly, if there are such; takes the new ones in.
     """
     angles = position_embeddings if module.rotary is not None else None
     if angles is not None and step.first_new is not None:
@@ -124,9 +128,17 @@ def attend_in_pool(
     flat = latent.flatten(0, 1)
     append_to_pool(module, flat, rows, step.slot_mapping, backend=step.backend)
     num_new, whole = query.shape[2], step.ends_together and step.first_slots is None
+    context_lens, first_slots, beside = step.context_lens, step.first_slots, None
+    if copies is not None:
+        first = torch.zeros_like(context_lens) if first_slots is None else first_slots
+        exact = copies.update(latent, first.long())
+        beside = read_exact_copies(module, query, exact, step.num_slots)
+        # As if the queries stood before their window: then they see what lies behind the sinks.
+        context_lens = (context_lens - module.plan.exact_window).clamp_min(0)
+        first_slots = first + module.plan.exact_sinks
     if num_new <= MAX_DECODE_TOKENS:
         attend = decode_from_pool
-    elif whole and expanding_pays(module, read, num_new):
+    elif whole and copies is None and expanding_pays(module, read, num_new):
         return expanded_prefill(module, query, rows, step.frame_table, step.num_slots)
     else:
         attend = prefill_from_pool
@@ -135,9 +147,10 @@ def attend_in_pool(
         query,
         rows,
         step.frame_table,
-        step.context_lens,
+        context_lens,
         read=read,
-        first_slots=step.first_slots,
+        first_slots=first_slots,
+        beside=beside,
         backend=step.backend,
     )
 

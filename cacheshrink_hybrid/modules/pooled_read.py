@@ -129,14 +129,19 @@ def latent_read(module: LatentAttention, num_slots: int, like: Tensor) -> Latent
 
     Raises:
         KernelUnavailableError: norms of keys other than the RMS norm of a head's channels,
-            rotations other than of channel pairs (i, i + rotary dim / 2), and exact copies of
-            tokens.
+            rotations other than of channel pairs (i, i + rotary dim / 2), and sliding windows that
+            exact copies cover.
     """
     plan = module.plan
-    if plan.keeps_exact:
-        raise KernelUnavailableError(
-            "kernels do not read exact_sinks and exact_window; use the module"
-        )
+    window = module.sliding_window
+    if window is not None and plan.exact_window:
+        # The window of rows begins where that of copies ends, and the queries are moved there.
+        window -= plan.exact_window
+        if window < 1:
+            raise KernelUnavailableError(
+                f"its exact_window of {plan.exact_window} tokens covers its sliding window of "
+                f"{module.sliding_window}, so that no rows are read"
+            )
     key_up = None
     if plan.read_mode == "reconstruct":
         J, D = module.num_key_value_heads, module.head_dim
@@ -163,7 +168,7 @@ def latent_read(module: LatentAttention, num_slots: int, like: Tensor) -> Latent
         key_rank=plan.key_rank,
         value_rank=plan.value_rank,
         scale=module.scaling,
-        window=module.sliding_window,
+        window=window,
         softcap=module.softcap,
         sinks=module.sinks,
         key_up=key_up,
@@ -214,6 +219,7 @@ def decode_from_pool(
     *,
     read: LatentRead,
     first_slots: Tensor | None = None,
+    beside: tuple[Tensor, Tensor] | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
     """Heads' outputs (B, T, H*D) of few rotated queries (B, H, T, D); see `latent_decode`.
@@ -230,6 +236,7 @@ def decode_from_pool(
         read=read,
         offset=offset,
         first_slots=first_slots,
+        beside=beside,
         backend=backend,
     )
     return _heads(module, mixed, total)
@@ -244,6 +251,7 @@ def prefill_from_pool(
     *,
     read: LatentRead,
     first_slots: Tensor | None = None,
+    beside: tuple[Tensor, Tensor] | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
     """`decode_from_pool` for many queries; see `latent_prefill`."""
@@ -257,6 +265,7 @@ def prefill_from_pool(
         read=read,
         offset=offset,
         first_slots=first_slots,
+        beside=beside,
         backend=backend,
     )
     return _heads(module, mixed, total)

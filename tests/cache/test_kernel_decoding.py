@@ -23,6 +23,11 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt2": ("gpt2", "auto", {}),
     "llama": ("llama", "joint", {}),
     "float32": ("llama", "auto", {"cache_bits": 16}),
+    "exact": ("llama", "auto", {"exact_sinks": 2, "exact_window": 5}),
+    "exact-absorbed": ("gpt2", "auto", {"exact_window": 3}),
+    "exact-rotate": ("llama", "rotate", {"exact_sinks": 3}),
+    "exact-softcap-window": ("gemma2", "auto", {"exact_sinks": 1, "exact_window": 4}),
+    "exact-sinks": ("gpt_oss", "auto", {"exact_sinks": 2, "exact_window": 4}),
     "rotate": ("llama", "rotate", {}),
     "window": ("mistral-window", "auto", {}),
     "sinks": ("gpt_oss", "auto", {}),
@@ -98,7 +103,7 @@ def test_what_writes_and_reads_is_projected_where_it_is_convolved(
 
 @pytest.mark.usefixtures("references")
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("name", ["gpt2", "llama", "window", "mamba2"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "exact", "exact-rotate", "window", "mamba2"])
 @torch.no_grad()
 def test_left_padding(name: str, attention: str) -> None:
     model = model_of(name)
@@ -128,6 +133,8 @@ def test_left_padding(name: str, attention: str) -> None:
             for wish in ("greedy", "beams")
         ),
         ("llama", "prompt lookup"),
+        ("exact", "beams"),
+        ("exact", "prompt lookup"),
     ],
 )
 def test_generate(name: str, wish: str) -> None:
@@ -212,11 +219,22 @@ def test_gradients_are_refused() -> None:
 
 
 @pytest.mark.usefixtures("references")
+@pytest.mark.parametrize(
+    ("case", "settings", "reason"),
+    [
+        ("llama", {"scales": "token"}, "scales='token'"),
+        ("mistral-window", {"exact_window": 8}, "covers its sliding window of 8"),
+        ("olmo2", {}, "mean square of a head's channels"),
+        ("jamba", {"state_ratio": 1.5, "replay_length": 2}, "replays the inputs of Mamba-1"),
+    ],
+)
 @torch.no_grad()
-def test_layers_that_kernels_cannot_read_are_refused() -> None:
-    settings = {"metric": "activation", "cache_bits": "auto", "scales": "token"}
-    model = converted_copy(tiny_model("llama"), 2.0, **settings)
-    with pytest.raises(KernelUnavailableError, match=r"layer 0 .*scales='token'"):
+def test_layers_that_kernels_cannot_read_are_refused(
+    case: str, settings: dict[str, Any], reason: str
+) -> None:
+    settings = {"metric": "activation", "cache_bits": "auto", **settings}
+    model = converted_copy(tiny_model(case), 2.0, **settings)
+    with pytest.raises(KernelUnavailableError, match=rf"layer \d+ .*{reason}"):
         model(random_ids(1, 8), past_key_values=make_cache(model, backend="triton"))
     model(random_ids(1, 8), past_key_values=make_cache(model, backend="auto"))
 

@@ -268,6 +268,7 @@ def latent_decode_triton(
     query_lens: Tensor | None,
     first_slots: Tensor | None,
     num_splits: int | None,
+    beside: tuple[Tensor, Tensor] | None = None,
     tiles: Tiles | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See `latent_decode` and `latent_prefill`."""
@@ -301,7 +302,8 @@ def latent_decode_triton(
     out = query.new_empty(B, T, H, read.value_rank)
     total = torch.empty(B, T, H, device=device, dtype=torch.float32)
     part, part_total = out, total
-    if num_splits > 1:
+    split = num_splits > 1 or beside is not None
+    if split:
         shape = (B, T, H, num_splits)
         part = torch.empty(*shape, read.value_rank, device=device, dtype=torch.float32)
         part_total = torch.empty(*shape, device=device, dtype=torch.float32)
@@ -318,7 +320,7 @@ def latent_decode_triton(
         p_context_lens=context_lens,
         p_query_lens=query_lens,
         p_first_slots=first_slots,
-        p_sinks=read.sinks if num_splits == 1 else None,
+        p_sinks=None if split else read.sinks,
         p_up=None if key_up is None else key_up.weight.contiguous(),
         p_bias=None if key_up is None else key_up.bias.contiguous(),
         p_norm=None if key_up is None else key_up.norm_weight,
@@ -347,13 +349,16 @@ def latent_decode_triton(
         RANK=0 if key_up is None else key_up.weight.shape[2],
         EPSILON=0.0 if key_up is None else key_up.norm_epsilon,
         PARTS=() if key_up is None else key_parts(width, key_up.rotary_dim),
-        SPLIT=num_splits > 1,
+        SPLIT=split,
         NATIVE_FLOAT8=has_native_float8(device),
-        OUT=tl.float32 if num_splits > 1 else TRITON_DTYPES[query.dtype],
+        OUT=tl.float32 if split else TRITON_DTYPES[query.dtype],
         DOT=dot_dtype(query.dtype, wide=layout.wide),
         BLOCK_M=tiles.block_m,
         BLOCK_N=tiles.block_n,
     )
-    if num_splits > 1:
+    if beside is not None:
+        part = torch.cat([part, beside[0][..., None, :]], dim=3)
+        part_total = torch.cat([part_total, beside[1][..., None] * LOG2_E.value], dim=3)
+    if split:
         merge_splits(part, part_total, read.sinks, out, total)
     return out, total

@@ -114,7 +114,13 @@ class LatentRead:
         if faults:
             raise ConfigError("; ".join(faults))
 
-    def check(self, query: Tensor, offset: Tensor | None, rows: PagedRows) -> None:
+    def check(
+        self,
+        query: Tensor,
+        offset: Tensor | None,
+        rows: PagedRows,
+        beside: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
         """Refuse queries (B, T, H, K) that do not fit.
 
         Raises:
@@ -141,6 +147,16 @@ class LatentRead:
                 faults.append("offset belongs to absorbed queries; rebuilt keys have a bias")
         if offset is not None and offset.shape != query.shape[:3]:
             faults.append(f"offset has shape {tuple(offset.shape)}; due is (B, T, H)")
+        if beside is not None:
+            for name, tensor, extra in zip(
+                ("mean", "log-sum-exp"), beside, ((self.value_rank,), ()), strict=True
+            ):
+                due_shape = (*query.shape[:3], *extra)
+                if tensor.shape != due_shape or tensor.dtype != torch.float32:
+                    faults.append(
+                        f"beside: {name} is {tensor.dtype} {tuple(tensor.shape)}; due is float32 "
+                        f"{due_shape}"
+                    )
         if self.sinks is not None and self.sinks.shape != (heads,):
             faults.append(f"sinks has shape {tuple(self.sinks.shape)}; due is ({heads},)")
         if faults:
