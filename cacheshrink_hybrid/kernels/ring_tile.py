@@ -62,8 +62,8 @@ def load_number_kept(p_arena, p_frames, j, i_head, HEADS: tl.constexpr, NUMBERS:
 
 @triton.jit
 def keep_input(
-    p_arena, p_frames, j, i_head, i_block, o_p, values, numbers, p_write, p_starts,
-    HEADS: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, WRITE_ROW: tl.constexpr,
+    p_arena, p_frames, j, i_head, i_block, o_p, values, numbers, p_write, write_at,
+    num_writes, HEADS: tl.constexpr, GROUPS: tl.constexpr, WRITE_ROW: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr, VALUES: tl.constexpr, WRITES: tl.constexpr, NUMBERS: tl.constexpr,
     DTYPE: tl.constexpr, SEGMENT: tl.constexpr,
 ):  # fmt: skip
@@ -73,6 +73,7 @@ def keep_input(
         o_p, values: positions and values of the tile, rounded to DTYPE.
         numbers: those of the head, as a tuple; NUMBERS says where each goes.
         p_write: what the group writes along, as it came.
+        write_at, num_writes: of the group, from `write_channels`.
     """
     element = (j * HEADS + i_head) * SEGMENT[HEAD_DIM] + o_p
     p = ring_pointers(p_arena, p_frames, element, VALUES, DTYPE)
@@ -82,7 +83,6 @@ def keep_input(
             at = j * HEADS + i_head
             tl.store(ring_pointers(p_arena, p_frames, at, NUMBERS[i], tl.float32), numbers[i])
         if i_head % (HEADS // GROUPS) == 0:
-            write_at, num_writes = write_channels(p_starts, i_head // (HEADS // GROUPS), WIDTH)
             o_n = tl.arange(0, BLOCK_WIDTH)
             mask = o_n < num_writes
             entry = tl.load(p_write + o_n, mask=mask, other=0.0).to(tl.float32)

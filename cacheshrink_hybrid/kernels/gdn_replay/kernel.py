@@ -86,7 +86,7 @@ def gdn_replay_step_fwd_kernel(
     o_n = tl.arange(0, SEGMENT[NU])[:, None] * SEGMENT[UNIT]
     o_n = (o_n + tl.arange(0, SEGMENT[UNIT])[None, :])[None, None, :, :]
     m_n = o_n < SEGMENT[RANK]
-    write_at, _ = write_channels(p_starts, i_group, WIDTH)
+    write_at, num_writes = write_channels(p_starts, i_group, WIDTH)
     for j in range(0, count):
         decay = load_number_kept(p_arena, p_frames, j, i_head, HEADS, DECAYS)
         beta = load_number_kept(p_arena, p_frames, j, i_head, HEADS, BETAS)
@@ -112,7 +112,7 @@ def gdn_replay_step_fwd_kernel(
     if held & (count < CAPACITY):
         keep_input(
             p_arena, p_frames, count, i_head, i_block, o_p, own, (decay, beta), p_key + o_write,
-            p_starts, HEADS, GROUPS, WIDTH, WRITE_ROW, BLOCK_WIDTH, VALUES, WRITES,
+            write_at, num_writes, HEADS, GROUPS, WRITE_ROW, BLOCK_WIDTH, VALUES, WRITES,
             (DECAYS, BETAS), DTYPE, SEGMENT,
         )  # fmt: skip
 

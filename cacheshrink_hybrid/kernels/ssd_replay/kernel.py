@@ -99,7 +99,7 @@ def ssd_replay_read_fwd_kernel(
     o_n = tl.arange(0, BLOCK_WIDTH)
     m_n = o_n < SEGMENT[RANK]
     mask = (o_l < count)[:, None] & m_n[None, :]
-    write_at, _ = write_channels(p_starts, i_group, WIDTH)
+    write_at, num_writes = write_channels(p_starts, i_group, WIDTH)
     writes = load_writes_kept(
         p_arena, p_frames, o_l[:, None], write_at, o_n[None, :], mask, WRITE_ROW, WRITES, DTYPE
     )
@@ -129,8 +129,9 @@ def ssd_replay_read_fwd_kernel(
 
     if held & (count < CAPACITY):
         keep_input(
-            p_arena, p_frames, count, i_head, i_block, o_p, own, (dt,), p_write + o_write, p_starts,
-            HEADS, GROUPS, WIDTH, WRITE_ROW, BLOCK_WIDTH, VALUES, WRITES, (STEPS,), DTYPE, SEGMENT,
+            p_arena, p_frames, count, i_head, i_block, o_p, own, (dt,), p_write + o_write, write_at,
+            num_writes, HEADS, GROUPS, WRITE_ROW, BLOCK_WIDTH, VALUES, WRITES, (STEPS,), DTYPE,
+            SEGMENT,
         )  # fmt: skip
 
 
