@@ -287,8 +287,8 @@ def _water_fill(
 def _least_at_the_head(
     factor: LatentFactors, kept: list[tuple[Tensor, int]], format: RowFormat
 ) -> list[tuple[Tensor, int]]:
-    """The kept groups with the first 8-bit run turned round: its first channel shares its byte with
-    the gain and is coarse in escaped tokens, so the one worth least goes there."""
+    """The kept groups with the last channel of the first 8-bit run put first: there it shares its
+    byte with the gain and is coarse in escaped tokens, so the one worth least goes there."""
     if 8 not in (bits for _, bits in kept) or not format.uses_levels(8):
         return kept
     start = next(i for i, (_, bits) in enumerate(kept) if bits == 8)
@@ -298,11 +298,8 @@ def _least_at_the_head(
         channels += len(kept[stop][0])
         stop += 1
     size = factor.atoms()[0].shape[1] if kept[start][0][0] < factor.key_rank else 1
-    turned = [
-        (channels.view(-1, size).flip(0).flatten(), bits)
-        for channels, bits in reversed(kept[start:stop])
-    ]
-    return [*kept[:start], *turned, *kept[stop:]]
+    atoms = torch.cat([part for part, _ in kept[start:stop]]).view(-1, size)
+    return [*kept[:start], (atoms.roll(1, dims=0).flatten(), 8), *kept[stop:]]
 
 
 def _runs(factor: LatentFactors, kept: list[tuple[Tensor, int]]) -> Runs:
