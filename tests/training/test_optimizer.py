@@ -16,6 +16,7 @@ from cacheshrink_hybrid.training.optimizer import (
     NamedParameter,
     RiemannianAdamW,
     make_optimizer,
+    state_elements,
 )
 
 
@@ -69,6 +70,16 @@ def test_automatic_steps_follow_sizes(wider: int) -> None:
     assert groups["weight"]["lr"] == pytest.approx(factor * EUCLIDEAN_STEP * 0.2)
     assert groups["bias"]["lr"] == pytest.approx(factor * EUCLIDEAN_STEP * 3)
     assert [groups[n]["weight_decay"] for n in ("basis", "weight", "bias")] == [0, 0.1, 0]
+
+
+def test_state_is_as_large_as_foreseen() -> None:
+    items = parameters()
+    optimizer = make_optimizer(items, **AUTOMATIC)
+    sum(item.parameter.pow(3).sum() for item in items).backward()
+    optimizer.step()
+    for item in items:
+        tensors = [t for t in optimizer.state[item.parameter].values() if torch.is_tensor(t)]
+        assert sum(t.numel() for t in tensors) == state_elements(item.parameter)
 
 
 def test_given_rates_are_taken_as_they_are() -> None:
