@@ -19,7 +19,7 @@ COVARIANCE_DECAY = 0.95
 REFRESH_STEPS = 10
 """Steps between decompositions; in the first ten steps there are more."""
 EARLY_STEPS = (1, 2, 3, 5)
-FLOOR = 1e-4
+FLOOR = 3e-3
 """Smallest divisor of a direction, as a share of the gradient's root mean square: directions in
 which there is no gradient but rounding stay where they are."""
 

@@ -19,9 +19,9 @@ from torch import nn
 from .eigenbasis import basis_elements, eigenbasis_direction, has_eigenbasis
 
 REFERENCE_WIDTH = 64
-EUCLIDEAN_STEP = 1.2e-2
+EUCLIDEAN_STEP = 8e-3
 """AdamW's step at the reference width, as a share of a tensor's root mean square."""
-RIEMANNIAN_STEP = 1.2e-2
+RIEMANNIAN_STEP = 8e-3
 """RiemannianAdam's step at the reference width, radians per column."""
 
 
