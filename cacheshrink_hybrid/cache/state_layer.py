@@ -115,17 +115,20 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin):
         """Add columns (B, C, T) and return them behind their left context, (B, C, W - 1 + T)."""
         layout = self.layout
         self._commit_if_left()
-        columns = rounded(columns, layout.dtype)
+        stored = saturated(columns, layout.dtype)
         before = self.conv_states[0] if self.has_previous_state[0] else None
         if before is None:
-            before = columns.new_zeros(*columns.shape[:2], layout.conv_columns)
-        window = torch.cat([before.to(columns.dtype), columns], dim=-1)
+            before = stored.new_zeros(*columns.shape[:2], layout.conv_columns)
+        window = torch.cat([before, stored], dim=-1)
         kept = window if self.record_past else window[..., window.shape[-1] - layout.conv_columns :]
         self.device, self.dtype = columns.device, columns.dtype
-        self.conv_states[0] = kept.detach().to(layout.dtype, copy=True)
+        self.conv_states[0] = kept.detach().clone()
         self.is_conv_states_initialized[0] = True
         self.has_previous_state[0] = True
-        return window[..., -(layout.conv_columns + columns.shape[-1]) :]
+        seen = layout.conv_columns + columns.shape[-1]
+        if seen < window.shape[-1]:
+            window = window[..., window.shape[-1] - seen :]
+        return window.to(columns.dtype)
 
     def advance(self, owner: Recurrence, inputs: Sequence[Tensor], reads: Tensor) -> Tensor:
         """Take T tokens in and return what they read, y (B, T, M, P).
@@ -136,11 +139,12 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin):
             reads: (B, T, ...).
         """
         layout, L = self.layout, self.layout.replay_length
-        self._owner, self._no_reads = weakref.ref(owner), reads[:, :0].detach()
+        self._owner = weakref.ref(owner)
         if L > 1 or self.record_past:
             inputs = tuple(rounded(x, layout.input_dtype(i)) for i, x in enumerate(inputs))
         first = not self.is_recurrent_states_initialized[0] and not self.num_pending
         if self.record_past:
+            self._no_reads = reads[:, :0].detach()
             if self.recorded is not None:
                 inputs = tuple(
                     torch.cat([old, new], dim=1)
@@ -186,8 +190,10 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin):
         for end in sorted({*cuts, total}):
             if end not in cuts and end <= unread:
                 break  # nothing is read, nothing is coded
-            seen = reads[:, max(0, start - unread) : max(0, end - unread)]
-            part = [x[:, start:end] for x in inputs]
+            seen, part = reads, inputs
+            if start or end < total:
+                seen = reads[:, max(0, start - unread) : max(0, end - unread)]
+                part = [x[:, start:end] for x in inputs]
             if end not in cuts:  # the last part, whose state is neither stored nor gone on from
                 outputs.append(owner.read(state, part, seen))
                 break
@@ -327,12 +333,17 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin):
             getattr(DynamicLayer, name)(self, argument)
 
 
+def saturated(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`x` as it is stored in `dtype`, at most as large as that holds."""
+    if dtype not in (x.dtype, torch.float32):
+        limit = torch.finfo(dtype).max
+        x = x.clamp(-limit, limit)
+    return x.to(dtype)
+
+
 def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """`x` with what storing it in `dtype` leaves of it, saturating, in its own dtype."""
-    if dtype in (x.dtype, torch.float32):
-        return x
-    limit = torch.finfo(dtype).max
-    return x.clamp(-limit, limit).to(dtype).to(x.dtype)
+    """`x` with what storing it in `dtype` leaves of it, in its own dtype."""
+    return saturated(x, dtype).to(x.dtype)
 
 
 def _boundaries(inputs: Sequence[Tensor], replay_length: int) -> list[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +20,8 @@ from .levels import (
     levels_of,
 )
 from .row_format import BYTE_FORMATS, HALF_FORMATS, RowFormat, Run, place_runs
+
+LARGEST = torch.finfo(torch.float32).max
 
 
 class RowCodec:
@@ -41,9 +45,6 @@ class RowCodec:
         self.leveled = tuple(run for run in self.runs if self.format.uses_levels(run.bits))
         self.scaled_widths = tuple(sorted({run.bits for run in self.leveled}, reverse=True))
         self.after_runs = self.runs[-1].at_byte.stop
-        self._endless = torch.full((self.num_channels,), torch.inf, device="cpu")
-        for run in self.leveled:
-            self._endless[run.at_channel] = 0.0
         self.head_channel: int | None = None
         self.head_byte: int | None = None
         if self.leveled and self.format.scales == "static":
@@ -52,6 +53,10 @@ class RowCodec:
             self.head_channel = None if head_run is None else head_run.first_channel
         scale_bytes = 2 * len(self.scaled_widths) if self.head_byte is None else 0
         self.coded_bytes = self.after_runs + scale_bytes
+        self._limit = torch.full((self.num_channels,), LARGEST, device="cpu")
+        if self.head_byte is not None:
+            for run in self.leveled:
+                self._limit[run.at_channel] = 0.0
 
     def encode(self, latent: Tensor, reach: Tensor | None = None) -> Tensor:
         """Rows (..., row_bytes), uint8, of latents (..., R).
@@ -66,14 +71,17 @@ class RowCodec:
                 None for the outermost level everywhere.
         """
         latent = latent.float()
-        # NaN or infinite exactly where the latent is not finite, 0 for ordinary tokens.
-        beyond = self._largest_beyond(latent, reach)
-        ordinary = _on_host(latent) and not bool(beyond.any())
-        finite = None if ordinary else torch.isfinite(beyond)
-        if finite is not None:
+        limit = self._limit.to(latent.device)
+        limit = limit.clamp_min(UNIFORM_CLIP) if reach is None else limit + reach.float()
+        magnitude, finite, beyond = latent.abs(), None, None
+        if not (_on_host(latent) and bool((magnitude <= limit).all())):
+            # The largest magnitude that passes its reach, 0 if none does, (..., 1); NaN or infinite
+            # exactly where the latent is not finite.
+            beyond = (magnitude * (magnitude > limit)).amax(dim=-1, keepdim=True)
+            finite = torch.isfinite(beyond)
             latent = torch.where(finite, latent, 0.0)
             beyond = torch.where(finite, beyond, 0.0)
-        divisors = self._divisors(latent, None if ordinary else beyond)
+        divisors = self._divisors(latent, beyond)
         parts = []
         for run in self.runs:
             part = latent[..., run.at_channel]
@@ -86,27 +94,15 @@ class RowCodec:
         if self.leveled and self.head_byte is None:
             scales = torch.cat([divisors[bits] for bits in self.scaled_widths], dim=-1)
             parts.append(_as_floats(scales, finite, torch.float16))
-        rows = nn.functional.pad(torch.cat(parts, dim=-1), (0, self.row_bytes - self.coded_bytes))
+        rows = torch.cat(parts, dim=-1)
+        if self.row_bytes > self.coded_bytes:
+            rows = nn.functional.pad(rows, (0, self.row_bytes - self.coded_bytes))
         if self.head_byte is not None:
             head = self._head_codes(latent, divisors.get(self.leveled[0].bits))
             if finite is not None:
                 head = torch.where(finite[..., 0], head, HEAD_NAN)
             rows[..., self.head_byte] = head
         return rows
-
-    def _largest_beyond(self, latent: Tensor, reach: Tensor | None) -> Tensor:
-        """The largest magnitude among channels that pass their reach, (..., 1); 0 if none does.
-
-        Channels that are not coded by levels have no end to their reach, and with token scales no
-        channel has.
-        """
-        limit = self._endless.to(latent.device)
-        if self.head_byte is not None:
-            limit = limit.clamp_min(UNIFORM_CLIP) if reach is None else limit + reach.float()
-        else:
-            limit = torch.full_like(limit, torch.inf)
-        magnitude = latent.abs()
-        return (magnitude * (magnitude > limit)).amax(dim=-1, keepdim=True)
 
     def _divisors(self, latent: Tensor, beyond: Tensor | None) -> dict[int, Tensor]:
         """What levels of each width are multiplied by, (..., 1): one gain, or a scale each; nothing
@@ -134,12 +130,12 @@ class RowCodec:
             value = torch.zeros_like(value)
         if gain is not None:
             value = value / gain[..., 0]
-        position = (value / (2 * UNIFORM_CLIP) + 0.5).clamp(0.0, 1.0)
-        fine = (position * HEAD_LEVELS).floor().clamp_max(HEAD_LEVELS - 1)
+        position = value / (2 * UNIFORM_CLIP) + 0.5
+        fine = (position * HEAD_LEVELS).clamp_(0, HEAD_LEVELS - 1)
         if gain is None:
             return fine.to(torch.uint8)
         exponent = gain[..., 0].log2()
-        coarse = (position * HEAD_ESCAPED_LEVELS).floor().clamp_max(HEAD_ESCAPED_LEVELS - 1)
+        coarse = (position * HEAD_ESCAPED_LEVELS).clamp_(0, HEAD_ESCAPED_LEVELS - 1)
         escaped = HEAD_LEVELS + (exponent - 1) * HEAD_ESCAPED_LEVELS + coarse
         return torch.where(exponent > 0, escaped, fine).to(torch.uint8)
 
@@ -158,13 +154,13 @@ class RowCodec:
             if run.bits in factors:
                 part *= factors[run.bits]
             if run.first_channel == self.head_channel:
-                part[..., 0] = head_values
+                part[..., :1] = head_values
             parts.append(part.to(dtype))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     def _factors(self, rows: Tensor) -> tuple[dict[int, Tensor], Tensor | None]:
-        """What levels of each width are multiplied by, (..., 1) each, and the values (...) of the
-        head channel."""
+        """What levels of each width are multiplied by, and the values of the head channel, (..., 1)
+        each."""
         if not self.leveled:
             return {}, None
         if self.head_byte is None:
@@ -173,11 +169,14 @@ class RowCodec:
             scales = stored.view(torch.float16).float()
             return {bits: scales[..., i, None] for i, bits in enumerate(self.scaled_widths)}, None
         head = rows[..., self.head_byte]
-        values, gains = (table.to(rows.device, torch.float32) for table in head_tables())
-        head_values = None if self.head_channel is None else values[head.int()]
+        values, gains = _head_tables(rows.device)
+        head_values = None
+        if self.head_channel is not None:
+            head_values = nn.functional.embedding(head.int(), values)
         if _on_host(rows) and not bool((head >= HEAD_LEVELS).any()):
             return {}, head_values  # no token is escaped
-        return dict.fromkeys(self.scaled_widths, gains[head.int()][..., None]), head_values
+        gain = nn.functional.embedding(head.int(), gains)
+        return dict.fromkeys(self.scaled_widths, gain), head_values
 
     def _float_format(self, run: Run) -> torch.dtype:
         """Number format of a run that is not coded by levels."""
@@ -210,30 +209,51 @@ def _codes(x: Tensor, bits: int) -> Tensor:
     """Index of the nearest level of each element, uint8."""
     if bits == UNIFORM_BITS:
         position = (x / (2 * UNIFORM_CLIP) + 0.5) * 256
-        return position.floor().clamp(0, 255).to(torch.uint8)
-    edges = edges_of(bits).to(x.device, x.dtype)
-    return torch.bucketize(x.contiguous(), edges).to(torch.uint8)
+        return position.clamp_(0, 255).to(torch.uint8)
+    edges = _edges(bits, x.device)
+    return torch.bucketize(x.contiguous(), edges, out_int32=True).to(torch.uint8)
 
 
 def _levels(packed: Tensor, bits: int) -> Tensor:
     """Levels (..., channels), float32, of bytes (..., channels * bits / 8)."""
     if bits == UNIFORM_BITS:
         step = 2 * UNIFORM_CLIP / 2**UNIFORM_BITS
-        return packed.float() * step + (0.5 * step - UNIFORM_CLIP)
-    table = byte_table(bits).to(packed.device)
-    return nn.functional.embedding(packed.int(), table).flatten(-2)
+        return packed.float().mul_(step).add_(0.5 * step - UNIFORM_CLIP)
+    table = _byte_table(bits, packed.device)
+    if not _on_host(packed):
+        return nn.functional.embedding(packed.int(), table).flatten(-2)
+    # Gathering single numbers takes half the time of gathering rows of them.
+    whole = table.view(torch.complex128 if bits == 2 else torch.int64).flatten()
+    found = whole.index_select(0, packed.int().flatten()).view(torch.float32)
+    return found.view(*packed.shape[:-1], -1)
+
+
+@cache
+def _edges(bits: int, device: torch.device) -> Tensor:
+    return edges_of(bits).to(device, torch.float32)
+
+
+@cache
+def _byte_table(bits: int, device: torch.device) -> Tensor:
+    return byte_table(bits).to(device)
+
+
+@cache
+def _head_tables(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Values and gains of head bytes, (256, 1) float32 each."""
+    values, gains = (table[:, None].to(device, torch.float32) for table in head_tables())
+    return values, gains
 
 
 def _pack(codes: Tensor, bits: int) -> Tensor:
     """Codes (..., n) of 2, 4 or 8 bits, several neighbours to a byte: (..., n * bits / 8)."""
     if bits == UNIFORM_BITS:
         return codes
-    words = codes.contiguous().view(
-        torch.int32 if bits == 2 else torch.int16
-    )  # a byte's codes each
-    packed = words
-    for i in range(1, 8 // bits):
-        packed = packed | (words >> (i * (8 - bits)))
+    # A word holds the codes of one byte, eight bits apart. Each term of the factor moves another
+    # code to its place in the word's last byte; no two of all products overlap.
+    word, size = (torch.int32, 32) if bits == 2 else (torch.int16, 16)
+    factor = sum(1 << (size - 8 - i * (8 - bits)) for i in range(8 // bits))
+    packed = codes.contiguous().view(word) * factor >> (size - 8)
     return packed.to(torch.uint8)  # keeps the lowest byte
 
 

@@ -13,15 +13,23 @@ channel, because channels of a balanced basis differ in size far more than value
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
 
 from ..errors import PlanError
 
-STATE_CODES = ("float32", "float16", "bfloat16", "int8", "float8")
+ELEMENTS = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "int8": torch.int8,
+    "float8": torch.float8_e4m3fn,
+}
+STATE_CODES = tuple(ELEMENTS)
 BLOCK = 16
 ROW_ALIGNMENT = 16
 SCALE_ZERO, STEPS_PER_OCTAVE = 192, 6
@@ -29,6 +37,8 @@ LARGEST_INT8 = 127.0
 LARGEST_FLOAT8 = 448.0
 HALF_EXPONENT = 15
 """A head's largest value is scaled below 2^15, half of what float16 can hold."""
+HALF_ZERO = 128
+"""The scale byte of a head whose largest value is in [1/2, 1)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,40 +102,51 @@ class StateCodec:
     @cached_property
     def row_bytes(self) -> int:
         """Bytes of one sequence's state, codes of all segments first, then scales, padded to 16."""
-        used = sum(sum(self.sizes(segment)) for segment in self.segments)
-        return -(-used // ROW_ALIGNMENT) * ROW_ALIGNMENT
+        return -(-self._used_bytes // ROW_ALIGNMENT) * ROW_ALIGNMENT
 
     def encode(self, state: Tensor) -> Tensor:
         """(B, M, P, r) float32 -> (B, row_bytes) uint8."""
-        codes, scales = [], []
-        for segment in self.stored_segments:
+        rows = state.new_empty((len(state), self.row_bytes), dtype=torch.uint8)
+        for segment, codes, scales in self._parts(rows):
             part = state if self._whole else state[:, list(segment.heads), :, : segment.rank]
-            code, scale = _encode(part.float(), segment.code, self.block)
-            codes.append(code.reshape(len(state), -1).view(torch.uint8))
-            if scale is not None:
-                scales.append(scale.reshape(len(state), -1))
-        used = sum(part.shape[1] for part in codes + scales)
-        padding = codes[0].new_zeros(len(state), self.row_bytes - used)
-        return torch.cat([*codes, *scales, padding], dim=1)
+            _encode(part.float(), segment.code, self.block, codes, scales)
+        rows[:, self._used_bytes :] = 0
+        return rows
 
     def decode(self, rows: Tensor) -> Tensor:
         """(B, row_bytes) uint8 -> (B, M, P, r) float32."""
+        if self._whole:
+            ((segment, codes, scales),) = self._parts(rows)
+            return _decode(codes, segment.code, self.block, scales)
         shape = (len(rows), self.num_heads, self.head_dim, self.width)
-        state = None
+        state = rows.new_zeros(shape, dtype=torch.float32)
+        for segment, codes, scales in self._parts(rows):
+            part = _decode(codes, segment.code, self.block, scales)
+            state[:, list(segment.heads), :, : segment.rank] = part
+        return state
+
+    def _parts(self, rows: Tensor) -> Iterator[tuple[StateSegment, Tensor, Tensor]]:
+        """Of every segment the codes (B, m, P, r) and the scale bytes (B, n), as views of rows."""
+        for segment, at_codes, at_scales in self._places:
+            codes = rows[:, at_codes].view(ELEMENTS[segment.code])
+            shape = (len(segment.heads), self.head_dim, segment.rank)
+            yield segment, codes.unflatten(1, shape), rows[:, at_scales]
+
+    @cached_property
+    def _places(self) -> tuple[tuple[StateSegment, slice, slice], ...]:
+        """Bytes of codes and of scales of every segment within a row."""
+        places = []
         start, end = 0, sum(self.sizes(segment)[0] for segment in self.segments)
         for segment in self.stored_segments:
             num_codes, num_scales = self.sizes(segment)
-            codes, scales = rows[:, start : start + num_codes], rows[:, end : end + num_scales]
+            places.append((segment, slice(start, start + num_codes), slice(end, end + num_scales)))
             start, end = start + num_codes, end + num_scales
-            size = (len(rows), len(segment.heads), self.head_dim, segment.rank)
-            part = _decode(codes, scales, segment.code, size, self.block)
-            if self._whole:
-                return part
-            if state is None:
-                state = part.new_zeros(shape)
-            state[:, list(segment.heads), :, : segment.rank] = part
-        assert state is not None
-        return state
+        return tuple(places)
+
+    @cached_property
+    def _used_bytes(self) -> int:
+        """Bytes of one row without its padding."""
+        return sum(sum(self.sizes(segment)) for segment in self.segments)
 
     @cached_property
     def stored_segments(self) -> tuple[StateSegment, ...]:
@@ -139,51 +160,62 @@ class StateCodec:
         return len(self.segments) == 1
 
 
-def _encode(state: Tensor, code: str, block: int) -> tuple[Tensor, Tensor | None]:
-    if code == "float32":
-        return state, None
-    if code == "bfloat16":
-        return state.bfloat16(), None
+def _encode(state: Tensor, code: str, block: int, codes: Tensor, scales: Tensor) -> None:
+    """Write a segment's state (B, m, P, r), float32, to its codes and scale bytes."""
+    if code in ("float32", "bfloat16"):
+        codes.copy_(state)
+        return
     if code == "float16":
         largest = state.abs().amax(dim=(-2, -1), keepdim=True)
-        exponent = torch.frexp(largest).exponent.clamp(-100, 100)
-        scaled = torch.ldexp(state, HALF_EXPONENT - exponent)
-        return scaled.half(), (exponent + 128).to(torch.uint8)
-    if code == "int8":
+        scale = torch.frexp(largest).exponent.clamp_(-100, 100).add_(HALF_ZERO)
+        found = state * _factors(scale, code, coding=True)
+    elif code == "int8":
         blocks = state.unflatten(-2, (-1, block))
-        scale, factor = _scale_bytes(blocks.abs().amax(dim=-2, keepdim=True), LARGEST_INT8)
-        codes = (blocks * factor).round_().clamp_(-LARGEST_INT8, LARGEST_INT8)
-        return codes.to(torch.int8), scale
-    scale, factor = _scale_bytes(state.abs().amax(dim=-2, keepdim=True), LARGEST_FLOAT8)
-    codes = (state * factor).clamp_(-LARGEST_FLOAT8, LARGEST_FLOAT8)
-    return codes.to(torch.float8_e4m3fn), scale
+        scale = _scale_bytes(blocks.abs().amax(dim=-2, keepdim=True), LARGEST_INT8)
+        found = (blocks * _factors(scale, code, coding=True)).round_()
+        found = found.clamp_(-LARGEST_INT8, LARGEST_INT8).flatten(-3, -2)
+    else:
+        scale = _scale_bytes(state.abs().amax(dim=-2, keepdim=True), LARGEST_FLOAT8)
+        found = (state * _factors(scale, code, coding=True)).clamp_(-LARGEST_FLOAT8, LARGEST_FLOAT8)
+    codes.copy_(found)
+    scales.copy_(scale.flatten(1))
 
 
-def _decode(codes: Tensor, scales: Tensor, code: str, size: tuple[int, ...], block: int) -> Tensor:
-    B, m, P, r = size
-    if code == "float32":
-        return codes.view(torch.float32).reshape(size)
-    if code == "bfloat16":
-        return codes.view(torch.bfloat16).reshape(size).float()
+def _decode(codes: Tensor, code: str, block: int, scales: Tensor) -> Tensor:
+    """The state (B, m, P, r) of a segment, float32 and in memory of its own."""
+    state = codes.to(torch.float32, copy=True)
+    if code not in ("float32", "bfloat16"):
+        # As many values in a row share a scale as there are values to one.
+        blocks = state.unflatten(-2, (-1, block)) if code == "int8" else state
+        factors = _factors(scales, code, coding=False)
+        if code == "float16":
+            blocks *= factors[:, :, None, None]
+        else:
+            blocks *= factors.reshape(*blocks.shape[:-2], 1, blocks.shape[-1])
+    return state
+
+
+def _scale_bytes(largest: Tensor, top: float) -> Tensor:
+    """The smallest scale byte that keeps `largest` within `top`, as float32."""
+    wanted = torch.log2(largest / top).mul_(STEPS_PER_OCTAVE).add_(SCALE_ZERO)
+    return wanted.ceil_().clamp_(0, 255)  # log2(0) is -inf, which is step 0
+
+
+def _factors(scales: Tensor, code: str, *, coding: bool) -> Tensor:
+    """What to multiply values with when they are coded, or codes when they are decoded."""
+    table = _factor_table(code, coding, scales.device)
+    return table.index_select(0, scales.reshape(-1).int()).view(scales.shape)
+
+
+@cache
+def _factor_table(code: str, coding: bool, device: torch.device) -> Tensor:
+    """`_factors` of every scale byte, (256,)."""
+    byte = torch.arange(256.0)
     if code == "float16":
-        exponent = scales.reshape(B, m, 1, 1).to(torch.int32) - (128 + HALF_EXPONENT)
-        return torch.ldexp(codes.view(torch.float16).reshape(size).float(), exponent)
-    if code == "int8":
-        blocks = codes.view(torch.int8).reshape(B, m, P // block, block, r).float()
-        return (blocks * _scales(scales).reshape(B, m, P // block, 1, r)).reshape(size)
-    values = codes.view(torch.float8_e4m3fn).reshape(size).float()
-    return values * _scales(scales).reshape(B, m, 1, r)
-
-
-def _scale_bytes(largest: Tensor, top: float) -> tuple[Tensor, Tensor]:
-    """The smallest scale byte that keeps `largest` within `top`, and what to multiply with."""
-    wanted = STEPS_PER_OCTAVE * torch.log2(largest / top) + SCALE_ZERO
-    scale = torch.ceil(wanted).clamp_(0, 255)  # log2(0) is -inf, which is step 0
-    return scale.to(torch.uint8), torch.exp2((SCALE_ZERO - scale) / STEPS_PER_OCTAVE)
-
-
-def _scales(scales: Tensor) -> Tensor:
-    return torch.exp2((scales.float() - SCALE_ZERO) / STEPS_PER_OCTAVE)
+        exponent = byte - (HALF_ZERO + HALF_EXPONENT)
+    else:
+        exponent = (byte - SCALE_ZERO) / STEPS_PER_OCTAVE
+    return torch.exp2(-exponent if coding else exponent).to(device)
 
 
 def one_segment(num_heads: int, head_dim: int, rank: int, code: str) -> StateCodec:

@@ -49,14 +49,27 @@ def read_latents(
     Returns:
         Heads' outputs (B, T, H*D) and probabilities (B, H, T, S).
     """
-    probabilities = probabilities_of(module, scores_of(module, query, latent, angles), mask)
-    return mixed_values(module, probabilities, latent), probabilities
+    # What all scores of a query have in common, softmax does not see.
+    alone = module.softcap is None and module.sinks is None
+    scores = scores_of(module, query, latent, angles, up_to_constants=alone)
+    probabilities = probabilities_of(module, scores, mask)
+    output = mixed_values(module, probabilities, latent, complete=module.sinks is None)
+    return output, probabilities
 
 
 def scores_of(
-    module: LatentAttention, query: Tensor, latent: Tensor, angles: Angles | None
+    module: LatentAttention,
+    query: Tensor,
+    latent: Tensor,
+    angles: Angles | None,
+    *,
+    up_to_constants: bool = False,
 ) -> Tensor:
-    """Products of queries (B, H, T, D) and the keys in latents (B, S, R), (B, H, T, S)."""
+    """Products of queries (B, H, T, D) and the keys in latents (B, S, R), (B, H, T, S).
+
+    Args:
+        up_to_constants: leave out what is the same for all keys that a query meets.
+    """
     B, H, T, D = query.shape
     J, G = module.num_key_value_heads, module.num_key_value_groups
     grouped = query.reshape(B, J, G * T, D)
@@ -64,8 +77,9 @@ def scores_of(
         weight = module.k_b_proj.weight.view(J, D, -1)
         absorbed = torch.matmul(grouped, weight).reshape(B, H * T, -1)
         scores = torch.matmul(absorbed, latent[..., : module.plan.key_rank].transpose(1, 2))
-        offset = torch.matmul(grouped, module.k_b_proj.bias.view(J, D, 1))
-        scores = scores.view(B, J, G * T, -1) + offset
+        if not up_to_constants:
+            offset = torch.matmul(grouped, module.k_b_proj.bias.view(J, D, 1))
+            scores = scores.view(B, J, G * T, -1) + offset
     elif angles is not None and module.keeps_pairs(query, angles):
         k = module.keys_in_pairs(latent, *angles)
         scores = torch.matmul(in_pairs(grouped), k.permute(0, 2, 3, 1))
@@ -91,16 +105,23 @@ def probabilities_of(module: LatentAttention, scores: Tensor, mask: Tensor | Non
     return probabilities if module.sinks is None else probabilities[..., :-1]
 
 
-def mixed_values(module: LatentAttention, probabilities: Tensor, latent: Tensor) -> Tensor:
-    """Heads' outputs (B, T, H*D) of probabilities (B, H, T, S) over latents (B, S, R)."""
+def mixed_values(
+    module: LatentAttention, probabilities: Tensor, latent: Tensor, *, complete: bool = False
+) -> Tensor:
+    """Heads' outputs (B, T, H*D) of probabilities (B, H, T, S) over latents (B, S, R).
+
+    Args:
+        complete: the probabilities of each query add up to one.
+    """
     B, H, T, _ = probabilities.shape
     J, G, D = module.num_key_value_heads, module.num_key_value_groups, module.head_dim
     mixed = torch.matmul(probabilities.reshape(B, H * T, -1), module.value_channels(latent))
     weight = module.v_b_proj.weight.view(J, D, -1).transpose(1, 2)
     heads = torch.matmul(mixed.view(B, J, G * T, -1), weight)
-    # With sinks the probabilities do not add up to one, so the mean counts by their sum.
-    total = probabilities.sum(-1, keepdim=True).view(B, J, G * T, 1)
-    heads = heads + total * module.v_b_proj.bias.view(J, 1, D)
+    mean = module.v_b_proj.bias.view(J, 1, D)
+    if not complete:
+        mean = mean * probabilities.sum(-1, keepdim=True).view(B, J, G * T, 1)
+    heads = heads + mean
     return heads.view(B, H, T, D).transpose(1, 2).reshape(B, T, H * D)
 
 

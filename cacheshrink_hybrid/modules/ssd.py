@@ -31,20 +31,22 @@ def ssd_step(
 
     Args:
         state: S, (B, M, P, r).
-        x: (B, M, P).
+        x: (B, M, P), or (B, 1, M, P), as all others may have the token's axis.
         dt: step sizes after softplus, (B, M).
         A: negative decay rates, (M,).
         write: B, (B, G, r).
         read: C, (B, G, r).
 
     Returns:
-        y (B, M, P), and the new state.
+        y of the shape of x, and the new state.
     """
-    M = x.shape[1]
-    write, read = (per_head(v[:, None], M)[:, 0] for v in (write, read))
-    decay = torch.exp(dt * A)[..., None, None]
-    state = state * decay + (x * dt[..., None])[..., None] * write[:, :, None]
-    return torch.matmul(state, read[..., None])[..., 0], state
+    B, M, _, r = state.shape
+    by_group = (B, write.shape[-2], -1, r)
+    decay = torch.exp(dt * A).view(B, M, 1, 1)
+    written = (x * dt[..., None]).view(*by_group[:3], 1) * write.reshape(B, -1, 1, r)
+    state = torch.addcmul(written.view(state.shape), state, decay)
+    y = torch.matmul(state.view(by_group), read.reshape(B, -1, r, 1))
+    return y.view(x.shape), state
 
 
 def ssd_scan(
@@ -64,8 +66,7 @@ def ssd_scan(
         y (B, n, M, P), and the state after the last token.
     """
     if x.shape[1] == 1 and read.shape[1] == 1 and state is not None:
-        y, state = ssd_step(state, x[:, 0], dt[:, 0], A, write[:, 0], read[:, 0])
-        return y[:, None], state
+        return ssd_step(state, x, dt, A, write, read)
     return gated_scan(state, x * dt[..., None], dt * A, write, read)
 
 
