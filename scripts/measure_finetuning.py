@@ -207,23 +207,12 @@ def _prepare(checkpoint: Path, args: argparse.Namespace):
         documents = documents[:number]
         number = int(TRAINING_SHARE * number)
     texts, held_out = documents[:number], spread(documents[number:], args.samples)
-    training = [piece for pieces in _pieces(tokenizer, texts, args) for piece in pieces]
-    evaluation = [pieces[0] for pieces in _pieces(tokenizer, held_out, args) if pieces]
-    return source, tokenizer, texts, training, evaluation
+    return source, tokenizer, texts, *(_starts(tokenizer, part, args) for part in (texts, held_out))
 
 
-def _pieces(tokenizer, documents: Sequence[str], args: argparse.Namespace) -> list[list[Tensor]]:
-    """Each document's pieces, all behind its first token; a last one of less than half the length
-    is left out, unless it is the only one."""
-    found = []
-    for text in documents:
-        ids = torch.tensor(tokenizer(text).input_ids)
-        parts = ids[1:].split(args.max_length - 1)
-        kept = [
-            p for i, p in enumerate(parts) if len(p) and (i == 0 or 2 * len(p) >= args.max_length)
-        ]
-        found.append([torch.cat([ids[:1], part]) for part in kept])
-    return found
+def _starts(tokenizer, documents: Sequence[str], args: argparse.Namespace) -> list[Tensor]:
+    rows = [torch.tensor(tokenizer(text).input_ids[: args.max_length]) for text in documents]
+    return [ids for ids in rows if len(ids) > 1]
 
 
 def converted(source: PreTrainedModel, tokenizer, texts: Sequence[str], case: str, args):
