@@ -24,22 +24,23 @@ def delta_step(
 
     Args:
         state: S, (B, M, P, r).
-        key: (B, G, r).
+        key: (B, G, r), or (B, 1, G, r), as all others may have the token's axis.
         value: (B, M, P).
         log_decay: g <= 0, (B, M).
         beta: (B, M).
         query: (B, G, r).
 
     Returns:
-        y (B, M, P), and the new state.
+        y of the shape of `value`, and the new state.
     """
-    M = value.shape[1]
-    key, query = (per_head(v[:, None], M)[:, 0] for v in (key, query))
-    state = state * torch.exp(log_decay)[..., None, None]
-    held = torch.matmul(state, key[..., None])[..., 0]
-    correction = (value - held) * beta[..., None]
-    state = state + correction[..., None] * key[:, :, None]
-    return torch.matmul(state, query[..., None])[..., 0], state
+    B, M, _, r = state.shape
+    by_group = (B, key.shape[-2], -1, r)
+    state = state * torch.exp(log_decay).view(B, M, 1, 1)
+    held = torch.matmul(state.view(by_group), key.reshape(B, -1, r, 1)).view(value.shape)
+    correction = ((value - held) * beta[..., None]).view(*by_group[:3], 1)
+    state = torch.addcmul(state.view(by_group), correction, key.reshape(B, -1, 1, r))
+    y = torch.matmul(state, query.reshape(B, -1, r, 1))
+    return y.view(value.shape), state.view(B, M, -1, r)
 
 
 def delta_scan(
@@ -62,6 +63,8 @@ def delta_scan(
     Returns:
         y (B, n, M, P), and the state after the last token.
     """
+    if value.shape[1] == 1 and query.shape[1] == 1 and state is not None:
+        return delta_step(state, key, value, log_decay, beta, query)
     y, state, _ = delta_scan_with_corrections(state, key, value, log_decay, beta, query)
     return y, state
 
