@@ -8,7 +8,7 @@ around a plan, to make its cache, and to save and load itself.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
@@ -35,6 +35,9 @@ from .spec import ModelSpec
 
 PLAN_ATTRIBUTE = "cacheshrink_plan"
 """Attribute of a converted model's config: its plan, as a dict."""
+KEPT_VALUES = "source_values"
+"""Attribute of a converted model that was trained: parameters its source has too, and the source's
+values of them."""
 
 
 def plan_of(model: PreTrainedModel) -> CompressionPlan:
@@ -352,24 +355,46 @@ def compression_disabled(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     Raises:
         UnsupportedModelError: if the model was converted without `store_original_weights=True`.
     """
-    modules = [module for module in model.modules() if isinstance(module, LatentAttention)]
-    mixers = _mixers(model)
-    lost = any(module.source_attention is None for module in modules) or any(
-        mixer.folded and not len(mixer.source_weights) for mixer in mixers
-    )
-    if not (modules or mixers) or lost:
+    if not has_original_weights(model):
         raise UnsupportedModelError(
             "the original weights are not there to switch back to; convert with "
             "store_original_weights=True"
         )
-    switched: list[Any] = [*modules, *mixers]
+    switched: list[Any] = [*_latents(model), *_mixers(model)]
+    kept = model.__dict__.get(KEPT_VALUES, [])
+    trained = [parameter.data for parameter, _ in kept]
     for module in switched:
         module.compression_disabled = True
+    for parameter, first in kept:
+        parameter.data = first.to(parameter.device, parameter.dtype)
     try:
         yield model
     finally:
+        for (parameter, _), data in zip(kept, trained, strict=True):
+            parameter.data = data
         for module in switched:
             module.compression_disabled = False
+
+
+def has_original_weights(model: PreTrainedModel) -> bool:
+    """Whether a converted model can switch back to its source (`compression_disabled`)."""
+    latents, mixers = _latents(model), _mixers(model)
+    lost = any(module.source_attention is None for module in latents) or any(
+        mixer.folded and not len(mixer.source_weights) for mixer in mixers
+    )
+    return bool(latents or mixers) and not lost
+
+
+def keep_source_values(model: PreTrainedModel, parameters: Iterable[nn.Parameter]) -> None:
+    """Let `compression_disabled` go on computing with the values that parameters have now, whatever
+    training makes of them; the first values kept are those that count."""
+    kept = model.__dict__.setdefault(KEPT_VALUES, [])
+    known = {id(parameter) for parameter, _ in kept}
+    kept += [(p, p.data.clone()) for p in parameters if id(p) not in known]
+
+
+def _latents(model: nn.Module) -> list[LatentAttention]:
+    return [module for module in model.modules() if isinstance(module, LatentAttention)]
 
 
 def spec_of(model: PreTrainedModel) -> ModelSpec:

@@ -4,7 +4,8 @@
 
 MODEL is a converted checkpoint, or a source model, which is then converted first (at
 --compression-ratio and --cache-bits) on the training text. Losses other than `lm` learn from the
-original: that of a source MODEL is kept, a converted MODEL needs --teacher.
+original: that of a source MODEL is kept, a converted MODEL needs --teacher. Without --loss it is
+`distillation`, or `lm` for a converted MODEL without a --teacher.
 
 --data is a text file (documents separated by lines <|endoftext|>), python-docs, or the name of a
 data set for the `datasets` library; it may be repeated. Without --eval-data a tenth of the
@@ -60,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     given = vars(_with_config_file(parser, argv))
     _check(given)
+    if given["loss"] is None:
+        given["loss"] = "distillation" if _has_original(given) else "lm"
     output = Path(given["output"])
     settings = {
         field.name: given[field.name]
@@ -140,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
                 flag, nargs="*", type=kind, default=default, choices=choices, help=help_text
             )
         else:
-            kind = type(default) if default is not None else _number_type(str(field.type))
+            kind = type(default) if default is not None else _type_of(str(field.type))
             training.add_argument(
                 flag, type=kind, default=default, choices=CHOICES.get(field.name), help=help_text
             )
@@ -212,7 +215,7 @@ def _check(given: dict[str, Any]) -> None:
                     f"--{name.replace('_', '-')} is for source models, but {given['model']} is "
                     "converted already; leave it out"
                 )
-        if given["loss"] != "lm" and given["teacher"] is None:
+        if given["loss"] not in (None, "lm") and given["teacher"] is None:
             faults.append(
                 f"--loss {given['loss']} learns from the original, which the converted "
                 f"{given['model']} does not hold; give --teacher SOURCE, start from the source "
@@ -220,6 +223,11 @@ def _check(given: dict[str, Any]) -> None:
             )
     if faults:
         raise ConfigError("; ".join(faults))
+
+
+def _has_original(given: dict[str, Any]) -> bool:
+    converted = (Path(given["model"]) / PLAN_NAME).is_file()
+    return given["teacher"] is not None or not converted
 
 
 def _documents(given: dict[str, Any]) -> tuple[list[str], list[str]]:
@@ -274,8 +282,8 @@ def _bits(text: str) -> int | str:
     return int(text) if text.isdigit() else text
 
 
-def _number_type(annotation: str) -> type:
-    return int if annotation.startswith("int") else float
+def _type_of(annotation: str) -> type:
+    return {"int": int, "str": str}.get(annotation.split(maxsplit=1)[0], float)
 
 
 def _plain(value: Any) -> Any:

@@ -53,7 +53,7 @@ class RowCodec:
             self.head_channel = None if head_run is None else head_run.first_channel
         scale_bytes = 2 * len(self.scaled_widths) if self.head_byte is None else 0
         self.coded_bytes = self.after_runs + scale_bytes
-        self._limit = torch.full((self.num_channels,), LARGEST, device="cpu")
+        self._limit = torch.full((self.num_channels,), LARGEST, dtype=torch.float32, device="cpu")
         if self.head_byte is not None:
             for run in self.leveled:
                 self._limit[run.at_channel] = 0.0

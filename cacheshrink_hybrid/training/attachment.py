@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import ConfigError
+from ..latent_model import has_original_weights, keep_source_values
 from ..modules.latent_attention import LatentAttention
 from ..modules.recurrent_mixer import RecurrentMixer
 from .bases import TrainableBases, latent_modules, state_mixers
@@ -74,7 +75,8 @@ class Attachment:
             constrained=self.config.constrained,
         )
         extras = self._extras()
-        self.borrowed = [(p, p.data.clone()) for _, p in extras]
+        if has_original_weights(self.model):  # it computes with the extras too
+            keep_source_values(self.model, (parameter for _, parameter in extras))
         self.model.add_module(BASES, self.bases)
         self.parameters = self._parameters(extras)
 

@@ -1,4 +1,5 @@
-"""One optimizer for both kinds of parameters: RiemannianAdam on the manifold, AdamW beside it.
+"""One optimizer for both kinds of parameters: RiemannianAdam on the manifold, AdamW beside it, for
+matrices in the eigenbasis of their gradients (`eigenbasis`).
 
 Step sizes are scale-aware unless given: a tensor moves by a share of its own size. On the Stiefel
 manifold the size of a factor with r columns is sqrt(r), so the share is the mean angle, in radians,
@@ -15,10 +16,12 @@ import geoopt
 import torch
 from torch import nn
 
+from .eigenbasis import basis_elements, eigenbasis_direction, has_eigenbasis
+
 REFERENCE_WIDTH = 64
-EUCLIDEAN_STEP = 1.2e-2
+EUCLIDEAN_STEP = 8e-3
 """AdamW's step at the reference width, as a share of a tensor's root mean square."""
-RIEMANNIAN_STEP = 1.2e-2
+RIEMANNIAN_STEP = 8e-3
 """RiemannianAdam's step at the reference width, radians per column."""
 
 
@@ -43,7 +46,8 @@ class NamedParameter:
 class RiemannianAdamW(geoopt.optim.RiemannianAdam):
     """RiemannianAdam whose weight decay is decoupled, and for Euclidean parameters only.
 
-    On those it is AdamW (Loshchilov and Hutter, arXiv 1711.05101).
+    On those it is AdamW (Loshchilov and Hutter, arXiv 1711.05101); in groups with `eigenbasis` set,
+    in the eigenbasis of the gradients.
     """
 
     @torch.no_grad()
@@ -55,9 +59,21 @@ class RiemannianAdamW(geoopt.optim.RiemannianAdam):
                     if parameter.grad is not None:
                         parameter.mul_(1 - group["lr"] * decay)
             group["weight_decay"] = 0.0
+        turned = [
+            (group, parameter, parameter.grad)
+            for group in self.param_groups
+            for parameter in group["params"]
+            if group.get("eigenbasis", False) and parameter.grad is not None
+        ]
+        for group, parameter, gradient in turned:
+            direction = eigenbasis_direction(self.state[parameter], gradient, group["betas"])
+            parameter.sub_(direction, alpha=group["lr"])
+            parameter.grad = None  # done: the base class passes it by
         try:
             return super().step(closure)
         finally:
+            for _, parameter, gradient in turned:
+                parameter.grad = gradient
             for group, decay in zip(self.param_groups, decays, strict=True):
                 group["weight_decay"] = decay
 
@@ -67,6 +83,18 @@ class RiemannianAdamW(geoopt.optim.RiemannianAdam):
         super().load_state_dict(state_dict)
         for state in self.state.values():
             state["step"] = int(state["step"])
+
+
+def turns_gradients(parameter: nn.Parameter) -> bool:
+    """Whether steps of a parameter are scaled in the eigenbasis of its gradients."""
+    on_manifold = isinstance(parameter, geoopt.ManifoldParameter)
+    return not on_manifold and has_eigenbasis(parameter.shape)
+
+
+def state_elements(parameter: nn.Parameter) -> int:
+    """Numbers that the optimizer keeps for a parameter: two moments, and bases."""
+    bases = basis_elements(parameter.shape) if turns_gradients(parameter) else 0
+    return 2 * parameter.numel() + bases
 
 
 def make_optimizer(
@@ -102,6 +130,7 @@ def make_optimizer(
                 "name": item.name,
                 "lr": rate * learning_rate_scale,
                 "weight_decay": weight_decay if decays else 0.0,
+                "eigenbasis": turns_gradients(item.parameter),
             }
         )
     return RiemannianAdamW(groups, lr=0.0)

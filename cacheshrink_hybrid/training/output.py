@@ -13,6 +13,7 @@ from torch import nn
 
 from ..errors import CheckpointError, TrainingError
 from .attachment import Attachment
+from .optimizer import state_elements
 from .settings import TrainingConfig
 
 WEIGHTS_NAME = "trained.safetensors"
@@ -20,12 +21,14 @@ COMPLETE_NAME = "complete"
 
 
 def needed_bytes(attachment: Attachment, config: TrainingConfig) -> int:
-    """Checkpoints (weights and two moments each, one more while the oldest is being replaced)."""
+    """Checkpoints (weights and the optimizer's state each, one more while the oldest is being
+    replaced)."""
     if config.save_steps is None:
         return 0
-    trained = sum(item.parameter.nbytes for item in attachment.parameters)
+    parameters = [item.parameter for item in attachment.parameters]
+    trained = sum(p.nbytes + p.element_size() * state_elements(p) for p in parameters)
     buffers = sum(buffer.nbytes for buffer in attachment.bases.buffers())
-    return (config.save_total_limit + 1) * (3 * trained + buffers)
+    return (config.save_total_limit + 1) * (trained + buffers)
 
 
 def check_writable(directory: Path, needed_bytes: int) -> None:

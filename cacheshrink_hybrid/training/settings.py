@@ -19,10 +19,10 @@ class TrainingConfig:
     """Settings of `MLATrainer`.
 
     Attributes:
-        loss: `lm` (next token; brings most back over some hundred steps), `reconstruction` (lm, and
-            keys and values like the original's), `distillation` (lm, and the original's next-token
-            distribution; ahead over the first hundred steps) or `local` (each attention's output
-            like the original's, on the original's inputs).
+        loss: `lm` (next token), `reconstruction` (lm, and keys and values like the original's),
+            `distillation` (lm, and the original's next-token distribution; brings most back) or
+            `local` (each attention's output like the original's, on the original's inputs). None
+            for `distillation` where the original is at hand, else `lm`.
         reconstruction_alpha: weight of the reconstruction, 1 - alpha of the lm loss.
         distillation_alpha: weight of the distillation, 1 - alpha of the lm loss.
         distillation_temperature: divides logits before they are compared.
@@ -60,10 +60,10 @@ class TrainingConfig:
         seed: of data order, dropout, sampled labels and nested ranks.
     """
 
-    loss: str = "lm"
+    loss: str | None = None
     reconstruction_alpha: float = 0.3
-    distillation_alpha: float = 0.9
-    distillation_temperature: float = 2.0
+    distillation_alpha: float = 0.5
+    distillation_temperature: float = 1.0
     euclidean_lr: float | None = None
     riemannian_lr: float | None = None
     learning_rate_scale: float = 1.0
@@ -108,8 +108,8 @@ class TrainingConfig:
             ("lr_scheduler_type", SCHEDULES),
             ("report_to", ("none", "tensorboard")),
         ):
-            if getattr(self, name) not in allowed:
-                value = getattr(self, name)
+            value = getattr(self, name)
+            if value not in allowed and (name, value) != ("loss", None):
                 yield f"{name}={value!r} is unknown; choose one of {', '.join(allowed)}"
         for name in ("reconstruction_alpha", "distillation_alpha"):
             yield from self._range(name, 0, 1)
@@ -169,11 +169,14 @@ class TrainingConfig:
             limit = "" if math.isinf(high) else f" and at most {high:g}"
             yield f"{name}={value!r} must be a number {above} {low:g}{limit}"
 
-    def resolved(self) -> TrainingConfig:
-        """With `extras` made definite."""
-        if self.extras is not None:
-            return self
-        return replace(self, extras=() if self.loss == "local" else EXTRAS)
+    def resolved(self, *, has_original: bool) -> TrainingConfig:
+        """With `loss` and `extras` made definite."""
+        loss, extras = self.loss, self.extras
+        if loss is None:
+            loss = "distillation" if has_original else "lm"
+        if extras is None:
+            extras = () if loss == "local" else EXTRAS
+        return replace(self, loss=loss, extras=extras)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..codecs.straight_through import straight_through
@@ -46,12 +46,10 @@ class Original:
     Attributes:
         model: the converted model.
         teacher: a source model, or None to use `model` with compression switched off.
-        borrowed: trained parameters that the original computes with too, and their first values.
     """
 
     model: PreTrainedModel
     teacher: PreTrainedModel | None
-    borrowed: list[tuple[nn.Parameter, Tensor]]
 
     def __post_init__(self) -> None:
         if self.teacher is None:
@@ -74,16 +72,11 @@ class Original:
             yield self.teacher.eval()
             return
         modes = [(module, module.training) for module in self.model.modules()]
-        trained = [parameter.data for parameter, _ in self.borrowed]
         self.model.eval()
-        for parameter, first in self.borrowed:
-            parameter.data = first
         try:
             with compression_disabled(self.model):
                 yield self.model
         finally:
-            for (parameter, _), data in zip(self.borrowed, trained, strict=True):
-                parameter.data = data
             for module, training in modes:
                 module.training = training
 

@@ -23,7 +23,7 @@ from transformers.integrations import is_tensorboard_available
 
 from ..errors import ConfigError
 from ..evaluation.perplexity import score_sequences
-from ..latent_model import plan_of
+from ..latent_model import has_original_weights, plan_of
 from .arguments import autocast, check_launcher, computes_in_bf16, training_arguments
 from .attachment import Attachment
 from .data import EMPTY, collate, training_sequences
@@ -94,11 +94,13 @@ class MLATrainer:
         self.teacher = teacher_model
         self.output_dir = None if output_dir is None else Path(output_dir)
         plan = plan_of(model)
-        self.config = config.resolved()
+        self.config = config.resolved(
+            has_original=teacher_model is not None or has_original_weights(model)
+        )
         self._check(plan.latents)
         # Raises now if there is no original to learn from.
         if self.config.loss != "lm":
-            Original(model, teacher_model, [])
+            Original(model, teacher_model)
 
     def _check(self, latents) -> None:
         config = self.config
@@ -206,7 +208,7 @@ class MLATrainer:
     ) -> dict[str, Any]:
         original = None
         if config.loss != "lm":
-            original = Original(self.model, self.teacher, attachment.borrowed)
+            original = Original(self.model, self.teacher)
 
         def measure(share: slice = slice(None)) -> tuple[float, int]:
             with autocast(arguments):

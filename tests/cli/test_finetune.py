@@ -53,6 +53,8 @@ def test_from_source_to_checkpoint(tmp_path: Path, stories: Path, capsys) -> Non
     assert "perplexity" in capsys.readouterr().out
     again = finetune(output / "model", "--data", stories, "--output", tmp_path / "again", *FAST)
     assert again == 0
+    resolved = yaml.safe_load((tmp_path / "again" / "config.yaml").read_text())
+    assert resolved["loss"] == "lm"  # the source of a saved model is not at hand
 
 
 def test_resolved_config_is_a_config(tmp_path: Path, stories: Path) -> None:
@@ -61,6 +63,7 @@ def test_resolved_config_is_a_config(tmp_path: Path, stories: Path) -> None:
     assert finetune(*arguments, "--output", first, *FAST) == 0
     second = tmp_path / "second"
     config = first / "config.yaml"
+    assert yaml.safe_load(config.read_text())["loss"] == "distillation"
     assert finetune(model_path(), "--config", config, "--output", second) == 0
     losses = [
         [r["loss"] for r in json.loads((d / "metrics.json").read_text())["losses"] if "loss" in r]

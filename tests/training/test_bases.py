@@ -40,7 +40,9 @@ def converted(case: str, method: str, **settings):
 
 
 def attach(model, **settings) -> Attachment:
-    return Attachment(model, TrainingConfig(**settings).resolved(), calibration_ids(2))
+    return Attachment(
+        model, TrainingConfig(**settings).resolved(has_original=True), calibration_ids(2)
+    )
 
 
 @pytest.mark.parametrize(

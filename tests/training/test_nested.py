@@ -36,7 +36,9 @@ def test_cut_model_is_what_training_saw(case: str, method: str, settings: dict, 
     model = copy.deepcopy(pair(case, method, 2.0, **settings).converted)
     bytes_before = plan_of(model).bytes_per_token
     ids = random_ids(2, 18)
-    with Attachment(model, TrainingConfig().resolved(), calibration_ids(1)) as attachment:
+    with Attachment(
+        model, TrainingConfig().resolved(has_original=True), calibration_ids(1)
+    ) as attachment:
         attachment.bases.kept_share = 0.5
         masked = model.train()(ids, use_cache=False).logits.detach()
     whole = logits_of(model.eval(), ids)

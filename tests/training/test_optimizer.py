@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from cacheshrink_hybrid.training.eigenbasis import eigenbasis_direction
 from cacheshrink_hybrid.training.optimizer import (
     EUCLIDEAN_STEP,
     REFERENCE_WIDTH,
@@ -16,6 +17,8 @@ from cacheshrink_hybrid.training.optimizer import (
     NamedParameter,
     RiemannianAdamW,
     make_optimizer,
+    state_elements,
+    turns_gradients,
 )
 
 
@@ -69,6 +72,32 @@ def test_automatic_steps_follow_sizes(wider: int) -> None:
     assert groups["weight"]["lr"] == pytest.approx(factor * EUCLIDEAN_STEP * 0.2)
     assert groups["bias"]["lr"] == pytest.approx(factor * EUCLIDEAN_STEP * 3)
     assert [groups[n]["weight_decay"] for n in ("basis", "weight", "bias")] == [0, 0.1, 0]
+
+
+def test_matrices_step_in_their_eigenbasis_and_nothing_else_does() -> None:
+    items = parameters()
+    optimizer = make_optimizer(items, **AUTOMATIC | {"weight_decay": 0.0})
+    assert [turns_gradients(item.parameter) for item in items] == [False, True, False]
+    weight, rate = items[1].parameter, optimizer.param_groups[1]["lr"]
+    state: dict = {}
+    for _ in range(3):
+        before = weight.detach().clone()
+        optimizer.zero_grad()
+        sum(item.parameter.pow(3).sum() for item in items).backward()
+        direction = eigenbasis_direction(state, 3 * before.square(), (0.9, 0.999))
+        optimizer.step()
+        torch.testing.assert_close(weight.detach(), before - rate * direction)
+        assert weight.grad is not None
+
+
+def test_state_is_as_large_as_foreseen() -> None:
+    items = parameters()
+    optimizer = make_optimizer(items, **AUTOMATIC)
+    sum(item.parameter.pow(3).sum() for item in items).backward()
+    optimizer.step()
+    for item in items:
+        tensors = [t for t in optimizer.state[item.parameter].values() if torch.is_tensor(t)]
+        assert sum(t.numel() for t in tensors) == state_elements(item.parameter)
 
 
 def test_given_rates_are_taken_as_they_are() -> None:

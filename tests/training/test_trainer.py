@@ -52,11 +52,11 @@ def test_lossless_model_has_nothing_to_learn_from_its_original(loss: str, case: 
     """At full rank the reconstruction, distillation and local losses are zero but for the lm."""
     model = student(case, 1.0)
     config = TrainingConfig(loss=loss, reconstruction_alpha=1.0, distillation_alpha=1.0)
-    config = config.resolved()
+    config = config.resolved(has_original=True)
     batch = collate([{"input_ids": ids} for ids in dataset(2)])
     attachment = Attachment(model, config, calibration_ids(2))
     with attachment:
-        original = Original(model, None, attachment.borrowed)
+        original = Original(model, None)
         objective = Objective(config, original, attachment.metrics_by_layer())
         _without_dropout(model.train())
         value = objective(model, batch["input_ids"], batch["labels"])
@@ -88,7 +88,7 @@ def test_targets_come_from_the_original_and_carry_no_gradient() -> None:
     for layer in source.model.layers:
         for name in ("k_proj", "v_proj"):
             getattr(layer.self_attn, name)._forward_hooks.clear()
-    original = Original(model, None, [])
+    original = Original(model, None)
     targets = original.key_values(ids)
     assert len(targets) == len(source.model.layers)
     for index, target in targets.items():
@@ -99,17 +99,30 @@ def test_targets_come_from_the_original_and_carry_no_gradient() -> None:
 
 
 def test_the_original_stays_while_extras_train() -> None:
+    """Also after training, and after another one, which learns from it again."""
     model = student()
     ids = random_ids(1, 12)
     with compression_disabled(model):
         expected = logits_of(model, ids)
-    with Attachment(model, TrainingConfig(extras=("norms",)), calibration_ids(1)) as attachment:
-        original = Original(model, None, attachment.borrowed)
-        with torch.no_grad():
-            for parameter, _ in attachment.borrowed:
-                parameter.mul_(2)
-        torch.testing.assert_close(original.logits(ids), expected)
-        assert all(torch.equal(p, 2 * first) for p, first in attachment.borrowed)
+    config = TrainingConfig(extras=("norms",)).resolved(has_original=True)
+    norm = model.model.norm.weight
+    first = norm.detach().clone()
+    for factor in (2.0, 3.0):
+        with Attachment(model, config, calibration_ids(1)) as attachment:
+            original = Original(model, None)
+            with torch.no_grad():
+                norm.mul_(factor)
+            assert norm in {item.parameter for item in attachment.parameters}
+            torch.testing.assert_close(original.logits(ids), expected)
+    assert torch.equal(norm, 6 * first)
+    twin = copy.deepcopy(model)
+    with compression_disabled(twin):
+        torch.testing.assert_close(logits_of(twin, ids), expected)
+
+
+def test_loss_is_distillation_where_the_original_is_at_hand() -> None:
+    assert train(student())["settings"]["loss"] == "distillation"
+    assert train(student(store_original_weights=False))["settings"]["loss"] == "lm"
 
 
 def test_accumulation_equals_a_larger_batch_and_drops_nothing() -> None:
