@@ -38,7 +38,8 @@ from .modules.latent_attention import LatentAttention
 from .modules.recurrent_mixer import RecurrentMixer
 from .plan import CompressionPlan
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2: a run holds the keys of one head after the other; 1 had them in step, one channel of each."""
 CONFIG_NAME = "config.json"
 LAYOUT_KEY = "cache_layout"
 SOURCE_CONFIG_NAME = "source_config.json"

@@ -50,7 +50,7 @@ class SequenceError(CacheShrinkError, ValueError):
 
 
 class KernelUnavailableError(CacheShrinkError, RuntimeError):
-    """`backend="triton"` was asked for where no Triton kernel can run."""
+    """`backend="triton"` was asked for where no kernel can run, or can do what is needed."""
 
 
 class TrainingError(CacheShrinkError, RuntimeError):

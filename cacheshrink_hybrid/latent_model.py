@@ -64,7 +64,8 @@ class LatentModel(PreTrainedModel):
     @property
     def kernel_backend(self) -> Backend:
         """What decodes from the caches that `generate()` and `make_cache` make: `auto` (Triton
-        kernels on a CUDA device), `triton` or `torch`. To be assigned; not saved."""
+        kernels on a CUDA device), `triton` or `torch`, see `HybridCache`. To be assigned; not
+        saved."""
         return self.__dict__.get("_kernel_backend", "auto")
 
     @kernel_backend.setter
@@ -289,11 +290,10 @@ def write_factors(module: LatentAttention, parts: AttentionParts, factors: Laten
 
 def _key_weight(factors: LatentFactors) -> Tensor:
     """`key_up` in the shape of the module's key projection: (J*D, Rk), or (J, D, Rk / J)."""
-    if factors.method != "per_head":
+    if factors.key_heads is None:
         return factors.key_up
-    J = factors.heads
-    by_head = factors.key_up.view(J, -1, factors.key_rank // J, J)  # (j, D, i, j of the channel)
-    return torch.diagonal(by_head, dim1=0, dim2=3).permute(2, 0, 1)
+    by_head = factors.key_up.unflatten(0, (factors.num_key_heads, -1))  # (J, D, Rk)
+    return torch.stack([up[:, factors.key_heads == head] for head, up in enumerate(by_head)])
 
 
 def _float64(tensor: Tensor) -> Tensor:

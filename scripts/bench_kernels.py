@@ -4,17 +4,21 @@
     python -m scripts.bench_kernels --quick        # a minute
     python -m scripts.bench_kernels --only ssd
 
-Needs a CUDA device. First the bandwidth of a plain copy is measured, in the same process: the
-ceiling that every row is a share of. Each operation is captured in a CUDA graph and replayed with a
-cold cache (a buffer larger than L2 is written in between); a row is the median of the repetitions.
-Baselines in the same run: torch's SDPA on full keys and values by FlashAttention, our kernel
-without paging, the Mamba-2 step as transformers computes it, and the steps of mamba_ssm and fla
-where they are installed.
+Needs a CUDA device. First every kind of operation is checked against its reference, at a small
+size (`kernel_gate`); if one is wrong nothing is timed. Then the bandwidth of a plain copy and the
+rate of a large matrix product are measured, in the same process: the ceilings of every row. Each
+operation is captured in a CUDA graph and replayed with a cold cache (a buffer larger than L2 is
+written in between); a row is the median of the repetitions. Baselines in the same run: torch's SDPA
+on full keys and values by FlashAttention, our kernel without paging, the Mamba-2 step as
+transformers computes it, and the steps of mamba_ssm and fla where they are installed. A chunk of a
+prompt is met in two ways, by latents where they lie and by expanded blocks, beside SDPA on full
+keys and values.
 
 A kernel meets its target if it reaches the share of the copy bandwidth that stands beside it;
-shares are only judged where enough bytes are moved to hide the launch. What comes out is a table,
-JSON and a plot under `--output`, and as last line one JSON object. The exit status is 1 if a target
-is missed and 2 without a GPU.
+shares are only judged where enough bytes are moved to hide the launch. Of the two ways of a chunk
+the one that `expanding_pays` chooses must not be much slower than the other. What comes out is a
+table, JSON and a plot under `--output`, and as last line one JSON object. The exit status is 1 if a
+target is missed or a result is wrong, and 2 without a GPU.
 """
 
 from __future__ import annotations
@@ -29,14 +33,11 @@ from pathlib import Path
 
 import torch
 
+from . import kernel_gate
 from . import kernel_workloads as workloads
+from .kernel_targets import ATTENTION_TARGETS, STATE_TARGET, is_judged, judge
 from .kernel_workloads import Workload
-
-JUDGED_BYTES = {"attention": 200e6, "ssd": 250e6, "gdn": 250e6}
-ATTENTION_TARGETS = {"float16": 0.75, "float8": 0.60, "8": 0.60, "4": 0.45, "mixed": 0.45}
-STATE_TARGET = 0.80
-SPEEDUP_TARGET = 3.0
-REBUILT_SPEEDUP_TARGET = 2.0
+from .prefill_workloads import Chunk, chunk_over_full, chunk_over_latents
 
 
 def sweep(quick: bool, device: torch.device) -> Iterator[list[Workload]]:
@@ -68,6 +69,18 @@ def sweep(quick: bool, device: torch.device) -> Iterator[list[Workload]]:
             )
         )
         yield group
+    chunks = [(1, 32768, 512)] if quick else [
+        (batch, history, num_new)
+        for batch, history in ((1, 8192), (1, 32768), (1, 131072), (8, 8192))
+        for num_new in (16, 64, 256, 1024)
+    ]  # fmt: skip
+    for batch, history, num_new in chunks:
+        chunk = Chunk(batch=batch, history=history, num_new=num_new, **full)
+        group = [chunk_over_full(chunk)]
+        for rotated in (False, True):
+            for bits in (8,) if quick else (16, 8, 4):
+                group += chunk_over_latents(chunk, rank=512, bits=bits, rotated=rotated)
+        yield group
     batches = (64,) if quick else (1, 8, 32, 64, 128, 256, 512)
     for batch in batches:
         shape = {"batch": batch, "heads": 128, "head_dim": 64, "groups": 8, "device": device}
@@ -95,6 +108,14 @@ def copy_bandwidth(device: torch.device, repetitions: int) -> float:
     return 2 * source.nbytes / median_seconds(lambda: target.copy_(source), repetitions, device)[0]
 
 
+def product_rate(device: torch.device, repetitions: int, size: int = 8192) -> float:
+    """Additions and multiplications per second of a product of two large bfloat16 matrices."""
+    left, right = torch.randn(2, size, size, device=device, dtype=torch.bfloat16)
+    out = torch.empty_like(left)
+    seconds, _ = median_seconds(lambda: torch.matmul(left, right, out=out), repetitions, device)
+    return 2 * size**3 / seconds
+
+
 def median_seconds(
     run: workloads.Run, repetitions: int, device: torch.device
 ) -> tuple[float, float]:
@@ -118,10 +139,13 @@ def median_seconds(
     return statistics.median(times), times[-1 - quarter] - times[quarter]
 
 
-def row_of(workload: Workload, seconds: float, spread: float, bandwidth: float) -> dict:
-    """What is reported of one workload."""
+def row_of(
+    workload: Workload, seconds: float, spread: float, bandwidth: float, rate: float
+) -> dict:
+    """What is reported of one workload, given the ceilings of bytes and of operations."""
     share = workload.num_bytes / seconds / bandwidth
-    judged = workload.num_bytes >= JUDGED_BYTES[workload.group.split()[0]]
+    judged = is_judged(workload.group, workload.num_bytes)
+    floor = max(workload.num_bytes / bandwidth, workload.num_operations / rate)
     return {
         "name": workload.name,
         "group": workload.group,
@@ -129,56 +153,28 @@ def row_of(workload: Workload, seconds: float, spread: float, bandwidth: float) 
         "bytes": workload.num_bytes,
         "us": seconds * 1e6,
         "spread_us": spread * 1e6,
-        "floor_us": workload.num_bytes / bandwidth * 1e6,
+        "floor_us": floor * 1e6,
         "GB_per_s": workload.num_bytes / seconds / 1e9,
+        "TFLOP_per_s": workload.num_operations / seconds / 1e12,
         "share_of_copy": share,
         "target": workload.target if judged else None,
     }
 
 
-def judge(rows: list[dict]) -> list[str]:
-    """Targets that were missed: shares of bandwidth, and attention against full K/V."""
-    missed = [
-        f"{row['name']}: {row['share_of_copy']:.2f} of the copy bandwidth, {row['target']} is due"
-        for row in rows
-        if row["target"] is not None and row["share_of_copy"] < row["target"]
-    ]
-    for group in {row["group"] for row in rows}:
-        members = {row["name"]: row for row in rows if row["group"] == group}
-        full = next((row for name, row in members.items() if name.startswith("SDPA")), None)
-        if full is None:
-            continue
-        exact: dict[int, float] = {}
-        for name, row in members.items():
-            if name.startswith("latent_decode paged float16"):
-                exact[row["rank"]] = row["us"]
-        for name, row in members.items():
-            row["speedup"] = full["us"] / row["us"]
-            at_32k = row["context"] == 32768 and row["batch"] in (8, 32)
-            due = REBUILT_SPEEDUP_TARGET if "rebuilt" in name else SPEEDUP_TARGET
-            quarter = row["bytes"] <= 0.26 * full["bytes"] and "dense" not in name
-            if at_32k and quarter and row["speedup"] < due:
-                missed.append(f"{name}: {row['speedup']:.2f}x SDPA, {due}x is due")
-            coded = name.startswith("latent_decode paged") and row["codec"] != "float16"
-            large = row["bytes"] >= JUDGED_BYTES["attention"]
-            if coded and large and row["us"] > exact.get(row["rank"], row["us"]):
-                missed.append(f"{name}: slower than the same rank in 16 bits")
-    return missed
-
-
 def table(rows: list[dict]) -> str:
     """Rows as Markdown."""
     lines = [
-        "| workload | MB | us | +- | floor us | GB/s | of copy | target | against SDPA |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| workload | MB | us | +- | floor us | GB/s | of copy | TFLOP/s | target | against SDPA |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         target = "" if row["target"] is None else f"{row['target']:.2f}"
+        rate = f"{row['TFLOP_per_s']:.0f}" if row["TFLOP_per_s"] else ""
         speedup = f"{row['speedup']:.2f}x" if "speedup" in row else ""
         lines.append(
             f"| {row['name']} | {row['bytes'] / 1e6:.1f} | {row['us']:.1f} | "
             f"{row['spread_us']:.1f} | {row['floor_us']:.1f} | {row['GB_per_s']:.0f} | "
-            f"{row['share_of_copy']:.2f} | {target} | {speedup} |"
+            f"{row['share_of_copy']:.2f} | {rate} | {target} | {speedup} |"
         )
     return "\n".join(lines)
 
@@ -238,29 +234,42 @@ def main(argv: list[str] | None = None) -> int:
         "triton": triton.__version__,
         "python": platform.python_version(),
     }
+    gate = kernel_gate.errors(device)
+    if wrong := kernel_gate.faults(gate):
+        print("\n".join(f"wrong: {fault}" for fault in wrong))
+        print(json.dumps({**where, "num_rows": 0, "num_wrong": len(wrong)}))
+        return 1
+    print(f"{len(gate)} kinds of operations agree with their references")
     bandwidth = copy_bandwidth(device, arguments.repetitions)
-    print(f"{where['device']}: copies at {bandwidth / 1e9:.0f} GB/s")
+    rate = product_rate(device, arguments.repetitions)
+    print(
+        f"{where['device']}: copies at {bandwidth / 1e9:.0f} GB/s, products at "
+        f"{rate / 1e12:.0f} TFLOP/s"
+    )
     rows = []
     for group in sweep(arguments.quick, device):
         if group and arguments.only in group[0].group:
             for workload in group:
                 seconds, spread = median_seconds(workload.run, arguments.repetitions, device)
-                rows.append(row_of(workload, seconds, spread, bandwidth))
+                rows.append(row_of(workload, seconds, spread, bandwidth, rate))
                 print(f"{rows[-1]['name']}: {rows[-1]['us']:.1f} us", file=sys.stderr)
         group.clear()
         torch.cuda.empty_cache()
     if not rows:
-        parser.error(f"no group contains {arguments.only!r}; there are attention, ssd and gdn")
+        parser.error(
+            f"no group contains {arguments.only!r}; there are attention, prefill, ssd and gdn"
+        )
     missed = judge(rows)
     print(table(rows))
     for fault in missed:
         print(f"missed: {fault}")
     arguments.output.mkdir(parents=True, exist_ok=True)
-    result = {**where, "copy_GB_per_s": bandwidth / 1e9, "rows": rows, "missed": missed}
+    ceilings = {"copy_GB_per_s": bandwidth / 1e9, "product_TFLOP_per_s": rate / 1e12}
+    result = {**where, **ceilings, "relative_errors": gate, "rows": rows, "missed": missed}
     name = "bench_kernels_quick" if arguments.quick else "bench_kernels"
     (arguments.output / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     plot(rows, arguments.output / f"{name}.png", where["device"])
-    summary = {**where, "copy_GB_per_s": bandwidth / 1e9, "num_rows": len(rows)}
+    summary = {**where, **ceilings, "num_rows": len(rows)}
     print(json.dumps({**summary, "num_missed": len(missed)}))
     return 1 if missed else 0
 

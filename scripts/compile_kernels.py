@@ -62,6 +62,7 @@ class Case:
 
 
 MATRIX = r"\b(mma\.sync|wgmma\.mma_async)"
+WARPGROUP = r"\bwgmma\.mma_async"
 WIDE_LOAD = (
     r"ld\.global[.\w:]*\.(v4\.b32|v2\.b64)"
     r"|cp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\], 0x10"
@@ -143,7 +144,9 @@ def measure(cases: list[Case], capabilities: list[int]) -> tuple[dict[str, dict]
                 name = f"{case.name}/{item.kernel.__name__}/sm_{capability}"
                 found = compile_launch(item, capability)
                 ptx += found.pop("ptx")
-                table[name] = found
+                # A case that launches a kernel more than once is as good as its worst launch.
+                known = table.get(name, found)
+                table[name] = {key: max(found[key], known[key]) for key in found}
                 if found["shared_bytes"] > SHARED_LIMIT[capability]:
                     faults.append(f"{name}: {found['shared_bytes']} bytes of shared memory")
                 threads = 32 * found["num_warps"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from cacheshrink_hybrid.kernels.conv_update_project import ConvPages
@@ -25,9 +27,10 @@ from cacheshrink_hybrid.kernels.ssd_replay.kernel import (
 from cacheshrink_hybrid.kernels.ssd_step.kernel import ssd_step_triton
 from cacheshrink_hybrid.kernels.state_pages import StatePages, StatePlace, StateSegment
 
-from .compile_kernels import ASYNC_COPY, MATRIX, WIDE_LOAD, WIDE_STORE, Case, meta
+from .compile_kernels import ASYNC_COPY, MATRIX, WARPGROUP, WIDE_LOAD, WIDE_STORE, Case, meta
 
 LAYOUTS = {
+    "float32": RowLayout.uniform(128, torch.float32, alignment=16),
     "float16": RowLayout.uniform(128, torch.float16, alignment=16),
     "bfloat16": RowLayout.uniform(128, torch.bfloat16, alignment=16),
     "e4m3": RowLayout.uniform(128, torch.float8_e4m3fn, alignment=16),
@@ -227,11 +230,24 @@ def ssd(heads: int, head_dim: int, rank: int, groups: int, code: str, *, batch: 
     return run
 
 
-def replay(heads: int, head_dim: int, rank: int, groups: int, code: str, *, flush: bool):
-    """Reading through, or flushing, a ring of 16 inputs in bfloat16, behind the state."""
+def replay(heads: int, head_dim: int, ranks: tuple[int, ...], code: str, *, flush: bool):
+    """Reading through, or flushing, a ring of 16 inputs in bfloat16, behind the state; given the
+    rank of each group."""
 
     def run() -> None:
-        pages = pages_of(heads, head_dim, rank, code)
+        groups, rank = len(ranks), max(ranks)
+        per_group = heads // groups
+        pages = replace(
+            pages_of(heads, head_dim, rank, code),
+            segments=tuple(
+                StateSegment(
+                    heads=tuple(h for h in range(heads) if ranks[h // per_group] == kept),
+                    rank=kept,
+                    code=code,
+                )
+                for kept in sorted(set(ranks))
+            ),
+        )
         batch, at, places = 64, -(-pages.num_bytes // 16) * 16, []
         for size in (32 * heads * head_dim, 32 * groups * rank, 64 * heads):
             places.append(StatePlace.packed(65536, first_byte=at))
@@ -242,6 +258,7 @@ def replay(heads: int, head_dim: int, rank: int, groups: int, code: str, *, flus
             writes=places[1],
             steps=places[2],
             groups=groups,
+            ranks=ranks if len(set(ranks)) > 1 else None,
             dtype=torch.bfloat16,
         )
         table = meta(batch, ring.num_frames(pages), dtype=torch.int32)
@@ -311,8 +328,16 @@ def mamba1(head_dim: int, rank: int, code: str, *, batch: int = 64):
     return run
 
 
-def conv(channels: int, groups: int, group_size: int, rank: int, *, batch: int = 64):
-    """Mamba-2's convolution, with projections of B and C."""
+def conv(
+    channels: int,
+    order: tuple[str, ...],
+    *,
+    groups: int = 0,
+    group_size: int = 128,
+    rank: int = 0,
+    batch: int = 64,
+):
+    """A convolution, with projections of what writes and reads the state."""
 
     def run() -> None:
         pages = ConvPages(
@@ -325,6 +350,7 @@ def conv(channels: int, groups: int, group_size: int, rank: int, *, batch: int =
         )
         table = meta(batch, pages.num_frames, dtype=torch.int32)
         basis = meta(groups, group_size, rank, dtype=torch.bfloat16)
+        bases = [basis if name in order else None for name in ("write", "read")]
         conv_update_project_triton(
             meta(batch, channels, dtype=torch.bfloat16),
             meta(channels, 4, dtype=torch.bfloat16),
@@ -332,12 +358,11 @@ def conv(channels: int, groups: int, group_size: int, rank: int, *, batch: int =
             pages,
             table,
             table,
-            ("values", "write", "read"),
+            order,
             groups,
-            group_size,
-            basis,
-            basis,
-            False,
+            group_size if groups else 0,
+            *bases,
+            order[0] == "read",
         )
 
     return run
@@ -349,6 +374,7 @@ def copy() -> None:
     pool_copy_triton(arena, arena, frames, frames, 65536)
 
 
+DECODE = (MATRIX, WIDE_LOAD, ASYNC_COPY)
 STREAM = (WIDE_LOAD, WIDE_STORE)
 
 CASES = [
@@ -356,35 +382,38 @@ CASES = [
         Case(
             f"latent_decode-absorb-{name}",
             absorb(name),
-            needs=(MATRIX, WIDE_LOAD, ASYNC_COPY),
+            needs=DECODE,
             everywhere=name in ("float16", "e4m3", "mixed"),
         )
         for name in LAYOUTS
+        if name != "float32"
     ),
-    Case("latent_decode-absorb-8-64heads", absorb("8", heads=64), needs=(MATRIX, WIDE_LOAD)),
+    Case("latent_decode-absorb-8-64heads", absorb("8", heads=64), needs=(*DECODE, WARPGROUP)),
     # Frames of 16 slots, and of 24, where tiles cannot lie in one frame.
-    Case("latent_decode-absorb-8-frames16", absorb("8", frame_tokens=16), needs=(MATRIX,)),
-    Case("latent_decode-absorb-mixed-frames16", absorb("mixed", frame_tokens=16)),
-    Case("latent_decode-absorb-8-frames24", absorb("8", frame_tokens=24), needs=(MATRIX,)),
-    Case("latent_decode-absorb-mixed-frames24", absorb("mixed", frame_tokens=24)),
-    Case("latent_decode-absorb-float16-16heads", absorb("float16", heads=16), needs=(MATRIX,)),
+    Case("latent_decode-absorb-8-frames16", absorb("8", frame_tokens=16), needs=DECODE),
+    Case("latent_decode-absorb-mixed-frames16", absorb("mixed", frame_tokens=16), needs=DECODE),
+    Case("latent_decode-absorb-8-frames24", absorb("8", frame_tokens=24), needs=DECODE),
+    Case("latent_decode-absorb-mixed-frames24", absorb("mixed", frame_tokens=24), needs=DECODE),
+    Case("latent_decode-absorb-float16-16heads", absorb("float16", heads=16), needs=DECODE),
     Case("latent_decode-absorb-8-float32", absorb("8", dtype=torch.float32), hot=False),
+    Case("latent_decode-absorb-float32", absorb("float32", dtype=torch.float32), hot=False),
     *(
         Case(
             f"latent_decode-rebuilt-{'per_head' if per_head else 'joint'}-{bits}",
             rebuilt(bits, per_head=per_head),
-            needs=(MATRIX, WIDE_LOAD),
+            needs=DECODE,
         )
         for per_head, bits in [(True, 16), (True, 8), (False, 16), (False, 8)]
     ),
     Case(
         "latent_decode-rebuilt-normalized-joint-8",
         rebuilt(8, per_head=False, normalized=True),
-        needs=(MATRIX, WIDE_LOAD),
+        needs=DECODE,
     ),
     Case("latent_decode-narrow-absorb", everything(rebuilt=False), hot=False),
     Case("latent_decode-narrow-rebuilt", everything(rebuilt=True), hot=False),
     Case("latent_append-mixed", append("mixed"), everywhere=True),
+    Case("latent_append-float32", append("float32"), hot=False),
     Case("latent_append-narrow", append_narrow, hot=False),
     # Nemotron-H at full and half rank, Falcon-H1, Qwen3-Next, Jamba.
     *(
@@ -397,22 +426,47 @@ CASES = [
         for rank, code in [(128, "float32"), (128, "float16"), (64, "float16"), (64, "int8")]
     ),
     Case("ssd_step-24x128x128-float16", ssd(24, 128, 128, 2, "float16"), needs=STREAM),
-    Case("ssd_step-128x64x64-float8", ssd(128, 64, 64, 8, "float8"), everywhere=True),
+    Case("ssd_step-128x64x64-float8", ssd(128, 64, 64, 8, "float8"), needs=STREAM, everywhere=True),
     Case("ssd_step-8x24x12-int8", ssd(8, 24, 12, 1, "int8"), hot=False),
     *(
         Case(f"gdn_step-32x128x{rank}-{code}", gdn(32, 128, rank, 16, code), needs=STREAM)
         for rank, code in [(128, "float32"), (64, "float16"), (64, "int8")]
     ),
     *(
-        Case(f"gdn_replay-32x128x64-{code}", gdn_replay(32, 128, 64, 16, code))
+        Case(f"gdn_replay-32x128x64-{code}", gdn_replay(32, 128, 64, 16, code), needs=STREAM)
         for code in ("float16", "int8")
     ),
     Case("mamba1_step-8192x16-bfloat16", mamba1(8192, 16, "bfloat16"), needs=STREAM),
     *(
-        Case(f"ssd_replay-read-128x64x64-{code}", replay(128, 64, 64, 8, code, flush=False))
+        Case(
+            f"ssd_replay-read-128x64x64-{code}",
+            replay(128, 64, (64,) * 8, code, flush=False),
+            needs=(WIDE_LOAD,),
+        )
         for code in ("float16", "int8")
     ),
-    Case("ssd_replay-flush-128x64x64-float16", replay(128, 64, 64, 8, "float16", flush=True)),
-    Case("conv_update_project-10240-128x64", conv(10240, 8, 128, 64)),
+    Case(
+        "ssd_replay-flush-128x64x64-float16",
+        replay(128, 64, (64,) * 8, "float16", flush=True),
+        needs=STREAM,
+    ),
+    # Groups of different ranks, one launch for those of each.
+    *(
+        Case(
+            f"ssd_replay-{'flush' if flush else 'read'}-128x64x64+48-float16",
+            replay(128, 64, (64,) * 4 + (48,) * 4, "float16", flush=flush),
+            needs=STREAM if flush else (WIDE_LOAD,),
+        )
+        for flush in (False, True)
+    ),
+    # Nemotron-H, the same with a folded B, Qwen3-Next, and Jamba, which convolves only.
+    Case(
+        "conv_update_project-10240-128x64",
+        conv(10240, ("values", "write", "read"), groups=8, rank=64),
+        needs=(WIDE_LOAD,),
+    ),
+    Case("conv_update_project-read", conv(9728, ("values", "read"), groups=8, rank=64)),
+    Case("conv_update_project-delta", conv(8192, ("read", "write", "values"), groups=16, rank=64)),
+    Case("conv_update_project-values", conv(8192, ("values",))),
     Case("pool_copy", copy, needs=STREAM),
 ]

@@ -15,6 +15,7 @@ from torch import Tensor
 from cacheshrink_hybrid.codecs.levels import lloyd_max_levels
 from cacheshrink_hybrid.kernels.backend import Backend
 from cacheshrink_hybrid.kernels.gdn_step import gdn_step
+from cacheshrink_hybrid.kernels.latent_append import latent_append
 from cacheshrink_hybrid.kernels.latent_decode import KeyUp, LatentRead, latent_decode
 from cacheshrink_hybrid.kernels.paged_rows import PagedRows
 from cacheshrink_hybrid.kernels.row_layout import RowLayout, row_levels
@@ -27,6 +28,7 @@ from cacheshrink_hybrid.kernels.state_pages import (
 )
 
 Run = Callable[[], object]
+FILLED_AT_ONCE = 65536
 
 CODECS = {
     "float16": lambda rank: RowLayout.uniform(rank, torch.float16, alignment=16),
@@ -50,6 +52,8 @@ class Workload:
         run: launches it once.
         target: share of the copy bandwidth that is asked of it; None for baselines.
         sizes: its sizes, for the table.
+        num_operations: additions and multiplications of the matrix products that one launch does,
+            where they may be what it waits for; 0 where they are not counted.
     """
 
     name: str
@@ -58,17 +62,17 @@ class Workload:
     run: Run
     target: float | None = None
     sizes: dict = field(default_factory=dict)
+    num_operations: float = 0.0
 
 
 def latent_rows(
     layout: RowLayout, batch: int, context: int, frame_tokens: int, device: torch.device
 ) -> tuple[PagedRows, Tensor, Tensor]:
-    """Rows with random bytes, which read as ordinary numbers, in frames in random order."""
+    """Rows of normally distributed latents, in frames in random order."""
     frames_each = -(-context // frame_tokens)
     frame_bytes = -(-frame_tokens * layout.row_bytes // 256) * 256
     num_frames = batch * frames_each + 1
-    # Bytes up to 0x3B are small numbers in every format, and no head byte that escapes.
-    arena = torch.randint(0, 0x3C, (num_frames * frame_bytes,), dtype=torch.uint8, device=device)
+    arena = torch.zeros(num_frames * frame_bytes, dtype=torch.uint8, device=device)
     order = torch.randperm(num_frames - 1, device=device).int() + 1
     levels = row_levels(lloyd_max_levels(4), lloyd_max_levels(2)).to(device)
     rows = PagedRows(
@@ -78,6 +82,10 @@ def latent_rows(
         frame_bytes=frame_bytes,
         frame_tokens=frame_tokens,
     )
+    frames = order.long().repeat_interleave(frame_tokens)
+    slots = frames * frame_tokens + torch.arange(len(frames), device=device) % frame_tokens
+    for part in slots.split(FILLED_AT_ONCE):
+        latent_append(torch.randn(len(part), layout.num_channels, device=device), rows, part)
     lens = torch.full((batch,), context, dtype=torch.int32, device=device)
     return rows, order.view(batch, frames_each), lens
 

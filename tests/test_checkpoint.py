@@ -280,16 +280,20 @@ DAMAGES = {
         lambda directory: (directory / "cacheshrink_plan.json").write_text("{"),
         r"no checkpoint of a converted model \(JSONDecodeError",
     ),
+    "older-version": (
+        edit_json("config.json", format_version=1),
+        r"format version 1; this package reads 2",
+    ),
     "newer-version": (
         edit_json("config.json", format_version=99),
-        r"format version 99; this package reads 1",
+        r"format version 99; this package reads 2",
     ),
     "newer-version-with-new-plan-fields": (
         lambda directory: (
             edit_json("config.json", format_version=99)(directory),
             edit_json("cacheshrink_plan.json", novelty=1)(directory),
         ),
-        r"format version 99; this package reads 1",
+        r"format version 99; this package reads 2",
     ),
     "other-layout": (
         edit_json("config.json", cache_layout="0" * 64),

@@ -23,23 +23,18 @@ from transformers.cache_utils import (
     LinearAttentionCacheLayerMixin,
 )
 
-from ..errors import CacheFullError, NotSupportedError
+from ..errors import NotSupportedError
 from ..kernels.backend import Backend, check_backend, runs_triton
-from ..kernels.state_pages import StatePlace
 from .batch_rows import BatchRows
-from .frame_ledger import FRAME_MASK
-from .frame_pool import SINK_FRAMES, FramePool
+from .batch_sequences import BatchSequences, frames_allowed
+from .batch_states import BatchStates
+from .frame_pool import FramePool
 from .hf_cache import CacheBytes, LatentCache, loose_bytes
 from .layout import LayerRows, Layout, compile_layout
 from .paged_step import RowStep, StateStep
 from .pooled_layers import PooledAttentionLayer, PooledHybridLayer, PooledLinearLayer
-from .pooled_states import PooledStates, StateTensor, placements
 from .sequences import SequenceStore
 from .state_map import place_state
-
-GROWTH = 1.5
-STATES = "states"
-UNLIMITED = 1 << 40
 
 
 class HybridCache(LatentCache):
@@ -50,11 +45,14 @@ class HybridCache(LatentCache):
     Args:
         config: of the model, converted or not; says which layers attend, and how far.
         max_bytes: most bytes that the arena may take; None for no limit.
-        backend: what reads and writes the pool once it is laid out, see `kernels.backend`. Layers
-            that kernels cannot read are read by torch with `auto`, and refused with `triton`.
+        backend: what reads and writes the pool, see `kernels.backend`. What kernels cannot do is
+            done by torch with `auto`, and refused with `triton`. The pass that begins a sequence
+            finds nothing in the pool and is torch's in any case, as are recurrent states in passes
+            of several tokens, and layers that are not converted.
 
     Attributes:
         layout, store: None until the second forward pass.
+        states: the recurrent states of the batch.
     """
 
     slots_are_positions = False
@@ -69,13 +67,9 @@ class HybridCache(LatentCache):
         self.backend = check_backend(backend)
         self.layout: Layout | None = None
         self.store: SequenceStore | None = None
-        self._ids: list[int] = []
-        self._next_id = 0
         self._recording = False
-        self._states_placed = False
-        self._state_frames: Tensor | None = None
-        self._state_places: dict[int, dict[tuple[str, int], StatePlace]] = {}
-        self._pending: dict[int, Tensor] = {}
+        self.states = BatchStates(self.layers)
+        self._batch: BatchSequences
         self._rows: BatchRows
 
     def _layer(self, layer_idx: int, kind: Any):
@@ -88,6 +82,11 @@ class HybridCache(LatentCache):
         return PooledAttentionLayer(self, layer_idx, window) if attends else kind
 
     # What transformers asks
+
+    @property
+    def records_past(self) -> bool:
+        """Whether tokens can be taken back from recurrent states, see `_place_states`."""
+        return self._recording
 
     @property
     def laid_out(self) -> bool:
@@ -109,8 +108,8 @@ class HybridCache(LatentCache):
     def activate_past_recording(self) -> None:
         super().activate_past_recording()
         self._recording = True
-        if self.store is not None:
-            self.store.history = UNLIMITED
+        if self.laid_out:
+            self._batch.keep_all()
 
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the last tokens, given as a negative count.
@@ -125,28 +124,22 @@ class HybridCache(LatentCache):
             )
         attention = self._attention_layers
         if not attention:
-            self._crop_states(tokens_to_remove)
+            self.states.crop(tokens_to_remove)
             return
         if not self.laid_out and all(not layer.cumulative_length for layer in attention):
             return
         self.lay_out()
-        store = self._store()
         length = max((layer.cumulative_length for layer in attention), default=0)
         left = length + tokens_to_remove
         if left < 0:
             raise ValueError(f"crop({tokens_to_remove}): the cache holds {length} tokens")
-        for seq_id in self._ids:
-            if not store.can_resume(seq_id, left):
-                raise NotSupportedError(
-                    f"the cache cannot go back from {length} to {left} tokens, which have left a "
-                    "window; call activate_past_recording before feeding what may have to go"
-                )
-        self._crop_states(tokens_to_remove)
-        for seq_id in self._ids:
-            store.remove(seq_id, left)
-        store.history = 0
-        store.trim(self._ids)
-        store.history = UNLIMITED if self._recording else 0
+        if not self._batch.can_go_back(left):
+            raise NotSupportedError(
+                f"the cache cannot go back from {length} to {left} tokens, which have left a "
+                "window; call activate_past_recording before feeding what may have to go"
+            )
+        self.states.crop(tokens_to_remove)
+        self._batch.go_back(left)
         for layer in attention:
             layer.cumulative_length = left
         for copies in self.exact.values():
@@ -155,26 +148,25 @@ class HybridCache(LatentCache):
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self._take(beam_idx.tolist())
-        self._each_linear("reorder_cache", beam_idx)
+        self.states.each("reorder_cache", beam_idx)
         self._select_exact(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         if indices.dtype == torch.bool:
             indices = indices.nonzero()[:, 0]
         self._take(indices.tolist())
-        self._each_linear("batch_select_indices", indices)
+        self.states.each("batch_select_indices", indices)
         self._select_exact(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         rows = torch.arange(self._batch_size()).repeat_interleave(repeats)
         self._take(rows.tolist())
-        self._each_linear("batch_repeat_interleave", repeats)
+        self.states.each("batch_repeat_interleave", repeats)
         self._select_exact(rows)
 
     def reset(self) -> None:
-        if self.store is not None:
-            self.store.free(*self._ids)
-            self._ids = []
+        if self.laid_out:
+            self._batch.free()
         for layer in self.layers:
             layer.reset()
         self.exact.clear()
@@ -188,7 +180,7 @@ class HybridCache(LatentCache):
         ]
         loose += [tensor for copies in self.exact.values() for tensor in copies.tensors()]
         kv = loose_bytes(loose, seen)
-        state = loose_bytes([t for states in self._states() for t in states.loose()], seen)
+        state = loose_bytes(self.states.loose(), seen)
         if self.store is not None:
             by_kind = self.store.statistics().frames.by_kind
             frame_bytes = self.store.pool.frame_bytes
@@ -201,14 +193,6 @@ class HybridCache(LatentCache):
     @property
     def _attention_layers(self) -> list[PooledAttentionLayer]:
         return [layer for layer in self.layers if isinstance(layer, PooledAttentionLayer)]
-
-    def _states(self) -> list[PooledStates]:
-        return [
-            states
-            for layer in self.layers
-            if isinstance(layer, PooledLinearLayer)
-            for states in (layer.conv_states, layer.recurrent_states)
-        ]
 
     def _settle(self) -> None:
         """Move into the pool what a finished forward pass left outside of it."""
@@ -227,7 +211,7 @@ class HybridCache(LatentCache):
         if self.laid_out:
             return
         layers = [layer for layer in self._attention_layers if layer.is_initialized]
-        states = self.state_tensors()
+        states = self.states.tensors()
         rows = [
             LayerRows(
                 layer_idx=layer.layer_idx,
@@ -243,18 +227,22 @@ class HybridCache(LatentCache):
         num_frames = batch_size * layout.frames_for(num_tokens + 1) + 1
         self.layout = layout
         device = layers[0].device if layers else states[0].tensor.device
-        pool = FramePool(self._within_limit(num_frames), layout.frame_bytes, device=device)
+        num_frames = frames_allowed(num_frames, layout.frame_bytes, self.max_bytes, num_frames)
+        pool = FramePool(num_frames, layout.frame_bytes, device=device)
         # States lie in a run of frames of their own, so sequences have none.
         kv_layout = replace(layout, state=place_state((), layout.frame_bytes))
-        self.store = SequenceStore(kv_layout, pool, history=UNLIMITED if self._recording else 0)
+        self.store = SequenceStore(kv_layout, pool)
+        self._batch = BatchSequences(
+            self.store, max_bytes=self.max_bytes, keeps_all=self._recording
+        )
         self._rows = BatchRows(layout, self.store)
         self._place_states()
         self._create(batch_size)
         # In pieces, so that windows let go of frames that nobody will read.
         windows = [c.window for c in layout.classes if c.window is not None]
-        piece = min(windows, default=num_tokens) or 1
-        while (done := self.store.num_tokens(self._ids[0])) < num_tokens:
-            self._reserve(min(num_tokens - done, piece if not self._recording else num_tokens))
+        piece = num_tokens if self._recording else min(windows, default=num_tokens)
+        for done in range(0, num_tokens, max(1, piece)):
+            self._batch.append(min(num_tokens - done, piece))
         for layer in layers:
             layer.move_in()
 
@@ -262,79 +250,31 @@ class HybridCache(LatentCache):
         for layer in self._attention_layers:
             if layer.first is not None:
                 return layer.first[0].shape[0]
-        if self._ids:
-            return len(self._ids)
-        for states in self._states():
-            for tensor in states.values():
-                if tensor is not None:
-                    return tensor.shape[0]
-        return 0
+        if self.laid_out and self._batch.ids:
+            return len(self._batch.ids)
+        return next((len(entry.tensor) for entry in self.states.tensors()), 0)
 
     def _create(self, batch_size: int) -> None:
-        self._ids = self._new_ids(batch_size)
-        for seq_id in self._ids:
-            self._store().create(seq_id)
+        self._batch.create(batch_size)
         self._show()
 
     def _show(self) -> None:
         """Let rows be read and written as those of the batch as it is now."""
-        if self.store is not None:
-            self._rows.show(self._ids)
-
-    def _new_ids(self, count: int) -> list[int]:
-        self._next_id += count
-        return list(range(self._next_id - count, self._next_id))
-
-    def state_tensors(self) -> list[StateTensor]:
-        """All state tensors of the batch, in the order in which the layout has them."""
-        return [
-            StateTensor(layer_idx, kind, number, tensor)
-            for layer_idx, layer in enumerate(self.layers)
-            if isinstance(layer, PooledLinearLayer)
-            for kind, states in (
-                ("conv", layer.conv_states),
-                ("recurrent", layer.recurrent_states),
-            )
-            for number, tensor in states.items()
-            if tensor is not None and tensor.numel()
-        ]
+        if self.laid_out:
+            self._rows.show(self._batch.ids)
 
     def _place_states(self) -> None:
-        """Move the state tensors into one run of frames, unless they are there.
+        """Move the state tensors into the pool, unless they are there.
 
         While the past is recorded (assisted decoding) they stay outside: every pass appends the
         inputs of its tokens to them, and `crop` cuts them back, so they have no fixed place. To
         move in after each crop and out at the next pass would copy all states twice per round and
         hold both copies at the peak. `memory()` counts them wherever they are.
         """
-        if self._recording or not any(states.loose() for states in self._states()):
-            return
-        store = self._store()
-        for states in self._states():
-            states.take_out()
-        if self._states_placed:
-            store.drop_run(STATES)
-        tensors = self.state_tensors()
-        self._states_placed = bool(tensors)
-        if not tensors:
-            return
-        state = place_state([entry.rows() for entry in tensors], store.layout.frame_bytes)
-        count = len(tensors[0].tensor) * state.num_frames
-        try:
-            handles = store.hold_run(STATES, count)
-        except CacheFullError:
-            self._grow(count)
-            handles = store.hold_run(STATES, count)
-        found = placements(store.pool, state, handles, tensors)
-        self._state_frames = store.pool.index(handles).int().view(-1, state.num_frames)
-        self._state_places = {}
-        origin = int(handles[0] & FRAME_MASK) * store.pool.frame_bytes
-        for entry, placement in zip(tensors, found, strict=True):
-            layer = self.layers[entry.layer_idx]
-            states = layer.conv_states if entry.kind == "conv" else layer.recurrent_states
-            states.place(entry.number, placement)
-            place = StatePlace.packed(store.pool.frame_bytes, first_byte=placement.start - origin)
-            self._state_places.setdefault(entry.layer_idx, {})[entry.kind, entry.number] = place
+        if not self._recording:
+            store = self._batch.store
+            kernels = runs_triton(self.backend, store.pool.device)
+            self.states.move_in(store, self._batch.grow, kernels=kernels)
 
     # Rows
 
@@ -346,16 +286,9 @@ class HybridCache(LatentCache):
 
     def _make_room(self, batch_size: int, end: int) -> None:
         """Frames for the tokens before `end` of so many sequences."""
-        if not self._ids:
+        if not self._batch.ids:
             self._create(batch_size)
-        if batch_size != len(self._ids):
-            raise NotSupportedError(
-                f"the cache holds {len(self._ids)} sequences, and {batch_size} were fed; make a "
-                "new cache for another batch"
-            )
-        missing = end - self._store().num_tokens(self._ids[0])
-        if missing > 0:
-            self._reserve(missing)
+        self._batch.make_room(batch_size, end)
 
     def row_step(
         self, layer: PooledAttentionLayer, batch_size: int, num_new: int, first_slots: Tensor | None
@@ -382,26 +315,9 @@ class HybridCache(LatentCache):
         Args:
             num_pending: inputs in its replay ring.
         """
-        places, frames = self._state_places.get(layer_idx), self._state_frames
-        if self._recording or places is None or frames is None:
+        if self._recording or self.store is None:
             return None
-        layer: Any = self.layers[layer_idx]
-        if any(states.loose() for states in (layer.conv_states, layer.recurrent_states)):
-            return None
-        if num_pending not in self._pending or len(self._pending[num_pending]) != len(frames):
-            self._pending[num_pending] = torch.full(
-                (len(frames),), num_pending, dtype=torch.int32, device=frames.device
-            )
-        pool = self._store().pool
-        return StateStep(
-            arena=pool.arena,
-            frame_bytes=pool.frame_bytes,
-            places=places,
-            read_table=frames,
-            write_table=frames,
-            num_pending=self._pending[num_pending],
-            backend=self.backend,
-        )
+        return self.states.step(self.store, layer_idx, num_pending, self.backend)
 
     def read(
         self, layer: PooledAttentionLayer, begin: int, end: int, *, lasting: bool = True
@@ -409,64 +325,13 @@ class HybridCache(LatentCache):
         """Rows (B, end - begin, elements); see `BatchRows.read`."""
         return self._rows.read(layer, begin, end, lasting=lasting)
 
-    def _reserve(self, count: int) -> None:
-        store = self._store()
-        try:
-            store.reserve(self._ids, count)
-        except CacheFullError:
-            # Also for a copy of each sequence's last frame, where they are shared.
-            self._grow(len(self._ids) * (store.need(count) + len(store.layout.classes)))
-            store.reserve(self._ids, count)
-        store.commit(self._ids)
-
-    def _grow(self, count: int) -> None:
-        """More frames: at least `count` fresh ones."""
-        pool = self._store().pool
-        least = pool.num_frames + count
-        pool.grow(self._within_limit(max(least, int(GROWTH * pool.num_frames)), least))
-
-    def _within_limit(self, num_frames: int, least: int | None = None) -> int:
-        if self.max_bytes is None:
-            return num_frames
-        assert self.layout is not None
-        frame_bytes = self.layout.frame_bytes
-        most = self.max_bytes // frame_bytes - SINK_FRAMES
-        if most < (least or num_frames):
-            needed = ((least or num_frames) + SINK_FRAMES) * frame_bytes
-            raise CacheFullError(
-                f"the cache needs {needed} bytes and may take {self.max_bytes}; feed fewer or "
-                "shorter sequences, or raise max_bytes"
-            )
-        return min(num_frames, most)
-
-    def _store(self) -> SequenceStore:
-        assert self.store is not None, "the cache is laid out"
-        return self.store
-
     def _take(self, sources: Sequence[int]) -> None:
         """Let the batch consist of these rows of what it was."""
         if not self._attention_layers or not self._batch_size():
             return
         self.lay_out()
-        store = self._store()
-        old, self._ids = self._ids, self._new_ids(len(sources))
-        for seq_id, source in zip(self._ids, sources, strict=True):
-            store.fork(old[source], seq_id)
-        store.free(*old)
+        self._batch.take(sources)
         self._show()
-
-    def _crop_states(self, tokens_to_remove: int) -> None:
-        for layer in self.layers:
-            # transformers 5.17 gives layers without any memory one that stays empty.
-            if isinstance(layer, LinearAttentionCacheLayerMixin) and any(
-                layer.has_previous_state.values()
-            ):
-                layer.crop(tokens_to_remove)
-
-    def _each_linear(self, name: str, argument: Any) -> None:
-        for layer in self.layers:
-            if isinstance(layer, LinearAttentionCacheLayerMixin):
-                getattr(layer, name)(argument)
 
 
 def make_cache(

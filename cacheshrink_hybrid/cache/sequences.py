@@ -11,7 +11,8 @@ its first new row is written, and a shared state is read from the old frames and
 ones. A call that raises has changed nothing.
 
 What each operation does to one sequence stands in a module of its own: `step`, `sharing`,
-`going_back`. The store looks sequences up, refuses what does not fit, and finds the frames.
+`parking`, `going_back`. The store looks sequences up, refuses what does not fit, and finds the
+frames.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from collections.abc import Collection, Hashable, Sequence
 import torch
 from torch import Tensor
 
-from ..errors import CacheFullError, FrameError, NotSupportedError, SequenceError
+from ..errors import FrameError, NotSupportedError, SequenceError
 from . import tables
 from .accounts import StoreStatistics, check_accounts, store_statistics
-from .eviction import EvictionQueue
 from .frame_ledger import Handles
 from .frame_pool import FramePool
 from .going_back import Shift, check_resume, cut_middle, cut_tail, plan_middle_cut
 from .held_frames import HeldFrames
 from .layout import Layout
+from .parking import Parking
 from .roster import Roster
 from .sequence import CachedSequence
 from .sharing import permute, share_prefix
@@ -49,7 +50,6 @@ class SequenceStore:
         shift: turns rows of such layers, for `remove` in the middle.
 
     Attributes:
-        evicted: sequences evicted so far.
         table_changes: grows whenever a step gives a sequence other frames than it had; between two
             such steps, tables that were looked up stay right.
     """
@@ -72,7 +72,6 @@ class SequenceStore:
         self.layout = layout
         self.pool = pool
         self.history = history
-        self.evicted = 0
         self.table_changes = 0
         layers = set(layout.class_of_layer)
         self._rotated_layers = layers & set(layers if rotated_layers is None else rotated_layers)
@@ -80,7 +79,7 @@ class SequenceStore:
         self._roster = Roster(len(layout.classes))
         self._frames = HeldFrames(pool)
         self._runs: dict[Hashable, Handles] = {}
-        self._queue = EvictionQueue(policy)
+        self._parking = Parking(layout, self._frames, self._roster, policy)
 
     # What is there
 
@@ -90,6 +89,11 @@ class SequenceStore:
     @property
     def seq_ids(self) -> list[Hashable]:
         return [sequence.seq_id for sequence in self._roster]
+
+    @property
+    def evicted(self) -> int:
+        """Sequences evicted so far."""
+        return self._parking.evicted
 
     @property
     def num_evictable(self) -> int:
@@ -134,8 +138,7 @@ class SequenceStore:
     def free(self, *seq_ids: Hashable) -> None:
         """Give back everything that these sequences hold and forget them; running or parked."""
         for sequence in self._roster.distinct(seq_ids):
-            self._queue.discard(sequence.seq_id)
-            self._drop(sequence)
+            self._parking.drop(sequence)
 
     def park(self, seq_id: Hashable, *, saved_flops: float = 0.0) -> None:
         """Keep a finished sequence for reuse, as long as nobody needs its frames.
@@ -143,30 +146,11 @@ class SequenceStore:
         Args:
             saved_flops: operations that a hit on it would save, for `flops_per_byte`.
         """
-        sequence = self._roster.running(seq_id)
-        for table, lifetime in zip(sequence.tables, self.layout.classes, strict=True):
-            self._frames.release(table.cut(-(-sequence.num_tokens // lifetime.tokens_per_frame)))
-        sequence.pending = 0
-        if sequence.next_state is not None:
-            self._frames.release(sequence.next_state)
-            sequence.next_state = None
-        self._roster.touch(sequence)
-        sequence.saved_flops = saved_flops
-        for handles in sequence.holdings():
-            self._frames.unpin(handles)
-        sequence.parked = True
-        self._queue.push(sequence, sequence.num_held * self.layout.frame_bytes)
+        self._parking.park(self._roster.running(seq_id), saved_flops)
 
     def unpark(self, seq_id: Hashable) -> None:
         """Let a parked sequence run on."""
-        sequence = self._roster.known(seq_id)
-        if not sequence.parked:
-            raise SequenceError(f"sequence {seq_id!r} is running already; only parked ones wake")
-        self._queue.discard(seq_id)
-        sequence.parked = False
-        for handles in sequence.holdings():
-            self._frames.pin(handles)
-        self._roster.touch(sequence)
+        self._parking.wake(self._roster.known(seq_id))
 
     def reset(self, seq_id: Hashable) -> None:
         """Empty a running sequence, checkpoints included."""
@@ -195,9 +179,8 @@ class SequenceStore:
             if step.num_needed <= self.pool.num_free + step.num_freed:
                 break
             most = self.pool.num_free + self.num_evictable + step.num_unpinned
-            if step.num_needed > most:
-                raise self._full(step.num_needed, most)
-            self._evict()
+            self._parking.check(step.num_needed, most)
+            self._parking.evict()
         perform_step(self.layout, self._frames, step)
         self.table_changes += step.changes_tables
         for sequence, count in zip(sequences, counts, strict=True):
@@ -401,11 +384,7 @@ class SequenceStore:
     def _remove_middle(self, sequence: CachedSequence, begin: int, end: int) -> None:
         unshiftable = self._rotated_layers if self._shift is None else ()
         cut = plan_middle_cut(self.layout, self._frames, sequence, begin, end, unshiftable)
-        most = self.pool.num_free + self.num_evictable
-        if cut.num_needed > most:
-            raise self._full(cut.num_needed, most)
-        while cut.num_needed > self.pool.num_free:
-            self._evict()
+        self._parking.make_room(cut.num_needed)
         cut_middle(
             self.layout,
             self._frames,
@@ -414,21 +393,3 @@ class SequenceStore:
             rotated_layers=self._rotated_layers,
             shift=self._shift,
         )
-
-    def _full(self, needed: int, available: int) -> CacheFullError:
-        frame_bytes = self.layout.frame_bytes
-        return CacheFullError(
-            f"{needed} frames ({needed * frame_bytes} bytes) are needed, {available} of "
-            f"{self.pool.num_frames} are free or can be evicted; finish sequences, or give the "
-            f"cache more memory than {self.pool.num_frames * frame_bytes} bytes"
-        )
-
-    def _evict(self) -> None:
-        self._drop(self._roster.known(self._queue.pop()))
-        self.evicted += 1
-
-    def _drop(self, sequence: CachedSequence) -> None:
-        release = self.pool.release if sequence.parked else self._frames.release
-        for handles in list(sequence.holdings()):
-            release(handles)
-        self._roster.forget(sequence)

@@ -166,6 +166,15 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin):
     def count_token(self) -> None:
         """One token has been taken in where the states lie, by kernels."""
         self.num_pending = (self.num_pending + 1) % self.layout.replay_length
+        if not self.num_pending:
+            self.is_recurrent_states_initialized[0] = True
+
+    def have_codes(self) -> None:
+        """Where the ring has not been full yet, have codes of a state of zeros behind it: kernels
+        always read some."""
+        if self.recurrent_states[0] is None and self.num_pending:
+            ring = self.recurrent_states[1]
+            self.recurrent_states[0] = self.layout.codec.zeros(len(ring), ring.device)
 
     def _walk(
         self,

@@ -113,6 +113,11 @@ class StateCodec:
         rows[:, self._used_bytes :] = 0
         return rows
 
+    def zeros(self, batch_size: int, device: torch.device) -> Tensor:
+        """Rows (B, row_bytes) of states of zeros."""
+        shape = (batch_size, self.num_heads, self.head_dim, self.width)
+        return self.encode(torch.zeros(shape, device=device))
+
     def decode(self, rows: Tensor) -> Tensor:
         """(B, row_bytes) uint8 -> (B, M, P, r) float32."""
         if self._whole:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from ..errors import NotSupportedError
+from ..errors import KernelUnavailableError
 from ..kernels.backend import Backend, runs_triton
 from ..modules import pooled_attention, pooled_state
 from ..modules.latent_attention import LatentAttention
@@ -34,9 +34,8 @@ def kernel_coverage(model: PreTrainedModel, spec: ModelSpec, backend: Backend) -
     """What kernels take of `model` with this backend.
 
     Raises:
-        NotSupportedError: `triton`, and kernels cannot take a converted layer, or nothing is
-            converted.
-        KernelUnavailableError: `triton` cannot run on the model's device.
+        KernelUnavailableError: `triton`, and it cannot run on the model's device, kernels cannot
+            take a converted layer, or nothing is converted.
     """
     if not runs_triton(backend, model.device):
         return KernelCoverage(frozenset(), frozenset(), {}, complete=False)
@@ -48,6 +47,11 @@ def kernel_coverage(model: PreTrainedModel, spec: ModelSpec, backend: Backend) -
     for module in model.modules():
         if isinstance(module, LatentAttention):
             reason = pooled_attention.why_not(module, module.kv_a_proj.weight.dtype)
+            if module.plan.keeps_exact:
+                reason = (
+                    "the engine keeps exact_sinks and exact_window where torch reads them; "
+                    "model.generate() reads such rows by kernels"
+                )
             layers, found = module.plan.layer_ids, rows
         elif isinstance(module, RecurrentMixer):
             reason, layers, found = pooled_state.why_not(module), (module.layer_idx,), states
@@ -59,13 +63,19 @@ def kernel_coverage(model: PreTrainedModel, spec: ModelSpec, backend: Backend) -
             faults |= dict.fromkeys(layers, reason)
     if backend == "triton" and (faults or not (rows or states)):
         told = "; ".join(f"layer {idx}: {reason}" for idx, reason in sorted(faults.items()))
-        raise NotSupportedError(
+        raise KernelUnavailableError(
             f"backend='triton' cannot decode this model: {told or 'nothing of it is converted'}; "
             "use backend='auto', which leaves such layers to torch"
         )
     recurrent = {layer.layer_idx for layer in spec.state_layers}
-    if states != recurrent:
+    if states and states != recurrent:
         # States of a sequence are moved together, so one that torch steps takes all along.
+        if backend == "triton":
+            raise KernelUnavailableError(
+                f"backend='triton' cannot decode this model: layers {sorted(recurrent - states)} "
+                "have recurrent states as in the source, which take all others to torch; use "
+                "backend='auto'"
+            )
         states = set()
     complete = rows == {layer.layer_idx for layer in spec.attention_layers} and states == recurrent
     return KernelCoverage(frozenset(rows), frozenset(states), faults, complete)

@@ -3,16 +3,12 @@
     llm = LLM(model, tokenizer, cache_memory="2GiB")
     outputs = llm.generate(["Once upon a time", "The"], SamplingParams(max_tokens=32))
 
-Each step feeds one token of every sequence that is running, and a limited number of prompt tokens.
-Requests are admitted first come, first served, when their tokens fit. When memory runs out, the
-youngest running request gives its frames back and starts over later with what it has generated.
+What runs when is decided in `scheduler`.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -27,31 +23,10 @@ from ..kernels.backend import Backend, check_backend
 from .request import Request, RequestOutput
 from .runner import Runner
 from .sampling import SamplingParams, choose_token
+from .scheduler import EngineStatistics, Scheduler
 
 MAX_BATCH = 256
 PREFILL_CHUNK = 512
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineStatistics:
-    """Counts since the engine was made, and of the moment.
-
-    Attributes:
-        steps: calls of `step` that ran the model.
-        prefilled_tokens, decoded_tokens: fed to the model; recomputed ones count again.
-        preemptions: times that a request had to start over.
-        waiting, running: requests now.
-        held_frames, total_frames: of the pool now.
-    """
-
-    steps: int
-    prefilled_tokens: int
-    decoded_tokens: int
-    preemptions: int
-    waiting: int
-    running: int
-    held_frames: int
-    total_frames: int
 
 
 class LLM:
@@ -67,16 +42,17 @@ class LLM:
             pieces get it whole.
         backend: `triton` decodes by kernels or refuses, `torch` never does, `auto` takes kernels
             on a CUDA device for the layers that they can read (`llm.runner.coverage` tells which,
-            and why not the others). None for the model's `kernel_backend`.
+            and why not the others). None for the model's `kernel_backend`. Of a prompt, kernels
+            read what earlier chunks left in the pool; recurrent states scan it in torch.
         cuda_graphs: record decode steps and replay them. None where it is possible: on a CUDA
             device, if all layers run as kernels.
 
     Raises:
         ConfigError: a setting that makes no sense, or more memory than there is.
         CacheFullError: memory for less than one sequence; says how much is needed.
-        NotSupportedError: the model keeps something that the pool cannot, or `backend` or
-            `cuda_graphs` ask for what it cannot have.
-        KernelUnavailableError: `backend` is `triton`, which cannot run here.
+        NotSupportedError: the model keeps something that the pool cannot, or `cuda_graphs` asks
+            for what it cannot have.
+        KernelUnavailableError: `backend` is `triton`, which cannot run here, or leaves layers out.
     """
 
     def __init__(
@@ -105,17 +81,11 @@ class LLM:
         )
         self.store = self.runner.store
         self.tokenizer = tokenizer
-        self.max_batch = max_batch
-        self.prefill_chunk = prefill_chunk
+        self._scheduler = Scheduler(self.runner, max_batch=max_batch, prefill_chunk=prefill_chunk)
         self.max_length = getattr(self.runner.config, "max_position_embeddings", None)
         self._eos = _end_tokens(model)
         self._silent = frozenset(getattr(tokenizer, "all_special_ids", ()))
-        self._waiting: deque[Request] = deque()
-        self._running: list[Request] = []
         self._numbers = count()
-        self._counts = dict.fromkeys(
-            ("steps", "prefilled_tokens", "decoded_tokens", "preemptions"), 0
-        )
 
     # Requests
 
@@ -155,14 +125,14 @@ class LLM:
                 f"{(needed + 1) * frame_bytes} bytes, or ask for fewer tokens"
             )
         if request_id is None:
-            taken = {request.request_id for request in self._requests()}
+            taken = {request.request_id for request in self._scheduler.requests}
             request_id = next(number for number in self._numbers if number not in taken)
-        elif any(request.request_id == request_id for request in self._requests()):
+        elif any(request.request_id == request_id for request in self._scheduler.requests):
             raise SequenceError(f"request id {request_id!r} is in use; choose another")
         generator = None
         if params.temperature > 0:
             generator = torch.Generator().manual_seed(params.seed)
-        self._waiting.append(Request(request_id, ids, params, generator, tokens=list(ids)))
+        self._scheduler.add(Request(request_id, ids, params, generator, tokens=list(ids)))
         return request_id
 
     def abort(self, request_id: Hashable) -> RequestOutput:
@@ -171,10 +141,10 @@ class LLM:
         Raises:
             SequenceError: no such request is waiting or running.
         """
-        for request in self._requests():
+        for request in self._scheduler.requests:
             if request.request_id == request_id:
                 request.finish_reason = "abort"
-                self._leave(request)
+                self._scheduler.leave(request)
                 return self._output(request, 0)
         raise SequenceError(
             f"request {request_id!r} is neither waiting nor running; it may have finished"
@@ -182,30 +152,18 @@ class LLM:
 
     @property
     def has_requests(self) -> bool:
-        return bool(self._waiting or self._running)
+        return bool(self._scheduler.requests)
 
     @property
     def statistics(self) -> EngineStatistics:
-        pool = self.store.pool
-        return EngineStatistics(
-            **self._counts,
-            waiting=len(self._waiting),
-            running=len(self._running),
-            held_frames=pool.num_held,
-            total_frames=pool.num_frames,
-        )
+        return self._scheduler.statistics
 
     # Work
 
     def step(self) -> list[RequestOutput]:
         """Feed one token of each running sequence, then up to `prefill_chunk` tokens of prompts.
         Returns the requests that got a token."""
-        self._admit()
-        if not self._running:
-            return []
-        self._counts["steps"] += 1
-        outputs = self._decode()
-        return outputs + self._prefill()
+        return self._scheduler.step(self._take_token)
 
     def generate(
         self,
@@ -260,13 +218,10 @@ class LLM:
                         if output.finished:
                             return
         finally:
-            if any(request.request_id == request_id for request in self._requests()):
+            if any(request.request_id == request_id for request in self._scheduler.requests):
                 self.abort(request_id)
 
     # Inside
-
-    def _requests(self) -> list[Request]:
-        return [*self._running, *self._waiting]
 
     def _token_ids(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
         if isinstance(prompt, str):
@@ -283,88 +238,6 @@ class LLM:
             raise ConfigError(f"tokens {unknown[:4]} lie outside the vocabulary of {vocabulary}")
         return ids
 
-    def _admit(self) -> None:
-        """Start waiting requests, in order, as long as the first one fits."""
-        while self._waiting and len(self._running) < self.max_batch:
-            # What running prompts have yet to take is spoken for.
-            spoken = sum(
-                self.store.need(len(request.tokens)) - self._held(request)
-                for request in self._running
-                if _wants_prefill(request)
-            )
-            request = self._waiting[0]
-            room = self.store.pool.num_free + self.store.num_evictable - spoken
-            if room < self.store.need(len(request.tokens) + 1) and self._running:
-                return
-            self._waiting.popleft()
-            self.store.create(request.request_id)
-            self._running.append(request)
-
-    def _held(self, request: Request) -> int:
-        return self.store.num_held(request.request_id)
-
-    def _decode(self) -> list[RequestOutput]:
-        """One token for every request whose tokens are computed up to the last."""
-        ready = [r for r in self._running if r.num_computed == len(r.tokens) - 1 > 0]
-        ready = self._reserve(ready, [1] * len(ready))
-        if not ready:
-            return []
-        logits = self.runner.decode([r.request_id for r in ready], [r.tokens[-1] for r in ready])
-        self._counts["decoded_tokens"] += len(ready)
-        outputs = []
-        for request, row in zip(ready, logits, strict=True):
-            request.num_computed += 1
-            outputs.append(self._take_token(request, row))
-        return outputs
-
-    def _prefill(self) -> list[RequestOutput]:
-        """Chunks of the oldest requests whose tokens are not computed, `prefill_chunk` tokens in
-        all."""
-        outputs: list[RequestOutput] = []
-        budget = self.prefill_chunk
-        while budget > 0:
-            request = next((r for r in self._running if _wants_prefill(r)), None)
-            if request is None:
-                break
-            left = len(request.tokens) - request.num_computed
-            size = min(left, budget) if self.runner.continues_in_pieces else left
-            if not self._reserve([request], [size]):
-                break
-            chunk = request.tokens[request.num_computed : request.num_computed + size]
-            logits = self.runner.prefill(request.request_id, chunk)
-            self._counts["prefilled_tokens"] += size
-            request.num_computed += size
-            budget -= size
-            if request.num_computed == len(request.tokens):
-                outputs.append(self._take_token(request, logits))
-        return outputs
-
-    def _reserve(self, requests: list[Request], counts: list[int]) -> list[Request]:
-        """Reserve frames, preempting the youngest requests as needed; returns those of `requests`
-        that still run."""
-        while requests:
-            try:
-                self.store.reserve([r.request_id for r in requests], counts)
-                return requests
-            except CacheFullError:
-                victim = self._running[-1]
-                if victim is requests[0] and len(self._running) == 1:
-                    raise
-                self._preempt(victim)
-                if victim in requests:
-                    at = requests.index(victim)
-                    requests = requests[:at] + requests[at + 1 :]
-                    counts = counts[:at] + counts[at + 1 :]
-        return requests
-
-    def _preempt(self, request: Request) -> None:
-        self._running.remove(request)
-        self.store.free(request.request_id)
-        request.num_computed = 0
-        request.preemptions += 1
-        self._counts["preemptions"] += 1
-        self._waiting.appendleft(request)
-
     def _take_token(self, request: Request, logits: Tensor) -> RequestOutput:
         params = request.params
         token = choose_token(logits, params, request.generator)
@@ -376,7 +249,7 @@ class LLM:
         elif len(request.generated) >= params.max_tokens or len(request.tokens) == self.max_length:
             request.finish_reason = "length"
         if request.finish_reason is not None:
-            self._leave(request)
+            self._scheduler.leave(request)
         return self._output(request, 1)
 
     def _output(self, request: Request, num_new: int) -> RequestOutput:
@@ -385,18 +258,6 @@ class LLM:
     def _text_of(self, tokens: Sequence[int]) -> str:
         assert self.tokenizer is not None
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
-
-    def _leave(self, request: Request) -> None:
-        if request in self._waiting:
-            self._waiting.remove(request)
-        else:
-            self._running.remove(request)
-            self.store.free(request.request_id)
-
-
-def _wants_prefill(request: Request) -> bool:
-    """Whether more is to be computed than the last token, which decoding does."""
-    return request.num_computed == 0 or request.num_computed < len(request.tokens) - 1
 
 
 def _end_tokens(model: PreTrainedModel) -> frozenset[int]:

@@ -18,10 +18,11 @@ from ..families import model_spec
 from ..kernels.backend import Backend
 from ..latent_model import is_converted, plan_of
 from ..modules.latent_attention import LatentAttention
-from .batch_cache import BatchCache, stored_shapes
+from .batch_cache import BatchCache
 from .coverage import kernel_coverage
 from .decode_steps import DecodeSteps
 from .step_tables import StepTables
+from .stored_shapes import stored_shapes
 
 
 class Runner:
@@ -37,9 +38,9 @@ class Runner:
 
     Raises:
         CacheFullError: `cache_bytes` do not hold a sequence of one frame.
-        NotSupportedError: the model keeps something that the store cannot, kernels cannot take it
-            and `backend` is `triton`, or its steps cannot be recorded and `cuda_graphs` is True.
-        KernelUnavailableError: `backend` is `triton`, which cannot run here.
+        NotSupportedError: the model keeps something that the store cannot, or its steps cannot be
+            recorded and `cuda_graphs` is True.
+        KernelUnavailableError: `backend` is `triton`, which cannot run here, or leaves layers out.
         UnsupportedModelError: transformers itself runs the model without a cache only.
     """
 

@@ -116,8 +116,8 @@ def code_channels(
             if group.module == index and bits > 0
         ]
         kept = _least_at_the_head(factor, kept, formats[index])
-        channels = torch.cat([part for part, _ in kept])
         runs = _runs(factor, kept)
+        channels = _in_row_order(factor, torch.cat([part for part, _ in kept]), runs)
         reduced, exact = _kept_channels(factor, channels), latents[index][:, channels]
         if hadamard:
             reduced, exact = _mixed(reduced, runs, exact)
@@ -287,8 +287,8 @@ def _water_fill(
 def _least_at_the_head(
     factor: LatentFactors, kept: list[tuple[Tensor, int]], format: RowFormat
 ) -> list[tuple[Tensor, int]]:
-    """The kept groups with the first 8-bit run turned round: its first channel shares its byte with
-    the gain and is coarse in escaped tokens, so the one worth least goes there."""
+    """The kept groups with the last channel of the first 8-bit run put first: there it shares its
+    byte with the gain and is coarse in escaped tokens, so the one worth least goes there."""
     if 8 not in (bits for _, bits in kept) or not format.uses_levels(8):
         return kept
     start = next(i for i, (_, bits) in enumerate(kept) if bits == 8)
@@ -298,11 +298,8 @@ def _least_at_the_head(
         channels += len(kept[stop][0])
         stop += 1
     size = factor.atoms()[0].shape[1] if kept[start][0][0] < factor.key_rank else 1
-    turned = [
-        (channels.view(-1, size).flip(0).flatten(), bits)
-        for channels, bits in reversed(kept[start:stop])
-    ]
-    return [*kept[:start], *turned, *kept[stop:]]
+    atoms = torch.cat([part for part, _ in kept[start:stop]]).view(-1, size)
+    return [*kept[:start], (atoms.roll(1, dims=0).flatten(), 8), *kept[stop:]]
 
 
 def _runs(factor: LatentFactors, kept: list[tuple[Tensor, int]]) -> Runs:
@@ -320,17 +317,29 @@ def _runs(factor: LatentFactors, kept: list[tuple[Tensor, int]]) -> Runs:
     return tuple(runs)
 
 
+def _in_row_order(factor: LatentFactors, channels: Tensor, runs: Runs) -> Tensor:
+    """Kept channels in the order of a row: where heads have keys of their own, a run holds those of
+    head 0, then of head 1, and so on."""
+    if factor.key_heads is None:
+        return channels
+    head = torch.full((len(factor.encoder),), -1)
+    head[: factor.key_rank] = factor.key_heads
+    parts = channels.split([length for length, _ in runs])
+    return torch.cat([part[head[part].argsort(stable=True)] for part in parts])
+
+
 def _kept_channels(factor: LatentFactors, channels: Tensor) -> LatentFactors:
     """The factors with these channels only, in this order."""
     keys = channels[channels < factor.key_rank]
     values = channels[channels >= factor.value_offset] - factor.value_offset
-    frequencies = factor.frequencies
+    frequencies, heads = factor.frequencies, factor.key_heads
     return replace(
         factor,
         encoder=factor.encoder[channels],
         key_up=factor.key_up[:, keys],
         value_up=factor.value_up[:, values],
         frequencies=None if frequencies is None else frequencies[keys[::2] // 2],
+        key_heads=None if heads is None else heads[keys],
     )
 
 

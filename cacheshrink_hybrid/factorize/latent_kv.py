@@ -54,7 +54,7 @@ class LatentFactors:
         reach: of coded channels, see `RowCodec.encode`, (R,); None if they are not coded.
         frequencies: for `rotate`, the rotary frequency of each pair of key channels, (Rk / 2,); -1
             where a pair is not rotated.
-        heads: for `per_head`, J: channel i * J + j of the keys belongs to head j.
+        key_heads: for `per_head`, the head that each key channel belongs to, (Rk,).
     """
 
     method: str
@@ -69,7 +69,7 @@ class LatentFactors:
     basis_group: int | None = None
     reach: Tensor | None = None
     frequencies: Tensor | None = None
-    heads: int = 1
+    key_heads: Tensor | None = None
 
     @property
     def key_rank(self) -> int:
@@ -91,8 +91,18 @@ class LatentFactors:
         channels = torch.arange(self.encoder.shape[0])
         if self.method == "joint":
             return [channels[:, None]]
-        size = {"rotate": 2, "per_head": self.heads}.get(self.method, 1)
-        return [channels[: self.key_rank].view(-1, size), channels[self.key_rank :, None]]
+        keys, values = channels[: self.key_rank], channels[self.key_rank :, None]
+        if self.key_heads is not None:  # one channel of every head
+            return [
+                keys[self.key_heads.argsort(stable=True)].view(self.num_key_heads, -1).T,
+                values,
+            ]
+        return [keys.view(-1, 2 if self.method == "rotate" else 1), values]
+
+    @property
+    def num_key_heads(self) -> int:
+        """J, for `per_head`; 1 otherwise."""
+        return 1 if self.key_heads is None else int(self.key_heads.max()) + 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

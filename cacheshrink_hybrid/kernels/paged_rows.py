@@ -48,6 +48,12 @@ class PagedRows:
                 f"{self.frame_tokens} rows of {self.layout.row_bytes} bytes from byte "
                 f"{self.layer_offset} do not fit a frame of {self.frame_bytes} bytes"
             )
+        if not self._lie_at_multiples_of(32):
+            faults.append(
+                f"float32 channels do not lie at multiples of 4 bytes: frames of "
+                f"{self.frame_bytes} bytes, layer_offset={self.layer_offset}, rows of "
+                f"{self.layout.row_bytes}"
+            )
         if self.layout.uses_tables:
             if self.levels is None:
                 faults.append("runs of 4 or 2 bits need the tables of row_levels(...) as `levels`")
@@ -63,9 +69,15 @@ class PagedRows:
     @property
     def even(self) -> bool:
         """Whether 16-bit numbers lie at even addresses."""
-        places = [self.frame_bytes, self.layer_offset, self.layout.row_bytes]
-        places += [run.first_byte for run in self.layout.runs if run.kind.bits == 16]
-        return all(place % 2 == 0 for place in places)
+        return self._lie_at_multiples_of(16)
+
+    def _lie_at_multiples_of(self, bits: int) -> bool:
+        """Whether numbers of so many bits, if there are any, lie at multiples of their size."""
+        places = [run.first_byte for run in self.layout.runs if run.kind.bits == bits]
+        if not places:
+            return True
+        places += [self.frame_bytes, self.layer_offset, self.layout.row_bytes]
+        return all(place % (bits // 8) == 0 for place in places)
 
     def levels_of(self, bits: int) -> Tensor:
         """Levels of 4 or 2 bits, (2**bits,)."""

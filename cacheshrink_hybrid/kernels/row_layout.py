@@ -2,6 +2,7 @@
 
 A row holds R channels as runs, back to back, each run with one kind of number:
 
+    float32               4 bytes per channel, at a multiple of 4 bytes
     float16, bfloat16     2 bytes per channel
     e4m3, e5m2            1 byte per channel
     uniform8              1 byte per channel: (code + 0.5) * 9/256 - 4.5
@@ -34,17 +35,18 @@ UNIFORM_STEP = 2 * UNIFORM_CLIP / 256
 class Kind(IntEnum):
     """Number format of a run. Coded kinds come last."""
 
-    FLOAT16 = 0
-    BFLOAT16 = 1
-    E4M3 = 2
-    E5M2 = 3
-    UNIFORM8 = 4
-    LEVELS4 = 5
-    LEVELS2 = 6
+    FLOAT32 = 0
+    FLOAT16 = 1
+    BFLOAT16 = 2
+    E4M3 = 3
+    E5M2 = 4
+    UNIFORM8 = 5
+    LEVELS4 = 6
+    LEVELS2 = 7
 
     @property
     def bits(self) -> int:
-        return (16, 16, 8, 8, 8, 4, 2)[self]
+        return (32, 16, 16, 8, 8, 8, 4, 2)[self]
 
     @property
     def coded(self) -> bool:
@@ -58,6 +60,7 @@ class Kind(IntEnum):
 
 KIND_OF_BITS = {16: Kind.FLOAT16, 8: Kind.UNIFORM8, 4: Kind.LEVELS4, 2: Kind.LEVELS2}
 KIND_OF_DTYPE = {
+    torch.float32: Kind.FLOAT32,
     torch.float16: Kind.FLOAT16,
     torch.bfloat16: Kind.BFLOAT16,
     torch.float8_e4m3fn: Kind.E4M3,
@@ -104,7 +107,7 @@ class RowLayout:
     @property
     def wide(self) -> bool:
         """Whether channels may pass the range of float16."""
-        return any(run.kind is Kind.BFLOAT16 for run in self.runs)
+        return any(run.kind in (Kind.FLOAT32, Kind.BFLOAT16) for run in self.runs)
 
     @staticmethod
     def of_runs(runs: Sequence[tuple[int, Kind]], *, alignment: int = 1) -> RowLayout:
@@ -145,7 +148,7 @@ class RowLayout:
 
     @staticmethod
     def uniform(channels: int, dtype: torch.dtype, *, alignment: int = 1) -> RowLayout:
-        """Layout of rows that hold all channels in one float type of 16 or 8 bits."""
+        """Layout of rows that hold all channels in one float type of 32, 16 or 8 bits."""
         if dtype not in KIND_OF_DTYPE:
             raise ConfigError(f"rows of {dtype}; allowed are {list(KIND_OF_DTYPE)}")
         return RowLayout.of_runs([(channels, KIND_OF_DTYPE[dtype])], alignment=alignment)

@@ -26,6 +26,7 @@ from .row_layout import (
     RowLayout,
 )
 
+FLOAT32 = tl.constexpr(int(Kind.FLOAT32))
 FLOAT16 = tl.constexpr(int(Kind.FLOAT16))
 BFLOAT16 = tl.constexpr(int(Kind.BFLOAT16))
 E4M3 = tl.constexpr(int(Kind.E4M3))
@@ -45,7 +46,7 @@ LOST_CODE = tl.constexpr(LOST)
 KIND, WIDTH, VALID, BYTE, HEAD, CODED, UNIT = map(tl.constexpr, range(7))
 IS_KEY, KEY_CHANNEL, KEY_INDEX = map(tl.constexpr, range(7, 10))
 IS_VALUE, VALUE_CHANNEL, VALUE_INDEX = map(tl.constexpr, range(10, 13))
-STRIDE = tl.constexpr(13)
+SHARE = tl.constexpr(13)
 
 MIN_WIDTH = 16  # tl.dot multiplies no less
 MAX_WIDTH = 128
@@ -60,13 +61,15 @@ def pieces_of(
         layout: what a row holds.
         keys: first channel of the keys, and the one behind the last.
         values: the same of the values.
-        key_heads: J, if key channel i J + j is channel i of head j; keys are then no values.
+        key_heads: J, if heads have keys of their own: each run of keys then holds equally many
+            channels of head 0, of head 1, and so on, and keys are no values.
 
     Returns:
         A tuple per piece: kind, width, channels that are not padding, first byte, whether it begins
         with the head channel, whether gains apply, unit; then for keys, and for values: whether it
         is read as such, its first channel among them, and its index among their pieces; last, from
-        one channel of a head to the next, in channels of the row.
+        one head to the next in channels of the row, 0 for what all heads read. Where heads have
+        keys of their own, a piece is that of head 0.
 
     Raises:
         ConfigError: runs that do not hold equally many channels of every head.
@@ -79,32 +82,34 @@ def pieces_of(
         is_value = values[0] <= first < values[1]
         if not is_key and not is_value:
             continue
-        stride = key_heads if is_key else 1
-        if stride > 1 and is_value:
+        heads = key_heads if is_key else 1
+        if heads > 1 and is_value:
             raise ConfigError("channels of single heads' keys cannot be values as well")
         for run in layout.between(first, last):
-            if run.channels % stride:
+            if run.channels % heads:
                 raise ConfigError(
-                    f"a run of {run.channels} key channels is not shared evenly by {stride} heads"
+                    f"a run of {run.channels} key channels is not shared evenly by {heads} heads"
                 )
-            for skipped, width, valid in _powers_of_two(run.channels // stride):
-                channel = run.first_channel + skipped * stride
+            share = run.channels // heads
+            before = (run.first_channel - keys[0]) // heads  # of a head's key channels
+            for skipped, width, valid in _powers_of_two(share):
+                channel = run.first_channel + skipped
                 pieces.append(
                     (
                         int(run.kind),
                         width,
                         valid,
-                        run.first_byte + skipped * stride * run.kind.bits // 8,
+                        run.first_byte + skipped * run.kind.bits // 8,
                         channel == layout.head_channel,
                         run.kind.coded,
                         run.kind.unit,
                         is_key,
-                        (channel - keys[0]) // stride,
+                        before + skipped,
                         counts["keys"],
                         is_value,
                         channel - values[0],
                         counts["values"],
-                        stride,
+                        share if heads > 1 else 0,
                     )
                 )
                 counts["keys"] += is_key
@@ -154,24 +159,18 @@ def load_bytes(p_row, m_row, FIRST: tl.constexpr, WIDTH: tl.constexpr, VALID: tl
 
 @triton.jit
 def load_halves(p_row, m_row, i_head, PIECE: tl.constexpr, EVEN: tl.constexpr, DTYPE: tl.constexpr):
-    """A piece of 16-bit numbers, (N, WIDTH), zero from VALID on."""
+    """A piece of 16-bit numbers, or with EVEN of 32-bit ones, (N, WIDTH), zero from VALID on."""
     W: tl.constexpr = PIECE[WIDTH]
     o = tl.arange(0, W)
+    p_row += i_head * (PIECE[SHARE] * DTYPE.primitive_bitwidth // 8)
     if EVEN:
         # Loaded as what they are, they go from shared memory to the matrix unit as they are.
-        p = (p_row + PIECE[BYTE]).to(tl.pointer_type(DTYPE))[:, None]
-        if PIECE[STRIDE] > 1:
-            p = p + (o * PIECE[STRIDE] + i_head)[None, :]
-        else:
-            p = p + o[None, :]
+        p = (p_row + PIECE[BYTE]).to(tl.pointer_type(DTYPE))[:, None] + o[None, :]
         if PIECE[VALID] < W:
             return tl.load(p, mask=m_row[:, None] & (o < PIECE[VALID])[None, :], other=0.0)
         return tl.load(p, mask=m_row[:, None], other=0.0)
     else:
-        channel = o
-        if PIECE[STRIDE] > 1:
-            channel = o * PIECE[STRIDE] + i_head
-        p = p_row[:, None] + (PIECE[BYTE] + 2 * channel)[None, :]
+        p = p_row[:, None] + (PIECE[BYTE] + 2 * o)[None, :]
         mask = m_row[:, None] & (o < PIECE[VALID])[None, :]
         low = tl.load(p, mask=mask, other=0).to(tl.uint16)
         high = tl.load(p + 1, mask=mask, other=0).to(tl.uint16)
@@ -182,19 +181,16 @@ def load_halves(p_row, m_row, i_head, PIECE: tl.constexpr, EVEN: tl.constexpr, D
 def load_codes(p_row, m_row, i_head, BITS: tl.constexpr, PIECE: tl.constexpr):
     """A piece of codes of 8, 4 or 2 bits, (N, WIDTH), zero from VALID on."""
     W: tl.constexpr = PIECE[WIDTH]
-    if PIECE[STRIDE] > 1:
-        # Neighbours in a row belong to other heads.
+    if PIECE[SHARE] * BITS % 8 > 0:
+        # The last channels of a head and the first ones of the next share a byte.
         o = tl.arange(0, W)
-        channel = o * PIECE[STRIDE] + i_head
+        channel = i_head * PIECE[SHARE] + o
         p = p_row[:, None] + (PIECE[BYTE] + channel * BITS // 8)[None, :]
         mask = m_row[:, None] & (o < PIECE[VALID])[None, :]
-        byte = tl.load(p, mask=mask, other=0)
-        if BITS == 8:
-            return byte
-        else:
-            shift = (channel % (8 // BITS)) * BITS
-            return (byte.to(tl.int32) >> shift[None, :]) & (2**BITS - 1)
-    elif BITS == 8:
+        byte = tl.load(p, mask=mask, other=0).to(tl.int32)
+        return (byte >> ((channel % (8 // BITS)) * BITS)[None, :]) & (2**BITS - 1)
+    p_row += i_head * (PIECE[SHARE] * BITS // 8)
+    if BITS == 8:
         return load_bytes(p_row, m_row, PIECE[BYTE], W, PIECE[VALID])
     elif BITS == 4:
         code = load_bytes(p_row, m_row, PIECE[BYTE], W // 2, PIECE[VALID] // 2).to(tl.int32)
@@ -227,7 +223,9 @@ def load_piece(
         i_head: whose keys, where heads have keys of their own.
     """
     W: tl.constexpr = PIECE[WIDTH]
-    if PIECE[KIND] == FLOAT16:
+    if PIECE[KIND] == FLOAT32:
+        return load_halves(p_row, m_row, i_head, PIECE, True, tl.float32).to(DOT)
+    elif PIECE[KIND] == FLOAT16:
         return load_halves(p_row, m_row, i_head, PIECE, EVEN, tl.float16).to(DOT)
     elif PIECE[KIND] == BFLOAT16:
         x = load_halves(p_row, m_row, i_head, PIECE, EVEN, tl.bfloat16)
@@ -248,7 +246,7 @@ def load_piece(
         if PIECE[HEAD]:
             # The head channel is the first of head 0.
             first = tl.arange(0, W) == 0
-            if PIECE[STRIDE] > 1:
+            if PIECE[SHARE] > 0:
                 first = tl.arange(0, W) + i_head == 0
             x = tl.where(first[None, :], head_unit(head).to(DOT)[:, None], x)
         return x

@@ -174,9 +174,9 @@ class StatePages:
 
 
 @cache
-def head_ids(heads: tuple[int, ...], device: torch.device) -> Tensor:
-    """Heads as an int32 tensor."""
-    return torch.tensor(heads, dtype=torch.int32, device=device)
+def int32_ids(ids: tuple[int, ...], device: torch.device) -> Tensor:
+    """Numbers as an int32 tensor, made once."""
+    return torch.tensor(ids, dtype=torch.int32, device=device)
 
 
 def check_state_tables(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .delta_rule import delta_scan
+from .pooled_state import PooledState
 from .recurrent_mixer import RecurrentMixer, masked
 
 NORM_EPSILON = 1e-6
@@ -23,23 +24,34 @@ class GatedDeltaNetMixer(RecurrentMixer):
     exact_inputs = (2, 3)
 
     def mix(self, hidden_states: Tensor, attention_mask: Tensor | None, layer: Any) -> Tensor:
-        M, P, G, N = self.num_v_heads, self.head_v_dim, self.num_k_heads, self.head_k_dim
+        M, P = self.num_v_heads, self.head_v_dim
         hidden = masked(hidden_states, attention_mask)
         columns, gate, beta, decay = self._projected(hidden)
-        qkv = self.convolved(columns.transpose(1, 2), layer).transpose(1, 2).float()
-        query, key, value = qkv.split([G * N, G * N, M * P], dim=-1)
-        query = _unit(query.unflatten(-1, (G, N))) * N**-0.5
-        key = _unit(key.unflatten(-1, (G, N)))
+        query, key, value = self._convolved_parts(columns.transpose(1, 2), layer)
         value = value.unflatten(-1, (M, P))
         beta = beta.float().sigmoid() * (2.0 if getattr(self, "allow_neg_eigval", False) else 1.0)
         log_decay = -self.A_log.float().exp() * nn.functional.softplus(decay.float() + self.dt_bias)
-        key = self.narrowed(key, self.state_write)
-        query = self.narrowed(query, self.state_read)
         y = self.advanced((self.packed(key), value, log_decay, beta), query, layer)
         y = y.to(hidden_states.dtype).reshape(-1, P)
         norm = self.o_norm if hasattr(self, "o_norm") else self.norm
         out = norm(y, gate.reshape(-1, P)).view(*hidden_states.shape[:2], M * P)
         return (self.o_proj if hasattr(self, "o_proj") else self.out_proj)(out)
+
+    def _convolved_parts(self, columns: Tensor, layer: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """q and k (B, T, G, r) and v (B, T, M * P), float32, of columns (B, C, T) before the
+        convolution."""
+        G, N = self.num_k_heads, self.head_k_dim
+        if isinstance(layer, PooledState):
+            order = ("read", "write", "values")
+            values, key, query = layer.projected(
+                columns, order, groups=G, group_size=N, normalize=True
+            )
+            assert key is not None and query is not None
+            return query * N**-0.5, key, values.float()
+        convolved = self.convolved(columns, layer).transpose(1, 2).float()
+        query, key = convolved[..., : 2 * G * N].unflatten(-1, (2, G, N)).unbind(2)
+        query = self.narrowed(_unit(query) * N**-0.5, self.state_read)
+        return query, self.narrowed(_unit(key), self.state_write), convolved[..., 2 * G * N :]
 
     def _projected(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """[q | k | v] columns, gate, beta before its sigmoid, decay before its softplus."""

@@ -6,6 +6,8 @@ rows as it needs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
@@ -14,41 +16,57 @@ from ..plan import LatentPlan
 
 
 class HeadwiseLinear(nn.Module):
-    """Keys of head j from its own channels: channel i * J + j of the input belongs to head j.
+    """Keys of head j from its own channels.
 
     Args:
         num_heads, head_dim: J and D.
-        key_rank: input channels, a multiple of J.
+        shares: channels of one head in each run of the input, see `by_head`.
     """
 
-    def __init__(self, num_heads: int, head_dim: int, key_rank: int, *, device=None, dtype=None):
+    def __init__(
+        self, num_heads: int, head_dim: int, shares: Sequence[int], *, device=None, dtype=None
+    ):
         super().__init__()
         new = {"device": device, "dtype": dtype}
-        self.weight = nn.Parameter(torch.empty(num_heads, head_dim, key_rank // num_heads, **new))
+        self.shares = tuple(shares)
+        self.weight = nn.Parameter(torch.empty(num_heads, head_dim, sum(shares), **new))
         self.bias = nn.Parameter(torch.empty(num_heads * head_dim, **new))
 
     def forward(self, x: Tensor) -> Tensor:
-        return headwise_linear(x, self.weight, self.bias)
+        return headwise_linear(x, self.weight, self.bias, self.shares)
 
 
-def headwise_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Keys (..., J*D) of channels x (..., r*J) by weight (J, D, r)."""
-    by_head = x.unflatten(-1, (weight.shape[2], weight.shape[0]))
+def headwise_linear(x: Tensor, weight: Tensor, bias: Tensor, shares: Sequence[int]) -> Tensor:
+    """Keys (..., J*D) of channels x (..., J*r), in runs, by weight (J, D, r)."""
+    own = by_head(x, weight.shape[0], shares)
     if x.ndim == 3 and x.shape[0] == 1:  # one product per head without copying the channels
-        keys = torch.bmm(by_head[0].permute(2, 0, 1), weight.transpose(1, 2))
+        keys = torch.bmm(own[0].transpose(0, 1), weight.transpose(1, 2))
         return keys.transpose(0, 1).flatten(1)[None] + bias
-    return torch.einsum("...ij,jdi->...jd", by_head, weight).flatten(-2) + bias
+    return torch.einsum("...ji,jdi->...jd", own, weight).flatten(-2) + bias
+
+
+def by_head(x: Tensor, num_heads: int, shares: Sequence[int]) -> Tensor:
+    """Channels (..., J, r) of each head, of channels (..., J*r) in runs, each of which holds its
+    share of head 0, then of head 1, and so on."""
+    runs = x.split([num_heads * share for share in shares], dim=-1)
+    parts = [run.unflatten(-1, (num_heads, -1)) for run in runs]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+
+def in_runs(own: Tensor, shares: Sequence[int]) -> Tensor:
+    """The inverse of `by_head`."""
+    return torch.cat([part.flatten(-2) for part in own.split(list(shares), dim=-1)], dim=-1)
 
 
 def make_key_projection(plan: LatentPlan, num_heads: int, head_dim: int, new: dict) -> nn.Module:
     """The projection that a layer's plan asks for, uninitialised."""
     if plan.method == "per_head":
-        return HeadwiseLinear(num_heads, head_dim, plan.key_rank, **new)
+        return HeadwiseLinear(num_heads, head_dim, plan.key_shares(num_heads), **new)
     return skip_init(nn.Linear, plan.key_rank, num_heads * head_dim, **new)
 
 
 def linear_in_order(projection: nn.Module, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`projection(x)` with rows that were put into another order."""
     if isinstance(projection, HeadwiseLinear):
-        return headwise_linear(x, weight, bias)
+        return headwise_linear(x, weight, bias, projection.shares)
     return nn.functional.linear(x, weight, bias)

@@ -137,7 +137,11 @@ class LatentAttention(nn.Module):
 
         step = row_step(self, cache, layer_idx, hidden_states, attention_mask)
         if step is not None:
-            output, weights = attend_in_pool(self, query, latent, step, position_embeddings), None
+            copies = None
+            if self.plan.keeps_exact:
+                copies = self._exact_tokens(cache, layer_idx, step.num_slots - query.shape[2])
+            output = attend_in_pool(self, query, latent, step, position_embeddings, copies)
+            weights = None
         else:
             output, weights = self._attend(
                 query, latent, position_embeddings, attention_mask, cache, layer_idx, kwargs

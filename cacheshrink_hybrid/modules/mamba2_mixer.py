@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..plan import StatePlan
+from .pooled_state import PooledState
 from .recurrent_mixer import RecurrentMixer, kept_rows, masked
 from .ssd import ssd_read, ssd_scan
 
@@ -50,10 +51,7 @@ class Mamba2Mixer(RecurrentMixer):
         return torch.cat([starts[0], starts[1] + written, starts[2] + read, starts[3] + steps])
 
     def mix(self, hidden_states: Tensor, attention_mask: Tensor | None, layer: Any) -> Tensor:
-        M, P, G, N = self.num_heads, self.head_dim, self.n_groups, self.ssm_state_size
-        plan = self.state_plan
-        folded = plan is not None and plan.channels is not None
-        pruned = folded and self.state_read is None
+        M, P = self.num_heads, self.head_dim
         hidden = masked(hidden_states, attention_mask)
         if hasattr(self, "ssm_in_multiplier"):  # Falcon-H1
             hidden = hidden * self.ssm_in_multiplier
@@ -62,22 +60,11 @@ class Mamba2Mixer(RecurrentMixer):
             projected = projected * self._multipliers()
         conv_channels = self.conv1d.weight.shape[0]
         gate, x_B_C, dt = projected.split([M * P, conv_channels, M], dim=-1)
-        x_B_C = self.convolved(x_B_C.transpose(1, 2), layer).transpose(1, 2)
-        x_B_C = masked(x_B_C, attention_mask).float()
-        read_width = sum(plan.ranks) if plan is not None and pruned else G * N
-        write_width = conv_channels - M * P - read_width
-        x, write, read = x_B_C.split([M * P, write_width, read_width], dim=-1)
-        x = x.unflatten(-1, (M, P))
+        x, write, read = self._convolved_parts(x_B_C.transpose(1, 2), attention_mask, layer)
         # The source clamps in a pass over many tokens only; one definition serves both here.
         dt = nn.functional.softplus(dt.float() + self.dt_bias.float())
         if tuple(self.time_step_limit) != (0.0, math.inf):
             dt = dt.clamp(*self.time_step_limit)
-        if not folded:
-            write = self.packed(self.narrowed(write.unflatten(-1, (G, N)), self.state_write))
-        if pruned:
-            read = self.unpacked(read, G)
-        else:
-            read = self.narrowed(read.unflatten(-1, (G, N)), self.state_read)
         y = self.advanced((x, dt, write), read, layer)
         y = (y + x * self.D.float()[:, None]).flatten(2)
         if getattr(self, "mamba_rms_norm", True):
@@ -85,6 +72,39 @@ class Mamba2Mixer(RecurrentMixer):
         else:
             y = y * nn.functional.silu(gate.float())
         return self.out_proj(y.to(hidden_states.dtype))
+
+    def _convolved_parts(
+        self, columns: Tensor, attention_mask: Tensor | None, layer: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, T, M, P), B packed (B, T, sum of ranks) and C (B, T, G, r), float32, of columns
+        (B, C, T) before the convolution."""
+        M, P, G, N = self.num_heads, self.head_dim, self.n_groups, self.ssm_state_size
+        plan = self.state_plan
+        folded = plan is not None and plan.channels is not None
+        pruned = folded and self.state_read is None
+        read_width = sum(plan.ranks) if plan is not None and pruned else G * N
+        widths = [M * P, columns.shape[1] - M * P - read_width, read_width]
+        if isinstance(layer, PooledState) and not pruned:
+            # A folded B is convolved and that is all, as x is.
+            order = ("values", "read") if folded else ("values", "write", "read")
+            values, write, read = layer.projected(columns, order, groups=G, group_size=N)
+            assert read is not None
+            parts = [values.float(), read.flatten(2)]
+            if write is None:
+                parts[:1] = parts[0].split(widths[:2], dim=-1)
+            else:
+                parts.insert(1, self.packed(write))
+            x, write, read = (masked(part, attention_mask) for part in parts)
+            return x.unflatten(-1, (M, P)), write, read.unflatten(-1, (G, -1))
+        convolved = self.convolved(columns, layer).transpose(1, 2)
+        x, write, read = masked(convolved, attention_mask).float().split(widths, dim=-1)
+        if not folded:
+            write = self.packed(self.narrowed(write.unflatten(-1, (G, N)), self.state_write))
+        if pruned:
+            read = self.unpacked(read, G)
+        else:
+            read = self.narrowed(read.unflatten(-1, (G, N)), self.state_read)
+        return x.unflatten(-1, (M, P)), write, read
 
     def _multipliers(self) -> Tensor:
         """Falcon-H1's factors of the input projection's rows."""

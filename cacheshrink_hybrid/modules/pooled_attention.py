@@ -13,13 +13,16 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from ..cache.exact_tokens import ExactTokens
 from ..cache.paged_step import RowStep
-from ..errors import NotSupportedError
+from ..errors import KernelUnavailableError
 from ..kernels.backend import Backend, runs_triton
 from ..kernels.latent_decode import LatentRead
 from ..kernels.row_layout import RowLayout
 from .expanded_prefill import expanded_prefill, expanding_pays
 from .latent_read import MAX_DECODE_TOKENS, Angles
+from .left_padding import first_visible
+from .pooled_exact import read_exact_copies
 from .pooled_read import (
     append_to_pool,
     decode_from_pool,
@@ -51,8 +54,8 @@ def row_step(
         mask: as the attention function takes it.
 
     Raises:
-        NotSupportedError: the cache's backend is `triton`, and kernels cannot take this step.
-        KernelUnavailableError: that backend cannot run here.
+        KernelUnavailableError: the cache's backend is `triton`, and that cannot run here, or
+            kernels cannot take this step.
     """
     backend: Backend = getattr(cache, "backend", "torch")
     if backend == "torch" or not runs_triton(backend, hidden.device):
@@ -64,10 +67,14 @@ def row_step(
     if reason is None and torch.is_grad_enabled() and hidden.requires_grad:
         reason = "kernels have no backward pass; decode within torch.no_grad()"
     if reason is None and not cache.slots_are_positions:
-        reason, first_slots = _left_padding(mask, layer, *hidden.shape[:2])
+        batch, num_new = hidden.shape[:2]
+        num_keys, first_key = layer.get_mask_sizes(num_new)
+        reason, first_slots = first_visible(
+            mask, batch, num_new, num_keys, first_key, layer.sliding_window
+        )
     if reason is not None:
         if backend == "triton":
-            raise NotSupportedError(f"layer {layer_idx} is not read by kernels: {reason}")
+            raise KernelUnavailableError(f"layer {layer_idx} is not read by kernels: {reason}")
         return None
     return cache.row_step(layer, *hidden.shape[:2], first_slots)
 
@@ -82,69 +89,13 @@ def why_not(module: LatentAttention, dtype: torch.dtype) -> str | None:
     if dtype not in known:
         try:
             if module.rotary is not None and module.rotary.depends_on_length:
-                raise NotSupportedError("its angles depend on the length of the text")
+                raise KernelUnavailableError("its angles depend on the length of the text")
             device = module.kv_a_proj.weight.device
             _read_of(module, 1, torch.empty(0, device=device, dtype=dtype))
             known[dtype] = None
-        except NotSupportedError as fault:
+        except KernelUnavailableError as fault:
             known[dtype] = str(fault)
     return known[dtype]
-
-
-def _left_padding(
-    mask: Any, layer: Any, batch: int, num_new: int
-) -> tuple[str | None, Tensor | None]:
-    """(what is wrong, first visible slots (B,) int32) of a mask that may hide the first slots."""
-    if mask is None:
-        return None, None
-    if not isinstance(mask, Tensor) or mask.ndim not in (2, 4):
-        return (
-            f"its attention mask is a {type(mask).__name__}; kernels take left padding only",
-            None,
-        )
-    known = layer.cache.__dict__.setdefault("_known_padding", {})
-    entry = known.get(id(mask))
-    if entry is None or entry[0] is not mask:
-        num_keys, first_key = layer.get_mask_sizes(num_new)
-        if len(known) > 8:
-            known.clear()
-        found = _first_visible(mask, batch, num_new, num_keys, first_key, layer.sliding_window)
-        entry = known[id(mask)] = (mask, found)
-    if isinstance(entry[1], str):
-        return entry[1], None
-    return None, entry[1]
-
-
-def _first_visible(
-    mask: Tensor, batch: int, num_new: int, num_keys: int, first_key: int, window: int | None
-) -> str | Tensor | None:
-    """First visible slots (B,) int32 of a mask, None if all are; or what is wrong with it."""
-    if mask.ndim == 2:
-        visible = mask[:, -num_keys:].bool()[:, None]
-    else:
-        visible = mask[:, 0, :, :num_keys]
-        if visible.dtype != torch.bool:
-            visible = visible > 0.5 * torch.finfo(mask.dtype).min
-    count, key = visible.shape[-1], torch.arange(visible.shape[-1], device=mask.device)
-    seen = visible.any(dim=1)
-    hidden = torch.where(seen.any(-1), seen.long().argmax(-1), count)
-    due, matters = key >= hidden[:, None, None], torch.ones_like(visible[..., :1])
-    if mask.ndim == 4:
-        query = torch.arange(count - num_new, count, device=mask.device)[:, None]
-        if window is not None:
-            # Where windows begin behind the padding, they say nothing of it.
-            hidden = torch.where(hidden <= count - num_new - window + 1, 0, hidden)
-        due = (key >= hidden[:, None, None]) & (key <= query)
-        if window is not None:
-            due = due & (key > query - window)
-        matters = query >= hidden[:, None, None]  # what padding sees is of no interest
-    if mask.ndim == 4 and mask.shape[1] > 1 and not bool((mask == mask[:, :1]).all()):
-        return "its attention mask differs between heads"
-    if not bool(((visible == due) | ~matters).all()):
-        return "its attention mask is not causal from each sequence's first visible token on"
-    if not bool(hidden.any()):
-        return None
-    return (hidden + first_key).int().expand(batch).contiguous()
 
 
 def attend_in_pool(
@@ -153,12 +104,14 @@ def attend_in_pool(
     latent: Tensor,
     step: RowStep,
     position_embeddings: Angles | None,
+    copies: ExactTokens | None = None,
 ) -> Tensor:
     """Write the new latents (B, T, R) to the pool and read it; heads' outputs (B, T, H*D).
 
     Args:
         query: before rotation, (B, H, T, D).
         position_embeddings: angles of the new tokens by position.
+        copies: of the tokens that are read exactly, if there are such; takes the new ones in.
     """
     angles = position_embeddings if module.rotary is not None else None
     if angles is not None and step.first_new is not None:
@@ -175,9 +128,17 @@ def attend_in_pool(
     flat = latent.flatten(0, 1)
     append_to_pool(module, flat, rows, step.slot_mapping, backend=step.backend)
     num_new, whole = query.shape[2], step.ends_together and step.first_slots is None
+    context_lens, first_slots, beside = step.context_lens, step.first_slots, None
+    if copies is not None:
+        first = torch.zeros_like(context_lens) if first_slots is None else first_slots
+        exact = copies.update(latent, first.long())
+        beside = read_exact_copies(module, query, exact, step.num_slots)
+        # As if the queries stood before their window: then they see what lies behind the sinks.
+        context_lens = (context_lens - module.plan.exact_window).clamp_min(0)
+        first_slots = first + module.plan.exact_sinks
     if num_new <= MAX_DECODE_TOKENS:
         attend = decode_from_pool
-    elif whole and expanding_pays(module, read, num_new):
+    elif whole and copies is None and expanding_pays(module, read, num_new):
         return expanded_prefill(module, query, rows, step.frame_table, step.num_slots)
     else:
         attend = prefill_from_pool
@@ -186,9 +147,10 @@ def attend_in_pool(
         query,
         rows,
         step.frame_table,
-        step.context_lens,
+        context_lens,
         read=read,
-        first_slots=step.first_slots,
+        first_slots=first_slots,
+        beside=beside,
         backend=step.backend,
     )
 

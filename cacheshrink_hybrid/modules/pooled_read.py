@@ -17,7 +17,7 @@ from ..cache.layout import LifetimeClass
 from ..cache.state_map import StateMap
 from ..codecs import RowCodec
 from ..codecs.levels import lloyd_max_levels
-from ..errors import NotSupportedError
+from ..errors import KernelUnavailableError
 from ..kernels.backend import Backend
 from ..kernels.latent_append import latent_append
 from ..kernels.latent_decode import KeyUp, LatentRead, latent_decode
@@ -37,11 +37,11 @@ def layout_of_codec(codec: RowCodec) -> RowLayout:
     """The layout of a codec's rows as kernels take it.
 
     Raises:
-        NotSupportedError: rows with a scale per token, which kernels do not read.
+        KernelUnavailableError: rows with a scale per token, which kernels do not read.
     """
     row_format = codec.format
     if row_format.scales != "static":
-        raise NotSupportedError(
+        raise KernelUnavailableError(
             f"kernels read rows with static scales, not scales={row_format.scales!r}; convert "
             "with static scales, or read through the codec"
         )
@@ -59,16 +59,17 @@ def row_layout(module: LatentAttention, dtype: torch.dtype) -> RowLayout:
         dtype: of latents that are stored as they are.
 
     Raises:
-        NotSupportedError: latents that are stored in float32, or with a scale per token.
+        KernelUnavailableError: latents that are stored in float64, or with a scale per token.
     """
     if module.codec is not None:
         return layout_of_codec(module.codec)
     if dtype not in KIND_OF_DTYPE:
-        raise NotSupportedError(
-            f"kernels do not read latents stored as {dtype}; run the model in bfloat16 or "
-            "float16, or convert with coded latents"
+        raise KernelUnavailableError(
+            f"kernels do not read latents stored as {dtype}; run the model in float32, "
+            "bfloat16 or float16, or convert with coded latents"
         )
-    return RowLayout.uniform(module.plan.kv_lora_rank, dtype)
+    kind = KIND_OF_DTYPE[dtype]
+    return RowLayout.of_runs([(run.channels, kind) for run in module.plan.runs])
 
 
 @cache
@@ -101,7 +102,7 @@ def place_in_state(state: StateMap, number: int, frame_bytes: int) -> StatePlace
     """Where state tensor `number` of a layout lies, as kernels take it.
 
     Raises:
-        NotSupportedError: rows that are no multiple of 16 bytes and leave gaps at frame ends.
+        KernelUnavailableError: rows that are no multiple of 16 bytes and leave gaps at frame ends.
     """
     rows, first = state.rows[number], state.slices[number][0]
     if rows.row_bytes % 16 == 0:
@@ -112,7 +113,7 @@ def place_in_state(state: StateMap, number: int, frame_bytes: int) -> StatePlace
             first_rows=first.num_rows,
         )
     if frame_bytes % rows.row_bytes or first.offset % rows.row_bytes:
-        raise NotSupportedError(
+        raise KernelUnavailableError(
             f"rows of {rows.row_bytes} bytes leave gaps in frames of {frame_bytes} bytes, which "
             "kernels do not skip; use rows of a multiple of 16 bytes"
         )
@@ -127,12 +128,20 @@ def latent_read(module: LatentAttention, num_slots: int, like: Tensor) -> Latent
         like: a tensor of the queries' type and device.
 
     Raises:
-        NotSupportedError: norms of keys other than the RMS norm of a head's channels, rotations
-            other than of channel pairs (i, i + rotary dim / 2), and exact copies of tokens.
+        KernelUnavailableError: norms of keys other than the RMS norm of a head's channels,
+            rotations other than of channel pairs (i, i + rotary dim / 2), and sliding windows that
+            exact copies cover.
     """
     plan = module.plan
-    if plan.keeps_exact:
-        raise NotSupportedError("kernels do not read exact_sinks and exact_window; use the module")
+    window = module.sliding_window
+    if window is not None and plan.exact_window:
+        # The window of rows begins where that of copies ends, and the queries are moved there.
+        window -= plan.exact_window
+        if window < 1:
+            raise KernelUnavailableError(
+                f"its exact_window of {plan.exact_window} tokens covers its sliding window of "
+                f"{module.sliding_window}, so that no rows are read"
+            )
     key_up = None
     if plan.read_mode == "reconstruct":
         J, D = module.num_key_value_heads, module.head_dim
@@ -141,7 +150,7 @@ def latent_read(module: LatentAttention, num_slots: int, like: Tensor) -> Latent
         if module.rotary is not None:
             channels = module.rotary.rotated_halves(D)
             if channels is None:
-                raise NotSupportedError(
+                raise KernelUnavailableError(
                     "kernels rotate channel pairs (i, i + rotary dim / 2); this model rotates "
                     "otherwise, so its keys are rebuilt by the module"
                 )
@@ -159,7 +168,7 @@ def latent_read(module: LatentAttention, num_slots: int, like: Tensor) -> Latent
         key_rank=plan.key_rank,
         value_rank=plan.value_rank,
         scale=module.scaling,
-        window=module.sliding_window,
+        window=window,
         softcap=module.softcap,
         sinks=module.sinks,
         key_up=key_up,
@@ -171,7 +180,7 @@ def _norm_of(module: LatentAttention) -> tuple[Tensor, float]:
     """Gains (D,), float32, and epsilon of a norm of keys; found out by trying.
 
     Raises:
-        NotSupportedError: any other norm than that of the mean square over a head's channels.
+        KernelUnavailableError: any other norm than that of the mean square over a head's channels.
     """
     norm: Any = module.k_norm
     epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
@@ -182,7 +191,7 @@ def _norm_of(module: LatentAttention) -> tuple[Tensor, float]:
         due = probe * torch.rsqrt(probe.square().mean() + epsilon) * gains
         if torch.allclose(norm(probe).float(), due, rtol=1e-2, atol=1e-2):
             return gains, float(epsilon)
-    raise NotSupportedError(
+    raise KernelUnavailableError(
         f"kernels normalise keys by the mean square of a head's channels; this model's "
         f"{type(norm).__name__} does otherwise"
     )
@@ -210,6 +219,7 @@ def decode_from_pool(
     *,
     read: LatentRead,
     first_slots: Tensor | None = None,
+    beside: tuple[Tensor, Tensor] | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
     """Heads' outputs (B, T, H*D) of few rotated queries (B, H, T, D); see `latent_decode`.
@@ -226,6 +236,7 @@ def decode_from_pool(
         read=read,
         offset=offset,
         first_slots=first_slots,
+        beside=beside,
         backend=backend,
     )
     return _heads(module, mixed, total)
@@ -240,6 +251,7 @@ def prefill_from_pool(
     *,
     read: LatentRead,
     first_slots: Tensor | None = None,
+    beside: tuple[Tensor, Tensor] | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
     """`decode_from_pool` for many queries; see `latent_prefill`."""
@@ -253,6 +265,7 @@ def prefill_from_pool(
         read=read,
         offset=offset,
         first_slots=first_slots,
+        beside=beside,
         backend=backend,
     )
     return _heads(module, mixed, total)

@@ -3,6 +3,10 @@
 A mixer sees a `PooledState` where it otherwise sees its layer of the cache: the convolution moves
 its window on in the frames, and the recurrence reads and writes codes there. Nothing of the size of
 a state is written but its codes.
+
+Where B and C (k and q) come out of the convolution, the launch that convolves also brings them into
+the state's basis. Mamba-1 makes them of what is convolved, and channels that were folded away need
+no basis: there the launch convolves only.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from torch import Tensor
 
 from ..cache.paged_step import StateStep
 from ..cache.state_layer import StateCacheMixin, StateLayout
-from ..errors import KernelUnavailableError, NotSupportedError
+from ..errors import KernelUnavailableError
 from ..kernels.backend import Backend, runs_triton
 from ..kernels.conv_update_project import ConvPages, conv_update_project
 from ..kernels.gdn_replay import DeltaRing, gdn_replay_step
@@ -35,24 +39,34 @@ if TYPE_CHECKING:
 def state_in_pool(
     mixer: RecurrentMixer, cache: Any, layer: StateCacheMixin, hidden: Tensor
 ) -> PooledState | None:
-    """The state of a mixer for one token by kernels, or None where torch takes it.
+    """The state of a mixer for one token by kernels, or None where torch takes it: always for a
+    pass that begins a sequence or brings several tokens, whose scan reads the state once.
 
     Args:
         hidden: the mixer's input, (B, T, E).
 
     Raises:
-        NotSupportedError: the cache's backend is `triton`, and kernels cannot take this step.
-        KernelUnavailableError: that backend cannot run here.
+        KernelUnavailableError: the cache's backend is `triton`, and that cannot run here, or
+            kernels cannot take this step.
     """
     backend: Backend = getattr(cache, "backend", "torch")
-    if backend == "torch" or hidden.shape[1] != 1 or not runs_triton(backend, hidden.device):
+    if backend == "torch" or not runs_triton(backend, hidden.device):
         return None
     reason = why_not(mixer)
+    if reason is None and getattr(cache, "records_past", False):
+        reason = (
+            "the past is recorded, as assisted decoding does, outside of the pool; use "
+            "backend='auto', or decode without assistance"
+        )
+    if reason is None and hidden.shape[1] != 1:
+        return None
     if reason is None and torch.is_grad_enabled() and hidden.requires_grad:
         reason = "kernels have no backward pass; decode within torch.no_grad()"
     if reason is not None:
         if backend == "triton":
-            raise NotSupportedError(f"layer {mixer.layer_idx} is not stepped by kernels: {reason}")
+            raise KernelUnavailableError(
+                f"layer {mixer.layer_idx} is not stepped by kernels: {reason}"
+            )
         return None
     step = cache.state_step(mixer.layer_idx, layer.num_pending)
     return None if step is None else PooledState(mixer, layer, step)
@@ -63,11 +77,8 @@ def why_not(mixer: RecurrentMixer) -> str | None:
     plan = mixer.state_plan
     if plan is None or mixer.compression_disabled:
         return "it is not converted"
-    if plan.replay_length > 1:
-        if plan.kind == "mamba":
-            return "no kernel replays the inputs of Mamba-1; convert with replay_length=1"
-        if len(set(plan.ranks)) > 1:
-            return "its groups have different ranks, and no kernel replays such inputs"
+    if plan.replay_length > 1 and plan.kind == "mamba":
+        return "no kernel replays the inputs of Mamba-1; convert with replay_length=1"
     try:
         check_head_sizes(_segments(mixer.state_layout()), plan.head_dim)
     except KernelUnavailableError as fault:
@@ -104,11 +115,55 @@ class PooledState:
         places = {
             name: self.step.places["recurrent", 1 + number] for number, name in enumerate(parts)
         }
-        length, dtype = self.layout.replay_length - 1, self.layout.dtype
-        return kind(length=length, groups=groups, dtype=dtype, **places)
+        assert self.mixer.state_plan is not None
+        ranks = self.mixer.state_plan.ranks
+        return kind(
+            length=self.layout.replay_length - 1,
+            groups=groups,
+            ranks=ranks if len(set(ranks)) > 1 else None,
+            dtype=self.layout.dtype,
+            **places,
+        )
 
     def convolved(self, columns: Tensor) -> Tensor:
         """Convolution and activation of columns (B, C, 1), whose window is moved on."""
+        return self._convolved(columns, ("values",))[0][..., None]
+
+    def projected(
+        self,
+        columns: Tensor,
+        order: tuple[str, ...],
+        *,
+        groups: int,
+        group_size: int,
+        normalize: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """`convolved`, with what writes and reads the state in its basis.
+
+        Args:
+            columns: (B, C, 1).
+            order, groups, group_size, normalize: see `conv_update_project`.
+
+        Returns:
+            values (B, 1, the rest) in columns' type; write and read, (B, 1, G, r) float32, None
+            where they are not in `order`.
+        """
+        parts = self._convolved(
+            columns,
+            order,
+            groups=groups,
+            group_size=group_size,
+            normalize=normalize,
+            write_basis=self.mixer.state_write,
+            read_basis=self.mixer.state_read,
+        )
+        values, write, read = (None if part is None else part[:, None] for part in parts)
+        assert values is not None
+        return values, write, read
+
+    def _convolved(
+        self, columns: Tensor, order: tuple[str, ...], **shared: Any
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         conv, step = self.mixer.conv1d, self.step
         pages = ConvPages(
             arena=step.arena,
@@ -118,18 +173,16 @@ class PooledState:
             columns=self.layout.conv_columns,
             dtype=self.layout.dtype,
         )
-        out, _, _ = conv_update_project(
+        return conv_update_project(
             columns[..., 0],
             conv.weight[:, 0],
             conv.bias,
             pages=pages,
             **self.tables,
-            order=("values", "write", "read"),
-            groups=0,
-            group_size=1,
+            order=order,
             backend=step.backend,
+            **shared,
         )
-        return out[..., None]
 
     def advance(self, owner: RecurrentMixer, inputs: Sequence[Tensor], reads: Tensor) -> Tensor:
         """Take one token in and return what it reads, y (B, 1, M, P)."""

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from ..errors import ConfigError, PlanError
 from ..latent_model import PLAN_ATTRIBUTE, plan_of
+from ..modules.key_projection import HeadwiseLinear, by_head, in_runs
 from ..modules.latent_attention import LatentAttention
 from ..plan import ChannelRun, LatentPlan
 from .targets import latent_layers
@@ -62,7 +63,7 @@ def cut_ranks(model: PreTrainedModel, share: float) -> PreTrainedModel:
         if ids not in plans:
             keys, values = _channels(module, share)
             plans[ids] = _cut_plan(module.plan, keys, values)
-            _cut_weights(module, keys, values, shared)
+            _cut_weights(module, plans[ids], shared)
     for module in latent_layers(model).values():  # all places of shared modules
         module.plan = plans[module.plan.layer_ids]
         module.codec = module.plan.codec() if module.plan.coded else None
@@ -104,14 +105,20 @@ def _first(runs: Sequence[ChannelRun], start: int, count: int) -> list[ChannelRu
 
 def _cut_weights(
     module: LatentAttention,
-    keys: int,
-    values: int,
+    cut_plan: LatentPlan,
     shared: dict[int, tuple[nn.Parameter, nn.Parameter]],
 ) -> None:
-    plan = module.plan
-    rows = torch.arange(keys, device=module.kv_a_proj.weight.device)
-    if plan.method != "joint":
-        rows = torch.cat([rows, torch.arange(values, device=rows.device) + plan.key_rank])
+    whole, keys, values = module.plan, cut_plan.key_rank, cut_plan.value_rank
+    channels = torch.arange(whole.kv_lora_rank, device=module.kv_a_proj.weight.device)
+    rows, kept_keys = channels[:keys], keys
+    if isinstance(module.k_b_proj, HeadwiseLinear):
+        heads = module.num_key_value_heads
+        own = by_head(channels[: whole.key_rank], heads, module.k_b_proj.shares)
+        module.k_b_proj.shares = cut_plan.key_shares(heads)
+        kept_keys = keys // heads
+        rows = in_runs(own[:, :kept_keys], module.k_b_proj.shares)
+    if whole.method != "joint":
+        rows = torch.cat([rows, channels[whole.key_rank :][:values]])
 
     def cut(weight: nn.Parameter, pick: Callable[[Tensor], Tensor]) -> nn.Parameter:
         """The same new parameter for all modules that share the old one."""
@@ -127,8 +134,7 @@ def _cut_weights(
     for adapter in (module.kv_a_adapters or {}).values():
         adapter[1].weight = cut(adapter[1].weight, lambda w: w[rows])
         adapter[1].out_features = len(rows)
-    per_weight = keys // module.k_b_proj.weight.shape[0] if plan.method == "per_head" else keys
-    module.k_b_proj.weight = cut(module.k_b_proj.weight, lambda w: w[..., :per_weight])
+    module.k_b_proj.weight = cut(module.k_b_proj.weight, lambda w: w[..., :kept_keys])
     module.v_b_proj.weight = cut(module.v_b_proj.weight, lambda w: w[..., :values])
     module.k_b_proj.in_features, module.v_b_proj.in_features = keys, values
     if module.latent_reach is not None:

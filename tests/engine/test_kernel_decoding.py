@@ -14,11 +14,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
-from cacheshrink_hybrid.engine import LLM, SamplingParams
+from cacheshrink_hybrid.engine import LLM, SamplingParams, coverage
+from cacheshrink_hybrid.engine.coverage import kernel_coverage
 from cacheshrink_hybrid.engine.runner import Runner
 from cacheshrink_hybrid.engine.step_tables import StepTables, batch_buckets
 from cacheshrink_hybrid.errors import KernelUnavailableError, NotSupportedError
+from cacheshrink_hybrid.families import model_spec
 from cacheshrink_hybrid.kernels import backend as backends
+from cacheshrink_hybrid.modules.recurrent_mixer import RecurrentMixer, uninstall_mixer
 from tests.dispatch import run_references
 from tests.families.tiny_configs import tiny_model
 from tests.models import converted_copy, random_ids
@@ -27,6 +30,7 @@ from tests.tolerances import assert_same_computation
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt2": ("gpt2", "auto", {}),
     "llama": ("llama", "joint", {}),
+    "llama-float32": ("llama", "joint", {"cache_bits": 16}),
     "llama-per-head": ("llama", "per_head", {}),
     "llama-rotate": ("llama", "rotate", {}),
     "window": ("mistral-window", "auto", {}),
@@ -42,20 +46,22 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "auto",
         {"state_dtype": "int8", "replay_length": 3, "state_ratio": 1.2},
     ),
+    # Groups of different ranks.
+    "delta-net-ranks": ("qwen3_next", "auto", {"state_dtype": "int8", "replay_length": 3}),
     "shared-attention": ("zamba2", "auto", {"state_dtype": "float32", "replay_length": 1}),
     "both-in-a-layer": ("falcon_h1", "auto", {"state_dtype": "bfloat16", "replay_length": 2}),
 }
-INTERPRETED = ("gpt2", "window", "mamba2-replay", "delta-net-replay")
+INTERPRETED = ("gpt2", "window", "mamba2-replay", "delta-net-ranks")
 MEMORY = 4 << 20
 
 
 @cache
 def model_of(name: str) -> PreTrainedModel:
-    case, method, states = CASES[name]
-    settings = {"state_ratio": 2.0, **states} if states else {}
-    return converted_copy(
-        tiny_model(case), 2.0, method, metric="activation", cache_bits="auto", **settings
-    )
+    case, method, settings = CASES[name]
+    settings = {"cache_bits": "auto", **settings}
+    if "state_dtype" in settings:
+        settings = {"state_ratio": 2.0, **settings}
+    return converted_copy(tiny_model(case), 2.0, method, metric="activation", **settings)
 
 
 def prompts(count: int = 5) -> list[list[int]]:
@@ -64,7 +70,7 @@ def prompts(count: int = 5) -> list[list[int]]:
 
 def generated(name: str, backend: str, max_tokens: int, count: int = 5) -> list[tuple[int, ...]]:
     # A coded state is rounded where a chunk ends, so hybrids get their prompts whole.
-    chunk = 512 if CASES[name][2] else 6
+    chunk = 512 if "state_dtype" in CASES[name][2] else 6
     llm = LLM(model_of(name), cache_memory=MEMORY, prefill_chunk=chunk, backend=backend)
     assert llm.runner.coverage.complete == (backend == "triton")
     outputs = llm.generate(prompts(count), SamplingParams(max_tokens=max_tokens))
@@ -107,6 +113,19 @@ def test_interpreted_kernels_give_the_logits_of_torch(name: str) -> None:
         runner = Runner(model_of(name), MEMORY, backend=backend)
         filled(runner, lengths)
         logits[backend] = decoded(runner, [0, 1], 1)
+    size = logits["torch"].abs().max()
+    assert (logits["triton"] - logits["torch"]).abs().max() <= 2e-4 * size
+
+
+@pytest.mark.parametrize("name", ["mamba2-replay", "delta-net-replay"])
+def test_prompts_shorter_than_a_ring(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their states have not been written when kernels first read them."""
+    run_references(monkeypatch)
+    logits = {}
+    for backend in ("torch", "triton"):
+        runner = Runner(model_of(name), MEMORY, backend=backend)
+        filled(runner, [9, 1, 2])
+        logits[backend] = decoded(runner, [0, 1, 2], 4)
     size = logits["torch"].abs().max()
     assert (logits["triton"] - logits["torch"]).abs().max() <= 2e-4 * size
 
@@ -269,13 +288,36 @@ def test_tables_of_fewer_sequences_after_more() -> None:
 
 def test_what_kernels_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     run_references(monkeypatch)
-    with pytest.raises(NotSupportedError, match="nothing of it is converted"):
+    with pytest.raises(KernelUnavailableError, match="nothing of it is converted"):
         LLM(tiny_model("llama"), cache_memory=MEMORY, backend="triton")
-    plain = converted_copy(tiny_model("llama"), 2.0, metric="activation")
-    with pytest.raises(NotSupportedError, match=r"layer 0: .*stored as torch.float32"):
-        LLM(plain, cache_memory=MEMORY, backend="triton")
+    for case, settings, reason in (
+        ("llama", {"scales": "token"}, "scales='token'"),
+        ("llama", {"exact_window": 4}, "exact_sinks and exact_window"),
+        ("olmo2", {}, "mean square of a head's channels"),
+        ("jamba", {"state_dtype": "int8", "replay_length": 2}, "replays the inputs of Mamba-1"),
+    ):
+        model = converted_copy(
+            tiny_model(case), 2.0, metric="activation", cache_bits="auto", **settings
+        )
+        with pytest.raises(KernelUnavailableError, match=rf"layer \d+: .*{reason}"):
+            LLM(model, cache_memory=MEMORY, backend="triton")
+        with monkeypatch.context() as patch:
+            patch.setattr(coverage, "runs_triton", lambda backend, device: True)
+            found = kernel_coverage(model, model_spec(model.config), "auto")
+        assert found.faults and not found.complete
+        assert all(reason in fault for fault in found.faults.values())
     with pytest.raises(NotSupportedError, match="cuda_graphs=True"):
         LLM(model_of("llama"), cache_memory=MEMORY, backend="triton", cuda_graphs=True)
+
+
+def test_states_that_are_converted_in_part_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    run_references(monkeypatch)
+    model = copy.deepcopy(model_of("mamba2"))
+    mixers = [module for module in model.modules() if isinstance(module, RecurrentMixer)]
+    uninstall_mixer(mixers[0])
+    due = rf"layers \[{mixers[0].layer_idx}\] have recurrent states as in the source"
+    with pytest.raises(KernelUnavailableError, match=due):
+        LLM(model, cache_memory=MEMORY, backend="triton")
 
 
 def test_triton_without_a_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,7 +111,7 @@ def test_no_frame_is_lost_over_many_requests() -> None:
     for number in range(60):
         llm.add_request(random_ids(1, 1 + number % 9, seed=number)[0].tolist())
         if number % 7 == 3:
-            llm.abort(llm._waiting[-1].request_id)
+            llm.abort(llm._scheduler.requests[-1].request_id)
         llm.step()
     while llm.has_requests:
         llm.step()
@@ -216,7 +216,7 @@ def test_cancelled_within_a_prompt() -> None:
     llm.add_request(prompts()[1], SamplingParams(max_tokens=20), request_id="stays")
     llm.add_request(random_ids(1, 30)[0].tolist(), request_id="goes")
     llm.add_request(prompts()[2], request_id="waits")
-    goes = next(request for request in llm._requests() if request.request_id == "goes")
+    goes = next(request for request in llm._scheduler.requests if request.request_id == "goes")
     outputs: list[RequestOutput] = []
     while goes.num_computed < 8:
         outputs += llm.step()

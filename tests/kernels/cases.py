@@ -7,6 +7,7 @@ import torch
 from cacheshrink_hybrid.kernels.row_layout import Kind, RowLayout
 
 LAYOUTS = {
+    "float32": RowLayout.uniform(48, torch.float32, alignment=16),
     "float16": RowLayout.uniform(48, torch.float16, alignment=16),
     "bfloat16": RowLayout.uniform(48, torch.bfloat16, alignment=16),
     "e4m3": RowLayout.uniform(48, torch.float8_e4m3fn, alignment=16),
@@ -14,6 +15,16 @@ LAYOUTS = {
     "8": RowLayout.of_bits([(48, 8)], alignment=16),
     "4": RowLayout.of_bits([(48, 4)], alignment=16),
     "mixed": RowLayout.of_bits([(16, 16), (48, 8), (32, 4), (16, 2)], alignment=16),
+    "floats": RowLayout.of_runs(
+        [
+            (16, Kind.FLOAT32),
+            (16, Kind.FLOAT16),
+            (16, Kind.BFLOAT16),
+            (16, Kind.E4M3),
+            (16, Kind.E5M2),
+        ],
+        alignment=16,
+    ),
     # Narrow: runs of 8, odd addresses, a head byte behind the runs.
     "narrow": RowLayout.of_bits([(8, 4), (4, 2), (8, 16), (8, 4)]),
     "eights": RowLayout.of_runs([(8, Kind.E4M3), (16, Kind.UNIFORM8), (8, Kind.UNIFORM8)]),

@@ -9,6 +9,7 @@ from cacheshrink_hybrid.codecs.levels import lloyd_max_levels
 from cacheshrink_hybrid.kernels.latent_append import latent_append
 from cacheshrink_hybrid.kernels.paged_rows import PagedRows
 from cacheshrink_hybrid.kernels.row_layout import RowLayout, row_levels
+from cacheshrink_hybrid.kernels.state_pages import StatePages
 
 
 def levels() -> Tensor:
@@ -37,11 +38,13 @@ def empty_rows(
     )
 
 
-def frame_tables(lens: list[int], frame_tokens: int, *, num_frames: int, spare: int = 1) -> Tensor:
+def frame_tables(
+    lens: list[int], frame_tokens: int, *, num_frames: int, spare: int = 1, seed: int = 1
+) -> Tensor:
     """Random distinct frames for sequences of these lengths, (B, max_frames) int32; frame 0 is
     nobody's."""
     need = [-(-n // frame_tokens) for n in lens]
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     order = (torch.randperm(num_frames - 1, generator=generator) + 1).int()
     table = torch.full((len(lens), max(need) + spare), -1, dtype=torch.int32)
     first = 0
@@ -68,15 +71,22 @@ def filled_rows(
     device: torch.device,
     frame_tokens: int = 8,
     outliers: bool = True,
+    seed: int = 1,
+    poison: int = 0xFF,
 ) -> tuple[PagedRows, Tensor, Tensor]:
     """Rows of random latents, written by the reference; everything else is poison.
+
+    Args:
+        seed: of the order of the frames.
 
     Returns:
         rows, frame table, context lengths.
     """
     num_frames = sum(-(-n // frame_tokens) for n in lens) + 4
-    rows = empty_rows(layout, device=device, num_frames=num_frames, frame_tokens=frame_tokens)
-    table = frame_tables(lens, frame_tokens, num_frames=num_frames).to(device)
+    rows = empty_rows(
+        layout, device=device, num_frames=num_frames, frame_tokens=frame_tokens, poison=poison
+    )
+    table = frame_tables(lens, frame_tokens, num_frames=num_frames, seed=seed).to(device)
     latent = random_latents(sum(lens), layout.num_channels, outliers=outliers).to(device)
     slots = slots_of(table, lens, frame_tokens).to(device)
     latent_append(latent, rows, slots, backend="torch")
@@ -91,3 +101,13 @@ def random_latents(count: int, channels: int, *, outliers: bool = True) -> Tenso
         far = latent[::5]
         far *= torch.linspace(3, 60, far.shape[0])[:, None]
     return latent
+
+
+def bytes_of_states(pages: StatePages, table: Tensor) -> Tensor:
+    """Which bytes of the arena the states in `table` take, bool."""
+    byte = torch.arange(pages.num_bytes, device=table.device)
+    frame, offset = pages.place.locate(byte, pages.frame_bytes)
+    taken = torch.zeros_like(pages.arena, dtype=torch.bool)
+    held = table[table[:, 0] >= 0].long()
+    taken[(held[:, frame] * pages.frame_bytes + offset).flatten()] = True
+    return taken

@@ -7,10 +7,12 @@ import json
 import pytest
 import torch
 
-from scripts import bench_kernels
+from scripts import bench_kernels, kernel_gate, kernel_targets
 from scripts import kernel_workloads as workloads
+from scripts.prefill_workloads import Chunk, chunk_over_full, chunk_over_latents
 
 CPU = torch.device("cpu")
+CHUNK = Chunk(batch=2, history=70, num_new=9, heads=4, key_heads=2, head_dim=16, device=CPU)
 STATE = {"batch": 2, "heads": 4, "head_dim": 16, "rank": 16, "groups": 2, "device": CPU}
 
 
@@ -31,6 +33,9 @@ def _workloads() -> list[workloads.Workload]:
                     **full, codec=codec, rank=64, dense=dense, backend="torch", target=0.5
                 )
             )
+    made.append(chunk_over_full(CHUNK))
+    made += chunk_over_latents(CHUNK, rank=32, bits=8, rotated=True, backend="torch")
+    made += chunk_over_latents(CHUNK, rank=32, bits=4, rotated=False, backend="torch")
     return made
 
 
@@ -55,10 +60,42 @@ def test_bytes() -> None:
     assert state.num_bytes == 2 * 2 * codes_and_scales + inputs + 2 * 2 * 4
 
 
+def test_bytes_and_operations_of_a_chunk() -> None:
+    by_name = {workload.name: workload for workload in _workloads()}
+    queries = 2 * 4 * 9 * 16
+    pairs = 2 * (70 * 9 + 9 * 10 / 2)  # of a query and a slot that it sees
+    full = by_name["prefill SDPA full K/V 2x16 B=2 L=70 T=9"]
+    assert full.num_bytes == 2 * 2 * (2 * 79 * 16) * 2 + 2 * queries * 2
+    assert full.num_operations == pairs * 4 * (2 * 2 * 16)
+    met = by_name["prefill paged absorbed 4 R=32 B=2 L=70 T=9"]
+    assert met.num_bytes == 2 * 79 * 32 + 2 * 2 * 4 + 2 * queries * 2  # 17 bytes, padded to 32
+    assert met.num_operations == pairs * 4 * 2 * (32 + 32)
+    expanded = by_name["prefill expanded absorbed 4 R=32 B=2 L=70 T=9"]
+    assert expanded.num_bytes == met.num_bytes + 2 * 2 * 2 * (2 * 79 * 16) * 2
+    # Each slot is expanded once, whatever number of queries sees it.
+    assert expanded.num_operations == full.num_operations + pairs / 9 * 2 * 2 * 16 * (32 + 32)
+    assert {met.sizes["chosen"], expanded.sizes["chosen"]} == {True, False}
+
+
+def test_small_workloads_agree_with_references() -> None:
+    pytest.importorskip("triton")
+    gpu = torch.cuda.is_available()
+    errors = kernel_gate.errors(torch.device("cuda" if gpu else "cpu"), "triton")
+    assert {name.split()[0] for name in errors} == {
+        "latent_decode",
+        "ssd_step",
+        "gdn_step",
+        "prefill",
+    }
+    assert kernel_gate.faults(errors) == []
+    name = next(iter(errors))
+    assert kernel_gate.faults({name: float("nan")})[0].startswith(f"{name}: off by nan")
+
+
 def test_judging() -> None:
     """Shares are judged from enough bytes on; attention also against full K/V and 16 bits."""
     made = _workloads()
-    rows = [bench_kernels.row_of(w, 1e-3, 1e-5, 1e12) for w in made if "attention" in w.group]
+    rows = [bench_kernels.row_of(w, 1e-3, 1e-5, 1e12, 1e15) for w in made if "attention" in w.group]
     assert all(row["target"] is None for row in rows)
     for row in rows:
         row.update(context=32768, batch=8)
@@ -68,15 +105,28 @@ def test_judging() -> None:
     full["bytes"] = 4e9
     paged = next(row for row in rows if row["name"].startswith("latent_decode paged 8"))
     paged.update(bytes=1e9, target=0.6, share_of_copy=0.5, us=310.0)
-    missed = bench_kernels.judge(rows)
+    missed = kernel_targets.judge(rows)
     assert sorted(missed) == [
         "latent_decode paged 8 B=2 L=70 R=64 H=4: 0.50 of the copy bandwidth, 0.6 is due",
         "latent_decode paged 8 B=2 L=70 R=64 H=4: 2.90x SDPA, 3.0x is due",
         "latent_decode paged 8 B=2 L=70 R=64 H=4: slower than the same rank in 16 bits",
         "latent_decode rebuilt 8 B=2 L=70 r=16x2 V=32: 1.80x SDPA, 2.0x is due",
     ]
-    assert "| 0.50 | 0.60 | 2.90x |" in bench_kernels.table(rows)
+    assert "| 0.50 |  | 0.60 | 2.90x |" in bench_kernels.table(rows)
     json.dumps(rows)
+
+
+def test_judging_the_ways_of_a_chunk() -> None:
+    made = [w for w in _workloads() if w.group.startswith("prefill")]
+    rows = [bench_kernels.row_of(w, 1e-3, 1e-5, 1e12, 1e9) for w in made]
+    assert rows[0]["floor_us"] == pytest.approx(made[0].num_operations / 1e9 * 1e6)
+    assert kernel_targets.judge(rows) == []
+    slow = next(row for row in rows if row.get("chosen"))
+    slow["us"] = 2000.0
+    assert kernel_targets.judge(rows) == [
+        f"{slow['name']}: chosen, and takes 2.00 times as long as the other way"
+    ]
+    assert slow["speedup"] == 0.5
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

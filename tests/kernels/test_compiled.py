@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.compile_kernels import ROOM, TABLE, Case, compare, measure, meta
+from scripts.compile_kernels import ROOM, TABLE, WIDE_LOAD, Case, compare, measure, meta
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,6 +48,20 @@ def test_shipped_kernels_compile_as_committed(tmp_path: Path) -> None:
     assert json.loads(result.stdout.splitlines()[-1])["faults"] == 0
 
 
+def test_hot_kernels_say_what_their_speed_rests_on() -> None:
+    """Matrix units, copies that do not wait and loads of 16 bytes where rows are read; loads of 16
+    bytes where states are. Appending loads a few numbers."""
+    pytest.importorskip("triton")
+    from scripts.kernel_cases import CASES, DECODE
+
+    for case in CASES:
+        if not case.hot or case.name.startswith(("latent_append", "conv_update_project")):
+            continue
+        assert WIDE_LOAD in case.needs, case.name
+        if case.name.startswith("latent_decode"):
+            assert set(DECODE) <= set(case.needs), case.name
+
+
 def test_growth_is_noticed() -> None:
     triton = pytest.importorskip("triton")
     committed = json.loads(TABLE.read_text())
@@ -59,6 +73,31 @@ def test_growth_is_noticed() -> None:
         f"{name}: {grown['registers']} registers, {row['registers']} before"
     ]
     assert compare({"new": row}, committed) == ["new: not in the committed table"]
+
+
+def test_the_worst_launch_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cacheshrink_hybrid.kernels.launch import launch
+
+    class Kernel:
+        __name__ = "kernel"
+
+    launches = iter([(40, 512), (30, 1024)])
+
+    def compiled(*_) -> dict:
+        registers, shared = next(launches)
+        sizes = {"registers": registers, "shared_bytes": shared}
+        return {**sizes, "spilled_bytes": 0, "num_warps": 4, "ptx": ""}
+
+    monkeypatch.setattr("scripts.compile_kernels.compile_launch", compiled)
+
+    def twice() -> None:
+        for _ in range(2):
+            launch(Kernel(), (1,), p=meta(4))
+
+    table, faults = measure([Case("case", twice)], [90])
+    assert faults == []
+    row = table["case/kernel/sm_90"]
+    assert (row["registers"], row["shared_bytes"]) == (40, 1024)
 
 
 def test_faults_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

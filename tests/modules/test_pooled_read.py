@@ -9,7 +9,7 @@ from torch import Tensor
 from cacheshrink_hybrid.cache.layout import LayerRows, compile_layout
 from cacheshrink_hybrid.cache.state_map import StateRows
 from cacheshrink_hybrid.codecs import RowCodec, RowFormat
-from cacheshrink_hybrid.errors import NotSupportedError
+from cacheshrink_hybrid.errors import KernelUnavailableError
 from cacheshrink_hybrid.kernels.paged_rows import PagedRows
 from cacheshrink_hybrid.modules.latent_attention import LatentAttention
 from cacheshrink_hybrid.modules.latent_read import read_latents
@@ -127,12 +127,12 @@ def test_layout_of_codec(row_format: RowFormat) -> None:
 
 
 def test_scales_per_token_are_refused() -> None:
-    with pytest.raises(NotSupportedError, match="scales='token'"):
+    with pytest.raises(KernelUnavailableError, match="scales='token'"):
         layout_of_codec(RowCodec(((16, 8),), RowFormat(scales="token")))
 
 
 def test_norms_over_all_heads_are_refused() -> None:
-    with pytest.raises(NotSupportedError, match="mean square of a head's channels"):
+    with pytest.raises(KernelUnavailableError, match="mean square of a head's channels"):
         latent_read(_module("olmo2", "joint"), 1, torch.empty(0))
 
 
@@ -146,7 +146,7 @@ def test_place_in_state(row_bytes: int) -> None:
     layout = compile_layout([LayerRows(layer_idx=1, row_bytes=32)], states, tokens_per_frame=8)
     frame_bytes = layout.frame_bytes
     if frame_bytes % row_bytes and row_bytes % 16:
-        with pytest.raises(NotSupportedError, match="leave gaps"):
+        with pytest.raises(KernelUnavailableError, match="leave gaps"):
             place_in_state(layout.state, 1, frame_bytes)
         return
     place = place_in_state(layout.state, 1, frame_bytes)

@@ -12,6 +12,7 @@ from cacheshrink_hybrid.cache import make_cache
 from cacheshrink_hybrid.checkpoint import load_mla_model, save_mla_model
 from cacheshrink_hybrid.errors import ConfigError, PlanError
 from cacheshrink_hybrid.latent_model import plan_of
+from cacheshrink_hybrid.modules.latent_attention import LatentAttention
 from cacheshrink_hybrid.training import MLATrainer, cut_ranks
 from cacheshrink_hybrid.training.attachment import Attachment
 from cacheshrink_hybrid.training.nested import kept_channels
@@ -25,6 +26,7 @@ CASES = [
     ("llama", "xkv", {"cross_layer_group_size": 2}),
     ("llama-head-dim", "joint", {"cache_bits": "auto"}),
     ("llama-head-dim", "separate", {"cache_bits": "auto"}),
+    ("llama-head-dim", "per_head", {"cache_bits": "auto"}),
     ("zamba2-adapters", "joint", {}),
 ]
 
@@ -54,6 +56,18 @@ def test_cut_model_is_what_training_saw(case: str, method: str, settings: dict, 
     save_mla_model(model, None, tmp_path / "cut")
     again, _ = load_mla_model(tmp_path / "cut")
     assert torch.equal(logits_of(again, ids), found)
+
+
+@pytest.mark.parametrize("method", ["joint", "separate"])
+def test_first_channels_of_bytes_are_those_worth_most(method: str) -> None:
+    """All but the very first, which shares its byte with the gain and is worth least."""
+    model = pair("llama-head-dim", method, 4.0, cache_bits=8).converted
+    for module in (m for m in model.modules() if isinstance(m, LatentAttention)):
+        keys = module.k_b_proj.weight.square().sum(0)
+        assert module.plan.runs[0].bits == 8
+        half = len(keys) // 2
+        assert float(keys[1:half].mean()) > float(keys[half:].mean())
+        assert float(keys[0]) < float(keys[1:].mean())
 
 
 def test_whole_share_changes_nothing() -> None:

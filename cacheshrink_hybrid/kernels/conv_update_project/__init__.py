@@ -13,8 +13,12 @@ from ..state_pages import StatePlace, check_shapes
 
 __all__ = ["ConvPages", "conv_update_project"]
 
-PARTS = ("values", "write", "read")
-NORM_EPSILON = 1e-6
+SHARED_PARTS = (("write", "read"), ("read", "write"), ("write",), ("read",))
+ORDERS = (
+    ("values",),
+    *(("values", *parts) for parts in SHARED_PARTS),
+    *((*parts, "values") for parts in SHARED_PARTS),
+)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -68,22 +72,24 @@ def conv_update_project(
     pages: ConvPages,
     read_table: Tensor,
     write_table: Tensor,
-    order: tuple[str, str, str],
-    groups: int,
-    group_size: int,
+    order: tuple[str, ...],
+    groups: int = 0,
+    group_size: int = 0,
     write_basis: Tensor | None = None,
     read_basis: Tensor | None = None,
     normalize: bool = False,
     backend: Backend = "auto",
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Shift a column into each sequence's window, convolve, SiLU, and bring what writes and reads
     the state into its basis.
 
         z = silu(bias + sum_j weight[:, j] window[:, j]),    window = last W columns
         values = z's values,   write = L^T z's write part,   read = R^T z's read part
 
-    Mamba-2 has `order` (values, write, read) for x, B, C. The gated delta rule has (read, write,
-    values) for q, k, v, with `normalize`: groups are divided by their length before projection.
+    Mamba-2 has `order` (values, write, read) for x, B, C, and (values, read) where B needs no
+    projection and counts among the values. The gated delta rule has (read, write, values) for q, k,
+    v, with `normalize`: groups are divided by their length before projection. Mamba-1 has (values,)
+    alone, because it makes B and C of what is convolved.
 
     Args:
         column: before the convolution, (B, C).
@@ -92,33 +98,46 @@ def conv_update_project(
         pages: the last W - 1 columns.
         read_table, write_table: frames of each sequence's state, (B, frames), int32; a first frame
             of -1 reads as zeros, and is not written.
-        order: which channels come first, second and third; write and read have groups * group_size
-            each, the others are values.
-        groups, group_size: G and N; no groups, and all channels are values (Mamba-1).
-        write_basis, read_basis: L and R, (G, N, r); None for no projection.
+        order: which parts there are, and which channels come first, second and third; write and
+            read have groups * group_size each, the others are values.
+        groups, group_size: G and N; 0 where all channels are values.
+        write_basis, read_basis: L and R, (G, N, r); None for no projection. Zeros fill the columns
+            of groups with fewer than r.
         normalize: x / sqrt(|x|^2 + 1e-6) within each group of write and read.
 
     Returns:
-        values (B, C - 2 G N), write (B, G, r or N), read (B, G, r or N), in column's type.
+        values, (B, the channels that are left), in column's type; write and read, (B, G, r or N),
+        float32, None where they are not in `order`.
 
     Raises:
         ConfigError: shapes or types that do not fit.
         KernelUnavailableError: see `backend`.
     """
     B, C = len(column), pages.channels
-    shared = groups * group_size
-    if sorted(order) != sorted(PARTS) or order[1] == "values":
+    if order not in ORDERS:
         raise ConfigError(
-            f"order={order}; due is {PARTS} with values first or last, e.g. (values, write, read)"
+            f"order={order}; due are values, write and read, each at most once and values first or "
+            "last, e.g. (values, write, read)"
         )
-    if C - 2 * shared < 1:
-        raise ConfigError(f"{C} channels leave no values beside 2 x {groups} x {group_size}")
+    if len(order) == 1 and (groups or group_size or normalize):
+        raise ConfigError(
+            f"groups={groups}, group_size={group_size}, normalize={normalize} concern write and "
+            f"read, which order={order} does not have; leave them out"
+        )
+    if len(order) > 1 and min(groups, group_size) < 1:
+        raise ConfigError(f"{groups} groups of {group_size} channels; due is at least 1 of 1")
+    if C - (len(order) - 1) * groups * group_size < 1:
+        raise ConfigError(
+            f"{C} channels leave no values beside {len(order) - 1} x {groups} x {group_size}"
+        )
     check_shapes(
         column=(column, (B, C)),
         weight=(weight, (C, pages.columns + 1)),
         bias=(bias, (C,)),
     )
     for name, basis in (("write_basis", write_basis), ("read_basis", read_basis)):
+        if basis is not None and name.removesuffix("_basis") not in order:
+            raise ConfigError(f"{name} is given, but order={order} has no such part")
         if basis is not None and (basis.ndim != 3 or basis.shape[:2] != (groups, group_size)):
             raise ConfigError(
                 f"{name} has shape {tuple(basis.shape)}; due is ({groups}, {group_size}, r)"

@@ -2,7 +2,7 @@
 
 One launch for everything: the first programs of a sequence take BLOCK_C channels of the values
 each, the others a group of what writes or reads the state, which they also project. The grid is
-(sequence, blocks of values + 2 groups).
+(sequence, blocks of values + groups that write + groups that read).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..launch import launch
 from ..numerics import LOG2_E, TRITON_DTYPES, rounded
-from ..state_tile import locate
+from ..state_addresses import locate
 
 if TYPE_CHECKING:
     from . import ConvPages
@@ -78,8 +78,8 @@ def conv_update_project_fwd_kernel(
     p_bias,  # (C,) or None
     p_write_basis,  # (G, N, RANK) or None
     p_read_basis,
-    p_values,  # (B, C - 2 G N)
-    p_write,  # (B, G, RANK or N)
+    p_values,  # (B, VALUES)
+    p_write,  # (B, G, RANK or N) float32, or None
     p_read,
     p_read_table,  # (B, max_frames)
     p_write_table,
@@ -121,8 +121,11 @@ def conv_update_project_fwd_kernel(
         )  # fmt: skip
         tl.store(p_values + i_seq * VALUES + o, rounded(values, OUT), mask=o < VALUES)
     else:
-        i_group = (i_part - num_blocks) % GROUPS
-        reads = i_part - num_blocks >= GROUPS
+        i_shared = i_part - num_blocks
+        i_group = i_shared % GROUPS
+        reads = i_shared >= GROUPS
+        if p_write is None:
+            reads = i_shared >= 0
         o_n = tl.arange(0, BLOCK_N)
         at = tl.where(reads, READ_AT, WRITE_AT) + i_group * N
         z = _convolved(
@@ -132,31 +135,33 @@ def conv_update_project_fwd_kernel(
         z = tl.where(o_n < N, z, 0.0)
         if NORMALIZE:
             z = z / tl.sqrt_rn(tl.sum(z * z, 0) + 1e-6)
-        if reads:
-            _project(z, p_read_basis, p_read, i_seq, i_group, GROUPS, N, READ_RANK, OUT, BLOCK_N,
-                     BLOCK_R)  # fmt: skip
-        else:
-            _project(z, p_write_basis, p_write, i_seq, i_group, GROUPS, N, WRITE_RANK, OUT,
-                     BLOCK_N, BLOCK_R)  # fmt: skip
+        if p_read is not None:
+            if reads:
+                _project(z, p_read_basis, p_read, i_seq, i_group, GROUPS, N, READ_RANK, BLOCK_N,
+                         BLOCK_R)  # fmt: skip
+        if p_write is not None:
+            if not reads:
+                _project(z, p_write_basis, p_write, i_seq, i_group, GROUPS, N, WRITE_RANK, BLOCK_N,
+                         BLOCK_R)  # fmt: skip
 
 
 @triton.jit
 def _project(
-    z, p_basis, p_out, i_seq, i_group, GROUPS, N, RANK, OUT, BLOCK_N: tl.constexpr,
+    z, p_basis, p_out, i_seq, i_group, GROUPS, N, RANK, BLOCK_N: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """Write z (N,), or its product with a basis (N, RANK)."""
     o_n = tl.arange(0, BLOCK_N)
     p_o = p_out + (i_seq * GROUPS + i_group) * RANK
     if p_basis is None:
-        tl.store(p_o + o_n, rounded(z, OUT), mask=o_n < N)
+        tl.store(p_o + o_n, z, mask=o_n < N)
     else:
         for first in tl.static_range(0, RANK, BLOCK_R):
             o_r = first + tl.arange(0, BLOCK_R)
             p = p_basis + (i_group * N + o_n[:, None]) * RANK + o_r[None, :]
             mask = (o_n < N)[:, None] & (o_r < RANK)[None, :]
             basis = tl.load(p, mask=mask, other=0.0).to(tl.float32)
-            tl.store(p_o + o_r, rounded(tl.sum(z[:, None] * basis, 0), OUT), mask=o_r < RANK)
+            tl.store(p_o + o_r, tl.sum(z[:, None] * basis, 0), mask=o_r < RANK)
 
 
 def conv_update_project_triton(
@@ -166,27 +171,29 @@ def conv_update_project_triton(
     pages: ConvPages,
     read_table: Tensor,
     write_table: Tensor,
-    order: tuple[str, str, str],
+    order: tuple[str, ...],
     groups: int,
     group_size: int,
     write_basis: Tensor | None,
     read_basis: Tensor | None,
     normalize: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """See `conv_update_project`."""
     B, C = column.shape
     shared = groups * group_size
-    sizes = {"values": C - 2 * shared, "write": shared, "read": shared}
+    sizes = {"values": C - (len(order) - 1) * shared, "write": shared, "read": shared}
     starts = {name: sum(sizes[n] for n in order[:i]) for i, name in enumerate(order)}
     ranks = [group_size if basis is None else basis.shape[2] for basis in (write_basis, read_basis)]
-    new = {"dtype": column.dtype, "device": column.device}
-    values = torch.empty(B, sizes["values"], **new)
-    write, read = (torch.empty(B, groups, rank, **new) for rank in ranks)
-    block_n = triton.next_power_of_2(group_size)
+    values = column.new_empty(B, sizes["values"])
+    write, read = (
+        column.new_empty(B, groups, rank, dtype=torch.float32) if name in order else None
+        for name, rank in zip(("write", "read"), ranks, strict=True)
+    )
+    block_n = triton.next_power_of_2(max(group_size, 1))
     place = pages.place
     launch(
         conv_update_project_fwd_kernel,
-        (B, triton.cdiv(sizes["values"], BLOCK_C) + 2 * groups),
+        (B, triton.cdiv(sizes["values"], BLOCK_C) + (len(order) - 1) * groups),
         num_warps=4,
         num_stages=1,
         p_column=column.contiguous(),
@@ -207,10 +214,10 @@ def conv_update_project_triton(
         CHANNELS=C,
         VALUES=sizes["values"],
         VALUES_AT=starts["values"],
-        WRITE_AT=starts["write"],
-        READ_AT=starts["read"],
-        GROUPS=max(1, groups),  # without groups nobody asks
-        N=group_size,
+        WRITE_AT=starts.get("write", 0),
+        READ_AT=starts.get("read", 0),
+        GROUPS=max(1, groups),  # without groups nobody asks, as with N
+        N=max(1, group_size),
         WRITE_RANK=ranks[0],
         READ_RANK=ranks[1],
         NORMALIZE=normalize,

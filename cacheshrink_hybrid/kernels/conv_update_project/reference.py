@@ -18,13 +18,13 @@ def conv_update_project_reference(
     pages: ConvPages,
     read_table: Tensor,
     write_table: Tensor,
-    order: tuple[str, str, str],
+    order: tuple[str, ...],
     groups: int,
     group_size: int,
     write_basis: Tensor | None,
     read_basis: Tensor | None,
     normalize: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """See `conv_update_project`; float32 arithmetic."""
     B, C = column.shape
     # What a window holds is what was stored, also for the newest column.
@@ -41,16 +41,19 @@ def conv_update_project_reference(
         z = z + bias.float()
     z = torch.nn.functional.silu(z)
     shared = groups * group_size
-    sizes = {"values": C - 2 * shared, "write": shared, "read": shared}
+    sizes = {"values": C - (len(order) - 1) * shared, "write": shared, "read": shared}
     parts = dict(zip(order, z.split([sizes[name] for name in order], dim=-1), strict=True))
-    results = []
+    results: list[Tensor | None] = []
     for name, basis in (("write", write_basis), ("read", read_basis)):
+        if name not in parts:
+            results.append(None)
+            continue
         part = parts[name].unflatten(-1, (groups, group_size))
         if normalize:
             part = part * torch.rsqrt(part.square().sum(-1, keepdim=True) + 1e-6)
         if basis is not None:
             part = torch.einsum("bgn,gnr->bgr", part, basis.float())
-        results.append(part.to(column.dtype))
+        results.append(part)
     return parts["values"].to(column.dtype), results[0], results[1]
 
 

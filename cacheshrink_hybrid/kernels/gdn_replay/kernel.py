@@ -10,24 +10,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import has_native_float8, launch
 from ..numerics import LOG2_E, TRITON_DTYPES, rounded
 from ..replay_ring import DeltaRing
-from ..ring_tile import ring_arguments, ring_pointers
-from ..state_pages import StatePages
-from ..state_tile import (
-    HEAD_DIM,
-    NU,
-    RANK,
-    UNIT,
-    against_channels,
-    load_state,
-    load_vector,
-    segment_arguments,
-    store_state,
-    store_values,
-    tile_offsets,
+from ..ring_tile import (
+    keep_input,
+    load_number_kept,
+    load_values_kept,
+    load_writes_kept,
+    ring_arguments,
+    write_channels,
 )
+from ..state_addresses import HEAD_DIM, NU, RANK, UNIT, launch_segments, tile_offsets
+from ..state_pages import StatePages
+from ..state_tile import against_channels, load_state, load_vector, store_state, store_values
 
 
 @triton.jit
@@ -50,6 +45,7 @@ def gdn_replay_step_fwd_kernel(
     p_pending,  # (B,)
     p_arena,
     p_heads,
+    p_starts,  # (GROUPS + 1,) or None
     max_frames,
     codes_start,
     scales_start,
@@ -60,6 +56,7 @@ def gdn_replay_step_fwd_kernel(
     GROUPS: tl.constexpr,
     READ_GROUPS: tl.constexpr,
     WIDTH: tl.constexpr,
+    WRITE_ROW: tl.constexpr,
     BLOCK_WIDTH: tl.constexpr,
     LENGTH: tl.constexpr,
     CAPACITY: tl.constexpr,
@@ -75,33 +72,28 @@ def gdn_replay_step_fwd_kernel(
     i_seq = tl.program_id(0).to(tl.int64)
     i_m = tl.program_id(1)
     i_block = tl.program_id(2)
+    at = (p_arena, codes_start, scales_start, first_frame, first_offset, first_rows)
     i_head = tl.load(p_heads + i_m)
     o_head = i_seq * HEADS + i_head
     i_group = i_head // (HEADS // GROUPS)
     p_frames = p_table + i_seq * max_frames
     held = tl.load(p_frames) >= 0
     count = tl.where(held, tl.load(p_pending + i_seq), 0)
-    state = load_state(
-        p_arena, p_frames, i_m, i_block, codes_start, scales_start, first_frame, first_offset,
-        first_rows, SEGMENT, PLACE,
-    )  # fmt: skip
+    state = load_state(at, p_frames, i_m, i_block, SEGMENT, PLACE)
 
     o_p, _, _ = tile_offsets(i_block, SEGMENT)
     m_p = o_p < SEGMENT[HEAD_DIM]
     o_n = tl.arange(0, SEGMENT[NU])[:, None] * SEGMENT[UNIT]
     o_n = (o_n + tl.arange(0, SEGMENT[UNIT])[None, :])[None, None, :, :]
     m_n = o_n < SEGMENT[RANK]
+    write_at, num_writes = write_channels(p_starts, i_group, WIDTH)
     for j in range(0, count):
-        p = ring_pointers(p_arena, p_frames, j * HEADS + i_head, DECAYS, tl.float32)
-        decay = tl.load(p)
-        p = ring_pointers(p_arena, p_frames, j * HEADS + i_head, BETAS, tl.float32)
-        beta = tl.load(p)
-        element = (j * GROUPS + i_group) * WIDTH + o_n
-        p = ring_pointers(p_arena, p_frames, element, WRITES, DTYPE)
-        key = tl.load(p, mask=m_n, other=0.0).to(tl.float32)
-        element = (j * HEADS + i_head) * SEGMENT[HEAD_DIM] + o_p
-        p = ring_pointers(p_arena, p_frames, element, VALUES, DTYPE)
-        value = tl.load(p, mask=m_p, other=0.0).to(tl.float32)
+        decay = load_number_kept(p_arena, p_frames, j, i_head, HEADS, DECAYS)
+        beta = load_number_kept(p_arena, p_frames, j, i_head, HEADS, BETAS)
+        key = load_writes_kept(p_arena, p_frames, j, write_at, o_n, m_n, WRITE_ROW, WRITES, DTYPE)
+        value = load_values_kept(
+            p_arena, p_frames, j, i_head, o_p, m_p, HEADS, SEGMENT, VALUES, DTYPE
+        )
         state = _stepped(state, key, value, decay, beta)
 
     o_write = (i_seq * GROUPS + i_group) * WIDTH
@@ -116,24 +108,13 @@ def gdn_replay_step_fwd_kernel(
     store_values(y, p_y + o_head * SEGMENT[HEAD_DIM], i_block, OUT, SEGMENT)
 
     if held & (count >= CAPACITY):
-        store_state(
-            state, p_arena, p_frames, i_m, i_block, codes_start, scales_start, first_frame,
-            first_offset, first_rows, SEGMENT, PLACE,
-        )  # fmt: skip
+        store_state(state, at, p_frames, i_m, i_block, SEGMENT, PLACE)
     if held & (count < CAPACITY):
-        element = (count * HEADS + i_head) * SEGMENT[HEAD_DIM] + o_p
-        tl.store(ring_pointers(p_arena, p_frames, element, VALUES, DTYPE), own, mask=m_p)
-        if i_block == 0:
-            at = count * HEADS + i_head
-            tl.store(ring_pointers(p_arena, p_frames, at, DECAYS, tl.float32), decay)
-            tl.store(ring_pointers(p_arena, p_frames, at, BETAS, tl.float32), beta)
-            if i_head % (HEADS // GROUPS) == 0:
-                o_all = tl.arange(0, BLOCK_WIDTH)
-                m_all = o_all < WIDTH
-                entry = tl.load(p_key + o_write + o_all, mask=m_all, other=0.0).to(tl.float32)
-                element_at = (count * GROUPS + i_group) * WIDTH + o_all
-                p_entry = ring_pointers(p_arena, p_frames, element_at, WRITES, DTYPE)
-                tl.store(p_entry, rounded(entry, DTYPE), mask=m_all)
+        keep_input(
+            p_arena, p_frames, count, i_head, i_block, o_p, own, (decay, beta), p_key + o_write,
+            write_at, num_writes, HEADS, GROUPS, WRITE_ROW, BLOCK_WIDTH, VALUES, WRITES,
+            (DECAYS, BETAS), DTYPE, SEGMENT,
+        )  # fmt: skip
 
 
 def gdn_replay_step_triton(
@@ -149,26 +130,22 @@ def gdn_replay_step_triton(
 ) -> Tensor:
     """See `gdn_replay_step`; one launch per segment."""
     y = torch.empty(value.shape, dtype=value.dtype, device=value.device)
-    for index, segment in enumerate(pages.segments):
-        shared = segment_arguments(pages, index, native_float8=has_native_float8(value.device))
-        blocks = shared.pop("blocks")
-        launch(
-            gdn_replay_step_fwd_kernel,
-            (len(value), len(segment.heads), blocks),
-            num_stages=1,
-            p_key=key.contiguous(),
-            p_value=value.contiguous(),
-            p_log_decay=log_decay.contiguous(),
-            p_beta=beta.contiguous(),
-            p_query=query.contiguous(),
-            p_y=y,
-            p_table=table,
-            p_pending=num_pending,
-            max_frames=table.shape[1],
-            READ_GROUPS=query.shape[1],
-            BLOCK_WIDTH=triton.next_power_of_2(pages.width),
-            OUT=TRITON_DTYPES[value.dtype],
-            **ring_arguments(pages, ring),
-            **shared,
-        )
+    launch_segments(
+        gdn_replay_step_fwd_kernel,
+        pages,
+        len(value),
+        p_key=key.contiguous(),
+        p_value=value.contiguous(),
+        p_log_decay=log_decay.contiguous(),
+        p_beta=beta.contiguous(),
+        p_query=query.contiguous(),
+        p_y=y,
+        p_table=table,
+        p_pending=num_pending,
+        max_frames=table.shape[1],
+        READ_GROUPS=query.shape[1],
+        BLOCK_WIDTH=triton.next_power_of_2(pages.width),
+        OUT=TRITON_DTYPES[value.dtype],
+        **ring_arguments(pages, ring),
+    )
     return y

@@ -9,16 +9,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import has_native_float8, launch
 from ..numerics import LOG2_E, TRITON_DTYPES
+from ..state_addresses import HEAD_DIM, launch_segments
 from ..state_pages import StatePages
 from ..state_tile import (
-    HEAD_DIM,
     against_channels,
     load_state,
     load_values,
     load_vector,
-    segment_arguments,
     store_state,
     store_values,
 )
@@ -52,13 +50,11 @@ def gdn_step_fwd_kernel(
     i_seq = tl.program_id(0).to(tl.int64)
     i_m = tl.program_id(1)
     i_block = tl.program_id(2)
+    at = (p_arena, codes_start, scales_start, first_frame, first_offset, first_rows)
     i_head = tl.load(p_heads + i_m)
     o_head = i_seq * HEADS + i_head
     o_group = (i_seq * (HEADS // PER_GROUP) + i_head // PER_GROUP) * WIDTH
-    state = load_state(
-        p_arena, p_read_table + i_seq * max_frames, i_m, i_block, codes_start, scales_start,
-        first_frame, first_offset, first_rows, SEGMENT, PLACE,
-    )  # fmt: skip
+    state = load_state(at, p_read_table + i_seq * max_frames, i_m, i_block, SEGMENT, PLACE)
     key = load_vector(p_key + o_group, SEGMENT)
     query = load_vector(p_query + o_group, SEGMENT)
     value = load_values(p_value + o_head * SEGMENT[HEAD_DIM], i_block, SEGMENT)
@@ -68,10 +64,7 @@ def gdn_step_fwd_kernel(
     state = state + correction * key
     y = against_channels(state, query)
     store_values(y, p_y + o_head * SEGMENT[HEAD_DIM], i_block, OUT, SEGMENT)
-    store_state(
-        state, p_arena, p_write_table + i_seq * max_frames, i_m, i_block, codes_start, scales_start,
-        first_frame, first_offset, first_rows, SEGMENT, PLACE,
-    )  # fmt: skip
+    store_state(state, at, p_write_table + i_seq * max_frames, i_m, i_block, SEGMENT, PLACE)
 
 
 def gdn_step_triton(
@@ -87,26 +80,22 @@ def gdn_step_triton(
     """See `gdn_step`; one launch per segment."""
     B, M, P = value.shape
     y = torch.empty(B, M, P, dtype=value.dtype, device=value.device)
-    for index, segment in enumerate(pages.segments):
-        shared = segment_arguments(pages, index, native_float8=has_native_float8(value.device))
-        blocks = shared.pop("blocks")
-        launch(
-            gdn_step_fwd_kernel,
-            (B, len(segment.heads), blocks),
-            num_stages=1,
-            p_key=key.contiguous(),
-            p_value=value.contiguous(),
-            p_log_decay=log_decay.contiguous(),
-            p_beta=beta.contiguous(),
-            p_query=query.contiguous(),
-            p_y=y,
-            p_read_table=read_table,
-            p_write_table=write_table,
-            max_frames=read_table.shape[1],
-            HEADS=M,
-            PER_GROUP=M // key.shape[1],
-            WIDTH=pages.width,
-            OUT=TRITON_DTYPES[value.dtype],
-            **shared,
-        )
+    launch_segments(
+        gdn_step_fwd_kernel,
+        pages,
+        B,
+        p_key=key.contiguous(),
+        p_value=value.contiguous(),
+        p_log_decay=log_decay.contiguous(),
+        p_beta=beta.contiguous(),
+        p_query=query.contiguous(),
+        p_y=y,
+        p_read_table=read_table,
+        p_write_table=write_table,
+        max_frames=read_table.shape[1],
+        HEADS=M,
+        PER_GROUP=M // key.shape[1],
+        WIDTH=pages.width,
+        OUT=TRITON_DTYPES[value.dtype],
+    )
     return y

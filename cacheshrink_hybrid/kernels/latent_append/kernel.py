@@ -22,6 +22,7 @@ from ..row_tile import (
     E5M2,
     FINE,
     FLOAT16,
+    FLOAT32,
     HEAD,
     KEY_CHANNEL,
     KIND,
@@ -120,7 +121,11 @@ def _write_floats(p_x, p_center, p_out, m_t, kept, PIECE: tl.constexpr, EVEN: tl
     m_out = m_t[:, None] & m_c[None, :]
     x = _channels(p_x, p_center, m_t, o, m_c)
     x = tl.where(kept[:, None], x, float("nan"))
-    if PIECE[KIND] == E4M3:
+    if PIECE[KIND] == FLOAT32:
+        word = tl.where(x == x, x.to(tl.uint32, bitcast=True), 0x7FC00000)
+        p_word = p_out.to(tl.pointer_type(tl.uint32))
+        tl.store(p_word[:, None] + o[None, :], word.to(tl.uint32), mask=m_out)
+    elif PIECE[KIND] == E4M3:
         tl.store(p_out[:, None] + o[None, :], float8_code(_clipped(x, 448.0)), mask=m_out)
     elif PIECE[KIND] == E5M2:
         tl.store(p_out[:, None] + o[None, :], _float8_e5m2(_clipped(x, 57344.0)), mask=m_out)

@@ -19,6 +19,7 @@ from ..row_reference import packed_codes
 
 # Devices differ in the NaN that they make; these are the quiet ones of the standard.
 NAN_BYTES = {
+    Kind.FLOAT32: (0x00, 0x00, 0xC0, 0x7F),
     Kind.FLOAT16: (0x00, 0x7E),
     Kind.BFLOAT16: (0xC0, 0x7F),
     Kind.E4M3: (0x7F,),

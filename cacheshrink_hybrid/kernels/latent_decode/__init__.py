@@ -21,6 +21,7 @@ def latent_decode(
     read: LatentRead,
     offset: Tensor | None = None,
     first_slots: Tensor | None = None,
+    beside: tuple[Tensor, Tensor] | None = None,
     num_splits: int | None = None,
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
@@ -45,6 +46,9 @@ def latent_decode(
             gives.
         first_slots: slots before these are not seen, (B,), int32, as where a batch is padded on the
             left; None for all.
+        beside: what the queries have read elsewhere, mixed in as if it had been read here: the mean
+            of the values (B, T, H, value_rank) and the log-sum-exp of the scores (B, T, H), both
+            float32; the mean is finite where the latter is -inf, for nothing. None for none.
         num_splits: shares into which a sequence is cut, to be read at the same time; None for as
             many as fill the device. The reference has no use for it.
 
@@ -61,11 +65,12 @@ def latent_decode(
     Reference: absorbed attention of DeepSeek-V2 (arXiv 2405.04434); split sequences as in
     FlashDecoding.
     """
-    read.check(query, offset, rows)
+    read.check(query, offset, rows, beside)
     check_frame_table(frame_table, context_lens, query.shape[0], first_slots)
     if num_splits is not None and not 1 <= num_splits <= 64:
         raise ConfigError(f"num_splits={num_splits} must be in [1, 64], or None to choose")
     tensors = (query, rows.arena, rows.levels, frame_table, context_lens, offset, first_slots)
+    tensors = (*tensors, *(beside or ()))
     if uses_triton(backend, *tensors):
         from .kernel import latent_decode_triton
 
@@ -78,6 +83,7 @@ def latent_decode(
             offset=offset,
             query_lens=None,
             first_slots=first_slots,
+            beside=beside,
             num_splits=num_splits,
         )
     from .reference import latent_decode_reference
@@ -91,4 +97,5 @@ def latent_decode(
         offset=offset,
         query_lens=None,
         first_slots=first_slots,
+        beside=beside,
     )

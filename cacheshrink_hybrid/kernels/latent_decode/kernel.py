@@ -29,9 +29,17 @@ from ..row_tile import (
     load_piece,
     pieces_of,
 )
-from .key_tile import bias_part, keys_part, query_part, query_piece, weight_part
+from .key_tile import (
+    key_parts,
+    query_part,
+    query_piece,
+    rebuilt_keys,
+    vector_part,
+    weight_part,
+)
 from .merge import merge_splits
 from .read import LatentRead
+from .slot_range import block_range, row_pointers
 from .tiles import Tiles, choose_splits, choose_tiles, fitted
 
 
@@ -73,10 +81,7 @@ def latent_decode_fwd_kernel(
     SOFTCAP: tl.constexpr,
     RANK: tl.constexpr,
     EPSILON: tl.constexpr,
-    HALF: tl.constexpr,
-    BLOCK_HALF: tl.constexpr,
-    REST: tl.constexpr,
-    BLOCK_REST: tl.constexpr,
+    PARTS: tl.constexpr,
     SPLIT: tl.constexpr,
     NATIVE_FLOAT8: tl.constexpr,
     OUT: tl.constexpr,
@@ -100,67 +105,40 @@ def latent_decode_fwd_kernel(
         m_m = m_m & (i_token < new)
     position = context - new + i_token  # slot of each row's own token
 
-    # Slots that some row sees: [first, last), and the sink tokens before it.
-    last_token = tl.minimum((tl.program_id(2) * BLOCK_M + BLOCK_M - 1) // GROUP, new - 1)
-    last = tl.maximum(tl.minimum(context - new + last_token + 1, max_frames * FRAME_TOKENS), 0)
     first_seen = 0
     if p_first_slots is not None:
         first_seen = tl.load(p_first_slots + i_seq)
-    first = first_seen
-    num_sink_blocks = 0
-    if WINDOW > 0:
-        oldest = context - new + (tl.program_id(2) * BLOCK_M) // GROUP
-        first = tl.maximum(oldest - WINDOW + 1, first_seen)
-        num_sink_blocks = tl.minimum((SINK_TOKENS + BLOCK_N - 1) // BLOCK_N, first // BLOCK_N)
-    first_block = first // BLOCK_N
-    num_blocks = tl.maximum(tl.cdiv(last, BLOCK_N) - first_block, 0) + num_sink_blocks
-    per_split = tl.cdiv(num_blocks, num_splits)
-    start = i_split * per_split
-    stop = tl.minimum(start + per_split, num_blocks)
+    start, stop, num_sink_blocks, first, last = block_range(
+        context, new, first_seen, i_split, num_splits, max_frames * FRAME_TOKENS,
+        GROUP, WINDOW, SINK_TOKENS, BLOCK_M, BLOCK_N,
+    )  # fmt: skip
 
     # Queries are scaled to at most 1, so that 16 bits hold them whatever they are.
     p_q = p_query + o_row * QUERY_WIDTH
     largest = tl.full([BLOCK_M], 1e-30, tl.float32)
+    queries = ()
     if RANK == 0:
         for i in tl.static_range(len(PIECES)):
             if PIECES[i][IS_KEY]:
-                largest = tl.maximum(largest, tl.max(tl.abs(query_piece(p_q, m_m, PIECES[i])), 1))
-    else:
-        if HALF > 0:
-            q1 = query_part(p_q, m_m, 0, HALF, BLOCK_HALF)
-            q2 = query_part(p_q, m_m, HALF, HALF, BLOCK_HALF)
-            largest = tl.maximum(largest, tl.max(tl.maximum(tl.abs(q1), tl.abs(q2)), 1))
-        if REST > 0:
-            q3 = query_part(p_q, m_m, 2 * HALF, REST, BLOCK_REST)
-            largest = tl.maximum(largest, tl.max(tl.abs(q3), 1))
-    if RANK > 0:
-        if HALF > 0:
-            q1 = (q1 / largest[:, None]).to(DOT)
-            q2 = (q2 / largest[:, None]).to(DOT)
-            bias1 = bias_part(p_bias + i_head * QUERY_WIDTH, 0, HALF, BLOCK_HALF)
-            bias2 = bias_part(p_bias + i_head * QUERY_WIDTH, HALF, HALF, BLOCK_HALF)
-        if REST > 0:
-            q3 = (q3 / largest[:, None]).to(DOT)
-            bias3 = bias_part(p_bias + i_head * QUERY_WIDTH, 2 * HALF, REST, BLOCK_REST)
-    queries = ()
-    up1 = ()
-    up2 = ()
-    up3 = ()
-    accs = ()
-    p_u = p_up
-    if RANK > 0:
+                q = query_piece(p_q, m_m, PIECES[i])
+                largest = tl.maximum(largest, tl.max(tl.abs(q), 1))
+                queries = queries + (q,)
+    for i in tl.static_range(len(PARTS)):
+        q = query_part(p_q, m_m, PARTS[i])
+        largest = tl.maximum(largest, tl.max(tl.abs(q), 1))
+        queries = queries + (q,)
+    ups = ()
+    biases = ()
+    for i in tl.static_range(len(PARTS)):
         p_u = p_up + i_head * QUERY_WIDTH * RANK
+        ups = ups + (weight_part(p_u, RANK, PARTS[i], PIECES, DOT),)
+        biases = biases + (vector_part(p_bias + i_head * QUERY_WIDTH, PARTS[i]),)
+    scaled = ()
+    for i in tl.static_range(len(queries)):
+        scaled = scaled + ((queries[i] / largest[:, None]).to(DOT),)
+    queries = scaled
+    accs = ()
     for i in tl.static_range(len(PIECES)):
-        if PIECES[i][IS_KEY]:
-            if RANK == 0:
-                q = query_piece(p_q, m_m, PIECES[i]) / largest[:, None]
-                queries = queries + (q.to(DOT),)
-            if HALF > 0:
-                up1 = up1 + (weight_part(p_u, RANK, 0, HALF, BLOCK_HALF, PIECES[i]).to(DOT),)
-                up2 = up2 + (weight_part(p_u, RANK, HALF, HALF, BLOCK_HALF, PIECES[i]).to(DOT),)
-            if REST > 0:
-                rest = weight_part(p_u, RANK, 2 * HALF, REST, BLOCK_REST, PIECES[i])
-                up3 = up3 + (rest.to(DOT),)
         if PIECES[i][IS_VALUE]:
             accs = accs + (tl.zeros([BLOCK_M, PIECES[i][WIDTH]], tl.float32),)
     factor = largest * scale
@@ -173,30 +151,19 @@ def latent_decode_fwd_kernel(
     o_block = tl.arange(0, BLOCK_N)
     p_frames = p_table + i_seq.to(tl.int64) * max_frames
     for i_block in range(start, stop):
-        block = i_block + first_block
+        block = i_block + first // BLOCK_N
         if WINDOW > 0:
-            block = tl.where(
-                i_block < num_sink_blocks, i_block, i_block - num_sink_blocks + first_block
-            )
+            block = tl.where(i_block < num_sink_blocks, i_block, block - num_sink_blocks)
         o_n = block * BLOCK_N + o_block
         m_n = o_n < last
         if WINDOW > 0:
             m_n = m_n & ((o_n >= first) | (o_n < SINK_TOKENS))
         if p_first_slots is not None:
             m_n = m_n & (o_n >= first_seen)
-        if FRAME_TOKENS % BLOCK_N == 0:
-            # A tile lies in one frame, whose number the whole program shares.
-            first_slot = block * BLOCK_N
-            frame = tl.load(p_frames + first_slot // FRAME_TOKENS)
-            m_n = tl.where(frame >= 0, m_n, False)
-            o_byte = tl.maximum(frame, 0).to(tl.int64) * FRAME_BYTES + layer_offset
-            p_tile = p_arena + o_byte + (first_slot % FRAME_TOKENS) * ROW_BYTES
-            p_row = p_tile + o_block * ROW_BYTES
-        else:
-            frame = tl.load(p_frames + o_n // FRAME_TOKENS, mask=m_n, other=-1)
-            m_n = m_n & (frame >= 0)
-            o_byte = tl.maximum(frame, 0).to(tl.int64) * FRAME_BYTES + layer_offset
-            p_row = p_arena + o_byte + (o_n % FRAME_TOKENS) * ROW_BYTES
+        p_row, m_n = row_pointers(
+            p_arena, p_frames, block, m_n, layer_offset, ROW_BYTES, FRAME_BYTES, FRAME_TOKENS,
+            BLOCK_N,
+        )  # fmt: skip
         head = tl.zeros([BLOCK_N], tl.int32)
         gain = tl.zeros([BLOCK_N], tl.float32)
         lost = tl.zeros([BLOCK_N], tl.float32)
@@ -224,33 +191,13 @@ def latent_decode_fwd_kernel(
                         )
             s = s_plain + s_coded * gain[None, :]
         else:
+            keys = rebuilt_keys(
+                tiles, ups, biases, gain, p_norm, p_cos, p_sin, o_n, m_n, QUERY_WIDTH, EPSILON,
+                PARTS, PIECES, BLOCK_N,
+            )  # fmt: skip
             s = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-            if HALF > 0:
-                k1 = keys_part(tiles, up1, gain, bias1, PIECES, BLOCK_N, BLOCK_HALF)
-                k2 = keys_part(tiles, up2, gain, bias2, PIECES, BLOCK_N, BLOCK_HALF)
-            if REST > 0:
-                k3 = keys_part(tiles, up3, gain, bias3, PIECES, BLOCK_N, BLOCK_REST)
-            if p_norm is not None:
-                square = tl.full([BLOCK_N], EPSILON * QUERY_WIDTH, tl.float32)
-                if HALF > 0:
-                    square += tl.sum(k1 * k1, 1) + tl.sum(k2 * k2, 1)
-                if REST > 0:
-                    square += tl.sum(k3 * k3, 1)
-                shrink = tl.sqrt_rn(QUERY_WIDTH / square)[:, None]
-                if HALF > 0:
-                    k1 = k1 * shrink * bias_part(p_norm, 0, HALF, BLOCK_HALF)[None, :]
-                    k2 = k2 * shrink * bias_part(p_norm, HALF, HALF, BLOCK_HALF)[None, :]
-                if REST > 0:
-                    k3 = k3 * shrink * bias_part(p_norm, 2 * HALF, REST, BLOCK_REST)[None, :]
-            if HALF > 0:
-                o_angle = o_n[:, None] * HALF + tl.arange(0, BLOCK_HALF)[None, :]
-                m_angle = m_n[:, None] & (tl.arange(0, BLOCK_HALF) < HALF)[None, :]
-                cos = tl.load(p_cos + o_angle, mask=m_angle, other=0.0).to(tl.float32)
-                sin = tl.load(p_sin + o_angle, mask=m_angle, other=0.0).to(tl.float32)
-                s = product(q1, tl.trans((k1 * cos - k2 * sin).to(DOT)), s)
-                s = product(q2, tl.trans((k2 * cos + k1 * sin).to(DOT)), s)
-            if REST > 0:
-                s = product(q3, tl.trans(k3.to(DOT)), s)
+            for i in tl.static_range(len(PARTS)):
+                s = product(queries[i], tl.trans(keys[i].to(DOT)), s)
         s = s * factor[:, None] + bonus[:, None] + lost[None, :]
         if SOFTCAP > 0:
             s = SOFTCAP - 2.0 * SOFTCAP / (tl.exp2(s * (2.0 * LOG2_E / SOFTCAP)) + 1.0)
@@ -321,6 +268,7 @@ def latent_decode_triton(
     query_lens: Tensor | None,
     first_slots: Tensor | None,
     num_splits: int | None,
+    beside: tuple[Tensor, Tensor] | None = None,
     tiles: Tiles | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See `latent_decode` and `latent_prefill`."""
@@ -337,8 +285,6 @@ def latent_decode_triton(
         values=values,
         key_heads=1 if joint else key_heads,
     )
-    half = 0 if key_up is None else key_up.rotary_dim // 2
-    rest = 0 if key_up is None else width - 2 * half
     exact = query.dtype == torch.float32
     if tiles is None:
         read_channels = read.value_rank + read.key_rank // (1 if joint else key_heads)
@@ -356,7 +302,8 @@ def latent_decode_triton(
     out = query.new_empty(B, T, H, read.value_rank)
     total = torch.empty(B, T, H, device=device, dtype=torch.float32)
     part, part_total = out, total
-    if num_splits > 1:
+    split = num_splits > 1 or beside is not None
+    if split:
         shape = (B, T, H, num_splits)
         part = torch.empty(*shape, read.value_rank, device=device, dtype=torch.float32)
         part_total = torch.empty(*shape, device=device, dtype=torch.float32)
@@ -373,7 +320,7 @@ def latent_decode_triton(
         p_context_lens=context_lens,
         p_query_lens=query_lens,
         p_first_slots=first_slots,
-        p_sinks=read.sinks if num_splits == 1 else None,
+        p_sinks=None if split else read.sinks,
         p_up=None if key_up is None else key_up.weight.contiguous(),
         p_bias=None if key_up is None else key_up.bias.contiguous(),
         p_norm=None if key_up is None else key_up.norm_weight,
@@ -401,17 +348,17 @@ def latent_decode_triton(
         SOFTCAP=read.softcap or 0.0,
         RANK=0 if key_up is None else key_up.weight.shape[2],
         EPSILON=0.0 if key_up is None else key_up.norm_epsilon,
-        HALF=half,
-        BLOCK_HALF=max(16, triton.next_power_of_2(half)),
-        REST=rest,
-        BLOCK_REST=max(16, triton.next_power_of_2(rest)),
-        SPLIT=num_splits > 1,
+        PARTS=() if key_up is None else key_parts(width, key_up.rotary_dim),
+        SPLIT=split,
         NATIVE_FLOAT8=has_native_float8(device),
-        OUT=tl.float32 if num_splits > 1 else TRITON_DTYPES[query.dtype],
+        OUT=tl.float32 if split else TRITON_DTYPES[query.dtype],
         DOT=dot_dtype(query.dtype, wide=layout.wide),
         BLOCK_M=tiles.block_m,
         BLOCK_N=tiles.block_n,
     )
-    if num_splits > 1:
+    if beside is not None:
+        part = torch.cat([part, beside[0][..., None, :]], dim=3)
+        part_total = torch.cat([part_total, beside[1][..., None] * LOG2_E.value], dim=3)
+    if split:
         merge_splits(part, part_total, read.sinks, out, total)
     return out, total

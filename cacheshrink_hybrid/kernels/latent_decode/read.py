@@ -22,8 +22,9 @@ class KeyUp:
             The first `rotary dim` channels of a key are rotated in pairs (i, i + rotary dim / 2).
         norm_weight: gains of an RMS norm over the D channels of a key, (D,); None for no norm.
         norm_epsilon: added to the mean square before its root.
-        per_head: head j reads the channels i * J + j of the latent, i < rank, and values are no
-            keys; otherwise all heads read the first `rank` channels.
+        per_head: heads read channels of their own, and values are no keys: each run of the row that
+            holds keys has equally many channels of head 0, of head 1, and so on, `rank` of each in
+            all; otherwise all heads read the first `rank` channels.
     """
 
     weight: Tensor
@@ -113,7 +114,13 @@ class LatentRead:
         if faults:
             raise ConfigError("; ".join(faults))
 
-    def check(self, query: Tensor, offset: Tensor | None, rows: PagedRows) -> None:
+    def check(
+        self,
+        query: Tensor,
+        offset: Tensor | None,
+        rows: PagedRows,
+        beside: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
         """Refuse queries (B, T, H, K) that do not fit.
 
         Raises:
@@ -140,6 +147,16 @@ class LatentRead:
                 faults.append("offset belongs to absorbed queries; rebuilt keys have a bias")
         if offset is not None and offset.shape != query.shape[:3]:
             faults.append(f"offset has shape {tuple(offset.shape)}; due is (B, T, H)")
+        if beside is not None:
+            for name, tensor, extra in zip(
+                ("mean", "log-sum-exp"), beside, ((self.value_rank,), ()), strict=True
+            ):
+                due_shape = (*query.shape[:3], *extra)
+                if tensor.shape != due_shape or tensor.dtype != torch.float32:
+                    faults.append(
+                        f"beside: {name} is {tensor.dtype} {tuple(tensor.shape)}; due is float32 "
+                        f"{due_shape}"
+                    )
         if self.sinks is not None and self.sinks.shape != (heads,):
             faults.append(f"sinks has shape {tuple(self.sinks.shape)}; due is ({heads},)")
         if faults:

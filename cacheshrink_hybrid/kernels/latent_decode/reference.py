@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..paged_rows import PagedRows
+from ..row_layout import RowLayout
 from ..row_reference import gather_latents
 from .read import KeyUp, LatentRead
 
@@ -20,6 +21,7 @@ def latent_decode_reference(
     offset: Tensor | None,
     query_lens: Tensor | None,
     first_slots: Tensor | None,
+    beside: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, Tensor]:
     """See `latent_decode` and `latent_prefill`; float32 arithmetic."""
     B, T, H, _ = query.shape
@@ -28,7 +30,7 @@ def latent_decode_reference(
     latent, has_frame = gather_latents(rows, frame_table, num_slots)
     # Those who see a lost token get its NaN by its score; 0 * NaN must not reach the others.
     lost = latent.isnan().all(dim=-1)
-    scores = _scores(query.float(), latent, read)
+    scores = _scores(query.float(), latent, rows.layout, read)
     if offset is not None:
         scores = scores + offset.float().transpose(1, 2)[..., None]
     scores = scores * read.scale
@@ -48,6 +50,8 @@ def latent_decode_reference(
         seen = seen & (torch.arange(T, device=query.device) < lens[:, None])[..., None]
     scores = torch.where(lost[:, None, None], torch.nan, scores)
     scores = scores.masked_fill(~seen[:, None], -torch.inf)
+    if beside is not None:
+        scores = torch.cat([scores, beside[1].transpose(1, 2)[..., None]], dim=-1)
     if read.sinks is not None:
         sinks = read.sinks.float().view(1, H, 1, 1).expand(B, H, T, 1)
         scores = torch.cat([scores, sinks], dim=-1)
@@ -58,30 +62,38 @@ def latent_decode_reference(
     largest = scores.amax(dim=-1, keepdim=True)
     weights = torch.exp(scores - torch.where(largest == -torch.inf, 0.0, largest))
     norm = weights.sum(dim=-1, keepdim=True)
-    probabilities = weights[..., :num_slots] / torch.where(norm == 0, 1.0, norm)
+    probabilities = weights / torch.where(norm == 0, 1.0, norm)
     values = latent[..., rows.layout.num_channels - read.value_rank :]
     # Nor what lies where nobody looks, which may be anything.
     values = torch.where((lost | ~seen.any(dim=1))[..., None], 0.0, values)
-    output = torch.matmul(probabilities, values[:, None])  # (B, H, T, Rv)
-    total = probabilities.sum(dim=-1)
+    here = probabilities[..., :num_slots]
+    output = torch.matmul(here, values[:, None])  # (B, H, T, Rv)
+    total = here.sum(dim=-1)
+    if beside is not None:
+        elsewhere = probabilities[..., num_slots]
+        output = output + elsewhere[..., None] * beside[0].transpose(1, 2)
+        total = total + elsewhere
     return output.transpose(1, 2).to(query.dtype), total.transpose(1, 2).contiguous()
 
 
-def _scores(query: Tensor, latent: Tensor, read: LatentRead) -> Tensor:
+def _scores(query: Tensor, latent: Tensor, layout: RowLayout, read: LatentRead) -> Tensor:
     """Scores (B, H, T, S) before scale, of queries (B, T, H, K) and latents (B, S, R)."""
     heads = query.transpose(1, 2)
     if read.key_up is None:
         return torch.matmul(heads, latent[:, None, :, : read.key_rank].transpose(2, 3))
-    keys = rebuilt_keys(latent, read.key_up)
+    keys = rebuilt_keys(latent, layout, read.key_up)
     group = heads.shape[1] // keys.shape[1]
     return torch.matmul(heads, keys.repeat_interleave(group, dim=1).transpose(2, 3))
 
 
-def rebuilt_keys(latent: Tensor, key_up: KeyUp) -> Tensor:
+def rebuilt_keys(latent: Tensor, layout: RowLayout, key_up: KeyUp) -> Tensor:
     """Keys (B, J, S, D), rotated by slot, of latents (B, S, R)."""
     num_heads, _, rank = key_up.weight.shape
     if key_up.per_head:
-        own = latent[..., : num_heads * rank].unflatten(-1, (rank, num_heads)).permute(0, 3, 1, 2)
+        runs = [run.channels for run in layout.between(0, num_heads * rank)]
+        parts = latent[..., : num_heads * rank].split(runs, dim=-1)
+        own = torch.cat([part.unflatten(-1, (num_heads, -1)) for part in parts], dim=-1)
+        own = own.transpose(1, 2)  # (B, J, S, rank)
     else:
         own = latent[:, None, :, :rank]
     keys = torch.matmul(own, key_up.weight.float().transpose(1, 2))

@@ -27,6 +27,7 @@ def latent_prefill(
     read: LatentRead,
     offset: Tensor | None = None,
     first_slots: Tensor | None = None,
+    beside: tuple[Tensor, Tensor] | None = None,
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Attend from the last `query_lens` tokens of each sequence to the slots before and including
@@ -37,8 +38,8 @@ def latent_prefill(
     Args:
         query: (B, T, H, key_rank) in latent space, or (B, T, H, D), rotated, if keys are rebuilt.
             Sequence b uses the first query_lens[b] tokens; the others are padding.
-        rows, frame_table, context_lens, read, offset, first_slots: as in `latent_decode`; the rows
-            of the chunk are in the pool already, and counted in context_lens.
+        rows, frame_table, context_lens, read, offset, first_slots, beside: as in `latent_decode`;
+            the rows of the chunk are in the pool already, and counted in context_lens.
         query_lens: tokens of the chunk, (B,), int32, at most T and at most context_lens.
 
     Returns:
@@ -49,7 +50,7 @@ def latent_prefill(
         ConfigError: shapes or types that do not fit.
         KernelUnavailableError: see `backend`.
     """
-    read.check(query, offset, rows)
+    read.check(query, offset, rows, beside)
     check_frame_table(frame_table, context_lens, query.shape[0], first_slots)
     if query_lens.shape != context_lens.shape or query_lens.dtype != torch.int32:
         raise ConfigError(
@@ -57,7 +58,7 @@ def latent_prefill(
             f"({query.shape[0]},)"
         )
     tensors = (query, rows.arena, rows.levels, frame_table, context_lens, query_lens, offset)
-    tensors = (*tensors, first_slots)
+    tensors = (*tensors, first_slots, *(beside or ()))
     if uses_triton(backend, *tensors):
         from ..latent_decode.kernel import latent_decode_triton
 
@@ -70,6 +71,7 @@ def latent_prefill(
             offset=offset,
             query_lens=query_lens,
             first_slots=first_slots,
+            beside=beside,
             num_splits=1,
         )
     from ..latent_decode.reference import latent_decode_reference
@@ -83,4 +85,5 @@ def latent_prefill(
         offset=offset,
         query_lens=query_lens,
         first_slots=first_slots,
+        beside=beside,
     )

@@ -9,20 +9,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import has_native_float8, launch
 from ..numerics import LOG2_E, TRITON_DTYPES
+from ..state_addresses import HEAD_DIM, UNIT, launch_segments, tile_offsets
 from ..state_pages import StatePages
 from ..state_tile import (
-    HEAD_DIM,
-    UNIT,
     against_channels,
     load_state,
     load_values,
     load_vector,
-    segment_arguments,
     store_state,
     store_values,
-    tile_offsets,
 )
 
 
@@ -54,12 +50,10 @@ def mamba1_step_fwd_kernel(
     i_seq = tl.program_id(0).to(tl.int64)
     i_m = tl.program_id(1)
     i_block = tl.program_id(2)
+    at = (p_arena, codes_start, scales_start, first_frame, first_offset, first_rows)
     i_head = tl.load(p_heads + i_m)
     o_head = i_seq * HEADS + i_head
-    state = load_state(
-        p_arena, p_read_table + i_seq * max_frames, i_m, i_block, codes_start, scales_start,
-        first_frame, first_offset, first_rows, SEGMENT, PLACE,
-    )  # fmt: skip
+    state = load_state(at, p_read_table + i_seq * max_frames, i_m, i_block, SEGMENT, PLACE)
     write = load_vector(p_write + o_head * WIDTH, SEGMENT)
     read = load_vector(p_read + o_head * WIDTH, SEGMENT)
     x = load_values(p_x + o_head * SEGMENT[HEAD_DIM], i_block, SEGMENT)
@@ -74,10 +68,7 @@ def mamba1_step_fwd_kernel(
         skip = load_values(p_d + i_head * SEGMENT[HEAD_DIM], i_block, SEGMENT)
         y += tl.reshape(skip * x, y.shape)
     store_values(y, p_y + o_head * SEGMENT[HEAD_DIM], i_block, OUT, SEGMENT)
-    store_state(
-        state, p_arena, p_write_table + i_seq * max_frames, i_m, i_block, codes_start, scales_start,
-        first_frame, first_offset, first_rows, SEGMENT, PLACE,
-    )  # fmt: skip
+    store_state(state, at, p_write_table + i_seq * max_frames, i_m, i_block, SEGMENT, PLACE)
 
 
 def mamba1_step_triton(
@@ -94,26 +85,22 @@ def mamba1_step_triton(
     """See `mamba1_step`; one launch per segment."""
     B, M, P = x.shape
     y = torch.empty(B, M, P, dtype=x.dtype, device=x.device)
-    for index, segment in enumerate(pages.segments):
-        shared = segment_arguments(pages, index, native_float8=has_native_float8(x.device))
-        blocks = shared.pop("blocks")
-        launch(
-            mamba1_step_fwd_kernel,
-            (B, len(segment.heads), blocks),
-            num_stages=1,
-            p_x=x.contiguous(),
-            p_dt=dt.contiguous(),
-            p_a=A.contiguous(),
-            p_write=write.contiguous(),
-            p_read=read.contiguous(),
-            p_d=D,
-            p_y=y,
-            p_read_table=read_table,
-            p_write_table=write_table,
-            max_frames=read_table.shape[1],
-            HEADS=M,
-            WIDTH=pages.width,
-            OUT=TRITON_DTYPES[x.dtype],
-            **shared,
-        )
+    launch_segments(
+        mamba1_step_fwd_kernel,
+        pages,
+        B,
+        p_x=x.contiguous(),
+        p_dt=dt.contiguous(),
+        p_a=A.contiguous(),
+        p_write=write.contiguous(),
+        p_read=read.contiguous(),
+        p_d=D,
+        p_y=y,
+        p_read_table=read_table,
+        p_write_table=write_table,
+        max_frames=read_table.shape[1],
+        HEADS=M,
+        WIDTH=pages.width,
+        OUT=TRITON_DTYPES[x.dtype],
+    )
     return y

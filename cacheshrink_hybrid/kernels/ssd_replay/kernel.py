@@ -10,25 +10,20 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import has_native_float8, launch
 from ..numerics import LOG2_E, TRITON_DTYPES, rounded
 from ..replay_ring import ReplayRing
-from ..ring_tile import ring_arguments, ring_pointers
-from ..state_pages import StatePages
-from ..state_tile import (
-    BLOCK,
-    HEAD_DIM,
-    NB,
-    NU,
-    RANK,
-    UNIT,
-    against_channels,
-    load_state,
-    load_vector,
-    segment_arguments,
-    store_state,
-    store_values,
+from ..ring_tile import (
+    keep_input,
+    load_number_kept,
+    load_values_kept,
+    load_writes_kept,
+    ring_arguments,
+    ring_pointers,
+    write_channels,
 )
+from ..state_addresses import BLOCK, HEAD_DIM, NB, NU, RANK, UNIT, launch_segments
+from ..state_pages import StatePages
+from ..state_tile import against_channels, load_state, load_vector, store_state, store_values
 
 
 @triton.jit
@@ -54,6 +49,7 @@ def ssd_replay_read_fwd_kernel(
     p_pending,  # (B,)
     p_arena,
     p_heads,
+    p_starts,  # (GROUPS + 1,) or None
     max_frames,
     codes_start,
     scales_start,
@@ -64,6 +60,7 @@ def ssd_replay_read_fwd_kernel(
     GROUPS: tl.constexpr,
     READ_GROUPS: tl.constexpr,
     WIDTH: tl.constexpr,
+    WRITE_ROW: tl.constexpr,
     LENGTH: tl.constexpr,
     CAPACITY: tl.constexpr,
     VALUES: tl.constexpr,
@@ -78,6 +75,7 @@ def ssd_replay_read_fwd_kernel(
     i_seq = tl.program_id(0).to(tl.int64)
     i_m = tl.program_id(1)
     i_block = tl.program_id(2)
+    at = (p_arena, codes_start, scales_start, first_frame, first_offset, first_rows)
     i_head = tl.load(p_heads + i_m)
     o_head = i_seq * HEADS + i_head
     i_group = i_head // (HEADS // GROUPS)
@@ -92,10 +90,7 @@ def ssd_replay_read_fwd_kernel(
     steps = _steps(p_arena, p_frames, i_head, count, HEADS, LENGTH, STEPS)
     until = tl.cumsum(steps, 0)
     whole = tl.sum(steps, 0) + dt
-    state = load_state(
-        p_arena, p_frames, i_m, i_block, codes_start, scales_start, first_frame, first_offset,
-        first_rows, SEGMENT, PLACE,
-    )  # fmt: skip
+    state = load_state(at, p_frames, i_m, i_block, SEGMENT, PLACE)
     read = load_vector(p_read + o_read, SEGMENT)
     y = against_channels(state, read) * tl.exp2(whole * rate)
 
@@ -104,18 +99,22 @@ def ssd_replay_read_fwd_kernel(
     o_n = tl.arange(0, BLOCK_WIDTH)
     m_n = o_n < SEGMENT[RANK]
     mask = (o_l < count)[:, None] & m_n[None, :]
-    element = (o_l[:, None] * GROUPS + i_group) * WIDTH + o_n[None, :]
-    writes = tl.load(ring_pointers(p_arena, p_frames, element, WRITES, DTYPE), mask=mask, other=0.0)
+    write_at, num_writes = write_channels(p_starts, i_group, WIDTH)
+    writes = load_writes_kept(
+        p_arena, p_frames, o_l[:, None], write_at, o_n[None, :], mask, WRITE_ROW, WRITES, DTYPE
+    )
     query = tl.load(p_read + o_read + o_n, mask=m_n, other=0.0).to(tl.float32)
-    weight = tl.sum(writes.to(tl.float32) * query[None, :], 1)
+    weight = tl.sum(writes * query[None, :], 1)
     weight = weight * steps * tl.exp2((whole - until) * rate)
     o_b = i_block * SEGMENT[NB] + tl.arange(0, SEGMENT[NB])
     o_p = o_b[:, None] * SEGMENT[BLOCK] + tl.arange(0, SEGMENT[BLOCK])[None, :]
     m_p = o_p < SEGMENT[HEAD_DIM]
-    element = (o_l[None, None, :] * HEADS + i_head) * SEGMENT[HEAD_DIM] + o_p[:, :, None]
     mask = m_p[:, :, None] & (o_l < count)[None, None, :]
-    values = tl.load(ring_pointers(p_arena, p_frames, element, VALUES, DTYPE), mask=mask, other=0.0)
-    y += tl.sum(values.to(tl.float32) * weight[None, None, :], 2)
+    values = load_values_kept(
+        p_arena, p_frames, o_l[None, None, :], i_head, o_p[:, :, None], mask, HEADS, SEGMENT,
+        VALUES, DTYPE,
+    )  # fmt: skip
+    y += tl.sum(values * weight[None, None, :], 2)
 
     # The token itself, as the ring will hold it.
     o_write = (i_seq * GROUPS + i_group) * WIDTH
@@ -128,19 +127,12 @@ def ssd_replay_read_fwd_kernel(
         y += tl.load(p_d + i_head).to(tl.float32) * x
     store_values(y, p_y + o_head * SEGMENT[HEAD_DIM], i_block, OUT, SEGMENT)
 
-    element = (count * HEADS + i_head) * SEGMENT[HEAD_DIM] + o_p
-    p = ring_pointers(p_arena, p_frames, element, VALUES, DTYPE)
-    held = held & (count < CAPACITY)
-    tl.store(p, own, mask=tl.where(held, m_p, False))
-    if (i_block == 0) & held:
-        tl.store(ring_pointers(p_arena, p_frames, count * HEADS + i_head, STEPS, tl.float32), dt)
-        if i_head % (HEADS // GROUPS) == 0:
-            o_all = tl.arange(0, BLOCK_WIDTH)
-            m_all = o_all < WIDTH
-            entry = tl.load(p_write + o_write + o_all, mask=m_all, other=0.0).to(tl.float32)
-            entry_at = (count * GROUPS + i_group) * WIDTH + o_all
-            p_entry = ring_pointers(p_arena, p_frames, entry_at, WRITES, DTYPE)
-            tl.store(p_entry, rounded(entry, DTYPE), mask=m_all)
+    if held & (count < CAPACITY):
+        keep_input(
+            p_arena, p_frames, count, i_head, i_block, o_p, own, (dt,), p_write + o_write, write_at,
+            num_writes, HEADS, GROUPS, WRITE_ROW, BLOCK_WIDTH, VALUES, WRITES, (STEPS,), DTYPE,
+            SEGMENT,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -154,6 +146,7 @@ def ssd_replay_flush_fwd_kernel(
     p_pending,  # (B,)
     p_arena,
     p_heads,
+    p_starts,  # (GROUPS + 1,) or None
     max_frames,
     codes_start,
     scales_start,
@@ -163,6 +156,7 @@ def ssd_replay_flush_fwd_kernel(
     HEADS: tl.constexpr,
     GROUPS: tl.constexpr,
     WIDTH: tl.constexpr,
+    WRITE_ROW: tl.constexpr,
     LENGTH: tl.constexpr,
     CAPACITY: tl.constexpr,
     VALUES: tl.constexpr,
@@ -175,6 +169,7 @@ def ssd_replay_flush_fwd_kernel(
     i_seq = tl.program_id(0).to(tl.int64)
     i_m = tl.program_id(1)
     i_block = tl.program_id(2)
+    at = (p_arena, codes_start, scales_start, first_frame, first_offset, first_rows)
     p_frames = p_read_table + i_seq * max_frames
     p_to = p_write_table + i_seq * max_frames
     if tl.load(p_to) >= 0:
@@ -188,39 +183,35 @@ def ssd_replay_flush_fwd_kernel(
             o_head = i_seq * HEADS + i_head
             dt = tl.load(p_dt + o_head).to(tl.float32)
             left += dt
-        state = load_state(
-            p_arena, p_frames, i_m, i_block, codes_start, scales_start, first_frame, first_offset,
-            first_rows, SEGMENT, PLACE,
-        )  # fmt: skip
+        state = load_state(at, p_frames, i_m, i_block, SEGMENT, PLACE)
         state = state * tl.exp2(left * rate)
         o_b = i_block * SEGMENT[NB] + tl.arange(0, SEGMENT[NB])
         o_p = o_b[:, None] * SEGMENT[BLOCK] + tl.arange(0, SEGMENT[BLOCK])[None, :]
         o_n = tl.arange(0, SEGMENT[NU])[:, None] * SEGMENT[UNIT]
         o_n = o_n + tl.arange(0, SEGMENT[UNIT])[None, :]
+        m_p = o_p < SEGMENT[HEAD_DIM]
+        m_n = o_n < SEGMENT[RANK]
+        write_at, _ = write_channels(p_starts, i_group, WIDTH)
         for j in range(0, count):
-            p = ring_pointers(p_arena, p_frames, j * HEADS + i_head, STEPS, tl.float32)
-            step = tl.load(p)
+            step = load_number_kept(p_arena, p_frames, j, i_head, HEADS, STEPS)
             left -= step
-            element = (j * HEADS + i_head) * SEGMENT[HEAD_DIM] + o_p
-            p = ring_pointers(p_arena, p_frames, element, VALUES, DTYPE)
-            x = tl.load(p, mask=o_p < SEGMENT[HEAD_DIM], other=0.0).to(tl.float32)
+            x = load_values_kept(
+                p_arena, p_frames, j, i_head, o_p, m_p, HEADS, SEGMENT, VALUES, DTYPE
+            )
             x = x * (step * tl.exp2(left * rate))
-            element = (j * GROUPS + i_group) * WIDTH + o_n
-            p = ring_pointers(p_arena, p_frames, element, WRITES, DTYPE)
-            write = tl.load(p, mask=o_n < SEGMENT[RANK], other=0.0).to(tl.float32)
+            write = load_writes_kept(
+                p_arena, p_frames, j, write_at, o_n, m_n, WRITE_ROW, WRITES, DTYPE
+            )
             state += x[:, :, None, None] * write[None, None, :, :]
         if p_x is not None:
             p = p_x + o_head * SEGMENT[HEAD_DIM] + o_p
-            x = tl.load(p, mask=o_p < SEGMENT[HEAD_DIM], other=0.0).to(tl.float32)
+            x = tl.load(p, mask=m_p, other=0.0).to(tl.float32)
             x = rounded(x, DTYPE).to(tl.float32) * dt
             p = p_write + (i_seq * GROUPS + i_group) * WIDTH + o_n
-            write = tl.load(p, mask=o_n < SEGMENT[RANK], other=0.0).to(tl.float32)
+            write = tl.load(p, mask=m_n, other=0.0).to(tl.float32)
             write = rounded(write, DTYPE).to(tl.float32)
             state += x[:, :, None, None] * write[None, None, :, :]
-        store_state(
-            state, p_arena, p_to, i_m, i_block, codes_start, scales_start, first_frame,
-            first_offset, first_rows, SEGMENT, PLACE,
-        )  # fmt: skip
+        store_state(state, at, p_to, i_m, i_block, SEGMENT, PLACE)
 
 
 def ssd_replay_read_triton(
@@ -237,29 +228,25 @@ def ssd_replay_read_triton(
 ) -> Tensor:
     """See `ssd_replay_read`; one launch per segment."""
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    for index, segment in enumerate(pages.segments):
-        shared = segment_arguments(pages, index, native_float8=has_native_float8(x.device))
-        blocks = shared.pop("blocks")
-        launch(
-            ssd_replay_read_fwd_kernel,
-            (len(x), len(segment.heads), blocks),
-            num_stages=1,
-            p_x=x.contiguous(),
-            p_dt=dt.contiguous(),
-            p_a=A,
-            p_write=write.contiguous(),
-            p_read=read.contiguous(),
-            p_d=D,
-            p_y=y,
-            p_table=table,
-            p_pending=num_pending,
-            max_frames=table.shape[1],
-            READ_GROUPS=read.shape[1],
-            BLOCK_WIDTH=triton.next_power_of_2(pages.width),
-            OUT=TRITON_DTYPES[x.dtype],
-            **ring_arguments(pages, ring),
-            **shared,
-        )
+    launch_segments(
+        ssd_replay_read_fwd_kernel,
+        pages,
+        len(x),
+        p_x=x.contiguous(),
+        p_dt=dt.contiguous(),
+        p_a=A,
+        p_write=write.contiguous(),
+        p_read=read.contiguous(),
+        p_d=D,
+        p_y=y,
+        p_table=table,
+        p_pending=num_pending,
+        max_frames=table.shape[1],
+        READ_GROUPS=read.shape[1],
+        BLOCK_WIDTH=triton.next_power_of_2(pages.width),
+        OUT=TRITON_DTYPES[x.dtype],
+        **ring_arguments(pages, ring),
+    )
     return y
 
 
@@ -274,21 +261,17 @@ def ssd_replay_flush_triton(
 ) -> None:
     """See `ssd_replay_flush`; one launch per segment."""
     x, dt, write = (None, None, None) if newest is None else (v.contiguous() for v in newest)
-    for index, segment in enumerate(pages.segments):
-        shared = segment_arguments(pages, index, native_float8=has_native_float8(A.device))
-        blocks = shared.pop("blocks")
-        launch(
-            ssd_replay_flush_fwd_kernel,
-            (len(num_pending), len(segment.heads), blocks),
-            num_stages=1,
-            p_x=x,
-            p_dt=dt,
-            p_write=write,
-            p_a=A,
-            p_read_table=read_table,
-            p_write_table=write_table,
-            p_pending=num_pending,
-            max_frames=read_table.shape[1],
-            **ring_arguments(pages, ring),
-            **shared,
-        )
+    launch_segments(
+        ssd_replay_flush_fwd_kernel,
+        pages,
+        len(num_pending),
+        p_x=x,
+        p_dt=dt,
+        p_write=write,
+        p_a=A,
+        p_read_table=read_table,
+        p_write_table=write_table,
+        p_pending=num_pending,
+        max_frames=read_table.shape[1],
+        **ring_arguments(pages, ring),
+    )

@@ -9,16 +9,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..launch import has_native_float8, launch
 from ..numerics import LOG2_E, TRITON_DTYPES, softplus
+from ..state_addresses import HEAD_DIM, launch_segments
 from ..state_pages import StatePages
 from ..state_tile import (
-    HEAD_DIM,
     against_channels,
     load_state,
     load_values,
     load_vector,
-    segment_arguments,
     store_state,
     store_values,
 )
@@ -54,13 +52,11 @@ def ssd_step_fwd_kernel(
     i_seq = tl.program_id(0).to(tl.int64)
     i_m = tl.program_id(1)
     i_block = tl.program_id(2)
+    at = (p_arena, codes_start, scales_start, first_frame, first_offset, first_rows)
     i_head = tl.load(p_heads + i_m)
     o_head = i_seq * HEADS + i_head
     o_group = (i_seq * (HEADS // PER_GROUP) + i_head // PER_GROUP) * WIDTH
-    state = load_state(
-        p_arena, p_read_table + i_seq * max_frames, i_m, i_block, codes_start, scales_start,
-        first_frame, first_offset, first_rows, SEGMENT, PLACE,
-    )  # fmt: skip
+    state = load_state(at, p_read_table + i_seq * max_frames, i_m, i_block, SEGMENT, PLACE)
     write = load_vector(p_write + o_group, SEGMENT)
     read = load_vector(p_read + o_group, SEGMENT)
     x = load_values(p_x + o_head * SEGMENT[HEAD_DIM], i_block, SEGMENT)
@@ -73,10 +69,7 @@ def ssd_step_fwd_kernel(
     if p_d is not None:
         y += tl.load(p_d + i_head).to(tl.float32) * tl.reshape(x, y.shape)
     store_values(y, p_y + o_head * SEGMENT[HEAD_DIM], i_block, OUT, SEGMENT)
-    store_state(
-        state, p_arena, p_write_table + i_seq * max_frames, i_m, i_block, codes_start, scales_start,
-        first_frame, first_offset, first_rows, SEGMENT, PLACE,
-    )  # fmt: skip
+    store_state(state, at, p_write_table + i_seq * max_frames, i_m, i_block, SEGMENT, PLACE)
 
 
 def ssd_step_triton(
@@ -95,28 +88,24 @@ def ssd_step_triton(
     B, M, P = x.shape
     y = torch.empty(B, M, P, dtype=x.dtype, device=x.device)
     x, dt, write, read = (tensor.contiguous() for tensor in (x, dt, write, read))
-    for index, segment in enumerate(pages.segments):
-        shared = segment_arguments(pages, index, native_float8=has_native_float8(x.device))
-        blocks = shared.pop("blocks")
-        launch(
-            ssd_step_fwd_kernel,
-            (B, len(segment.heads), blocks),
-            num_stages=1,
-            p_x=x,
-            p_dt=dt,
-            p_a=A,
-            p_write=write,
-            p_read=read,
-            p_d=D,
-            p_dt_bias=dt_bias,
-            p_y=y,
-            p_read_table=read_table,
-            p_write_table=write_table,
-            max_frames=read_table.shape[1],
-            HEADS=M,
-            PER_GROUP=M // write.shape[1],
-            WIDTH=pages.width,
-            OUT=TRITON_DTYPES[x.dtype],
-            **shared,
-        )
+    launch_segments(
+        ssd_step_fwd_kernel,
+        pages,
+        B,
+        p_x=x,
+        p_dt=dt,
+        p_a=A,
+        p_write=write,
+        p_read=read,
+        p_d=D,
+        p_dt_bias=dt_bias,
+        p_y=y,
+        p_read_table=read_table,
+        p_write_table=write_table,
+        max_frames=read_table.shape[1],
+        HEADS=M,
+        PER_GROUP=M // write.shape[1],
+        WIDTH=pages.width,
+        OUT=TRITON_DTYPES[x.dtype],
+    )
     return y

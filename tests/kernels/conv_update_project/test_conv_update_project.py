@@ -17,11 +17,14 @@ from ..checks import assert_close
 FRAME_BYTES = 256
 B, G, N, W = 3, 2, 20, 4
 VALUES = 300
+PARTS = ("values", "write", "read")
 C = VALUES + 2 * G * N
 
 CASES = {
     "mamba2-projected": (("values", "write", "read"), (16, 7), False, torch.bfloat16),
     "mamba2": (("values", "write", "read"), (None, None), False, torch.float16),
+    "mamba2-read": (("values", "read"), (None, 9), False, torch.float32),
+    "mamba1": (("values",), (None, None), False, torch.float16),
     "delta-rule": (("read", "write", "values"), (8, 8), True, torch.float32),
 }
 
@@ -57,6 +60,7 @@ def test_equals_reference(name: str, device: torch.device) -> None:
     column = torch.randn(B, C, device=device)
     weight = torch.randn(C, W, device=device)
     bias = torch.randn(C, device=device) if ranks[0] else None
+    shared = {"groups": G, "group_size": N, "normalize": normalize} if len(order) > 1 else {}
     bases = [None if r is None else torch.randn(G, N, r, device=device) for r in ranks]
     got, arenas = {}, {}
     for backend in ("torch", "triton"):
@@ -69,16 +73,17 @@ def test_equals_reference(name: str, device: torch.device) -> None:
             read_table=read,
             write_table=write,
             order=order,
-            groups=G,
-            group_size=N,
             write_basis=bases[0],
             read_basis=bases[1],
-            normalize=normalize,
             backend=backend,
+            **shared,
         )
         arenas[backend] = mine.arena
-    for mine, due in zip(got["triton"], got["torch"], strict=True):
-        assert_close(mine, due)
+    for part, mine, due in zip(PARTS, got["triton"], got["torch"], strict=True):
+        assert (part in order) == (mine is not None) == (due is not None)
+        if mine is not None:
+            assert_close(mine, due)
+            assert part == "values" or mine.dtype == torch.float32
     assert torch.equal(arenas["triton"], arenas["torch"])
     assert not torch.equal(arenas["torch"], before)
 
@@ -126,6 +131,15 @@ def test_bad_arguments(device: torch.device) -> None:
         conv_update_project(column, weight[:, 1:], None, **arguments)
     with pytest.raises(ConfigError, match="leave no values"):
         conv_update_project(column, weight, None, **{**arguments, "group_size": 100})
+    with pytest.raises(ConfigError, match="due is at least 1 of 1"):
+        conv_update_project(column, weight, None, **{**arguments, "groups": 0})
+    with pytest.raises(ConfigError, match=r"concern write and read, which order=\('values',\)"):
+        conv_update_project(column, weight, None, **{**arguments, "order": ("values",)})
+    with pytest.raises(ConfigError, match="write_basis is given, but order"):
+        basis = torch.zeros(G, N, 4, device=device)
+        conv_update_project(
+            column, weight, None, write_basis=basis, **{**arguments, "order": ("values", "read")}
+        )
     with pytest.raises(ConfigError, match="read_basis has shape"):
         basis = torch.zeros(G, N + 1, 4, device=device)
         conv_update_project(column, weight, None, read_basis=basis, **arguments)

@@ -14,14 +14,21 @@ from cacheshrink_hybrid.kernels.state_pages import StatePages, StatePlace, State
 from cacheshrink_hybrid.kernels.state_reference import read_states, write_states
 
 from ..checks import assert_close
+from ..pools import bytes_of_states
 
 FRAME_BYTES = 512
-B, M, G, P, WIDTH, L = 4, 2, 1, 16, 16, 3
+B, M, P, WIDTH, L = 4, 2, 16, 16, 3
+RANKS = {"groups": (16, 12)}
 SEGMENTS = {
     "float32": (StateSegment(heads=(0, 1), rank=16, code="float32"),),
     "mixed": (
         StateSegment(heads=(1,), rank=16, code="float16"),
         StateSegment(heads=(0,), rank=12, code="int8"),
+    ),
+    # Ranks that differ between groups, whose inputs lie back to back.
+    "groups": (
+        StateSegment(heads=(0,), rank=16, code="float32"),
+        StateSegment(heads=(1,), rank=12, code="int8"),
     ),
 }
 
@@ -38,8 +45,11 @@ def _setup(
         segments=SEGMENTS[name],
     )
     at = 64 + -(-pages.num_bytes // 16) * 16
+    ranks = RANKS.get(name)
+    groups = len(ranks) if ranks else 1
+    channels = sum(ranks) if ranks else WIDTH
     places = []
-    for size in (L * M * P * dtype.itemsize, L * G * WIDTH * dtype.itemsize, 4 * L * M, 4 * L * M):
+    for size in (L * M * P * dtype.itemsize, L * channels * dtype.itemsize, 4 * L * M, 4 * L * M):
         places.append(StatePlace.packed(FRAME_BYTES, first_byte=at))
         at += -(-size // 16) * 16
     ring = DeltaRing(
@@ -48,7 +58,8 @@ def _setup(
         writes=places[1],
         decays=places[2],
         betas=places[3],
-        groups=G,
+        groups=groups,
+        ranks=ranks,
         dtype=dtype,
     )
     count = ring.num_frames(pages)
@@ -57,13 +68,16 @@ def _setup(
     return replace(pages, arena=arena), ring, table
 
 
-def _inputs(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    key, query = torch.randn(2, B, G, WIDTH, device=device) / 4
+def _inputs(groups: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    key, query = torch.randn(2, B, groups, WIDTH, device=device) / 4
     value = torch.randn(B, M, P, device=device)
     return key, value, -torch.rand(B, M, device=device), torch.rand(B, M, device=device), query
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("float32", torch.float32), ("mixed", torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("float32", torch.float32), ("mixed", torch.bfloat16), ("groups", torch.float16)],
+)
 def test_kernel_equals_reference(name: str, dtype: torch.dtype, device: torch.device) -> None:
     pages, ring, table = _setup(name, dtype, device)
     pages.arena.view(-1, FRAME_BYTES)[table.long()] = 0
@@ -73,7 +87,7 @@ def test_kernel_equals_reference(name: str, dtype: torch.dtype, device: torch.de
     tolerance = 2e-5 if name == "float32" else 1.7e-2
     for pending in ([0, 2, 0, 3], [1, 3, 0, 0]):
         counts = torch.tensor(pending, dtype=torch.int32, device=device)
-        inputs = _inputs(device)
+        inputs = _inputs(ring.groups, device)
         due, got = (
             gdn_replay_step(
                 *inputs, pages=own, ring=ring, table=table, num_pending=counts, backend=backend
@@ -85,6 +99,8 @@ def test_kernel_equals_reference(name: str, dtype: torch.dtype, device: torch.de
         left, right = read_states(mine, table), read_states(pages, table)
         size = right.abs().amax(dim=(2, 3), keepdim=True).clamp_min(1e-9)
         assert ((left - right).abs() / size).max() < tolerance
+        others = ~bytes_of_states(pages, table)
+        assert torch.equal(mine.arena[others], pages.arena[others])
         mine.arena.copy_(pages.arena)  # a number may round to either of two codes
 
 
@@ -94,14 +110,14 @@ def test_replay_is_the_recurrence(backend: str, device: torch.device) -> None:
     state = torch.randn(B, M, P, WIDTH, device=device)
     write_states(state, pages, table)
     for t in range(9 if backend == "torch" else 5):
-        key, value, decay, beta, query = _inputs(device)
+        key, value, decay, beta, query = _inputs(ring.groups, device)
         pending = torch.full((B,), t % (L + 1), dtype=torch.int32, device=device)
         before = read_states(pages, table)
         y = gdn_replay_step(
             key, value, decay, beta, query, pages=pages, ring=ring, table=table,
             num_pending=pending, backend=backend,
         )  # fmt: skip
-        keys, queries = (v.repeat_interleave(M // G, dim=1) for v in (key, query))
+        keys, queries = (v.repeat_interleave(M // ring.groups, dim=1) for v in (key, query))
         state = state * torch.exp(decay)[..., None, None]
         held = torch.einsum("bmpn,bmn->bmp", state, keys)
         state = state + ((value - held) * beta[..., None])[..., None] * keys[:, :, None]
@@ -116,7 +132,7 @@ def test_replay_is_the_recurrence(backend: str, device: torch.device) -> None:
 
 def test_bad_arguments(device: torch.device) -> None:
     pages, ring, table = _setup("float32", torch.float32, device)
-    inputs = _inputs(device)
+    inputs = _inputs(ring.groups, device)
     pending = torch.zeros(B, dtype=torch.int32, device=device)
     with pytest.raises(ConfigError, match="state and ring take"):
         short = table[:, : pages.num_frames].contiguous()

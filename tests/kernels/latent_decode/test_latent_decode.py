@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cacheshrink_hybrid.errors import ConfigError
 from cacheshrink_hybrid.kernels.latent_decode import LatentRead, latent_decode
+from cacheshrink_hybrid.kernels.latent_prefill import latent_prefill
 from cacheshrink_hybrid.kernels.row_reference import gather_latents
 
 from ..cases import LAYOUTS
@@ -112,6 +113,36 @@ def test_first_slots(num_splits: int, window: int | None, device: torch.device) 
     torch.testing.assert_close(due[0][1].cpu(), weights @ alone.cpu(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("backend", "num_splits"), [("torch", 1), ("triton", 1), ("triton", 3)])
+def test_what_was_read_elsewhere_is_mixed_in(
+    backend: str, num_splits: int, device: torch.device
+) -> None:
+    """Some slots, all of them, and none, as if they had been read here."""
+    rows, table, context = filled_rows(LAYOUTS["mixed"], [30, 9, 20], device=device, outliers=False)
+    sinks = torch.linspace(-1, 2, 3, device=device)
+    read = LatentRead(key_rank=64, value_rank=64, scale=0.1, sinks=sinks)
+    query = _query(3, 2, 3, 64).to(device)
+    whole = latent_decode(query, rows, table, context, read=read, backend="torch")
+    cut = torch.tensor([12, 9, 0], dtype=torch.int32, device=device)
+    latent, _ = gather_latents(rows, table, 30)
+    scores = torch.einsum("bthk,bsk->bths", query, latent[..., :64]) * 0.1
+    slot, last = torch.arange(30, device=device), context[:, None] - 2
+    position = last + torch.arange(2, device=device)
+    seen = (slot <= position[..., None]) & (slot < cut[:, None, None])
+    scores = scores.masked_fill(~seen[:, :, None], -torch.inf)
+    mean = torch.softmax(scores, dim=-1).nan_to_num() @ latent.nan_to_num()[:, None, :, -64:]
+    beside = (mean, torch.logsumexp(scores, dim=-1))
+    assert (beside[1][2] == -torch.inf).all()
+    options = {"read": read, "first_slots": cut, "beside": beside, "num_splits": num_splits}
+    got = latent_decode(query, rows, table, context, backend=backend, **options)
+    assert_close(got[0], whole[0])
+    assert_close(got[1], whole[1])
+    chunk = torch.full_like(context, 2)
+    options.pop("num_splits")
+    got = latent_prefill(query, rows, table, context, chunk, backend=backend, **options)
+    assert_close(got[0], whole[0])
+
+
 @pytest.mark.parametrize("num_splits", [1, 2])
 def test_frames_as_long_as_tiles(num_splits: int, device: torch.device) -> None:
     """A tile of 32 slots that lies in one frame is read by other means."""
@@ -190,6 +221,9 @@ def test_bad_arguments(device: torch.device) -> None:
         latent_decode(query[..., :40], rows, table, context, read=read)
     with pytest.raises(ConfigError, match="due is int32"):
         latent_decode(query, rows, table.long(), context, read=read)
+    with pytest.raises(ConfigError, match=r"beside: mean is torch\.float32 .*; due is .*16\)"):
+        mean, sums = torch.zeros(1, 1, 2, 48), torch.zeros(1, 1, 2)
+        latent_decode(query, rows, table, context, read=read, beside=(mean, sums))
     with pytest.raises(ConfigError, match="num_splits=0"):
         latent_decode(query, rows, table, context, read=read, num_splits=0)
     with pytest.raises(ConfigError, match=r"window=0.*softcap=-1"):

@@ -34,6 +34,15 @@ CASES = {
         16,
         16,
     ),
+    # Runs whose heads meet within a byte.
+    "per-head-split-bytes": (
+        RowLayout.of_bits([(6, 4), (12, 2), (40, 8), (24, 4)]),
+        29,
+        24,
+        True,
+        20,
+        8,
+    ),
     "joint-normalised": (RowLayout.of_bits([(32, 8)]), 24, 32, False, 20, 12),
     "per-head-float8": (RowLayout.uniform(72, torch.float8_e4m3fn), 20, 32, True, 32, 16),
 }
@@ -95,10 +104,9 @@ def test_reference_is_attention_with_rotated_keys() -> None:
     num_tokens, head_dim, half = 19, 12, 4
     keys, values = torch.randn(J, num_tokens, head_dim), torch.randn(num_tokens, 16)
     layout = RowLayout.uniform(J * head_dim + 16, torch.float16)
+    # The latent is the keys themselves, head after head.
+    latent = torch.cat([keys.transpose(0, 1).reshape(num_tokens, -1), values], dim=-1).half()
     for per_head in (True, False):
-        # The latent is the keys themselves: by head side by side, or head after head.
-        stored = keys.permute(1, 2, 0) if per_head else keys.transpose(0, 1)
-        latent = torch.cat([stored.reshape(num_tokens, -1), values], dim=-1).half()
         rows = empty_rows(layout, device=latent.device, num_frames=4)
         table = frame_tables([num_tokens], 8, num_frames=4)
         latent_append(latent, rows, slots_of(table, [num_tokens], 8), backend="torch")
@@ -140,11 +148,21 @@ def test_reference_normalises_keys_before_it_rotates_them() -> None:
         plain, cos=angles.cos(), sin=angles.sin(), norm_weight=norm.weight, norm_epsilon=0.3
     )
     latent, _ = gather_latents(rows, table, 9)
-    due = norm(rebuilt_keys(latent, plain))
+    due = norm(rebuilt_keys(latent, layout, plain))
     first, second, rest = due.split([half, half, head_dim - 2 * half], dim=-1)
     cos, sin = angles.cos(), angles.sin()
     due = torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
-    torch.testing.assert_close(rebuilt_keys(latent, normed), due)
+    torch.testing.assert_close(rebuilt_keys(latent, layout, normed), due)
+
+
+def test_reference_finds_the_channels_of_a_head_in_every_run() -> None:
+    layout = RowLayout.of_bits([(6, 8), (12, 4), (8, 8)])
+    latent = torch.randn(1, 5, 26)
+    key_up = KeyUp(weight=torch.eye(9).repeat(J, 1, 1), bias=torch.zeros(J, 9), per_head=True)
+    keys = rebuilt_keys(latent, layout, key_up)
+    for head in range(J):
+        first, second = latent[..., 3 * head :][..., :3], latent[..., 6 + 6 * head :][..., :6]
+        torch.testing.assert_close(keys[:, head], torch.cat([first, second], dim=-1))
 
 
 def test_keys_stored_rotated(device: torch.device) -> None:

@@ -20,17 +20,23 @@ FRAME_BYTES = 512
 B, M, G, P, L = 4, 4, 2, 16, 5
 # Sequences that begin with inputs in their rings, all zero.
 BEGUN = [1, 3]
+RANKS = {"groups": (16, 12)}
 SEGMENTS = {
     "float32": (StateSegment(heads=(0, 1, 2, 3), rank=16, code="float32"),),
     "mixed": (
         StateSegment(heads=(1, 2), rank=16, code="float16"),
         StateSegment(heads=(0, 3), rank=12, code="int8"),
     ),
+    # Ranks that differ between groups, whose inputs lie back to back.
+    "groups": (
+        StateSegment(heads=(0, 1), rank=16, code="int8"),
+        StateSegment(heads=(2, 3), rank=12, code="float16"),
+    ),
 }
 
 
 def _setup(
-    name: str, dtype: torch.dtype, device: torch.device
+    name: str, dtype: torch.dtype, device: torch.device, ranks: tuple[int, ...] | None = None
 ) -> tuple[StatePages, ReplayRing, Tensor]:
     """States and rings in the same frames, one behind the other, of a poisoned arena."""
     pages = StatePages(
@@ -42,11 +48,18 @@ def _setup(
     )
     at = 64 + -(-pages.num_bytes // 16) * 16
     places = []
-    for size in (L * M * P * dtype.itemsize, L * G * pages.width * dtype.itemsize, L * M * 4):
+    channels = sum(ranks or (pages.width,) * G)
+    for size in (L * M * P * dtype.itemsize, L * channels * dtype.itemsize, L * M * 4):
         places.append(StatePlace.packed(FRAME_BYTES, first_byte=at))
         at += -(-size // 16) * 16
     ring = ReplayRing(
-        length=L, values=places[0], writes=places[1], steps=places[2], groups=G, dtype=dtype
+        length=L,
+        values=places[0],
+        writes=places[1],
+        steps=places[2],
+        groups=G,
+        ranks=ranks,
+        dtype=dtype,
     )
     count = ring.num_frames(pages)
     arena = torch.full((2 * B * count * FRAME_BYTES,), 0xFF, dtype=torch.uint8, device=device)
@@ -60,10 +73,17 @@ def _inputs(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return x, torch.rand(B, M, device=device), write, read
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", SEGMENTS)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("float32", torch.float32),
+        ("mixed", torch.float32),
+        ("mixed", torch.bfloat16),
+        ("groups", torch.float16),
+    ],
+)
 def test_kernels_equal_references(name: str, dtype: torch.dtype, device: torch.device) -> None:
-    pages, ring, table = _setup(name, dtype, device)
+    pages, ring, table = _setup(name, dtype, device, RANKS.get(name))
     A = -torch.rand(M, device=device)
     pages.arena.view(-1, FRAME_BYTES)[table[BEGUN].long()] = 0
     write_states(torch.randn(B, M, P, pages.width, device=device), pages, table)
@@ -97,6 +117,26 @@ def test_kernels_equal_references(name: str, dtype: torch.dtype, device: torch.d
     tolerance = 2e-5 if name == "float32" else 1.7e-2
     size = due.abs().amax(dim=(2, 3), keepdim=True).clamp_min(1e-9)
     assert ((got - due).abs() / size).max() < tolerance
+
+
+def test_ranks_change_nothing_but_where_inputs_lie(device: torch.device) -> None:
+    """Inputs that lie back to back are read as those that are padded to one width."""
+    found = []
+    for ranks in (None, RANKS["groups"]):
+        pages, ring, table = _setup("groups", torch.float32, device, ranks)
+        torch.manual_seed(1)
+        write_states(torch.randn(B, M, P, 16, device=device), pages, table)
+        pending = torch.zeros(B, dtype=torch.int32, device=device)
+        for _ in range(L):
+            x, dt, write, read = _inputs(device)
+            write[:, 1, 12:] = 0
+            y = ssd_replay_read(
+                x, dt, -torch.ones(M, device=device), write, read, pages=pages, ring=ring,
+                table=table, num_pending=pending, backend="torch",
+            )  # fmt: skip
+            pending += 1
+        found.append(y)
+    torch.testing.assert_close(found[1], found[0])
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
@@ -141,5 +181,12 @@ def test_bad_arguments(device: torch.device) -> None:
             A, pages=pages, ring=ring, read_table=table, write_table=table,
             num_pending=pending.long(),
         )  # fmt: skip
+    with pytest.raises(ConfigError, match="head 0 has rank 16, its group in the ring 12"):
+        narrow = replace(ring, ranks=(12, 16))
+        ssd_replay_flush(
+            A, pages=pages, ring=narrow, read_table=table, write_table=table, num_pending=pending
+        )
+    with pytest.raises(ConfigError, match=r"ranks=\(16,\); due is at least 1 for each of 2"):
+        replace(ring, ranks=(16,))
     with pytest.raises(ConfigError, match="length=65"):
         replace(ring, length=65)

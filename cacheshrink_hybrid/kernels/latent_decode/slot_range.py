@@ -1,0 +1,73 @@
+"""Device functions that say which slots a program of `latent_decode` reads, and where they lie."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def block_range(
+    context,
+    new,
+    first_seen,
+    i_split,
+    num_splits,
+    max_slots,
+    GROUP: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SINK_TOKENS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """Blocks of slots that some row of a program sees, as numbers [start, stop) of this split: sink
+    tokens first, then those of [first, last).
+
+    Args:
+        context, new: slots of the sequence, and how many of them are new.
+        first_seen: slots before are seen by nobody.
+
+    Returns:
+        start, stop, num_sink_blocks, first, last.
+    """
+    first_row = tl.program_id(2) * BLOCK_M
+    last_token = tl.minimum((first_row + BLOCK_M - 1) // GROUP, new - 1)
+    last = tl.maximum(tl.minimum(context - new + last_token + 1, max_slots), 0)
+    first = first_seen
+    num_sink_blocks = 0
+    if WINDOW > 0:
+        oldest = context - new + first_row // GROUP
+        first = tl.maximum(oldest - WINDOW + 1, first_seen)
+        num_sink_blocks = tl.minimum((SINK_TOKENS + BLOCK_N - 1) // BLOCK_N, first // BLOCK_N)
+    num_blocks = tl.maximum(tl.cdiv(last, BLOCK_N) - first // BLOCK_N, 0) + num_sink_blocks
+    per_split = tl.cdiv(num_blocks, num_splits)
+    start = i_split * per_split
+    return start, tl.minimum(start + per_split, num_blocks), num_sink_blocks, first, last
+
+
+@triton.jit
+def row_pointers(
+    p_arena,
+    p_frames,
+    block,
+    m_n,
+    layer_offset,
+    ROW_BYTES: tl.constexpr,
+    FRAME_BYTES: tl.constexpr,
+    FRAME_TOKENS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """First byte of the row of each slot of a block, and which of the slots `m_n` have a frame."""
+    o_block = tl.arange(0, BLOCK_N)
+    o_n = block * BLOCK_N + o_block
+    if FRAME_TOKENS % BLOCK_N == 0:
+        # A tile lies in one frame, whose number the whole program shares.
+        first_slot = block * BLOCK_N
+        frame = tl.load(p_frames + first_slot // FRAME_TOKENS)
+        m_n = tl.where(frame >= 0, m_n, False)
+        o_byte = tl.maximum(frame, 0).to(tl.int64) * FRAME_BYTES + layer_offset
+        p_tile = p_arena + o_byte + (first_slot % FRAME_TOKENS) * ROW_BYTES
+        return p_tile + o_block * ROW_BYTES, m_n
+    else:
+        frame = tl.load(p_frames + o_n // FRAME_TOKENS, mask=m_n, other=-1)
+        m_n = m_n & (frame >= 0)
+        o_byte = tl.maximum(frame, 0).to(tl.int64) * FRAME_BYTES + layer_offset
+        return p_arena + o_byte + (o_n % FRAME_TOKENS) * ROW_BYTES, m_n

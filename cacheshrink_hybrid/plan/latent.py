@@ -1,0 +1,166 @@
+"""What one attention module stores per token, and how it reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..codecs import RowCodec, RowFormat
+from ..errors import PlanError
+from ..spec import BYTES_16BIT
+
+CROP_SLACK = 32
+"""Tokens before an exact window that are kept exact as well, so that as many can be removed from
+the end (rejected guesses of assisted decoding) without leaving the window short."""
+
+READ_MODES = ("absorb", "reconstruct", "rotate")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelRun:
+    """`channels` neighbouring latent channels stored with `bits` bits each."""
+
+    channels: int
+    bits: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentPlan:
+    """How one attention module stores and reads its latents.
+
+    Keys are rebuilt from the channels `[0, key_rank)` of a token's latent, values from the last
+    `value_rank` channels. In a joint latent the two ranges are the whole latent; apart, they are
+    neighbours.
+
+    Attributes:
+        layer_ids: cache layers that the module serves; more than one for shared modules.
+        method: `joint`, `separate`, `xkv`, `per_head` or `rotate`.
+        kv_lora_rank: stored channels per token, R.
+        key_rank: channels that keys are rebuilt from, Rk.
+        value_rank: channels that values are rebuilt from, Rv.
+        read_mode: `absorb` (queries are projected into the latent, nothing is rebuilt),
+            `reconstruct` (keys are rebuilt and rotated, values absorbed) or `rotate` (keys are
+            stored rotated, and absorbed).
+        runs: widths of the stored channels; their channels add up to R.
+        row_format: how latents are written as rows of bytes; None where they are stored as they
+            are, in the model's dtype.
+        frequencies: for `rotate`, the rotary frequency of each pair of key channels, -1 for pairs
+            that are not rotated.
+        exact_sinks: first tokens of a sequence that are kept at 16 bits as well.
+        exact_window: most recent tokens, the last one included, that are kept at 16 bits as well.
+        basis_group: number of the group of modules that share one basis; None if not shared.
+        predicted_loss: expected loss of what was cut off, in units of the metric, summed over the
+            layers served (nats per token for `fisher`).
+        expected_error: E|y - y^|^2 of y = [k; v], in activation units.
+        error_bound: upper bound on `expected_error` that follows from the cut-off spectrum alone.
+        relative_error: `expected_error` divided by the total variance of y.
+        escaped_share: share of calibration tokens that needed a gain.
+        saturated_share: share of calibration elements that are clipped whatever the gain.
+        read_ns: modelled time that one decode step spends on one cached token.
+    """
+
+    layer_ids: tuple[int, ...]
+    method: str
+    kv_lora_rank: int
+    key_rank: int
+    value_rank: int
+    read_mode: str
+    runs: tuple[ChannelRun, ...]
+    row_format: RowFormat | None = None
+    frequencies: tuple[int, ...] | None = None
+    exact_sinks: int = 0
+    exact_window: int = 0
+    basis_group: int | None = None
+    predicted_loss: float = 0.0
+    expected_error: float = 0.0
+    error_bound: float = 0.0
+    relative_error: float = 0.0
+    escaped_share: float = 0.0
+    saturated_share: float = 0.0
+    read_ns: float = 0.0
+
+    def __post_init__(self) -> None:
+        if sum(run.channels for run in self.runs) != self.kv_lora_rank:
+            raise PlanError(
+                f"runs {self.runs} of layer {self.layer_ids[0]} do not add up to "
+                f"kv_lora_rank={self.kv_lora_rank}"
+            )
+        if max(self.key_rank, self.value_rank) > self.kv_lora_rank:
+            raise PlanError(
+                f"key_rank={self.key_rank} or value_rank={self.value_rank} of layer "
+                f"{self.layer_ids[0]} exceeds kv_lora_rank={self.kv_lora_rank}"
+            )
+        if self.read_mode not in READ_MODES:
+            raise PlanError(f"read_mode={self.read_mode!r} is unknown; one of {READ_MODES} is due")
+        if (self.frequencies is not None) != (self.read_mode == "rotate") or (
+            self.frequencies is not None and 2 * len(self.frequencies) != self.key_rank
+        ):
+            raise PlanError(
+                f"layer {self.layer_ids[0]} with read_mode={self.read_mode!r} and "
+                f"key_rank={self.key_rank} has frequencies={self.frequencies}; `rotate` needs one "
+                "per pair of key channels, other modes none"
+            )
+
+    @property
+    def coded(self) -> bool:
+        """Whether latents are stored as rows of bytes."""
+        return self.row_format is not None
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of one token in one layer, with everything that is stored for it."""
+        if self.row_format is not None:
+            return self.row_format.row_bytes([(run.channels, run.bits) for run in self.runs])
+        return sum(run.channels * run.bits // 8 for run in self.runs)
+
+    @property
+    def keeps_exact(self) -> bool:
+        """Whether some tokens are kept at 16 bits beside their rows."""
+        return self.exact_sinks > 0 or self.exact_window > 0
+
+    def exact_bytes(self, num_tokens: int) -> int:
+        """Bytes of a sequence's exact copies in one layer, which do not grow beyond the window."""
+        recent = min(num_tokens, self.exact_window + CROP_SLACK) if self.exact_window else 0
+        return (self.exact_sinks + recent) * self.kv_lora_rank * BYTES_16BIT
+
+    @property
+    def widths(self) -> str:
+        """Channels by width, such as `16x8 32x4`."""
+        return " ".join(f"{run.channels}x{run.bits}" for run in self.runs)
+
+    def key_shares(self, num_heads: int) -> tuple[int, ...]:
+        """For `per_head`, the channels of one head in each run of the keys. A run holds the
+        channels of head 0, then of head 1, and so on.
+
+        Raises:
+            PlanError: if runs do not hold equally many channels of every head, or run on into the
+                values.
+        """
+        runs, channels = [], 0
+        for run in self.runs:
+            if channels < self.key_rank:
+                runs.append(run.channels)
+            channels += run.channels
+        if sum(runs) != self.key_rank or any(run % num_heads for run in runs):
+            raise PlanError(
+                f"runs {self.widths} of layer {self.layer_ids[0]} do not share {self.key_rank} key "
+                f"channels evenly among {num_heads} heads; convert the model again"
+            )
+        return tuple(run // num_heads for run in runs)
+
+    def codec(self) -> RowCodec:
+        """The codec of this layer's rows."""
+        return RowCodec(tuple((run.channels, run.bits) for run in self.runs), self.row_format)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> LatentPlan:
+        """The plan that `dataclasses.asdict` took apart, also by way of JSON."""
+        return cls(
+            **{
+                **values,
+                "layer_ids": tuple(values["layer_ids"]),
+                "runs": tuple(ChannelRun(**run) for run in values["runs"]),
+                "row_format": values["row_format"] and RowFormat(**values["row_format"]),
+                "frequencies": values["frequencies"] and tuple(values["frequencies"]),
+            }
+        )

@@ -1,0 +1,112 @@
+"""The plan of a whole model: its layers' plans, and what they add up to."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ..spec import ModelSpec
+from .latent import LatentPlan
+from .state import StatePlan
+from .table import plan_records, plan_table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompressionPlan:
+    """The plan of a whole model.
+
+    Attributes:
+        model_type: family of the source model.
+        source_bytes_per_token: KV bytes per token before, at 16 bits per element.
+        kept_bytes_per_token: part of them that attention layers left as they are still take.
+        latents: one entry per converted attention module.
+        metric: what `predicted_loss` is measured in.
+        settings: the `CompressionConfig` that led here, as a dict.
+        states: one entry per converted recurrent layer.
+        source_state_bytes: bytes of all states of one sequence before: recurrent states in float32,
+            as every model keeps them, and convolution columns at 16 bits.
+        kept_state_bytes: part of them in recurrent layers left as they are.
+    """
+
+    model_type: str
+    source_bytes_per_token: int
+    kept_bytes_per_token: int
+    latents: tuple[LatentPlan, ...]
+    metric: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    states: tuple[StatePlan, ...] = ()
+    source_state_bytes: int = 0
+    kept_state_bytes: int = 0
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of all states of one sequence after conversion."""
+        return self.kept_state_bytes + sum(state.bytes_per_sequence for state in self.states)
+
+    @property
+    def state_ratio(self) -> float:
+        return self.source_state_bytes / self.state_bytes if self.state_bytes else 1.0
+
+    @property
+    def bytes_per_token(self) -> int:
+        """KV bytes per token after conversion, over all layers."""
+        stored = sum(latent.bytes_per_token * len(latent.layer_ids) for latent in self.latents)
+        return self.kept_bytes_per_token + stored
+
+    @property
+    def compression_ratio(self) -> float:
+        return self.source_bytes_per_token / self.bytes_per_token if self.bytes_per_token else 1.0
+
+    def bytes_at(self, spec: ModelSpec, num_tokens: int) -> int:
+        """Bytes of one sequence of `num_tokens`: rows of all tokens that are held, exact copies,
+        and states.
+
+        Args:
+            spec: of the source model; says how far each layer's window reaches.
+        """
+        by_layer = {idx: latent for latent in self.latents for idx in latent.layer_ids}
+        total = self.state_bytes
+        for layer in spec.attention_layers:
+            assert layer.attention is not None
+            held = min(num_tokens, layer.attention.sliding_window or num_tokens)
+            latent = by_layer.get(layer.layer_idx)
+            if latent is None:
+                total += held * layer.bytes_per_token
+            else:
+                total += held * latent.bytes_per_token + latent.exact_bytes(num_tokens)
+        return total
+
+    @property
+    def predicted_loss(self) -> float:
+        """Of keys and values, in units of the metric."""
+        return sum(latent.predicted_loss for latent in self.latents)
+
+    @property
+    def state_loss(self) -> float:
+        """Of recurrent states, cut and rounded, in units of the metric."""
+        return sum(state.predicted_loss + state.rounding_loss for state in self.states)
+
+    @property
+    def total_loss(self) -> float:
+        return self.predicted_loss + self.state_loss
+
+    @property
+    def error_bound(self) -> float:
+        return sum(latent.error_bound for latent in self.latents)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> CompressionPlan:
+        latents = tuple(LatentPlan.from_dict(latent) for latent in values["latents"])
+        states = tuple(StatePlan.from_dict(state) for state in values.get("states", ()))
+        return cls(**{**values, "latents": latents, "states": states})
+
+    def rows(self, spec: ModelSpec) -> list[dict[str, Any]]:
+        """One record per cache layer, in order: what it stores before and after."""
+        return plan_records(self, spec)
+
+    def table(self, spec: ModelSpec) -> str:
+        """The plan as an aligned text table with a line for each memory."""
+        return plan_table(self, spec)
