@@ -11,7 +11,7 @@ from torch.utils.data import Sampler
 
 from ..calibrate.text import checked_texts
 from ..errors import CalibrationError, ConfigError
-from .losses import IGNORED
+from .next_token import IGNORED
 
 MIN_TOKENS = 2
 

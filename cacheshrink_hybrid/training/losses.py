@@ -1,47 +1,12 @@
-"""Losses of fine-tuning, as sums over tokens: the caller divides by the tokens of a whole step.
+"""Losses of activations, as sums over tokens: the caller divides by the tokens of a whole step.
 
-All are zero for a model that does what its source does, except the language-model loss.
+All are zero for a model that does what its source does.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
-
-IGNORED = -100
-"""Label of positions that are not predicted: padding, and the first token of a text."""
-
-
-def language_model_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy in nats, summed over predicted tokens.
-
-    Args:
-        logits: (B, T, V).
-        labels: (B, T), the input ids, `IGNORED` where a token is not to be predicted.
-    """
-    return nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(),
-        labels[:, 1:].flatten(),
-        ignore_index=IGNORED,
-        reduction="sum",
-    )
-
-
-def distillation_loss(
-    logits: Tensor, teacher_logits: Tensor, labels: Tensor, temperature: float
-) -> Tensor:
-    """temperature^2 KL(teacher || student) at a temperature, summed over predicted tokens.
-
-    The factor keeps gradients independent of the temperature (Hinton et al., arXiv 1503.02531).
-
-    Args:
-        logits, teacher_logits: (B, T, V).
-        labels: (B, T); positions whose next token is `IGNORED` do not count.
-    """
-    counted = labels[:, 1:] != IGNORED
-    student = torch.log_softmax(logits[:, :-1][counted].float() / temperature, dim=-1)
-    teacher = torch.log_softmax(teacher_logits[:, :-1][counted].float() / temperature, dim=-1)
-    return temperature**2 * nn.functional.kl_div(student, teacher, reduction="sum", log_target=True)
+from torch import Tensor
 
 
 def metric_loss(output: Tensor, target: Tensor, metric: Tensor, mask: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from .data import real_tokens
-from .losses import distillation_loss, language_model_loss, metric_loss, relative_loss
+from .losses import metric_loss, relative_loss
+from .next_token import distillation_loss, language_model_loss
 from .settings import TrainingConfig
 from .targets import Original, RebuiltObserver, matched_outputs
 
@@ -57,9 +58,13 @@ class Objective:
         assert self.original is not None
         taught = self.original.logits(input_ids)
         logits = _logits(model, input_ids)
-        alpha, temperature = self.config.distillation_alpha, self.config.distillation_temperature
-        kl = distillation_loss(logits, taught, labels, temperature)
-        return alpha * kl + (1 - alpha) * language_model_loss(logits, labels)
+        return distillation_loss(
+            logits,
+            taught,
+            labels,
+            self.config.distillation_temperature,
+            self.config.distillation_alpha,
+        )
 
     def _reconstruction(self, model: nn.Module, input_ids: Tensor, labels: Tensor) -> Tensor:
         assert self.original is not None and self._observer is not None

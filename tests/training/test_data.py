@@ -13,7 +13,7 @@ from cacheshrink_hybrid.training.data import (
     real_tokens,
     training_sequences,
 )
-from cacheshrink_hybrid.training.losses import IGNORED
+from cacheshrink_hybrid.training.next_token import IGNORED
 
 
 class Characters:
