@@ -355,12 +355,12 @@ def compression_disabled(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     Raises:
         UnsupportedModelError: if the model was converted without `store_original_weights=True`.
     """
-    if not has_original_weights(model):
+    switched = _compressed(model)
+    if not _keep_original(switched):
         raise UnsupportedModelError(
             "the original weights are not there to switch back to; convert with "
             "store_original_weights=True"
         )
-    switched: list[Any] = [*_latents(model), *_mixers(model)]
     kept = model.__dict__.get(KEPT_VALUES, [])
     trained = [parameter.data for parameter, _ in kept]
     for module in switched:
@@ -378,11 +378,21 @@ def compression_disabled(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
 
 def has_original_weights(model: PreTrainedModel) -> bool:
     """Whether a converted model can switch back to its source (`compression_disabled`)."""
-    latents, mixers = _latents(model), _mixers(model)
-    lost = any(module.source_attention is None for module in latents) or any(
-        mixer.folded and not len(mixer.source_weights) for mixer in mixers
+    return _keep_original(_compressed(model))
+
+
+def _compressed(model: nn.Module) -> list[LatentAttention | RecurrentMixer]:
+    kinds = (LatentAttention, RecurrentMixer)
+    return [module for module in model.modules() if isinstance(module, kinds)]
+
+
+def _keep_original(modules: Sequence[LatentAttention | RecurrentMixer]) -> bool:
+    return bool(modules) and not any(
+        module.source_attention is None
+        if isinstance(module, LatentAttention)
+        else module.folded and not len(module.source_weights)
+        for module in modules
     )
-    return bool(latents or mixers) and not lost
 
 
 def keep_source_values(model: PreTrainedModel, parameters: Iterable[nn.Parameter]) -> None:
@@ -391,10 +401,6 @@ def keep_source_values(model: PreTrainedModel, parameters: Iterable[nn.Parameter
     kept = model.__dict__.setdefault(KEPT_VALUES, [])
     known = {id(parameter) for parameter, _ in kept}
     kept += [(p, p.data.clone()) for p in parameters if id(p) not in known]
-
-
-def _latents(model: nn.Module) -> list[LatentAttention]:
-    return [module for module in model.modules() if isinstance(module, LatentAttention)]
 
 
 def spec_of(model: PreTrainedModel) -> ModelSpec:

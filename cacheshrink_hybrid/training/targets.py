@@ -71,14 +71,15 @@ class Original:
         if self.teacher is not None:
             yield self.teacher.eval()
             return
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
+        training = [module for module in self.model.modules() if module.training]
+        for module in training:
+            module.training = False
         try:
             with compression_disabled(self.model):
                 yield self.model
         finally:
-            for module, training in modes:
-                module.training = training
+            for module in training:
+                module.training = True
 
     @torch.no_grad()
     def logits(self, input_ids: Tensor) -> Tensor:
