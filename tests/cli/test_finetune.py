@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cacheshrink_hybrid.checkpoint import load_mla_model
+from cacheshrink_hybrid.calibrate.text import load_texts
+from cacheshrink_hybrid.checkpoint import load_mla_model, save_mla_model
 from cacheshrink_hybrid.cli import main
+from cacheshrink_hybrid.convert import convert_to_mla
 from cacheshrink_hybrid.demo import model_path
 from cacheshrink_hybrid.evaluation.perplexity import compute_perplexity
 from cacheshrink_hybrid.latent_model import plan_of
@@ -64,7 +66,12 @@ def test_from_source_to_checkpoint(tmp_path: Path, stories: Path, capsys) -> Non
 
 @pytest.mark.slow
 def test_two_processes_with_frozen_weights_cut(tmp_path: Path, stories: Path) -> None:
-    arguments = [model_path(), "--data", stories, "--output", tmp_path / "out", *FAST]
+    texts = load_texts(None, str(stories))
+    model, tokenizer = convert_to_mla(
+        model_path(), metric="activation", cache_bits=16, calibration_texts=texts[:2]
+    )
+    save_mla_model(model, tokenizer, tmp_path / "model")
+    arguments = [tmp_path / "model", "--data", stories, "--output", tmp_path / "out", *FAST]
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     launch += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
     program = ["-m", "training.finetune", *map(str, arguments), "--shard-frozen-weights"]
@@ -83,9 +90,9 @@ def test_two_processes_with_frozen_weights_cut(tmp_path: Path, stories: Path) ->
     assert metrics["settings"]["shard_frozen_weights"] is True
     trained, tokenizer = load_mla_model(tmp_path / "out" / "model")
     assert all(parameter.isfinite().all() for parameter in trained.parameters())
-    texts = stories.read_text().split("\n<|endoftext|>\n")[9::10]
-    found = compute_perplexity(trained, tokenizer, texts, max_length=48)
-    assert found == pytest.approx(metrics["perplexity_after"], rel=1e-4)
+    found = compute_perplexity(trained, tokenizer, texts[9::10], max_length=48)
+    # What trained in float32 was saved in float16.
+    assert found == pytest.approx(metrics["perplexity_after"], rel=1e-2)
 
 
 def test_resolved_config_is_a_config(tmp_path: Path, stories: Path) -> None:

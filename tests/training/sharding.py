@@ -71,7 +71,7 @@ def trained(
         **training.settings,
         **settings,
     )
-    stats = trainer.train(texts(), eval_dataset=texts()[:3], resume_from_checkpoint=resume)
+    stats = trainer.train(texts(), eval_dataset=texts()[:5], resume_from_checkpoint=resume)
     return {"stats": stats, "weights": model.state_dict()}
 
 
