@@ -74,7 +74,7 @@ class _Group:
 
 
 class FrozenShards:
-    """Cuts the frozen weights of a model over all processes until `release`.
+    """Cuts the frozen floating-point weights of a model over all processes until `release`.
 
     They are gathered layer by layer, for the way there and again for the way back: what autograd
     would save of them is saved as its place in the row. All processes must therefore run the model

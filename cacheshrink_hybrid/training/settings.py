@@ -50,12 +50,12 @@ class TrainingConfig:
         max_grad_norm: gradients are clipped to this length; 0 for no clipping.
         bf16: compute in bfloat16 beside float32 weights; None for: if the model is in bfloat16.
         gradient_checkpointing: compute activations again on the way back, to save memory.
-        shard_frozen_weights: cut what does not train over the processes, each of which then keeps
-            its share and has those of one layer whole while it runs. The model must be loaded on
-            the CPU if it does not fit one device, and is there again after training. Beside
-            float32 weights, `bf16` makes copies of them that last until the way back: load such a
-            model in bfloat16, or use `gradient_checkpointing`. Every process scores all evaluation
-            texts. After an error the model is of no more use; load it anew.
+        shard_frozen_weights: cut what does not train, and a teacher, over the processes: each keeps
+            its share, and has that of one layer whole while it runs. Every process loads the whole
+            model; if it does not fit one device, load it on the CPU, where it is again after
+            training. Beside float32 weights, `bf16` makes copies of them that last until the way
+            back: load such a model in bfloat16, or use `gradient_checkpointing`. Every process
+            scores all evaluation texts. After an error the model is of no use; load it anew.
         eval_steps: steps between evaluations; None for before and after training only.
         early_stopping_patience: evaluations without a better perplexity before training stops and
             the best weights are restored; needs `eval_steps`.

@@ -162,7 +162,8 @@ class MLATrainer:
         Raises:
             CalibrationError: no usable text.
             TrainingError: unwritable output, or a loss or gradient that is not finite. The model
-                then holds the weights of the last good step.
+                then holds the weights of the last good step, but those that
+                `shard_frozen_weights` cut are lost.
             CheckpointError: a checkpoint that does not fit.
         """
         given = {"num_epochs": num_epochs, "batch_size": batch_size, "max_length": max_length}

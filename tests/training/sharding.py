@@ -48,7 +48,12 @@ TRAININGS = {
         {"loss": "distillation", "gradient_checkpointing": True},
         {"state_ratio": 2.0, "state_dtype": "float32"},
     ),
-    "teacher": Training("gpt2", {"loss": "reconstruction"}, dtype=torch.bfloat16, has_teacher=True),
+    "teacher": Training(
+        "gpt2",
+        {"loss": "reconstruction", "gradient_accumulation_steps": 2},
+        dtype=torch.bfloat16,
+        has_teacher=True,
+    ),
 }
 SETTINGS = {"max_steps": 4, "logging_steps": 1, "save_steps": 2, "eval_steps": 2, "seed": 1}
 
