@@ -126,6 +126,15 @@ def test_frozen_weights_are_nan_between_passes(one_process) -> None:
         assert all(p.isfinite().all() for p in model.parameters() if id(p) in trains)
 
 
+def test_averaging_leaves_frozen_weights_out(one_process) -> None:
+    """DDP sends all others to every process at its start."""
+    with attached(student("llama"), cut=True) as attachment:
+        logits_of(attachment.model, random_ids(1, 4))
+        weight = attachment.model.model.embed_tokens.weight
+        nn.parallel.DistributedDataParallel(attachment.model)
+        assert weight.untyped_storage().nbytes() == weight.element_size()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_is_restored(dtype: torch.dtype, one_process) -> None:
     model = student("llama").to(dtype)
