@@ -2,14 +2,13 @@
 
 Channels are decorrelated in the metric of the loss, so their losses add up: channel i of variance
 v_i costs lambda_i * delta_i(b) when stored with b bits, and lambda_i * v_i when dropped.
-Channels go in runs of 16 (8 in narrow latents), sorted by lambda; each run gets the width that is
-worth its bytes (reverse water-filling over the lower convex hulls of all runs). Bytes are those of
-the finished rows, with gains or scales and padding.
+Channels go in runs of 16 (4 in narrow latents), sorted by lambda; each run gets the width that is
+worth its bytes (`water_filling`). A narrow latent goes without gains where the byte that they take
+is worth more as channels: by the loss that calibration samples show, of what is clipped as well.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -19,14 +18,14 @@ from torch import Tensor
 from ..codecs import RowCodec, RowFormat
 from ..codecs.levels import UNIFORM_CLIP, levels_of
 from ..codecs.row_format import BYTE_FORMATS, HALF_FORMATS
-from ..errors import PlanError
 from ..linalg import projection_loss
 from .latent_kv import LatentFactors, Unit
+from .water_filling import ChannelGroup, water_fill
 
 RUN_CHANNELS = 16
-NARROW_RUN_CHANNELS = 8
+NARROW_RUN_CHANNELS = 4
 NARROW_LATENT = 256
-"""Latents of fewer channels than this go in runs of 8, or a few runs would be all they have."""
+"""Latents of fewer channels than this go in runs of 4, or a few runs would be all they have."""
 WIDE_ROW_ALIGNMENT = 16
 """Rows of latents that are not narrow start at multiples of what a GPU thread loads at once."""
 WHOLE_BYTES = 4
@@ -36,33 +35,20 @@ Runs = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChannelGroup:
-    """A run of channels that share a width.
-
-    Attributes:
-        module: index of the attention module.
-        channels: their positions in the module's full-rank latent, by falling loss.
-        losses: expected loss by width in bits, summed over channels and layers.
-    """
-
-    module: int
-    channels: Tensor
-    losses: dict[int, float]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class CodedFactors:
     """What `code_channels` decides for one module.
 
     Attributes:
         factors: reduced to the kept channels, in the order of their runs.
         runs: (channels, bits) of each run.
+        row_format: how rows are written.
         escaped_share: share of calibration tokens that needed a gain.
         saturated_share: share of calibration elements beyond the reach of every gain or scale.
     """
 
     factors: LatentFactors
     runs: Runs
+    row_format: RowFormat
     escaped_share: float
     saturated_share: float
 
@@ -91,7 +77,7 @@ def code_channels(
             None for a module without, whose y are then taken as normal.
         widths: allowed bits, without 0.
         budget_bytes: per token, over all layers.
-        formats: how each module's rows are written.
+        formats: how each module's rows are written; narrow ones may lose their gains.
         hadamard: mix the channels of each run by a Hadamard matrix, which evens out their shapes.
 
     Raises:
@@ -101,19 +87,34 @@ def code_channels(
         _latents(factor, unit, sample)
         for factor, unit, sample in zip(factors, units, samples, strict=True)
     ]
-    groups = [
-        group
-        for index, (factor, unit) in enumerate(zip(factors, units, strict=True))
-        for group in _groups(index, factor, unit, latents[index], widths, formats[index])
-    ]
-    num_layers = [unit.num_layers for unit in units]
-    chosen = _water_fill(groups, sorted(widths), budget_bytes, formats, num_layers)
+    runs_of: dict[tuple[int, RowFormat], list[ChannelGroup]] = {}
+
+    def filled(formats: Sequence[RowFormat]) -> tuple[float, list[tuple[ChannelGroup, int]]]:
+        """The loss, and each run's width."""
+        for index, row_format in enumerate(formats):
+            if (index, row_format) not in runs_of:
+                runs_of[index, row_format] = _groups(
+                    index, factors[index], units[index], latents[index], widths, row_format
+                )
+        groups = [group for key in enumerate(formats) for group in runs_of[key]]
+        num_layers = [unit.num_layers for unit in units]
+        chosen = water_fill(groups, sorted(widths), budget_bytes, formats, num_layers)
+        pairs = list(zip(groups, chosen, strict=True))
+        return sum(group.losses[bits] for group, bits in pairs), pairs
+
+    formats = list(formats)
+    loss, chosen = filled(formats)
+    for index, row_format in enumerate(formats):
+        if not _may_lose_gains(row_format, widths):
+            continue
+        others = [*formats[:index], replace(row_format, gains=False), *formats[index + 1 :]]
+        loss_without, chosen_without = filled(others)
+        if loss_without < loss:
+            formats, loss, chosen = others, loss_without, chosen_without
     results = []
     for index, (factor, unit) in enumerate(zip(factors, units, strict=True)):
         kept = [
-            (group.channels, bits)
-            for group, bits in zip(groups, chosen, strict=True)
-            if group.module == index and bits > 0
+            (group.channels, bits) for group, bits in chosen if group.module == index and bits > 0
         ]
         kept = _least_at_the_head(factor, kept, formats[index])
         runs = _runs(factor, kept)
@@ -123,6 +124,12 @@ def code_channels(
             reduced, exact = _mixed(reduced, runs, exact)
         results.append(_measured(reduced, unit, runs, formats[index], exact))
     return results
+
+
+def _may_lose_gains(row_format: RowFormat, widths: Sequence[int]) -> bool:
+    """Whether gains may take bytes that are worth more as channels: in rows that are not padded."""
+    leveled = row_format.scales == "static" and any(map(row_format.uses_levels, widths))
+    return leveled and row_format.gains and row_format.alignment == 1
 
 
 def channel_costs(factor: LatentFactors, unit: Unit) -> Tensor:
@@ -140,7 +147,7 @@ def measured_distortion(latents: Tensor, bits: int, format: RowFormat) -> Tensor
     """Mean squared error of each channel of a run of latents (tokens, n) at a width.
 
     With static scales, elements beyond the levels count with the gain that they would have a token
-    escape to; with token scales, the run has a scale of its own.
+    escape to, or as clipped without gains; with token scales, the run has a scale of its own.
     """
     if not format.uses_levels(bits):
         number = HALF_FORMATS[format.half] if bits == 16 else BYTE_FORMATS[format.byte]
@@ -148,7 +155,10 @@ def measured_distortion(latents: Tensor, bits: int, format: RowFormat) -> Tensor
         return (latents.to(number).double() - latents).square().mean(0)
     levels = levels_of(bits)
     edges = 0.5 * (levels[1:] + levels[:-1])
-    if format.scales == "static":
+    scale: Tensor | float
+    if not format.gains:
+        scale = 1.0
+    elif format.scales == "static":
         scale = torch.exp2((latents.abs() / UNIFORM_CLIP).clamp_min(1.0).log2().ceil())
     else:
         scale = (latents.abs().amax(-1, keepdim=True) / levels[-1]).clamp_min(1e-6)
@@ -223,65 +233,6 @@ def _chunks(atoms: Tensor, length: int) -> list[Tensor]:
     if len(chunks) > 1 and len(chunks[-1]) % WHOLE_BYTES:
         chunks[-2:] = [torch.cat(chunks[-2:])]
     return chunks
-
-
-def _water_fill(
-    groups: Sequence[ChannelGroup],
-    widths: Sequence[int],
-    budget_bytes: float,
-    formats: Sequence[RowFormat],
-    num_layers: Sequence[int],
-) -> list[int]:
-    """Width of each group, 0 for dropped, by falling loss per byte along its convex hull."""
-    members = [
-        [i for i, group in enumerate(groups) if group.module == module]
-        for module in range(len(formats))
-    ]
-    chosen = [0] * len(groups)
-    for ids in members:  # every module keeps at least one run
-        chosen[ids[0]] = widths[0]
-
-    def module_bytes(module: int) -> int:
-        runs = [(len(groups[i].channels), chosen[i]) for i in members[module] if chosen[i]]
-        return formats[module].row_bytes(runs) * num_layers[module]
-
-    spent = [module_bytes(module) for module in range(len(formats))]
-    if sum(spent) > budget_bytes:
-        raise PlanError(
-            f"the budget of {budget_bytes:.1f} bytes per token is below the {sum(spent)} bytes "
-            "that one run of channels per latent takes; lower compression_ratio"
-        )
-    total = sum(spent)
-    heap: list[tuple[float, int, int]] = []
-    refused: set[tuple[int, int]] = set()
-
-    def push(i: int) -> None:
-        group = groups[i]
-        steps = []
-        for wider in widths:
-            if wider > chosen[i] and (i, wider) not in refused:
-                gain = group.losses[chosen[i]] - group.losses[wider]
-                more = len(group.channels) * (wider - chosen[i]) * num_layers[group.module]
-                if gain > 0:
-                    steps.append((-gain / more, i, wider))
-        if steps:
-            heapq.heappush(heap, min(steps))
-
-    for i in range(len(groups)):
-        push(i)
-    while heap:
-        _, i, wider = heapq.heappop(heap)
-        module, before = groups[i].module, chosen[i]
-        chosen[i] = wider
-        due = module_bytes(module)
-        if total + due - spent[module] <= budget_bytes:
-            total += due - spent[module]
-            spent[module] = due
-        else:
-            chosen[i] = before
-            refused.add((i, wider))  # with what is left, perhaps a smaller step
-        push(i)
-    return chosen
 
 
 def _least_at_the_head(
@@ -404,6 +355,7 @@ def _measured(
     return CodedFactors(
         factors=measured,
         runs=runs,
+        row_format=format,
         escaped_share=float(codec.escaped(rows).double().mean()),
         saturated_share=codec.saturated(exact) / max(1, exact.numel()),
     )
