@@ -9,8 +9,9 @@ is worth more as channels: by the loss that calibration samples show, of what is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -32,6 +33,8 @@ WHOLE_BYTES = 4
 """Runs are a multiple of this many channels, so that 2 bits each fill whole bytes."""
 
 Runs = tuple[tuple[int, int], ...]
+Filling = list[tuple[ChannelGroup, int]]
+"""Every group of channels with its width."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,34 +90,22 @@ def code_channels(
         _latents(factor, unit, sample)
         for factor, unit, sample in zip(factors, units, samples, strict=True)
     ]
-    runs_of: dict[tuple[int, RowFormat], list[ChannelGroup]] = {}
+    num_layers = [unit.num_layers for unit in units]
 
-    def filled(formats: Sequence[RowFormat]) -> tuple[float, list[tuple[ChannelGroup, int]]]:
-        """The loss, and each run's width."""
-        for index, row_format in enumerate(formats):
-            if (index, row_format) not in runs_of:
-                runs_of[index, row_format] = _groups(
-                    index, factors[index], units[index], latents[index], widths, row_format
-                )
-        groups = [group for key in enumerate(formats) for group in runs_of[key]]
-        num_layers = [unit.num_layers for unit in units]
-        chosen = water_fill(groups, sorted(widths), budget_bytes, formats, num_layers)
-        pairs = list(zip(groups, chosen, strict=True))
-        return sum(group.losses[bits] for group, bits in pairs), pairs
+    @cache
+    def groups(index: int, row_format: RowFormat) -> list[ChannelGroup]:
+        return _groups(index, factors[index], units[index], latents[index], widths, row_format)
 
-    formats = list(formats)
-    loss, chosen = filled(formats)
-    for index, row_format in enumerate(formats):
-        if not _may_lose_gains(row_format, widths):
-            continue
-        others = [*formats[:index], replace(row_format, gains=False), *formats[index + 1 :]]
-        loss_without, chosen_without = filled(others)
-        if loss_without < loss:
-            formats, loss, chosen = others, loss_without, chosen_without
+    def fill(formats: Sequence[RowFormat]) -> Filling:
+        found = [group for index, one in enumerate(formats) for group in groups(index, one)]
+        chosen = water_fill(found, sorted(widths), budget_bytes, formats, num_layers)
+        return list(zip(found, chosen, strict=True))
+
+    formats, filling = _without_needless_gains(formats, widths, fill)
     results = []
     for index, (factor, unit) in enumerate(zip(factors, units, strict=True)):
         kept = [
-            (group.channels, bits) for group, bits in chosen if group.module == index and bits > 0
+            (group.channels, bits) for group, bits in filling if group.module == index and bits > 0
         ]
         kept = _least_at_the_head(factor, kept, formats[index])
         runs = _runs(factor, kept)
@@ -126,10 +117,29 @@ def code_channels(
     return results
 
 
-def _may_lose_gains(row_format: RowFormat, widths: Sequence[int]) -> bool:
-    """Whether gains may take bytes that are worth more as channels: in rows that are not padded."""
-    leveled = row_format.scales == "static" and any(map(row_format.uses_levels, widths))
-    return leveled and row_format.gains and row_format.alignment == 1
+def _without_needless_gains(
+    formats: Sequence[RowFormat], widths: Sequence[int], fill: Callable[[list[RowFormat]], Filling]
+) -> tuple[list[RowFormat], Filling]:
+    """Formats whose gains take no bytes that are worth more as channels, and their filling.
+
+    Only rows that are not padded are tried: in wide ones a byte is little, and gains guard against
+    what calibration has not seen.
+    """
+
+    def loss(filling: Filling) -> float:
+        return sum(group.losses[bits] for group, bits in filling)
+
+    formats = list(formats)
+    filling = fill(formats)
+    for index, one in enumerate(formats):
+        leveled = one.scales == "static" and any(map(one.uses_levels, widths))
+        if not (leveled and one.gains and one.alignment == 1):
+            continue
+        others = [*formats[:index], replace(one, gains=False), *formats[index + 1 :]]
+        without = fill(others)
+        if loss(without) < loss(filling):
+            formats, filling = others, without
+    return formats, filling
 
 
 def channel_costs(factor: LatentFactors, unit: Unit) -> Tensor:
@@ -240,7 +250,7 @@ def _least_at_the_head(
 ) -> list[tuple[Tensor, int]]:
     """The kept groups with the last channel of the first 8-bit run put first: there it shares its
     byte with the gain and is coarse in escaped tokens, so the one worth least goes there."""
-    if 8 not in (bits for _, bits in kept) or not format.uses_levels(8):
+    if 8 not in (bits for _, bits in kept) or not (format.uses_levels(8) and format.gains):
         return kept
     start = next(i for i, (_, bits) in enumerate(kept) if bits == 8)
     first_run = _runs(factor, kept[start:])[0][0]
