@@ -110,8 +110,8 @@ class FrozenShards:
         model.to(device)
         self._hooks: list[Any] = []
         for unit, parameters in units:
-            needed = {id(p): group_of[id(p)] for p in parameters if id(p) in group_of}
-            groups = list(dict.fromkeys(needed.values()))
+            found = (group_of[id(p)] for p in parameters if id(p) in group_of)
+            groups = list(dict.fromkeys(found))
             if groups:
                 self._hook(unit, partial(self._begin, groups), self._end)
         self._hook(model, self._begin_saving, self._end_saving)
@@ -142,6 +142,7 @@ class FrozenShards:
         """
         for hook in self._hooks:
             hook.remove()
+        self._running.clear()  # of a pass that was interrupted
         self._make_whole([])
         for group in [] if failed else self._groups:
             group.gather()
