@@ -57,7 +57,7 @@ class CompressionConfig:
             width and 0; 16 stores latents as they are, in the model's dtype. `fp8` (e4m3),
             `fp8_e5m2`, `fp16` and `bf16` store all kept channels in that number format.
         scales: of few-bit channels: `static` (calibrated once, tokens that reach further escape by
-            a gain) or `token` (a float16 scale per token and width).
+            a gain, where that is worth its byte) or `token` (a float16 scale per token and width).
         hadamard: mix the channels of each run by a Hadamard matrix before they are coded.
         exact_sinks: first tokens of a sequence that stay at 16 bits, beside few-bit rows, in layers
             without a sliding window.

@@ -403,6 +403,11 @@ def keep_source_values(model: PreTrainedModel, parameters: Iterable[nn.Parameter
     kept += [(p, p.data.clone()) for p in parameters if id(p) not in known]
 
 
+def parameters_with_source_values(model: PreTrainedModel) -> list[nn.Parameter]:
+    """Parameters whose values `compression_disabled` exchanges for those of the source."""
+    return [parameter for parameter, _ in model.__dict__.get(KEPT_VALUES, [])]
+
+
 def spec_of(model: PreTrainedModel) -> ModelSpec:
     """The spec of a model, converted or not."""
     return model_spec(model.config)

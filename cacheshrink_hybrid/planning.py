@@ -199,6 +199,7 @@ def _factors(
             CodedFactors(
                 factors=factor,
                 runs=((factor.encoder.shape[0], 16),),
+                row_format=config.row_format(alignment=1),
                 escaped_share=0.0,
                 saturated_share=0.0,
             )
@@ -265,9 +266,6 @@ def _latent_plan(
     part: AttentionParts, result: CodedFactors, config: CompressionConfig
 ) -> LatentPlan:
     factors, runs = result.factors, result.runs
-    row_format = None
-    if config.coded:
-        row_format = config.row_format(row_alignment(part.kv_width))
     frequencies = factors.frequencies
     read_mode = part.read_mode if frequencies is None else "rotate"
     key_rank, value_rank = factors.key_rank, factors.value_up.shape[1]
@@ -288,7 +286,7 @@ def _latent_plan(
         value_rank=value_rank,
         read_mode=read_mode,
         runs=tuple(ChannelRun(channels=channels, bits=bits) for channels, bits in runs),
-        row_format=row_format,
+        row_format=result.row_format if config.coded else None,
         frequencies=None if frequencies is None else tuple(frequencies.tolist()),
         exact_sinks=config.exact_sinks if part.sliding_window is None else 0,
         exact_window=config.exact_window,

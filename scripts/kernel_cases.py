@@ -93,6 +93,8 @@ NARROW = RowLayout.of_runs(
         (20, Kind.UNIFORM8),
     ]
 )
+# Runs of 4, and no gains: what tiny models have at few bytes.
+PLAIN = RowLayout.of_bits([(4, 4), (20, 2)], gains=False)
 
 
 def everything(*, rebuilt: bool, query_dtype: torch.dtype = torch.float16):
@@ -141,6 +143,26 @@ def append_narrow() -> None:
     latent = meta(64, channels, dtype=torch.float32)
     slots = meta(64, dtype=torch.int64)
     latent_append_triton(latent, rows, slots, center=meta(channels), reach=meta(channels))
+
+
+def append_plain() -> None:
+    latent, slots = meta(64, PLAIN.num_channels, dtype=torch.float32), meta(64, dtype=torch.int64)
+    latent_append_triton(latent, rows_of(PLAIN, frame_tokens=8), slots, center=None, reach=None)
+
+
+def decode_plain() -> None:
+    rank = PLAIN.num_channels
+    latent_decode_triton(
+        meta(2, 1, 8, rank, dtype=torch.float32),
+        rows_of(PLAIN, frame_tokens=8),
+        meta(2, 512, dtype=torch.int32),
+        meta(2, dtype=torch.int32),
+        read=LatentRead(key_rank=rank, value_rank=rank, scale=0.1),
+        offset=None,
+        query_lens=None,
+        first_slots=None,
+        num_splits=4,
+    )
 
 
 def rebuilt(
@@ -414,7 +436,9 @@ CASES = [
     Case("latent_decode-narrow-rebuilt", everything(rebuilt=True), hot=False),
     Case("latent_append-mixed", append("mixed"), everywhere=True),
     Case("latent_append-float32", append("float32"), hot=False),
+    Case("latent_decode-plain", decode_plain, hot=False),
     Case("latent_append-narrow", append_narrow, hot=False),
+    Case("latent_append-plain", append_plain, hot=False),
     # Nemotron-H at full and half rank, Falcon-H1, Qwen3-Next, Jamba.
     *(
         Case(

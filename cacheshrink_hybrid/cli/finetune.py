@@ -17,8 +17,10 @@ and config.yaml (everything as it was resolved), metrics.json, loss.png (with ma
 checkpoints of --save-steps.
 
 Several processes: `torchrun --nproc-per-node N -m training.finetune ...` (or accelerate launch)
-takes the steps that one process takes with N times the --batch-size. FSDP and DeepSpeed are
-refused: pieces of a parameter lie on no manifold.
+takes the steps that one process takes with N times the --batch-size. With --shard-frozen-weights
+each process keeps 1 / N of all that does not train, which is gathered layer by layer; on GPUs leave
+--device at cpu then, so that none ever holds the whole model. FSDP of accelerate and DeepSpeed are
+refused: they would cut bases too, and pieces of a basis lie on no manifold.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from ..convert import convert_to_mla
 from ..errors import ConfigError
 from ..latent_model import is_converted
 from ..training import MLATrainer, TrainingConfig
+from ..training.arguments import check_launcher
 from ..training.metric import METRICS
 from ..training.output import check_writable
 from ..training.settings import EXTRAS, LOSSES, SCHEDULES
@@ -69,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for field in fields(TrainingConfig)
         if given[field.name] is not None or field.default is None
     }
-    TrainingConfig.from_dict(settings)
+    check_launcher(TrainingConfig.from_dict(settings))
     first = int(os.environ.get("RANK", "0")) == 0
     check_writable(output, SPARE_BYTES)
     texts, held_out = _documents(given)

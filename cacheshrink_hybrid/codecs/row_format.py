@@ -11,8 +11,9 @@ then what scales the levels, then zeros up to a multiple of the alignment. Level
 of unit variance. With `static` scales nothing is stored per channel or token, except that tokens
 which reach further than the levels are divided by a gain, a power of two. The gain hides in the
 row's head byte, which codes the first 8-bit channel with 159 of its 256 codes and leaves the others
-to gains; rows without an 8-bit run have one more byte for it. With `token` scales every width that
-uses levels has a float16 scale per token, widest first.
+to gains; rows without an 8-bit run have one more byte for it. Narrow rows, where a byte is much,
+may go without gains; what reaches further than the levels is then clipped. With `token` scales
+every width that uses levels has a float16 scale per token, widest first.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class RowFormat:
 
     Attributes:
         scales: `static` or `token`, see above.
+        gains: whether tokens that reach further than static levels have a gain.
         half: number format of 16-bit channels, `float16` or `bfloat16`.
         byte: what 8-bit channels hold: `uniform` levels, or floats `e4m3` or `e5m2`.
         alignment: rows are a multiple of this many bytes.
@@ -69,6 +71,7 @@ class RowFormat:
     """
 
     scales: str = "static"
+    gains: bool = True
     half: str = "float16"
     byte: str = "uniform"
     alignment: int = 1
@@ -83,6 +86,8 @@ class RowFormat:
                 raise ConfigError(
                     f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(allowed)}"
                 )
+        if self.scales == "token" and not self.gains:
+            raise ConfigError("gains=False is for static scales; scales per token need no gains")
         if self.alignment < 1:
             raise ConfigError(f"alignment={self.alignment} must be at least 1 byte")
 
@@ -95,7 +100,7 @@ class RowFormat:
         scaled = {bits for bits in widths if self.uses_levels(bits)}
         if self.scales == "token":
             return SCALE_BYTES * len(scaled)
-        return HEAD_BYTES if scaled and 8 not in scaled else 0
+        return HEAD_BYTES if self.gains and scaled and 8 not in scaled else 0
 
     def row_bytes(self, runs: Sequence[tuple[int, int]]) -> int:
         """Bytes of a row of these (channels, bits)."""

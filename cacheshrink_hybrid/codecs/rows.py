@@ -27,7 +27,8 @@ LARGEST = torch.finfo(torch.float32).max
 class RowCodec:
     """Codes latents (..., R) as rows (..., row_bytes) of uint8, and back.
 
-    Latents that are not finite are coded as NaN: they decode to NaN in all channels.
+    Latents that are not finite are coded as NaN: they decode to NaN in all channels. Levels without
+    gains have no code for that; there they decode to a number near 0.
 
     Args:
         runs: (channels, bits) of each run, in channel order.
@@ -47,12 +48,12 @@ class RowCodec:
         self.after_runs = self.runs[-1].at_byte.stop
         self.head_channel: int | None = None
         self.head_byte: int | None = None
-        if self.leveled and self.format.scales == "static":
+        if self.leveled and self.format.scales == "static" and self.format.gains:
             head_run = next((run for run in self.leveled if run.bits == 8), None)
             self.head_byte = self.after_runs if head_run is None else head_run.first_byte
             self.head_channel = None if head_run is None else head_run.first_channel
-        scale_bytes = 2 * len(self.scaled_widths) if self.head_byte is None else 0
-        self.coded_bytes = self.after_runs + scale_bytes
+        self.token_scales = bool(self.leveled) and self.format.scales == "token"
+        self.coded_bytes = self.after_runs + 2 * len(self.scaled_widths) * self.token_scales
         self._limit = torch.full((self.num_channels,), LARGEST, dtype=torch.float32, device="cpu")
         if self.head_byte is not None:
             for run in self.leveled:
@@ -91,7 +92,7 @@ class RowCodec:
                 parts.append(_pack(_codes(part, run.bits), run.bits))
             else:
                 parts.append(_as_floats(part, finite, self._float_format(run)))
-        if self.leveled and self.head_byte is None:
+        if self.token_scales:
             scales = torch.cat([divisors[bits] for bits in self.scaled_widths], dim=-1)
             parts.append(_as_floats(scales, finite, torch.float16))
         rows = torch.cat(parts, dim=-1)
@@ -107,10 +108,8 @@ class RowCodec:
     def _divisors(self, latent: Tensor, beyond: Tensor | None) -> dict[int, Tensor]:
         """What levels of each width are multiplied by, (..., 1): one gain, or a scale each; nothing
         for gains of 1 throughout."""
-        if not self.leveled:
-            return {}
-        if self.format.scales == "static":
-            if beyond is None:
+        if not self.token_scales:
+            if beyond is None or self.head_byte is None:
                 return {}
             exponent = (beyond / UNIFORM_CLIP).clamp_min(1.0).log2().ceil()
             return dict.fromkeys(self.scaled_widths, exponent.clamp_max(HEAD_GAINS).exp2())
@@ -161,13 +160,13 @@ class RowCodec:
     def _factors(self, rows: Tensor) -> tuple[dict[int, Tensor], Tensor | None]:
         """What levels of each width are multiplied by, and the values of the head channel, (..., 1)
         each."""
-        if not self.leveled:
-            return {}, None
-        if self.head_byte is None:
+        if self.token_scales:
             at = slice(self.after_runs, self.after_runs + 2 * len(self.scaled_widths))
             stored = rows[..., at].clone(memory_format=torch.contiguous_format)
             scales = stored.view(torch.float16).float()
             return {bits: scales[..., i, None] for i, bits in enumerate(self.scaled_widths)}, None
+        if self.head_byte is None:
+            return {}, None
         head = rows[..., self.head_byte]
         values, gains = _head_tables(rows.device)
         head_values = None
@@ -187,19 +186,22 @@ class RowCodec:
         return dtype
 
     def saturated(self, latent: Tensor) -> int:
-        """Number of elements of latents (..., R) that are clipped whatever the gain."""
+        """Number of elements of latents (..., R) that are clipped whatever the gain or scale;
+        without gains, of those that would have called for one."""
+        largest = 6e4 if self.token_scales else 2.0**HEAD_GAINS
         count = 0
         for run in self.runs:
             if run in self.leveled:
-                limit = 2.0**HEAD_GAINS if self.format.scales == "static" else 6e4
-                limit *= float(levels_of(run.bits)[-1])
+                limit = largest * float(levels_of(run.bits)[-1])
+                if not self.format.gains:
+                    limit = UNIFORM_CLIP
             else:
                 limit = torch.finfo(self._float_format(run)).max
             count += int((latent[..., run.at_channel].abs() > limit).sum())
         return count
 
     def escaped(self, rows: Tensor) -> Tensor:
-        """Which tokens (...) of rows (..., row_bytes) needed a gain; none without static scales."""
+        """Which tokens (...) of rows (..., row_bytes) needed a gain; none where there are none."""
         if self.head_byte is None:
             return torch.zeros(rows.shape[:-1], dtype=torch.bool, device=rows.device)
         return rows[..., self.head_byte] >= HEAD_LEVELS

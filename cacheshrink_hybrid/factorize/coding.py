@@ -2,16 +2,16 @@
 
 Channels are decorrelated in the metric of the loss, so their losses add up: channel i of variance
 v_i costs lambda_i * delta_i(b) when stored with b bits, and lambda_i * v_i when dropped.
-Channels go in runs of 16 (8 in narrow latents), sorted by lambda; each run gets the width that is
-worth its bytes (reverse water-filling over the lower convex hulls of all runs). Bytes are those of
-the finished rows, with gains or scales and padding.
+Channels go in runs of 16 (4 in narrow latents), sorted by lambda; each run gets the width that is
+worth its bytes (`water_filling`). A narrow latent goes without gains where the byte that they take
+is worth more as channels: by the loss that calibration samples show, of what is clipped as well.
 """
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -19,35 +19,22 @@ from torch import Tensor
 from ..codecs import RowCodec, RowFormat
 from ..codecs.levels import UNIFORM_CLIP, levels_of
 from ..codecs.row_format import BYTE_FORMATS, HALF_FORMATS
-from ..errors import PlanError
 from ..linalg import projection_loss
 from .latent_kv import LatentFactors, Unit
+from .water_filling import ChannelGroup, water_fill
 
 RUN_CHANNELS = 16
-NARROW_RUN_CHANNELS = 8
+NARROW_RUN_CHANNELS = 4
 NARROW_LATENT = 256
-"""Latents of fewer channels than this go in runs of 8, or a few runs would be all they have."""
+"""Latents of fewer channels than this go in runs of 4, or a few runs would be all they have."""
 WIDE_ROW_ALIGNMENT = 16
 """Rows of latents that are not narrow start at multiples of what a GPU thread loads at once."""
 WHOLE_BYTES = 4
 """Runs are a multiple of this many channels, so that 2 bits each fill whole bytes."""
 
 Runs = tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChannelGroup:
-    """A run of channels that share a width.
-
-    Attributes:
-        module: index of the attention module.
-        channels: their positions in the module's full-rank latent, by falling loss.
-        losses: expected loss by width in bits, summed over channels and layers.
-    """
-
-    module: int
-    channels: Tensor
-    losses: dict[int, float]
+Filling = list[tuple[ChannelGroup, int]]
+"""Every group of channels with its width."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,12 +44,14 @@ class CodedFactors:
     Attributes:
         factors: reduced to the kept channels, in the order of their runs.
         runs: (channels, bits) of each run.
+        row_format: how rows are written.
         escaped_share: share of calibration tokens that needed a gain.
         saturated_share: share of calibration elements beyond the reach of every gain or scale.
     """
 
     factors: LatentFactors
     runs: Runs
+    row_format: RowFormat
     escaped_share: float
     saturated_share: float
 
@@ -91,7 +80,7 @@ def code_channels(
             None for a module without, whose y are then taken as normal.
         widths: allowed bits, without 0.
         budget_bytes: per token, over all layers.
-        formats: how each module's rows are written.
+        formats: how each module's rows are written; narrow ones may lose their gains.
         hadamard: mix the channels of each run by a Hadamard matrix, which evens out their shapes.
 
     Raises:
@@ -101,19 +90,22 @@ def code_channels(
         _latents(factor, unit, sample)
         for factor, unit, sample in zip(factors, units, samples, strict=True)
     ]
-    groups = [
-        group
-        for index, (factor, unit) in enumerate(zip(factors, units, strict=True))
-        for group in _groups(index, factor, unit, latents[index], widths, formats[index])
-    ]
     num_layers = [unit.num_layers for unit in units]
-    chosen = _water_fill(groups, sorted(widths), budget_bytes, formats, num_layers)
+
+    @cache
+    def groups(index: int, row_format: RowFormat) -> list[ChannelGroup]:
+        return _groups(index, factors[index], units[index], latents[index], widths, row_format)
+
+    def fill(formats: Sequence[RowFormat]) -> Filling:
+        found = [group for index, one in enumerate(formats) for group in groups(index, one)]
+        chosen = water_fill(found, sorted(widths), budget_bytes, formats, num_layers)
+        return list(zip(found, chosen, strict=True))
+
+    formats, filling = _without_needless_gains(formats, widths, fill)
     results = []
     for index, (factor, unit) in enumerate(zip(factors, units, strict=True)):
         kept = [
-            (group.channels, bits)
-            for group, bits in zip(groups, chosen, strict=True)
-            if group.module == index and bits > 0
+            (group.channels, bits) for group, bits in filling if group.module == index and bits > 0
         ]
         kept = _least_at_the_head(factor, kept, formats[index])
         runs = _runs(factor, kept)
@@ -123,6 +115,31 @@ def code_channels(
             reduced, exact = _mixed(reduced, runs, exact)
         results.append(_measured(reduced, unit, runs, formats[index], exact))
     return results
+
+
+def _without_needless_gains(
+    formats: Sequence[RowFormat], widths: Sequence[int], fill: Callable[[list[RowFormat]], Filling]
+) -> tuple[list[RowFormat], Filling]:
+    """Formats whose gains take no bytes that are worth more as channels, and their filling.
+
+    Only rows that are not padded are tried: in wide ones a byte is little, and gains guard against
+    what calibration has not seen.
+    """
+
+    def loss(filling: Filling) -> float:
+        return sum(group.losses[bits] for group, bits in filling)
+
+    formats = list(formats)
+    filling = fill(formats)
+    for index, one in enumerate(formats):
+        leveled = one.scales == "static" and any(map(one.uses_levels, widths))
+        if not (leveled and one.gains and one.alignment == 1):
+            continue
+        others = [*formats[:index], replace(one, gains=False), *formats[index + 1 :]]
+        without = fill(others)
+        if loss(without) < loss(filling):
+            formats, filling = others, without
+    return formats, filling
 
 
 def channel_costs(factor: LatentFactors, unit: Unit) -> Tensor:
@@ -140,7 +157,7 @@ def measured_distortion(latents: Tensor, bits: int, format: RowFormat) -> Tensor
     """Mean squared error of each channel of a run of latents (tokens, n) at a width.
 
     With static scales, elements beyond the levels count with the gain that they would have a token
-    escape to; with token scales, the run has a scale of its own.
+    escape to, or as clipped without gains; with token scales, the run has a scale of its own.
     """
     if not format.uses_levels(bits):
         number = HALF_FORMATS[format.half] if bits == 16 else BYTE_FORMATS[format.byte]
@@ -148,7 +165,10 @@ def measured_distortion(latents: Tensor, bits: int, format: RowFormat) -> Tensor
         return (latents.to(number).double() - latents).square().mean(0)
     levels = levels_of(bits)
     edges = 0.5 * (levels[1:] + levels[:-1])
-    if format.scales == "static":
+    scale: Tensor | float
+    if not format.gains:
+        scale = 1.0
+    elif format.scales == "static":
         scale = torch.exp2((latents.abs() / UNIFORM_CLIP).clamp_min(1.0).log2().ceil())
     else:
         scale = (latents.abs().amax(-1, keepdim=True) / levels[-1]).clamp_min(1e-6)
@@ -225,71 +245,12 @@ def _chunks(atoms: Tensor, length: int) -> list[Tensor]:
     return chunks
 
 
-def _water_fill(
-    groups: Sequence[ChannelGroup],
-    widths: Sequence[int],
-    budget_bytes: float,
-    formats: Sequence[RowFormat],
-    num_layers: Sequence[int],
-) -> list[int]:
-    """Width of each group, 0 for dropped, by falling loss per byte along its convex hull."""
-    members = [
-        [i for i, group in enumerate(groups) if group.module == module]
-        for module in range(len(formats))
-    ]
-    chosen = [0] * len(groups)
-    for ids in members:  # every module keeps at least one run
-        chosen[ids[0]] = widths[0]
-
-    def module_bytes(module: int) -> int:
-        runs = [(len(groups[i].channels), chosen[i]) for i in members[module] if chosen[i]]
-        return formats[module].row_bytes(runs) * num_layers[module]
-
-    spent = [module_bytes(module) for module in range(len(formats))]
-    if sum(spent) > budget_bytes:
-        raise PlanError(
-            f"the budget of {budget_bytes:.1f} bytes per token is below the {sum(spent)} bytes "
-            "that one run of channels per latent takes; lower compression_ratio"
-        )
-    total = sum(spent)
-    heap: list[tuple[float, int, int]] = []
-    refused: set[tuple[int, int]] = set()
-
-    def push(i: int) -> None:
-        group = groups[i]
-        steps = []
-        for wider in widths:
-            if wider > chosen[i] and (i, wider) not in refused:
-                gain = group.losses[chosen[i]] - group.losses[wider]
-                more = len(group.channels) * (wider - chosen[i]) * num_layers[group.module]
-                if gain > 0:
-                    steps.append((-gain / more, i, wider))
-        if steps:
-            heapq.heappush(heap, min(steps))
-
-    for i in range(len(groups)):
-        push(i)
-    while heap:
-        _, i, wider = heapq.heappop(heap)
-        module, before = groups[i].module, chosen[i]
-        chosen[i] = wider
-        due = module_bytes(module)
-        if total + due - spent[module] <= budget_bytes:
-            total += due - spent[module]
-            spent[module] = due
-        else:
-            chosen[i] = before
-            refused.add((i, wider))  # with what is left, perhaps a smaller step
-        push(i)
-    return chosen
-
-
 def _least_at_the_head(
     factor: LatentFactors, kept: list[tuple[Tensor, int]], format: RowFormat
 ) -> list[tuple[Tensor, int]]:
     """The kept groups with the last channel of the first 8-bit run put first: there it shares its
     byte with the gain and is coarse in escaped tokens, so the one worth least goes there."""
-    if 8 not in (bits for _, bits in kept) or not format.uses_levels(8):
+    if 8 not in (bits for _, bits in kept) or not (format.uses_levels(8) and format.gains):
         return kept
     start = next(i for i, (_, bits) in enumerate(kept) if bits == 8)
     first_run = _runs(factor, kept[start:])[0][0]
@@ -404,6 +365,7 @@ def _measured(
     return CodedFactors(
         factors=measured,
         runs=runs,
+        row_format=format,
         escaped_share=float(codec.escaped(rows).double().mean()),
         saturated_share=codec.saturated(exact) / max(1, exact.numel()),
     )

@@ -117,7 +117,7 @@ def _preferred(
 ) -> FullFactors:
     unit = joint[1]
     assert unit.keys is not None
-    row_bytes = row_format.row_bytes(coded.runs)
+    row_bytes = coded.row_format.row_bytes(coded.runs)
     candidates = [(joint, coded)]
     for method in HEADWISE_METHODS:
         if method == "rotate" and unit.keys.cannot_rotate is not None:
@@ -146,7 +146,7 @@ def _preferred(
             key_rank=factors.key_rank,
             value_rank=factors.value_up.shape[1],
         )
-        return read_seconds(profile, row_format.row_bytes(result.runs), operations)
+        return read_seconds(profile, result.row_format.row_bytes(result.runs), operations)
 
     limit = ABOUT_AS_FAST * min(seconds(result) for _, result in candidates)
     fast = [(pair, result) for pair, result in candidates if seconds(result) <= limit]

@@ -13,7 +13,8 @@ uniform8, levels4 and levels2 are *coded*: their values are multiplied by the to
 in the head byte, which is the first byte of the first uniform8 run, or one byte behind the last run
 if there is none. It stands for a gain and for the value of the first uniform8 channel, see
 `FIRST_ESCAPED`. One head code marks a *lost* token, whose latent was not finite; it reads as NaN in
-all channels.
+all channels. Rows without gains have no head byte: coded channels are clipped to their levels, and
+those of a token that is not finite read as numbers near 0.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ class RowRun:
 
 @dataclass(frozen=True, slots=True)
 class RowLayout:
-    """Runs of a row, its length in bytes, and where its head byte is (None without coded runs).
+    """Runs of a row, its length in bytes, and where its head byte is (None without gains).
 
     `head_channel` is the channel that the head byte also codes, None if it codes a gain only.
     """
@@ -110,8 +111,11 @@ class RowLayout:
         return any(run.kind in (Kind.FLOAT32, Kind.BFLOAT16) for run in self.runs)
 
     @staticmethod
-    def of_runs(runs: Sequence[tuple[int, Kind]], *, alignment: int = 1) -> RowLayout:
+    def of_runs(
+        runs: Sequence[tuple[int, Kind]], *, alignment: int = 1, gains: bool = True
+    ) -> RowLayout:
         """Layout of (channels, kind) in channel order; rows are padded to `alignment` bytes.
+        Without `gains`, coded runs have none.
 
         Raises:
             ConfigError: no run, or one that does not fill whole bytes.
@@ -127,24 +131,25 @@ class RowLayout:
             byte += channels * kind.bits // 8
         if not placed:
             raise ConfigError("a row has no runs; give at least one (channels, kind)")
-        coded = any(run.kind.coded for run in placed)
-        first = next((run for run in placed if run.kind is Kind.UNIFORM8), None)
-        head_byte = None
-        if coded:
+        head_byte = head_channel = None
+        if gains and any(run.kind.coded for run in placed):
+            first = next((run for run in placed if run.kind is Kind.UNIFORM8), None)
             head_byte = byte if first is None else first.first_byte
+            head_channel = None if first is None else first.first_channel
             byte += first is None
         row_bytes = -(-byte // alignment) * alignment
-        head_channel = first.first_channel if first is not None else None
         return RowLayout(tuple(placed), row_bytes, head_byte, head_channel)
 
     @staticmethod
-    def of_bits(runs: Sequence[tuple[int, int]], *, alignment: int = 1) -> RowLayout:
+    def of_bits(
+        runs: Sequence[tuple[int, int]], *, alignment: int = 1, gains: bool = True
+    ) -> RowLayout:
         """Layout of (channels, bits), bits in {16, 8, 4, 2}: float16 and coded runs."""
         unknown = sorted({bits for _, bits in runs} - set(KIND_OF_BITS))
         if unknown:
             raise ConfigError(f"runs of {unknown} bits; allowed are {sorted(KIND_OF_BITS)}")
         kinds = [(channels, KIND_OF_BITS[bits]) for channels, bits in runs]
-        return RowLayout.of_runs(kinds, alignment=alignment)
+        return RowLayout.of_runs(kinds, alignment=alignment, gains=gains)
 
     @staticmethod
     def uniform(channels: int, dtype: torch.dtype, *, alignment: int = 1) -> RowLayout:

@@ -37,8 +37,7 @@ def decode_rows(stored: Tensor, rows: PagedRows) -> Tensor:
         if run.first_channel == layout.head_channel:
             assert head is not None
             part[..., 0] = head_level(head)
-        assert gain is not None
-        parts.append(part * gain)
+        parts.append(part if gain is None else part * gain)
     latent = torch.cat(parts, dim=-1)
     if gain is not None:
         latent = torch.where(gain.isnan(), torch.nan, latent)

@@ -47,7 +47,7 @@ def layout_of_codec(codec: RowCodec) -> RowLayout:
         )
     kinds = {**KIND_OF_BITS, 16: HALF_KINDS[row_format.half], 8: BYTE_KINDS[row_format.byte]}
     runs = [(run.channels, kinds[run.bits]) for run in codec.runs]
-    layout = RowLayout.of_runs(runs, alignment=row_format.alignment)
+    layout = RowLayout.of_runs(runs, alignment=row_format.alignment, gains=row_format.gains)
     assert (layout.row_bytes, layout.head_byte) == (codec.row_bytes, codec.head_byte)
     return layout
 

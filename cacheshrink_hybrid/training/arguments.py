@@ -16,14 +16,21 @@ from ..errors import ConfigError
 from .settings import TrainingConfig
 
 
-def check_launcher() -> None:
-    """Raise `ConfigError` if accelerate was told to cut parameters into pieces."""
+def check_launcher(config: TrainingConfig) -> None:
+    """Raise `ConfigError` if accelerate was told to cut all parameters into pieces, or if frozen
+    ones are to be cut and there is one process."""
     for name in ("FSDP", "DEEPSPEED"):
         if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("1", "true", "yes"):
             raise ConfigError(
-                f"{name} cuts parameters into pieces, which lie on no manifold; launch with "
-                "torchrun, or with an accelerate config for several processes without it"
+                f"{name} cuts all parameters into pieces, and those of a basis lie on no manifold; "
+                "launch with torchrun, or with an accelerate config for several processes without "
+                "it, and set shard_frozen_weights (--shard-frozen-weights) to cut what is frozen"
             )
+    if config.shard_frozen_weights and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        raise ConfigError(
+            "shard_frozen_weights cuts weights over several processes, and this is the only one; "
+            "launch with torchrun --nproc-per-node N or accelerate launch, or leave it out"
+        )
 
 
 def training_arguments(config: TrainingConfig, directory: Path, bf16: bool) -> TrainingArguments:

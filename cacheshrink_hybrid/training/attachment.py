@@ -10,10 +10,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import ConfigError
-from ..latent_model import has_original_weights, keep_source_values
+from ..latent_model import (
+    has_original_weights,
+    keep_source_values,
+    parameters_with_source_values,
+)
 from ..modules.latent_attention import LatentAttention
 from ..modules.recurrent_mixer import RecurrentMixer
 from .bases import TrainableBases, latent_modules, state_mixers
+from .frozen_shards import FrozenShards
 from .metric import output_metrics
 from .optimizer import NamedParameter
 from .settings import TrainingConfig
@@ -33,10 +38,17 @@ class Attachment:
     Args:
         model: a converted model.
         sequences: token ids (1, T) each, to measure the metric on.
+        shard_on: the device of this process, to move the model to with what is frozen cut over all
+            processes (`FrozenShards`); None to leave all weights whole where they are.
     """
 
     def __init__(
-        self, model: PreTrainedModel, config: TrainingConfig, sequences: Iterable[Tensor]
+        self,
+        model: PreTrainedModel,
+        config: TrainingConfig,
+        sequences: Iterable[Tensor],
+        *,
+        shard_on: torch.device | None = None,
     ) -> None:
         if hasattr(model, BASES):
             raise ConfigError("the model is being trained already; wait for the other trainer")
@@ -48,18 +60,24 @@ class Attachment:
         self._required = [(p, p.requires_grad) for p in model.parameters()]
         self._dtypes: list[tuple[nn.Parameter, torch.dtype]] = []
         self._use_cache = getattr(model.config, "use_cache", None)
+        self._shards: FrozenShards | None = None
         try:
-            self._set_up(sequences)
+            self._set_up(sequences, shard_on)
         except BaseException:
-            self._restore()
+            self._restore(failed=True)
             raise
         self._hook = model.register_forward_pre_hook(self._before_forward)
 
-    def _set_up(self, sequences: Iterable[Tensor]) -> None:
+    def _set_up(self, sequences: Iterable[Tensor], shard_on: torch.device | None) -> None:
         for parameter, _ in self._required:
             parameter.requires_grad_(False)
             if parameter.dtype == torch.float16:  # its gradients would underflow
                 self._promote(parameter)
+        extras = self._extras()
+        if shard_on is not None:
+            whole = [*self._compressed(), *(parameter for _, parameter in extras)]
+            whole += parameters_with_source_values(self.model)
+            self._shards = FrozenShards(self.model, whole, shard_on)
         self.metrics = output_metrics(
             self.model,
             self.modules,
@@ -74,7 +92,6 @@ class Attachment:
             damping=self.config.metric_damping,
             constrained=self.config.constrained,
         )
-        extras = self._extras()
         if has_original_weights(self.model):  # it computes with the extras too
             keep_source_values(self.model, (parameter for _, parameter in extras))
         self.model.add_module(BASES, self.bases)
@@ -83,20 +100,27 @@ class Attachment:
     def __enter__(self) -> Attachment:
         return self
 
-    def __exit__(self, *_exception) -> None:
-        self.release()
+    def __exit__(self, kind: type[BaseException] | None, *_exception) -> None:
+        self.release(failed=kind is not None)
 
-    def release(self) -> None:
-        """Make the model an ordinary converted model again, with the weights it has now."""
+    def release(self, *, failed: bool = False) -> None:
+        """Make the model an ordinary converted model again, with the weights it has now.
+
+        Args:
+            failed: after an error, which other processes may know nothing of: frozen weights that
+                were cut over them are lost.
+        """
         if not hasattr(self.model, BASES):
             return
         self._hook.remove()
         self.bases.write_back()
-        self._restore()
+        self._restore(failed)
 
-    def _restore(self) -> None:
+    def _restore(self, failed: bool) -> None:
         if hasattr(self.model, BASES):
             delattr(self.model, BASES)
+        if self._shards is not None:
+            self._shards.release(failed=failed)
         for parameter, dtype in self._dtypes:
             parameter.data = parameter.data.to(dtype)
         for parameter, required in self._required:
@@ -130,6 +154,15 @@ class Attachment:
             layer_idx: of_module[module.plan.layer_ids]
             for layer_idx, module in latent_layers(self.model).items()
         }
+
+    def _compressed(self) -> Iterable[nn.Parameter]:
+        """What compression introduced."""
+        for module in self.modules.values():
+            for name in ("kv_a_proj", "kv_a_adapters", "k_b_proj", "v_b_proj"):
+                if getattr(module, name) is not None:
+                    yield from getattr(module, name).parameters()
+        for mixer in self.mixers.values():
+            yield from (m for m in (mixer.state_write, mixer.state_read) if m is not None)
 
     def _parameters(self, extras: list[tuple[str, nn.Parameter]]) -> list[NamedParameter]:
         found = []

@@ -25,7 +25,7 @@ class LatentTrainer(Trainer):
         attachment: the model and what trains in it.
         objective: loss of a batch, summed over tokens.
         measure: (summed negative log-likelihood, tokens) of this process's share of the evaluation
-            texts; None for no evaluation.
+            texts, or on every process of all of them; None for no evaluation.
         on_step: called before the loss of each step with its number.
     """
 

@@ -50,6 +50,12 @@ class TrainingConfig:
         max_grad_norm: gradients are clipped to this length; 0 for no clipping.
         bf16: compute in bfloat16 beside float32 weights; None for: if the model is in bfloat16.
         gradient_checkpointing: compute activations again on the way back, to save memory.
+        shard_frozen_weights: cut what does not train, and a teacher, over the processes: each keeps
+            its share, and has that of one layer whole while it runs. Every process loads the whole
+            model; if it does not fit one device, load it on the CPU, where it is again after
+            training. Beside float32 weights, `bf16` makes copies of them that last until the way
+            back: load such a model in bfloat16, or use `gradient_checkpointing`. Every process
+            scores all evaluation texts. After an error the model is of no use; load it anew.
         eval_steps: steps between evaluations; None for before and after training only.
         early_stopping_patience: evaluations without a better perplexity before training stops and
             the best weights are restored; needs `eval_steps`.
@@ -84,6 +90,7 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     bf16: bool | None = None
     gradient_checkpointing: bool = False
+    shard_frozen_weights: bool = False
     eval_steps: int | None = None
     early_stopping_patience: int | None = None
     save_steps: int | None = None
@@ -137,7 +144,7 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and (not _is_int(value) or value < 1):
                 yield f"{name}={value!r} must be a whole number >= 1, or left out"
-        for name in ("constrained", "gradient_checkpointing"):
+        for name in ("constrained", "gradient_checkpointing", "shard_frozen_weights"):
             if not isinstance(getattr(self, name), bool):
                 yield f"{name}={getattr(self, name)!r} must be True or False"
         if self.bf16 not in (None, True, False):

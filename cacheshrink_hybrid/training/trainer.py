@@ -27,6 +27,7 @@ from ..latent_model import has_original_weights, plan_of
 from .arguments import autocast, check_launcher, computes_in_bf16, training_arguments
 from .attachment import Attachment
 from .data import EMPTY, collate, training_sequences
+from .frozen_shards import FrozenShards
 from .loop import LatentTrainer
 from .objective import Objective
 from .optimizer import make_optimizer
@@ -161,7 +162,8 @@ class MLATrainer:
         Raises:
             CalibrationError: no usable text.
             TrainingError: unwritable output, or a loss or gradient that is not finite. The model
-                then holds the weights of the last good step.
+                then holds the weights of the last good step, but those that
+                `shard_frozen_weights` cut are lost.
             CheckpointError: a checkpoint that does not fit.
         """
         given = {"num_epochs": num_epochs, "batch_size": batch_size, "max_length": max_length}
@@ -173,19 +175,27 @@ class MLATrainer:
             measured = training_sequences(self.tokenizer, eval_dataset, config.max_length)
         self._check_tokens(sequences + measured)
         checkpoint = self._checkpoint(resume_from_checkpoint)
-        check_launcher()
+        check_launcher(config)
         with ExitStack() as stack:
             directory = self.output_dir
             if directory is None:
                 directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             arguments = training_arguments(config, directory, computes_in_bf16(config, self.model))
-            self.model.to(arguments.device)
-            if self.teacher is not None:
-                self.teacher.to(arguments.device)
+            device = arguments.device
+            if config.shard_frozen_weights:
+                if self.teacher is not None:
+                    stack.enter_context(FrozenShards(self.teacher, (), device))
+            else:
+                self.model.to(device)
+                if self.teacher is not None:
+                    self.teacher.to(device)
             some = sequences[:: max(1, len(sequences) // config.metric_sequences)]
             attachment = stack.enter_context(
                 Attachment(
-                    self.model, config, [ids[None] for ids in some[: config.metric_sequences]]
+                    self.model,
+                    config,
+                    [ids[None] for ids in some[: config.metric_sequences]],
+                    shard_on=device if config.shard_frozen_weights else None,
                 )
             )
             if self.output_dir is not None:
@@ -216,6 +226,8 @@ class MLATrainer:
             return result.total_nll, result.num_tokens
 
         def own_share() -> tuple[float, int]:
+            if config.shard_frozen_weights:  # which all processes must gather equally often
+                return measure()
             own = slice(arguments.process_index, None, arguments.world_size)
             return measure(own) if measured[own] else (0.0, 0)
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from cacheshrink_hybrid.checkpoint import load_mla_model
+from cacheshrink_hybrid.calibrate.text import load_texts
+from cacheshrink_hybrid.checkpoint import load_mla_model, save_mla_model
 from cacheshrink_hybrid.cli import main
+from cacheshrink_hybrid.convert import convert_to_mla
 from cacheshrink_hybrid.demo import model_path
+from cacheshrink_hybrid.evaluation.perplexity import compute_perplexity
 from cacheshrink_hybrid.latent_model import plan_of
 
+ROOT = Path(__file__).parents[2]
 FAST = ["--max-steps", "2", "--batch-size", "2", "--max-length", "48", "--logging-steps", "1"]
 
 
@@ -57,6 +64,37 @@ def test_from_source_to_checkpoint(tmp_path: Path, stories: Path, capsys) -> Non
     assert resolved["loss"] == "lm"  # the source of a saved model is not at hand
 
 
+@pytest.mark.slow
+def test_two_processes_with_frozen_weights_cut(tmp_path: Path, stories: Path) -> None:
+    texts = load_texts(None, str(stories))
+    model, tokenizer = convert_to_mla(
+        model_path(), metric="activation", cache_bits=16, calibration_texts=texts[:2]
+    )
+    save_mla_model(model, tokenizer, tmp_path / "model")
+    arguments = [tmp_path / "model", "--data", stories, "--output", tmp_path / "out", *FAST]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    launch += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    program = ["-m", "training.finetune", *map(str, arguments), "--shard-frozen-weights"]
+    variables = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*launch, *program],
+        cwd=ROOT,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["settings"]["shard_frozen_weights"] is True
+    trained, tokenizer = load_mla_model(tmp_path / "out" / "model")
+    assert all(parameter.isfinite().all() for parameter in trained.parameters())
+    found = compute_perplexity(trained, tokenizer, texts[9::10], max_length=48)
+    # What trained in float32 was saved in float16.
+    assert found == pytest.approx(metrics["perplexity_after"], rel=1e-2)
+
+
 def test_resolved_config_is_a_config(tmp_path: Path, stories: Path) -> None:
     first = tmp_path / "first"
     arguments = [model_path(), "--data", stories, "--compression-ratio", 8, "--cache-bits", "16"]
@@ -80,6 +118,7 @@ def test_resolved_config_is_a_config(tmp_path: Path, stories: Path) -> None:
         (["--data", "STORIES", "--output", "OUT", "--batch-size", "0"], "batch_size=0"),
         (["--data", "FEW", "--output", "OUT"], "too few to hold a tenth out"),
         (["--data", "STORIES", "--output", "FEW"], "cannot be written to"),
+        (["--data", "STORIES", "--output", "OUT", "--shard-frozen-weights"], "the only one"),
         (["--data", "STORIES", "--output", "OUT", "--config", "BAD"], "unknown settings momentum"),
         (["--data", "STORIES", "--output", "OUT", "--config", "TYPE"], "of the wrong type"),
         (["--data", "STORIES", "--output", "OUT", "--config", "CHOICE"], "loss='mse' is unknown"),
@@ -89,7 +128,19 @@ def test_resolved_config_is_a_config(tmp_path: Path, stories: Path) -> None:
             "cannot be loaded",
         ),
     ],
-    ids=["data", "output", "batch", "few", "file", "key", "type", "choice", "no file", "teacher"],
+    ids=[
+        "data",
+        "output",
+        "batch",
+        "few",
+        "file",
+        "alone",
+        "key",
+        "type",
+        "choice",
+        "no file",
+        "teacher",
+    ],
 )
 def test_error(arguments, match: str, tmp_path: Path, stories: Path, capsys) -> None:
     paths = {"STORIES": stories, "OUT": tmp_path / "out", "NONE": tmp_path / "none"}

@@ -20,6 +20,9 @@ LAYOUTS: dict[str, tuple] = {
     "mixed": (((16, 16), (32, 8), (8, 4), (16, 2)), 32 + 32 + 4 + 4),
     "no-8": (((8, 16), (24, 4), (8, 2)), 16 + 12 + 2 + 1),
     "separate": (((16, 8), (16, 2), (16, 8), (16, 4)), 16 + 4 + 16 + 8),
+    "plain-2": (((16, 2),), 4, {"gains": False}),
+    "plain-no-8": (((8, 16), (24, 4), (8, 2)), 16 + 12 + 2, {"gains": False}),
+    "plain-8": (((16, 8), (16, 4)), 16 + 8, {"gains": False}),
     "aligned": (MIXED, 80, {"alignment": 16}),
     "token": (MIXED, 32 + 32 + 4 + 4 + 3 * 2, {"scales": "token"}),
     "token-4": (((16, 4),), 8 + 2, {"scales": "token"}),
@@ -32,6 +35,7 @@ OWN_DISTORTION = {"e4m3": 8e-4, "e5m2": 3.2e-3, "bf16": 4e-6, "token": 0.3, "tok
 """Of layouts whose numbers are coarser, or whose scales fit the largest channel, not the usual."""
 
 every_layout = pytest.mark.parametrize("name", LAYOUTS)
+escaping = pytest.mark.parametrize("name", [n for n in LAYOUTS if not n.startswith("plain")])
 
 
 def _codec(name: str) -> RowCodec:
@@ -68,7 +72,7 @@ def test_a_decoded_row_is_coded_to_itself(name: str) -> None:
     assert torch.equal(codec.encode(codec.decode(rows, torch.float32)), rows)
 
 
-@every_layout
+@escaping
 @pytest.mark.parametrize("size", [6.0, 30.0, 250.0])
 def test_outlier_tokens_keep_their_direction(name: str, size: float) -> None:
     codec = _codec(name)
@@ -117,7 +121,7 @@ def test_saturation_is_counted() -> None:
     assert torch.isfinite(codec.decode(codec.encode(x), torch.float32)).all()
 
 
-@every_layout
+@escaping
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_latents_that_are_not_finite_decode_to_nan(name: str, bad: float) -> None:
     codec = _codec(name)
@@ -126,6 +130,29 @@ def test_latents_that_are_not_finite_decode_to_nan(name: str, bad: float) -> Non
     y = codec.decode(codec.encode(x), torch.float32)
     assert torch.isnan(y[2]).all()
     assert torch.isfinite(y[[0, 1, 3]]).all()
+
+
+def test_without_gains_levels_clip() -> None:
+    codec = _codec("plain-no-8")
+    x = _normal(codec, 4)
+    x[1, 8:] *= 50
+    y = codec.decode(codec.encode(x, torch.ones(40)), torch.float32)  # no reach matters here
+    for run, largest in zip(codec.runs[1:], (2.733, 1.510), strict=True):
+        clipped = x[1, run.at_channel].abs() > largest
+        assert y[1, run.at_channel].abs().max() == pytest.approx(largest, abs=1e-3)
+        assert torch.equal(y[1, run.at_channel].sign(), x[1, run.at_channel].sign())
+        assert clipped.any()
+    assert not codec.escaped(codec.encode(x)).any()
+    assert codec.saturated(x) == int((x[:, 8:].abs() > UNIFORM_CLIP).sum()) > 0
+
+
+def test_without_gains_what_is_not_finite_reads_near_zero() -> None:
+    codec = _codec("plain-2")
+    x = _normal(codec, 3)
+    x[1, 4] = torch.nan
+    y = codec.decode(codec.encode(x), torch.float32)
+    assert y[1].abs().max() < 0.5
+    assert torch.equal(codec.encode(x)[[0, 2]], codec.encode(x[[0, 2]]))
 
 
 def test_escaped_tokens_are_told() -> None:

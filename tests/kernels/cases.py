@@ -27,5 +27,6 @@ LAYOUTS = {
     ),
     # Narrow: runs of 8, odd addresses, a head byte behind the runs.
     "narrow": RowLayout.of_bits([(8, 4), (4, 2), (8, 16), (8, 4)]),
+    "plain": RowLayout.of_bits([(4, 4), (20, 2), (8, 8), (4, 4)], gains=False),
     "eights": RowLayout.of_runs([(8, Kind.E4M3), (16, Kind.UNIFORM8), (8, Kind.UNIFORM8)]),
 }

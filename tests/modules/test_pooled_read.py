@@ -117,7 +117,12 @@ def _interpreting() -> bool:
 
 @pytest.mark.parametrize(
     "row_format",
-    [RowFormat(alignment=16), RowFormat(byte="e5m2", half="bfloat16"), RowFormat(byte="e4m3")],
+    [
+        RowFormat(alignment=16),
+        RowFormat(gains=False),
+        RowFormat(byte="e5m2", half="bfloat16"),
+        RowFormat(byte="e4m3"),
+    ],
 )
 def test_layout_of_codec(row_format: RowFormat) -> None:
     codec = RowCodec(((16, 16), (24, 8), (8, 4), (8, 2)), row_format)

@@ -34,8 +34,14 @@ def test_float16_models_train_in_single_precision() -> None:
 def test_launchers_that_cut_parameters(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
     model = student()
-    with unchanged(model), pytest.raises(ConfigError, match=f"{name} cuts parameters"):
+    with unchanged(model), pytest.raises(ConfigError, match=f"{name} .* set shard_frozen_weights"):
         train(model)
+
+
+def test_one_process_has_nobody_to_share_with() -> None:
+    model = student()
+    with unchanged(model), pytest.raises(ConfigError, match="this is the only one"):
+        train(model, shard_frozen_weights=True)
 
 
 def test_tensorboard_holds_the_losses(tmp_path: Path) -> None:

@@ -14,14 +14,16 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def start(*arguments: object, processes: int = 1) -> subprocess.CompletedProcess:
+def start(
+    *arguments: object, processes: int = 1, module: str = "tests.training.processes"
+) -> subprocess.CompletedProcess:
     launch = [sys.executable, "-m"]
     if processes > 1:
         launch += ["torch.distributed.run", "--nproc-per-node", str(processes)]
         launch += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m"]
     variables = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(
-        [*launch, "tests.training.processes", *map(str, arguments)],
+        [*launch, module, *map(str, arguments)],
         env=os.environ | variables,
         cwd=ROOT,
         capture_output=True,

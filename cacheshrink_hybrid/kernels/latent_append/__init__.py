@@ -26,7 +26,8 @@ def latent_append(
     Coded channels of a token are divided by its gain, 1 for ordinary tokens. A token with a channel
     that passes its reach gets the smallest power of two, up to 64, that brings these channels
     within 4.5. Floats are rounded to nearest even and clipped to the largest finite number. A token
-    with a channel that is not finite is written as lost.
+    with a channel that is not finite is written as lost. Rows without gains have no code for either
+    (see `row_layout`).
 
     Args:
         latent: (N, R), floating point.
@@ -55,7 +56,7 @@ def latent_append(
         if vector is not None and vector.shape != (channels,):
             faults.append(f"{name} has shape {tuple(vector.shape)}; due is ({channels},)")
     if reach is not None and rows.layout.head_byte is None:
-        faults.append("reach is given, but rows without coded channels have no gain; leave it out")
+        faults.append("reach is given, but these rows have no gains; leave it out")
     if faults:
         raise ConfigError("; ".join(faults))
     if uses_triton(backend, latent, rows.arena, rows.levels, slot_mapping, center, reach):

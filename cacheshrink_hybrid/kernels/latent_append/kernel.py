@@ -181,7 +181,7 @@ def latent_append_fwd_kernel(
         m_c = tl.arange(0, PIECES[i][WIDTH]) < PIECES[i][VALID]
         x = _channels(p_x, p_center, m_t, o_c, m_c)
         lost = tl.maximum(lost, tl.max((x - x != 0.0).to(tl.int32), 1))
-        if PIECES[i][CODED]:
+        if PIECES[i][CODED] and HEAD_BYTE >= 0:
             magnitude = tl.abs(x)
             if p_reach is not None:
                 limit = tl.load(p_reach + o_c, mask=m_c, other=0.0).to(tl.float32)[None, :]

@@ -90,11 +90,11 @@ def encode_rows(x: Tensor, rows: PagedRows, reach: Tensor | None) -> Tensor:
 
 def _gain_exponent(x: Tensor, rows: PagedRows, reach: Tensor | None) -> Tensor:
     """log2 of each token's gain, (N,)."""
+    if rows.layout.head_byte is None:
+        return x.new_zeros(x.shape[0])
     coded = torch.zeros(x.shape[1], dtype=torch.bool, device=x.device)
     for run in rows.layout.runs:
         coded[run.first_channel : run.first_channel + run.channels] = run.kind.coded
-    if not bool(coded.any()):
-        return x.new_zeros(x.shape[0])
     magnitude = x[:, coded].abs()
     limit = UNIFORM_CLIP if reach is None else reach.float()[coded]
     largest = (magnitude * (magnitude > limit)).amax(dim=-1) / UNIFORM_CLIP

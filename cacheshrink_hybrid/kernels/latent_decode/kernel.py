@@ -165,7 +165,7 @@ def latent_decode_fwd_kernel(
             BLOCK_N,
         )  # fmt: skip
         head = tl.zeros([BLOCK_N], tl.int32)
-        gain = tl.zeros([BLOCK_N], tl.float32)
+        gain = tl.full([BLOCK_N], 1.0, tl.float32)
         lost = tl.zeros([BLOCK_N], tl.float32)
         if HEAD_BYTE >= 0:
             head, gain, lost = load_head(p_row, m_n, HEAD_BYTE)

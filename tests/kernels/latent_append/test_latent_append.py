@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cacheshrink_hybrid.codecs import RowCodec
+from cacheshrink_hybrid.codecs import RowCodec, RowFormat
 from cacheshrink_hybrid.errors import ConfigError, KernelUnavailableError
 from cacheshrink_hybrid.kernels.latent_append import latent_append
 from cacheshrink_hybrid.kernels.row_layout import RowLayout
@@ -59,12 +59,14 @@ def test_any_number_of_tokens(count: int, device: torch.device) -> None:
 def test_reading_back(name: str, device: torch.device) -> None:
     layout = LAYOUTS[name]
     latent = random_latents(8, layout.num_channels, outliers=False).clamp(-2.7, 2.7).to(device)
+    coded = any(run.kind.coded for run in layout.runs)
+    tells_lost = layout.head_byte is not None or not coded
     latent[2] = torch.nan
     rows = empty_rows(layout, device=device, num_frames=1, layer_offset=0)
     latent_append(latent, rows, torch.arange(8, device=device), backend="triton")
     stored = rows.arena[: 8 * layout.row_bytes].view(8, -1)
     read = decode_rows(stored, rows)
-    assert read[2].isnan().all()
+    assert read[2].isnan().all() == tells_lost
     kept = torch.arange(8, device=device) != 2
     error = (read - latent)[kept].abs()
     for run in layout.runs:
@@ -75,9 +77,10 @@ def test_reading_back(name: str, device: torch.device) -> None:
 @pytest.mark.parametrize(
     "runs", [((16, 16), (32, 8), (8, 4), (16, 2)), ((24, 4), (8, 2)), ((16, 2), (16, 8), (32, 4))]
 )
-def test_rows_are_those_of_the_codec(runs, device: torch.device) -> None:
-    codec = RowCodec(runs)
-    layout = RowLayout.of_bits(runs)
+@pytest.mark.parametrize("gains", [True, False])
+def test_rows_are_those_of_the_codec(runs, gains: bool, device: torch.device) -> None:
+    codec = RowCodec(runs, RowFormat(gains=gains))
+    layout = RowLayout.of_bits(runs, gains=gains)
     assert (layout.row_bytes, layout.head_byte) == (codec.row_bytes, codec.head_byte)
     latent = random_latents(40, layout.num_channels).to(device)
     rows = empty_rows(layout, device=device, num_frames=5, layer_offset=0)
