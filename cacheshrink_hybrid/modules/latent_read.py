@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 # Up to this many query tokens, scores over the whole context are cheaper than expanded values, and
 # small enough to hold. Covers decoding and the verification step of assisted decoding.
 MAX_DECODE_TOKENS = 8
-PRODUCT_WIDTH = 16
-"""Channels of a head; fewer of them cost the backward pass of torch's attention on a CPU no less
-time: its matrix products come in tiles of this width, with slower code for narrower ones."""
 
 Angles = tuple[Tensor, Tensor]
 
@@ -144,11 +141,6 @@ def read_expanded(
         implementation = "eager"  # SDPA has no softcap
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
     extra = {"softcap": module.softcap, "s_aux": module.sinks}
-    missing = PRODUCT_WIDTH - module.head_dim
-    learns = k.requires_grad and k.device.type == "cpu"
-    widened = missing > 0 and learns and implementation == "sdpa"
-    if widened:  # channels of zeros change neither scores nor values
-        query, k, v = (nn.functional.pad(x, (0, missing)) for x in (query, k, v))
     output, weights = attend(
         module,
         query,
@@ -161,8 +153,6 @@ def read_expanded(
         **{name: value for name, value in extra.items() if value is not None},
         **kwargs,
     )
-    if widened:
-        output = output[..., : module.head_dim]
     return output.reshape(*output.shape[:2], -1), weights
 
 

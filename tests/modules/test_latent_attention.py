@@ -24,12 +24,7 @@ from tests.models import (
     prefill_then_decode,
     random_ids,
 )
-from tests.tolerances import (
-    FLOAT64,
-    SAME_COMPUTATION,
-    assert_same_computation,
-    largest_difference,
-)
+from tests.tolerances import SAME_COMPUTATION, assert_same_computation, largest_difference
 
 NUM_TOKENS = 22
 CONTINUING = [case for case in CASES if model_spec(tiny_config(case)).continues_in_pieces]
@@ -156,43 +151,6 @@ def test_masks(case: str, num_new: int, num_keys: int, mask_name: str) -> None:
         sees_nothing = ~shown.any(-1, keepdim=True)
         hidden = weights.masked_fill(shown | sees_nothing, 0)
         assert float(hidden.abs().max()) == 0
-
-
-@pytest.mark.parametrize("mask_name", ["none", "additive"])
-@pytest.mark.parametrize("case", ["llama", "gpt2"])
-def test_narrow_heads_learn_the_same_widened(case: str, mask_name: str, monkeypatch) -> None:
-    attention = attention_of(case, "sdpa").double()
-    widths = []
-    original = torch.nn.functional.scaled_dot_product_attention
-
-    def attend(query, *args, **kwargs):
-        widths.append(query.shape[-1])
-        return original(query, *args, **kwargs)
-
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attend)
-    generator = torch.Generator().manual_seed(0)
-    shape = 2, attention.num_attention_heads, 9, attention.head_dim
-    query = torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
-    latent = torch.randn(2, 9, attention.plan.kv_lora_rank, generator=generator).double()
-    latent.requires_grad_()
-    mask = masks(9, 9)[mask_name]
-    mask = None if mask is None else mask.double()
-    angles = None
-    if attention.rotary is not None:
-        angles = attention.rotary.window_angles(0, 0, 9, query.detach())[1]
-    found = []
-    for width in (latent_read.PRODUCT_WIDTH, 0):
-        monkeypatch.setattr(latent_read, "PRODUCT_WIDTH", width)
-        output, _ = latent_read.read_expanded(attention, query, latent, mask, angles, {})
-        gradients = torch.autograd.grad(output.square().sum(), (query, latent))
-        found.append((output.detach(), *gradients))
-    assert attention.head_dim == 8 and widths == [16, 8]
-    for wide, narrow in zip(*found, strict=True):
-        assert largest_difference(wide, narrow) < FLOAT64
-    monkeypatch.setattr(latent_read, "PRODUCT_WIDTH", 16)
-    with torch.no_grad():  # where nothing is learned, nothing is widened
-        latent_read.read_expanded(attention, query, latent.detach(), mask, angles, {})
-    assert widths[-1] == 8
 
 
 @pytest.mark.parametrize("case", ["llama", "gpt2", "qwen3", "mistral-window"])
