@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, PlanError
-from ..evaluation.allocation.allocators import ALLOCATORS, Sizes
+from ..evaluation.allocation.allocator import Sizes
+from ..evaluation.allocation.allocators import ALLOCATORS
 from ..evaluation.allocation.latency import measure_latency
 from ..evaluation.allocation.replay import capacity_for, replay, replay_without_admission
 from ..evaluation.allocation.traces import SYNTHETIC, Request, read_trace, synthetic_trace

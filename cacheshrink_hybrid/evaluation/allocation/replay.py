@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .allocators import Allocator, Sizes
+from .allocator import Allocator, Sizes
 from .traces import Request
 
 CHECK_TICKS = 997

@@ -10,7 +10,8 @@ import pytest
 
 from cacheshrink_hybrid.cli import main
 from cacheshrink_hybrid.errors import ConfigError, PlanError
-from cacheshrink_hybrid.evaluation.allocation.allocators import ALLOCATORS, Sizes
+from cacheshrink_hybrid.evaluation.allocation.allocator import Sizes
+from cacheshrink_hybrid.evaluation.allocation.allocators import ALLOCATORS
 from cacheshrink_hybrid.evaluation.allocation.latency import measure_latency
 from cacheshrink_hybrid.evaluation.allocation.replay import (
     capacity_for,

@@ -1,0 +1,203 @@
+"""Launches on paper of the kernels that read and write latents, for `kernel_cases`."""
+
+from __future__ import annotations
+
+import torch
+
+from cacheshrink_hybrid.kernels.latent_append.kernel import latent_append_triton
+from cacheshrink_hybrid.kernels.latent_decode import KeyUp, LatentRead
+from cacheshrink_hybrid.kernels.latent_decode.kernel import latent_decode_triton
+from cacheshrink_hybrid.kernels.latent_decode.tiles import Tiles
+from cacheshrink_hybrid.kernels.paged_rows import PagedRows
+from cacheshrink_hybrid.kernels.row_layout import LEVELS_SIZE, Kind, RowLayout
+
+from .compile_kernels import meta
+
+LAYOUTS = {
+    "float32": RowLayout.uniform(128, torch.float32, alignment=16),
+    "float16": RowLayout.uniform(128, torch.float16, alignment=16),
+    "bfloat16": RowLayout.uniform(128, torch.bfloat16, alignment=16),
+    "e4m3": RowLayout.uniform(128, torch.float8_e4m3fn, alignment=16),
+    "8": RowLayout.of_bits([(128, 8)], alignment=16),
+    "4": RowLayout.of_bits([(128, 4)], alignment=16),
+    "mixed": RowLayout.of_bits([(32, 8), (96, 4), (64, 2)], alignment=16),
+    "float16-512": RowLayout.uniform(512, torch.float16, alignment=16),
+    "8-512": RowLayout.of_bits([(512, 8)], alignment=16),
+    "4-512": RowLayout.of_bits([(512, 4)], alignment=16),
+}
+
+
+def rows_of(layout: RowLayout, *, frame_tokens: int = 64) -> PagedRows:
+    frame_bytes = -(-frame_tokens * layout.row_bytes // 256) * 256
+    return PagedRows(
+        arena=meta(1024 * frame_bytes, dtype=torch.uint8),
+        layout=layout,
+        levels=None if not layout.uses_tables else meta(LEVELS_SIZE, dtype=torch.float32),
+        frame_bytes=frame_bytes,
+        frame_tokens=frame_tokens,
+    )
+
+
+def absorb(
+    name: str,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    heads: int = 32,
+    frame_tokens: int = 64,
+):
+    """Decoding with absorbed queries, all of the row as keys and as values."""
+
+    def run() -> None:
+        rows = rows_of(LAYOUTS[name], frame_tokens=frame_tokens)
+        rank = rows.layout.num_channels
+        latent_decode_triton(
+            meta(8, 1, heads, rank, dtype=dtype),
+            rows,
+            meta(8, 512, dtype=torch.int32),
+            meta(8, dtype=torch.int32),
+            read=LatentRead(key_rank=rank, value_rank=rank, scale=0.1),
+            offset=None,
+            query_lens=None,
+            first_slots=None,
+            num_splits=None,
+        )
+
+    return run
+
+
+# Odd addresses, every kind of number, runs of 8: what tiny models have.
+NARROW = RowLayout.of_runs(
+    [
+        (8, Kind.LEVELS4),
+        (4, Kind.LEVELS2),
+        (8, Kind.FLOAT16),
+        (8, Kind.BFLOAT16),
+        (8, Kind.E4M3),
+        (8, Kind.E5M2),
+        (20, Kind.UNIFORM8),
+    ]
+)
+# Runs of 4, and no gains: what tiny models have at few bytes.
+PLAIN = RowLayout.of_bits([(4, 4), (20, 2)], gains=False)
+
+
+def everything(*, rebuilt: bool, query_dtype: torch.dtype = torch.float16):
+    """Narrow rows with every option: windows, first tokens, softcap, sinks, ragged queries."""
+
+    def run() -> None:
+        key_up = None
+        if rebuilt:
+            angles = meta(4096, 4, dtype=torch.float32)
+            key_up = KeyUp(
+                weight=meta(2, 20, 22),
+                bias=meta(2, 20),
+                cos=angles,
+                sin=angles,
+                norm_weight=meta(20, dtype=torch.float32),
+                norm_epsilon=1e-6,
+                per_head=True,
+            )
+        latent_decode_triton(
+            meta(2, 5, 6, 20 if rebuilt else 44, dtype=query_dtype),
+            rows_of(NARROW, frame_tokens=8),
+            meta(2, 512, dtype=torch.int32),
+            meta(2, dtype=torch.int32),
+            read=LatentRead(
+                key_rank=44,
+                value_rank=20 if rebuilt else 60,
+                scale=0.1,
+                window=100,
+                num_sink_tokens=4,
+                softcap=30.0,
+                sinks=meta(6, dtype=torch.float32),
+                key_up=key_up,
+            ),
+            offset=None if rebuilt else meta(2, 5, 6, dtype=torch.float32),
+            query_lens=meta(2, dtype=torch.int32),
+            first_slots=meta(2, dtype=torch.int32),
+            num_splits=1,
+        )
+
+    return run
+
+
+def append_narrow() -> None:
+    rows = rows_of(NARROW, frame_tokens=8)
+    channels = NARROW.num_channels
+    latent = meta(64, channels, dtype=torch.float32)
+    slots = meta(64, dtype=torch.int64)
+    latent_append_triton(latent, rows, slots, center=meta(channels), reach=meta(channels))
+
+
+def append_plain() -> None:
+    latent, slots = meta(64, PLAIN.num_channels, dtype=torch.float32), meta(64, dtype=torch.int64)
+    latent_append_triton(latent, rows_of(PLAIN, frame_tokens=8), slots, center=None, reach=None)
+
+
+def decode_plain() -> None:
+    rank = PLAIN.num_channels
+    latent_decode_triton(
+        meta(2, 1, 8, rank, dtype=torch.float32),
+        rows_of(PLAIN, frame_tokens=8),
+        meta(2, 512, dtype=torch.int32),
+        meta(2, dtype=torch.int32),
+        read=LatentRead(key_rank=rank, value_rank=rank, scale=0.1),
+        offset=None,
+        query_lens=None,
+        first_slots=None,
+        num_splits=4,
+    )
+
+
+def rebuilt(
+    bits: int,
+    *,
+    per_head: bool,
+    value_rank: int = 256,
+    normalized: bool = False,
+    tiles: Tiles | None = None,
+):
+    """Decoding with rebuilt keys: 8 key heads of 128, 64 channels each or for all."""
+
+    def run() -> None:
+        key_rank = 8 * 64 if per_head else 64
+        runs = [(key_rank, bits), (value_rank, bits)]
+        layout = RowLayout.of_bits(runs, alignment=16)
+        angles = meta(32768, 64)
+        key_up = KeyUp(
+            weight=meta(8, 128, 64, dtype=torch.bfloat16),
+            bias=meta(8, 128, dtype=torch.bfloat16),
+            cos=angles,
+            sin=angles,
+            norm_weight=meta(128, dtype=torch.float32) if normalized else None,
+            norm_epsilon=1e-6 if normalized else 0.0,
+            per_head=per_head,
+        )
+        latent_decode_triton(
+            meta(8, 1, 32, 128, dtype=torch.bfloat16),
+            rows_of(layout),
+            meta(8, 512, dtype=torch.int32),
+            meta(8, dtype=torch.int32),
+            read=LatentRead(key_rank=key_rank, value_rank=value_rank, scale=0.1, key_up=key_up),
+            offset=None,
+            query_lens=None,
+            first_slots=None,
+            num_splits=None,
+            tiles=tiles,
+        )
+
+    return run
+
+
+def append(name: str):
+    def run() -> None:
+        rows = rows_of(LAYOUTS[name])
+        latent_append_triton(
+            meta(64, rows.layout.num_channels, dtype=torch.bfloat16),
+            rows,
+            meta(64, dtype=torch.int64),
+            center=None,
+            reach=None if rows.layout.head_byte is None else meta(rows.layout.num_channels),
+        )
+
+    return run
