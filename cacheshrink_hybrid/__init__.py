@@ -30,7 +30,8 @@ if TYPE_CHECKING:
         measure_recall,
     )
     from .families import model_spec
-    from .latent_model import compression_disabled, plan_of
+    from .latent_model import plan_of
+    from .original_model import compression_disabled
     from .plan import CompressionPlan
     from .training import MLATrainer, TrainingConfig
 
@@ -69,7 +70,7 @@ _HOMES = {
     "TrainingConfig": "training",
     "cache_bytes": "cache",
     "compare_outputs": "evaluation",
-    "compression_disabled": "latent_model",
+    "compression_disabled": "original_model",
     "compute_perplexity": "evaluation",
     "convert_model": "convert",
     "convert_to_mla": "convert",

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import ConfigError
-from ..latent_model import (
+from ..modules.latent_attention import LatentAttention
+from ..modules.recurrent_mixer import RecurrentMixer
+from ..original_model import (
     has_original_weights,
     keep_source_values,
     parameters_with_source_values,
 )
-from ..modules.latent_attention import LatentAttention
-from ..modules.recurrent_mixer import RecurrentMixer
 from .bases import TrainableBases, latent_modules, state_mixers
 from .frozen_shards import FrozenShards
 from .metric import output_metrics

@@ -23,7 +23,8 @@ from transformers.integrations import is_tensorboard_available
 
 from ..errors import ConfigError
 from ..evaluation.perplexity import score_sequences
-from ..latent_model import has_original_weights, plan_of
+from ..latent_model import plan_of
+from ..original_model import has_original_weights
 from .arguments import autocast, check_launcher, computes_in_bf16, training_arguments
 from .attachment import Attachment
 from .data import EMPTY, collate, training_sequences

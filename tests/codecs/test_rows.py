@@ -146,6 +146,11 @@ def test_without_gains_levels_clip() -> None:
     assert codec.saturated(x) == int((x[:, 8:].abs() > UNIFORM_CLIP).sum()) > 0
 
 
+def test_scales_per_token_have_no_gains_to_leave_out() -> None:
+    with pytest.raises(ConfigError, match="gains=False is for static scales"):
+        RowFormat(scales="token", gains=False)
+
+
 def test_without_gains_what_is_not_finite_reads_near_zero() -> None:
     codec = _codec("plain-2")
     x = _normal(codec, 3)
