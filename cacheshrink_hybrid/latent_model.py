@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from .cache import LatentCache, make_cache
+from .cache_argument import CACHE_ARGUMENTS, given_cache
 from .calibrate.states import mixer_modules
 from .errors import NotSupportedError, PlanError, UnsupportedModelError
 from .factorize import LatentFactors
@@ -92,14 +93,13 @@ class LatentModel(PreTrainedModel):
         return load_model(path, *args, **kwargs)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
-        names = ("past_key_values", "cache_params")
-        given = {name for name in names if model_kwargs.get(name) is not None}
+        given = {name for name in CACHE_ARGUMENTS if model_kwargs.get(name) is not None}
         wish = generation_config.cache_implementation
         _check_cache_wish(self, wish)
         result = super()._prepare_cache_for_generation(
             generation_config, model_kwargs, *args, **kwargs
         )
-        for name in names:
+        for name in CACHE_ARGUMENTS:
             # Dynamic caches that generate() just made; a static one holds latents as it is.
             if name not in given and type(model_kwargs.get(name)) is DynamicCache:
                 model_kwargs[name] = make_cache(self) if wish is None else _dense_cache(self, wish)
@@ -334,7 +334,7 @@ def _check_call(names: list[str], inner: nn.Module, args: tuple, kwargs: dict[st
     if torch.compiler.is_compiling():
         return
     given = dict(zip(names, args, strict=False)) | kwargs
-    cache = given.get("past_key_values")
+    cache = given_cache(given)
     if getattr(cache, "slots_are_positions", False):
         return  # of sequences of different lengths, which only the cache knows
     past = 0 if cache is None else cache.get_seq_length()

@@ -21,6 +21,7 @@ import torch
 from transformers import PreTrainedModel
 
 from cacheshrink_hybrid import LatentCache, convert_to_mla, make_cache
+from cacheshrink_hybrid.cache_argument import cache_argument
 from cacheshrink_hybrid.cli.arguments import load_any
 from cacheshrink_hybrid.cli.report import circumstances
 from cacheshrink_hybrid.demo import model_path
@@ -73,14 +74,15 @@ def compare(model: PreTrainedModel, context: int, batch: int, steps: int) -> dic
     ids = torch.randint(3, vocabulary, (batch, context - steps), generator=generator)
     dense = LatentCache(config=model.config.get_text_config(decoder=True))
     caches = {"dense": dense, "pooled": make_cache(model)}
+    argument = cache_argument(model.forward)
     for cache in caches.values():
-        model(ids, past_key_values=cache, use_cache=True)
+        model(ids, **{argument: cache}, use_cache=True)
     times: dict[str, list[float]] = {name: [] for name in caches}
     for _ in range(steps):
         for name, cache in caches.items():
             positions = torch.full((batch, 1), cache.get_seq_length())
             began = time.perf_counter()
-            model(ids[:, :1], past_key_values=cache, use_cache=True, position_ids=positions)
+            model(ids[:, :1], **{argument: cache}, use_cache=True, position_ids=positions)
             times[name].append(time.perf_counter() - began)
     middle = {name: median(values[2:]) for name, values in times.items()}
     return {

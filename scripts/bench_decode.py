@@ -43,6 +43,7 @@ from .benchmark import (
     IDENTITY_TOLERANCE,
     GateError,
     Speed,
+    cache_argument,
     cached_logits,
     common_arguments,
     environment,
@@ -242,6 +243,7 @@ def table_row(record: dict[str, Any]) -> dict[str, Any]:
 def print_profile(model: PreTrainedModel, args: argparse.Namespace) -> None:
     """Time by operator of decoding at the longest context."""
     ids = torch.randint(model.config.vocab_size, (1, max(args.contexts)), device=model.device)
+    argument = cache_argument(model)
     with torch.inference_mode():
         _, cache = cached_logits(model, ids, ids.shape[1])
         kinds = [ProfilerActivity.CPU]
@@ -249,7 +251,7 @@ def print_profile(model: PreTrainedModel, args: argparse.Namespace) -> None:
             kinds.append(ProfilerActivity.CUDA)
         with profile(activities=kinds, record_shapes=True) as recorded:
             for _ in range(args.num_new):
-                model(input_ids=ids[:, :1], past_key_values=cache, use_cache=True)
+                model(input_ids=ids[:, :1], **{argument: cache}, use_cache=True)
     averages = recorded.key_averages(group_by_input_shape=True)
     print(averages.table("self_cpu_time_total", row_limit=25, max_shapes_column_width=60))
 

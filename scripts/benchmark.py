@@ -7,6 +7,7 @@ their own.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import math
 import os
@@ -40,6 +41,12 @@ IDENTITY_TOLERANCE = 2e-4
 
 class GateError(RuntimeError):
     """A result is not right, so its speed is not measured."""
+
+
+def cache_argument(model: PreTrainedModel) -> str:
+    """The name under which attention models take their cache, in this release and in the older one
+    that a peer may need (whose environment does not have this package)."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -148,8 +155,9 @@ def cached_logits(
 ) -> tuple[Tensor, Cache]:
     """Logits (B, T, V) of `ids` (B, T), fed in chunks on top of a live cache, and that cache."""
     cache = empty_cache(model) if cache is None else cache
+    argument = cache_argument(model)
     chunks = [
-        model(input_ids=chunk, past_key_values=cache, use_cache=True).logits
+        model(input_ids=chunk, **{argument: cache}, use_cache=True).logits
         for chunk in ids.to(model.device).split(chunk_length, dim=1)
     ]
     return torch.cat(chunks, dim=1), cache
@@ -271,12 +279,13 @@ def interleaved_speed(
 def _time_once(model: PreTrainedModel, ids: Tensor, num_new: int) -> tuple[float, float]:
     """Seconds of one prefill and of `num_new` decoding steps after it."""
     cache = empty_cache(model)
+    argument = cache_argument(model)
     started = _now(model.device)
-    logits = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+    logits = model(input_ids=ids, **{argument: cache}, use_cache=True, logits_to_keep=1).logits
     prefilled = _now(model.device)
     for _ in range(num_new):
         token = logits[:, -1:].argmax(-1)
-        logits = model(input_ids=token, past_key_values=cache, use_cache=True).logits
+        logits = model(input_ids=token, **{argument: cache}, use_cache=True).logits
     return prefilled - started, _now(model.device) - prefilled
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from cacheshrink_hybrid.cache import make_cache
+from cacheshrink_hybrid.cache_argument import cache_argument
 from cacheshrink_hybrid.config import CompressionConfig
 from cacheshrink_hybrid.convert import convert_model
-from cacheshrink_hybrid.evaluation.cached_forward import cache_argument
 from cacheshrink_hybrid.families import model_spec
 from cacheshrink_hybrid.plan import CompressionPlan
 from tests.families.tiny_configs import tiny_model
@@ -94,7 +94,7 @@ def logits_in_pieces(
             ids[:, part],
             position_ids=positions[:, part],
             use_cache=True,
-            **{cache_argument(model): cache},
+            **{cache_argument(model.forward): cache},
         )
         pieces.append(output.logits)
         start += length

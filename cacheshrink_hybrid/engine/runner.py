@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Hashable, Sequence
 
 import torch
@@ -13,6 +12,7 @@ from ..cache import make_cache
 from ..cache.budget import frames_within
 from ..cache.frame_pool import FramePool
 from ..cache.sequences import SequenceStore
+from ..cache_argument import cache_argument
 from ..errors import NotSupportedError, UnsupportedModelError
 from ..families import model_spec
 from ..kernels.backend import Backend
@@ -58,14 +58,7 @@ class Runner:
         spec = model_spec(self.config)
         self.continues_in_pieces = spec.continues_in_pieces
         self._attends = bool(spec.attention_layers)
-        names = inspect.signature(model.forward).parameters
-        if not self._attends and "cache_params" not in names:
-            raise UnsupportedModelError(
-                f"this {type(model).__name__} has recurrent layers alone, and transformers runs "
-                "such hybrids without a cache only; use a model type without attention, such as "
-                "mamba2"
-            )
-        self._cache_name = "cache_params" if "cache_params" in names else "past_key_values"
+        self._cache_name = cache_argument(model.forward)
         self.coverage = kernel_coverage(model, spec, backend)
         probe = make_cache(model, backend="torch")
         states = plan_of(model).states if is_converted(model) else ()
@@ -73,7 +66,17 @@ class Runner:
         count = 1 + max((state.replay_length for state in states), default=1)
         with torch.no_grad():
             ids = torch.zeros(1, count, dtype=torch.long, device=model.device)
-            self.logits(ids, probe, torch.arange(count, device=model.device)[None], None)
+            positions = torch.arange(count, device=model.device)[None]
+            try:
+                self.logits(ids, probe, positions, None)
+            except ValueError as error:
+                if self._attends:
+                    raise
+                raise UnsupportedModelError(
+                    f"this {type(model).__name__} has recurrent layers alone, and transformers "
+                    f"runs such hybrids without a cache only ({error}); use a model type without "
+                    "attention, such as mamba2"
+                ) from error
         shapes = stored_shapes(probe)
         least = len(shapes.layout.classes) + shapes.layout.state.num_frames
         frames = frames_within(cache_bytes, shapes.layout.frame_bytes, least=least)

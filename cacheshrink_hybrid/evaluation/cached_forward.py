@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
 
 from ..cache import LatentCache, make_cache
+from ..cache_argument import cache_argument
 from ..errors import UnsupportedModelError
 from ..families import model_spec
 from ..latent_model import is_converted, plan_of
@@ -32,9 +33,10 @@ def cached_logits(
     cache = make_cache(model) if cache is None else cache
     if isinstance(cache, LatentCache):
         cache.codes_every_boundary = True
-    name = cache_argument(model)
+    name = cache_argument(model.forward)
     # A cache of states alone counts no tokens; its model has no use for positions either.
-    past = int(cache.get_seq_length()) if name == "past_key_values" else 0
+    attends = any(isinstance(layer, CacheLayerMixin) for layer in cache.layers)
+    past = int(cache.get_seq_length()) if attends else 0
     ids = ids.to(model.device)
     num_tokens = ids.shape[1]
     if not continues_in_pieces(model):
@@ -50,13 +52,6 @@ def cached_logits(
             **{name: cache},
         )
         yield start, output.logits
-
-
-def cache_argument(model: PreTrainedModel) -> str:
-    """The name under which a model's forward pass takes its cache; models without attention have
-    one of their own, and ignore the usual one."""
-    names = inspect.signature(model.forward).parameters
-    return "cache_params" if "cache_params" in names else "past_key_values"
 
 
 def continues_in_pieces(model: PreTrainedModel) -> bool:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from ..cache.exact_tokens import ExactTokens
+from ..cache_argument import cache_argument, take_cache
 from ..codecs.straight_through import straight_through
 from ..errors import NotSupportedError
 from ..plan import LatentPlan
@@ -95,8 +96,6 @@ class LatentAttention(nn.Module):
         *args,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         attention_mask: Tensor | None = None,
-        past_key_values=None,
-        layer_past=None,
         layer_idx: int | None = None,
         **kwargs,
     ) -> tuple[Tensor, Tensor | None]:
@@ -106,28 +105,27 @@ class LatentAttention(nn.Module):
             hidden_states: (B, T, E), after the layer's norm.
             position_embeddings: cos and sin of the new tokens, (B, T, rotary dim) each.
             attention_mask: as the configured attention function takes it.
-            past_key_values: cache of latents; updated in place.
-            layer_past: the same under the name that GPT-NeoX uses.
             layer_idx: cache layer, for modules that serve several.
+            kwargs: the cache of latents, updated in place, under any name of `CACHE_ARGUMENTS`; and
+                what the attention function takes.
 
         Returns:
             Output (B, T, E), and probabilities (B, H, T, S) where they were formed, else None.
         """
+        cache = take_cache(kwargs)
         if self.compression_disabled:
+            assert self.source_attention is not None
+            known = inspect.signature(self.source_attention.forward).parameters
             named = {
                 "position_embeddings": position_embeddings,
                 "attention_mask": attention_mask,
-                "past_key_values": past_key_values,
-                "layer_past": layer_past,
+                cache_argument(self.source_attention.forward): cache,
                 "layer_idx": layer_idx,
             }
-            assert self.source_attention is not None
-            known = inspect.signature(self.source_attention.forward).parameters
             given = {n: value for n, value in named.items() if value is not None or n in known}
             return self.source_attention(hidden_states, *args, **given, **kwargs)
         if args:
             raise TypeError("LatentAttention takes its arguments by name, except hidden_states")
-        cache = past_key_values if past_key_values is not None else layer_past
         layer_idx = self.layer_idx if layer_idx is None else layer_idx
         assert layer_idx is not None, "a shared module is called with its layer_idx"
         query, gate = self.project_query(hidden_states, layer_idx)

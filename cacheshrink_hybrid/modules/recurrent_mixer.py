@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from ..cache.state_layer import StateCacheMixin, StateLayout, state_layer
+from ..cache_argument import cache_argument, take_cache
 from ..errors import NotSupportedError
 from ..plan import StatePlan
 from .coded_scan import rounded_through, scan_through_codes
@@ -136,12 +137,20 @@ class RecurrentMixer(nn.Module):
         """y of `scan` where nobody needs the state."""
         return self.scan(state, inputs, reads)[0]
 
-    def forward(self, hidden_states, cache_params=None, attention_mask=None, **kwargs):
+    def forward(self, hidden_states, *, attention_mask=None, **kwargs):
+        """The mixer's output (B, T, E) for the T new tokens.
+
+        Args:
+            hidden_states: (B, T, E), after the layer's norm.
+            attention_mask: (B, T), zeros where there is padding, or None.
+            kwargs: the cache, updated in place, under any name of `CACHE_ARGUMENTS`.
+        """
+        cache = take_cache(kwargs)
         if self.compression_disabled:
             with self._as_the_source():
                 return super().forward(
                     hidden_states,
-                    cache_params=cache_params,
+                    **{cache_argument(super().forward): cache},
                     attention_mask=attention_mask,
                     **kwargs,
                 )
@@ -152,9 +161,9 @@ class RecurrentMixer(nn.Module):
                 "a compressed recurrent state; pad them instead"
             )
         layer: PooledState | StateCacheMixin | None = None
-        if cache_params is not None and self.state_plan is not None:
-            kept = self.take_over(cache_params)
-            layer = state_in_pool(self, cache_params, kept, hidden_states) or kept
+        if cache is not None and self.state_plan is not None:
+            kept = self.take_over(cache)
+            layer = state_in_pool(self, cache, kept, hidden_states) or kept
         return self.mix(hidden_states, attention_mask, layer)
 
     def take_over(self, cache: Cache) -> StateCacheMixin:

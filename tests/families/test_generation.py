@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, StaticCache, pipeline
 
 from cacheshrink_hybrid import HybridCache, LatentCache, latent_model
+from cacheshrink_hybrid.cache_argument import given_cache
 from cacheshrink_hybrid.errors import NotSupportedError
 from tests.families.tiny_configs import CASES, tiny_model
 from tests.models import Pair, converted_copy, logits_of, pair, random_ids
@@ -204,7 +205,7 @@ def cache_of(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, **settings
     forward = model.forward
 
     def spy(*args: Any, **kwargs: Any) -> Any:
-        seen.append(kwargs["past_key_values"])
+        seen.append(given_cache(kwargs))
         return forward(*args, **kwargs)
 
     with monkeypatch.context() as patched:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from cacheshrink_hybrid.cache import make_cache
+from cacheshrink_hybrid.cache_argument import cache_argument
 from cacheshrink_hybrid.calibrate.states import compressible_layers
-from cacheshrink_hybrid.evaluation.cached_forward import cache_argument
 from cacheshrink_hybrid.evaluation.memory import measure_cache_memory
 from cacheshrink_hybrid.families import FAMILIES, model_spec
 from cacheshrink_hybrid.families.states import MIXERS
@@ -170,14 +170,16 @@ def test_tokens_taken_back_leave_no_trace(case: str, removed: int) -> None:
             if detour:
                 fed = torch.cat([fed, random_ids(2, removed, seed=start)], dim=1)
                 positions = torch.arange(start, start + 2 + removed)[None]
-            model(fed, position_ids=positions, **{cache_argument(model): cache})
+            model(fed, position_ids=positions, **{cache_argument(model.forward): cache})
             if detour:
                 cache.crop(-removed)
         for layer in cache.layers:
             if hasattr(layer, "record_past"):
                 layer.record_past = False
         positions = torch.arange(19, 30)[None]
-        output = model(ids[:, 19:], position_ids=positions, **{cache_argument(model): cache})
+        output = model(
+            ids[:, 19:], position_ids=positions, **{cache_argument(model.forward): cache}
+        )
         results.append(output.logits)
     assert largest_difference(results[1], results[0]) < 2e-4
 

@@ -1,0 +1,74 @@
+"""The names under which transformers hands a cache to the parts of a model.
+
+Releases up to 5.23 call it `past_key_values`, in recurrent layers `cache_params` and in GPT-NeoX
+`layer_past`; from 5.24 on it is `cache` everywhere. A module that replaces one of transformers' own
+is called with whatever name its caller uses, so ours take all of them, and refuse a cache under a
+name they do not know: to overlook it would give wrong logits without a word.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from transformers import Cache
+
+from .errors import NotSupportedError
+
+CACHE_ARGUMENTS = ("cache", "past_key_values", "cache_params", "layer_past")
+"""Known names, the newest first."""
+
+
+def cache_argument(forward: Callable[..., Any]) -> str:
+    """The name under which `forward` takes its cache, the newest of those it knows."""
+    known = inspect.signature(forward).parameters
+    for name in CACHE_ARGUMENTS:
+        if name in known:
+            return name
+    raise NotSupportedError(
+        f"{getattr(forward, '__qualname__', forward)} takes no cache under any of the names "
+        f"{', '.join(CACHE_ARGUMENTS)}; this release of transformers is not supported"
+    )
+
+
+def given_cache(arguments: Mapping[str, Any]) -> Any:
+    """The cache among the arguments of a call, whatever its name; None if there is none.
+
+    Raises:
+        TypeError: two different ones are given.
+    """
+    found: dict[str, Any] = {}
+    for name in CACHE_ARGUMENTS:
+        if arguments.get(name) is not None:
+            found[name] = arguments[name]
+    caches = list(found.values())
+    if any(cache is not caches[0] for cache in caches):
+        raise TypeError(f"different caches were given as {' and '.join(found)}; give one of them")
+    return caches[0] if caches else None
+
+
+def take_cache(arguments: dict[str, Any]) -> Cache | None:
+    """The cache among the keywords of a replaced module's call, which are left without it.
+
+    Raises:
+        TypeError: two different caches, or one under a name that this package does not know.
+        NotSupportedError: a cache that is not of transformers' layered kind.
+    """
+    cache = given_cache(arguments)
+    for name in CACHE_ARGUMENTS:
+        arguments.pop(name, None)
+    for name, value in arguments.items():
+        if isinstance(value, Cache):
+            raise TypeError(
+                f"a {type(value).__name__} was given as {name!r}, a name of the cache that this "
+                f"package does not know ({', '.join(CACHE_ARGUMENTS)}); this release of "
+                "transformers is newer than it supports, install a tested one"
+            )
+    if cache is not None and not isinstance(cache, Cache):
+        raise NotSupportedError(
+            f"a converted model cannot use a {type(cache).__name__} as its cache; use "
+            "make_cache(model), which is also what generate() makes by default. To serve many "
+            "requests at once, use cacheshrink_hybrid.engine.LLM in the place of generate_batch()"
+        )
+    return cache
