@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
+from transformers.cache_utils import StaticLayer
 
 from ..cache.exact_tokens import ExactTokens
 from ..cache_argument import cache_argument, take_cache
@@ -30,7 +31,7 @@ from ..plan import LatentPlan
 from .attention_parts import AttentionParts
 from .exact_read import first_visible_slots, read_with_exact
 from .key_projection import linear_in_order, make_key_projection
-from .latent_read import read_expanded, read_latents, reads_directly
+from .latent_read import read_expanded, read_latents, reads_directly, without_empty_slots
 from .pooled_attention import attend_in_pool, row_step
 from .slot_rotary import in_pairs, turn_channels, turn_pairs_
 
@@ -185,6 +186,10 @@ class LatentAttention(nn.Module):
         stored = latent if self.codec is None else self.codec.encode(latent, self.latent_reach)
         if cache is not None:
             stored = cache.update(stored[:, None], stored[:, None, :, :0], layer_idx)[0][:, 0]
+            if attention_mask is None and isinstance(cache.layers[layer_idx], StaticLayer):
+                attention_mask = without_empty_slots(
+                    self, query, stored.shape[1], first_query_slot, first_key_slot
+                )
         new = latent
         latent = stored if self.codec is None else self.codec.decode(stored, query.dtype)
         learns = self.training and cache is None and torch.is_grad_enabled()

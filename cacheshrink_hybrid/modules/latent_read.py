@@ -31,6 +31,31 @@ def reads_directly(module: LatentAttention, query: Tensor, mask) -> bool:
     return query.shape[2] <= MAX_DECODE_TOKENS and plain_mask and not module.training
 
 
+def without_empty_slots(
+    module: LatentAttention,
+    query: Tensor,
+    num_keys: int,
+    first_query_slot: int | Tensor,
+    first_key_slot: int | Tensor,
+) -> Tensor | None:
+    """The mask (1, 1, T, S) of queries (B, H, T, D) over what a static layer gives out, in the
+    place of one that transformers left out.
+
+    It leaves masks out for attention functions that know how queries and slots lie to each other:
+    of a first pass, and of single tokens unless the whole cache can be compiled. Here S counts
+    slots that nothing was written to yet, so None stands only where such a function reads them.
+    """
+    num_new = query.shape[2]
+    if num_new > MAX_DECODE_TOKENS and module.softcap is None:
+        return None
+    slots = torch.arange(num_keys, device=query.device) + first_key_slot
+    own = torch.arange(num_new, device=query.device)[:, None] + first_query_slot
+    visible = slots <= own
+    if module.sliding_window is not None:
+        visible &= slots > own - module.sliding_window
+    return visible[None, None]
+
+
 def read_latents(
     module: LatentAttention,
     query: Tensor,
