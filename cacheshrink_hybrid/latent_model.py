@@ -118,6 +118,14 @@ class LatentModel(PreTrainedModel):
                     mixer.take_over(model_kwargs[name])
         return result
 
+    def init_continuous_batching(self, *args, **kwargs):
+        """Refused: transformers' paged cache, which this would make, has no rows of latents."""
+        raise NotSupportedError(
+            "transformers' continuous batching (generate_batch, serve) keeps plain keys and values "
+            f"in a cache of its own, which a converted {type(self).__name__} does not have; serve "
+            "many requests at once with cacheshrink_hybrid.engine.LLM"
+        )
+
     def _get_static_cache_init_shape(self):
         """Latents differ in width by layer, so static buffers are made at their first use."""
         return None
