@@ -18,6 +18,7 @@ from .latent_model import convert_in_place, is_converted
 from .modules.attention_parts import AttentionParts
 from .plan import CompressionPlan
 from .planning import ModelStatistics, plan_model
+from .self_check import check_layers
 from .spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def convert_to_mla(
     budget_bytes: int | None = None,
     context_length: int | None = None,
     trust_remote_code: bool = False,
+    self_check: bool = True,
     seed: int = 0,
     verbose: bool = True,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
@@ -87,6 +89,8 @@ def convert_to_mla(
         calibration_dataset_subset: configuration of that data set.
         metric: see `CompressionConfig`; None is `fisher` with calibration and `none` without.
         trust_remote_code: passed to `from_pretrained`; code from the Hub runs only if True.
+        self_check: before anything else, compare every layer that is to be replaced, rebuilt at
+            full rank, with the source's on a few tokens.
         verbose: print the plan and show a progress bar.
 
     The other parameters are those of `CompressionConfig`.
@@ -98,6 +102,7 @@ def convert_to_mla(
     Raises:
         ConfigError: bad arguments, all listed.
         UnsupportedModelError: a family that is not supported, or a model converted before.
+        SelfCheckError: a layer that does not compute what its family's row says.
         CalibrationError: no usable text.
         PlanError: a ratio or rank that this model cannot meet.
         A model object is unchanged after any of them.
@@ -161,7 +166,7 @@ def convert_to_mla(
         if texts is None:
             texts = _texts(config, None, calibration_dataset, calibration_dataset_subset)
         sequences = calibration_sequences(tokenizer, texts, config)
-    convert_model(model, config, sequences, progress=verbose)
+    convert_model(model, config, sequences, progress=verbose, self_check=self_check)
     if verbose:
         from .latent_model import plan_of
 
@@ -176,6 +181,7 @@ def convert_model(
     *,
     statistics: ModelStatistics | list[LatentStatistics] | None = None,
     progress: bool = False,
+    self_check: bool = True,
 ) -> CompressionPlan:
     """Rewrite `model` in place: spec -> statistics -> factors -> plan -> modules.
 
@@ -184,6 +190,7 @@ def convert_model(
         sequences: calibration token ids, (1, T) each; not used with `metric='none'`.
         statistics: of an equal model under the same metric, from `model_statistics`, instead of
             sequences.
+        self_check: compare every layer that is to be replaced with the source's beforehand.
 
     Returns:
         The plan, which is also stored in the model's config.
@@ -193,6 +200,9 @@ def convert_model(
     spec = model_spec(model.config)
     _check_something_to_do(spec, config)
     compressed = _compressed_parts(_all_parts(model, spec), config)
+    if self_check:
+        mixers = compressible_layers(spec) if config.changes_states else []
+        check_layers(model, compressed, mixers, seed=config.seed)
     if statistics is None:
         statistics = _statistics(model, spec, compressed, config, sequences, progress)
     elif isinstance(statistics, list):

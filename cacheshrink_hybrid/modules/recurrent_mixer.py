@@ -308,13 +308,23 @@ def install_mixer(
     return module
 
 
+MIXER_ATTRIBUTES = (
+    "state_plan",
+    "state_observer",
+    "compression_disabled",
+    "folded",
+    "_codec",
+    "_ranks_differ",
+)
+
+
 def uninstall_mixer(module: RecurrentMixer) -> None:
     """Give a mixer its source's class back."""
     bases: Any = type(module).__mro__
     for name in ("state_write", "state_read"):
         del module._parameters[name]
     del module._modules["source_weights"]
-    for name in ("state_plan", "state_observer", "compression_disabled", "folded"):
+    for name in MIXER_ATTRIBUTES:
         module.__dict__.pop(name, None)
     module.__class__ = bases[bases.index(RecurrentMixer) + 1]
 
