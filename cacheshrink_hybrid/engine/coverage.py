@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from transformers import PreTrainedModel
 
 from ..errors import KernelUnavailableError
@@ -46,7 +47,8 @@ def kernel_coverage(model: PreTrainedModel, spec: ModelSpec, backend: Backend) -
     layers: tuple[int, ...]
     for module in model.modules():
         if isinstance(module, LatentAttention):
-            reason = pooled_attention.why_not(module, module.kv_a_proj.weight.dtype)
+            like = torch.empty(0, dtype=model.dtype, device=model.device)
+            reason = pooled_attention.why_not(module, like)
             if module.plan.keeps_exact:
                 reason = (
                     "the engine keeps exact_sinks and exact_window where torch reads them; "

@@ -29,8 +29,9 @@ from ..errors import NotSupportedError
 from ..plan import LatentPlan
 from .attention_parts import AttentionParts
 from .exact_read import first_visible_slots, read_with_exact
-from .key_projection import linear_in_order, make_key_projection
+from .key_projection import in_runs, linear_in_order, make_key_projection
 from .latent_read import read_expanded, read_latents, reads_directly
+from .linear_map import images, is_linear, is_plain
 from .pooled_attention import attend_in_pool, row_step
 from .slot_rotary import in_pairs, turn_channels, turn_pairs_
 
@@ -71,7 +72,6 @@ class LatentAttention(nn.Module):
         reach = torch.empty(plan.kv_lora_rank, **new)
         self.latent_reach = nn.Parameter(reach, requires_grad=False) if plan.coded else None
         self.compression_disabled = False
-        self._pairs: tuple[tuple, Tensor, Tensor] | None = None
         self._pair_frequencies: Tensor | None = None
 
         self.q_proj = parts.query.as_linear()
@@ -192,6 +192,7 @@ class LatentAttention(nn.Module):
             latent = straight_through(new, latent)
 
         if self.plan.keeps_exact and not learns:  # training reads every token as coded
+            self._refuse_unlike_matrices(query)
             copies = self._exact_tokens(cache, layer_idx, first_query_slot)
             num_slots = first_key_slot + latent.shape[1]
             first = first_visible_slots(attention_mask, new.shape[0], latent.shape[1], new.device)
@@ -227,6 +228,15 @@ class LatentAttention(nn.Module):
         copies = cache.exact_tokens(layer_idx, self.plan.exact_sinks, self.plan.exact_window)
         assert copies.num_tokens == first_query_slot, "rows and copies are of the same tokens"
         return copies
+
+    def _refuse_unlike_matrices(self, like: Tensor) -> None:
+        unlike = self.unlike_matrices(like)
+        if unlike is not None:
+            raise NotSupportedError(
+                f"{unlike} of layer {self.plan.layer_ids[0]} is not one linear map for all tokens, "
+                "which exact_sinks and exact_window read with; merge the adapter, remove the hook, "
+                "or convert without exact tokens"
+            )
 
     def frequencies(self, device: torch.device) -> Tensor:
         """Rotary frequency of each pair of key channels, (Rk / 2,), kept on the device."""
@@ -273,41 +283,59 @@ class LatentAttention(nn.Module):
 
     def keeps_pairs(self, query: Tensor, angles: tuple[Tensor, Tensor]) -> bool:
         """Whether keys may be rebuilt by `keys_in_pairs`."""
-        if self.k_norm is not None or self.rotary is None:
+        if self.k_norm is not None or self.rotary is None or not is_plain(self.k_b_proj):
             return False
         return self.rotary.turns_halves(query, angles[0])
 
     def keys_in_pairs(self, latent: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """`keys` as (B, S, J, D) with channels in pairs, so that they are rotated where they are;
         half the memory traffic of rotating copies, which is what decoding on a CPU waits for."""
-        weight, bias = self._rows_in_pairs()
+        weight, bias = self.key_map(latent)
+        # A copy of the rows, made anew each time: they may be written to behind anybody's back.
+        weight = weight.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+        shares = self.plan.key_shares(len(weight)) if self.plan.method == "per_head" else None
         channels = latent[..., : self.plan.key_rank]
-        k = linear_in_order(self.k_b_proj, channels, weight, bias).unflatten(
-            -1, (-1, self.head_dim)
-        )
+        k = linear_in_order(channels, weight, in_pairs(bias), shares)
         assert self.rotary is not None
         turn_pairs_(k, self.rotary.turns(cos, sin))
         return k
 
-    def _rows_in_pairs(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of `k_b_proj` with the rows of each head in pairs, kept until they
-        change."""
-        weight, bias = self.k_b_proj.weight, self.k_b_proj.bias
-        state = (weight.data_ptr(), weight._version, bias.data_ptr(), bias._version)
-        if self._pairs is None or self._pairs[0] != state:
-            order = in_pairs(torch.arange(self.head_dim, device=weight.device))
-            rows = (
-                weight.detach()
-                if weight.ndim == 3
-                else weight.detach().unflatten(0, (-1, self.head_dim))
-            )
-            ordered = rows[:, order] if weight.ndim == 3 else rows[:, order].flatten(0, 1)
-            self._pairs = (
-                state,
-                ordered,
-                bias.detach().unflatten(0, (-1, self.head_dim))[:, order].flatten(),
-            )
-        return self._pairs[1:]
+    def key_map(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """What `k_b_proj` computes, as a weight (J, D, Rk) and a bias (J, D); with heads that have
+        channels of their own, (J, D, Rk / J)."""
+        return self._map(self.k_b_proj, self._key_units, like)
+
+    def value_map(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """What `v_b_proj` computes, as a weight (J, D, Rv) and a bias (J, D)."""
+        return self._map(self.v_b_proj, self._value_units, like)
+
+    def _map(self, projection: nn.Module, units, like: Tensor) -> tuple[Tensor, Tensor]:
+        if is_plain(projection):
+            weight, bias = projection.weight, projection.bias
+        else:
+            columns, bias = images(projection, units(like))
+            weight = columns.T
+        heads = self.num_key_value_heads, self.head_dim
+        return weight.reshape(*heads, -1), bias.reshape(*heads)
+
+    def _key_units(self, like: Tensor) -> Tensor:
+        """Inputs of `k_b_proj` whose images are the columns of its weight."""
+        if self.plan.method != "per_head":
+            return torch.eye(self.plan.key_rank, dtype=like.dtype, device=like.device)
+        shares = self.plan.key_shares(self.num_key_value_heads)
+        own = torch.eye(sum(shares), dtype=like.dtype, device=like.device)
+        return in_runs(own[:, None].expand(-1, self.num_key_value_heads, -1), shares)
+
+    def _value_units(self, like: Tensor) -> Tensor:
+        return torch.eye(self.plan.value_rank, dtype=like.dtype, device=like.device)
+
+    def unlike_matrices(self, like: Tensor) -> str | None:
+        """Name and class of a projection that `key_map` or `value_map` cannot describe."""
+        for name, units in (("k_b_proj", self._key_units), ("v_b_proj", self._value_units)):
+            projection = getattr(self, name)
+            if not is_plain(projection) and not is_linear(projection, units(like)):
+                return f"{name} (a {type(projection).__name__})"
+        return None
 
     def values(self, latent: Tensor) -> Tensor:
         """Values (B, J, S, D) of latents (B, S, R)."""
