@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from .adapters import refuse_adapters
 from .calibrate import LatentStatistics, calibrate, weight_statistics
 from .calibrate.states import StateCalibration, compressible_layers
 from .calibrate.text import calibration_sequences, load_texts
@@ -148,6 +150,7 @@ def convert_to_mla(
         texts = _texts(config, calibration_texts, calibration_dataset, calibration_dataset_subset)
     if isinstance(model_name_or_path, torch.nn.Module):
         model = model_name_or_path
+        refuse_adapters(model, "converting")
         if dtype is not None or device is not None:
             raise ConfigError(
                 "device and dtype are for names and paths; move a model object with model.to(...)"
@@ -188,6 +191,7 @@ def convert_model(
     Returns:
         The plan, which is also stored in the model's config.
     """
+    refuse_adapters(model, "converting")
     if is_converted(model):
         raise UnsupportedModelError("the model is converted already; convert its source instead")
     spec = model_spec(model.config)
@@ -241,6 +245,7 @@ def model_statistics(
 
     States are calibrated as well if `config` changes them.
     """
+    refuse_adapters(model, "calibrating")
     spec = model_spec(model.config)
     parts = _compressed_parts(_all_parts(model, spec), config)
     return _statistics(model, spec, parts, config, sequences, progress)
@@ -296,9 +301,23 @@ def _texts(
     return load_texts(texts, dataset, subset, num_samples=config.num_calibration_samples)
 
 
+def _refuse_adapter_directory(path: Path) -> None:
+    """Refuse a directory in which peft has written an adapter and nothing else."""
+    settings = path / "adapter_config.json"
+    if not settings.is_file() or (path / "config.json").is_file():
+        return
+    base = json.loads(settings.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    raise UnsupportedModelError(
+        f"{path} holds an adapter of peft for the model {base!r}, not a model; load that model, "
+        "merge the adapter (PeftModel.from_pretrained(base, directory).merge_and_unload()), and "
+        "convert the result"
+    )
+
+
 def _load_source(name, tokenizer, device, dtype, trust_remote_code):
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    _refuse_adapter_directory(Path(name))
     model_spec(AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code))
     if tokenizer is None:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)

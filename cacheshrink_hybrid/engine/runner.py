@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..adapters import is_of_peft
 from ..cache import make_cache
 from ..cache.budget import frames_within
 from ..cache.frame_pool import FramePool
@@ -41,7 +42,8 @@ class Runner:
         NotSupportedError: the model keeps something that the store cannot, or its steps cannot be
             recorded and `cuda_graphs` is True.
         KernelUnavailableError: `backend` is `triton`, which cannot run here, or leaves layers out.
-        UnsupportedModelError: transformers itself runs the model without a cache only.
+        UnsupportedModelError: transformers itself runs the model without a cache only, or peft
+            wraps it.
     """
 
     def __init__(
@@ -53,6 +55,11 @@ class Runner:
         max_batch: int = 256,
         cuda_graphs: bool | None = None,
     ) -> None:
+        if is_of_peft(model):
+            raise UnsupportedModelError(
+                f"the engine runs plain models, not a {type(model).__name__} of peft; give "
+                "model.get_base_model(), on which its adapters act as well"
+            )
         self.model = model
         self.config = model.config.get_text_config(decoder=True)
         spec = model_spec(self.config)

@@ -29,9 +29,10 @@ from ..errors import NotSupportedError
 from ..plan import LatentPlan
 from .attention_parts import AttentionParts
 from .exact_read import first_visible_slots, read_with_exact
-from .key_projection import in_runs, linear_in_order, make_key_projection
+from .key_projection import linear_in_order, make_key_projection
+from .latent_maps import key_map, unlike_matrices
 from .latent_read import read_expanded, read_latents, reads_directly
-from .linear_map import images, is_linear, is_plain
+from .linear_map import is_plain
 from .pooled_attention import attend_in_pool, row_step
 from .slot_rotary import in_pairs, turn_channels, turn_pairs_
 
@@ -47,6 +48,10 @@ class LatentAttention(nn.Module):
         parts: the source module, taken apart.
         plan: ranks and read mode.
         keep_source: register the source module as `source_attention`, for `compression_disabled`.
+
+    Attributes:
+        replaced_names, new_names: of projections that the source has and this module has not, and
+            the other way round.
     """
 
     def __init__(self, parts: AttentionParts, plan: LatentPlan, *, keep_source: bool = False):
@@ -84,6 +89,9 @@ class LatentAttention(nn.Module):
         self.sinks = parts.sinks
         self.residual_dropout = parts.residual_dropout
         self.q_adapters, self.kv_a_adapters = _adapters(parts, plan, new)
+        old, own = _projections(parts.source), _projections(self)
+        self.replaced_names = tuple(name for name in old if name not in own)
+        self.new_names = tuple(name for name in own if name not in old)
         self.source_attention = parts.source if keep_source else None
         # Keeps the loader of transformers from initialising this as the family's own module; its
         # children are seen one by one.
@@ -192,7 +200,13 @@ class LatentAttention(nn.Module):
             latent = straight_through(new, latent)
 
         if self.plan.keeps_exact and not learns:  # training reads every token as coded
-            self._refuse_unlike_matrices(query)
+            unlike = unlike_matrices(self, query)
+            if unlike is not None:
+                raise NotSupportedError(
+                    f"{unlike} of layer {layer_idx} is not one linear map for all tokens, which "
+                    "exact_sinks and exact_window read with; merge the adapter, remove the hook, "
+                    "or convert without exact tokens"
+                )
             copies = self._exact_tokens(cache, layer_idx, first_query_slot)
             num_slots = first_key_slot + latent.shape[1]
             first = first_visible_slots(attention_mask, new.shape[0], latent.shape[1], new.device)
@@ -228,15 +242,6 @@ class LatentAttention(nn.Module):
         copies = cache.exact_tokens(layer_idx, self.plan.exact_sinks, self.plan.exact_window)
         assert copies.num_tokens == first_query_slot, "rows and copies are of the same tokens"
         return copies
-
-    def _refuse_unlike_matrices(self, like: Tensor) -> None:
-        unlike = self.unlike_matrices(like)
-        if unlike is not None:
-            raise NotSupportedError(
-                f"{unlike} of layer {self.plan.layer_ids[0]} is not one linear map for all tokens, "
-                "which exact_sinks and exact_window read with; merge the adapter, remove the hook, "
-                "or convert without exact tokens"
-            )
 
     def frequencies(self, device: torch.device) -> Tensor:
         """Rotary frequency of each pair of key channels, (Rk / 2,), kept on the device."""
@@ -290,7 +295,7 @@ class LatentAttention(nn.Module):
     def keys_in_pairs(self, latent: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """`keys` as (B, S, J, D) with channels in pairs, so that they are rotated where they are;
         half the memory traffic of rotating copies, which is what decoding on a CPU waits for."""
-        weight, bias = self.key_map(latent)
+        weight, bias = key_map(self, latent)
         # A copy of the rows, made anew each time: they may be written to behind anybody's back.
         weight = weight.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
         shares = self.plan.key_shares(len(weight)) if self.plan.method == "per_head" else None
@@ -300,43 +305,6 @@ class LatentAttention(nn.Module):
         turn_pairs_(k, self.rotary.turns(cos, sin))
         return k
 
-    def key_map(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """What `k_b_proj` computes, as a weight (J, D, Rk) and a bias (J, D); with heads that have
-        channels of their own, (J, D, Rk / J)."""
-        return self._map(self.k_b_proj, self._key_units, like)
-
-    def value_map(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """What `v_b_proj` computes, as a weight (J, D, Rv) and a bias (J, D)."""
-        return self._map(self.v_b_proj, self._value_units, like)
-
-    def _map(self, projection: nn.Module, units, like: Tensor) -> tuple[Tensor, Tensor]:
-        if is_plain(projection):
-            weight, bias = projection.weight, projection.bias
-        else:
-            columns, bias = images(projection, units(like))
-            weight = columns.T
-        heads = self.num_key_value_heads, self.head_dim
-        return weight.reshape(*heads, -1), bias.reshape(*heads)
-
-    def _key_units(self, like: Tensor) -> Tensor:
-        """Inputs of `k_b_proj` whose images are the columns of its weight."""
-        if self.plan.method != "per_head":
-            return torch.eye(self.plan.key_rank, dtype=like.dtype, device=like.device)
-        shares = self.plan.key_shares(self.num_key_value_heads)
-        own = torch.eye(sum(shares), dtype=like.dtype, device=like.device)
-        return in_runs(own[:, None].expand(-1, self.num_key_value_heads, -1), shares)
-
-    def _value_units(self, like: Tensor) -> Tensor:
-        return torch.eye(self.plan.value_rank, dtype=like.dtype, device=like.device)
-
-    def unlike_matrices(self, like: Tensor) -> str | None:
-        """Name and class of a projection that `key_map` or `value_map` cannot describe."""
-        for name, units in (("k_b_proj", self._key_units), ("v_b_proj", self._value_units)):
-            projection = getattr(self, name)
-            if not is_plain(projection) and not is_linear(projection, units(like)):
-                return f"{name} (a {type(projection).__name__})"
-        return None
-
     def values(self, latent: Tensor) -> Tensor:
         """Values (B, J, S, D) of latents (B, S, R)."""
         v = self.v_b_proj(self.value_channels(latent))
@@ -345,6 +313,12 @@ class LatentAttention(nn.Module):
     def value_channels(self, latent: Tensor) -> Tensor:
         """The channels (B, S, Rv) that values are made of."""
         return latent[..., self.plan.kv_lora_rank - self.plan.value_rank :]
+
+
+def _projections(module: nn.Module) -> list[str]:
+    """Names of the children with a weight that is a matrix."""
+    weights = {name: getattr(child, "weight", None) for name, child in module.named_children()}
+    return [name for name, weight in weights.items() if weight is not None and weight.ndim > 1]
 
 
 def project_query(attention, x: Tensor, adapter: nn.Module | None) -> tuple[Tensor, Tensor | None]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .latent_maps import key_map, unlike_matrices, value_map
 from .slot_rotary import in_pairs
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def reads_directly(module: LatentAttention, query: Tensor, mask) -> bool:
     plain_mask = mask is None or (isinstance(mask, Tensor) and mask.ndim == 4)
     if query.shape[2] > MAX_DECODE_TOKENS or module.training or not plain_mask:
         return False
-    return module.unlike_matrices(query) is None
+    return unlike_matrices(module, query) is None
 
 
 def read_latents(
@@ -80,7 +81,7 @@ def scores_of(
     J, G = module.num_key_value_heads, module.num_key_value_groups
     grouped = query.reshape(B, J, G * T, D)
     if module.plan.read_mode != "reconstruct":
-        weight, bias = module.key_map(query)
+        weight, bias = key_map(module, query)
         absorbed = torch.matmul(grouped, weight).reshape(B, H * T, -1)
         scores = torch.matmul(absorbed, latent[..., : module.plan.key_rank].transpose(1, 2))
         if not up_to_constants:
@@ -122,7 +123,7 @@ def mixed_values(
     B, H, T, _ = probabilities.shape
     J, G, D = module.num_key_value_heads, module.num_key_value_groups, module.head_dim
     mixed = torch.matmul(probabilities.reshape(B, H * T, -1), module.value_channels(latent))
-    weight, bias = module.value_map(latent)
+    weight, bias = value_map(module, latent)
     heads = torch.matmul(mixed.view(B, J, G * T, -1), weight.transpose(1, 2))
     mean = bias[:, None]
     if not complete:

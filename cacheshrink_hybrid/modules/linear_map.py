@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ..errors import UnsupportedModelError
 from .key_projection import HeadwiseLinear
 
 PLAIN_CLASSES = (nn.Linear, nn.Conv1d, Conv1D, HeadwiseLinear)
 PLAIN_WEIGHTS = (nn.Parameter, Tensor)
 
 TRIAL_TOLERANCE = 0.02
-"""Share of the largest output by which a linear layer may miss a sum; 8-bit activations miss 0.4 %."""
+"""Share of its terms by which a linear layer may miss a sum; 8-bit activations miss 0.4 %."""
 
 _TRIED: WeakKeyDictionary[nn.Module, tuple[tuple, bool]] = WeakKeyDictionary()
 """Of layers that are not plain: how they were when they were tried, and whether they are linear."""
@@ -88,6 +89,9 @@ def weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor | None]:
     Args:
         module: nn.Linear, Conv1D (whose weight is stored transposed), or something that stands in
             the place of one and has its `in_features`.
+
+    Raises:
+        UnsupportedModelError: its outputs are no linear map of its inputs.
     """
     transposed = isinstance(module, Conv1D)
     if is_plain(module):
@@ -98,6 +102,12 @@ def weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor | None]:
         device = None if weight.is_meta else weight.device
         place = {"dtype": weight.dtype, "device": device}
     width = module.nx if transposed else module.in_features
+    units = torch.eye(width, **place)
+    if not is_linear(module, units):
+        raise UnsupportedModelError(
+            f"a {type(module).__name__} in the place of a linear layer computes something else "
+            "than a linear map of its input, or has hooks that do; take the wrapper or hook off"
+        )
     with torch.no_grad():
-        columns, offset = images(module, torch.eye(width, **place))
+        columns, offset = images(module, units)
     return columns.T, offset

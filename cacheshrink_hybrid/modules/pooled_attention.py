@@ -20,6 +20,7 @@ from ..kernels.backend import Backend, runs_triton
 from ..kernels.row_layout import RowLayout
 from ..plan import LatentPlan
 from .expanded_prefill import expanded_prefill, expanding_pays
+from .latent_maps import unlike_matrices
 from .latent_read import MAX_DECODE_TOKENS, Angles
 from .left_padding import first_visible
 from .pooled_exact import read_exact_copies
@@ -86,7 +87,7 @@ def why_not(module: LatentAttention, like: Tensor) -> str | None:
     Args:
         like: a tensor of the activations' type and device.
     """
-    unlike = module.unlike_matrices(like)
+    unlike = unlike_matrices(module, like)
     if unlike is not None:
         return f"its {unlike} is not one linear map for all tokens"
     known, dtype = _FAULTS.setdefault(module, {}), like.dtype

@@ -26,6 +26,7 @@ from ..kernels.latent_prefill import latent_prefill
 from ..kernels.paged_rows import PagedRows
 from ..kernels.row_layout import KIND_OF_BITS, KIND_OF_DTYPE, Kind, RowLayout, row_levels
 from ..kernels.state_pages import StatePlace
+from .latent_maps import key_map, value_map
 
 if TYPE_CHECKING:
     from .latent_attention import LatentAttention
@@ -153,7 +154,7 @@ def latent_read(module: LatentAttention, num_slots: int, like: Tensor) -> Latent
         norm_weight, epsilon = None, 0.0
         if module.k_norm is not None:
             norm_weight, epsilon = rms_gains(module, like.device)
-        weight, bias = module.key_map(like)
+        weight, bias = key_map(module, like)
         cos = sin = None
         if module.rotary is not None:
             channels = module.rotary.rotated_halves(D)
@@ -294,7 +295,7 @@ def _absorbed(
     if read.key_up is not None:
         return query.transpose(1, 2).contiguous(), None
     grouped = query.reshape(B, J, -1, D)
-    weight, bias = module.key_map(query)
+    weight, bias = key_map(module, query)
     absorbed = torch.matmul(grouped, weight)
     offset = torch.matmul(grouped, bias[:, :, None])
     asked = absorbed.reshape(B, H, T, -1).transpose(1, 2).contiguous()
@@ -306,7 +307,7 @@ def _heads(module: LatentAttention, mixed: Tensor, total: Tensor) -> Tensor:
     B, T, H, rank = mixed.shape
     J, D = module.num_key_value_heads, module.head_dim
     grouped = mixed.transpose(1, 2).reshape(B, J, -1, rank)
-    weight, bias = module.value_map(mixed)
+    weight, bias = value_map(module, mixed)
     heads = torch.matmul(grouped, weight.transpose(1, 2))
     # With sinks the probabilities do not add up to one, so the mean counts by their sum.
     share = total.transpose(1, 2).reshape(B, J, -1, 1).to(heads.dtype)
