@@ -31,8 +31,8 @@ def refuse_adapters(model: nn.Module, purpose: str) -> None:
     """
     if is_of_peft(model):
         raise UnsupportedModelError(
-            f"a {type(model).__name__} of peft was given for {purpose}, which takes the plain model "
-            "that it wraps; give model.merge_and_unload(), or model.unload() to drop the adapter"
+            f"{purpose} takes the plain model that this {type(model).__name__} of peft wraps; give "
+            "model.merge_and_unload(), or model.unload() to drop the adapter"
         )
     names = [name for name, module in model.named_modules() if is_of_peft(module)]
     outer = [n for n in names if not any(n.startswith(f"{other}.") for other in names)]

@@ -18,6 +18,7 @@ from .errors import ConfigError, PlanError, UnsupportedModelError
 from .families import check_shared_weights, model_spec, read_attention
 from .latent_model import convert_in_place, is_converted
 from .modules.attention_parts import AttentionParts
+from .modules.recurrent_mixer import unfoldable_weight
 from .plan import CompressionPlan
 from .planning import ModelStatistics, plan_model
 from .spec import ModelSpec
@@ -196,6 +197,8 @@ def convert_model(
         raise UnsupportedModelError("the model is converted already; convert its source instead")
     spec = model_spec(model.config)
     _check_something_to_do(spec, config)
+    if config.changes_states:
+        _check_mixers(model, spec)
     compressed = _compressed_parts(_all_parts(model, spec), config)
     if statistics is None:
         statistics = _statistics(model, spec, compressed, config, sequences, progress)
@@ -232,6 +235,20 @@ def _check_something_to_do(spec: ModelSpec, config: CompressionConfig) -> None:
             f"recurrent states, of which this {spec.model_type} model has none that can be "
             "compressed; leave them out"
         )
+
+
+def _check_mixers(model: PreTrainedModel, spec: ModelSpec) -> None:
+    """Refuse mixers whose weights could not be replaced by shorter ones."""
+    for layer in compressible_layers(spec):
+        assert layer.state is not None
+        mixer = model.get_submodule(layer.state.module_name)
+        name = unfoldable_weight(mixer, layer.state.kind)
+        if name is not None:
+            raise UnsupportedModelError(
+                f"{layer.state.module_name}.{name} is parametrized, pruned or offloaded, so that a "
+                "shorter one cannot take its place; make it an ordinary parameter that is in "
+                "memory first (remove_parametrizations, prune.remove, loading without offload)"
+            )
 
 
 def model_statistics(

@@ -12,6 +12,7 @@ from ..kernels.backend import Backend, runs_triton
 from ..modules import pooled_attention, pooled_state
 from ..modules.latent_attention import LatentAttention
 from ..modules.recurrent_mixer import RecurrentMixer
+from ..placement import input_device
 from ..spec import ModelSpec
 
 
@@ -38,7 +39,7 @@ def kernel_coverage(model: PreTrainedModel, spec: ModelSpec, backend: Backend) -
         KernelUnavailableError: `triton`, and it cannot run on the model's device, kernels cannot
             take a converted layer, or nothing is converted.
     """
-    if not runs_triton(backend, model.device):
+    if not runs_triton(backend, input_device(model)):
         return KernelCoverage(frozenset(), frozenset(), {}, complete=False)
     rows: set[int] = set()
     states: set[int] = set()
@@ -47,7 +48,7 @@ def kernel_coverage(model: PreTrainedModel, spec: ModelSpec, backend: Backend) -
     layers: tuple[int, ...]
     for module in model.modules():
         if isinstance(module, LatentAttention):
-            like = torch.empty(0, dtype=model.dtype, device=model.device)
+            like = torch.empty(0, dtype=model.dtype, device=input_device(model))
             reason = pooled_attention.why_not(module, like)
             if module.plan.keeps_exact:
                 reason = (

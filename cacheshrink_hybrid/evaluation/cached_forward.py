@@ -14,6 +14,7 @@ from ..cache_argument import cache_argument
 from ..errors import UnsupportedModelError
 from ..families import model_spec
 from ..latent_model import is_converted, plan_of
+from ..placement import input_device
 
 DEFAULT_CHUNK = 64
 
@@ -37,7 +38,7 @@ def cached_logits(
     # A cache of states alone counts no tokens; its model has no use for positions either.
     attends = any(isinstance(layer, CacheLayerMixin) for layer in cache.layers)
     past = int(cache.get_seq_length()) if attends else 0
-    ids = ids.to(model.device)
+    ids = ids.to(input_device(model))
     num_tokens = ids.shape[1]
     if not continues_in_pieces(model):
         chunk_length = num_tokens

@@ -18,8 +18,8 @@ Units = Callable[["LatentAttention", Tensor], Tensor]
 
 
 def key_map(module: LatentAttention, like: Tensor) -> tuple[Tensor, Tensor]:
-    """What `k_b_proj` computes, as a weight (J, D, Rk) and a bias (J, D); (J, D, Rk / J) where heads
-    have channels of their own.
+    """What `k_b_proj` computes, as a weight (J, D, Rk) and a bias (J, D); where heads have channels
+    of their own, the weight is (J, D, Rk / J).
 
     Args:
         like: a tensor of the latents' type and device.

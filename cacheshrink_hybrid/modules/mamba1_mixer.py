@@ -22,6 +22,8 @@ from .selective_scan import selective_scan
 class Mamba1Mixer(RecurrentMixer):
     """Inputs of a token: x (M, P), dt (M, P), B (sum of ranks); it reads with C (M, r)."""
 
+    foldable = ("A_log", "x_proj.weight", "x_proj_weight")
+
     @property
     def num_scan_heads(self) -> int:
         """M: Zamba runs several scans side by side, the others one."""

@@ -25,6 +25,7 @@ class Mamba2Mixer(RecurrentMixer):
     """Inputs of a token: x (M, P), dt (M,), B (sum of ranks); it reads with C (G, r)."""
 
     exact_inputs = (1,)
+    foldable = ("in_proj.weight", "conv1d.weight")
 
     def state_matrices(self, plan: StatePlan) -> tuple[str, ...]:
         if plan.channels is None:

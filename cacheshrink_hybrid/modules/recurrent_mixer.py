@@ -44,6 +44,8 @@ class RecurrentMixer(nn.Module):
     """
 
     exact_inputs: tuple[int, ...] = ()
+    foldable: tuple[str, ...] = ()
+    """Parameters that `folded_weights` may make shorter, as far as a module has them."""
     layer_idx: int
     state_plan: StatePlan | None
     state_write: nn.Parameter | None
@@ -323,6 +325,20 @@ def uninstall_mixer(module: RecurrentMixer) -> None:
     for name in ("state_plan", "state_observer", "compression_disabled", "folded"):
         module.__dict__.pop(name, None)
     module.__class__ = bases[bases.index(RecurrentMixer) + 1]
+
+
+def unfoldable_weight(module: nn.Module, kind: str) -> str | None:
+    """Name of a weight of a source's mixer that is no parameter of its own, so that folding could
+    not replace it: a parametrized, pruned or offloaded one. None if there is none."""
+    for name in mixer_class(kind).foldable:
+        path, _, leaf = name.rpartition(".")
+        owner = getattr(module, path, None) if path else module
+        if owner is None or not hasattr(owner, leaf):
+            continue
+        parameter = owner._parameters.get(leaf)
+        if parameter is None or parameter.is_meta:
+            return name
+    return None
 
 
 @contextmanager
