@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 
+from .adapters import AdapterSettings
 from .cache import LatentCache, make_cache
 from .cache.hf_cache import num_cached_tokens
 from .cache_argument import CACHE_ARGUMENTS, given_cache
@@ -71,6 +72,8 @@ class LatentModel(PreTrainedModel):
     def kernel_backend(self, backend: Backend) -> None:
         self.__dict__["_kernel_backend"] = check_backend(backend)
 
+    peft_config = AdapterSettings()
+
     def __init__(self, config, *args, **kwargs) -> None:
         super().__init__(config, *args, **kwargs)
         plan = CompressionPlan.from_dict(getattr(config, PLAN_ATTRIBUTE))
@@ -86,6 +89,9 @@ class LatentModel(PreTrainedModel):
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
         from .checkpoint import save_model
 
+        if self._hf_peft_config_loaded:  # of a model with adapters, these alone are written
+            super().save_pretrained(save_directory, **kwargs)
+            return
         save_model(self, save_directory, **kwargs)
 
     @classmethod

@@ -14,6 +14,7 @@ from ..cache_argument import cache_argument
 from ..errors import UnsupportedModelError
 from ..families import model_spec
 from ..latent_model import is_converted, plan_of
+from ..placement import input_device
 
 DEFAULT_CHUNK = 64
 
@@ -35,7 +36,7 @@ def cached_logits(
         cache.codes_every_boundary = True
     name = cache_argument(model.forward)
     past = int(num_cached_tokens(cache))
-    ids = ids.to(model.device)
+    ids = ids.to(input_device(model))
     num_tokens = ids.shape[1]
     if not continues_in_pieces(model):
         chunk_length = num_tokens

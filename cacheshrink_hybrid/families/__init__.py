@@ -219,7 +219,8 @@ def check_shared_weights(parts: list[AttentionParts]) -> None:
     """Raise `UnsupportedModelError` if layers that should share one module's weights do not."""
     for part in parts:
         for layer_idx, source in part.sources.items():
-            if getattr(source, part.key.name).weight is not part.key.module.weight:
+            key = getattr(source, part.key.name)
+            if key is not part.key.module and key.weight is not part.key.module.weight:
                 raise UnsupportedModelError(
                     f"layers {part.layer_ids[0]} and {layer_idx} should share their attention "
                     "weights, but do not; call model.tie_weights() first"

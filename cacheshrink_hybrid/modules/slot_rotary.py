@@ -56,6 +56,7 @@ class SlotRotary:
         self._angles: tuple[Tensor, Tensor] | None = None
         self._turns: tuple[Tensor, Tensor] | None = None
         self._halves: bool | None = None
+        self._rotated: dict[int, int | None] = {}
         self._step: tuple[tuple, Any] | None = None
 
     def angles(
@@ -83,6 +84,10 @@ class SlotRotary:
             cos, sin = self._compute(1 << (num_slots - 1).bit_length(), like)
             tables[key] = tuple(angle[0, :, :num_pairs].contiguous() for angle in (cos, sin))
         return tables[key]
+
+    def kept_pair_angles(self) -> object:
+        """What `pair_angles` gave out last, by type and device."""
+        return dict(_PAIR_ANGLES.get(self.rotary_emb, {}))
 
     @torch.no_grad()
     def _compute(
@@ -168,7 +173,12 @@ class SlotRotary:
 
     def rotated_halves(self, head_dim: int) -> int | None:
         """Rotated channels Dr of a head, if pairs (i, i + Dr/2) are turned by one angle each and
-        the rest stays as it is; None for any other rotation. Found out by trying."""
+        the rest stays as it is; None for any other rotation. Found out by trying, once."""
+        if head_dim not in self._rotated:
+            self._rotated[head_dim] = self._try_halves(head_dim)
+        return self._rotated[head_dim]
+
+    def _try_halves(self, head_dim: int) -> int | None:
         generator = torch.Generator().manual_seed(0)
         device = next(self.rotary_emb.buffers()).device
         probe = torch.randn(1, 1, 3, head_dim, generator=generator).to(device)
