@@ -25,7 +25,7 @@ from transformers.cache_utils import StaticLayer
 
 from ..cache.exact_tokens import ExactTokens
 from ..cache_argument import cache_argument, take_cache
-from ..codecs.straight_through import straight_through
+from ..codecs.straight_through import newest_straight_through
 from ..errors import NotSupportedError
 from ..plan import LatentPlan
 from .attention_parts import AttentionParts
@@ -191,20 +191,25 @@ class LatentAttention(nn.Module):
                 latent = turn_channels(latent, self.frequencies(latent.device), *query_angles)
 
         # What is cached: the latent, or its row of bytes, as one head's key.
-        stored = latent if self.codec is None else self.codec.encode(latent, self.latent_reach)
+        stored = latent
+        if self.codec is not None:
+            stored = self.codec.encode(latent.detach(), self.latent_reach)
         if cache is not None:
             stored = cache.update(stored[:, None], stored[:, None, :, :0], layer_idx)[0][:, 0]
             if attention_mask is None and isinstance(cache.layers[layer_idx], StaticLayer):
                 attention_mask = without_empty_slots(
                     self, query, stored.shape[1], first_query_slot, first_key_slot
                 )
-        new = latent
-        latent = stored if self.codec is None else self.codec.decode(stored, query.dtype)
-        learns = self.training and cache is None and torch.is_grad_enabled()
-        if learns and self.codec is not None:
-            latent = straight_through(new, latent)
+        new, exact = latent, None
+        latent = stored
+        if self.codec is not None:
+            latent = self.codec.decode(stored, query.dtype)
+            first_new = first_query_slot - first_key_slot
+            latent = newest_straight_through(new, latent, first_new, dim=1)
 
-        if self.plan.keeps_exact and not learns:  # training reads every token as coded
+        # Training reads every token as coded, also where it runs a pass again for its gradients.
+        learns = self.training and (cache is None or torch.is_grad_enabled())
+        if self.plan.keeps_exact and not (learns and cache is None):
             unlike = unlike_matrices(self, query)
             if unlike is not None:
                 raise NotSupportedError(
@@ -213,14 +218,15 @@ class LatentAttention(nn.Module):
                     "or convert without exact tokens"
                 )
             copies = self._exact_tokens(cache, layer_idx, first_query_slot)
-            num_slots = first_key_slot + latent.shape[1]
             first = first_visible_slots(attention_mask, new.shape[0], latent.shape[1], new.device)
+            exact = copies.update(new, first + first_key_slot)
+        if exact is not None and not learns:
             output, weights = read_with_exact(
                 self,
                 query,
                 latent,
-                copies.update(new, first + first_key_slot),
-                num_slots - query.shape[2],
+                exact,
+                first_key_slot + latent.shape[1] - query.shape[2],
                 first_key_slot,
                 attention_mask,
                 key_angles,
@@ -293,7 +299,9 @@ class LatentAttention(nn.Module):
 
     def keeps_pairs(self, query: Tensor, angles: tuple[Tensor, Tensor]) -> bool:
         """Whether keys may be rebuilt by `keys_in_pairs`."""
-        if self.k_norm is not None or self.rotary is None or not is_plain(self.k_b_proj):
+        if self.k_norm is not None or self.rotary is None or torch.is_grad_enabled():
+            return False  # rotated in place, with weights that carry no gradient
+        if not is_plain(self.k_b_proj):
             return False
         return self.rotary.turns_halves(query, angles[0])
 

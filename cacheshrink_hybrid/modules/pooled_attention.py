@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..cache.exact_tokens import ExactTokens
 from ..cache.paged_step import RowStep
+from ..codecs.straight_through import has_gradients
 from ..errors import KernelUnavailableError
 from ..kernels.backend import Backend, runs_triton
 from ..kernels.row_layout import RowLayout
@@ -66,7 +67,7 @@ def row_step(
     layer = cache.layers[layer_idx]
     if reason is None and not layer.cumulative_length:
         return None  # without history there is nothing to read
-    if reason is None and torch.is_grad_enabled() and hidden.requires_grad:
+    if reason is None and has_gradients(module, hidden):
         reason = "kernels have no backward pass; decode within torch.no_grad()"
     if reason is None and not cache.slots_are_positions:
         batch, num_new = hidden.shape[:2]

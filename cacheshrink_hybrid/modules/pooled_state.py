@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..cache.paged_step import StateStep
 from ..cache.state_layer import StateCacheMixin, StateLayout
+from ..codecs.straight_through import has_gradients
 from ..errors import KernelUnavailableError
 from ..kernels.backend import Backend, runs_triton
 from ..kernels.conv_update_project import ConvPages, conv_update_project
@@ -61,7 +62,7 @@ def state_in_pool(
         )
     if reason is None and hidden.shape[1] != 1:
         return None
-    if reason is None and torch.is_grad_enabled() and hidden.requires_grad:
+    if reason is None and has_gradients(mixer, hidden):
         reason = "kernels have no backward pass; decode within torch.no_grad()"
     if reason is not None:
         if backend == "triton":

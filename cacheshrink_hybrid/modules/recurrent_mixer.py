@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from ..cache.state_layer import StateCacheMixin, StateLayout, state_layer
+from ..cache.state_layer import StateCacheMixin, StateLayout, rounded, state_layer
 from ..cache_argument import cache_argument, take_cache
 from ..errors import NotSupportedError
 from ..plan import StatePlan
-from .coded_scan import rounded_through, scan_through_codes
+from .coded_scan import scan_through_codes
 from .linear_map import is_plain
 from .pooled_state import PooledState, state_in_pool
 
@@ -171,7 +171,10 @@ class RecurrentMixer(nn.Module):
 
     def take_over(self, cache: Cache) -> StateCacheMixin:
         """This mixer's layer of a cache, which becomes one of ours at the first time."""
-        return state_layer(cache, self.layer_idx, self.state_layout())
+        layer = state_layer(cache, self.layer_idx, self.state_layout())
+        if self.learns_codes and torch.is_grad_enabled():
+            layer.codes_every_boundary = True  # as a pass without a cache does
+        return layer
 
     def state_layout(self) -> StateLayout:
         """How this mixer's states lie in a cache."""
@@ -194,7 +197,7 @@ class RecurrentMixer(nn.Module):
         context = self.conv1d.weight.shape[-1] - 1
         if layer is None:
             if self.learns_codes:
-                columns = rounded_through(columns, self.state_layout().dtype)
+                columns = rounded(columns, self.state_layout().dtype)
             window = nn.functional.pad(columns, (context, 0))
         else:
             window = layer.conv_window(columns)
@@ -224,8 +227,9 @@ class RecurrentMixer(nn.Module):
 
     @property
     def learns_codes(self) -> bool:
-        """Whether passes without a cache compute with states as they are stored, for training."""
-        if not (self.training and torch.is_grad_enabled()) or self.state_plan is None:
+        """Whether passes without a cache compute with states as they are stored, for training; also
+        those that are run again for their gradients."""
+        if not self.training or self.state_plan is None:
             return False
         return not self.state_layout().lossless
 
