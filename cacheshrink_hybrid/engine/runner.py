@@ -47,6 +47,8 @@ class Runner:
             wraps it.
     """
 
+    # What is kept between calls must not depend on the mode of whoever calls first.
+    @torch.inference_mode(False)
     def __init__(
         self,
         model: PreTrainedModel,
@@ -110,6 +112,7 @@ class Runner:
             self._steps.record()
         self.equal_lengths_only = _reads_by_slot(model)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def prefill(self, seq_id: Hashable, tokens: Sequence[int]) -> Tensor:
         """Append tokens to one sequence, whose frames have been reserved; logits (V,) after the
@@ -123,6 +126,7 @@ class Runner:
         self.store.commit([seq_id])
         return logits[0]
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def decode(self, seq_ids: Sequence[Hashable], tokens: Sequence[int]) -> Tensor:
         """Append one token to each of these sequences, whose frames have been reserved; logits
