@@ -15,7 +15,8 @@ from transformers import (
 )
 
 from ..calibrate.text import PYTHON_DOCS, load_texts
-from ..checkpoint import PLAN_NAME, load_mla_model
+from ..checkpoint import load_mla_model
+from ..checkpoint_files import PLAN_NAME
 from ..errors import ConfigError
 from ..spec import ModelSpec
 

@@ -36,7 +36,8 @@ import torch
 import yaml
 
 from ..calibrate.text import PYTHON_DOCS, load_texts
-from ..checkpoint import PLAN_NAME, save_mla_model
+from ..checkpoint import save_mla_model
+from ..checkpoint_files import PLAN_NAME
 from ..config import CompressionConfig
 from ..convert import convert_to_mla
 from ..errors import ConfigError

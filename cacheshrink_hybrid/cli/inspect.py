@@ -24,12 +24,12 @@ from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ..cache.stored_rows import planned_layout
-from ..checkpoint import PLAN_NAME, source_config
+from ..checkpoint_files import PLAN_NAME
 from ..errors import ConfigError
 from ..families import layout_spec
 from ..families.rows import REFUSED
-from ..latent_model import PLAN_ATTRIBUTE
 from ..plan import CompressionPlan, format_table
+from ..saved_model import read_checkpoint
 from ..spec import LayerSpec, ModelSpec
 
 LENGTHS = (1024, 8192, 32768, 131072)
@@ -71,13 +71,17 @@ class _Model:
 
 
 def _read(name: str, trust_remote_code: bool) -> _Model:
-    config = _config(name, trust_remote_code)
-    values = getattr(config, PLAN_ATTRIBUTE, None)
     path = Path(name)
+    plan: CompressionPlan | None = None
+    if (path / PLAN_NAME).is_file():
+        saved = read_checkpoint(path)
+        config, plan = saved.config, saved.plan
+    else:
+        config = _config(name, trust_remote_code)
     return _Model(
         name=path.stem if path.suffix == ".json" else path.name,
         spec=layout_spec(config),
-        plan=CompressionPlan.from_dict(values) if values else None,
+        plan=plan,
     )
 
 
@@ -124,10 +128,8 @@ def _print_model(model: _Model, lengths: Sequence[int], ratios: tuple[float, flo
 
 
 def _config(name: str, trust_remote_code: bool) -> PretrainedConfig:
-    """The text model's config; of a converted model with its plan."""
+    """The text model's config."""
     path = Path(name)
-    if (path / PLAN_NAME).is_file():
-        return source_config(path)
     file = path / "config.json" if path.is_dir() else path
     try:
         if file.is_file():

@@ -11,7 +11,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..checkpoint import PLAN_NAME, load_mla_model
+from ..checkpoint import load_mla_model
+from ..checkpoint_files import PLAN_NAME
 from ..errors import ConfigError
 
 
