@@ -5,16 +5,12 @@ Both only lead to `checkpoint.load_model`; the model they return is of the sourc
 
 from __future__ import annotations
 
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-MODEL_TYPE = "cacheshrink_hybrid"
+from .auto_config import MODEL_TYPE, CacheShrinkConfig
+
+__all__ = ["MODEL_TYPE", "CacheShrinkConfig", "CacheShrinkForCausalLM"]
 REMOTE_CODE_NAME = "modeling_cacheshrink_hybrid"
-
-
-class CacheShrinkConfig(PreTrainedConfig):
-    """Config of a saved model as the Auto classes read it."""
-
-    model_type = MODEL_TYPE
 
 
 class CacheShrinkForCausalLM(PreTrainedModel):
@@ -31,12 +27,6 @@ class CacheShrinkForCausalLM(PreTrainedModel):
         for name in ("code_revision", "adapter_kwargs", "_from_auto"):
             kwargs.pop(name, None)
         return load_model(path, **kwargs)
-
-
-def register() -> None:
-    """Let `AutoModelForCausalLM.from_pretrained` load saved models without remote code."""
-    AutoConfig.register(MODEL_TYPE, CacheShrinkConfig, exist_ok=True)
-    AutoModelForCausalLM.register(CacheShrinkConfig, CacheShrinkForCausalLM, exist_ok=True)
 
 
 def remote_code() -> str:

@@ -34,6 +34,7 @@ from .cache.stored_rows import planned_layout
 from .errors import CheckpointError
 from .families import model_spec
 from .latent_model import PLAN_ATTRIBUTE, latent_model_class, plan_of, source_class_of
+from .loading import PLAN_NAME
 from .modules.latent_attention import LatentAttention
 from .modules.recurrent_mixer import RecurrentMixer
 from .plan import CompressionPlan
@@ -43,7 +44,6 @@ FORMAT_VERSION = 2
 CONFIG_NAME = "config.json"
 LAYOUT_KEY = "cache_layout"
 SOURCE_CONFIG_NAME = "source_config.json"
-PLAN_NAME = "cacheshrink_plan.json"
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")

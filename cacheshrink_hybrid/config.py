@@ -6,8 +6,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .codecs.row_format import SCALES, RowFormat
-from .codecs.state import STATE_CODES
+from .codecs.names import SCALES, STATE_CODES
+from .codecs.row_format import RowFormat
 from .device_profile import DeviceProfile
 from .errors import ConfigError
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..config import CompressionConfig
+from ..demo.corpus import PYTHON_DOCS, held_out_text, training_text
 from ..errors import CalibrationError
 from ..recall import RecallKind, recall_exercises
 
@@ -17,8 +18,6 @@ TEXT_COLUMNS = ("text", "content", "document")
 MIN_TOKENS = 16
 MIN_WORDS = 16
 DOCUMENT_SEPARATOR = "<|endoftext|>"
-PYTHON_DOCS = "python-docs"
-"""Data set that every machine has: documentation of Python's standard library."""
 RECALL_DISTANCES = (16, 48, 128)
 """Tokens between an item and its return, in exercises of calibration."""
 RECALL_SEED = 7700
@@ -54,8 +53,6 @@ def load_texts(
         documents = [document.strip() for document in documents]
         return _spread(checked_texts(documents, str(path)), num_samples)
     if str(dataset) == PYTHON_DOCS:
-        from ..demo.corpus import held_out_text, training_text
-
         return _spread(list(training_text() if split == "train" else held_out_text()), num_samples)
     return _stream(str(dataset), subset, split, num_samples)
 

@@ -1,14 +1,20 @@
-"""The console command `cacheshrink-hybrid`, one program per module of this package."""
+"""The console command `cacheshrink-hybrid`, one program per module of this package.
+
+`parsers` says what each takes; a program's own module has `run(given)`, and is imported when its
+arguments have been read and found to be of use.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from importlib import import_module
 
 from ..errors import CacheShrinkError
 from ..version import __version__
+from . import preflight
 
 PROGRAMS = {
     "demo": "convert the model that ships with the package, and show what it costs and saves",
@@ -43,9 +49,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(program: str, argv: Sequence[str] | None) -> int:
-    """Run `program` with its own arguments (None for those of the process)."""
+    """Run `program` with its own arguments (None for those of the process).
+
+    Arguments are read and checked before anything heavy is imported, and before any work.
+    """
+    parsers = import_module(f".parsers.{program}", __name__)
+    parser = parsers.parser()
     try:
-        return import_module(f".{program}", __name__).main(argv)
+        given = getattr(parsers, "parse", ArgumentParser.parse_args)(parser, argv)
+        faults = [*preflight.faults(parser, given)]
+        if hasattr(parsers, "faults"):
+            faults += parsers.faults(given)
+        if faults:
+            return _refused(faults)
+        return import_module(f".{program}", __name__).run(given)
     except CacheShrinkError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _refused([str(error)])
+
+
+def _refused(faults: Sequence[str]) -> int:
+    for fault in faults:
+        print(f"error: {fault}", file=sys.stderr)
+    return 2

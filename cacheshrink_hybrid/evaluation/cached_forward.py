@@ -15,8 +15,6 @@ from ..errors import UnsupportedModelError
 from ..families import model_spec
 from ..latent_model import is_converted, plan_of
 
-DEFAULT_CHUNK = 64
-
 
 def cached_logits(
     model: PreTrainedModel, ids: Tensor, chunk_length: int, cache: Cache | None = None

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..codecs import RowCodec, RowFormat
 from ..codecs.levels import UNIFORM_CLIP, levels_of
-from ..codecs.row_format import BYTE_FORMATS, HALF_FORMATS
+from ..codecs.rows import BYTE_DTYPES, HALF_DTYPES
 from ..linalg import projection_loss
 from .latent_kv import LatentFactors, Unit
 from .water_filling import ChannelGroup, water_fill
@@ -160,7 +160,7 @@ def measured_distortion(latents: Tensor, bits: int, format: RowFormat) -> Tensor
     escape to, or as clipped without gains; with token scales, the run has a scale of its own.
     """
     if not format.uses_levels(bits):
-        number = HALF_FORMATS[format.half] if bits == 16 else BYTE_FORMATS[format.byte]
+        number = HALF_DTYPES[format.half] if bits == 16 else BYTE_DTYPES[format.byte]
         assert number is not None
         return (latents.to(number).double() - latents).square().mean(0)
     levels = levels_of(bits)

@@ -19,8 +19,6 @@ from ..calibrate.statistics import Moments
 from ..errors import CalibrationError
 from ..modules.latent_attention import LatentAttention
 
-METRICS = ("fisher", "activation")
-
 
 def output_metrics(
     model: PreTrainedModel,

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..errors import ConfigError
-from .metric import METRICS
 
+METRICS = ("fisher", "activation")
 LOSSES = ("lm", "reconstruction", "distillation", "local")
 EXTRAS = ("norms", "queries", "outputs")
 SCHEDULES = ("constant", "linear", "cosine", "constant_with_warmup")
