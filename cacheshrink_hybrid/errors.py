@@ -9,6 +9,10 @@ class CacheShrinkError(Exception):
     """Root of all errors that this package raises on purpose."""
 
 
+class CacheShrinkWarning(UserWarning):
+    """What was asked for is done, but the result may not be what was hoped for."""
+
+
 class ConfigError(CacheShrinkError, ValueError):
     """An argument, or a combination of arguments, cannot be used. Lists all faults at once."""
 

@@ -7,12 +7,17 @@ arguments have been read and found to be of use.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import warnings
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
+from typing import Any
 
-from ..errors import CacheShrinkError
+from ..errors import CacheShrinkError, CacheShrinkWarning
 from ..version import __version__
 from . import preflight
 
@@ -62,9 +67,38 @@ def run(program: str, argv: Sequence[str] | None) -> int:
             faults += parsers.faults(given)
         if faults:
             return _refused(faults)
-        return import_module(f".{program}", __name__).run(given)
+        with _quiet():
+            return import_module(f".{program}", __name__).run(given)
     except CacheShrinkError as error:
         return _refused([str(error)])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what transformers says of every model it loads, and with our warnings as lines."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    if "TRANSFORMERS_VERBOSITY" not in os.environ:
+        logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    with warnings.catch_warnings():
+        warnings.showwarning = partial(_show_warning, warnings.showwarning)
+        try:
+            yield
+        finally:
+            logging.set_verbosity(verbosity)
+            if bars:
+                logging.enable_progress_bar()
+
+
+def _show_warning(
+    otherwise: Callable[..., None], message: Any, category: type[Warning], *place: Any, **more: Any
+) -> None:
+    if issubclass(category, CacheShrinkWarning):
+        print(f"warning: {message}", file=sys.stderr)
+    else:
+        otherwise(message, category, *place, **more)
 
 
 def _refused(faults: Sequence[str]) -> int:

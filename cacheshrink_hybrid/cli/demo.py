@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging
 
 from ..checkpoint import load_mla_model, save_mla_model
 from ..convert import convert_to_mla
@@ -40,9 +39,6 @@ PROMPTS = (
 
 
 def run(given: argparse.Namespace) -> int:
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-
     documents = held_out_text()[:: 4 if given.quick else 1]
     texts = [document[:CHARACTERS_PER_DOCUMENT] for document in documents]
     distances = (64, 256) if given.quick else (64, 256, 1024)

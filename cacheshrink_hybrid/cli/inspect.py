@@ -19,7 +19,7 @@ from ..families import layout_spec
 from ..families.rows import REFUSED
 from ..latent_model import PLAN_ATTRIBUTE
 from ..loading import first_line, is_converted_directory
-from ..plan import CompressionPlan, format_table
+from ..plan import CompressionPlan, fitting_table
 from ..spec import LayerSpec, ModelSpec
 
 
@@ -28,7 +28,7 @@ def run(given: argparse.Namespace) -> int:
     ratios = [_ratios(given.kv_ratio, given.state_ratio, model.plan) for model in found]
     if len(found) > 1:
         lines = zip(found, ratios, strict=True)
-        print(format_table([_line(model, given.lengths, ratio) for model, ratio in lines]))
+        print(fitting_table([_line(model, given.lengths, ratio) for model, ratio in lines]))
         return 0
     _print_model(found[0], given.lengths, ratios[0])
     return 0
@@ -81,7 +81,7 @@ def _mib(num_bytes: float) -> str:
 def _print_model(model: _Model, lengths: Sequence[int], ratios: tuple[float, float] | None) -> None:
     spec, plan = model.spec, model.plan
     if plan is None:
-        print(format_table([_source_record(layer) for layer in spec.layers]))
+        print(fitting_table([_source_record(layer) for layer in spec.layers]))
         print(
             f"{spec.model_type}: {spec.bytes_per_token} KV bytes per token at 16 bits, "
             f"{spec.bytes_per_sequence} bytes of state per sequence"
@@ -90,7 +90,7 @@ def _print_model(model: _Model, lengths: Sequence[int], ratios: tuple[float, flo
             print(f"not converted: {REFUSED[spec.model_type]}")
     else:
         print(plan.table(spec))
-    print(format_table([_total(spec, plan, length, ratios) for length in lengths]))
+    print(fitting_table([_total(spec, plan, length, ratios) for length in lengths]))
     layout = planned_layout(spec, plan)
     if layout is not None:
         print("pool: " + layout.table())

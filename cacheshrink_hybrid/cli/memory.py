@@ -8,7 +8,7 @@ from typing import Any
 from ..evaluation.memory import measure_cache_memory
 from ..families import model_spec
 from ..latent_model import is_converted, plan_of
-from ..plan import format_table
+from ..plan import fitting_table
 from .arguments import load_given
 from .report import byte_columns, write_json
 
@@ -24,13 +24,12 @@ def run(given: argparse.Namespace) -> int:
         results[name] = measured | {"planned": columns}
         planned.append({"model": name} | columns)
         rows += [
-            _row(name, length, values)
-            for length, values in measured["per_sequence_length"].items()
+            _row(name, length, values) for length, values in measured["per_sequence_length"].items()
         ]
     print("Live bytes, in the dtype of each model; ratios count what is not coded at 16 bits:")
-    print(format_table(rows))
+    print(fitting_table(rows))
     print("\nAs planned, at 16 bits:")
-    print(format_table(planned))
+    print(fitting_table(planned))
     if given.json is not None:
         write_json(given.json, {"program": "memory", "models": results})
     return 0

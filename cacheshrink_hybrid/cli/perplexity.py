@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from typing import Any
 
+from ..errors import CacheShrinkWarning
 from ..evaluation.perplexity import measure_perplexity
 from ..families import model_spec
 from ..latent_model import is_converted, plan_of
-from ..plan import format_table
+from ..plan import fitting_table
 from .arguments import load_given, read_texts
 from .report import byte_columns, plot_tradeoff, write_json
+
+FEW_TOKENS = 1000
+"""Predicted tokens below which a perplexity is little to go by."""
 
 
 def run(given: argparse.Namespace) -> int:
     texts = read_texts(given)
     records: list[dict[str, Any]] = []
+    vocabulary: dict[str, int] = {}
     for name in given.models:
         model, tokenizer = load_given(given, name)
         result = measure_perplexity(
@@ -36,7 +42,7 @@ def run(given: argparse.Namespace) -> int:
                 "ratio": plan.compression_ratio if plan else 1.0,
                 "state_ratio": plan.state_ratio if plan else 1.0,
                 "perplexity": result.perplexity,
-                "change_percent": 0.0,
+                "change_percent": None,
                 "tokens": result.num_tokens,
                 "by_position": [
                     {"from": first, "to": end, "tokens": tokens, "perplexity": value}
@@ -44,16 +50,32 @@ def run(given: argparse.Namespace) -> int:
                 ],
             }
         )
-        base = records[0]["perplexity"]
-        records[-1]["change_percent"] = 100 * (result.perplexity / base - 1)
-    print(format_table([{k: v for k, v in r.items() if k != "by_position"} for r in records]))
+        vocabulary = vocabulary or tokenizer.get_vocab()
+        if tokenizer.get_vocab() == vocabulary:
+            base = records[0]["perplexity"]
+            records[-1]["change_percent"] = 100 * (result.perplexity / base - 1)
+        else:
+            warnings.warn(
+                f"{name} has another tokenizer than {given.models[0]}: their perplexities are per "
+                "token of their own, and do not compare",
+                CacheShrinkWarning,
+                stacklevel=2,
+            )
+    fewest = min(record["tokens"] for record in records)
+    if fewest < FEW_TOKENS:
+        warnings.warn(
+            f"only {fewest} tokens were predicted, too few to go by; give at least {FEW_TOKENS:,}",
+            CacheShrinkWarning,
+            stacklevel=2,
+        )
+    print(fitting_table([{k: v for k, v in r.items() if k != "by_position"} for r in records]))
     if given.by_position:
         rows = [
             {"model": r["model"]}
             | {f"{p['from']}..{p['to'] - 1}": p["perplexity"] for p in r["by_position"]}
             for r in records
         ]
-        print(format_table(rows))
+        print(fitting_table(rows))
     if given.json is not None:
         write_json(given.json, {"program": "perplexity", "models": records})
     if given.plot is not None:

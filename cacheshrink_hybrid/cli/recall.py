@@ -9,6 +9,9 @@ from ..plan import format_table
 from .arguments import load_given
 from .report import write_json
 
+AT_CHANCE = 0.15
+"""Accuracy that guessing reaches: of random digits one in ten is right, of letters fewer."""
+
 
 def run(given: argparse.Namespace) -> int:
     results, rows = {}, []
@@ -29,6 +32,22 @@ def run(given: argparse.Namespace) -> int:
             for distance, accuracy in measured.items()
         ]
     print(format_table(rows))
+    source = given.models[0]
+    for distance, kinds in at_chance(results[source]).items():
+        print(
+            f"note: {source} is no better than guessing at {', '.join(kinds)} over {distance} "
+            "tokens, so that says nothing of what is lost elsewhere (the exercises may be in a "
+            "form that this model has not learned)"
+        )
     if given.json is not None:
         write_json(given.json, {"program": "recall", "models": results})
     return 0
+
+
+def at_chance(measured: dict[int, dict[str, float]]) -> dict[int, list[str]]:
+    """Kinds of exercise, by distance, that a model does no better than by guessing."""
+    found = {
+        distance: [kind for kind, value in accuracy.items() if kind != "mean" and value < AT_CHANCE]
+        for distance, accuracy in measured.items()
+    }
+    return {distance: kinds for distance, kinds in found.items() if kinds}

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from ..calibrate.text import calibration_sequences, load_texts
 from ..config import CompressionConfig
-from ..convert import convert_model, model_statistics
+from ..convert import check_something_to_do, convert_model, model_statistics
 from ..errors import ConfigError, PlanError
 from ..evaluation.cached_forward import cached_logits
 from ..evaluation.defaults import DEFAULT_CHUNK
@@ -24,7 +24,8 @@ from ..evaluation.perplexity import measure_perplexity
 from ..evaluation.recall import measure_recall
 from ..families import model_spec
 from ..latent_model import plan_of, set_state_plans
-from ..plan import format_table
+from ..loading import loading
+from ..plan import fitting_table, format_table
 from .arguments import kv_ratio, load_given, read_texts
 from .parsers.states import DRIFT_STRETCH, point_settings
 from .report import write_json
@@ -35,6 +36,7 @@ STEADY = 512
 
 def run(given: argparse.Namespace) -> int:
     settings = [point_settings(point) for point in given.points]
+    _check_states(given, settings[0])
     texts = [text[: given.max_chars] for text in read_texts(given)]
     source, tokenizer = load_given(given, given.model)
     source = source.float()
@@ -102,9 +104,17 @@ def run(given: argparse.Namespace) -> int:
     if stretch is not None and model is not None:
         results["drift"] = _drift(source, model, stretch)
         results["drift"]["point"] = records[-1]["point"]
-        print(format_table(results["drift"]["stretches"]))
+        print(fitting_table(results["drift"]["stretches"]))
         write_json(given.output / "states.json", results)
     return 0
+
+
+def _check_states(given: argparse.Namespace, setting: dict[str, Any]) -> None:
+    """Raise at once for a model without states, as its conversion would."""
+    with loading(given.model):
+        source = AutoConfig.from_pretrained(given.model, trust_remote_code=given.trust_remote_code)
+        spec = model_spec(source)
+        check_something_to_do(spec, CompressionConfig(**kv_ratio(spec, 1.0), **setting))
 
 
 def _write(output: Path, results: dict[str, Any]) -> str:

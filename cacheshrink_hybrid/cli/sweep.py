@@ -14,7 +14,7 @@ from ..errors import PlanError
 from ..evaluation.perplexity import measure_perplexity
 from ..evaluation.uniform_kv import UniformKVCache, uniform_kv_bytes_per_token
 from ..families import model_spec
-from ..plan import format_table
+from ..plan import fitting_table, format_table
 from ..spec import ModelSpec
 from .arguments import load_given, read_texts
 from .flags import bits as as_bits
@@ -65,14 +65,18 @@ def run(given: argparse.Namespace) -> int:
             name = f"{series} {metric}"
             record = _record(name, byte_columns(spec, plan), perplexity(model), f"{name} {label}")
             records.append(record)
-            print(format_table(records[-1:]), flush=True)
+            print(
+                f"{record['model']}: {record['bytes_per_token']} KV bytes per token, "
+                f"{record['state_bytes']} of state, perplexity {record['perplexity']:.4g}",
+                flush=True,
+            )
     base, size = records[0], size_key(records)
     for record in records:
         record["ratio"] = base[size] / record[size]
         record["change_percent"] = 100 * (record["perplexity"] / base["perplexity"] - 1)
         record["front"] = not any(_beats(other, record, size) for other in records)
     shown = [{k: v for k, v in record.items() if k != "series"} for record in records]
-    print("\n" + format_table(shown))
+    print("\n" + fitting_table(shown))
     given.output.mkdir(parents=True, exist_ok=True)
     (given.output / "sweep.md").write_text(format_table(shown) + "\n", encoding="utf-8")
     write_json(given.output / "sweep.json", {"program": "sweep", "points": records})

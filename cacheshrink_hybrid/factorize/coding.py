@@ -61,6 +61,11 @@ def row_alignment(kv_width: int) -> int:
     return 1 if 2 * kv_width < NARROW_LATENT else WIDE_ROW_ALIGNMENT
 
 
+def run_channels(channels: int) -> int:
+    """Channels of a run of a latent with so many, at least."""
+    return NARROW_RUN_CHANNELS if channels < NARROW_LATENT else RUN_CHANNELS
+
+
 def code_channels(
     factors: Sequence[LatentFactors],
     units: Sequence[Unit],
@@ -87,7 +92,7 @@ def code_channels(
         PlanError: if the budget has no room for one run of the smallest width per module.
     """
     latents = [
-        _latents(factor, unit, sample)
+        sampled_latents(factor, unit, sample)
         for factor, unit, sample in zip(factors, units, samples, strict=True)
     ]
     num_layers = [unit.num_layers for unit in units]
@@ -191,7 +196,7 @@ def channel_reach(costs: Tensor, distortions: Tensor) -> Tensor:
     return (UNIFORM_CLIP + (coding / costs.clamp_min(tiny)).sqrt()).clamp_max(1e6).float()
 
 
-def _latents(factor: LatentFactors, unit: Unit, sample: Tensor | None) -> Tensor:
+def sampled_latents(factor: LatentFactors, unit: Unit, sample: Tensor | None) -> Tensor:
     """Sampled latents (tokens, R), float64."""
     generator = torch.Generator().manual_seed(0)
     if sample is None:
@@ -219,7 +224,7 @@ def _groups(
 ) -> list[ChannelGroup]:
     costs = channel_costs(factor, unit)
     losses = costs * channel_variances(factor, unit)
-    length = NARROW_RUN_CHANNELS if len(losses) < NARROW_LATENT else RUN_CHANNELS
+    length = run_channels(len(losses))
     groups = []
     for atoms in factor.atoms():
         order = losses[atoms].sum(-1).argsort(descending=True, stable=True)
