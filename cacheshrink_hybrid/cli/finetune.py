@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..checkpoint import save_mla_model
 from ..config import CompressionConfig
 from ..convert import convert_to_mla
 from ..demo.corpus import PYTHON_DOCS
-from ..errors import ConfigError
+from ..errors import CacheShrinkWarning, ConfigError
 from ..latent_model import is_converted
 from ..loading import is_converted_directory
 from ..training import MLATrainer, TrainingConfig
@@ -60,6 +61,17 @@ def run(given: argparse.Namespace) -> int:
             plot_losses(
                 output / "loss.png", stats["losses"], f"Fine-tuning by {trainer.config.loss}"
             )
+        if stats["perplexity_last"] > stats["perplexity_after"]:
+            kept = stats["kept_step"]
+            warnings.warn(
+                f"training ended at perplexity {stats['perplexity_last']:.4f}; the better weights "
+                + (f"of step {kept} are kept" if kept else "from before training are kept")
+                + (": it only got worse than before" if not kept else ""),
+                CacheShrinkWarning,
+                stacklevel=2,
+            )
+        elif stats["perplexity_after"] > stats["perplexity_before"]:
+            warnings.warn("the model is worse than before", CacheShrinkWarning, stacklevel=2)
         print(
             f"perplexity {stats['perplexity_before']:.4f} -> {stats['perplexity_after']:.4f} on "
             f"{stats['perplexity_of']} text after {stats['steps']} steps, "

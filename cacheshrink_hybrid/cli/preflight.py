@@ -21,7 +21,6 @@ from ..loading import (
     CONFIG_NAME,
     WEIGHT_SUFFIXES,
     device_fault,
-    first_line,
     hub_is_offline,
     is_converted_directory,
     model_fault,
@@ -238,9 +237,7 @@ class OutputDirectory:
 
 def unwritable(directory: Path) -> Iterator[str]:
     """Why no file can be written into `directory`, which need not exist yet."""
-    nearest = directory
-    while not nearest.exists() and nearest != nearest.parent:
-        nearest = nearest.parent
+    nearest = _nearest(directory)
     if not nearest.is_dir():
         yield f"{nearest} is a file; give a directory"
         return
@@ -248,14 +245,21 @@ def unwritable(directory: Path) -> Iterator[str]:
         with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
-        yield f"{directory} cannot be written to ({first_line(error)}); give another directory"
+        yield f"{directory} cannot be written to ({error.strerror}); give another directory"
+
+
+def _nearest(directory: Path) -> Path:
+    """The directory, or what there is of the way to it."""
+    while not directory.exists() and directory != directory.parent:
+        directory = directory.parent
+    return directory
 
 
 def too_little_space(directory: Path, needed_bytes: int) -> Iterator[str]:
     """Whether a model of this many bytes has no room in `directory`, which need not exist yet."""
-    nearest = directory
-    while not nearest.exists() and nearest != nearest.parent:
-        nearest = nearest.parent
+    nearest = _nearest(directory)
+    if not needed_bytes or not nearest.is_dir():
+        return
     free = shutil.disk_usage(nearest).free
     if free < needed_bytes + SPARE_BYTES:
         yield (

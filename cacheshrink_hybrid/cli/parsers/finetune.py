@@ -89,6 +89,7 @@ GROUPS = {
     "evaluation, checkpoints, logs": (
         "eval_steps",
         "early_stopping_patience",
+        "keep_best",
         "save_steps",
         "save_total_limit",
         "logging_steps",
