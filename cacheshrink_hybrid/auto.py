@@ -5,8 +5,6 @@ Both only lead to `checkpoint.load_model`; the model they return is of a subclas
 
 from __future__ import annotations
 
-from transformers import AutoConfig, AutoModelForCausalLM
-
 from .auto_config import MODEL_TYPE, CacheShrinkConfig
 
 __all__ = ["MODEL_TYPE", "CacheShrinkConfig", "CacheShrinkForCausalLM"]
@@ -35,12 +33,6 @@ class CacheShrinkForCausalLM:
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModelForCausalLM") -> None:
         """Nothing to do: saved models carry the file that loads them with remote code."""
-
-
-def register() -> None:
-    """Let `AutoModelForCausalLM.from_pretrained` load saved models without remote code."""
-    AutoConfig.register(MODEL_TYPE, CacheShrinkConfig, exist_ok=True)
-    AutoModelForCausalLM.register(CacheShrinkConfig, CacheShrinkForCausalLM, exist_ok=True)
 
 
 def remote_code() -> str:

@@ -228,7 +228,8 @@ def full_rank_attention(parts: AttentionParts) -> LatentAttention:
         read_mode=parts.read_mode,
         runs=(ChannelRun(channels=2 * width, bits=16),),
     )
-    module = derived_class(LatentAttention, type(parts.source))(parts, plan)
+    source_class: Any = type(parts.source)
+    module = derived_class(LatentAttention, source_class)(parts, plan)
     halves = (parts.key, parts.value)
     module.kv_a_proj.weight.copy_(torch.cat([half.weight() for half in halves]))
     module.kv_a_proj.bias.copy_(torch.cat([_bias(half) for half in halves]))
