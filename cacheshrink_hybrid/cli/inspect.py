@@ -16,7 +16,7 @@ from ..cache.stored_rows import planned_layout
 from ..errors import ConfigError
 from ..families import layout_spec
 from ..families.rows import REFUSED
-from ..loading import first_line
+from ..loading import first_line, is_converted_directory
 from ..plan import CompressionPlan, fitting_table
 from ..saved_model import read_checkpoint
 from ..spec import LayerSpec, ModelSpec
