@@ -123,7 +123,6 @@ class TrainableBases(nn.Module):
                 pieces = [Piece((mixer,), "state_write")]
                 self._add(f"{name}.state", mixer.state_write, plain, plain, pieces, constrained)
         self.kept_share = 1.0
-        self._written = {key: basis.factor._version for key, basis in self.bases.items()}
 
     def _add(
         self,
@@ -136,6 +135,8 @@ class TrainableBases(nn.Module):
     ) -> None:
         dtype = torch.float64 if up.dtype == torch.float64 else torch.float32
         basis = StiefelBasis(up, root, inverse, dtype=dtype, constrained=constrained)
+        written = basis.factor.detach().as_subclass(Tensor).clone()
+        basis.register_buffer("written", written, persistent=False)
         self.bases[_key(name)] = basis
         self._pieces[_key(name)] = pieces
 
@@ -143,10 +144,13 @@ class TrainableBases(nn.Module):
     def write_back(self) -> None:
         """Bring the ordinary weights up to date where their factors have moved, and let forward
         passes read them."""
-        for key, basis in self.bases.items():
-            moved = self._written[key] != basis.factor._version
-            self._written[key] = basis.factor._version
-            up = basis.up() if moved else None
+        # Optimisers may write to a factor behind its version, so the values are compared.
+        equal = [(basis.factor == basis.written).all() for basis in self.bases.values()]
+        unmoved = torch.stack(equal).tolist() if equal else []
+        for (key, basis), same in zip(self.bases.items(), unmoved, strict=True):
+            if not same:
+                basis.written.copy_(basis.factor)
+            up = None if same else basis.up()
             for piece in self._pieces[key]:
                 if up is not None:
                     piece.weight.copy_(piece.of(up))
