@@ -105,6 +105,7 @@ class TrainableBases(nn.Module):
         self.bases = nn.ModuleDict()
         self._pieces: dict[str, list[Piece]] = {}
         self._coded: dict[str, bool] = {}
+        self._written: dict[str, Tensor] = {}  # values of the factors that the weights are of
         for names in _sharing(modules):
             group = [modules[name] for name in names]
             metric = sum((metrics[name] for name in names), torch.zeros(())) / len(names)
@@ -135,8 +136,7 @@ class TrainableBases(nn.Module):
     ) -> None:
         dtype = torch.float64 if up.dtype == torch.float64 else torch.float32
         basis = StiefelBasis(up, root, inverse, dtype=dtype, constrained=constrained)
-        written = basis.factor.detach().as_subclass(Tensor).clone()
-        basis.register_buffer("written", written, persistent=False)
+        self._written[_key(name)] = basis.factor.detach().clone()
         self.bases[_key(name)] = basis
         self._pieces[_key(name)] = pieces
 
@@ -145,11 +145,13 @@ class TrainableBases(nn.Module):
         """Bring the ordinary weights up to date where their factors have moved, and let forward
         passes read them."""
         # Optimisers may write to a factor behind its version, so the values are compared.
-        equal = [(basis.factor == basis.written).all() for basis in self.bases.values()]
+        factors = {key: basis.factor.detach() for key, basis in self.bases.items()}
+        written = {key: self._written[key].to(factor) for key, factor in factors.items()}
+        equal = [(factor == written[key]).all() for key, factor in factors.items()]
         unmoved = torch.stack(equal).tolist() if equal else []
         for (key, basis), same in zip(self.bases.items(), unmoved, strict=True):
             if not same:
-                basis.written.copy_(basis.factor)
+                self._written[key] = factors[key].clone()
             up = None if same else basis.up()
             for piece in self._pieces[key]:
                 if up is not None:
