@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 
 from cacheshrink_hybrid import make_cache
 from cacheshrink_hybrid.errors import KernelUnavailableError, NotSupportedError
-from cacheshrink_hybrid.modules.key_projection import HeadwiseLinear
 from tests.dispatch import run_references
 from tests.models import logits_in_pieces, logits_of, pair, prefill_then_decode, random_ids
 
@@ -119,13 +118,15 @@ def test_changed_projections(name: str, change: str) -> None:
 
 @pytest.mark.usefixtures("references")
 @pytest.mark.parametrize("backend", ["torch", "triton"])
-@pytest.mark.parametrize("adapter", ADAPTERS)
-@pytest.mark.parametrize("name", [name for name in CASES if name != "exact"])
+@pytest.mark.parametrize(
+    ("name", "adapter"),
+    [
+        *((name, "lora") for name in CASES if name != "exact"),
+        *((name, kind) for name in ("absorb", "reconstruct-pairs") for kind in list(ADAPTERS)[1:]),
+    ],
+)
 def test_adapters(name: str, adapter: str, backend: str) -> None:
     model, before = model_of(name), model_of(name)
-    own = any(isinstance(module, HeadwiseLinear) for module in model.modules())
-    if own and adapter != "lora":
-        pytest.skip("peft wraps layers of torch and transformers only")
     torch.manual_seed(0)
     adapted = get_peft_model(model, copy.deepcopy(ADAPTERS[adapter])).eval().get_base_model()
     with torch.no_grad():
