@@ -23,6 +23,9 @@ ApplyRotary = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 _PAIR_ANGLES: WeakKeyDictionary[nn.Module, dict[tuple, tuple[Tensor, Tensor]]] = WeakKeyDictionary()
 
+Frequencies = tuple[tuple[Tensor, int], ...]
+"""The buffers of a rotary embedding, each with the number of times that it was written to."""
+
 
 class SlotRotary:
     """Angles of cache slots, and their application to queries or keys.
@@ -58,6 +61,23 @@ class SlotRotary:
         self._halves: bool | None = None
         self._rotated: dict[int, int | None] = {}
         self._step: tuple[tuple, Any] | None = None
+        self._frequencies: Frequencies = ()
+
+    def _forget_other_frequencies(self) -> None:
+        """Drop all angles if the embedding's buffers are others than those they were made of: after
+        `model.to(dtype)`, say."""
+        now = tuple(
+            (buffer, 0 if buffer.is_inference() else buffer._version)
+            for buffer in self.rotary_emb.buffers(recurse=False)
+        )
+        known = self._frequencies
+        if len(now) != len(known) or any(
+            a is not b or m != n for (a, m), (b, n) in zip(now, known, strict=True)
+        ):
+            self._frequencies = now
+            self._angles = self._turns = self._step = None
+            if known:
+                _PAIR_ANGLES.pop(self.rotary_emb, None)
 
     def angles(
         self, num_slots: int, like: Tensor, last: int | Tensor | None = None
@@ -68,6 +88,7 @@ class SlotRotary:
         """
         if self.depends_on_length or torch.compiler.is_compiling():
             return self._compute(num_slots, like, last)
+        self._forget_other_frequencies()
         kept = self._angles
         if kept is None or kept[0].shape[1] < num_slots or not _matches(kept[0], like):
             # Room for as many again, so that decoding does not recompute at every step.
@@ -77,6 +98,7 @@ class SlotRotary:
     def pair_angles(self, num_slots: int, num_pairs: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin of each channel pair at slots 0 .. num_slots-1 or more, (slots, pairs) each,
         contiguous; one copy for all layers with this embedding."""
+        self._forget_other_frequencies()
         tables = _PAIR_ANGLES.setdefault(self.rotary_emb, {})
         key = (self.extra, like.dtype, like.device)
         if key not in tables or len(tables[key][0]) < num_slots:
@@ -123,8 +145,10 @@ class SlotRotary:
         keeps = isinstance(first_query, int) and not (
             self.depends_on_length or torch.compiler.is_compiling()
         )
-        if keeps and self._step is not None and self._step[0] == step:
-            return self._step[1]
+        if keeps:
+            self._forget_other_frequencies()
+            if self._step is not None and self._step[0] == step:
+                return self._step[1]
         if isinstance(first_query, int):
             num_slots = max(first_query + num_new, at_key.stop)
             cos, sin = self.angles(num_slots, query, first_query + num_new - 1)
