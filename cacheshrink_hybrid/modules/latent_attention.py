@@ -25,6 +25,7 @@ from torch.nn.utils import skip_init
 from ..cache.exact_tokens import ExactTokens
 from ..cache_argument import cache_argument, take_cache
 from ..codecs.straight_through import newest_straight_through
+from ..codecs.traced_rows import decode_rows, encode_rows
 from ..errors import NotSupportedError
 from ..plan import LatentPlan
 from .attention_parts import AttentionParts
@@ -67,6 +68,8 @@ class LatentAttention(nn.Module):
         self.dropout = parts.dropout
         self.is_causal = True
         self.rotary = parts.rotary
+        if self.rotary is not None:  # now, rather than within a graph
+            self.rotary.try_formula(self.head_dim, weight.dtype, weight.dtype)
         self.codec = plan.codec() if plan.coded else None
         reach = torch.empty(plan.kv_lora_rank, **new)
         self.latent_reach = nn.Parameter(reach, requires_grad=False) if plan.coded else None
@@ -184,13 +187,13 @@ class LatentAttention(nn.Module):
         # What is cached: the latent, or its row of bytes, as one head's key.
         stored = latent
         if self.codec is not None:
-            stored = self.codec.encode(latent.detach(), self.latent_reach)
+            stored = encode_rows(self.codec, latent, self.latent_reach)
         if cache is not None:
             stored = cache.update(stored[:, None], stored[:, None, :, :0], layer_idx)[0][:, 0]
         new, exact = latent, None
         latent = stored
         if self.codec is not None:
-            latent = self.codec.decode(stored, query.dtype)
+            latent = decode_rows(self.codec, stored, query.dtype)
             first_new = first_query_slot - first_key_slot
             latent = newest_straight_through(new, latent, first_new, dim=1)
 
