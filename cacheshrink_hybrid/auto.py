@@ -28,7 +28,7 @@ class CacheShrinkForCausalLM(PreTrainedModel):
 
         if args:
             raise TypeError("from_pretrained of a converted model takes keyword arguments only")
-        for name in ("code_revision", "adapter_kwargs", "_from_auto"):
+        for name in ("code_revision", "_from_auto"):
             kwargs.pop(name, None)
         return load_model(path, **kwargs)
 

@@ -29,6 +29,7 @@ from transformers import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from .adapters import refuse_adapters
 from .auto import MODEL_TYPE, REMOTE_CODE_NAME, remote_code
 from .cache.stored_rows import planned_layout
 from .errors import CheckpointError
@@ -74,6 +75,7 @@ def save_model(
     **kwargs: Any,
 ) -> None:
     """`save_pretrained` of converted models; see `save_mla_model`."""
+    refuse_adapters(model, "saving")
     target = Path(save_directory).resolve()
     plan = plan_of(model)
     _check_target(target)

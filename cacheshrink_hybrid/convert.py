@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from .adapters import refuse_adapters
 from .calibrate import LatentStatistics, calibrate, weight_statistics
 from .calibrate.states import StateCalibration, compressible_layers
 from .calibrate.text import calibration_sequences, load_texts
@@ -16,8 +18,10 @@ from .errors import ConfigError, PlanError, UnsupportedModelError
 from .families import check_shared_weights, model_spec, read_attention
 from .latent_model import convert_in_place, is_converted
 from .modules.attention_parts import AttentionParts
+from .modules.recurrent_mixer import unfoldable_weight
 from .plan import CompressionPlan
 from .planning import ModelStatistics, plan_model
+from .self_check import check_layers
 from .spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -67,6 +71,7 @@ def convert_to_mla(
     budget_bytes: int | None = None,
     context_length: int | None = None,
     trust_remote_code: bool = False,
+    self_check: bool = True,
     seed: int = 0,
     verbose: bool = True,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
@@ -87,6 +92,8 @@ def convert_to_mla(
         calibration_dataset_subset: configuration of that data set.
         metric: see `CompressionConfig`; None is `fisher` with calibration and `none` without.
         trust_remote_code: passed to `from_pretrained`; code from the Hub runs only if True.
+        self_check: before anything else, compare every layer that is to be replaced, rebuilt at
+            full rank, with the source's on a few tokens.
         verbose: print the plan and show a progress bar.
 
     The other parameters are those of `CompressionConfig`.
@@ -98,6 +105,7 @@ def convert_to_mla(
     Raises:
         ConfigError: bad arguments, all listed.
         UnsupportedModelError: a family that is not supported, or a model converted before.
+        SelfCheckError: a layer that does not compute what its family's row says.
         CalibrationError: no usable text.
         PlanError: a ratio or rank that this model cannot meet.
         A model object is unchanged after any of them.
@@ -148,6 +156,7 @@ def convert_to_mla(
         texts = _texts(config, calibration_texts, calibration_dataset, calibration_dataset_subset)
     if isinstance(model_name_or_path, torch.nn.Module):
         model = model_name_or_path
+        refuse_adapters(model, "converting")
         if dtype is not None or device is not None:
             raise ConfigError(
                 "device and dtype are for names and paths; move a model object with model.to(...)"
@@ -161,7 +170,7 @@ def convert_to_mla(
         if texts is None:
             texts = _texts(config, None, calibration_dataset, calibration_dataset_subset)
         sequences = calibration_sequences(tokenizer, texts, config)
-    convert_model(model, config, sequences, progress=verbose)
+    convert_model(model, config, sequences, progress=verbose, self_check=self_check)
     if verbose:
         from .latent_model import plan_of
 
@@ -176,6 +185,7 @@ def convert_model(
     *,
     statistics: ModelStatistics | list[LatentStatistics] | None = None,
     progress: bool = False,
+    self_check: bool = True,
 ) -> CompressionPlan:
     """Rewrite `model` in place: spec -> statistics -> factors -> plan -> modules.
 
@@ -184,15 +194,22 @@ def convert_model(
         sequences: calibration token ids, (1, T) each; not used with `metric='none'`.
         statistics: of an equal model under the same metric, from `model_statistics`, instead of
             sequences.
+        self_check: compare every layer that is to be replaced with the source's beforehand.
 
     Returns:
         The plan, which is also stored in the model's config.
     """
+    refuse_adapters(model, "converting")
     if is_converted(model):
         raise UnsupportedModelError("the model is converted already; convert its source instead")
     spec = model_spec(model.config)
     _check_something_to_do(spec, config)
+    if config.changes_states:
+        _check_mixers(model, spec)
     compressed = _compressed_parts(_all_parts(model, spec), config)
+    if self_check:
+        mixers = compressible_layers(spec) if config.changes_states else []
+        check_layers(model, compressed, mixers, seed=config.seed)
     if statistics is None:
         statistics = _statistics(model, spec, compressed, config, sequences, progress)
     elif isinstance(statistics, list):
@@ -230,6 +247,20 @@ def _check_something_to_do(spec: ModelSpec, config: CompressionConfig) -> None:
         )
 
 
+def _check_mixers(model: PreTrainedModel, spec: ModelSpec) -> None:
+    """Refuse mixers whose weights could not be replaced by shorter ones."""
+    for layer in compressible_layers(spec):
+        assert layer.state is not None
+        mixer = model.get_submodule(layer.state.module_name)
+        name = unfoldable_weight(mixer, layer.state.kind)
+        if name is not None:
+            raise UnsupportedModelError(
+                f"{layer.state.module_name}.{name} is parametrized, pruned or offloaded, so that a "
+                "shorter one cannot take its place; make it an ordinary parameter that is in "
+                "memory first (remove_parametrizations, prune.remove, loading without offload)"
+            )
+
+
 def model_statistics(
     model: PreTrainedModel,
     config: CompressionConfig,
@@ -241,6 +272,7 @@ def model_statistics(
 
     States are calibrated as well if `config` changes them.
     """
+    refuse_adapters(model, "calibrating")
     spec = model_spec(model.config)
     parts = _compressed_parts(_all_parts(model, spec), config)
     return _statistics(model, spec, parts, config, sequences, progress)
@@ -296,9 +328,23 @@ def _texts(
     return load_texts(texts, dataset, subset, num_samples=config.num_calibration_samples)
 
 
+def _refuse_adapter_directory(path: Path) -> None:
+    """Refuse a directory in which peft has written an adapter and nothing else."""
+    settings = path / "adapter_config.json"
+    if not settings.is_file() or (path / "config.json").is_file():
+        return
+    base = json.loads(settings.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    raise UnsupportedModelError(
+        f"{path} holds an adapter of peft for the model {base!r}, not a model; load that model, "
+        "merge the adapter (PeftModel.from_pretrained(base, directory).merge_and_unload()), and "
+        "convert the result"
+    )
+
+
 def _load_source(name, tokenizer, device, dtype, trust_remote_code):
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+    _refuse_adapter_directory(Path(name))
     model_spec(AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code))
     if tokenizer is None:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)

@@ -17,6 +17,10 @@ class UnsupportedModelError(CacheShrinkError, ValueError):
     """The model's family is unknown, already latent, or caches in a way of its own."""
 
 
+class SelfCheckError(UnsupportedModelError):
+    """A rewritten layer does not compute what the source's layer computes. Nothing was changed."""
+
+
 class CalibrationError(CacheShrinkError, ValueError):
     """The calibration text is empty, too short, of the wrong type, or gave non-finite numbers."""
 

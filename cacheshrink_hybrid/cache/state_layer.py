@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import (
+    CacheLayerMixin,
     DynamicLayer,
-    DynamicSlidingWindowLayer,
     LinearAttentionCacheLayerMixin,
 )
 
@@ -280,8 +280,12 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin):
 
     @property
     def is_croppable(self) -> bool:
-        """Whether tokens can be taken back, which needs their inputs to have been recorded."""
-        return self.record_past
+        """Whether tokens can be taken back, which needs their inputs to have been recorded, and a
+        layer for attention, if this is one as well, that can go back."""
+        if not self.record_past:
+            return False
+        attends = isinstance(self, CacheLayerMixin)
+        return not attends or super(LinearAttentionCacheLayerMixin, self).is_croppable
 
     def crop(self, tokens_to_remove: int) -> None:
         """Take back the last tokens, given as a negative count, and commit the others.
@@ -298,10 +302,8 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin):
                 "tokens since the last crop; give a negative count of at most those, and call "
                 "activate_past_recording before feeding what may have to go"
             )
-        for kind in (DynamicSlidingWindowLayer, DynamicLayer):
-            if isinstance(self, kind):
-                kind.crop(self, tokens_to_remove)
-                break
+        if isinstance(self, CacheLayerMixin):
+            super(LinearAttentionCacheLayerMixin, self).crop(tokens_to_remove)
         if self.recorded is not None:
             self._commit(recorded - count)
 

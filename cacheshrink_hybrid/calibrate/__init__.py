@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from ..errors import CalibrationError
 from ..families import layer_list_of
 from ..modules.attention_parts import AttentionParts
+from ..placement import input_device
 from .metrics import METRIC_CLASSES, all_observing
 from .observe import frozen_and_checkpointed, observed_inputs
 from .states import StateCalibration
@@ -78,7 +79,7 @@ def calibrate(
             if states is not None:
                 states.counting = True
             with torch.set_grad_enabled(needs_backward):
-                logits = model(input_ids=ids.to(model.device), use_cache=False).logits
+                logits = model(input_ids=ids.to(input_device(model)), use_cache=False).logits
             counting = False
             if states is not None:
                 states.counting = False

@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..modules.attention_parts import AttentionParts
 from ..modules.latent_attention import project_query
+from ..modules.linear_map import weight_and_bias
 from .observe import observed_gradients
 from .statistics import Moments
 
@@ -133,9 +134,7 @@ class ScoreMetric(ActivationMetric):
 
     def _value_metric(self) -> Tensor:
         parts, D = self.parts, self.parts.head_dim
-        output = parts.output.weight.detach().to("cpu", torch.float64)
-        if not isinstance(parts.output, nn.Linear):  # Conv1D stores its weight transposed
-            output = output.T
+        output = weight_and_bias(parts.output)[0].detach().to("cpu", torch.float64)
         group = parts.num_attention_heads // parts.num_key_value_heads
         blocks = []
         for head in range(parts.num_key_value_heads):

@@ -26,8 +26,8 @@ LLOYD_MAX = {
         2.7325895709951777,
     ),
 }
-"""Positive half of the levels by width: the fixed point of Lloyd's iteration, where each level is the
-mean of x between the midpoints to its neighbours. Reference: Max, Quantizing for minimum
+"""Positive half of the levels by width: the fixed point of Lloyd's iteration, where each level is
+the mean of x between the midpoints to its neighbours. Reference: Max, Quantizing for minimum
 distortion, 1960."""
 LLOYD_MAX_BITS = tuple(LLOYD_MAX)
 UNIFORM_BITS = 8

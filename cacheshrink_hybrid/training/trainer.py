@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.integrations import is_tensorboard_available
 
+from ..adapters import refuse_adapters
 from ..errors import ConfigError
 from ..evaluation.perplexity import score_sequences
 from ..latent_model import plan_of
@@ -56,7 +57,8 @@ class MLATrainer:
     Raises:
         ConfigError: bad or unknown settings, all listed; both losses at once; a teacher with
             another vocabulary.
-        UnsupportedModelError: a model that is not converted, or no original to compare with.
+        UnsupportedModelError: a model that is not converted, or carries adapters of peft; no
+            original to compare with.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class MLATrainer:
         self.tokenizer = tokenizer
         self.teacher = teacher_model
         self.output_dir = None if output_dir is None else Path(output_dir)
+        refuse_adapters(model, "MLATrainer")
         plan = plan_of(model)
         self.config = config.resolved(
             has_original=teacher_model is not None or has_original_weights(model)
