@@ -27,10 +27,11 @@ from .cache import LatentCache
 from .cache_argument import CACHE_ARGUMENTS
 from .calibrate.observe import frozen_and_checkpointed
 from .config import CompressionConfig
+from .derived_class import derived_class
 from .errors import CacheShrinkError, SelfCheckError
 from .factorize.state_plan import make_state_unit, plan_states
 from .modules.attention_parts import AttentionParts, Projection
-from .modules.latent_attention import LatentAttention, latent_attention_class
+from .modules.latent_attention import LatentAttention
 from .modules.recurrent_mixer import install_mixer, uninstall_mixer
 from .plan import ChannelRun, LatentPlan
 from .spec import LayerSpec
@@ -228,7 +229,7 @@ def full_rank_attention(parts: AttentionParts) -> LatentAttention:
         runs=(ChannelRun(channels=2 * width, bits=16),),
     )
     source_class: Any = type(parts.source)
-    module = latent_attention_class(source_class)(parts, plan)
+    module = derived_class(LatentAttention, source_class)(parts, plan)
     halves = (parts.key, parts.value)
     module.kv_a_proj.weight.copy_(torch.cat([half.weight() for half in halves]))
     module.kv_a_proj.bias.copy_(torch.cat([_bias(half) for half in halves]))

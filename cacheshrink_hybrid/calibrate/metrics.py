@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..errors import CalibrationError
 from ..modules.attention_parts import AttentionParts
 from ..modules.latent_attention import project_query
 from ..modules.linear_map import weight_and_bias
@@ -157,6 +158,20 @@ class _QueryView:
 
 def _normalized(metric: Tensor, covariance: Tensor) -> Tensor:
     return metric / torch.sum(metric * covariance).clamp_min(torch.finfo(torch.float64).tiny)
+
+
+def sampled_loss(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Summed cross-entropy of labels drawn from the model itself, (1, T, V) -> ()."""
+    flat = logits.flatten(0, 1).float()
+    if not torch.isfinite(flat).all():
+        raise CalibrationError(
+            "the model's logits on the calibration text are not finite after its forward pass; "
+            "check its weights, and run calibration in float32 or bfloat16"
+        )
+    with torch.no_grad():
+        probabilities = torch.softmax(flat, dim=-1).cpu()
+        labels = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
+    return nn.functional.cross_entropy(flat, labels.to(flat.device), reduction="sum")
 
 
 METRIC_CLASSES: dict[str, type[ActivationMetric]] = {

@@ -16,8 +16,6 @@ from ..families import model_spec
 from ..latent_model import is_converted, plan_of
 from ..placement import input_device
 
-DEFAULT_CHUNK = 64
-
 
 def cached_logits(
     model: PreTrainedModel, ids: Tensor, chunk_length: int, cache: Cache | None = None

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..calibrate.text import checked_texts, token_sequences
 from ..errors import ConfigError
 from ..placement import input_device
-from .cached_forward import DEFAULT_CHUNK, cached_logits
+from .cached_forward import cached_logits
+from .defaults import DEFAULT_CHUNK
 
 
 @torch.no_grad()

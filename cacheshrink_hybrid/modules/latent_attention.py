@@ -15,8 +15,6 @@ sequence is cut into chunks.
 from __future__ import annotations
 
 import inspect
-from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +25,9 @@ from ..cache.exact_tokens import ExactTokens
 from ..cache_argument import cache_argument, take_cache
 from ..codecs.straight_through import newest_straight_through
 from ..codecs.traced_rows import decode_rows, encode_rows
+from ..derived_class import Derived
 from ..errors import NotSupportedError
+from ..lasting import lasting
 from ..plan import LatentPlan
 from .attention_parts import AttentionParts
 from .exact_read import first_visible_slots, read_with_exact
@@ -39,7 +39,7 @@ from .pooled_attention import attend_in_pool, row_step
 from .slot_rotary import in_pairs, turn_channels, turn_pairs_
 
 
-class LatentAttention(nn.Module):
+class LatentAttention(Derived, nn.Module):
     """Drop-in replacement of a source attention module, built from its parts and a plan.
 
     Weights that do not concern the cache (queries, output, norms, sinks) are the source's own
@@ -55,6 +55,8 @@ class LatentAttention(nn.Module):
         replaced_names, new_names: of projections that the source has and this module has not, and
             the other way round.
     """
+
+    name_prefix = "Latent"
 
     def __init__(self, parts: AttentionParts, plan: LatentPlan, *, keep_source: bool = False):
         nn.Module.__init__(self)
@@ -101,6 +103,13 @@ class LatentAttention(nn.Module):
         # children are seen one by one.
         self._is_hf_initialized = True
         self.train(parts.source.training)
+
+    def freeze_as(self, parts: AttentionParts) -> None:
+        """Let new projections train where what they stand for does."""
+        key, value = (p.module.weight.requires_grad for p in (parts.key, parts.value))
+        self.kv_a_proj.requires_grad_(key or value)
+        self.k_b_proj.requires_grad_(key)
+        self.v_b_proj.requires_grad_(value)
 
     def forward(
         self,
@@ -259,9 +268,12 @@ class LatentAttention(nn.Module):
 
     def frequencies(self, device: torch.device) -> Tensor:
         """Rotary frequency of each pair of key channels, (Rk / 2,), kept on the device."""
-        if self._pair_frequencies is None or self._pair_frequencies.device != device:
-            self._pair_frequencies = torch.tensor(self.plan.frequencies, device=device)
-        return self._pair_frequencies
+        kept = self._pair_frequencies
+        if kept is None or kept.device != device:
+            with lasting():
+                kept = torch.tensor(self.plan.frequencies, device=device)
+            self._pair_frequencies = kept
+        return kept
 
     def _angles(
         self,
@@ -380,13 +392,3 @@ def _adapters(
             skip_init(nn.Linear, rank, plan.kv_lora_rank, bias=False, **new),
         )
     return query, latent
-
-
-@cache
-def latent_attention_class(source_class: Any) -> Any:
-    """`LatentAttention` as a subclass of the family's attention class as well.
-
-    transformers finds the modules whose attention weights it records by isinstance.
-    """
-    name = f"Latent{source_class.__name__}"
-    return type(name, (LatentAttention, source_class), {"__doc__": LatentAttention.__doc__})

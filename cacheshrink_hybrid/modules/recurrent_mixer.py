@@ -1,16 +1,15 @@
 """What the mixers of this package share: a source's mixer with a narrower state and a coded cache.
 
-A compressed mixer is the source's module with a class of its own, which subclasses the source's
-under the same name, and with small matrices per group, `state_write` and `state_read`. Where
-channels are selected instead of mixed, dropped ones are folded away: the weights that computed them
-are shorter. All projections, norms, hooks and parameter names stay the source's.
+A compressed mixer is the source's module with a class of its own, which subclasses the source's,
+and with small matrices per group, `state_write` and `state_read`. Where channels are selected
+instead of mixed, dropped ones are folded away: the weights that computed them are shorter. All
+projections, norms, hooks and parameter names stay the source's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from functools import cache as memoized
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from transformers import Cache
 
 from ..cache.state_layer import StateCacheMixin, StateLayout, rounded, state_layer
 from ..cache_argument import cache_argument, take_cache
+from ..derived_class import Derived, derived_class
 from ..errors import NotSupportedError
 from ..plan import StatePlan
 from .coded_scan import scan_through_codes
@@ -31,7 +31,7 @@ Observer = Callable[["RecurrentMixer", Sequence[Tensor], Tensor, Tensor], None]
 PACKED_SEQUENCES = ("seq_idx", "cu_seqlens", "cu_seq_lens_q")
 
 
-class RecurrentMixer(nn.Module):
+class RecurrentMixer(Derived, nn.Module):
     """Common part; comes before the source's class in a compressed mixer's bases.
 
     Attributes:
@@ -43,6 +43,7 @@ class RecurrentMixer(nn.Module):
         compression_disabled: do what the source does, with the source's cache.
     """
 
+    name_prefix = "Compressed"
     exact_inputs: tuple[int, ...] = ()
     foldable: tuple[str, ...] = ()
     """Parameters that `folded_weights` may make shorter, as far as a module has them."""
@@ -113,19 +114,17 @@ class RecurrentMixer(nn.Module):
             _resize(module, len(new))
         return old
 
-    @contextmanager
-    def _as_the_source(self) -> Iterator[None]:
-        """Within this context the weights that were folded are the source's."""
-        names = self.folded if len(self.source_weights) else ()
-        shorter = [
-            self._exchange(name, source)
-            for name, source in zip(names, self.source_weights, strict=True)
-        ]
-        try:
-            yield
-        finally:
-            for name, value in zip(names, shorter, strict=True):
-                self._exchange(name, value)
+    def _as_the_source(self) -> RecurrentMixer:
+        """This mixer with the source's weights where they were folded: a module that shares
+        everything else with this one, which stays as it is for other threads."""
+        twin = _sharing(self)
+        if len(self.source_weights):
+            for name, weight in zip(self.folded, self.source_weights, strict=True):
+                path = name.rpartition(".")[0]
+                if path and twin._modules[path] is self._modules[path]:
+                    twin._modules[path] = _sharing(self.get_submodule(path))
+                twin._exchange(name, weight)
+        return twin
 
     def mix(self, hidden_states: Tensor, attention_mask: Tensor | None, layer: Any) -> Tensor:
         """Everything before and after `advanced`; each kind of mixer has its own."""
@@ -150,13 +149,9 @@ class RecurrentMixer(nn.Module):
         """
         cache = take_cache(kwargs)
         if self.compression_disabled:
-            with self._as_the_source():
-                return super().forward(
-                    hidden_states,
-                    **{cache_argument(super().forward): cache},
-                    attention_mask=attention_mask,
-                    **kwargs,
-                )
+            forward = super(RecurrentMixer, self._as_the_source()).forward
+            given = {cache_argument(forward): cache, "attention_mask": attention_mask, **kwargs}
+            return forward(hidden_states, **given)
         packed = [name for name in PACKED_SEQUENCES if kwargs.get(name) is not None]
         if packed:
             raise NotSupportedError(
@@ -258,6 +253,17 @@ class RecurrentMixer(nn.Module):
         return wide
 
 
+def _sharing(module: Any) -> Any:
+    """A module of the same parts, of which any can be exchanged for another."""
+    twin = module.__new__(type(module))
+    twin.__dict__ = {
+        **module.__dict__,
+        "_parameters": dict(module._parameters),
+        "_modules": dict(module._modules),
+    }
+    return twin
+
+
 def _resize(module: nn.Module, num_rows: int) -> None:
     """Let a layer's sizes be those of its weight."""
     if isinstance(module, nn.Linear):
@@ -279,12 +285,6 @@ def masked(hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
     if attention_mask is None or attention_mask.ndim != 2:
         return hidden_states
     return (hidden_states * attention_mask[:, :, None]).to(hidden_states.dtype)
-
-
-@memoized
-def _compressed_class(kind_class: Any, source_class: Any) -> Any:
-    namespace = {"__module__": source_class.__module__, "__doc__": source_class.__doc__}
-    return type(source_class.__name__, (kind_class, source_class), namespace)
 
 
 def mixer_class(kind: str) -> type[RecurrentMixer]:
@@ -314,7 +314,7 @@ def install_mixer(
     """Turn a source's mixer into a compressed one, in place; see `compress_state`."""
     source_class: Any = type(module)
     kind_class: Any = mixer_class(kind)
-    module.__class__ = _compressed_class(kind_class, source_class)
+    module.__class__ = derived_class(kind_class, source_class)
     assert isinstance(module, RecurrentMixer)
     module.compress_state(plan, read, keep_source=keep_source)
     return module
@@ -332,13 +332,12 @@ MIXER_ATTRIBUTES = (
 
 def uninstall_mixer(module: RecurrentMixer) -> None:
     """Give a mixer its source's class back."""
-    bases: Any = type(module).__mro__
     for name in ("state_write", "state_read"):
         del module._parameters[name]
     del module._modules["source_weights"]
     for name in MIXER_ATTRIBUTES:
         module.__dict__.pop(name, None)
-    module.__class__ = bases[bases.index(RecurrentMixer) + 1]
+    module.__class__ = module.made_of[1]
 
 
 def unfoldable_weight(module: nn.Module, kind: str) -> str | None:

@@ -20,8 +20,6 @@ from ..errors import CalibrationError
 from ..modules.latent_attention import LatentAttention
 from ..placement import input_device
 
-METRICS = ("fisher", "activation")
-
 
 def output_metrics(
     model: PreTrainedModel,

@@ -70,7 +70,7 @@ def cut_ranks(model: PreTrainedModel, share: float) -> PreTrainedModel:
         module.plan = plans[module.plan.layer_ids]
         module.codec = module.plan.codec() if module.plan.coded else None
     latents = tuple(plans[latent.layer_ids] for latent in plan.latents)
-    setattr(model.config, PLAN_ATTRIBUTE, replace(plan, latents=latents).to_dict())
+    setattr(model, PLAN_ATTRIBUTE, replace(plan, latents=latents))
     return model
 
 
