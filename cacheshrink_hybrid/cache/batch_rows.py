@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -34,12 +34,24 @@ class BatchRows:
         self.layout = layout
         self.store = store
         self._ids: list[Hashable] = []
+        self._start()
+
+    def _start(self) -> None:
+        """Remember nothing yet."""
         self._views: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self._places: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
         self._places_end = 0
         self._tables: dict[int, tuple[int, Tensor]] = {}
         self._buffers: dict[torch.dtype, Tensor] = {}
         self._steps: dict[int, tuple[tuple[int, int], Tensor, Tensor, Tensor]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is looked up again: views, in a copy, would be of memory of their own."""
+        return {"layout": self.layout, "store": self.store, "_ids": self._ids}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start()
 
     def show(self, seq_ids: Sequence[Hashable]) -> None:
         """Let the batch be these sequences."""

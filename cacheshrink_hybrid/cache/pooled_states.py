@@ -71,6 +71,10 @@ class PooledStates(MutableMapping):
         else:
             self._values[number] = value
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without views, which a copy would have of memory of their own."""
+        return {**self.__dict__, "_views": {}}
+
     def __delitem__(self, number: int) -> None:
         del self._values[number]
 

@@ -167,6 +167,7 @@ class RecurrentMixer(Derived, nn.Module):
     def take_over(self, cache: Cache) -> StateCacheMixin:
         """This mixer's layer of a cache, which becomes one of ours at the first time."""
         layer = state_layer(cache, self.layer_idx, self.state_layout())
+        layer.belongs_to(self)
         if self.learns_codes and torch.is_grad_enabled():
             layer.codes_every_boundary = True  # as a pass without a cache does
         return layer
