@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.backend import Backend
+from ..lasting import lasting_tensors
 from .arena import row_view
 from .layout import Layout
 from .paged_step import RowStep, new_slots
@@ -147,7 +148,8 @@ class BatchRows:
         size = math.prod(shape)
         key = like.dtype
         if key not in self._buffers or self._buffers[key].numel() < size:
-            self._buffers[key] = like.new_empty(size + size // 4)
+            with lasting_tensors():
+                self._buffers[key] = like.new_empty(size + size // 4)
         return self._buffers[key][:size].view(shape)
 
     def _view(self, layer: PooledAttentionLayer) -> tuple[Tensor, Tensor]:
@@ -157,10 +159,11 @@ class BatchRows:
             number, place = self.layout.class_of_layer[layer.layer_idx]
             assert layer.row_dtype is not None
             lifetime = self.layout.classes[number]
-            rows = row_view(self.store.pool, lifetime, place, layer.row_dtype)
-            flat = rows.as_strided(
-                (rows.shape[0], rows.shape[1] * rows.shape[2]), (rows.stride(0), 1)
-            )
+            with lasting_tensors():
+                rows = row_view(self.store.pool, lifetime, place, layer.row_dtype)
+                flat = rows.as_strided(
+                    (rows.shape[0], rows.shape[1] * rows.shape[2]), (rows.stride(0), 1)
+                )
             views = [rows, flat]
             self._views[layer.layer_idx] = (self.store.pool.arena, rows, flat)
         return views[0], views[1]

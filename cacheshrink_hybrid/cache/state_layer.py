@@ -31,6 +31,7 @@ from ..codecs.state import StateCodec
 from ..codecs.straight_through import newest_straight_through, straight_through
 from ..derived_class import Derived, derived_class
 from ..errors import NotSupportedError
+from ..lasting import lasting_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,10 +252,9 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin, Derived):
             flat = x.detach().flatten(2)
             ring = self.recurrent_states.get(1 + i)
             if ring is None:
-                ring = flat.new_zeros(
-                    (len(flat), self.layout.replay_length - 1, flat.shape[2]),
-                    dtype=self.layout.input_dtype(i),
-                )
+                shape = len(flat), self.layout.replay_length - 1, flat.shape[2]
+                with lasting_tensors():
+                    ring = flat.new_zeros(shape, dtype=self.layout.input_dtype(i))
                 self.recurrent_states[1 + i] = ring
                 self.is_recurrent_states_initialized[1 + i] = True
             ring[:, known:left] = flat[:, flat.shape[1] - left + known :]

@@ -8,7 +8,7 @@ from functools import wraps
 import torch
 from torch import Tensor
 
-from ..lasting import lasting
+from ..lasting import lasting_tensors
 
 
 def table(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -25,7 +25,7 @@ def table(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
             return found
         if torch.compiler.is_compiling():
             return make(*key)
-        with lasting(), torch.device("cpu"):  # whatever the caller makes tensors on
+        with lasting_tensors(), torch.device("cpu"):  # whatever the caller makes tensors on
             found = make(*key)
         if type(found) is Tensor:  # not the stand-in of a tracer
             known[key] = found

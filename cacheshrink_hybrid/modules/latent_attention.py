@@ -27,7 +27,7 @@ from ..codecs.straight_through import newest_straight_through
 from ..codecs.traced_rows import decode_rows, encode_rows
 from ..derived_class import Derived
 from ..errors import NotSupportedError
-from ..lasting import lasting
+from ..lasting import lasting_tensors
 from ..plan import LatentPlan
 from .attention_parts import AttentionParts
 from .exact_read import first_visible_slots, read_with_exact
@@ -270,7 +270,7 @@ class LatentAttention(Derived, nn.Module):
         """Rotary frequency of each pair of key channels, (Rk / 2,), kept on the device."""
         kept = self._pair_frequencies
         if kept is None or kept.device != device:
-            with lasting():
+            with lasting_tensors():
                 kept = torch.tensor(self.plan.frequencies, device=device)
             self._pair_frequencies = kept
         return kept

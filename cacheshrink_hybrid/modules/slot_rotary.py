@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NotSupportedError
-from ..lasting import lasting
+from ..lasting import lasting_tensors
 
 ApplyRotary = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -89,7 +89,7 @@ class SlotRotary:
         if kept is None or len(kept[0]) < num_slots:
             # A power of two, so that decoding does not copy at every step.
             cos, sin = self._compute(1 << (num_slots - 1).bit_length(), like)
-            with lasting():
+            with lasting_tensors():
                 kept = cos[0, :, :num_pairs].contiguous(), sin[0, :, :num_pairs].contiguous()
             tables[key] = kept
         return kept
@@ -102,7 +102,7 @@ class SlotRotary:
         self, num_slots: int, like: Tensor, last: int | Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """`angles` without looking at what is kept."""
-        with lasting(), torch.no_grad():
+        with lasting_tensors(), torch.no_grad():
             return self._computed(num_slots, like, last)
 
     def _computed(
@@ -197,7 +197,7 @@ class SlotRotary:
         kept = self._turns
         if kept is None or kept[0] is not cos:
             half = cos.shape[-1] // 2
-            with lasting():
+            with lasting_tensors():
                 turn = torch.complex(cos[..., :half].contiguous(), sin[..., :half].contiguous())
             self._turns = kept = (cos, turn)
         return kept[1]
