@@ -32,6 +32,7 @@ from ..codecs.straight_through import newest_straight_through, straight_through
 from ..derived_class import Derived, derived_class
 from ..errors import NotSupportedError
 from ..lasting import lasting_tensors
+from ..precision import without_autocast
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,7 +323,8 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin, Derived):
         if isinstance(self, CacheLayerMixin):
             super(LinearAttentionCacheLayerMixin, self).crop(tokens_to_remove)
         if recorded:
-            self._commit(recorded - count)
+            with without_autocast(self.conv_states[0]):
+                self._commit(recorded - count)
 
     def _each_recorded(self, change) -> None:
         if self.recorded is not None:

@@ -316,8 +316,8 @@ class LatentAttention(Derived, nn.Module):
         """Whether keys may be rebuilt by `keys_in_pairs`."""
         if self.k_norm is not None or self.rotary is None or torch.is_grad_enabled():
             return False  # rotated in place, with weights that carry no gradient
-        if not is_plain(self.k_b_proj):
-            return False
+        if not is_plain(self.k_b_proj) or torch.is_autocast_enabled(query.device.type):
+            return False  # keys would not be float32
         return self.rotary.turns_halves(query, angles[0])
 
     def keys_in_pairs(self, latent: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

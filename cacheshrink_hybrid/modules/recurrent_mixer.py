@@ -21,6 +21,7 @@ from ..cache_argument import cache_argument, take_cache
 from ..derived_class import Derived, derived_class
 from ..errors import NotSupportedError
 from ..plan import StatePlan
+from ..precision import without_autocast
 from .coded_scan import scan_through_codes
 from .linear_map import is_plain
 from .pooled_state import PooledState, state_in_pool
@@ -188,16 +189,18 @@ class RecurrentMixer(Derived, nn.Module):
 
     def convolved(self, columns: Tensor, layer: Any) -> Tensor:
         """Causal depthwise convolution and activation of columns (B, C, T)."""
+        columns = columns.to(self.conv1d.weight.dtype)  # autocast may have computed them
         if isinstance(layer, PooledState):
             return layer.convolved(columns)
         context = self.conv1d.weight.shape[-1] - 1
-        if layer is None:
-            if self.learns_codes:
-                columns = rounded(columns, self.state_layout().dtype)
-            window = nn.functional.pad(columns, (context, 0))
-        else:
-            window = layer.conv_window(columns)
-        return nn.functional.silu(self._convolution(window, columns.shape[-1]))
+        with without_autocast(columns):
+            if layer is None:
+                if self.learns_codes:
+                    columns = rounded(columns, self.state_layout().dtype)
+                window = nn.functional.pad(columns, (context, 0))
+            else:
+                window = layer.conv_window(columns)
+            return nn.functional.silu(self._convolution(window, columns.shape[-1]))
 
     def _convolution(self, window: Tensor, num_new: int) -> Tensor:
         """Convolution (B, C, T) at the last T columns of a window (B, C, W - 1 + T)."""
@@ -212,11 +215,12 @@ class RecurrentMixer(Derived, nn.Module):
 
     def advanced(self, inputs: Sequence[Tensor], reads: Tensor, layer: Any) -> Tensor:
         """y (B, T, M, P) of all tokens, through the cache layer if there is one."""
-        if layer is not None:
-            return layer.advance(self, inputs, reads)
-        if self.learns_codes:
-            return scan_through_codes(self, self.state_layout(), inputs, reads)
-        y, _ = self.scan(None, inputs, reads)
+        with without_autocast(reads):
+            if layer is not None:
+                return layer.advance(self, inputs, reads)
+            if self.learns_codes:
+                return scan_through_codes(self, self.state_layout(), inputs, reads)
+            y, _ = self.scan(None, inputs, reads)
         if self.state_observer is not None:
             self.state_observer(self, inputs, reads, y)
         return y
@@ -233,9 +237,10 @@ class RecurrentMixer(Derived, nn.Module):
         """Channels (B, T, G, N) in the stored basis, (B, T, G, r)."""
         if matrix is None:
             return channels
-        if len(matrix) == 1:
-            return channels @ matrix[0].float()
-        return torch.einsum("btgn,gnr->btgr", channels, matrix.float())
+        with without_autocast(channels):
+            if len(matrix) == 1:
+                return channels @ matrix[0].float()
+            return torch.einsum("btgn,gnr->btgr", channels, matrix.float())
 
     def packed(self, channels: Tensor) -> Tensor:
         """(B, T, G, r) without the empty channels of narrower groups, (B, T, sum of ranks)."""
