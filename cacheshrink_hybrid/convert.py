@@ -18,8 +18,9 @@ from .calibrate.states import StateCalibration, compressible_layers
 from .calibrate.text import calibration_sequences, load_texts
 from .config import DEFAULT_DEVICE_PROFILE, DEFAULT_RATIO, CompressionConfig
 from .demo.corpus import PYTHON_DOCS
-from .errors import ConfigError, PlanError, UnsupportedModelError
+from .errors import ConfigError, NotSupportedError, PlanError, UnsupportedModelError
 from .families import check_shared_weights, model_spec, read_attention
+from .lasting import lasting_tensors
 from .latent_model import convert_in_place, is_converted
 from .loading import device_fault, loading
 from .modules.attention_parts import AttentionParts
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+@lasting_tensors()
 def convert_to_mla(
     model_name_or_path: str | Path | PreTrainedModel,
     compression_ratio: float = 4.0,
@@ -198,6 +200,7 @@ def convert_to_mla(
     return model, tokenizer
 
 
+@lasting_tensors()
 def convert_model(
     model: PreTrainedModel,
     config: CompressionConfig,
@@ -222,6 +225,11 @@ def convert_model(
         The plan, which is also stored in the model's config.
     """
     refuse_adapters(model, "converting")
+    if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
+        raise NotSupportedError(
+            "weights of the model were made inside torch.inference_mode(), and nothing can be "
+            "calibrated or trained through them; load the model outside of that context"
+        )
     if is_converted(model):
         raise UnsupportedModelError("the model is converted already; convert its source instead")
     spec = model_spec(model.config)
