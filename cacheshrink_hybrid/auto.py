@@ -1,26 +1,18 @@
 """What the Auto classes of transformers see of a saved model: a config type and a model class.
 
-Both only lead to `checkpoint.load_model`; the model they return is of the source's class.
+Both only lead to `checkpoint.load_model`; the model they return is of a subclass of the source's.
 """
 
 from __future__ import annotations
 
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from .auto_config import MODEL_TYPE, CacheShrinkConfig
 
-MODEL_TYPE = "cacheshrink_hybrid"
+__all__ = ["MODEL_TYPE", "CacheShrinkConfig", "CacheShrinkForCausalLM"]
 REMOTE_CODE_NAME = "modeling_cacheshrink_hybrid"
 
 
-class CacheShrinkConfig(PreTrainedConfig):
-    """Config of a saved model as the Auto classes read it."""
-
-    model_type = MODEL_TYPE
-
-
-class CacheShrinkForCausalLM(PreTrainedModel):
+class CacheShrinkForCausalLM:
     """Stands for every converted model in the Auto classes."""
-
-    config_class = CacheShrinkConfig
 
     @classmethod
     def from_pretrained(cls, path, *args, **kwargs):
@@ -28,15 +20,19 @@ class CacheShrinkForCausalLM(PreTrainedModel):
 
         if args:
             raise TypeError("from_pretrained of a converted model takes keyword arguments only")
-        for name in ("code_revision", "adapter_kwargs", "_from_auto"):
+        for name in ("code_revision", "_from_auto"):
             kwargs.pop(name, None)
         return load_model(path, **kwargs)
 
+    @classmethod
+    def _from_config(cls, config, **kwargs):
+        from .checkpoint import empty_model
 
-def register() -> None:
-    """Let `AutoModelForCausalLM.from_pretrained` load saved models without remote code."""
-    AutoConfig.register(MODEL_TYPE, CacheShrinkConfig, exist_ok=True)
-    AutoModelForCausalLM.register(CacheShrinkConfig, CacheShrinkForCausalLM, exist_ok=True)
+        return empty_model(config, **kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModelForCausalLM") -> None:
+        """Nothing to do: saved models carry the file that loads them with remote code."""
 
 
 def remote_code() -> str:

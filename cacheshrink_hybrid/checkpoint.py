@@ -1,25 +1,24 @@
 """Saving and loading converted models: safetensors, the source's config and the plan, side by side.
 
-    config.json                        model_type 'cacheshrink_hybrid', digest of the frames' layout
-    source_config.json                 the source model's config, as it was
+    config.json                        the source's values, model_type 'cacheshrink_hybrid', digests
     cacheshrink_plan.json              ranks, widths and read mode of every layer
     model.safetensors (or shards)      weights, every shared tensor once
     modeling_cacheshrink_hybrid.py     what `trust_remote_code=True` runs: an import of this package
+    README.md                          a model card, if there was none
     tokenizer files, generation_config.json
 
-A save goes to a temporary directory beside its target and is renamed when it is complete.
+How they replace those of an earlier save: `checkpoint_files`.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -27,26 +26,24 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from .auto import MODEL_TYPE, REMOTE_CODE_NAME, remote_code
-from .cache.stored_rows import planned_layout
-from .errors import CheckpointError
-from .families import model_spec
-from .latent_model import PLAN_ATTRIBUTE, latent_model_class, plan_of, source_class_of
+from .adapters import refuse_adapters
+from .auto_config import CacheShrinkConfig
+from .checkpoint_files import CARD_NAME, CONFIG_NAME, check_target, draft_of, shown
+from .errors import CheckpointError, ConfigError
+from .latent_model import latent_model_class, plan_of, source_class_of
 from .modules.latent_attention import LatentAttention
 from .modules.recurrent_mixer import RecurrentMixer
-from .plan import CompressionPlan
-
-FORMAT_VERSION = 2
-"""2: a run holds the keys of one head after the other; 1 had them in step, one channel of each."""
-CONFIG_NAME = "config.json"
-LAYOUT_KEY = "cache_layout"
-SOURCE_CONFIG_NAME = "source_config.json"
-PLAN_NAME = "cacheshrink_plan.json"
-WEIGHTS_NAME = "model.safetensors"
-INDEX_NAME = "model.safetensors.index.json"
-PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+from .pretrained_arguments import (
+    HUB_ARGUMENTS,
+    MODEL_ARGUMENTS,
+    local_directory,
+    refuse_for_saved_models,
+    refuse_unknown,
+    taken,
+)
+from .saved_model import check_weights, read_checkpoint, write_description
+from .uploads import UPLOAD_ARGUMENTS, upload
 
 
 def save_mla_model(
@@ -58,9 +55,12 @@ def save_mla_model(
 ) -> None:
     """Write a converted model, and its tokenizer if there is one, to a directory.
 
+    Files that a save of this function did not write stay as they are; if anything fails, so does
+    the model that was there before.
+
     Raises:
-        CheckpointError: if the model is not converted, or the path is a file or another directory
-            that was not written by this function.
+        CheckpointError: if the model is not converted, the path is a file or holds another model,
+            or cannot be written to.
     """
     save_model(model, save_directory, tokenizer=tokenizer, max_shard_size=max_shard_size)
 
@@ -70,44 +70,106 @@ def save_model(
     save_directory: str | Path,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    is_main_process: bool = True,
+    state_dict: Mapping[str, torch.Tensor] | None = None,
+    push_to_hub: bool = False,
     max_shard_size: str | int = "5GB",
-    **kwargs: Any,
-) -> None:
-    """`save_pretrained` of converted models; see `save_mla_model`."""
-    target = Path(save_directory).resolve()
-    plan = plan_of(model)
-    _check_target(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        state = kwargs.pop("state_dict", None) or _state_dict(model)
-        source_class_of(model).save_pretrained(
-            model, draft, state_dict=state, max_shard_size=max_shard_size, **kwargs
+    variant: str | None = None,
+    token: str | bool | None = None,
+    save_peft_format: bool = True,
+    save_original_format: bool = True,
+    distributed_checkpoint: bool = False,
+    safe_serialization: bool = True,
+    save_function: Any = None,
+    **hub: Any,
+) -> str | None:
+    """`save_pretrained` of converted models; see `save_mla_model`.
+
+    Args:
+        is_main_process: whether this process writes; the others return at once.
+        state_dict: weights to save in place of the model's, all of them.
+        push_to_hub: upload what was saved, to `repo_id` or a repository of the directory's name.
+        token, hub: see `uploads.upload`; of use with `push_to_hub` only.
+        save_peft_format, save_original_format: as in transformers.
+        save_function: taken since accelerate's recipes give one; weights are written by safetensors
+            whatever it is, as transformers does.
+
+    Returns:
+        The address of the commit with `push_to_hub`.
+
+    Raises:
+        ConfigError: other arguments, or values that a converted model is not saved with.
+    """
+    refused = {
+        "variant": (variant, "a converted model is saved in the precision it has; use model.to()"),
+        "distributed_checkpoint": (distributed_checkpoint, "parts are not saved by themselves"),
+        "safe_serialization=False": (not safe_serialization, "pickled weights are not written"),
+    }
+    faults = [f"{name} ({reason})" for name, (given, reason) in refused.items() if given]
+    if faults:
+        raise ConfigError(
+            f"a converted model cannot be saved with {'; '.join(faults)}; leave it out"
         )
-        _write_config(draft, model.config, plan)
-        (draft / f"{REMOTE_CODE_NAME}.py").write_text(remote_code(), encoding="utf-8")
+    refuse_unknown(
+        {name: value for name, value in hub.items() if name not in UPLOAD_ARGUMENTS}
+        if push_to_hub
+        else hub,
+        "save_pretrained of a converted model",
+        UPLOAD_ARGUMENTS if push_to_hub else ("push_to_hub=True and what belongs to it",),
+    )
+    plan = plan_of(model)
+    if not getattr(model, "_hf_peft_config_loaded", False):  # transformers saves its own adapters
+        refuse_adapters(model, "saving")
+    if not is_main_process:
+        return None
+    target = Path(save_directory).expanduser().resolve()
+    check_target(target)
+    with draft_of(target) as draft:
+        kept = model.config.architectures, model.config.dtype
+        try:
+            source_class_of(model).save_pretrained(
+                model,
+                draft,
+                state_dict=_state_dict(model, state_dict),
+                max_shard_size=max_shard_size,
+                save_peft_format=save_peft_format,
+                save_original_format=save_original_format,
+            )
+        finally:
+            model.config.architectures, model.config.dtype = kept
+        if (draft / CONFIG_NAME).is_file():  # transformers saves adapters alone if there are any
+            write_description(draft, model, plan, card=not (target / CARD_NAME).exists())
         if tokenizer is not None:
             tokenizer.save_pretrained(draft)
-        draft.chmod(0o755)
-        if target.exists():
-            old = draft.with_name(f"{draft.name}.old")
-            target.rename(old)
-            try:
-                draft.rename(target)
-            except BaseException:
-                old.rename(target)
-                raise
-            shutil.rmtree(old)
-        else:
-            draft.rename(target)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
+        written = [str(path.relative_to(draft)) for path in draft.rglob("*") if path.is_file()]
+    if not push_to_hub:
+        return None
+    return upload(target, written, token=token, **{"repo_id": target.name, **hub})
 
 
-def _state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+def push_model(model: PreTrainedModel, repo_id: str, **kwargs: Any) -> str:
+    """`push_to_hub` of converted models: `save_model` to a directory that is then forgotten.
+
+    Returns:
+        The address of the commit.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        address = save_model(model, directory, push_to_hub=True, repo_id=repo_id, **kwargs)
+    assert address is not None
+    return address
+
+
+def _state_dict(
+    model: PreTrainedModel, given: Mapping[str, torch.Tensor] | None = None
+) -> dict[str, torch.Tensor] | None:
     """Every weight under one name, without the source's that `store_original_weights` keeps
-    beside those that replaced them."""
+    beside those that replaced them; None for adapters, which transformers picks out itself.
+
+    Raises:
+        CheckpointError: if `given` lacks weights of the model or has others.
+    """
+    if getattr(model, "_hf_peft_config_loaded", False):
+        return None if given is None else dict(given)
     places: tuple[tuple[type, str], ...] = (
         (LatentAttention, "source_attention"),
         (RecurrentMixer, "source_weights"),
@@ -118,95 +180,102 @@ def _state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
         for kind, place in places
         if isinstance(module, kind)
     )
-    tied = set(model.all_tied_weights_keys)
+    tied = model.all_tied_weights_keys
     state: dict[str, torch.Tensor] = {}
     stored: set[int] = set()
+    own = model.state_dict()
     # Names that the loader knows to be copies come last, so that their originals are stored.
-    for name, tensor in sorted(model.state_dict().items(), key=lambda item: item[0] in tied):
-        if name.startswith(kept) or tensor.data_ptr() in stored:
+    names = [name for name in sorted(own, key=tied.__contains__) if not name.startswith(kept)]
+    values = own if given is None else given
+    unlike = {n for n in given or () if not n.startswith(kept)} ^ set(names if given else ())
+    lacking = {name for name in unlike if name in tied and tied[name] in values}
+    if unlike - lacking:
+        raise CheckpointError(
+            f"state_dict lacks weights of the model or has others ({shown(unlike - lacking)}); "
+            "give that of the whole model, unwrapped"
+        )
+    for name in names:
+        tensor = values.get(name)
+        same = own[name]
+        on_device = same.numel() and same.device.type != "meta"
+        copies = tied.get(name) in state or (on_device and same.data_ptr() in stored)
+        if tensor is None or copies:
             continue
         state[name] = tensor
-        if tensor.numel():
-            stored.add(tensor.data_ptr())
+        if on_device:
+            stored.add(same.data_ptr())
     return state
-
-
-def _check_target(target: Path) -> None:
-    if target.is_file():
-        raise CheckpointError(f"{target} is a file; give a directory to save to")
-    if target.is_dir() and any(target.iterdir()) and not (target / PLAN_NAME).is_file():
-        raise CheckpointError(
-            f"{target} holds other files, and saving replaces a directory as a whole; give a new "
-            "or empty directory, or one that holds a converted model"
-        )
-
-
-def _write_config(directory: Path, source_config: PretrainedConfig, plan: CompressionPlan) -> None:
-    path = directory / CONFIG_NAME
-    source = json.loads(path.read_text(encoding="utf-8"))
-    source.pop(PLAN_ATTRIBUTE, None)
-    config = {
-        "model_type": MODEL_TYPE,
-        "architectures": ["CacheShrinkForCausalLM"],
-        "auto_map": {
-            "AutoConfig": f"{REMOTE_CODE_NAME}.CacheShrinkConfig",
-            "AutoModelForCausalLM": f"{REMOTE_CODE_NAME}.CacheShrinkForCausalLM",
-        },
-        "format_version": FORMAT_VERSION,
-        LAYOUT_KEY: _layout_digest(source_config, plan),
-        "dtype": source.get("dtype"),
-    }
-    text = json.dumps(source, indent=2) + "\n"
-    (directory / SOURCE_CONFIG_NAME).write_text(text, encoding="utf-8")
-    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    values = json.dumps(plan.to_dict(), indent=2)
-    (directory / PLAN_NAME).write_text(values + "\n", encoding="utf-8")
 
 
 def load_mla_model(
     load_directory: str | Path,
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
+    **kwargs: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """Read a converted model back, in evaluation mode, and its tokenizer if one was saved.
 
     Args:
-        load_directory: local directory that `save_mla_model` wrote.
+        load_directory: directory that `save_mla_model` wrote, or a name on the Hub.
         device: where to put the model; None for the CPU.
         dtype: precision; None for that of the checkpoint.
+        kwargs: see `load_model`.
 
     Raises:
         CheckpointError: no checkpoint of ours, pickled weights, or tensors that are missing, extra,
-            torn or of another shape.
+            torn, changed or of another shape.
     """
-    directory = Path(load_directory)
-    model = load_model(directory, dtype=dtype if dtype is not None else "auto")
+    where = taken(kwargs, HUB_ARGUMENTS)
+    directory = local_directory(load_directory, where)
+    if device is not None and torch.device(device).type != "cpu":
+        kwargs.setdefault("device_map", device)  # no copy on the way
+    model = load_model(directory, dtype=dtype if dtype is not None else "auto", **kwargs)
     tokenizer = None
     if (directory / "tokenizer_config.json").is_file():
         tokenizer = AutoTokenizer.from_pretrained(directory)
-    return (model.to(device) if device is not None else model), tokenizer
+    return model, tokenizer
 
 
-def load_model(path: str | Path, **kwargs: Any) -> PreTrainedModel:
-    """`from_pretrained` of converted models: arguments as in transformers, but strict."""
-    directory = Path(path)
-    config = source_config(directory)
-    _check_weights(directory)
-    source_class = AutoModelForCausalLM._model_mapping[type(config)]
-    kwargs.pop("config", None)
-    kwargs.pop("trust_remote_code", None)
-    wants_info = kwargs.pop("output_loading_info", False)
-    cls = latent_model_class(source_class)
+def load_model(
+    path: str | Path,
+    *,
+    config: PretrainedConfig | None = None,
+    output_loading_info: bool = False,
+    verify_weights: bool = True,
+    **kwargs: Any,
+) -> Any:
+    """`from_pretrained` of converted models: arguments as in transformers, but strict.
+
+    Args:
+        path: directory that a save wrote, or a name on the Hub.
+        config: the source's, or what `AutoConfig` reads from the directory, with other values.
+        verify_weights: compare the weights' files with their digests; takes about as long as
+            reading them once more.
+        kwargs: of `HUB_ARGUMENTS` and `MODEL_ARGUMENTS`, and values of the config by name.
+
+    Returns:
+        The model, with `output_loading_info` in a pair with transformers' record of the loading.
+    """
+    refuse_for_saved_models(kwargs)
+    for name in ("trust_remote_code", "code_revision"):
+        kwargs.pop(name, None)
+    directory = local_directory(path, taken(kwargs, HUB_ARGUMENTS))
+    saved = read_checkpoint(directory)
+    how = taken(kwargs, MODEL_ARGUMENTS)
+    source = _with_values(saved.config if config is None else _source_of(config), kwargs)
+    check_weights(directory, saved.digests, verify_weights)
+    cls = latent_model_class(AutoModelForCausalLM._model_mapping[type(source)])
     try:
         # The class's own from_pretrained leads here, so the one of transformers is called directly.
         model, info = PreTrainedModel.from_pretrained.__func__(
             cls,
             directory,
-            config=config,
+            config=source,
+            plan=saved.plan,
             output_loading_info=True,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # reported below, by name
-            **kwargs,
+            **how,
         )
     except (RuntimeError, SafetensorError) as error:
         raise CheckpointError(
@@ -214,85 +283,44 @@ def load_model(path: str | Path, **kwargs: Any) -> PreTrainedModel:
             "or was edited, save it again"
         ) from error
     _check_complete(directory, info)
-    return (model, info) if wants_info else model
+    model.source_name = saved.source_name
+    return (model, info) if output_loading_info else model
 
 
-def source_config(directory: Path):
-    """The source model's config with the plan attached.
+def empty_model(config: CacheShrinkConfig, **kwargs: Any) -> PreTrainedModel:
+    """A converted model with random weights, by the plan beside the config that `AutoConfig` read.
 
-    Raises:
-        CheckpointError: if the directory is no checkpoint of a converted model.
+    Args:
+        kwargs: as `AutoModelForCausalLM.from_config` takes them.
     """
-    if not directory.is_dir():
-        raise CheckpointError(f"{directory} is no directory; give one that save_mla_model wrote")
-    try:
-        config = json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8"))
-        plan = json.loads((directory / PLAN_NAME).read_text(encoding="utf-8"))
-        source = json.loads((directory / SOURCE_CONFIG_NAME).read_text(encoding="utf-8"))
-        version = config["format_version"]
-        if version != FORMAT_VERSION:
-            raise _other_version(directory, version)
-        config_class = CONFIG_MAPPING[source["model_type"]]
-        loaded = config_class.from_json_file(directory / SOURCE_CONFIG_NAME)
-        digest = _layout_digest(loaded, CompressionPlan.from_dict(plan))
-        if config[LAYOUT_KEY] != digest:
-            raise _other_layout(directory, config[LAYOUT_KEY], digest)
-    except CheckpointError:
-        raise
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{directory} is no checkpoint of a converted model ({type(error).__name__}: {error}); "
-            "convert_to_mla makes one from a source model, save_mla_model writes it"
-        ) from error
-    setattr(loaded, PLAN_ATTRIBUTE, plan)
-    return loaded
+    directory = local_directory(config.name_or_path, taken(kwargs, HUB_ARGUMENTS))
+    source = config.source()
+    cls = latent_model_class(AutoModelForCausalLM._model_mapping[type(source)])
+    return cls._from_config(source, plan=read_checkpoint(directory).plan, **kwargs)
 
 
-def _other_version(directory: Path, version: object) -> CheckpointError:
-    return CheckpointError(
-        f"{directory} has format version {version}; this package reads {FORMAT_VERSION}, "
-        "so use the package version that wrote it"
+def _source_of(config: PretrainedConfig) -> PretrainedConfig:
+    if isinstance(config, CacheShrinkConfig):
+        return config.source()
+    if isinstance(config, PretrainedConfig) and type(config) in AutoModelForCausalLM._model_mapping:
+        return config
+    raise ConfigError(
+        f"config={config!r} is no config of a causal language model; give what AutoConfig reads "
+        "from the directory"
     )
 
 
-def _layout_digest(config: PretrainedConfig, plan: CompressionPlan) -> str | None:
-    layout = planned_layout(model_spec(config), plan)
-    return None if layout is None else layout.digest
-
-
-def _other_layout(directory: Path, saved: object, computed: str | None) -> CheckpointError:
-    return CheckpointError(
-        f"{directory} was saved with the cache layout {str(saved)[:16]}, and its {PLAN_NAME} and "
-        f"{SOURCE_CONFIG_NAME} now give {str(computed)[:16]}: one of them was edited, or this "
-        "package lays frames out otherwise than the one that wrote it; restore the files, or load "
-        "and save it again with the package that wrote it"
+def _with_values(config: PretrainedConfig, values: dict[str, Any]) -> PretrainedConfig:
+    """The config with other values, which it must have."""
+    known = {n: v for n, v in values.items() if not callable(getattr(config, n, len))}
+    refuse_unknown(
+        {name: value for name, value in values.items() if name not in known},
+        "from_pretrained of a converted model",
+        (*HUB_ARGUMENTS, *MODEL_ARGUMENTS, "verify_weights", "values of its config"),
     )
-
-
-def _check_weights(directory: Path) -> None:
-    """Every safetensors file that should be there is there and opens."""
-    if (directory / INDEX_NAME).is_file():
-        index = json.loads((directory / INDEX_NAME).read_text(encoding="utf-8"))
-        files = sorted(set(index["weight_map"].values()))
-    elif (directory / WEIGHTS_NAME).is_file():
-        files = [WEIGHTS_NAME]
-    else:
-        pickles = [p.name for pattern in PICKLE_PATTERNS for p in directory.glob(pattern)]
-        found = (
-            f"it has pickled weights ({', '.join(pickles)}), which are not read" if pickles else ""
-        )
-        raise CheckpointError(
-            f"{directory} has no {WEIGHTS_NAME}; {found or 'it is incomplete'}; save the model "
-            "again with save_mla_model"
-        )
-    for name in files:
-        try:
-            with safe_open(directory / name, framework="pt"):
-                pass
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{directory / name} cannot be read ({error}); copy the checkpoint again"
-            ) from error
+    for name, value in known.items():
+        setattr(config, name, value)
+    return config
 
 
 def _check_complete(directory: Path, info: dict[str, Any]) -> None:
@@ -300,8 +328,7 @@ def _check_complete(directory: Path, info: dict[str, Any]) -> None:
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         found = [str(item) for item in info.get(kind) or []]
         if found:
-            shown = ", ".join(sorted(found)[:5]) + (", ..." if len(found) > 5 else "")
-            faults.append(f"{len(found)} {kind.replace('_', ' ')} ({shown})")
+            faults.append(f"{len(found)} {kind.replace('_', ' ')} ({shown(found)})")
     if faults:
         raise CheckpointError(
             f"the weights in {directory} do not fit its plan: {'; '.join(faults)}; the checkpoint "

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from .calibrate import LatentStatistics, calibrate, weight_statistics
+from .adapters import refuse_adapters
+from .calibrate import LatentStatistics, calibrate, decoder_layers, weight_statistics
+from .calibrate.amount import warn_of_little_text, within_positions
+from .calibrate.held_out import held_out_samples, split_sequences
 from .calibrate.states import StateCalibration, compressible_layers
 from .calibrate.text import calibration_sequences, load_texts
 from .config import DEFAULT_DEVICE_PROFILE, DEFAULT_RATIO, CompressionConfig
+from .demo.corpus import PYTHON_DOCS
 from .errors import ConfigError, PlanError, UnsupportedModelError
 from .families import check_shared_weights, model_spec, read_attention
 from .latent_model import convert_in_place, is_converted
+from .loading import device_fault, loading
 from .modules.attention_parts import AttentionParts
+from .modules.recurrent_mixer import unfoldable_weight
 from .plan import CompressionPlan
-from .planning import ModelStatistics, plan_model
+from .planning import ModelStatistics, check_reachable, plan_model
+from .self_check import check_layers
 from .spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -25,9 +34,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-DEFAULT_DATASET = "wikitext"
-DEFAULT_SUBSET = "wikitext-2-raw-v1"
 
 
 def convert_to_mla(
@@ -41,8 +47,8 @@ def convert_to_mla(
     dtype: torch.dtype | None = None,
     use_calibration: bool = True,
     calibration_texts: Sequence[str] | None = None,
-    calibration_dataset: str | Path = DEFAULT_DATASET,
-    calibration_dataset_subset: str | None = DEFAULT_SUBSET,
+    calibration_dataset: str | Path = PYTHON_DOCS,
+    calibration_dataset_subset: str | None = None,
     num_calibration_samples: int = 128,
     max_calibration_length: int = 512,
     num_recall_samples: int | None = None,
@@ -67,6 +73,7 @@ def convert_to_mla(
     budget_bytes: int | None = None,
     context_length: int | None = None,
     trust_remote_code: bool = False,
+    self_check: bool = True,
     seed: int = 0,
     verbose: bool = True,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
@@ -82,11 +89,14 @@ def convert_to_mla(
         device, dtype: where and in what precision to load and convert.
         use_calibration: use text. Without it the weights alone decide (`metric='none'`).
         calibration_texts: texts to calibrate on; they win over `calibration_dataset`.
-        calibration_dataset: name for the `datasets` library, `python-docs`, or path of a local
-            text file (documents separated by lines `<|endoftext|>`).
-        calibration_dataset_subset: configuration of that data set.
+        calibration_dataset: `python-docs` (documentation that every Python has), path of a local
+            text file (documents separated by lines `<|endoftext|>`), or the name of a data set on
+            the Hub, such as `wikitext`. Best is text of the kind that the model will read.
+        calibration_dataset_subset: configuration of a data set on the Hub.
         metric: see `CompressionConfig`; None is `fisher` with calibration and `none` without.
         trust_remote_code: passed to `from_pretrained`; code from the Hub runs only if True.
+        self_check: before anything else, compare every layer that is to be replaced, rebuilt at
+            full rank, with the source's on a few tokens.
         verbose: print the plan and show a progress bar.
 
     The other parameters are those of `CompressionConfig`.
@@ -96,8 +106,9 @@ def convert_to_mla(
         one). The plan is `plan_of(model)`.
 
     Raises:
-        ConfigError: bad arguments, all listed.
+        ConfigError: bad arguments, all listed; no such model or device.
         UnsupportedModelError: a family that is not supported, or a model converted before.
+        SelfCheckError: a layer that does not compute what its family's row says.
         CalibrationError: no usable text.
         PlanError: a ratio or rank that this model cannot meet.
         A model object is unchanged after any of them.
@@ -143,25 +154,43 @@ def convert_to_mla(
         raise ConfigError(
             "a model object needs tokenizer=... to calibrate on text (or use_calibration=False)"
         )
-    texts = None
-    if use_calibration and calibration_texts is not None:
-        texts = _texts(config, calibration_texts, calibration_dataset, calibration_dataset_subset)
+    texts: list[str] = []
+    if use_calibration:  # first, so that a text that is not there costs no loading
+        texts = load_texts(
+            calibration_texts,
+            calibration_dataset,
+            calibration_dataset_subset,
+            num_samples=config.num_calibration_samples,
+        )
     if isinstance(model_name_or_path, torch.nn.Module):
         model = model_name_or_path
+        refuse_adapters(model, "converting")
         if dtype is not None or device is not None:
             raise ConfigError(
                 "device and dtype are for names and paths; move a model object with model.to(...)"
             )
     else:
         model, tokenizer = _load_source(
-            model_name_or_path, tokenizer, device, dtype, trust_remote_code
+            model_name_or_path, tokenizer, device, dtype, trust_remote_code, config
         )
     sequences: list[Tensor] = []
+    calibrated_on = ""
     if use_calibration:
-        if texts is None:
-            texts = _texts(config, None, calibration_dataset, calibration_dataset_subset)
+        config = within_positions(config, model)
         sequences = calibration_sequences(tokenizer, texts, config)
-    convert_model(model, config, sequences, progress=verbose)
+        name = "texts of the caller" if calibration_texts is not None else str(calibration_dataset)
+        tokens = sum(ids.numel() for ids in sequences)
+        calibrated_on = f"{name}: {len(sequences)} sequences, {tokens:,} tokens"
+        if verbose:
+            print(f"calibrating on {calibrated_on}", flush=True)
+    convert_model(
+        model,
+        config,
+        sequences,
+        progress=verbose,
+        self_check=self_check,
+        calibrated_on=calibrated_on,
+    )
     if verbose:
         from .latent_model import plan_of
 
@@ -176,6 +205,8 @@ def convert_model(
     *,
     statistics: ModelStatistics | list[LatentStatistics] | None = None,
     progress: bool = False,
+    self_check: bool = True,
+    calibrated_on: str = "",
 ) -> CompressionPlan:
     """Rewrite `model` in place: spec -> statistics -> factors -> plan -> modules.
 
@@ -184,20 +215,32 @@ def convert_model(
         sequences: calibration token ids, (1, T) each; not used with `metric='none'`.
         statistics: of an equal model under the same metric, from `model_statistics`, instead of
             sequences.
+        self_check: compare every layer that is to be replaced with the source's beforehand.
+        calibrated_on: what the sequences are, in words; the plan keeps it.
 
     Returns:
         The plan, which is also stored in the model's config.
     """
+    refuse_adapters(model, "converting")
     if is_converted(model):
         raise UnsupportedModelError("the model is converted already; convert its source instead")
     spec = model_spec(model.config)
-    _check_something_to_do(spec, config)
+    check_something_to_do(spec, config)
+    if config.changes_states:
+        _check_mixers(model, spec)
     compressed = _compressed_parts(_all_parts(model, spec), config)
+    check_reachable(spec, compressed, config)
+    if self_check:
+        mixers = compressible_layers(spec) if config.changes_states else []
+        check_layers(model, compressed, mixers, seed=config.seed)
     if statistics is None:
         statistics = _statistics(model, spec, compressed, config, sequences, progress)
     elif isinstance(statistics, list):
         statistics = ModelStatistics(latents=statistics)
+    if progress:
+        print(f"factorizing {len(compressed)} attention modules", flush=True)
     planned = plan_model(spec, compressed, statistics, config)
+    planned = replace(planned, plan=replace(planned.plan, calibrated_on=calibrated_on))
     convert_in_place(
         model,
         compressed,
@@ -209,7 +252,8 @@ def convert_model(
     return planned.plan
 
 
-def _check_something_to_do(spec: ModelSpec, config: CompressionConfig) -> None:
+def check_something_to_do(spec: ModelSpec, config: CompressionConfig) -> None:
+    """Raise if a model of this spec has nothing that `config` compresses."""
     if not spec.attention_layers:
         if not config.changes_states:
             raise UnsupportedModelError(
@@ -230,6 +274,20 @@ def _check_something_to_do(spec: ModelSpec, config: CompressionConfig) -> None:
         )
 
 
+def _check_mixers(model: PreTrainedModel, spec: ModelSpec) -> None:
+    """Refuse mixers whose weights could not be replaced by shorter ones."""
+    for layer in compressible_layers(spec):
+        assert layer.state is not None
+        mixer = model.get_submodule(layer.state.module_name)
+        name = unfoldable_weight(mixer, layer.state.kind)
+        if name is not None:
+            raise UnsupportedModelError(
+                f"{layer.state.module_name}.{name} is parametrized, pruned or offloaded, so that a "
+                "shorter one cannot take its place; make it an ordinary parameter that is in "
+                "memory first (remove_parametrizations, prune.remove, loading without offload)"
+            )
+
+
 def model_statistics(
     model: PreTrainedModel,
     config: CompressionConfig,
@@ -241,6 +299,7 @@ def model_statistics(
 
     States are calibrated as well if `config` changes them.
     """
+    refuse_adapters(model, "calibrating")
     spec = model_spec(model.config)
     parts = _compressed_parts(_all_parts(model, spec), config)
     return _statistics(model, spec, parts, config, sequences, progress)
@@ -275,34 +334,54 @@ def _statistics(
         return ModelStatistics(latents=[weight_statistics(part) for part in parts])
     watched = config.changes_states and bool(compressible_layers(spec))
     states = StateCalibration(model, spec, config.metric) if watched else None
+    fitted, held_out = split_sequences(list(sequences)) if parts else (sequences, [])
     latents = calibrate(
         model,
         parts,
-        sequences,
+        fitted,
         metric=config.metric,
         seed=config.seed,
         states=states,
         progress=progress,
     )
-    return ModelStatistics(latents, None if states is None else states.statistics())
+    warn_of_little_text(latents)
+    return ModelStatistics(
+        latents,
+        None if states is None else states.statistics(),
+        held_out_samples(
+            model, decoder_layers(model), parts, held_out, metric=config.metric, seed=config.seed
+        )
+        if held_out
+        else None,
+    )
 
 
-def _texts(
-    config: CompressionConfig,
-    texts: Sequence[str] | None,
-    dataset: str | Path,
-    subset: str | None,
-) -> list[str]:
-    return load_texts(texts, dataset, subset, num_samples=config.num_calibration_samples)
+def _refuse_adapter_directory(path: Path) -> None:
+    """Refuse a directory in which peft has written an adapter and nothing else."""
+    settings = path / "adapter_config.json"
+    if not settings.is_file() or (path / "config.json").is_file():
+        return
+    base = json.loads(settings.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    raise UnsupportedModelError(
+        f"{path} holds an adapter of peft for the model {base!r}, not a model; load that model, "
+        "merge the adapter (PeftModel.from_pretrained(base, directory).merge_and_unload()), and "
+        "convert the result"
+    )
 
 
-def _load_source(name, tokenizer, device, dtype, trust_remote_code):
+def _load_source(name, tokenizer, device, dtype, trust_remote_code, config):
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    model_spec(AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code))
-    if tokenizer is None:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-    model = AutoModelForCausalLM.from_pretrained(
-        name, dtype=dtype or "auto", trust_remote_code=trust_remote_code
-    )
+    fault = device_fault(device)
+    if fault is not None:
+        raise ConfigError(f"device {fault}")
+    _refuse_adapter_directory(Path(name))
+    with loading(name):
+        source = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        check_something_to_do(model_spec(source), config)
+        if tokenizer is None:
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        model = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype or "auto", trust_remote_code=trust_remote_code
+        )
     return model.to(device or "cpu").eval(), tokenizer

@@ -1,8 +1,9 @@
 """Putting latent attention into a model, and the class that such a model has.
 
-A converted model keeps its config and its behaviour; its class becomes a subclass of the source's
-with the same name (transformers looks models up by class name), which knows how to build itself
-around a plan, to make its cache, and to save and load itself.
+A converted model keeps its config and its behaviour; its class becomes a subclass of the source's,
+`LatentLlamaForCausalLM` of `LlamaForCausalLM`, which knows how to build itself around a plan, to
+make its cache, and to save and load itself. The plan is the model's; a config may be shared by
+several models, converted or not.
 """
 
 from __future__ import annotations
@@ -17,24 +18,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from .adapters import AdapterSettings
 from .cache import LatentCache, make_cache
+from .cache.hf_cache import num_cached_tokens
 from .cache_argument import CACHE_ARGUMENTS, given_cache
 from .calibrate.states import mixer_modules
+from .derived_class import Derived, derived_class
 from .errors import NotSupportedError, PlanError, UnsupportedModelError
 from .factorize import LatentFactors
 from .factorize.state_plan import StateFactors
 from .families import attention_at, model_spec, read_attention, replace_attention
 from .kernels.backend import Backend, check_backend
 from .modules.attention_parts import AttentionParts
-from .modules.latent_attention import LatentAttention, latent_attention_class
+from .modules.latent_attention import LatentAttention
+from .modules.left_padding import check_padding
 from .modules.recurrent_mixer import RecurrentMixer, install_mixer
 from .modules.slot_rotary import check_positions
 from .plan import CompressionPlan, LatentPlan, StatePlan
 from .spec import ModelSpec
 
 PLAN_ATTRIBUTE = "cacheshrink_plan"
-"""Attribute of a converted model's config: its plan, as a dict."""
+"""Attribute of a converted model: its plan."""
 
 
 def plan_of(model: PreTrainedModel) -> CompressionPlan:
@@ -43,20 +49,27 @@ def plan_of(model: PreTrainedModel) -> CompressionPlan:
     Raises:
         UnsupportedModelError: if the model was not converted.
     """
-    values = getattr(model.config, PLAN_ATTRIBUTE, None)
-    if values is None:
+    plan = getattr(model, PLAN_ATTRIBUTE, None)
+    if plan is None:
         raise UnsupportedModelError(
             f"this {type(model).__name__} is not converted; run convert_to_mla or load_mla_model"
         )
-    return CompressionPlan.from_dict(values)
+    return plan
 
 
 def is_converted(model: PreTrainedModel) -> bool:
-    return getattr(model.config, PLAN_ATTRIBUTE, None) is not None
+    return getattr(model, PLAN_ATTRIBUTE, None) is not None
 
 
-class LatentModel(PreTrainedModel):
-    """What a converted model adds to its source class; comes first in the class's bases."""
+class LatentModel(Derived, PreTrainedModel):
+    """A causal language model whose attention caches latents, or whose states are narrower.
+
+    What a converted model adds to its source class; comes first in the class's bases.
+    """
+
+    name_prefix = "Latent"
+    source_name: str = ""
+    """Name or path of the model that was converted."""
 
     @property
     def kernel_backend(self) -> Backend:
@@ -69,9 +82,21 @@ class LatentModel(PreTrainedModel):
     def kernel_backend(self, backend: Backend) -> None:
         self.__dict__["_kernel_backend"] = check_backend(backend)
 
-    def __init__(self, config, *args, **kwargs) -> None:
+    peft_config = AdapterSettings()
+
+    def __init__(self, config, *args, plan: CompressionPlan | None = None, **kwargs) -> None:
+        """
+        Args:
+            config: the source model's.
+            plan: what every layer stores.
+        """
+        if plan is None:
+            raise UnsupportedModelError(
+                f"a {type(self).__name__} is built around a plan, which a config does not have; "
+                "give plan=plan_of(model), or load a checkpoint with from_pretrained"
+            )
         super().__init__(config, *args, **kwargs)
-        plan = CompressionPlan.from_dict(getattr(config, PLAN_ATTRIBUTE))
+        setattr(self, PLAN_ATTRIBUTE, plan)
         spec = model_spec(config)
         for parts in read_attention(self, spec):
             latent_plan = next((p for p in plan.latents if p.layer_ids == parts.layer_ids), None)
@@ -81,23 +106,40 @@ class LatentModel(PreTrainedModel):
         _share_bases(self, plan)
         _prepare_forward(self)
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        **kwargs,
+    ) -> None:
         from .checkpoint import save_model
 
+        kwargs |= {"is_main_process": is_main_process, "state_dict": state_dict}
         save_model(self, save_directory, **kwargs)
 
+    def push_to_hub(self, repo_id: str, **kwargs) -> str:
+        from .checkpoint import push_model
+
+        return push_model(self, repo_id, **kwargs)
+
     @classmethod
-    def from_pretrained(cls, path: str | Path, *args, **kwargs):
+    def from_pretrained(cls, path: str | Path, **kwargs):
         from .checkpoint import load_model
 
-        return load_model(path, *args, **kwargs)
+        return load_model(path, **kwargs)
 
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+    def _prepare_cache_for_generation(
+        self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+    ):
         given = {name for name in CACHE_ARGUMENTS if model_kwargs.get(name) is not None}
         wish = generation_config.cache_implementation
         _check_cache_wish(self, wish)
+        # Candidates of a look-up may end behind the last token that is asked for, and transformers
+        # makes static buffers without slots for them.
+        max_cache_length += generation_config.prompt_lookup_num_tokens or 0
         result = super()._prepare_cache_for_generation(
-            generation_config, model_kwargs, *args, **kwargs
+            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
         for name in CACHE_ARGUMENTS:
             # Dynamic caches that generate() just made; a static one holds latents as it is.
@@ -110,6 +152,14 @@ class LatentModel(PreTrainedModel):
                 for mixer in _mixers(self):
                     mixer.take_over(model_kwargs[name])
         return result
+
+    def init_continuous_batching(self, *args, **kwargs):
+        """Refused: transformers' paged cache, which this would make, has no rows of latents."""
+        raise NotSupportedError(
+            "transformers' continuous batching (generate_batch, serve) keeps plain keys and values "
+            f"in a cache of its own, which a converted {type(self).__name__} does not have; serve "
+            "many requests at once with cacheshrink_hybrid.engine.LLM"
+        )
 
     def _get_static_cache_init_shape(self):
         """Latents differ in width by layer, so static buffers are made at their first use."""
@@ -138,15 +188,18 @@ def _dense_cache(model: PreTrainedModel, wish: str) -> LatentCache:
 
 @cache
 def latent_model_class(source_class: Any) -> Any:
-    """`source_class` as a converted model, under the same name."""
-    namespace = {"__module__": source_class.__module__, "__doc__": source_class.__doc__}
-    return type(source_class.__name__, (LatentModel, source_class), namespace)
+    """`source_class` as a converted model."""
+    cls = derived_class(LatentModel, source_class)
+    # By class name, transformers looks up here which models are causal: pipelines, and Trainer,
+    # which shifts labels for them. No config has this type, so nothing else finds the entry.
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[f"{cls.__module__}.{cls.__name__}"] = cls.__name__
+    return cls
 
 
 def source_class_of(model: PreTrainedModel) -> type[PreTrainedModel]:
     """The class that a converted model had before."""
-    bases = type(model).__mro__
-    return bases[bases.index(LatentModel) + 1]
+    assert isinstance(model, LatentModel)
+    return model.made_of[1]
 
 
 def convert_in_place(
@@ -173,9 +226,10 @@ def convert_in_place(
         model, model_spec(model.config), plan.states, state_factors, keep_source=keep_source
     )
     _share_bases(model, plan)
-    setattr(model.config, PLAN_ATTRIBUTE, plan.to_dict())
+    setattr(model, PLAN_ATTRIBUTE, plan)
     source_class: Any = type(model)
     model.__class__ = latent_model_class(source_class)
+    model.source_name = str(model.name_or_path)
     for stale in ("_compiled_call", "_last_compile_config"):
         model.__dict__.pop(stale, None)
     _prepare_forward(model)
@@ -226,7 +280,7 @@ def set_state_plans(model: PreTrainedModel, plans: Sequence[StatePlan]) -> None:
         mixer = modules[new.layer_idx]
         assert isinstance(mixer, RecurrentMixer)
         mixer.use_plan(new)
-    setattr(model.config, PLAN_ATTRIBUTE, replace(plan, states=tuple(plans)).to_dict())
+    setattr(model, PLAN_ATTRIBUTE, replace(plan, states=tuple(plans)))
 
 
 def _mixers(model: nn.Module) -> list[RecurrentMixer]:
@@ -240,11 +294,14 @@ def _install(
     *,
     keep_source: bool = False,
 ) -> LatentAttention:
+    # A subclass of the family's attention as well: transformers finds the modules whose attention
+    # weights it records by isinstance.
     source_class: Any = type(parts.source)
-    cls = latent_attention_class(source_class)
+    cls = derived_class(LatentAttention, source_class)
     module = replace_attention(
         model, parts.layer_ids, lambda: cls(parts, plan, keep_source=keep_source)
     )
+    module.freeze_as(parts)
     # Hooks that record attention weights, or place modules on devices, stay where they were.
     for layer_idx, source in parts.sources.items():
         place = attention_at(model, layer_idx)
@@ -320,26 +377,33 @@ def _share_bases(model: PreTrainedModel, plan: CompressionPlan) -> None:
 
 
 def _prepare_forward(model: PreTrainedModel) -> None:
-    """Check the positions of every call, on the inner model, which all of them go through."""
+    """Check the rows of every call, on the inner model, which all of them go through."""
     inner = model.base_model
     names = list(inspect.signature(inner.forward).parameters)
     rotates = any(
         module.rotary for module in inner.modules() if isinstance(module, LatentAttention)
     )
-    if rotates:
-        inner.register_forward_pre_hook(partial(_check_call, names), with_kwargs=True)
+    if rotates or model_spec(model.config).state_layers:
+        check = partial(_check_call, names, rotates)
+        inner.register_forward_pre_hook(check, with_kwargs=True)
 
 
-def _check_call(names: list[str], inner: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+def _check_call(
+    names: list[str], rotates: bool, inner: nn.Module, args: tuple, kwargs: dict[str, Any]
+) -> None:
     if torch.compiler.is_compiling():
         return
     given = dict(zip(names, args, strict=False)) | kwargs
     cache = given_cache(given)
-    if getattr(cache, "slots_are_positions", False):
-        return  # of sequences of different lengths, which only the cache knows
-    past = 0 if cache is None else cache.get_seq_length()
-    if isinstance(past, int):  # a static cache counts on the device; looking would stall it
-        check_positions(given.get("position_ids"), given.get("attention_mask"), past)
+    if cache is None or getattr(cache, "slots_are_positions", False):
+        return  # sequences of different lengths, which only the cache knows
+    past = num_cached_tokens(cache)
+    if not isinstance(past, int) or past == 0:
+        return  # a static cache counts on the device; looking would stall it
+    mask = given.get("attention_mask")
+    check_padding(mask)
+    if rotates:
+        check_positions(given.get("position_ids"), mask, past)
 
 
 def spec_of(model: PreTrainedModel) -> ModelSpec:

@@ -37,6 +37,7 @@ from transformers import (
 
 from cacheshrink_hybrid import CompressionConfig, convert_model, plan_of
 from cacheshrink_hybrid.config import HEADWISE_METHODS
+from cacheshrink_hybrid.latent_model import is_converted
 from cacheshrink_hybrid.plan import format_table
 
 from .benchmark import (
@@ -205,7 +206,7 @@ def measures(
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     cache = live_bytes_per_token(model, 64) * (context + num_new / 2)
     record["read_mode"] = "source"
-    if hasattr(model.config, "cacheshrink_plan"):
+    if is_converted(model):
         record["read_mode"] = "/".join(sorted({p.read_mode for p in plan_of(model).latents}))
     record["decode_bytes_per_step"] = round(weights + cache)
     record["decode_gb_per_second"] = (weights + cache) * record["decode_tokens_per_second"] / 1e9

@@ -133,9 +133,11 @@ def spread(items: Sequence[str], number: int) -> list[str]:
 
 def empty_cache(model: PreTrainedModel) -> Cache:
     """The cache that `generate` would make for `model`."""
-    if not hasattr(model.config, "cacheshrink_plan"):
-        return DynamicCache(config=model.config)
     from cacheshrink_hybrid import make_cache
+    from cacheshrink_hybrid.latent_model import is_converted
+
+    if not is_converted(model):
+        return DynamicCache(config=model.config)
 
     return make_cache(model)
 
@@ -143,9 +145,11 @@ def empty_cache(model: PreTrainedModel) -> Cache:
 def dense_cache(model: PreTrainedModel) -> Cache:
     """A cache of plain tensors for `model`, so that bytes can be counted to the token; the pool of
     `empty_cache` holds whole frames of the same rows."""
-    if not hasattr(model.config, "cacheshrink_plan"):
-        return DynamicCache(config=model.config)
     from cacheshrink_hybrid.cache import LatentCache
+    from cacheshrink_hybrid.latent_model import is_converted
+
+    if not is_converted(model):
+        return DynamicCache(config=model.config)
 
     return LatentCache(config=model.config.get_text_config(decoder=True))
 

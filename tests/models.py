@@ -18,6 +18,7 @@ from cacheshrink_hybrid.cache_argument import cache_argument
 from cacheshrink_hybrid.config import CompressionConfig
 from cacheshrink_hybrid.convert import convert_model
 from cacheshrink_hybrid.families import model_spec
+from cacheshrink_hybrid.latent_model import plan_of
 from cacheshrink_hybrid.plan import CompressionPlan
 from tests.families.tiny_configs import tiny_model
 
@@ -60,7 +61,7 @@ def converted_copy(
     if model_spec(source.config).attention_layers:
         settings = {"compression_ratio": ratio, "cache_bits": 16, **settings}
     config = CompressionConfig(compression_method=method, **settings)
-    convert_model(model, config, calibration_ids())
+    convert_model(model, config, calibration_ids(), self_check=False)
     return model
 
 
@@ -69,7 +70,7 @@ def pair(case: str, method: str = "joint", ratio: float = 1.0, **settings: Any) 
     """`case` of `tiny_configs`, converted."""
     source = tiny_model(case)
     converted = converted_copy(source, ratio, method, **settings)
-    plan = CompressionPlan.from_dict(converted.config.cacheshrink_plan)
+    plan = plan_of(converted)
     return Pair(source, converted, plan)
 
 

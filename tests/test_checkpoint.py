@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import cacheshrink_hybrid
 from cacheshrink_hybrid import load_mla_model, plan_of, save_mla_model
+from cacheshrink_hybrid.checkpoint_files import sha256_of
 from cacheshrink_hybrid.errors import CheckpointError, UnsupportedModelError
 from tests.families.tiny_configs import CASES, tiny_model
 from tests.models import (
@@ -235,12 +236,19 @@ def edit_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Callabl
         state = load_file(directory / WEIGHTS)
         change(state)
         save_file(state, directory / WEIGHTS, metadata={"format": "pt"})
+        edit_json("config.json", weights_sha256=sha256_of(directory, [WEIGHTS]))(directory)
 
     return damage
 
 
 def remove(name: str) -> Callable[[Path], None]:
     return lambda directory: (directory / name).unlink()
+
+
+def flip_a_bit(directory: Path) -> None:
+    content = bytearray((directory / WEIGHTS).read_bytes())
+    content[-5] ^= 0x40
+    (directory / WEIGHTS).write_bytes(content)
 
 
 def truncate(directory: Path) -> None:
@@ -275,25 +283,34 @@ DAMAGES = {
     "pickle": (pickle_instead, r"pickled weights \(pytorch_model.bin\), which are not read"),
     "no-weights": (remove(WEIGHTS), r"has no model.safetensors; it is incomplete"),
     "no-plan": (remove("cacheshrink_plan.json"), r"no checkpoint of a converted model"),
-    "no-source-config": (remove("source_config.json"), r"no checkpoint of a converted model"),
+    "flipped-bit": (
+        flip_a_bit,
+        r"model.safetensors in .* changed since the model was saved .*verify_weights=False",
+    ),
+    "other-weights-beside-it": (
+        lambda directory: shutil.copy(
+            directory / WEIGHTS, directory / "model-00001-of-00002.safetensors"
+        ),
+        r"weights that are not of this checkpoint \(model-00001-of-00002.safetensors\)",
+    ),
     "plan-is-no-json": (
         lambda directory: (directory / "cacheshrink_plan.json").write_text("{"),
         r"no checkpoint of a converted model \(JSONDecodeError",
     ),
     "older-version": (
-        edit_json("config.json", format_version=1),
-        r"format version 1; this package reads 2",
+        edit_json("config.json", format_version=2),
+        r"format version 2; this package reads 3",
     ),
     "newer-version": (
         edit_json("config.json", format_version=99),
-        r"format version 99; this package reads 2",
+        r"format version 99; this package reads 3",
     ),
     "newer-version-with-new-plan-fields": (
         lambda directory: (
             edit_json("config.json", format_version=99)(directory),
             edit_json("cacheshrink_plan.json", novelty=1)(directory),
         ),
-        r"format version 99; this package reads 2",
+        r"format version 99; this package reads 3",
     ),
     "other-layout": (
         edit_json("config.json", cache_layout="0" * 64),
@@ -312,12 +329,12 @@ DAMAGES = {
         r"no checkpoint of a converted model \(KeyError: 'cache_layout'",
     ),
     "other-window": (
-        edit_json("source_config.json", model_type="mistral"),
+        edit_json("config.json", source_model_type="mistral"),
         r"cache layout [0-9a-f]{16}, and .*was edited",
     ),
     "unknown-source": (
-        edit_json("source_config.json", model_type="unheard_of"),
-        r"no checkpoint of a converted model \(KeyError: 'unheard_of'",
+        edit_json("config.json", source_model_type="unheard_of"),
+        r"source_model_type='unheard_of', which is no model type",
     ),
 }
 
@@ -347,35 +364,6 @@ def test_source_model_is_not_saved(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_foreign_directory_is_not_replaced(tmp_path: Path) -> None:
-    foreign = tmp_path / "thesis"
-    foreign.mkdir()
-    (foreign / "chapter.tex").write_text("text")
-    with pytest.raises(CheckpointError, match=r"holds other files, .*give a new or empty"):
-        save_mla_model(compressed().converted, None, foreign)
-    assert (foreign / "chapter.tex").read_text() == "text"
-    with pytest.raises(CheckpointError, match=r"chapter.tex is a file; give a directory"):
-        save_mla_model(compressed().converted, None, foreign / "chapter.tex")
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis"]
-
-
-def test_saving_again_replaces_the_checkpoint_as_a_whole(tmp_path: Path) -> None:
-    save_mla_model(
-        compressed().converted, word_tokenizer(), tmp_path / "model", max_shard_size="20KB"
-    )
-    save_mla_model(compressed().converted, None, tmp_path / "model")
-    assert {path.name for path in (tmp_path / "model").iterdir()} >= {WEIGHTS}
-    assert not list((tmp_path / "model").glob("*index*"))
-    assert not (tmp_path / "model" / "tokenizer.json").exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
-def test_empty_directory_is_filled(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    save_mla_model(compressed().converted, None, tmp_path / "empty")
-    assert_bit_equal(load_mla_model(tmp_path / "empty")[0], compressed().converted)
-
-
 class BrokenTokenizer:
     def save_pretrained(self, directory: Path) -> None:
         (directory / "half").write_text("a")
@@ -384,14 +372,14 @@ class BrokenTokenizer:
 
 def test_failing_save_leaves_the_old_checkpoint(saved: Path) -> None:
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(CheckpointError, match=r"could not be saved .*disk full.* is unchanged"):
         save_mla_model(compressed("qwen3").converted, BrokenTokenizer(), saved)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 
 
 def test_failing_first_save_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(CheckpointError, match=r"could not be saved .*disk full.* is unchanged"):
         save_mla_model(compressed().converted, BrokenTokenizer(), tmp_path / "model")
     assert not list(tmp_path.iterdir())
 

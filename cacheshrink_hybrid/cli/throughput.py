@@ -1,13 +1,4 @@
-"""Serve many requests with the engine, and some of them one by one with generate().
-
-    cacheshrink-hybrid throughput [MODEL] [--trace chat | FILE] [--requests 64] [--output DIR]
-
-MODEL is a source or converted model; without it, the model that ships with the package is converted
-at `--compression-ratio`. Prompts are cut from held-out documentation, with the lengths of a trace
-up to --max-prompt and --max-output tokens, and greedy. Prints tokens per second of both, how many
-outputs are equal, and the same for a pool of a quarter of the memory that all requests would take
-at once, where requests are preempted. Writes throughput.json. About three minutes on one core.
-"""
+"""The program `throughput`: many requests with the engine, and one by one."""
 
 from __future__ import annotations
 
@@ -15,53 +6,26 @@ import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..cache.budget import budget_bytes
 from ..convert import convert_to_mla
 from ..demo import model_path
 from ..demo.corpus import held_out_text, training_text
 from ..engine import LLM, RequestOutput, SamplingParams
 from ..errors import ConfigError
 from ..evaluation.allocation.traces import SYNTHETIC, Request, read_trace, synthetic_trace
-from ..kernels.backend import Backend
 from ..plan import format_table
-from .arguments import add_model_arguments, load_given
+from .arguments import load_given
 from .report import write_json
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="cacheshrink-hybrid throughput",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_model_arguments(parser, optional=True)
-    parser.add_argument("--compression-ratio", type=float, default=4.0)
-    parser.add_argument(
-        "--trace", default="chat", help=f"one of {', '.join(SYNTHETIC)}, or a recorded file"
-    )
-    parser.add_argument("--requests", type=int, default=64)
-    parser.add_argument("--baseline-requests", type=int, default=16, help="served one by one")
-    parser.add_argument("--max-prompt", type=int, default=256, help="tokens")
-    parser.add_argument("--max-output", type=int, default=64, help="tokens")
-    parser.add_argument("--cache-memory", default="256MiB", help="such as 2GiB, or 60%%")
-    parser.add_argument(
-        "--backend",
-        choices=get_args(Backend),
-        default="auto",
-        help="of decoding: Triton kernels or torch; auto takes kernels on a CUDA device",
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("cacheshrink-throughput"))
-    given = parser.parse_args(argv)
-    for name in ("requests", "baseline_requests", "max_prompt", "max_output"):
-        if getattr(given, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1")
-    budget_bytes(given.cache_memory, given.device)
+def run(given: argparse.Namespace) -> int:
+    model, tokenizer = _model(given)
+    if hasattr(model, "kernel_backend"):
+        model.kernel_backend = given.backend
     if given.trace in SYNTHETIC:
         trace = synthetic_trace(given.trace, given.requests, given.seed)
     else:

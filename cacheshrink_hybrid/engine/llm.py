@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..cache.budget import budget_bytes
 from ..errors import CacheFullError, ConfigError
 from ..kernels.backend import Backend, check_backend
+from ..placement import input_device
 from .dispatcher import Dispatcher
 from .named_model import load_named
 from .outbox import Outbox
@@ -96,7 +97,7 @@ class LLM:
         chosen: Any = backend or getattr(model, "kernel_backend", "auto")
         self.runner = Runner(
             model,
-            budget_bytes(cache_memory, model.device),
+            budget_bytes(cache_memory, input_device(model)),
             backend=check_backend(chosen),
             max_batch=max_batch,
             cuda_graphs=cuda_graphs,

@@ -11,8 +11,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..checkpoint import PLAN_NAME, load_mla_model
-from ..errors import ConfigError
+from ..checkpoint import load_mla_model
+from ..loading import is_converted_directory, loading
 
 
 def load_named(name: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
@@ -23,17 +23,12 @@ def load_named(name: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
         ConfigError: nothing that can be loaded has this name.
         CheckpointError: a converted model that is damaged.
     """
+    if is_converted_directory(name):
+        return load_mla_model(name)
     directory = Path(name)
-    if (directory / PLAN_NAME).is_file():
-        return load_mla_model(directory)
-    try:
+    with loading(name):
         model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
         tokenizer = None
         if not directory.is_dir() or (directory / "tokenizer_config.json").is_file():
             tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"model {str(name)!r} cannot be loaded: {error}; give a directory, a name on the Hub, "
-            "or a model object with its tokenizer"
-        ) from error
     return model.eval(), tokenizer

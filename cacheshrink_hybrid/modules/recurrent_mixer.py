@@ -1,27 +1,28 @@
 """What the mixers of this package share: a source's mixer with a narrower state and a coded cache.
 
-A compressed mixer is the source's module with a class of its own, which subclasses the source's
-under the same name, and with small matrices per group, `state_write` and `state_read`. Where
-channels are selected instead of mixed, dropped ones are folded away: the weights that computed them
-are shorter. All projections, norms, hooks and parameter names stay the source's.
+A compressed mixer is the source's module with a class of its own, which subclasses the source's,
+and with small matrices per group, `state_write` and `state_read`. Where channels are selected
+instead of mixed, dropped ones are folded away: the weights that computed them are shorter. All
+projections, norms, hooks and parameter names stay the source's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache as memoized
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from ..cache.state_layer import StateCacheMixin, StateLayout, state_layer
+from ..cache.state_layer import StateCacheMixin, StateLayout, rounded, state_layer
 from ..cache_argument import cache_argument, take_cache
+from ..derived_class import Derived, derived_class
 from ..errors import NotSupportedError
 from ..plan import StatePlan
-from .coded_scan import rounded_through, scan_through_codes
+from .coded_scan import scan_through_codes
+from .linear_map import is_plain
 from .pooled_state import PooledState, state_in_pool
 
 Observer = Callable[["RecurrentMixer", Sequence[Tensor], Tensor, Tensor], None]
@@ -30,7 +31,7 @@ Observer = Callable[["RecurrentMixer", Sequence[Tensor], Tensor, Tensor], None]
 PACKED_SEQUENCES = ("seq_idx", "cu_seqlens", "cu_seq_lens_q")
 
 
-class RecurrentMixer(nn.Module):
+class RecurrentMixer(Derived, nn.Module):
     """Common part; comes before the source's class in a compressed mixer's bases.
 
     Attributes:
@@ -42,7 +43,10 @@ class RecurrentMixer(nn.Module):
         compression_disabled: do what the source does, with the source's cache.
     """
 
+    name_prefix = "Compressed"
     exact_inputs: tuple[int, ...] = ()
+    foldable: tuple[str, ...] = ()
+    """Parameters that `folded_weights` may make shorter, as far as a module has them."""
     layer_idx: int
     state_plan: StatePlan | None
     state_write: nn.Parameter | None
@@ -168,7 +172,10 @@ class RecurrentMixer(nn.Module):
 
     def take_over(self, cache: Cache) -> StateCacheMixin:
         """This mixer's layer of a cache, which becomes one of ours at the first time."""
-        return state_layer(cache, self.layer_idx, self.state_layout())
+        layer = state_layer(cache, self.layer_idx, self.state_layout())
+        if self.learns_codes and torch.is_grad_enabled():
+            layer.codes_every_boundary = True  # as a pass without a cache does
+        return layer
 
     def state_layout(self) -> StateLayout:
         """How this mixer's states lie in a cache."""
@@ -188,20 +195,25 @@ class RecurrentMixer(nn.Module):
         """Causal depthwise convolution and activation of columns (B, C, T)."""
         if isinstance(layer, PooledState):
             return layer.convolved(columns)
-        weight, bias = self.conv1d.weight, self.conv1d.bias
-        context = weight.shape[-1] - 1
+        context = self.conv1d.weight.shape[-1] - 1
         if layer is None:
             if self.learns_codes:
-                columns = rounded_through(columns, self.state_layout().dtype)
+                columns = rounded(columns, self.state_layout().dtype)
             window = nn.functional.pad(columns, (context, 0))
         else:
             window = layer.conv_window(columns)
-        if columns.shape[-1] == 1:
-            out = (window * weight[:, 0]).sum(-1, keepdim=True)
-            out = out if bias is None else out + bias[:, None]
-        else:
-            out = nn.functional.conv1d(window, weight, bias, groups=weight.shape[0])
-        return nn.functional.silu(out)
+        return nn.functional.silu(self._convolution(window, columns.shape[-1]))
+
+    def _convolution(self, window: Tensor, num_new: int) -> Tensor:
+        """Convolution (B, C, T) at the last T columns of a window (B, C, W - 1 + T)."""
+        if not is_plain(self.conv1d):  # it also pads both ends of what it is given
+            whole = self.conv1d(window)
+            return whole.narrow(-1, (whole.shape[-1] - num_new) // 2, num_new)
+        weight, bias = self.conv1d.weight, self.conv1d.bias
+        if num_new > 1:
+            return nn.functional.conv1d(window, weight, bias, groups=weight.shape[0])
+        out = (window * weight[:, 0]).sum(-1, keepdim=True)
+        return out if bias is None else out + bias[:, None]
 
     def advanced(self, inputs: Sequence[Tensor], reads: Tensor, layer: Any) -> Tensor:
         """y (B, T, M, P) of all tokens, through the cache layer if there is one."""
@@ -216,8 +228,9 @@ class RecurrentMixer(nn.Module):
 
     @property
     def learns_codes(self) -> bool:
-        """Whether passes without a cache compute with states as they are stored, for training."""
-        if not (self.training and torch.is_grad_enabled()) or self.state_plan is None:
+        """Whether passes without a cache compute with states as they are stored, for training; also
+        those that are run again for their gradients."""
+        if not self.training or self.state_plan is None:
             return False
         return not self.state_layout().lossless
 
@@ -269,12 +282,6 @@ def masked(hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
     return (hidden_states * attention_mask[:, :, None]).to(hidden_states.dtype)
 
 
-@memoized
-def _compressed_class(kind_class: Any, source_class: Any) -> Any:
-    namespace = {"__module__": source_class.__module__, "__doc__": source_class.__doc__}
-    return type(source_class.__name__, (kind_class, source_class), namespace)
-
-
 def mixer_class(kind: str) -> type[RecurrentMixer]:
     """The compressed mixer of a kind."""
     from .gated_delta_net_mixer import GatedDeltaNetMixer
@@ -302,21 +309,44 @@ def install_mixer(
     """Turn a source's mixer into a compressed one, in place; see `compress_state`."""
     source_class: Any = type(module)
     kind_class: Any = mixer_class(kind)
-    module.__class__ = _compressed_class(kind_class, source_class)
+    module.__class__ = derived_class(kind_class, source_class)
     assert isinstance(module, RecurrentMixer)
     module.compress_state(plan, read, keep_source=keep_source)
     return module
 
 
+MIXER_ATTRIBUTES = (
+    "state_plan",
+    "state_observer",
+    "compression_disabled",
+    "folded",
+    "_codec",
+    "_ranks_differ",
+)
+
+
 def uninstall_mixer(module: RecurrentMixer) -> None:
     """Give a mixer its source's class back."""
-    bases: Any = type(module).__mro__
     for name in ("state_write", "state_read"):
         del module._parameters[name]
     del module._modules["source_weights"]
-    for name in ("state_plan", "state_observer", "compression_disabled", "folded"):
+    for name in MIXER_ATTRIBUTES:
         module.__dict__.pop(name, None)
-    module.__class__ = bases[bases.index(RecurrentMixer) + 1]
+    module.__class__ = module.made_of[1]
+
+
+def unfoldable_weight(module: nn.Module, kind: str) -> str | None:
+    """Name of a weight of a source's mixer that is no parameter of its own, so that folding could
+    not replace it: a parametrized, pruned or offloaded one. None if there is none."""
+    for name in mixer_class(kind).foldable:
+        path, _, leaf = name.rpartition(".")
+        owner = getattr(module, path, None) if path else module
+        if owner is None or not hasattr(owner, leaf):
+            continue
+        parameter = owner._parameters.get(leaf)
+        if parameter is None or parameter.is_meta:
+            return name
+    return None
 
 
 @contextmanager

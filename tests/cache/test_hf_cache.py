@@ -6,9 +6,8 @@ import pytest
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
-from cacheshrink_hybrid import LatentCache, cache_bytes
+from cacheshrink_hybrid import LatentCache, cache_bytes, plan_of
 from cacheshrink_hybrid.families import model_spec
-from cacheshrink_hybrid.plan import CompressionPlan
 from tests.families.tiny_configs import CASES, tiny_config, tiny_model
 from tests.models import converted_copy, logits_in_pieces, pair, prefill_then_decode, random_ids
 
@@ -53,7 +52,7 @@ def test_latents_only(case: str, method: str) -> None:
 @pytest.mark.parametrize("case", UNWINDOWED)
 def test_bytes_are_those_of_the_plan(case: str, dtype: torch.dtype) -> None:
     model = converted_copy(tiny_model(case, dtype=dtype), 4.0, "auto", metric="activation")
-    plan = CompressionPlan.from_dict(model.config.cacheshrink_plan)
+    plan = plan_of(model)
     counted = cache_bytes(filled(model))
     assert counted.kv == plan.bytes_per_token * dtype.itemsize // 2 * BATCH * NUM_TOKENS
 

@@ -195,13 +195,9 @@ def test_rope_that_depends_on_the_length(case: str, length: int) -> None:
 
 
 @every_case
-def test_converting_leaves_the_class_name_and_the_config(case: str) -> None:
+def test_converting_leaves_the_config(case: str) -> None:
     source, converted = of_case(case).both()
-    assert type(converted).__name__ == type(source).__name__
-    assert isinstance(converted, type(source))
-    changed = converted.config.to_dict()
-    changed.pop("cacheshrink_plan")
-    assert changed == source.config.to_dict()
+    assert converted.config.to_dict() == source.config.to_dict()
 
 
 def test_calibration_text_does_not_change_a_full_rank_model() -> None:
