@@ -258,6 +258,7 @@ def test_cancelled_within_a_prompt() -> None:
         ([-1], {}, ConfigError, "outside the vocabulary"),
         ("text", {}, ConfigError, "needs the tokenizer"),
         ([1], {"request_id": "taken"}, SequenceError, "'taken' is in use"),
+        ([1], {"request_id": [1]}, ConfigError, "must be hashable"),
         ([5] * 100_000, {}, ConfigError, "has positions for"),
         ([5], {"params": SamplingParams(stop=("x",))}, ConfigError, "stop strings need"),
         ([5] * 90, {"params": SamplingParams(max_tokens=30)}, CacheFullError, "cache_memory of"),
@@ -410,6 +411,18 @@ def test_inference_mode_may_come_and_go(case: str) -> None:
     with torch.no_grad():
         assert tokens_of(inside.generate(prompts(3), wish)) == expected
     assert torch.is_grad_enabled()
+
+
+def test_a_copied_engine_goes_its_own_way() -> None:
+    llm = LLM(model_of("llama"), cache_memory=MEMORY)
+    llm.add_request(prompts()[0], SamplingParams(max_tokens=5), request_id="first")
+    llm.step()
+    twin = copy.deepcopy(llm)
+    for one in (llm, twin):
+        assert one.step()[0].token_ids == one_by_one(model_of("llama"), prompts(1), 2)[0]
+    twin.abort("first")
+    assert llm.has_requests
+    assert not twin.has_requests
 
 
 def test_statistics_and_outputs_can_be_stored(tmp_path: Path) -> None:

@@ -139,6 +139,11 @@ def test_texts_are_as_the_tokenizer_encodes_them(name: str) -> None:
     assert encode(tokenizer, "one two") == tuple(tokenizer("one two").input_ids)
 
 
+def test_texts_that_are_none_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"character 2 of the text, .*is half of a pair"):
+        encode(byte_level_tokenizer(), "on\ud800e")
+
+
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}girl:{% endif %}"
