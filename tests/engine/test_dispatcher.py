@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -266,6 +267,27 @@ def test_states_of_a_failed_step_are_not_used(backend: str, call: int, monkeypat
             digests.append(one.store.digest("short"))
         stored.append(digests)
     assert stored[0] == stored[1]
+
+
+def test_ctrl_c_waits_for_the_end_of_the_step() -> None:
+    llm = engine()
+    llm.add_request(prompts()[0], SamplingParams(max_tokens=12), request_id="stays")
+    llm.step()
+
+    pressed = []
+
+    def press(*_: object) -> None:
+        if llm.statistics.steps == 3 and not pressed:
+            pressed.append(True)
+            signal.raise_signal(signal.SIGINT)
+
+    hook = llm.runner.model.register_forward_pre_hook(press)
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate(prompts(3)[1:], WISH)
+    hook.remove()
+    assert (llm.statistics.running, llm.statistics.preemptions) == (1, 0)
+    assert collected(llm)["stays"] == list(due(1, 12)[0][1:])
+    assert_idle(llm)
 
 
 def test_an_interrupted_step_costs_no_request_of_step() -> None:
