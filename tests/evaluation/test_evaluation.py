@@ -154,8 +154,20 @@ def test_samples_repeat_under_a_seed() -> None:
         for _ in range(2)
     )
     assert first == second
-    with pytest.raises(ConfigError, match="temperature"):
-        generate_samples(model, TOKENIZER, TEXTS[:1], temperature=-1.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": -1.0}, "^temperature=-1.0 must be finite and at least 0$"),
+        ({"temperature": float("nan")}, "^temperature=nan must be"),
+        ({"max_new_tokens": 0}, "^max_new_tokens=0 must be at least 1$"),
+        ({"max_new_tokens": 0, "temperature": -1.0}, "temperature=.*; max_new_tokens="),
+    ],
+)
+def test_samples_that_cannot_be(settings: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        generate_samples(pair("llama").source, TOKENIZER, TEXTS[:1], **settings)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
