@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,6 +19,7 @@ from .latent_model import convert_in_place, is_converted
 from .modules.attention_parts import AttentionParts
 from .plan import CompressionPlan
 from .planning import ModelStatistics, plan_model
+from .source_model import check_plain_weights, forget_quantisation, load_source
 from .spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -68,14 +70,15 @@ def convert_to_mla(
     context_length: int | None = None,
     trust_remote_code: bool = False,
     seed: int = 0,
+    inplace: bool = True,
     verbose: bool = True,
+    **loading: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """Rewrite a causal language model so that its attention caches latents, and, with `state_ratio`
     above 1 or a `state_dtype`, so that its recurrent layers store narrower states in fewer bytes.
 
     Args:
-        model_name_or_path: Hub name, local directory, or a model object. An object is rewritten in
-            place; deep-copy it first to keep the original.
+        model_name_or_path: Hub name, local directory, GGUF file, or a model object.
         compression_ratio: cache bytes per token before, at 16 bits per element, over bytes after.
         tokenizer: goes with a model object when text is calibrated on; a name or a path brings its
             own.
@@ -87,7 +90,12 @@ def convert_to_mla(
         calibration_dataset_subset: configuration of that data set.
         metric: see `CompressionConfig`; None is `fisher` with calibration and `none` without.
         trust_remote_code: passed to `from_pretrained`; code from the Hub runs only if True.
+        inplace: rewrite a model object itself. False leaves it alone and converts a copy, which
+            takes the memory of its weights once more.
         verbose: print the plan and show a progress bar.
+        loading: arguments of `from_pretrained` for names and paths: `revision`, `token`,
+            `subfolder`, `cache_dir`, `device_map`, `attn_implementation`, `gguf_file`, ... (all of
+            them: `source_model.SOURCE_ARGUMENTS`).
 
     The other parameters are those of `CompressionConfig`.
 
@@ -97,7 +105,8 @@ def convert_to_mla(
 
     Raises:
         ConfigError: bad arguments, all listed.
-        UnsupportedModelError: a family that is not supported, or a model converted before.
+        UnsupportedModelError: a family that is not supported, quantised weights that cannot be
+            unpacked, or a model converted before.
         CalibrationError: no usable text.
         PlanError: a ratio or rank that this model cannot meet.
         A model object is unchanged after any of them.
@@ -147,14 +156,21 @@ def convert_to_mla(
     if use_calibration and calibration_texts is not None:
         texts = _texts(config, calibration_texts, calibration_dataset, calibration_dataset_subset)
     if isinstance(model_name_or_path, torch.nn.Module):
-        model = model_name_or_path
-        if dtype is not None or device is not None:
+        if dtype is not None or device is not None or loading:
+            given = ", ".join(sorted(loading)) or "device and dtype"
             raise ConfigError(
-                "device and dtype are for names and paths; move a model object with model.to(...)"
+                f"{given}: no argument for a model object, only for names and paths, or no "
+                "argument at all; move a model object with model.to(...)"
             )
+        model = model_name_or_path if inplace else copy.deepcopy(model_name_or_path)
     else:
-        model, tokenizer = _load_source(
-            model_name_or_path, tokenizer, device, dtype, trust_remote_code
+        model, tokenizer = load_source(
+            model_name_or_path,
+            tokenizer,
+            device=device,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            **loading,
         )
     sequences: list[Tensor] = []
     if use_calibration:
@@ -186,10 +202,11 @@ def convert_model(
             sequences.
 
     Returns:
-        The plan, which is also stored in the model's config.
+        The plan, which is also `plan_of(model)`.
     """
     if is_converted(model):
         raise UnsupportedModelError("the model is converted already; convert its source instead")
+    check_plain_weights(model)
     spec = model_spec(model.config)
     _check_something_to_do(spec, config)
     compressed = _compressed_parts(_all_parts(model, spec), config)
@@ -206,6 +223,7 @@ def convert_model(
         keep_source=config.store_original_weights,
         state_factors=planned.states,
     )
+    forget_quantisation(model)
     return planned.plan
 
 
@@ -294,15 +312,3 @@ def _texts(
     subset: str | None,
 ) -> list[str]:
     return load_texts(texts, dataset, subset, num_samples=config.num_calibration_samples)
-
-
-def _load_source(name, tokenizer, device, dtype, trust_remote_code):
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    model_spec(AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code))
-    if tokenizer is None:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-    model = AutoModelForCausalLM.from_pretrained(
-        name, dtype=dtype or "auto", trust_remote_code=trust_remote_code
-    )
-    return model.to(device or "cpu").eval(), tokenizer

@@ -18,6 +18,7 @@ from ..calibrate.text import PYTHON_DOCS, load_texts
 from ..checkpoint import load_mla_model
 from ..checkpoint_files import PLAN_NAME
 from ..errors import ConfigError
+from ..source_model import gguf_location
 from ..spec import ModelSpec
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -31,7 +32,7 @@ def add_model_arguments(
         "models" if several else "model",
         nargs="+" if several else "?" if optional else None,
         metavar="MODEL",
-        help="directory of a source or converted model, or a name on the Hub",
+        help="directory of a source or converted model, a GGUF file, or a name on the Hub",
     )
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="precision to load in")
@@ -94,10 +95,10 @@ def load_any(
             raise ConfigError(f"{name} was saved without a tokenizer; save it with one")
         return model, tokenizer
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=precision, trust_remote_code=trust_remote_code
-        )
+        place, where = gguf_location(name)
+        options = {**where, "trust_remote_code": trust_remote_code}
+        tokenizer = AutoTokenizer.from_pretrained(place, **options)
+        model = AutoModelForCausalLM.from_pretrained(place, dtype=precision, **options)
     except OSError as error:
         raise ConfigError(f"model {name!r} cannot be loaded: {error}") from error
     return model.to(device).eval(), tokenizer
