@@ -17,6 +17,7 @@ from .errors import ConfigError, PlanError, UnsupportedModelError
 from .families import check_shared_weights, model_spec, read_attention
 from .latent_model import convert_in_place, is_converted
 from .modules.attention_parts import AttentionParts
+from .original_model import remember_source_values
 from .plan import CompressionPlan
 from .planning import ModelStatistics, plan_model
 from .source_model import check_plain_weights, forget_quantisation, load_source
@@ -224,6 +225,8 @@ def convert_model(
         state_factors=planned.states,
     )
     forget_quantisation(model)
+    if config.store_original_weights:
+        remember_source_values(model)
     return planned.plan
 
 
