@@ -28,11 +28,16 @@ def test_sizes_and_loss() -> None:
 
 
 def test_states_alone() -> None:
-    model = converted_copy(tiny_model("mamba2"), state_ratio=2.0, metric="none")
+    model = converted_copy(tiny_model("mamba2"), state_ratio=2.0, metric="activation")
     plan, card = plan_of(model), card_of(model)
     assert f"| {plan.source_state_bytes:,} | {plan.state_bytes:,} (" in card
-    assert "per token" not in card
-    assert "no loss is predicted" in card
+    assert "bytes per token" not in card
+    assert f"{plan.total_loss:.3g} of the metric" in card
+
+
+def test_no_calibration() -> None:
+    model = converted_copy(tiny_model("llama"), 4.0, "auto", metric="none")
+    assert "no loss is predicted" in card_of(model)
 
 
 def test_source_and_license_by_path(tmp_path: Path) -> None:
@@ -71,7 +76,7 @@ def test_cards_without_a_license(head: str, tmp_path: Path) -> None:
     model = converted_copy(tiny_model("llama"), 4.0, "auto", metric="none")
     (tmp_path / "README.md").write_text(head)
     model.source_name = str(tmp_path)
-    assert "license" not in card_of(model)
+    assert "license:" not in card_of(model)
 
 
 @pytest.mark.parametrize(
