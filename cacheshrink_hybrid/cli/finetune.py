@@ -24,8 +24,9 @@ from ..training.arguments import check_launcher
 from ..training.output import check_writable
 from .arguments import load_given
 from .parsers.finetune import CONVERSION, settings
+from .plots import plot_losses
 from .preflight import no_matplotlib
-from .report import plot_losses, write_json
+from .report import write_json
 
 HELD_OUT_SHARE = 10
 SPARE_BYTES = 2**20

@@ -12,7 +12,8 @@ from ..families import model_spec
 from ..latent_model import is_converted, plan_of
 from ..plan import fitting_table
 from .arguments import load_given, read_texts
-from .report import byte_columns, plot_tradeoff, write_json
+from .plots import plot_tradeoff
+from .report import byte_columns, write_json
 
 FEW_TOKENS = 1000
 """Predicted tokens below which a perplexity is little to go by."""
@@ -79,5 +80,5 @@ def run(given: argparse.Namespace) -> int:
     if given.json is not None:
         write_json(given.json, {"program": "perplexity", "models": records})
     if given.plot is not None:
-        plot_tradeoff(given.plot, records, "Perplexity against cache size")
+        plot_tradeoff(given.plot, records, "Perplexity against cache size", joined=False)
     return 0
