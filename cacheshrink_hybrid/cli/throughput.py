@@ -23,13 +23,13 @@ from .report import write_json
 
 
 def run(given: argparse.Namespace) -> int:
-    model, tokenizer = _model(given)
-    if hasattr(model, "kernel_backend"):
-        model.kernel_backend = given.backend
     if given.trace in SYNTHETIC:
         trace = synthetic_trace(given.trace, given.requests, given.seed)
     else:
         trace = read_trace(Path(given.trace), given.requests, given.seed)
+    model, tokenizer = _model(given)
+    if hasattr(model, "kernel_backend"):
+        model.kernel_backend = given.backend
     prompts, wishes = _work(trace, tokenizer, given.max_prompt, given.max_output)
 
     print(f"one by one: {min(given.baseline_requests, len(prompts))} requests", flush=True)
