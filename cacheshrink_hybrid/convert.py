@@ -22,7 +22,8 @@ from .latent_model import convert_in_place, is_converted
 from .loading import device_fault, loading
 from .modules.attention_parts import AttentionParts
 from .plan import CompressionPlan
-from .planning import ModelStatistics, check_reachable, plan_model
+from .planning import ModelStatistics, plan_model
+from .ratio_limit import check_reachable
 from .spec import ModelSpec
 
 if TYPE_CHECKING:
