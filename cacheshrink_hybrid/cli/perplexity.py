@@ -37,18 +37,20 @@ def run(given: argparse.Namespace) -> int:
         )
         plan = plan_of(model) if is_converted(model) else None
         records.append(
-            {"model": name}
-            | byte_columns(model_spec(model.config), plan)
-            | {
-                "ratio": plan.compression_ratio if plan else 1.0,
-                "state_ratio": plan.state_ratio if plan else 1.0,
+            {
+                "model": name,
                 "perplexity": result.perplexity,
                 "change_percent": None,
                 "tokens": result.num_tokens,
+                "ratio": plan.compression_ratio if plan else 1.0,
+                "state_ratio": plan.state_ratio if plan else 1.0,
+            }
+            | byte_columns(model_spec(model.config), plan)
+            | {
                 "by_position": [
                     {"from": first, "to": end, "tokens": tokens, "perplexity": value}
                     for first, end, tokens, value in result.by_position
-                ],
+                ]
             }
         )
         vocabulary = vocabulary or tokenizer.get_vocab()
