@@ -102,7 +102,7 @@ RESULTS = ("model", "metrics.json")
 
 
 def parser() -> argparse.ArgumentParser:
-    made = new_parser("finetune", __doc__)
+    made = new_parser("finetune", __doc__, "MODEL --data DATA --output OUTPUT")
     add_model_arguments(made)
     made.add_argument(
         "--config",

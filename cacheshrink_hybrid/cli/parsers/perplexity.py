@@ -18,7 +18,7 @@ from ..preflight import OutputFile, Plot, whole
 
 
 def parser() -> argparse.ArgumentParser:
-    made = new_parser("perplexity", __doc__)
+    made = new_parser("perplexity", __doc__, "MODEL [MODEL ...]")
     add_model_arguments(made, several=True)
     add_text_arguments(made)
     made.add_argument(
