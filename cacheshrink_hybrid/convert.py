@@ -26,7 +26,8 @@ from .modules.attention_parts import AttentionParts
 from .modules.recurrent_mixer import unfoldable_weight
 from .original_model import remember_source_values
 from .plan import CompressionPlan
-from .planning import ModelStatistics, check_reachable, plan_model
+from .planning import ModelStatistics, plan_model
+from .ratio_limit import check_reachable
 from .self_check import check_layers
 from .source_model import check_plain_weights, forget_quantisation, load_source
 from .spec import ModelSpec
