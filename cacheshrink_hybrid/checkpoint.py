@@ -31,7 +31,7 @@ from .adapters import refuse_adapters
 from .auto_config import CacheShrinkConfig
 from .checkpoint_files import CARD_NAME, CONFIG_NAME, check_target, draft_of, shown
 from .errors import CheckpointError, ConfigError
-from .latent_model import latent_model_class, plan_of, source_class_of
+from .latent_model import freeze_what_is_fixed, latent_model_class, plan_of, source_class_of
 from .modules.latent_attention import LatentAttention
 from .modules.recurrent_mixer import RecurrentMixer
 from .pretrained_arguments import (
@@ -284,6 +284,7 @@ def load_model(
         ) from error
     _check_complete(directory, info)
     model.source_name = saved.source_name
+    freeze_what_is_fixed(model)
     return (model, info) if output_loading_info else model
 
 

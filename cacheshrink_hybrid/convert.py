@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -22,12 +22,14 @@ from .errors import ConfigError, NotSupportedError, PlanError, UnsupportedModelE
 from .families import check_shared_weights, model_spec, read_attention
 from .lasting import lasting_tensors
 from .latent_model import convert_in_place, is_converted
-from .loading import device_fault, loading
 from .modules.attention_parts import AttentionParts
 from .modules.recurrent_mixer import unfoldable_weight
+from .original_model import remember_source_values
 from .plan import CompressionPlan
-from .planning import ModelStatistics, check_reachable, plan_model
+from .planning import ModelStatistics, plan_model
+from .ratio_limit import check_reachable
 from .self_check import check_layers
+from .source_model import check_plain_weights, forget_quantisation, load_source
 from .spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -77,14 +79,15 @@ def convert_to_mla(
     trust_remote_code: bool = False,
     self_check: bool = True,
     seed: int = 0,
+    inplace: bool = True,
     verbose: bool = True,
+    **loading: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """Rewrite a causal language model so that its attention caches latents, and, with `state_ratio`
     above 1 or a `state_dtype`, so that its recurrent layers store narrower states in fewer bytes.
 
     Args:
-        model_name_or_path: Hub name, local directory, or a model object. An object is rewritten in
-            place; deep-copy it first to keep the original.
+        model_name_or_path: Hub name, local directory, GGUF file, or a model object.
         compression_ratio: cache bytes per token before, at 16 bits per element, over bytes after.
         tokenizer: goes with a model object when text is calibrated on; a name or a path brings its
             own.
@@ -99,7 +102,12 @@ def convert_to_mla(
         trust_remote_code: passed to `from_pretrained`; code from the Hub runs only if True.
         self_check: before anything else, compare every layer that is to be replaced, rebuilt at
             full rank, with the source's on a few tokens.
+        inplace: rewrite a model object itself. False leaves it alone and converts a copy, which
+            takes the memory of its weights once more.
         verbose: print the plan and show a progress bar.
+        loading: arguments of `from_pretrained` for names and paths: `revision`, `token`,
+            `subfolder`, `cache_dir`, `device_map`, `attn_implementation`, `gguf_file`, ... (all of
+            them: `source_model.SOURCE_ARGUMENTS`).
 
     The other parameters are those of `CompressionConfig`.
 
@@ -109,7 +117,8 @@ def convert_to_mla(
 
     Raises:
         ConfigError: bad arguments, all listed; no such model or device.
-        UnsupportedModelError: a family that is not supported, or a model converted before.
+        UnsupportedModelError: a family that is not supported, quantised weights that cannot be
+            unpacked, or a model converted before.
         SelfCheckError: a layer that does not compute what its family's row says.
         CalibrationError: no usable text.
         PlanError: a ratio or rank that this model cannot meet.
@@ -165,15 +174,23 @@ def convert_to_mla(
             num_samples=config.num_calibration_samples,
         )
     if isinstance(model_name_or_path, torch.nn.Module):
-        model = model_name_or_path
-        refuse_adapters(model, "converting")
-        if dtype is not None or device is not None:
+        refuse_adapters(model_name_or_path, "converting")
+        if dtype is not None or device is not None or loading:
+            given = ", ".join(sorted(loading)) or "device and dtype"
             raise ConfigError(
-                "device and dtype are for names and paths; move a model object with model.to(...)"
+                f"{given}: no argument for a model object, only for names and paths, or no "
+                "argument at all; move a model object with model.to(...)"
             )
+        model = model_name_or_path if inplace else copy.deepcopy(model_name_or_path)
     else:
-        model, tokenizer = _load_source(
-            model_name_or_path, tokenizer, device, dtype, trust_remote_code, config
+        model, tokenizer = load_source(
+            model_name_or_path,
+            tokenizer,
+            device=device,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            check=lambda spec: check_something_to_do(spec, config),
+            **loading,
         )
     sequences: list[Tensor] = []
     calibrated_on = ""
@@ -222,7 +239,7 @@ def convert_model(
         calibrated_on: what the sequences are, in words; the plan keeps it.
 
     Returns:
-        The plan, which is also stored in the model's config.
+        The plan, which is also `plan_of(model)`.
     """
     refuse_adapters(model, "converting")
     if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
@@ -232,6 +249,7 @@ def convert_model(
         )
     if is_converted(model):
         raise UnsupportedModelError("the model is converted already; convert its source instead")
+    check_plain_weights(model)
     spec = model_spec(model.config)
     check_something_to_do(spec, config)
     if config.changes_states:
@@ -257,6 +275,9 @@ def convert_model(
         keep_source=config.store_original_weights,
         state_factors=planned.states,
     )
+    forget_quantisation(model)
+    if config.store_original_weights:
+        remember_source_values(model)
     return planned.plan
 
 
@@ -362,34 +383,3 @@ def _statistics(
         if held_out
         else None,
     )
-
-
-def _refuse_adapter_directory(path: Path) -> None:
-    """Refuse a directory in which peft has written an adapter and nothing else."""
-    settings = path / "adapter_config.json"
-    if not settings.is_file() or (path / "config.json").is_file():
-        return
-    base = json.loads(settings.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    raise UnsupportedModelError(
-        f"{path} holds an adapter of peft for the model {base!r}, not a model; load that model, "
-        "merge the adapter (PeftModel.from_pretrained(base, directory).merge_and_unload()), and "
-        "convert the result"
-    )
-
-
-def _load_source(name, tokenizer, device, dtype, trust_remote_code, config):
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    fault = device_fault(device)
-    if fault is not None:
-        raise ConfigError(f"device {fault}")
-    _refuse_adapter_directory(Path(name))
-    with loading(name):
-        source = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-        check_something_to_do(model_spec(source), config)
-        if tokenizer is None:
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype or "auto", trust_remote_code=trust_remote_code
-        )
-    return model.to(device or "cpu").eval(), tokenizer

@@ -283,6 +283,20 @@ def set_state_plans(model: PreTrainedModel, plans: Sequence[StatePlan]) -> None:
     setattr(model, PLAN_ATTRIBUTE, replace(plan, states=tuple(plans)))
 
 
+def freeze_what_is_fixed(model: nn.Module) -> None:
+    """Parameters that no training changes are so in a new model; transformers' loader lets all that
+    it loads train, and torch multiplies by those in another order."""
+    for module in model.modules():
+        fixed: tuple[nn.Parameter | None, ...] = ()
+        if isinstance(module, LatentAttention):
+            fixed = (module.latent_reach,)
+        elif isinstance(module, RecurrentMixer):
+            fixed = (module.state_write, module.state_read)
+        for parameter in fixed:
+            if parameter is not None:
+                parameter.requires_grad_(False)
+
+
 def _mixers(model: nn.Module) -> list[RecurrentMixer]:
     return [module for module in model.modules() if isinstance(module, RecurrentMixer)]
 

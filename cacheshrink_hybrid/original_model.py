@@ -7,26 +7,36 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .errors import UnsupportedModelError
+from .errors import NotSupportedError, UnsupportedModelError
 from .modules.latent_attention import LatentAttention
 from .modules.recurrent_mixer import RecurrentMixer
 
 KEPT_VALUES = "source_values"
 """Attribute of a converted model that was trained: parameters its source has too, and the source's
 values of them."""
+SAMPLES = "source_samples"
+"""Attribute of a converted model that keeps its original: of parameters that its source has too, by
+name, the number of values at conversion and some of them."""
+NUM_SAMPLES = 64
 
 
 @contextmanager
 def compression_disabled(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     """Within this context `model` computes what its source computed, with full keys and values.
 
-    A cache that was filled inside must not be used outside, nor the other way round.
+    Most weights are both the model's and its source's. `MLATrainer` keeps the source's values of
+    those that it trains; a loop of your own does so by `keep_source_values(model, parameters)`
+    before its first step. A cache that was filled inside must not be used outside, nor the other
+    way round.
 
     Raises:
         UnsupportedModelError: if the model was converted without `store_original_weights=True`.
+        NotSupportedError: if weights were changed without the source's values being kept, as far as
+            64 values of each tell.
     """
     switched = _compressed(model)
     if not _keep_original(switched):
@@ -41,12 +51,68 @@ def compression_disabled(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
     for parameter, first in kept:
         parameter.data = first.to(parameter.device, parameter.dtype)
     try:
+        _check_unchanged(model)
         yield model
     finally:
         for (parameter, _), data in zip(kept, trained, strict=True):
             parameter.data = data
         for module in switched:
             module.compression_disabled = False
+
+
+@torch.no_grad()
+def remember_source_values(model: PreTrainedModel) -> None:
+    """Note some values of every weight that the source has too, to tell later whether they are
+    still the source's."""
+    model.__dict__[SAMPLES] = {
+        name: (parameter.numel(), _sampled(parameter, parameter.numel()).cpu())
+        for name, parameter in _source_parameters(model)
+    }
+
+
+@torch.no_grad()
+def _check_unchanged(model: PreTrainedModel) -> None:
+    samples = model.__dict__[SAMPLES]
+    changed = []
+    for name, parameter in _source_parameters(model):
+        if name in samples and not _agrees(samples[name], parameter):
+            changed.append(name)
+    if changed:
+        shown = ", ".join(changed[:3]) + (", ..." if len(changed) > 3 else "")
+        raise NotSupportedError(
+            f"{len(changed)} weights that the model has in common with its source were changed "
+            f"after the conversion ({shown}), so the source's output is gone; train with "
+            "MLATrainer, or call keep_source_values(model, parameters) before training"
+        )
+
+
+def _source_parameters(model: PreTrainedModel) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters that the source has too, those that were kept for it included."""
+    own = {id(parameter) for module in _compressed(model) for parameter in module.own_parameters()}
+    return ((name, p) for name, p in model.named_parameters() if id(p) not in own)
+
+
+def _sampled(parameter: Tensor, count: int) -> Tensor:
+    """Values at evenly spread positions among the first `count`."""
+    number = min(NUM_SAMPLES, count)
+    positions = torch.arange(number, device=parameter.device) * count // max(1, number)
+    return parameter.detach().flatten()[positions]
+
+
+def _agrees(samples: tuple[int, Tensor], parameter: nn.Parameter) -> bool:
+    """Whether a parameter has these values still, maybe in a narrower precision or with more rows;
+    one that is elsewhere now (offloaded, in shards) is taken to."""
+    count, expected = samples
+    held = parameter.untyped_storage().nbytes() // parameter.element_size()
+    if parameter.is_meta or held < parameter.numel() or not held:
+        return True
+    if parameter.numel() < count:
+        return False
+    actual = _sampled(parameter, count).cpu()
+    if actual.isnan().all():  # shards leave nothing but NaN where a weight is not whole
+        return True
+    passed = (actual.dtype, torch.bfloat16, torch.float16)
+    return any(torch.equal(actual, expected.to(dtype).to(actual.dtype)) for dtype in passed)
 
 
 def has_original_weights(model: PreTrainedModel) -> bool:

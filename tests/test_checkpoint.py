@@ -58,6 +58,8 @@ def assert_bit_equal(loaded: PreTrainedModel, saved: PreTrainedModel) -> None:
     assert not loaded.training
     assert type(loaded) is type(saved)
     assert plan_of(loaded) == plan_of(saved)
+    frozen = {name: parameter.requires_grad for name, parameter in saved.named_parameters()}
+    assert {name: p.requires_grad for name, p in loaded.named_parameters()} == frozen
     expected = saved.state_dict()
     for name, tensor in loaded.state_dict().items():
         assert torch.equal(tensor, expected[name]), name

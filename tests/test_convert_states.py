@@ -72,6 +72,8 @@ def test_checkpoints(case: str, tmp_path: Path) -> None:
     save_mla_model(model, None, tmp_path / "saved")
     loaded, _ = load_mla_model(tmp_path / "saved")
     assert plan_of(loaded) == plan_of(model)
+    frozen = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    assert {name: p.requires_grad for name, p in loaded.named_parameters()} == frozen
     ids = random_ids(2, 20)
     assert torch.equal(logits_of(loaded, ids), logits_of(model, ids))
     assert loaded._is_stateful is False

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
 from transformers import PreTrainedModel
 
 from cacheshrink_hybrid import CompressionPlan, compression_disabled, plan_of
-from cacheshrink_hybrid.errors import UnsupportedModelError
+from cacheshrink_hybrid.errors import NotSupportedError, UnsupportedModelError
+from cacheshrink_hybrid.original_model import keep_source_values
 from tests.families.tiny_configs import CASES, tiny_model
 from tests.models import (
     converted_copy,
@@ -52,6 +55,91 @@ def test_compression_is_back_after_an_error() -> None:
     with pytest.raises(KeyError), compression_disabled(converted):
         raise KeyError
     assert torch.equal(logits_of(converted, ids), expected)
+
+
+def train_a_step(model: PreTrainedModel) -> None:
+    torch.manual_seed(0)  # for dropout
+    ids = random_ids(2, 12)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    model.train()
+    model(ids, labels=ids, use_cache=False).loss.backward()
+    optimizer.step()
+    model.eval()
+
+
+@pytest.mark.parametrize("case", ["llama", "gpt2", "granitemoehybrid"])
+def test_the_source_is_gone_after_training_by_a_loop_of_ones_own(case: str) -> None:
+    source, converted = with_source(case)
+    model = copy.deepcopy(converted)
+    train_a_step(model)
+    with (
+        pytest.raises(NotSupportedError, match=r"\d+ weights .* were changed .*keep_source_values"),
+        compression_disabled(model),
+    ):
+        pass
+    compressed = logits_of(model, random_ids(1, NUM_TOKENS))
+    kept = copy.deepcopy(converted)
+    keep_source_values(kept, kept.parameters())
+    train_a_step(kept)
+    ids = random_ids(1, NUM_TOKENS)
+    assert torch.equal(logits_of(kept, ids), compressed)
+    with compression_disabled(kept):
+        assert torch.equal(logits_of(kept, ids), logits_of(source, ids))
+    assert torch.equal(logits_of(kept, ids), compressed)
+
+
+def first_mlp_moves(model: PreTrainedModel) -> None:
+    model.model.layers[0].mlp.up_proj.weight.data += 1e-3
+
+
+def first_encoder_is_zero(model: PreTrainedModel) -> None:
+    model.model.layers[0].self_attn.kv_a_proj.weight.data.zero_()
+
+
+CHANGES: dict[str, tuple[Callable[[PreTrainedModel], object], bool]] = {
+    "nothing": (lambda model: None, False),
+    "half": (lambda model: model.half(), False),
+    "bfloat16 and back": (lambda model: model.bfloat16().float(), False),
+    "more tokens": (lambda model: model.resize_token_embeddings(128), False),
+    "own weights": (first_encoder_is_zero, False),
+    "equal state": (lambda model: model.load_state_dict(model.state_dict()), False),
+    "through data": (first_mlp_moves, True),
+    "fewer tokens": (lambda model: model.resize_token_embeddings(90), True),
+    "a norm": (lambda model: model.model.norm.weight.data.mul_(1.01), True),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_counts_as_changed(name: str) -> None:
+    change, refused = CHANGES[name]
+    model = copy.deepcopy(with_source("llama")[1])
+    change(model)
+    expectation = pytest.raises(NotSupportedError) if refused else nullcontext()
+    with expectation, compression_disabled(model):
+        logits_of(model, random_ids(1, 8))
+
+
+@pytest.mark.parametrize("way", ["all", "keys", "values"])
+@pytest.mark.parametrize("case", ["llama", "gpt2", "granitemoehybrid"])
+def test_new_projections_train_where_those_they_replace_do(case: str, way: str) -> None:
+    source = tiny_model(case)
+    source.requires_grad_(False)
+    if way != "all":
+        names = {"keys": ("k_proj", "c_attn"), "values": ("v_proj", "c_attn")}[way]
+        for name, parameter in source.named_parameters():
+            parameter.requires_grad_(any(part in name for part in names))
+    model = converted_copy(source, 4.0, "auto", metric="activation")
+    flags = {
+        name.split(".")[-2]: parameter.requires_grad
+        for name, parameter in model.named_parameters()
+        if name.split(".")[-2] in ("kv_a_proj", "k_b_proj", "v_b_proj")
+    }
+    fused = case == "gpt2"
+    assert flags == {
+        "kv_a_proj": way != "all",
+        "k_b_proj": way == "keys" or (fused and way != "all"),
+        "v_b_proj": way == "values" or (fused and way != "all"),
+    }
 
 
 def test_nothing_to_switch_back_to() -> None:

@@ -17,6 +17,7 @@ from ..calibrate.text import load_texts
 from ..checkpoint import load_mla_model
 from ..errors import ConfigError
 from ..loading import device_fault, is_converted_directory, loading
+from ..source_model import gguf_location
 from ..spec import ModelSpec
 
 
@@ -63,10 +64,10 @@ def load_any(
             raise ConfigError(f"{name} was saved without a tokenizer; save it with one")
         return model, tokenizer
     with loading(name):
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-        model = AutoModelForCausalLM.from_pretrained(
-            name, dtype=precision, trust_remote_code=trust_remote_code
-        )
+        place, where = gguf_location(name)
+        options = {**where, "trust_remote_code": trust_remote_code}
+        tokenizer = AutoTokenizer.from_pretrained(place, **options)
+        model = AutoModelForCausalLM.from_pretrained(place, dtype=precision, **options)
     return model.to(device).eval(), tokenizer
 
 

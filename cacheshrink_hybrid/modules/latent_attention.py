@@ -15,6 +15,7 @@ sequence is cut into chunks.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -103,6 +104,14 @@ class LatentAttention(Derived, nn.Module):
         # children are seen one by one.
         self._is_hf_initialized = True
         self.train(parts.source.training)
+
+    def own_parameters(self) -> Iterator[nn.Parameter]:
+        """Those that the source does not have."""
+        for module in (self.kv_a_proj, self.k_b_proj, self.v_b_proj, self.kv_a_adapters):
+            if module is not None:
+                yield from module.parameters()
+        if self.latent_reach is not None:
+            yield self.latent_reach
 
     def freeze_as(self, parts: AttentionParts) -> None:
         """Let new projections train where what they stand for does."""

@@ -8,7 +8,7 @@ projections, norms, hooks and parameter names stay the source's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -88,6 +88,14 @@ class RecurrentMixer(Derived, nn.Module):
         self.folded = tuple(shorter)
         replaced = [self._exchange(name, value) for name, value in shorter.items()]
         self.source_weights = nn.ParameterList(replaced if keep_source else [])
+
+    def own_parameters(self) -> Iterator[nn.Parameter]:
+        """Those that the source does not have."""
+        for name in ("state_write", "state_read", *self.folded):
+            path, _, leaf = name.rpartition(".")
+            parameter = getattr(self.get_submodule(path), leaf)
+            if parameter is not None:
+                yield parameter
 
     def use_plan(self, plan: StatePlan | None) -> None:
         """Store states as `plan` says, whose ranks and channels must be those of the weights."""

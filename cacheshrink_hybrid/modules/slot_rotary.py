@@ -24,6 +24,9 @@ ApplyRotary = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 _PAIR_ANGLES: WeakKeyDictionary[nn.Module, dict[tuple, tuple[Tensor, Tensor]]] = WeakKeyDictionary()
 
+Frequencies = tuple[tuple[Tensor, int], ...]
+"""The buffers of a rotary embedding, each with the number of times that it was written to."""
+
 
 class SlotRotary:
     """Angles of cache slots, and their application to queries or keys.
@@ -62,6 +65,23 @@ class SlotRotary:
         self._formula: dict[tuple[torch.dtype, torch.dtype], bool] = {}
         self._rotated: dict[int, int | None] = {}
         self._step: tuple[tuple, Any] | None = None
+        self._frequencies: Frequencies = ()
+
+    def _forget_other_frequencies(self) -> None:
+        """Drop all angles if the embedding's buffers are others than those they were made of: after
+        `model.to(dtype)`, say."""
+        now = tuple(
+            (buffer, 0 if buffer.is_inference() else buffer._version)
+            for buffer in self.rotary_emb.buffers(recurse=False)
+        )
+        known = self._frequencies
+        if len(now) != len(known) or any(
+            a is not b or m != n for (a, m), (b, n) in zip(now, known, strict=True)
+        ):
+            self._frequencies = now
+            self._angles = self._turns = self._step = None
+            if known:
+                _PAIR_ANGLES.pop(self.rotary_emb, None)
 
     def angles(
         self, num_slots: int, like: Tensor, last: int | Tensor | None = None
@@ -72,6 +92,8 @@ class SlotRotary:
         """
         if self.depends_on_length:
             return self._compute(num_slots, like, last)
+        if not torch.compiler.is_compiling():
+            self._forget_other_frequencies()
         kept = self._angles
         if kept is None or kept[0].shape[1] < num_slots or not _matches(kept[0], like):
             if torch.compiler.is_compiling():
@@ -83,6 +105,7 @@ class SlotRotary:
     def pair_angles(self, num_slots: int, num_pairs: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin of each channel pair at slots 0 .. num_slots-1 or more, (slots, pairs) each,
         contiguous; one copy for all layers with this embedding."""
+        self._forget_other_frequencies()
         tables = _PAIR_ANGLES.setdefault(self.rotary_emb, {})
         key = (self.extra, like.dtype, like.device)
         kept = tables.get(key)
@@ -138,6 +161,8 @@ class SlotRotary:
         keeps = isinstance(first_query, int) and not (
             self.depends_on_length or torch.compiler.is_compiling()
         )
+        if keeps:
+            self._forget_other_frequencies()
         kept = self._step
         if keeps and kept is not None and kept[0] == step:
             return kept[1]

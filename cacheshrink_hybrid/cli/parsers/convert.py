@@ -76,7 +76,7 @@ GROUPS = {
 
 
 def parser() -> argparse.ArgumentParser:
-    made = new_parser("convert", __doc__)
+    made = new_parser("convert", __doc__, "MODEL OUTPUT")
     add_model_arguments(made, source=True)
     made.add_argument(
         "output", metavar="OUTPUT", type=OutputDirectory(model=True), help="directory to write"
