@@ -5,14 +5,14 @@
     model, tokenizer = convert_to_mla("path/or/name", compression_ratio=4.0)
     model.generate(**tokenizer("Once", return_tensors="pt"))
 
-Importing the package registers its checkpoints with the Auto classes of transformers, and does no
-other work; each name below is loaded when it is first used.
+Importing the package sees to it that the Auto classes of transformers load its checkpoints, and
+does no other work; each name below is loaded when it is first used.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
-from .auto import register as _register
+from .lazy import lazy_names
+from .registration import register_when_imported as _register_when_imported
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -86,14 +86,6 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
 
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
-
-
-_register()
+_register_when_imported()

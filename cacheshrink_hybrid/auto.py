@@ -5,8 +5,6 @@ Both only lead to `checkpoint.load_model`; the model they return is of a subclas
 
 from __future__ import annotations
 
-from transformers import AutoConfig, AutoModelForCausalLM
-
 from .auto_config import MODEL_TYPE, CacheShrinkConfig
 
 __all__ = ["MODEL_TYPE", "CacheShrinkConfig", "CacheShrinkForCausalLM"]
@@ -22,7 +20,8 @@ class CacheShrinkForCausalLM:
 
         if args:
             raise TypeError("from_pretrained of a converted model takes keyword arguments only")
-        kwargs.pop("_from_auto", None)
+        for name in ("code_revision", "_from_auto"):
+            kwargs.pop(name, None)
         return load_model(path, **kwargs)
 
     @classmethod
@@ -34,12 +33,6 @@ class CacheShrinkForCausalLM:
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModelForCausalLM") -> None:
         """Nothing to do: saved models carry the file that loads them with remote code."""
-
-
-def register() -> None:
-    """Let `AutoModelForCausalLM.from_pretrained` load saved models without remote code."""
-    AutoConfig.register(MODEL_TYPE, CacheShrinkConfig, exist_ok=True)
-    AutoModelForCausalLM.register(CacheShrinkConfig, CacheShrinkForCausalLM, exist_ok=True)
 
 
 def remote_code() -> str:

@@ -32,20 +32,28 @@ def cache_argument(forward: Callable[..., Any]) -> str:
     )
 
 
-def given_cache(arguments: Mapping[str, Any]) -> Any:
+def given_cache(arguments: Mapping[str, Any]) -> Cache | None:
     """The cache among the arguments of a call, whatever its name; None if there is none.
 
     Raises:
         TypeError: two different ones are given.
+        NotSupportedError: it is not of transformers' layered kind.
     """
     found: dict[str, Any] = {}
     for name in CACHE_ARGUMENTS:
         if arguments.get(name) is not None:
             found[name] = arguments[name]
-    caches = list(found.values())
-    if any(cache is not caches[0] for cache in caches):
+    if not found:
+        return None
+    cache, *others = found.values()
+    if any(other is not cache for other in others):
         raise TypeError(f"different caches were given as {' and '.join(found)}; give one of them")
-    return caches[0] if caches else None
+    if not isinstance(cache, Cache):
+        raise NotSupportedError(
+            f"a converted model cannot use a {type(cache).__name__} as its cache; use "
+            "make_cache(model), which is also what generate() makes by default"
+        )
+    return cache
 
 
 def take_cache(arguments: dict[str, Any]) -> Cache | None:
@@ -53,7 +61,7 @@ def take_cache(arguments: dict[str, Any]) -> Cache | None:
 
     Raises:
         TypeError: two different caches, or one under a name that this package does not know.
-        NotSupportedError: a cache that is not of transformers' layered kind.
+        NotSupportedError: it is not of transformers' layered kind.
     """
     cache = given_cache(arguments)
     for name in CACHE_ARGUMENTS:
@@ -65,10 +73,4 @@ def take_cache(arguments: dict[str, Any]) -> Cache | None:
                 f"package does not know ({', '.join(CACHE_ARGUMENTS)}); this release of "
                 "transformers is newer than it supports, install a tested one"
             )
-    if cache is not None and not isinstance(cache, Cache):
-        raise NotSupportedError(
-            f"a converted model cannot use a {type(cache).__name__} as its cache; use "
-            "make_cache(model), which is also what generate() makes by default. To serve many "
-            "requests at once, use cacheshrink_hybrid.engine.LLM in the place of generate_batch()"
-        )
     return cache

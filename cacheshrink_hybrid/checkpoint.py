@@ -27,6 +27,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from .adapters import refuse_adapters
 from .auto_config import CacheShrinkConfig
 from .checkpoint_files import CARD_NAME, CONFIG_NAME, check_target, draft_of, shown
 from .errors import CheckpointError, ConfigError
@@ -117,6 +118,8 @@ def save_model(
         UPLOAD_ARGUMENTS if push_to_hub else ("push_to_hub=True and what belongs to it",),
     )
     plan = plan_of(model)
+    if not getattr(model, "_hf_peft_config_loaded", False):  # transformers saves its own adapters
+        refuse_adapters(model, "saving")
     if not is_main_process:
         return None
     target = Path(save_directory).expanduser().resolve()

@@ -28,6 +28,7 @@ except ImportError:  # Windows has no advisory locks of this kind
 
 CONFIG_NAME = "config.json"
 PLAN_NAME = "cacheshrink_plan.json"
+"""The file that makes a directory a converted model."""
 CARD_NAME = "README.md"
 WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"

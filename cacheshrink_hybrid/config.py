@@ -6,10 +6,10 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .codecs.row_format import SCALES, RowFormat
-from .codecs.state import STATE_CODES
+from .codecs.names import SCALES, STATE_CODES
+from .codecs.row_format import RowFormat
 from .device_profile import DeviceProfile
-from .errors import ConfigError
+from .errors import ConfigError, misplaced_settings
 
 METHODS = ("auto", "joint", "separate", "xkv", "per_head", "rotate")
 OBJECTIVES = ("memory", "speed", "auto")
@@ -129,7 +129,7 @@ class CompressionConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        faults = list(self._faults())
+        faults = list(misplaced_settings(self)) or list(self._faults())
         if faults:
             raise ConfigError("; ".join(faults))
 

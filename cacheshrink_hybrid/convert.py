@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .calibrate import LatentStatistics, calibrate, weight_statistics
+from .adapters import refuse_adapters
+from .calibrate import LatentStatistics, calibrate, decoder_layers, weight_statistics
+from .calibrate.amount import warn_of_little_text, within_positions
+from .calibrate.held_out import held_out_samples, split_sequences
 from .calibrate.states import StateCalibration, compressible_layers
 from .calibrate.text import calibration_sequences, load_texts
 from .config import DEFAULT_DEVICE_PROFILE, DEFAULT_RATIO, CompressionConfig
+from .demo.corpus import PYTHON_DOCS
 from .errors import ConfigError, PlanError, UnsupportedModelError
 from .families import check_shared_weights, model_spec, read_attention
 from .latent_model import convert_in_place, is_converted
 from .modules.attention_parts import AttentionParts
+from .modules.recurrent_mixer import unfoldable_weight
 from .original_model import remember_source_values
 from .plan import CompressionPlan
-from .planning import ModelStatistics, plan_model
+from .planning import ModelStatistics, check_reachable, plan_model
+from .self_check import check_layers
 from .source_model import check_plain_weights, forget_quantisation, load_source
 from .spec import ModelSpec
 
@@ -28,9 +35,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-DEFAULT_DATASET = "wikitext"
-DEFAULT_SUBSET = "wikitext-2-raw-v1"
 
 
 def convert_to_mla(
@@ -44,8 +48,8 @@ def convert_to_mla(
     dtype: torch.dtype | None = None,
     use_calibration: bool = True,
     calibration_texts: Sequence[str] | None = None,
-    calibration_dataset: str | Path = DEFAULT_DATASET,
-    calibration_dataset_subset: str | None = DEFAULT_SUBSET,
+    calibration_dataset: str | Path = PYTHON_DOCS,
+    calibration_dataset_subset: str | None = None,
     num_calibration_samples: int = 128,
     max_calibration_length: int = 512,
     num_recall_samples: int | None = None,
@@ -70,6 +74,7 @@ def convert_to_mla(
     budget_bytes: int | None = None,
     context_length: int | None = None,
     trust_remote_code: bool = False,
+    self_check: bool = True,
     seed: int = 0,
     inplace: bool = True,
     verbose: bool = True,
@@ -86,13 +91,16 @@ def convert_to_mla(
         device, dtype: where and in what precision to load and convert.
         use_calibration: use text. Without it the weights alone decide (`metric='none'`).
         calibration_texts: texts to calibrate on; they win over `calibration_dataset`.
-        calibration_dataset: name for the `datasets` library, `python-docs`, or path of a local
-            text file (documents separated by lines `<|endoftext|>`).
-        calibration_dataset_subset: configuration of that data set.
+        calibration_dataset: `python-docs` (documentation that every Python has), path of a local
+            text file (documents separated by lines `<|endoftext|>`), or the name of a data set on
+            the Hub, such as `wikitext`. Best is text of the kind that the model will read.
+        calibration_dataset_subset: configuration of a data set on the Hub.
         metric: see `CompressionConfig`; None is `fisher` with calibration and `none` without.
         trust_remote_code: passed to `from_pretrained`; code from the Hub runs only if True.
         inplace: rewrite a model object itself. False leaves it alone and converts a copy, which
             takes the memory of its weights once more.
+        self_check: before anything else, compare every layer that is to be replaced, rebuilt at
+            full rank, with the source's on a few tokens.
         verbose: print the plan and show a progress bar.
         loading: arguments of `from_pretrained` for names and paths: `revision`, `token`,
             `subfolder`, `cache_dir`, `device_map`, `attn_implementation`, `gguf_file`, ... (all of
@@ -105,9 +113,10 @@ def convert_to_mla(
         one). The plan is `plan_of(model)`.
 
     Raises:
-        ConfigError: bad arguments, all listed.
+        ConfigError: bad arguments, all listed; no such model or device.
         UnsupportedModelError: a family that is not supported, quantised weights that cannot be
             unpacked, or a model converted before.
+        SelfCheckError: a layer that does not compute what its family's row says.
         CalibrationError: no usable text.
         PlanError: a ratio or rank that this model cannot meet.
         A model object is unchanged after any of them.
@@ -153,10 +162,16 @@ def convert_to_mla(
         raise ConfigError(
             "a model object needs tokenizer=... to calibrate on text (or use_calibration=False)"
         )
-    texts = None
-    if use_calibration and calibration_texts is not None:
-        texts = _texts(config, calibration_texts, calibration_dataset, calibration_dataset_subset)
+    texts: list[str] = []
+    if use_calibration:  # first, so that a text that is not there costs no loading
+        texts = load_texts(
+            calibration_texts,
+            calibration_dataset,
+            calibration_dataset_subset,
+            num_samples=config.num_calibration_samples,
+        )
     if isinstance(model_name_or_path, torch.nn.Module):
+        refuse_adapters(model_name_or_path, "converting")
         if dtype is not None or device is not None or loading:
             given = ", ".join(sorted(loading)) or "device and dtype"
             raise ConfigError(
@@ -171,14 +186,27 @@ def convert_to_mla(
             device=device,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
+            check=lambda source: check_something_to_do(model_spec(source), config),
             **loading,
         )
     sequences: list[Tensor] = []
+    calibrated_on = ""
     if use_calibration:
-        if texts is None:
-            texts = _texts(config, None, calibration_dataset, calibration_dataset_subset)
+        config = within_positions(config, model)
         sequences = calibration_sequences(tokenizer, texts, config)
-    convert_model(model, config, sequences, progress=verbose)
+        name = "texts of the caller" if calibration_texts is not None else str(calibration_dataset)
+        tokens = sum(ids.numel() for ids in sequences)
+        calibrated_on = f"{name}: {len(sequences)} sequences, {tokens:,} tokens"
+        if verbose:
+            print(f"calibrating on {calibrated_on}", flush=True)
+    convert_model(
+        model,
+        config,
+        sequences,
+        progress=verbose,
+        self_check=self_check,
+        calibrated_on=calibrated_on,
+    )
     if verbose:
         from .latent_model import plan_of
 
@@ -193,6 +221,8 @@ def convert_model(
     *,
     statistics: ModelStatistics | list[LatentStatistics] | None = None,
     progress: bool = False,
+    self_check: bool = True,
+    calibrated_on: str = "",
 ) -> CompressionPlan:
     """Rewrite `model` in place: spec -> statistics -> factors -> plan -> modules.
 
@@ -201,21 +231,33 @@ def convert_model(
         sequences: calibration token ids, (1, T) each; not used with `metric='none'`.
         statistics: of an equal model under the same metric, from `model_statistics`, instead of
             sequences.
+        self_check: compare every layer that is to be replaced with the source's beforehand.
+        calibrated_on: what the sequences are, in words; the plan keeps it.
 
     Returns:
         The plan, which is also `plan_of(model)`.
     """
+    refuse_adapters(model, "converting")
     if is_converted(model):
         raise UnsupportedModelError("the model is converted already; convert its source instead")
     check_plain_weights(model)
     spec = model_spec(model.config)
-    _check_something_to_do(spec, config)
+    check_something_to_do(spec, config)
+    if config.changes_states:
+        _check_mixers(model, spec)
     compressed = _compressed_parts(_all_parts(model, spec), config)
+    check_reachable(spec, compressed, config)
+    if self_check:
+        mixers = compressible_layers(spec) if config.changes_states else []
+        check_layers(model, compressed, mixers, seed=config.seed)
     if statistics is None:
         statistics = _statistics(model, spec, compressed, config, sequences, progress)
     elif isinstance(statistics, list):
         statistics = ModelStatistics(latents=statistics)
+    if progress:
+        print(f"factorizing {len(compressed)} attention modules", flush=True)
     planned = plan_model(spec, compressed, statistics, config)
+    planned = replace(planned, plan=replace(planned.plan, calibrated_on=calibrated_on))
     convert_in_place(
         model,
         compressed,
@@ -230,7 +272,8 @@ def convert_model(
     return planned.plan
 
 
-def _check_something_to_do(spec: ModelSpec, config: CompressionConfig) -> None:
+def check_something_to_do(spec: ModelSpec, config: CompressionConfig) -> None:
+    """Raise if a model of this spec has nothing that `config` compresses."""
     if not spec.attention_layers:
         if not config.changes_states:
             raise UnsupportedModelError(
@@ -251,6 +294,20 @@ def _check_something_to_do(spec: ModelSpec, config: CompressionConfig) -> None:
         )
 
 
+def _check_mixers(model: PreTrainedModel, spec: ModelSpec) -> None:
+    """Refuse mixers whose weights could not be replaced by shorter ones."""
+    for layer in compressible_layers(spec):
+        assert layer.state is not None
+        mixer = model.get_submodule(layer.state.module_name)
+        name = unfoldable_weight(mixer, layer.state.kind)
+        if name is not None:
+            raise UnsupportedModelError(
+                f"{layer.state.module_name}.{name} is parametrized, pruned or offloaded, so that a "
+                "shorter one cannot take its place; make it an ordinary parameter that is in "
+                "memory first (remove_parametrizations, prune.remove, loading without offload)"
+            )
+
+
 def model_statistics(
     model: PreTrainedModel,
     config: CompressionConfig,
@@ -262,6 +319,7 @@ def model_statistics(
 
     States are calibrated as well if `config` changes them.
     """
+    refuse_adapters(model, "calibrating")
     spec = model_spec(model.config)
     parts = _compressed_parts(_all_parts(model, spec), config)
     return _statistics(model, spec, parts, config, sequences, progress)
@@ -296,22 +354,23 @@ def _statistics(
         return ModelStatistics(latents=[weight_statistics(part) for part in parts])
     watched = config.changes_states and bool(compressible_layers(spec))
     states = StateCalibration(model, spec, config.metric) if watched else None
+    fitted, held_out = split_sequences(list(sequences)) if parts else (sequences, [])
     latents = calibrate(
         model,
         parts,
-        sequences,
+        fitted,
         metric=config.metric,
         seed=config.seed,
         states=states,
         progress=progress,
     )
-    return ModelStatistics(latents, None if states is None else states.statistics())
-
-
-def _texts(
-    config: CompressionConfig,
-    texts: Sequence[str] | None,
-    dataset: str | Path,
-    subset: str | None,
-) -> list[str]:
-    return load_texts(texts, dataset, subset, num_samples=config.num_calibration_samples)
+    warn_of_little_text(latents)
+    return ModelStatistics(
+        latents,
+        None if states is None else states.statistics(),
+        held_out_samples(
+            model, decoder_layers(model), parts, held_out, metric=config.metric, seed=config.seed
+        )
+        if held_out
+        else None,
+    )

@@ -4,9 +4,17 @@ Every message has four parts: what is wrong, what was given, what is allowed, an
 leaf also inherits the builtin that a caller would expect, so `except ValueError` keeps working.
 """
 
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+
 
 class CacheShrinkError(Exception):
     """Root of all errors that this package raises on purpose."""
+
+
+class CacheShrinkWarning(UserWarning):
+    """What was asked for is done, but the result may not be what was hoped for."""
 
 
 class ConfigError(CacheShrinkError, ValueError):
@@ -15,6 +23,10 @@ class ConfigError(CacheShrinkError, ValueError):
 
 class UnsupportedModelError(CacheShrinkError, ValueError):
     """The model's family is unknown, already latent, or caches in a way of its own."""
+
+
+class SelfCheckError(UnsupportedModelError):
+    """A rewritten layer does not compute what the source's layer computes. Nothing was changed."""
 
 
 class CalibrationError(CacheShrinkError, ValueError):
@@ -55,3 +67,15 @@ class KernelUnavailableError(CacheShrinkError, RuntimeError):
 
 class TrainingError(CacheShrinkError, RuntimeError):
     """Training had to stop: a loss or gradient is not finite, or its state cannot be written."""
+
+
+def misplaced_settings(record: Any) -> Iterator[str]:
+    """Fields of a dataclass of settings that hold an object, such as a model or another record of
+    settings, where a number or a name is due; messages must not print these."""
+    for field in fields(record):
+        value = getattr(record, field.name)
+        if not isinstance(value, (int, float, str, tuple, list, type(None))):
+            yield (
+                f"{field.name} is a {type(value).__name__}, and settings are numbers and names; "
+                "check the order of the arguments"
+            )

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from .adapters import AdapterSettings
 from .cache import LatentCache, make_cache
+from .cache.hf_cache import num_cached_tokens
 from .cache_argument import CACHE_ARGUMENTS, given_cache
 from .calibrate.states import mixer_modules
 from .derived_class import Derived, derived_class
@@ -31,6 +33,7 @@ from .families import attention_at, model_spec, read_attention, replace_attentio
 from .kernels.backend import Backend, check_backend
 from .modules.attention_parts import AttentionParts
 from .modules.latent_attention import LatentAttention
+from .modules.left_padding import check_padding
 from .modules.recurrent_mixer import RecurrentMixer, install_mixer
 from .modules.slot_rotary import check_positions
 from .plan import CompressionPlan, LatentPlan, StatePlan
@@ -79,6 +82,8 @@ class LatentModel(Derived, PreTrainedModel):
     def kernel_backend(self, backend: Backend) -> None:
         self.__dict__["_kernel_backend"] = check_backend(backend)
 
+    peft_config = AdapterSettings()
+
     def __init__(self, config, *args, plan: CompressionPlan | None = None, **kwargs) -> None:
         """
         Args:
@@ -107,11 +112,11 @@ class LatentModel(Derived, PreTrainedModel):
         is_main_process: bool = True,
         state_dict: dict[str, Tensor] | None = None,
         **kwargs,
-    ) -> None:
+    ) -> str | None:
         from .checkpoint import save_model
 
         kwargs |= {"is_main_process": is_main_process, "state_dict": state_dict}
-        save_model(self, save_directory, **kwargs)
+        return save_model(self, save_directory, **kwargs)
 
     def push_to_hub(self, repo_id: str, **kwargs) -> str:
         from .checkpoint import push_model
@@ -124,12 +129,17 @@ class LatentModel(Derived, PreTrainedModel):
 
         return load_model(path, **kwargs)
 
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+    def _prepare_cache_for_generation(
+        self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+    ):
         given = {name for name in CACHE_ARGUMENTS if model_kwargs.get(name) is not None}
         wish = generation_config.cache_implementation
         _check_cache_wish(self, wish)
+        # Candidates of a look-up may end behind the last token that is asked for, and transformers
+        # makes static buffers without slots for them.
+        max_cache_length += generation_config.prompt_lookup_num_tokens or 0
         result = super()._prepare_cache_for_generation(
-            generation_config, model_kwargs, *args, **kwargs
+            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
         for name in CACHE_ARGUMENTS:
             # Dynamic caches that generate() just made; a static one holds latents as it is.
@@ -142,6 +152,14 @@ class LatentModel(Derived, PreTrainedModel):
                 for mixer in _mixers(self):
                     mixer.take_over(model_kwargs[name])
         return result
+
+    def init_continuous_batching(self, *args, **kwargs):
+        """Refused: transformers' paged cache, which this would make, has no rows of latents."""
+        raise NotSupportedError(
+            "transformers' continuous batching (generate_batch, serve) keeps plain keys and values "
+            f"in a cache of its own, which a converted {type(self).__name__} does not have; serve "
+            "many requests at once with cacheshrink_hybrid.engine.LLM"
+        )
 
     def _get_static_cache_init_shape(self):
         """Latents differ in width by layer, so static buffers are made at their first use."""
@@ -373,26 +391,33 @@ def _share_bases(model: PreTrainedModel, plan: CompressionPlan) -> None:
 
 
 def _prepare_forward(model: PreTrainedModel) -> None:
-    """Check the positions of every call, on the inner model, which all of them go through."""
+    """Check the rows of every call, on the inner model, which all of them go through."""
     inner = model.base_model
     names = list(inspect.signature(inner.forward).parameters)
     rotates = any(
         module.rotary for module in inner.modules() if isinstance(module, LatentAttention)
     )
-    if rotates:
-        inner.register_forward_pre_hook(partial(_check_call, names), with_kwargs=True)
+    if rotates or model_spec(model.config).state_layers:
+        check = partial(_check_call, names, rotates)
+        inner.register_forward_pre_hook(check, with_kwargs=True)
 
 
-def _check_call(names: list[str], inner: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+def _check_call(
+    names: list[str], rotates: bool, inner: nn.Module, args: tuple, kwargs: dict[str, Any]
+) -> None:
     if torch.compiler.is_compiling():
         return
     given = dict(zip(names, args, strict=False)) | kwargs
     cache = given_cache(given)
-    if getattr(cache, "slots_are_positions", False):
-        return  # of sequences of different lengths, which only the cache knows
-    past = 0 if cache is None else cache.get_seq_length()
-    if isinstance(past, int):  # a static cache counts on the device; looking would stall it
-        check_positions(given.get("position_ids"), given.get("attention_mask"), past)
+    if cache is None or getattr(cache, "slots_are_positions", False):
+        return  # sequences of different lengths, which only the cache knows
+    past = num_cached_tokens(cache)
+    if not isinstance(past, int) or past == 0:
+        return  # a static cache counts on the device; looking would stall it
+    mask = given.get("attention_mask")
+    check_padding(mask)
+    if rotates:
+        check_positions(given.get("position_ids"), mask, past)
 
 
 def spec_of(model: PreTrainedModel) -> ModelSpec:

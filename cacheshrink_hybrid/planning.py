@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .calibrate import LatentStatistics
 from .calibrate.states import StateStatistics, compressible_layers
+from .calibrate.statistics import HeldOutSamples
 from .config import HEADWISE_METHODS, WIDTHS_OF, CompressionConfig
 from .device_profile import DeviceProfile
 from .errors import PlanError
@@ -27,19 +28,26 @@ from .factorize import (
     read_operations,
     read_seconds,
     row_alignment,
+    run_channels,
 )
+from .factorize.held_out import held_out_loss
 from .factorize.state_plan import StateFactors, make_state_unit, plan_states
 from .modules.attention_parts import AttentionParts
 from .plan import ChannelRun, CompressionPlan, LatentPlan, StatePlan
-from .spec import ModelSpec
+from .spec import BYTES_16BIT, ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
 class ModelStatistics:
-    """What calibration found in one model: per attention module, and per recurrent layer."""
+    """What calibration found in one model: per attention module, and per recurrent layer.
+
+    Attributes:
+        held_out: of each attention module on text kept from the statistics; None without.
+    """
 
     latents: list[LatentStatistics]
     states: list[StateStatistics] | None = None
+    held_out: list[HeldOutSamples] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +105,69 @@ def plan_model(
         return PlannedModel(_plan(spec, parts, results, tuple(plans), config), results, states)
 
     if config.budget_bytes is not None:
-        return _joint(spec, config, planned)
+        return _scored(_joint(spec, config, planned), units, statistics.held_out, config)
     # A ratio of 1 with a code sets no limit: everything is kept, in that code.
     limit = spec.bytes_per_sequence / config.state_ratio if config.state_ratio > 1 else math.inf
-    return planned(_budget(spec, parts, config) if parts else 0.0, limit)
+    found = planned(_budget(spec, parts, config) if parts else 0.0, limit)
+    return _scored(found, units, statistics.held_out, config)
+
+
+def _scored(
+    planned: PlannedModel,
+    units: list[Unit],
+    held_out: list[HeldOutSamples] | None,
+    config: CompressionConfig,
+) -> PlannedModel:
+    """With the loss of keys and values on held-out text, where there is any."""
+    if held_out is None:
+        return planned
+    latents = tuple(
+        replace(
+            latent,
+            held_out_loss=held_out_loss(result, unit, samples, config.coded)
+            * len(latent.layer_ids),
+        )
+        for latent, result, unit, samples in zip(
+            planned.plan.latents, planned.latents, units, held_out, strict=True
+        )
+    )
+    return replace(planned, plan=replace(planned.plan, latents=latents))
+
+
+def check_reachable(
+    spec: ModelSpec, parts: list[AttentionParts], config: CompressionConfig
+) -> None:
+    """Raise `PlanError` for a ratio that no plan can reach, which calibration would not change.
+
+    The least that coded latents take is one run of the smallest width per module; others take one
+    channel of 16 bits, and two where keys and values are apart.
+    """
+    if not parts or config.budget_bytes is not None or config.d_latent is not None:
+        return
+    apart = config.compression_method not in ("auto", "joint")
+    least = 0
+    for part in parts:
+        if config.coded:
+            row_format = config.row_format(row_alignment(part.kv_width))
+            runs = [(run_channels(2 * part.kv_width), min(WIDTHS_OF[config.cache_bits]))]
+            one = row_format.row_bytes(runs)
+        else:
+            one = BYTES_16BIT * (2 if apart else 1)
+        least += one * len(part.layer_ids)
+    if _budget(spec, parts, config) < least:
+        ids = {idx for part in parts for idx in part.layer_ids}
+        kept = sum(layer.bytes_per_token for layer in spec.layers if layer.layer_idx not in ids)
+        raise PlanError(
+            f"compression_ratio={config.compression_ratio:g} leaves "
+            f"{spec.bytes_per_token / config.compression_ratio:.1f} bytes per token, and the least "
+            f"that can be stored with these settings is {kept + least}; give a compression_ratio "
+            f"of at most {_floor(spec.bytes_per_token / (kept + least))}"
+        )
+
+
+def _floor(ratio: float) -> str:
+    """A ratio in few digits, not rounded up."""
+    return f"{math.floor(100 * ratio) / 100:g}"
 
 
 JOINT_SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)

@@ -3,6 +3,8 @@ quantised, since a conversion reads them as numbers."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from .errors import UnsupportedModelError
+from .errors import ConfigError, UnsupportedModelError
 from .families import model_spec
+from .loading import GGUF_SUFFIX, device_fault, loading
 from .pretrained_arguments import HUB_ARGUMENTS, MODEL_ARGUMENTS, refuse_unknown, taken
 
-GGUF_SUFFIX = ".gguf"
 SOURCE_ARGUMENTS = (*HUB_ARGUMENTS, *MODEL_ARGUMENTS, "gguf_file")
 """Arguments of `from_pretrained` that a source is loaded with."""
 UNPACKED_WHEN_LOADED: dict[str, Any] = {
@@ -41,7 +43,8 @@ def load_source(
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
     trust_remote_code: bool = False,
-    **loading: Any,
+    check: Callable[[PretrainedConfig], object] = model_spec,
+    **arguments: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A source model in evaluation mode, and its tokenizer unless one is given.
 
@@ -50,37 +53,56 @@ def load_source(
 
     Args:
         name: Hub name, local directory, or a GGUF file.
-        loading: of `SOURCE_ARGUMENTS`.
+        check: raises if a config's model is of no use.
+        arguments: of `SOURCE_ARGUMENTS`.
 
     Raises:
-        ConfigError: another argument.
-        UnsupportedModelError: a family that is not supported, or another quantisation. Nothing but
-            the config was loaded then.
+        ConfigError: another argument; no such model or device.
+        UnsupportedModelError: a family that is not supported, another quantisation, or an adapter
+            alone. Nothing but the config was loaded then.
     """
     refuse_unknown(
-        {n: v for n, v in loading.items() if n not in SOURCE_ARGUMENTS},
+        {n: v for n, v in arguments.items() if n not in SOURCE_ARGUMENTS},
         "loading a source model",
         SOURCE_ARGUMENTS,
     )
+    fault = device_fault(device)
+    if fault is not None:
+        raise ConfigError(f"device {fault}")
     given, (name, file) = name, gguf_location(name)
-    loading |= file
-    how = taken(loading, MODEL_ARGUMENTS)
-    where = {**loading, "trust_remote_code": trust_remote_code}
-    config = AutoConfig.from_pretrained(name, **where)
-    model_spec(config)
-    method = "gguf" if loading.get("gguf_file") is not None else quantisation_of(config)
-    if method is not None:
-        if method not in UNPACKED_WHEN_LOADED:
-            raise _quantised(str(name), method)
-        how["quantization_config"] = UNPACKED_WHEN_LOADED[method](dequantize=True)
-    if tokenizer is None:
-        tokenizer = AutoTokenizer.from_pretrained(name, **where)
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype or "auto", **how, **where)
+    how = taken(arguments, MODEL_ARGUMENTS)
+    where = {**arguments, **file, "trust_remote_code": trust_remote_code}
+    place = Path(given) / (arguments.get("subfolder") or "") if Path(given).is_dir() else given
+    _refuse_adapter_directory(Path(place))
+    with loading(place, arguments.get("cache_dir")):
+        config = AutoConfig.from_pretrained(name, **where)
+        check(config)
+        method = "gguf" if where.get("gguf_file") is not None else quantisation_of(config)
+        if method is not None:
+            if method not in UNPACKED_WHEN_LOADED:
+                raise _quantised(str(given), method)
+            how["quantization_config"] = UNPACKED_WHEN_LOADED[method](dequantize=True)
+        if tokenizer is None:
+            tokenizer = AutoTokenizer.from_pretrained(name, **where)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype or "auto", **how, **where)
     if device is not None or "device_map" not in how:
         model = model.to(device or "cpu")
     if file:
         model.name_or_path = str(given)
     return model.eval(), tokenizer
+
+
+def _refuse_adapter_directory(path: Path) -> None:
+    """Refuse a directory in which peft has written an adapter and nothing else."""
+    settings = path / "adapter_config.json"
+    if not settings.is_file() or (path / "config.json").is_file():
+        return
+    base = json.loads(settings.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    raise UnsupportedModelError(
+        f"{path} holds an adapter of peft for the model {base!r}, not a model; load that model, "
+        "merge the adapter (PeftModel.from_pretrained(base, directory).merge_and_unload()), and "
+        "convert the result"
+    )
 
 
 def gguf_location(name: str | Path) -> tuple[str | Path, dict[str, str]]:

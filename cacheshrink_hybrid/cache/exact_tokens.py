@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..codecs.straight_through import straight_through
 from ..plan import CROP_SLACK
 
 FLOAT16_MAX = 65504.0
@@ -77,29 +78,32 @@ class ExactTokens:
         self._sinks: Tensor | None = None
 
     def update(self, latent: Tensor, first_visible: Tensor) -> ExactView:
-        """Take in the latents (B, T, R) of the next T slots.
+        """Take in the latents (B, T, R) of the next T slots. What is kept is constant; the view
+        carries the gradients of these.
 
         Args:
             first_visible: slot of each row's first token that is not padding, (B,); beyond the last
                 slot where there is none yet.
         """
-        exact = _half(latent)
-        B, T, R = exact.shape
+        half = _half(latent.detach())
+        exact = straight_through(latent, half)
+        B, T, R = half.shape
         if self._recent is None or self._sinks is None:
-            self._recent, self._sinks = exact[:, :0], exact.new_zeros(B, self.num_sinks, R)
-        places = first_visible[:, None] + torch.arange(self.num_sinks, device=exact.device)
+            self._recent, self._sinks = half[:, :0], half.new_zeros(B, self.num_sinks, R)
+        places = first_visible[:, None] + torch.arange(self.num_sinks, device=half.device)
         places = places - self.num_tokens
         new = ((places >= 0) & (places < T))[..., None]
         at = places.clamp(0, T - 1)[..., None].expand(-1, -1, R)
-        self._sinks = torch.where(new, exact.gather(1, at), self._sinks)
+        sinks = torch.where(new, exact.gather(1, at), self._sinks)
         tail = torch.cat(
             [self._recent[:, max(0, self._recent.shape[1] - self.reach) :], exact], dim=1
         )
-        recent = torch.cat([self._recent, exact], dim=1)
+        recent = torch.cat([self._recent, half], dim=1)
         # A clone, since a slice would hold on to the whole prefill.
         self._recent = recent[:, max(0, recent.shape[1] - self.kept) :].clone()
+        self._sinks = sinks.detach().to(half.dtype)
         self.num_tokens += T
-        return ExactView(tail, self._sinks, first_visible, self.window)
+        return ExactView(tail, sinks, first_visible, self.window)
 
     @property
     def reach(self) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
+from transformers.cache_utils import CacheLayerMixin
 
 from .exact_tokens import ExactTokens
 
@@ -84,6 +85,14 @@ class CacheBytes:
     @property
     def total(self) -> int:
         return self.kv + self.state
+
+
+def num_cached_tokens(cache: Cache) -> int | Tensor:
+    """Tokens of each sequence in a cache, on the device where a static one counts them there. A
+    cache of recurrent states alone counts none: 1 if it holds a state, else 0."""
+    if any(isinstance(layer, CacheLayerMixin) for layer in cache.layers):
+        return cache.get_seq_length()
+    return int(bool(cache.layers) and cache.has_previous_state())
 
 
 def cache_bytes(cache: Cache) -> CacheBytes:

@@ -25,6 +25,7 @@ from transformers.cache_utils import (
 
 from ..errors import NotSupportedError
 from ..kernels.backend import Backend, check_backend, runs_triton
+from ..placement import input_device
 from .batch_rows import BatchRows
 from .batch_sequences import BatchSequences, frames_allowed
 from .batch_states import BatchStates
@@ -347,6 +348,6 @@ def make_cache(
         KernelUnavailableError: `triton` cannot run on the model's device.
     """
     chosen: Any = backend or getattr(model, "kernel_backend", "auto")
-    runs_triton(check_backend(chosen), model.device)
+    runs_triton(check_backend(chosen), input_device(model))
     config = model.config.get_text_config(decoder=True)
     return HybridCache(config, max_bytes=max_bytes, backend=chosen)

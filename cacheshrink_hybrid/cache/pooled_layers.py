@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin, LinearAttentionLayer
 
+from ..codecs.straight_through import newest_straight_through
 from ..errors import NotSupportedError
 from .pooled_states import PooledStates
 
@@ -86,7 +87,12 @@ class PooledAttentionLayer(CacheLayerMixin):
         self.cache.write(self, begin, self._rows(key_states.detach(), value_states.detach()))
         if begin == 0:
             return key_states, value_states
-        return self._tensors(self._first_seen(begin), begin + count, lasting=False)
+        first = self._first_seen(begin)
+        keys, values = self._tensors(first, begin + count, lasting=False)
+        if key_states.is_floating_point():
+            keys = newest_straight_through(key_states, keys, begin - first, dim=2)
+            values = newest_straight_through(value_states, values, begin - first, dim=2)
+        return keys, values
 
     def move_in(self) -> None:
         """Write what the first call left here to the pool."""

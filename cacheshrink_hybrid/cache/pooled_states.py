@@ -67,7 +67,7 @@ class PooledStates(MutableMapping):
         ):
             view = self[number]
             assert view is not None
-            view.copy_(value)
+            view.copy_(value.detach())
         else:
             self._values[number] = value
 

@@ -23,12 +23,13 @@ import torch
 from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import (
+    CacheLayerMixin,
     DynamicLayer,
-    DynamicSlidingWindowLayer,
     LinearAttentionCacheLayerMixin,
 )
 
 from ..codecs.state import StateCodec
+from ..codecs.straight_through import newest_straight_through, straight_through
 from ..errors import NotSupportedError
 
 
@@ -115,20 +116,21 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin):
         """Add columns (B, C, T) and return them behind their left context, (B, C, W - 1 + T)."""
         layout = self.layout
         self._commit_if_left()
-        stored = saturated(columns, layout.dtype)
+        stored = saturated(columns.detach(), layout.dtype)
         before = self.conv_states[0] if self.has_previous_state[0] else None
         if before is None:
             before = stored.new_zeros(*columns.shape[:2], layout.conv_columns)
         window = torch.cat([before, stored], dim=-1)
         kept = window if self.record_past else window[..., window.shape[-1] - layout.conv_columns :]
         self.device, self.dtype = columns.device, columns.dtype
-        self.conv_states[0] = kept.detach().clone()
+        self.conv_states[0] = kept.clone()
         self.is_conv_states_initialized[0] = True
         self.has_previous_state[0] = True
         seen = layout.conv_columns + columns.shape[-1]
         if seen < window.shape[-1]:
             window = window[..., window.shape[-1] - seen :]
-        return window.to(columns.dtype)
+        first = window.shape[-1] - columns.shape[-1]
+        return newest_straight_through(columns, window.to(columns.dtype), first, dim=-1)
 
     def advance(self, owner: Recurrence, inputs: Sequence[Tensor], reads: Tensor) -> Tensor:
         """Take T tokens in and return what they read, y (B, T, M, P).
@@ -211,7 +213,7 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin):
             start = end
             codes = codec.encode(state.detach())
             if through_codes and end < total:
-                state = codec.decode(codes)
+                state = straight_through(state, codec.decode(codes))
         return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), codes
 
     def _behind_ring(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -278,8 +280,12 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin):
 
     @property
     def is_croppable(self) -> bool:
-        """Whether tokens can be taken back, which needs their inputs to have been recorded."""
-        return self.record_past
+        """Whether tokens can be taken back, which needs their inputs to have been recorded, and a
+        layer for attention, if this is one as well, that can go back."""
+        if not self.record_past:
+            return False
+        attends = isinstance(self, CacheLayerMixin)
+        return not attends or super(LinearAttentionCacheLayerMixin, self).is_croppable
 
     def crop(self, tokens_to_remove: int) -> None:
         """Take back the last tokens, given as a negative count, and commit the others.
@@ -296,10 +302,8 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin):
                 "tokens since the last crop; give a negative count of at most those, and call "
                 "activate_past_recording before feeding what may have to go"
             )
-        for kind in (DynamicSlidingWindowLayer, DynamicLayer):
-            if isinstance(self, kind):
-                kind.crop(self, tokens_to_remove)
-                break
+        if isinstance(self, CacheLayerMixin):
+            super(LinearAttentionCacheLayerMixin, self).crop(tokens_to_remove)
         if self.recorded is not None:
             self._commit(recorded - count)
 
@@ -351,8 +355,9 @@ def saturated(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """`x` with what storing it in `dtype` leaves of it, in its own dtype."""
-    return saturated(x, dtype).to(x.dtype)
+    """`x` with what storing it in `dtype` leaves of it, in its own dtype; the gradient is that of
+    `x`."""
+    return straight_through(x, saturated(x.detach(), dtype).to(x.dtype))
 
 
 def _boundaries(inputs: Sequence[Tensor], replay_length: int) -> list[int]:

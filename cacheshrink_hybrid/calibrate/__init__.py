@@ -16,12 +16,20 @@ from transformers import PreTrainedModel
 from ..errors import CalibrationError
 from ..families import layer_list_of
 from ..modules.attention_parts import AttentionParts
-from .metrics import METRIC_CLASSES, all_observing
+from ..placement import input_device
+from .metrics import METRIC_CLASSES, all_observing, sampled_loss
 from .observe import frozen_and_checkpointed, observed_inputs
 from .states import StateCalibration
 from .statistics import LatentStatistics, Moments, Samples
 
-__all__ = ["LatentStatistics", "Moments", "calibrate", "sampled_loss", "weight_statistics"]
+__all__ = [
+    "LatentStatistics",
+    "Moments",
+    "calibrate",
+    "decoder_layers",
+    "sampled_loss",
+    "weight_statistics",
+]
 
 
 def calibrate(
@@ -57,7 +65,7 @@ def calibrate(
     num_tokens = 0
 
     with ExitStack() as stack:
-        stack.enter_context(frozen_and_checkpointed(model, _decoder_layers(model)))
+        stack.enter_context(frozen_and_checkpointed(model, decoder_layers(model)))
         stack.enter_context(all_observing(metrics))
         for part, moment, sample, one_metric in zip(parts, moments, samples, metrics, strict=True):
 
@@ -78,7 +86,7 @@ def calibrate(
             if states is not None:
                 states.counting = True
             with torch.set_grad_enabled(needs_backward):
-                logits = model(input_ids=ids.to(model.device), use_cache=False).logits
+                logits = model(input_ids=ids.to(input_device(model)), use_cache=False).logits
             counting = False
             if states is not None:
                 states.counting = False
@@ -102,20 +110,6 @@ def calibrate(
     ]
 
 
-def sampled_loss(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """Summed cross-entropy of labels drawn from the model itself, (1, T, V) -> ()."""
-    flat = logits.flatten(0, 1).float()
-    if not torch.isfinite(flat).all():
-        raise CalibrationError(
-            "the model's logits on the calibration text are not finite after its forward pass; "
-            "check its weights, and run calibration in float32 or bfloat16"
-        )
-    with torch.no_grad():
-        probabilities = torch.softmax(flat, dim=-1).cpu()
-        labels = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
-    return nn.functional.cross_entropy(flat, labels.to(flat.device), reduction="sum")
-
-
 def _checked(statistics: LatentStatistics, part: AttentionParts) -> LatentStatistics:
     for name in ("mean", "covariance", "metric"):
         if not torch.isfinite(getattr(statistics, name)).all():
@@ -126,7 +120,7 @@ def _checked(statistics: LatentStatistics, part: AttentionParts) -> LatentStatis
     return statistics
 
 
-def _decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
     """The modules of the layer list, in order, which is where activations pile up."""
     return list(model.get_submodule(layer_list_of(model.config)))
 

@@ -15,8 +15,10 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
+from ..errors import CalibrationError
 from ..modules.attention_parts import AttentionParts
 from ..modules.latent_attention import project_query
+from ..modules.linear_map import weight_and_bias
 from .observe import observed_gradients
 from .statistics import Moments
 
@@ -133,9 +135,7 @@ class ScoreMetric(ActivationMetric):
 
     def _value_metric(self) -> Tensor:
         parts, D = self.parts, self.parts.head_dim
-        output = parts.output.weight.detach().to("cpu", torch.float64)
-        if not isinstance(parts.output, nn.Linear):  # Conv1D stores its weight transposed
-            output = output.T
+        output = weight_and_bias(parts.output)[0].detach().to("cpu", torch.float64)
         group = parts.num_attention_heads // parts.num_key_value_heads
         blocks = []
         for head in range(parts.num_key_value_heads):
@@ -158,6 +158,20 @@ class _QueryView:
 
 def _normalized(metric: Tensor, covariance: Tensor) -> Tensor:
     return metric / torch.sum(metric * covariance).clamp_min(torch.finfo(torch.float64).tiny)
+
+
+def sampled_loss(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Summed cross-entropy of labels drawn from the model itself, (1, T, V) -> ()."""
+    flat = logits.flatten(0, 1).float()
+    if not torch.isfinite(flat).all():
+        raise CalibrationError(
+            "the model's logits on the calibration text are not finite after its forward pass; "
+            "check its weights, and run calibration in float32 or bfloat16"
+        )
+    with torch.no_grad():
+        probabilities = torch.softmax(flat, dim=-1).cpu()
+        labels = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
+    return nn.functional.cross_entropy(flat, labels.to(flat.device), reduction="sum")
 
 
 METRIC_CLASSES: dict[str, type[ActivationMetric]] = {

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from ..errors import CalibrationError
 from ..modules.delta_rule import delta_scan_with_corrections
 from ..modules.gated_delta_net_mixer import GatedDeltaNetMixer
+from ..modules.linear_map import weight_and_bias
 from ..modules.mamba1_mixer import Mamba1Mixer
 from ..modules.mamba2_mixer import Mamba2Mixer
 from ..modules.recurrent_mixer import COMPRESSIBLE_KINDS, RecurrentMixer, observed_mixers
@@ -166,8 +167,8 @@ class StateCalibration:
         M = len(self._sums[mixer.layer_idx].log_decay)
         projection = mixer.o_proj if hasattr(mixer, "o_proj") else mixer.out_proj
         if self.metric == "activation":
-            return torch.ones(projection.weight.shape[1], device=reads.device).view(M, -1)
-        columns = projection.weight.detach().float().square().sum(0).view(M, -1)
+            return torch.ones(projection.in_features, device=reads.device).view(M, -1)
+        columns = weight_and_bias(projection)[0].detach().float().square().sum(0).view(M, -1)
         return columns / columns.mean()
 
     def statistics(self) -> list[StateStatistics]:

@@ -88,3 +88,17 @@ class LatentStatistics:
     metric: Tensor
     num_tokens: int
     samples: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOutSamples:
+    """y = [k; v] of one attention module on text that was kept from its statistics.
+
+    Attributes:
+        vectors: some of the y, (n, 2*J*D), float32.
+        gradients: of the sampled loss with respect to y, (m, 2*J*D), float32; None where the metric
+            takes none.
+    """
+
+    vectors: Tensor
+    gradients: Tensor | None

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import itertools
+import socket
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 from torch import Tensor
 
 from ..config import CompressionConfig
+from ..demo.corpus import PYTHON_DOCS, held_out_text, training_text
 from ..errors import CalibrationError
+from ..loading import first_line, hub_is_offline
 from ..recall import RecallKind, recall_exercises
 
 TEXT_COLUMNS = ("text", "content", "document")
+HUB_NAMES = {"wikitext": ("Salesforce/wikitext", "wikitext-2-raw-v1")}
+"""Data sets by a shorter name: id on the Hub, and the configuration to take without another."""
+HUB_SECONDS = 10.0
+"""How long the Hub may take to answer at all."""
 MIN_TOKENS = 16
 MIN_WORDS = 16
 DOCUMENT_SEPARATOR = "<|endoftext|>"
-PYTHON_DOCS = "python-docs"
-"""Data set that every machine has: documentation of Python's standard library."""
 RECALL_DISTANCES = (16, 48, 128)
 """Tokens between an item and its return, in exercises of calibration."""
 RECALL_SEED = 7700
@@ -49,15 +56,30 @@ def load_texts(
     if texts is not None:
         return _spread(checked_texts(texts, "texts"), num_samples)
     path = Path(dataset)
+    offline = path.is_file() or str(dataset) == PYTHON_DOCS
+    if offline and subset is not None:
+        raise CalibrationError(
+            f"{dataset} has no configurations, so {subset!r} cannot be chosen; leave it out, or "
+            "name a data set on the Hub"
+        )
     if path.is_file():
-        documents = path.read_text(encoding="utf-8").split(DOCUMENT_SEPARATOR)
+        documents = _read(path).split(DOCUMENT_SEPARATOR)
         documents = [document.strip() for document in documents]
         return _spread(checked_texts(documents, str(path)), num_samples)
     if str(dataset) == PYTHON_DOCS:
-        from ..demo.corpus import held_out_text, training_text
-
         return _spread(list(training_text() if split == "train" else held_out_text()), num_samples)
     return _stream(str(dataset), subset, split, num_samples)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CalibrationError(
+            f"{path} is no text in UTF-8 (byte {error.start}); give a text file"
+        ) from error
+    except OSError as error:
+        raise CalibrationError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _spread(texts: list[str], num_samples: int | None) -> list[str]:
@@ -68,6 +90,9 @@ def _spread(texts: list[str], num_samples: int | None) -> list[str]:
 
 def _stream(dataset: str, subset: str | None, split: str, num_samples: int | None) -> list[str]:
     """Documents of at least 16 words from the start of a data set of the Hub."""
+    dataset, default = HUB_NAMES.get(dataset, (dataset, None))
+    subset = subset or default
+    _check_hub(dataset)
     from datasets import load_dataset
 
     try:
@@ -84,10 +109,36 @@ def _stream(dataset: str, subset: str | None, split: str, num_samples: int | Non
         if isinstance(error, CalibrationError):
             raise
         raise CalibrationError(
-            f"data set {dataset!r} ({subset!r}) could not be loaded: {error}; pass "
-            "calibration_texts=[...], the path of a local text file, or 'python-docs'"
+            f"data set {dataset!r} ({subset!r}) could not be loaded: {first_line(error)}; "
+            f"pass calibration_texts=[...], the path of a local text file, or {PYTHON_DOCS!r}"
         ) from error
     return checked_texts(found, f"data set {dataset!r}")
+
+
+def _check_hub(dataset: str) -> None:
+    """Raise at once where `load_dataset` would try again and again to reach the Hub."""
+    reason = "HF_HUB_OFFLINE is set" if hub_is_offline() else _unreachable()
+    if reason is not None:
+        raise CalibrationError(
+            f"{dataset!r} is no file here, and the Hub cannot be asked for a data set of this name "
+            f"({reason}); give calibration_texts=[...], the path of a local text file, or "
+            f"{PYTHON_DOCS!r}, which needs no network"
+        )
+
+
+def _unreachable() -> str | None:
+    """Why no connection to the Hub can be made; None if it can, or goes by a proxy."""
+    from huggingface_hub.constants import ENDPOINT
+
+    address = urlsplit(ENDPOINT)
+    if address.scheme in getproxies():
+        return None
+    port = address.port or (80 if address.scheme == "http" else 443)
+    try:
+        with socket.create_connection((address.hostname or "", port), timeout=HUB_SECONDS):
+            return None
+    except OSError as error:
+        return f"{address.hostname}: {error.strerror or error}"
 
 
 def checked_texts(texts: object, name: str) -> list[str]:

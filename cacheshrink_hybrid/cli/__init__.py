@@ -1,14 +1,25 @@
-"""The console command `cacheshrink-hybrid`, one program per module of this package."""
+"""The console command `cacheshrink-hybrid`, one program per module of this package.
+
+`parsers` says what each takes; a program's own module has `run(given)`, and is imported when its
+arguments have been read and found to be of use.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
+import warnings
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
+from typing import Any
 
-from ..errors import CacheShrinkError
+from ..errors import CacheShrinkError, CacheShrinkWarning
 from ..version import __version__
+from . import preflight
 
 PROGRAMS = {
     "demo": "convert the model that ships with the package, and show what it costs and saves",
@@ -43,9 +54,54 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(program: str, argv: Sequence[str] | None) -> int:
-    """Run `program` with its own arguments (None for those of the process)."""
+    """Run `program` with its own arguments (None for those of the process).
+
+    Arguments are read and checked before anything heavy is imported, and before any work.
+    """
+    parsers = import_module(f".parsers.{program}", __name__)
+    parser = parsers.parser()
     try:
-        return import_module(f".{program}", __name__).main(argv)
+        given = getattr(parsers, "parse", ArgumentParser.parse_args)(parser, argv)
+        faults = [*preflight.faults(parser, given)]
+        if hasattr(parsers, "faults"):
+            faults += parsers.faults(given)
+        if faults:
+            return _refused(faults)
+        with _quiet():
+            return import_module(f".{program}", __name__).run(given)
     except CacheShrinkError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _refused([str(error)])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what transformers says of every model it loads, and with our warnings as lines."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    if "TRANSFORMERS_VERBOSITY" not in os.environ:
+        logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    with warnings.catch_warnings():
+        warnings.showwarning = partial(_show_warning, warnings.showwarning)
+        try:
+            yield
+        finally:
+            logging.set_verbosity(verbosity)
+            if bars:
+                logging.enable_progress_bar()
+
+
+def _show_warning(
+    otherwise: Callable[..., None], message: Any, category: type[Warning], *place: Any, **more: Any
+) -> None:
+    if issubclass(category, CacheShrinkWarning):
+        print(f"warning: {message}", file=sys.stderr)
+    else:
+        otherwise(message, category, *place, **more)
+
+
+def _refused(faults: Sequence[str]) -> int:
+    for fault in faults:
+        print(f"error: {fault}", file=sys.stderr)
+    return 2

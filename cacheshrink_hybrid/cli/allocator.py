@@ -1,16 +1,4 @@
-"""Replay request traces over cache allocators, for seven hybrid models by their published sizes.
-
-    cacheshrink-hybrid allocator [--requests 800] [--traces churn FILE ...] [--output DIR]
-
-For each trace, model and width (keys and values as they are with bfloat16 states, or latents at 4x
-with int8 states) every allocator gets the same bytes and the same requests, first come, first
-served. `bytes alone` is no allocator, but the bound of them all. Printed: mean running sequences
-while others wait, useful bytes of the arena, preemptions, bytes moved, and requests that never fit;
-then how many times as many sequences frames run, next to what the bound allows. Another table has
-the figures of simulators that admit without asking, next to the requests that are corrupted there.
-Then the time per call of the frame ledger. Writes allocator.json, allocator.md and allocator.png.
-Two minutes on one core.
-"""
+"""The program `allocator`: request traces over cache allocators."""
 
 from __future__ import annotations
 
@@ -19,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, PlanError
+from ..errors import PlanError
 from ..evaluation.allocation.allocator import Sizes
 from ..evaluation.allocation.allocators import ALLOCATORS
 from ..evaluation.allocation.latency import measure_latency
@@ -36,34 +24,7 @@ COMPARED = ("two_ended", "uniform_page", "lcm", "fixed_dual 0.474")
 POOL_SIZES = (1_000, 10_000, 100_000, 1_000_000)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="cacheshrink-hybrid allocator",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    names = [model.name for model in REFERENCE_MODELS]
-    parser.add_argument(
-        "--traces",
-        nargs="+",
-        default=list(SYNTHETIC),
-        help=f"of {', '.join(SYNTHETIC)}, or files in the formats of Azure, Mooncake or ShareGPT "
-        "lengths (default: all synthetic ones)",
-    )
-    parser.add_argument("--models", nargs="+", choices=names, default=names)
-    parser.add_argument("--requests", type=int, default=800, help="per trace (default: 800)")
-    parser.add_argument(
-        "--concurrency",
-        type=int,
-        default=40,
-        help="requests of mean size that the memory is made for (default: 40)",
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("cacheshrink-allocator"))
-    given = parser.parse_args(argv)
-    if given.requests < 1 or given.concurrency < 1:
-        raise ConfigError("--requests and --concurrency must be at least 1")
-
+def run(given: argparse.Namespace) -> int:
     models = [model for model in REFERENCE_MODELS if model.name in given.models]
     records: list[dict[str, Any]] = []
     loose: list[dict[str, Any]] = []

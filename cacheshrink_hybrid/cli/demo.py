@@ -1,25 +1,13 @@
-"""Convert the model that ships with the package, and show what that costs and saves.
-
-    cacheshrink-hybrid demo --output DIR [--ratios 2 4 8 16] [--quick]
-
-For the source model and each ratio: perplexity on documentation it has never seen, recall of what
-it read 64, 256 and 1024 tokens ago, and the bytes of a live bfloat16 cache of 1024 tokens. Then
-text from the model at ratio 4 (or the nearest), which is saved, loaded again and compared bit for
-bit.
-Writes results.json, tradeoff.png and the converted model. About three minutes on two cores.
-"""
+"""The program `demo`: the shipped model, before and after."""
 
 from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging
 
 from ..checkpoint import load_mla_model, save_mla_model
 from ..convert import convert_to_mla
@@ -50,19 +38,7 @@ PROMPTS = (
 )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="cacheshrink-hybrid demo",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--output", type=Path, default=Path("cacheshrink-demo"), help="directory")
-    parser.add_argument("--ratios", type=float, nargs="+", default=[2.0, 4.0, 8.0, 16.0])
-    parser.add_argument("--quick", action="store_true", help="less text, for a first look")
-    given = parser.parse_args(argv)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-
+def run(given: argparse.Namespace) -> int:
     documents = held_out_text()[:: 4 if given.quick else 1]
     texts = [document[:CHARACTERS_PER_DOCUMENT] for document in documents]
     distances = (64, 256) if given.quick else (64, 256, 1024)

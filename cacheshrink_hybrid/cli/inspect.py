@@ -1,15 +1,4 @@
-"""Print what a model remembers per layer, from its config alone; no weights are loaded.
-
-    cacheshrink-hybrid inspect MODEL [--lengths 1024 8192] [--kv-ratio 4 --state-ratio 4]
-    cacheshrink-hybrid inspect eval/configs/*.json --kv-ratio 4 --state-ratio 4
-
-Several models are printed as one table, a line each.
-
-MODEL is a config.json or a directory with one (of a source or a converted model), or a name on the
-Hub. Keys and values grow with the tokens and are counted at 16 bits; recurrent states do not grow
-and are counted in float32, as models keep them. Families that are known but not converted are shown
-too, with the reason.
-"""
+"""The program `inspect`: what a model remembers per layer, without its weights."""
 
 from __future__ import annotations
 
@@ -24,38 +13,21 @@ from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ..cache.stored_rows import planned_layout
-from ..checkpoint_files import PLAN_NAME
 from ..errors import ConfigError
 from ..families import layout_spec
 from ..families.rows import REFUSED
-from ..plan import CompressionPlan, format_table
+from ..loading import first_line, is_converted_directory
+from ..plan import CompressionPlan, fitting_table
 from ..saved_model import read_checkpoint
 from ..spec import LayerSpec, ModelSpec
 
-LENGTHS = (1024, 8192, 32768, 131072)
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="cacheshrink-hybrid inspect",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "models", metavar="MODEL", nargs="+", help="directory with a config.json, or a name"
-    )
-    parser.add_argument(
-        "--lengths", type=int, nargs="+", default=list(LENGTHS), help="context lengths"
-    )
-    parser.add_argument("--kv-ratio", type=float, default=None, help="show keys and values divided")
-    parser.add_argument("--state-ratio", type=float, default=None, help="show states divided")
-    parser.add_argument("--trust-remote-code", action="store_true")
-    given = parser.parse_args(argv)
+def run(given: argparse.Namespace) -> int:
     found = [_read(name, given.trust_remote_code) for name in given.models]
     ratios = [_ratios(given.kv_ratio, given.state_ratio, model.plan) for model in found]
     if len(found) > 1:
         lines = zip(found, ratios, strict=True)
-        print(format_table([_line(model, given.lengths, ratio) for model, ratio in lines]))
+        print(fitting_table([_line(model, given.lengths, ratio) for model, ratio in lines]))
         return 0
     _print_model(found[0], given.lengths, ratios[0])
     return 0
@@ -73,7 +45,7 @@ class _Model:
 def _read(name: str, trust_remote_code: bool) -> _Model:
     path = Path(name)
     plan: CompressionPlan | None = None
-    if (path / PLAN_NAME).is_file():
+    if is_converted_directory(path):
         saved = read_checkpoint(path)
         config, plan = saved.config, saved.plan
     else:
@@ -112,7 +84,7 @@ def _mib(num_bytes: float) -> str:
 def _print_model(model: _Model, lengths: Sequence[int], ratios: tuple[float, float] | None) -> None:
     spec, plan = model.spec, model.plan
     if plan is None:
-        print(format_table([_source_record(layer) for layer in spec.layers]))
+        print(fitting_table([_source_record(layer) for layer in spec.layers]))
         print(
             f"{spec.model_type}: {spec.bytes_per_token} KV bytes per token at 16 bits, "
             f"{spec.bytes_per_sequence} bytes of state per sequence"
@@ -121,7 +93,7 @@ def _print_model(model: _Model, lengths: Sequence[int], ratios: tuple[float, flo
             print(f"not converted: {REFUSED[spec.model_type]}")
     else:
         print(plan.table(spec))
-    print(format_table([_total(spec, plan, length, ratios) for length in lengths]))
+    print(fitting_table([_total(spec, plan, length, ratios) for length in lengths]))
     layout = planned_layout(spec, plan)
     if layout is not None:
         print("pool: " + layout.table())
@@ -139,7 +111,7 @@ def _config(name: str, trust_remote_code: bool) -> PretrainedConfig:
                 return PretrainedConfig.from_dict({**values, **_own_type(values)})
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"no config in {name!r}: {error}") from error
+        raise ConfigError(f"no config in {name!r}: {first_line(error)}") from error
     return config.get_text_config(decoder=True)
 
 
@@ -158,9 +130,6 @@ def _ratios(kv: float | None, state: float | None, plan) -> tuple[float, float] 
             "--kv-ratio and --state-ratio are for source models; this one is converted, and its "
             "table shows what it stores"
         )
-    for name, value in (("--kv-ratio", kv), ("--state-ratio", state)):
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} {value:g} must be at least 1")
     return kv or 1.0, state or 1.0
 
 

@@ -1,46 +1,27 @@
-"""Measure perplexity through the cache that generation uses, for one or more models.
-
-    cacheshrink-hybrid perplexity MODEL [MODEL ...] --text FILE --json out.json --plot out.png
-
-Prints a table (bytes of keys and values per token and of states per sequence, both together at 1k,
-8k and 32k tokens, ratios, perplexity, change against the first model); --by-position adds
-perplexity by position in the window. The plot shows perplexity against bytes.
-"""
+"""The program `perplexity`: through the cache, for one or more models."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from pathlib import Path
+import warnings
 from typing import Any
 
-from ..evaluation.cached_forward import DEFAULT_CHUNK
+from ..errors import CacheShrinkWarning
 from ..evaluation.perplexity import measure_perplexity
 from ..families import model_spec
 from ..latent_model import is_converted, plan_of
-from ..plan import format_table
-from .arguments import add_model_arguments, add_text_arguments, load_given, read_texts
+from ..plan import fitting_table
+from .arguments import load_given, read_texts
 from .report import byte_columns, plot_tradeoff, write_json
 
+FEW_TOKENS = 1000
+"""Predicted tokens below which a perplexity is little to go by."""
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="cacheshrink-hybrid perplexity",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_model_arguments(parser, several=True)
-    add_text_arguments(parser)
-    parser.add_argument("--max-length", type=int, default=512, help="tokens per window")
-    parser.add_argument("--stride", type=int, default=None, help="tokens between windows")
-    parser.add_argument("--batch-size", type=int, default=1, help="windows at once")
-    parser.add_argument("--chunk-length", type=int, default=DEFAULT_CHUNK, help="tokens per pass")
-    parser.add_argument("--by-position", action="store_true", help="also by position")
-    parser.add_argument("--json", type=Path, default=None, help="write the results here")
-    parser.add_argument("--plot", type=Path, default=None, help="write the plot here")
-    given = parser.parse_args(argv)
+
+def run(given: argparse.Namespace) -> int:
     texts = read_texts(given)
     records: list[dict[str, Any]] = []
+    vocabulary: dict[str, int] = {}
     for name in given.models:
         model, tokenizer = load_given(given, name)
         result = measure_perplexity(
@@ -61,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "ratio": plan.compression_ratio if plan else 1.0,
                 "state_ratio": plan.state_ratio if plan else 1.0,
                 "perplexity": result.perplexity,
-                "change_percent": 0.0,
+                "change_percent": None,
                 "tokens": result.num_tokens,
                 "by_position": [
                     {"from": first, "to": end, "tokens": tokens, "perplexity": value}
@@ -69,16 +50,32 @@ def main(argv: Sequence[str] | None = None) -> int:
                 ],
             }
         )
-        base = records[0]["perplexity"]
-        records[-1]["change_percent"] = 100 * (result.perplexity / base - 1)
-    print(format_table([{k: v for k, v in r.items() if k != "by_position"} for r in records]))
+        vocabulary = vocabulary or tokenizer.get_vocab()
+        if tokenizer.get_vocab() == vocabulary:
+            base = records[0]["perplexity"]
+            records[-1]["change_percent"] = 100 * (result.perplexity / base - 1)
+        else:
+            warnings.warn(
+                f"{name} has another tokenizer than {given.models[0]}: their perplexities are per "
+                "token of their own, and do not compare",
+                CacheShrinkWarning,
+                stacklevel=2,
+            )
+    fewest = min(record["tokens"] for record in records)
+    if fewest < FEW_TOKENS:
+        warnings.warn(
+            f"only {fewest} tokens were predicted, too few to go by; give at least {FEW_TOKENS:,}",
+            CacheShrinkWarning,
+            stacklevel=2,
+        )
+    print(fitting_table([{k: v for k, v in r.items() if k != "by_position"} for r in records]))
     if given.by_position:
         rows = [
             {"model": r["model"]}
             | {f"{p['from']}..{p['to'] - 1}": p["perplexity"] for p in r["by_position"]}
             for r in records
         ]
-        print(format_table(rows))
+        print(fitting_table(rows))
     if given.json is not None:
         write_json(given.json, {"program": "perplexity", "models": records})
     if given.plot is not None:

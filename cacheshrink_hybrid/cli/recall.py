@@ -1,37 +1,19 @@
-"""Measure how much of what a model has read it can say again, by distance in tokens.
-
-    cacheshrink-hybrid recall MODEL [MODEL ...] --distances 64 256 1024 --json out.json
-
-Exercises: strings of random letters and passages of text that return, and key: value lists that
-are asked again. Accuracy is the share of remembered tokens that the model predicts.
-"""
+"""The program `recall`: what models can say again, by distance."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from pathlib import Path
 
-from ..evaluation.recall import DEFAULT_DISTANCES, measure_recall
+from ..evaluation.recall import measure_recall
 from ..plan import format_table
-from ..recall import RECALL_KINDS
-from .arguments import add_model_arguments, load_given
+from .arguments import load_given
 from .report import write_json
 
+AT_CHANCE = 0.15
+"""Accuracy that guessing reaches: of random digits one in ten is right, of letters fewer."""
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="cacheshrink-hybrid recall",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_model_arguments(parser, several=True)
-    parser.add_argument("--distances", type=int, nargs="+", default=list(DEFAULT_DISTANCES))
-    parser.add_argument("--kinds", nargs="+", choices=RECALL_KINDS, default=list(RECALL_KINDS))
-    parser.add_argument("--exercises", type=int, default=16, help="per kind and distance")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, default=None, help="write the results here")
-    given = parser.parse_args(argv)
+
+def run(given: argparse.Namespace) -> int:
     results, rows = {}, []
     for name in given.models:
         model, tokenizer = load_given(given, name)
@@ -50,6 +32,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             for distance, accuracy in measured.items()
         ]
     print(format_table(rows))
+    source = given.models[0]
+    for distance, kinds in at_chance(results[source]).items():
+        print(
+            f"note: {source} is no better than guessing at {', '.join(kinds)} over {distance} "
+            "tokens, so that says nothing of what is lost elsewhere (the exercises may be in a "
+            "form that this model has not learned)"
+        )
     if given.json is not None:
         write_json(given.json, {"program": "recall", "models": results})
     return 0
+
+
+def at_chance(measured: dict[int, dict[str, float]]) -> dict[int, list[str]]:
+    """Kinds of exercise, by distance, that a model does no better than by guessing."""
+    found = {
+        distance: [kind for kind, value in accuracy.items() if kind != "mean" and value < AT_CHANCE]
+        for distance, accuracy in measured.items()
+    }
+    return {distance: kinds for distance, kinds in found.items() if kinds}

@@ -1,14 +1,4 @@
-"""Perplexity and recall against bytes of recurrent state, over ratios, methods, codes; and drift.
-
-    cacheshrink-hybrid states MODEL --text test.txt --calibration train.txt --output DIR
-
-Keys and values are left as they are, so that what is measured is the states' doing. A point is
-`RATIO`, `RATIO:CODE`, `RATIO:CODE:REPLAY` or `RATIO:CODE:REPLAY:METHOD`, as in `4`, `2:float16:1`,
-`8:int8:4` and `2:float32:1:prune`; an `auto` stands for what conversion chooses. With --drift N,
-the last point, the same ranks with float32 states, and the source decode N tokens of the text with
-states that are never recomputed, and perplexity is printed per 1,000 tokens: what coding adds must
-not grow. Writes states.json and states.md.
-"""
+"""The program `states`: quality against bytes of recurrent state, and drift."""
 
 from __future__ import annotations
 
@@ -22,51 +12,31 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
-from ..calibrate.text import PYTHON_DOCS, calibration_sequences, load_texts
-from ..config import METRICS, CompressionConfig
-from ..convert import convert_model, model_statistics
+from ..calibrate.text import calibration_sequences, load_texts
+from ..config import CompressionConfig
+from ..convert import check_something_to_do, convert_model, model_statistics
 from ..errors import ConfigError, PlanError
-from ..evaluation.cached_forward import DEFAULT_CHUNK, cached_logits
+from ..evaluation.cached_forward import cached_logits
+from ..evaluation.defaults import DEFAULT_CHUNK
 from ..evaluation.perplexity import measure_perplexity
 from ..evaluation.recall import measure_recall
 from ..families import model_spec
 from ..latent_model import plan_of, set_state_plans
-from ..plan import format_table
-from .arguments import add_model_arguments, add_text_arguments, kv_ratio, load_given, read_texts
+from ..loading import loading
+from ..plan import fitting_table, format_table
+from .arguments import kv_ratio, load_given, read_texts
+from .parsers.states import DRIFT_STRETCH, point_settings
 from .report import write_json
 
-DEFAULT_POINTS = ("2:float32:1", "2:float16:1", "4", "8", "8:int8:2", "2:float32:1:prune")
-DRIFT_STRETCH = 1000
 STEADY = 512
 """Positions from which on states count as full."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="cacheshrink-hybrid states",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_model_arguments(parser)
-    add_text_arguments(parser)
-    parser.add_argument("--calibration", default=PYTHON_DOCS, help="text file or data set")
-    parser.add_argument("--calibration-samples", type=int, default=48)
-    parser.add_argument("--recall-samples", type=int, default=None, help="beside calibration")
-    parser.add_argument("--metric", choices=[m for m in METRICS if m != "none"], default="fisher")
-    parser.add_argument("--points", nargs="+", default=list(DEFAULT_POINTS))
-    parser.add_argument("--max-length", type=int, default=1024)
-    parser.add_argument("--max-chars", type=int, default=None, help="of each document")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--distances", type=int, nargs="*", default=[64, 256], help="of recall")
-    parser.add_argument("--exercises", type=int, default=16, help="per kind and distance")
-    parser.add_argument("--kinds", nargs="+", default=["letters", "text", "keys"])
-    parser.add_argument("--drift", type=int, default=0, metavar="N", help="tokens to decode")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("cacheshrink-states"))
-    given = parser.parse_args(argv)
-    settings = [_settings(point) for point in given.points]
+def run(given: argparse.Namespace) -> int:
+    settings = [point_settings(point) for point in given.points]
+    _check_states(given, settings[0])
     texts = [text[: given.max_chars] for text in read_texts(given)]
     source, tokenizer = load_given(given, given.model)
     source = source.float()
@@ -134,9 +104,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if stretch is not None and model is not None:
         results["drift"] = _drift(source, model, stretch)
         results["drift"]["point"] = records[-1]["point"]
-        print(format_table(results["drift"]["stretches"]))
+        print(fitting_table(results["drift"]["stretches"]))
         write_json(given.output / "states.json", results)
     return 0
+
+
+def _check_states(given: argparse.Namespace, setting: dict[str, Any]) -> None:
+    """Raise at once for a model without states, as its conversion would."""
+    with loading(given.model):
+        source = AutoConfig.from_pretrained(given.model, trust_remote_code=given.trust_remote_code)
+        spec = model_spec(source)
+        check_something_to_do(spec, CompressionConfig(**kv_ratio(spec, 1.0), **setting))
 
 
 def _write(output: Path, results: dict[str, Any]) -> str:
@@ -151,20 +129,6 @@ def _write(output: Path, results: dict[str, Any]) -> str:
     write_json(output / "states.json", results)
     (output / "states.md").write_text(table + "\n", encoding="utf-8")
     return table
-
-
-def _settings(point: str) -> dict[str, Any]:
-    """`RATIO:CODE:REPLAY:METHOD` as settings of a `CompressionConfig`."""
-    parts = point.split(":")
-    if len(parts) > 4:
-        raise ConfigError(f"point {point!r} has {len(parts)} parts; RATIO:CODE:REPLAY:METHOD has 4")
-    parts += ["auto"] * (4 - len(parts))
-    try:
-        settings = {"state_ratio": float(parts[0]), "state_dtype": parts[1]}
-        settings["replay_length"] = None if parts[2] == "auto" else int(parts[2])
-    except ValueError as error:
-        raise ConfigError(f"point {point!r} is no RATIO:CODE:REPLAY:METHOD: {error}") from error
-    return settings | {"state_method": parts[3]}
 
 
 def _printable(given: argparse.Namespace) -> dict[str, Any]:
@@ -190,8 +154,6 @@ def _mean_loss(by_position: Sequence[tuple[int, int, int, float]], first: int) -
 
 def _stretch(tokenizer, texts: Sequence[str], num_tokens: int) -> torch.Tensor:
     """One sequence of `num_tokens` + 1 ids out of all texts."""
-    if num_tokens < DRIFT_STRETCH:
-        raise ConfigError(f"--drift {num_tokens} must be at least {DRIFT_STRETCH}")
     ids = torch.cat([torch.tensor(tokenizer(text).input_ids) for text in texts])[: num_tokens + 1]
     if len(ids) <= num_tokens:
         raise ConfigError(f"the text has {len(ids)} tokens; --drift {num_tokens} needs more")

@@ -1,59 +1,27 @@
-"""Perplexity against stored bytes, over ratios, methods, metrics and codes, with baselines.
-
-    cacheshrink-hybrid sweep MODEL --text test.txt --calibration train.txt --output DIR
-
-For each combination the source model is converted and measured through its live cache. Baselines
-on the same text: keys and values rounded to 8 and 4 bits as they are, and latents at 16 bits (rank
-alone). With --state-ratios, recurrent states shrink too, in every combination with --ratios.
-Writes sweep.json, sweep.md and sweep.png; the plot marks the front, the points that nothing beats
-in bytes and in perplexity at once.
-"""
+"""The program `sweep`: perplexity against stored bytes."""
 
 from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
-from ..calibrate.text import PYTHON_DOCS, calibration_sequences, load_texts
-from ..config import METHODS, METRICS, CompressionConfig
+from ..calibrate.text import calibration_sequences, load_texts
+from ..config import CompressionConfig
 from ..convert import convert_model, model_statistics
 from ..errors import PlanError
 from ..evaluation.perplexity import measure_perplexity
 from ..evaluation.uniform_kv import UniformKVCache, uniform_kv_bytes_per_token
 from ..families import model_spec
-from ..plan import format_table
+from ..plan import fitting_table, format_table
 from ..spec import ModelSpec
-from .arguments import add_model_arguments, add_text_arguments, load_given, read_texts
+from .arguments import load_given, read_texts
+from .flags import bits as as_bits
 from .report import byte_columns, plot_front, size_columns, size_key, write_json
 
-RATIOS = (2.0, 4.0, 8.0, 12.0, 16.0)
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="cacheshrink-hybrid sweep",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_model_arguments(parser)
-    add_text_arguments(parser)
-    parser.add_argument("--calibration", default=PYTHON_DOCS, help="text file or data set")
-    parser.add_argument("--calibration-samples", type=int, default=128)
-    parser.add_argument("--ratios", type=float, nargs="+", default=list(RATIOS), help="of KV bytes")
-    parser.add_argument(
-        "--state-ratios", type=float, nargs="+", default=[1.0], help="of state bytes (default: 1)"
-    )
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["joint"])
-    parser.add_argument("--metrics", nargs="+", choices=METRICS, default=["fisher"])
-    parser.add_argument("--bits", nargs="+", default=["auto", "16"], help="values of cache_bits")
-    parser.add_argument("--max-length", type=int, default=512)
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("cacheshrink-sweep"))
-    given = parser.parse_args(argv)
+def run(given: argparse.Namespace) -> int:
     texts = read_texts(given)
     source, tokenizer = load_given(given, given.model)
 
@@ -97,14 +65,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             name = f"{series} {metric}"
             record = _record(name, byte_columns(spec, plan), perplexity(model), f"{name} {label}")
             records.append(record)
-            print(format_table(records[-1:]), flush=True)
+            print(
+                f"{record['model']}: {record['bytes_per_token']} KV bytes per token, "
+                f"{record['state_bytes']} of state, perplexity {record['perplexity']:.4g}",
+                flush=True,
+            )
     base, size = records[0], size_key(records)
     for record in records:
         record["ratio"] = base[size] / record[size]
         record["change_percent"] = 100 * (record["perplexity"] / base["perplexity"] - 1)
         record["front"] = not any(_beats(other, record, size) for other in records)
     shown = [{k: v for k, v in record.items() if k != "series"} for record in records]
-    print("\n" + format_table(shown))
+    print("\n" + fitting_table(shown))
     given.output.mkdir(parents=True, exist_ok=True)
     (given.output / "sweep.md").write_text(format_table(shown) + "\n", encoding="utf-8")
     write_json(given.output / "sweep.json", {"program": "sweep", "points": records})
@@ -131,7 +103,7 @@ def _combinations(
                     settings = {
                         "compression_ratio": ratio,
                         "compression_method": method,
-                        "cache_bits": int(bits) if bits.isdigit() else bits,
+                        "cache_bits": as_bits(bits),
                         "state_ratio": state_ratio,
                     }
                     yield series, f"{ratio:g}x", settings

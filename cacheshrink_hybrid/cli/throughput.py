@@ -1,13 +1,4 @@
-"""Serve many requests with the engine, and some of them one by one with generate().
-
-    cacheshrink-hybrid throughput [MODEL] [--trace chat | FILE] [--requests 64] [--output DIR]
-
-MODEL is a source or converted model; without it, the model that ships with the package is converted
-at `--compression-ratio`. Prompts are cut from held-out documentation, with the lengths of a trace
-up to --max-prompt and --max-output tokens, and greedy. Prints tokens per second of both, how many
-outputs are equal, and the same for a pool of a quarter of the memory that all requests would take
-at once, where requests are preempted. Writes throughput.json. About three minutes on one core.
-"""
+"""The program `throughput`: many requests with the engine, and one by one."""
 
 from __future__ import annotations
 
@@ -15,7 +6,7 @@ import argparse
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -26,40 +17,12 @@ from ..demo.corpus import held_out_text, training_text
 from ..engine import LLM, RequestOutput, SamplingParams
 from ..errors import ConfigError
 from ..evaluation.allocation.traces import SYNTHETIC, Request, read_trace, synthetic_trace
-from ..kernels.backend import Backend
 from ..plan import format_table
-from .arguments import add_model_arguments, load_given
+from .arguments import load_given
 from .report import write_json
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="cacheshrink-hybrid throughput",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_model_arguments(parser, optional=True)
-    parser.add_argument("--compression-ratio", type=float, default=4.0)
-    parser.add_argument(
-        "--trace", default="chat", help=f"one of {', '.join(SYNTHETIC)}, or a recorded file"
-    )
-    parser.add_argument("--requests", type=int, default=64)
-    parser.add_argument("--baseline-requests", type=int, default=16, help="served one by one")
-    parser.add_argument("--max-prompt", type=int, default=256, help="tokens")
-    parser.add_argument("--max-output", type=int, default=64, help="tokens")
-    parser.add_argument("--cache-memory", default="256MiB", help="such as 2GiB, or 60%%")
-    parser.add_argument(
-        "--backend",
-        choices=get_args(Backend),
-        default="auto",
-        help="of decoding: Triton kernels or torch; auto takes kernels on a CUDA device",
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("cacheshrink-throughput"))
-    given = parser.parse_args(argv)
-    for name in ("requests", "baseline_requests", "max_prompt", "max_output"):
-        if getattr(given, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1")
+def run(given: argparse.Namespace) -> int:
     model, tokenizer = _model(given)
     if hasattr(model, "kernel_backend"):
         model.kernel_backend = given.backend
@@ -67,17 +30,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         trace = synthetic_trace(given.trace, given.requests, given.seed)
     else:
         trace = read_trace(Path(given.trace), given.requests, given.seed)
-    prompts, wishes = _work(trace, tokenizer, given.max_prompt, given.max_output)
+    model, tokenizer = _model(given)
+    if hasattr(model, "kernel_backend"):
+        model.kernel_backend = given.backend
+    prompts, lengths = _work(trace, tokenizer, given.max_prompt, given.max_output)
+    roomy = LLM(model, tokenizer, cache_memory=given.cache_memory, backend=given.backend)
 
-    print(f"one by one: {min(given.baseline_requests, len(prompts))} requests", flush=True)
     baseline = min(given.baseline_requests, len(prompts))
-    expected, alone = _one_by_one(model, prompts[:baseline], wishes[:baseline])
+    print(f"one by one: {baseline} requests", flush=True)
+    expected, alone = _one_by_one(model, prompts[:baseline], lengths[:baseline])
 
     records: list[dict[str, Any]] = [{"serving": "generate(), one by one", **alone}]
-    roomy = LLM(model, tokenizer, cache_memory=given.cache_memory, backend=given.backend)
     needs = [
-        roomy.store.need(len(prompt) + wish.max_tokens)
-        for prompt, wish in zip(prompts, wishes, strict=True)
+        roomy.store.need(len(prompt) + length)
+        for prompt, length in zip(prompts, lengths, strict=True)
     ]
     frame_bytes = roomy.store.layout.frame_bytes
     quarter = (max(sum(needs) // 4, *needs) + 1) * frame_bytes
@@ -85,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     equal = True
     for name, llm in (("engine", roomy), ("engine, a quarter of the memory", small)):
         print(f"{name}: {len(prompts)} requests", flush=True)
-        outputs, record = _served(llm, prompts, wishes)
+        outputs, record = _served(llm, prompts, lengths)
         same = [output.token_ids == due for output, due in zip(outputs, expected, strict=False)]
         equal = equal and all(same)
         records.append(
@@ -133,7 +99,7 @@ def _model(given: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokeni
 
 def _work(
     trace: Sequence[Request], tokenizer: PreTrainedTokenizerBase, max_prompt: int, max_output: int
-) -> tuple[list[list[int]], list[SamplingParams]]:
+) -> tuple[list[list[int]], list[int]]:
     """Prompts of the trace's lengths, from one text after the other, and their output lengths."""
     tokens = [tokenizer(text[: 8 * max_prompt]).input_ids for text in held_out_text()]
     tokens = [ids for ids in tokens if len(ids) >= max_prompt]
@@ -143,26 +109,22 @@ def _work(
         tokens[i % len(tokens)][: min(request.prompt_tokens, max_prompt)]
         for i, request in enumerate(trace)
     ]
-    wishes = [
-        SamplingParams(max_tokens=min(request.output_tokens, max_output), ignore_eos=True)
-        for request in trace
-    ]
-    return prompts, wishes
+    return prompts, [min(request.output_tokens, max_output) for request in trace]
 
 
 def _one_by_one(
-    model: PreTrainedModel, prompts: Sequence[list[int]], wishes: Sequence[SamplingParams]
+    model: PreTrainedModel, prompts: Sequence[list[int]], lengths: Sequence[int]
 ) -> tuple[list[tuple[int, ...]], dict[str, Any]]:
     outputs = []
     began = time.perf_counter()
-    for prompt, wish in zip(prompts, wishes, strict=True):
+    for prompt, length in zip(prompts, lengths, strict=True):
         ids = torch.tensor([prompt], device=model.device)
         output = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             do_sample=False,
-            min_new_tokens=wish.max_tokens,
-            max_new_tokens=wish.max_tokens,
+            min_new_tokens=length,
+            max_new_tokens=length,
         )
         outputs.append(tuple(output[0, len(prompt) :].tolist()))
     seconds = time.perf_counter() - began
@@ -170,8 +132,9 @@ def _one_by_one(
 
 
 def _served(
-    llm: LLM, prompts: Sequence[list[int]], wishes: Sequence[SamplingParams]
+    llm: LLM, prompts: Sequence[list[int]], lengths: Sequence[int]
 ) -> tuple[list[RequestOutput], dict[str, Any]]:
+    wishes = [SamplingParams(max_tokens=length, ignore_eos=True) for length in lengths]
     began = time.perf_counter()
     outputs = llm.generate(prompts, wishes, progress=True)
     seconds = time.perf_counter() - began

@@ -21,14 +21,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from ..errors import ConfigError
+from .names import BYTE_FORMATS, HALF_FORMATS, SCALES
 
 WIDTHS = (16, 8, 4, 2)
-SCALES = ("static", "token")
-HALF_FORMATS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-BYTE_FORMATS = {"uniform": None, "e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 SCALE_BYTES = 2
 HEAD_BYTES = 1
 
@@ -79,8 +75,8 @@ class RowFormat:
     def __post_init__(self) -> None:
         for name, allowed in (
             ("scales", SCALES),
-            ("half", tuple(HALF_FORMATS)),
-            ("byte", tuple(BYTE_FORMATS)),
+            ("half", HALF_FORMATS),
+            ("byte", BYTE_FORMATS),
         ):
             if getattr(self, name) not in allowed:
                 raise ConfigError(

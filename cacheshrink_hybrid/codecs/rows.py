@@ -19,9 +19,11 @@ from .levels import (
     head_tables,
     levels_of,
 )
-from .row_format import BYTE_FORMATS, HALF_FORMATS, RowFormat, Run, place_runs
+from .row_format import RowFormat, Run, place_runs
 
 LARGEST = torch.finfo(torch.float32).max
+HALF_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+BYTE_DTYPES = {"uniform": None, "e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 
 
 class RowCodec:
@@ -180,8 +182,8 @@ class RowCodec:
     def _float_format(self, run: Run) -> torch.dtype:
         """Number format of a run that is not coded by levels."""
         if run.bits == 16:
-            return HALF_FORMATS[self.format.half]
-        dtype = BYTE_FORMATS[self.format.byte]
+            return HALF_DTYPES[self.format.half]
+        dtype = BYTE_DTYPES[self.format.byte]
         assert dtype is not None
         return dtype
 

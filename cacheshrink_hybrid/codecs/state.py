@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import PlanError
+from .names import STATE_CODES
 
 ELEMENTS = {
     "float32": torch.float32,
@@ -29,7 +30,6 @@ ELEMENTS = {
     "int8": torch.int8,
     "float8": torch.float8_e4m3fn,
 }
-STATE_CODES = tuple(ELEMENTS)
 BLOCK = 16
 ROW_ALIGNMENT = 16
 SCALE_ZERO, STEPS_PER_OCTAVE = 192, 6

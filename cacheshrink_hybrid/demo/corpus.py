@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
 
+PYTHON_DOCS = "python-docs"
+"""Name of this text where data sets are named; every machine has it."""
 HELD_OUT_MODULES = (
     "argparse",
     "asyncio",

@@ -3,5 +3,6 @@
 from .llm import LLM
 from .request import RequestOutput
 from .sampling import SamplingParams
+from .stream import Stream
 
-__all__ = ["LLM", "RequestOutput", "SamplingParams"]
+__all__ = ["LLM", "RequestOutput", "SamplingParams", "Stream"]

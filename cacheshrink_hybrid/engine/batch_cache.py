@@ -106,6 +106,7 @@ class BatchCache(Cache):
             step: for the layers that kernels take.
         """
         self._step, self._copies_states = step, True
+        self._forget_states()
         self._ids = list(seq_ids)
         self._lengths = [self.store.num_tokens(seq_id) for seq_id in seq_ids]
         self._index.clear()
@@ -136,10 +137,15 @@ class BatchCache(Cache):
                 tensor = layer.layout.codec.zeros(len(view), view.device)
             if tensor is not None and tensor.data_ptr() != view.data_ptr():
                 view.copy_(tensor.detach())
-            states[shape.number] = None
-        for layer_idx in self._exact:
-            self._copies[layer_idx].clear()
+        self._forget_states()
         self._whole_frames()[self._write.reshape(-1)] = self._staged()
+
+    def _forget_states(self) -> None:
+        """Those of the last pass, also of one that did not reach its end."""
+        for shape in self.shapes.states:
+            self._states_of(shape)[shape.number] = None
+        for copies in self._copies.values():
+            copies.clear()
 
     def _load_states(self) -> None:
         started = self._lengths[0] > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from transformers import PreTrainedModel
 
 from ..errors import KernelUnavailableError
@@ -11,6 +12,7 @@ from ..kernels.backend import Backend, runs_triton
 from ..modules import pooled_attention, pooled_state
 from ..modules.latent_attention import LatentAttention
 from ..modules.recurrent_mixer import RecurrentMixer
+from ..placement import input_device
 from ..spec import ModelSpec
 
 
@@ -37,7 +39,7 @@ def kernel_coverage(model: PreTrainedModel, spec: ModelSpec, backend: Backend) -
         KernelUnavailableError: `triton`, and it cannot run on the model's device, kernels cannot
             take a converted layer, or nothing is converted.
     """
-    if not runs_triton(backend, model.device):
+    if not runs_triton(backend, input_device(model)):
         return KernelCoverage(frozenset(), frozenset(), {}, complete=False)
     rows: set[int] = set()
     states: set[int] = set()
@@ -46,7 +48,8 @@ def kernel_coverage(model: PreTrainedModel, spec: ModelSpec, backend: Backend) -
     layers: tuple[int, ...]
     for module in model.modules():
         if isinstance(module, LatentAttention):
-            reason = pooled_attention.why_not(module, module.kv_a_proj.weight.dtype)
+            like = torch.empty(0, dtype=model.dtype, device=input_device(model))
+            reason = pooled_attention.why_not(module, like)
             if module.plan.keeps_exact:
                 reason = (
                     "the engine keeps exact_sinks and exact_window where torch reads them; "

@@ -33,7 +33,7 @@ class DecodeStep:
     """
 
     def __init__(self, runner: Runner, batch_size: int) -> None:
-        device = runner.model.device
+        device = runner.device
         self.runner = runner
         self.ids = torch.zeros(batch_size, 1, dtype=torch.long, device=device)
         self.positions = torch.zeros_like(self.ids)

@@ -3,27 +3,34 @@
     llm = LLM(model, tokenizer, cache_memory="2GiB")
     outputs = llm.generate(["Once upon a time", "The"], SamplingParams(max_tokens=32))
 
-What runs when is decided in `scheduler`.
+What runs when is decided in `scheduler`, who makes a step and gets which outputs in `dispatcher`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
-from itertools import count
+from bisect import bisect_right
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..cache.budget import budget_bytes
-from ..errors import CacheFullError, ConfigError, SequenceError
+from ..errors import CacheFullError, ConfigError
 from ..kernels.backend import Backend, check_backend
+from ..placement import input_device
+from .dispatcher import Dispatcher
+from .named_model import load_named
+from .outbox import Outbox
+from .prompts import encode, encode_chat, single_prompt, split_prompts
 from .request import Request, RequestOutput
 from .runner import Runner
-from .sampling import SamplingParams, choose_token
+from .sampling import SamplingParams
 from .scheduler import EngineStatistics, Scheduler
+from .stream import Stream
+from .transcript import Decoder, Transcript
 
 MAX_BATCH = 256
 PREFILL_CHUNK = 512
@@ -32,8 +39,16 @@ PREFILL_CHUNK = 512
 class LLM:
     """A model that serves many requests at once.
 
+    Any number of threads may call it. Whoever makes a step makes it for all requests; each caller
+    gets the outputs of its own.
+
+    A prompt is text, token ids (a list, tuple, array or tensor), or what a tokenizer returned,
+    whose padding is left out. Text gets the special tokens that the tokenizer adds, but no second
+    beginning-of-sequence token if it begins with one.
+
     Args:
-        model: converted or not, in evaluation mode.
+        model: converted or not; or a directory or name on the Hub, to load on the CPU, which brings
+            its tokenizer.
         tokenizer: for prompts and outputs as text; without it prompts are token ids.
         cache_memory: budget of the pool: bytes, text such as "2GiB", or a fraction of the free
             memory.
@@ -57,7 +72,7 @@ class LLM:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        model: PreTrainedModel | str | Path,
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
         cache_memory: int | float | str = "2GiB",
@@ -70,89 +85,67 @@ class LLM:
             raise ConfigError(
                 f"max_batch={max_batch} and prefill_chunk={prefill_chunk} must be at least 1"
             )
+        if isinstance(model, (str, Path)):
+            model, own = load_named(model)
+            tokenizer = own if tokenizer is None else tokenizer
+        elif not isinstance(model, nn.Module):
+            raise ConfigError(
+                f"a {type(model).__name__} is no model; give a model, a directory, or a name on "
+                "the Hub"
+            )
         model.eval()
         chosen: Any = backend or getattr(model, "kernel_backend", "auto")
         self.runner = Runner(
             model,
-            budget_bytes(cache_memory, model.device),
+            budget_bytes(cache_memory, input_device(model)),
             backend=check_backend(chosen),
             max_batch=max_batch,
             cuda_graphs=cuda_graphs,
         )
         self.store = self.runner.store
         self.tokenizer = tokenizer
-        self._scheduler = Scheduler(self.runner, max_batch=max_batch, prefill_chunk=prefill_chunk)
         self.max_length = getattr(self.runner.config, "max_position_embeddings", None)
-        self._eos = _end_tokens(model)
-        self._silent = frozenset(getattr(tokenizer, "all_special_ids", ()))
-        self._numbers = count()
+        self._scheduler = Scheduler(self.runner, max_batch=max_batch, prefill_chunk=prefill_chunk)
+        self._loose = Outbox()
+        """Of requests that `add_request` took."""
+        self._dispatcher = Dispatcher(self._scheduler, self._loose)
+        self._end_tokens = _end_tokens(model)
+        self._decoder = None if tokenizer is None else Decoder(tokenizer)
 
     # Requests
 
     def add_request(
         self,
-        prompt: str | Sequence[int],
+        prompt: Any,
         params: SamplingParams | None = None,
         *,
         request_id: Hashable | None = None,
     ) -> Hashable:
-        """Queue a request; returns its id, which is made up unless given.
+        """Queue a request, whose outputs `step` returns; returns its id, made up unless given.
 
         Raises:
-            ConfigError: an empty prompt, one beyond the model's positions, unknown tokens, or a
-                text without a tokenizer.
+            ConfigError: an empty prompt, one beyond the model's positions, unknown tokens, a text
+                without a tokenizer, or something that is no prompt.
             CacheFullError: the request would not fit even alone.
             SequenceError: the id is in use.
         """
-        params = params or SamplingParams()
-        ids = self._token_ids(prompt)
-        if params.stop and self.tokenizer is None:
-            raise ConfigError("stop strings need the tokenizer; give it to LLM")
-        longest = len(ids) + params.max_tokens
-        if self.max_length is not None:
-            if len(ids) >= self.max_length:
-                raise ConfigError(
-                    f"the prompt has {len(ids)} tokens, and the model has positions for "
-                    f"{self.max_length}, prompt and output together; shorten it"
-                )
-            longest = min(longest, self.max_length)
-        needed, total = self.store.need(longest), self.store.pool.num_frames
-        if needed > total:
-            frame_bytes = self.store.layout.frame_bytes
-            raise CacheFullError(
-                f"a request of {longest} tokens needs {needed * frame_bytes} bytes, and the pool "
-                f"has {total * frame_bytes}; give LLM cache_memory of at least "
-                f"{(needed + 1) * frame_bytes} bytes, or ask for fewer tokens"
-            )
-        if request_id is None:
-            taken = {request.request_id for request in self._scheduler.requests}
-            request_id = next(number for number in self._numbers if number not in taken)
-        elif any(request.request_id == request_id for request in self._scheduler.requests):
-            raise SequenceError(f"request id {request_id!r} is in use; choose another")
-        generator = None
-        if params.temperature > 0:
-            generator = torch.Generator().manual_seed(params.seed)
-        self._scheduler.add(Request(request_id, ids, params, generator, tokens=list(ids)))
-        return request_id
+        request = self._request(single_prompt(prompt), params, self._loose, request_id)
+        self._dispatcher.submit([request])
+        return request.request_id
 
     def abort(self, request_id: Hashable) -> RequestOutput:
-        """Stop a request, wherever it is, and give its frames back.
+        """Stop a request, wherever it is, and give its frames back. A stream or a `generate` that
+        waits for it gets this output too; `step` does not return it again.
 
         Raises:
             SequenceError: no such request is waiting or running.
         """
-        for request in self._scheduler.requests:
-            if request.request_id == request_id:
-                request.finish_reason = "abort"
-                self._scheduler.leave(request)
-                return self._output(request, 0)
-        raise SequenceError(
-            f"request {request_id!r} is neither waiting nor running; it may have finished"
-        )
+        return self._dispatcher.abort(request_id)
 
     @property
     def has_requests(self) -> bool:
-        return bool(self._scheduler.requests)
+        """Whether `step` has more to return, of requests that `add_request` took."""
+        return self._loose.num_open > 0 or bool(self._loose)
 
     @property
     def statistics(self) -> EngineStatistics:
@@ -162,102 +155,163 @@ class LLM:
 
     def step(self) -> list[RequestOutput]:
         """Feed one token of each running sequence, then up to `prefill_chunk` tokens of prompts.
-        Returns the requests that got a token."""
-        return self._scheduler.step(self._take_token)
+
+        Returns:
+            What is new of the requests that `add_request` took, one output for each that has got
+            tokens or has ended since the last call, also in steps that others made.
+
+        Raises:
+            Exception: the model's or the tokenizer's. Outputs of other requests stay for the next
+                call; after an error of a whole step all requests wait to be computed anew.
+        """
+        return self._dispatcher.step(self._loose)
 
     def generate(
         self,
-        prompts: str | Sequence[int] | Sequence[str] | Sequence[Sequence[int]],
+        prompts: Any,
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         progress: bool = False,
     ) -> list[RequestOutput]:
         """Serve all prompts and return their outputs in order. If one of them is refused, none is
-        served.
+        served; an error or an interrupt ends all of them, and no others.
 
         Args:
+            prompts: one, or several: a list of prompts, rows of an array or tensor, or a batch that
+                a tokenizer returned.
             params: of all prompts, or one for each.
         """
-        single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
-        given: list[Any] = [prompts] if single else list(prompts)
-        wishes = (
-            list(params)
-            if isinstance(params, Sequence)
-            else [params or SamplingParams()] * len(given)
-        )
+        given = split_prompts(prompts)
+        wishes = list(params) if isinstance(params, Sequence) else [params] * len(given)
         if len(wishes) != len(given):
             raise ConfigError(f"{len(wishes)} params for {len(given)} prompts; give one for each")
-        ids: list[Hashable] = []
-        try:
-            for prompt, wish in zip(given, wishes, strict=True):
-                ids.append(self.add_request(prompt, wish))
-        except Exception:
-            for request_id in ids:
-                self.abort(request_id)
-            raise
+        outbox = Outbox(only_finished=True)
+        requests = [
+            self._request(prompt, wish, outbox) for prompt, wish in zip(given, wishes, strict=True)
+        ]
         done: dict[Hashable, RequestOutput] = {}
-        with tqdm(total=len(ids), disable=not progress, unit="request") as bar:
-            while len(done) < len(ids):
-                for output in self.step():
-                    if output.finished and output.request_id in ids:
-                        done[output.request_id] = output
-                        bar.update()
-        return [done[request_id] for request_id in ids]
-
-    def stream(
-        self, prompt: str | Sequence[int], params: SamplingParams | None = None
-    ) -> Iterator[RequestOutput]:
-        """Serve one prompt, with an output for every token; others go on beside it. Closing the
-        iterator aborts the request."""
-        request_id = self.add_request(prompt, params)
         try:
-            while True:
-                for output in self.step():
-                    if output.request_id == request_id:
-                        yield output
-                        if output.finished:
-                            return
-        finally:
-            if any(request.request_id == request_id for request in self._scheduler.requests):
-                self.abort(request_id)
+            self._dispatcher.submit(requests)
+            with tqdm(total=len(requests), disable=not progress, unit="request") as bar:
+                while len(done) < len(requests):
+                    outputs = self._dispatcher.wait(outbox)
+                    done |= {output.request_id: output for output in outputs}
+                    bar.update(len(outputs))
+        except BaseException:
+            self._dispatcher.drop(requests)
+            raise
+        return [done[request.request_id] for request in requests]
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool = False,
+        **template: Any,
+    ) -> list[RequestOutput]:
+        """Answer a conversation, or each of several, in the tokenizer's chat template.
+
+        Args:
+            messages: a list of messages with `role` and `content`, or a list of such lists.
+            template: passed to `apply_chat_template`, such as `tools`; `add_generation_prompt` is
+                True unless given.
+
+        Raises:
+            ConfigError: no tokenizer, or one without a chat template; and what `generate` raises.
+        """
+        if self.tokenizer is None:
+            raise ConfigError("a chat needs the tokenizer; give it to LLM")
+        single = len(messages) > 0 and isinstance(messages[0], Mapping)
+        conversations: Any = [messages] if single else messages
+        prompts = [encode_chat(self.tokenizer, one, **template) for one in conversations]
+        return self.generate(prompts, params, progress=progress)
+
+    def stream(self, prompt: Any, params: SamplingParams | None = None) -> Stream:
+        """Queue one prompt; an iterator over its outputs, one for every token. Others go on beside
+        it. Closing the iterator aborts the request, and so does losing it."""
+        outbox = Outbox(every_token=True)
+        return Stream(self._dispatcher, self._request(single_prompt(prompt), params, outbox))
 
     # Inside
 
-    def _token_ids(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
+    def _request(
+        self,
+        prompt: str | tuple[int, ...],
+        params: SamplingParams | None,
+        outbox: Outbox,
+        request_id: Hashable | None = None,
+    ) -> Request:
+        """A request that can be served, not queued yet."""
+        params = SamplingParams() if params is None else params
+        if not isinstance(params, SamplingParams):
+            raise ConfigError(f"params must be SamplingParams, not {type(params).__name__}")
+        ids = self._token_ids(prompt)
+        if params.stop and self._decoder is None:
+            raise ConfigError("stop strings need the tokenizer; give it to LLM")
+        transcript = None
+        if self._decoder is not None:
+            transcript = Transcript(self._decoder, ids, params.stop)
+        return Request(
+            request_id=request_id,
+            prompt_ids=ids,
+            params=params,
+            max_length=self._longest(len(ids), params),
+            end_tokens=frozenset() if params.ignore_eos else self._end_tokens,
+            outbox=outbox,
+            transcript=transcript,
+            generator=params.generator(),
+            tokens=list(ids),
+        )
+
+    def _token_ids(self, prompt: str | tuple[int, ...]) -> tuple[int, ...]:
         if isinstance(prompt, str):
             if self.tokenizer is None:
                 raise ConfigError("a prompt of text needs the tokenizer; give it to LLM")
-            ids = tuple(self.tokenizer(prompt).input_ids)
-        else:
-            ids = tuple(int(token) for token in prompt)
-        if not ids:
+            prompt = encode(self.tokenizer, prompt)
+        if not prompt:
             raise ConfigError("the prompt is empty; give it at least one token")
         vocabulary = self.runner.config.vocab_size
-        unknown = [token for token in ids if not 0 <= token < vocabulary]
+        unknown = [token for token in prompt if not 0 <= token < vocabulary]
         if unknown:
             raise ConfigError(f"tokens {unknown[:4]} lie outside the vocabulary of {vocabulary}")
-        return ids
+        return prompt
 
-    def _take_token(self, request: Request, logits: Tensor) -> RequestOutput:
-        params = request.params
-        token = choose_token(logits, params, request.generator)
-        request.tokens.append(token)
-        if (params.stop and request.find_stop(self._text_of, self._silent)) or (
-            token in self._eos and not params.ignore_eos
-        ):
-            request.finish_reason = "stop"
-        elif len(request.generated) >= params.max_tokens or len(request.tokens) == self.max_length:
-            request.finish_reason = "length"
-        if request.finish_reason is not None:
-            self._scheduler.leave(request)
-        return self._output(request, 1)
+    def _longest(self, num_prompt: int, params: SamplingParams) -> int | None:
+        """Tokens at which a request ends, of prompt and output together; None for any number."""
+        if self.max_length is not None and num_prompt >= self.max_length:
+            raise ConfigError(
+                f"the prompt has {num_prompt} tokens, and the model has positions for "
+                f"{self.max_length}, prompt and output together; shorten it"
+            )
+        limits = [] if self.max_length is None else [self.max_length]
+        if params.max_tokens is not None:
+            limits.append(num_prompt + int(params.max_tokens))
+        elif (room := self._room()) is not None:
+            limits.append(max(room, num_prompt + 1))
+        if not limits and (params.ignore_eos or not self._end_tokens):
+            raise ConfigError(
+                "max_tokens=None would never end: the model has no last position and no "
+                "end-of-sequence token that counts; give max_tokens"
+            )
+        longest = min(limits, default=num_prompt + 1)
+        needed, total = self.store.need(longest), self.store.pool.num_frames
+        if needed > total:
+            frame_bytes = self.store.layout.frame_bytes
+            raise CacheFullError(
+                f"a request of {longest} tokens needs {needed * frame_bytes} bytes, and the pool "
+                f"has {total * frame_bytes}; give LLM cache_memory of at least "
+                f"{(needed + 1) * frame_bytes} bytes, or ask for fewer tokens"
+            )
+        return min(limits, default=None)
 
-    def _output(self, request: Request, num_new: int) -> RequestOutput:
-        return request.output(num_new, None if self.tokenizer is None else self._text_of)
-
-    def _text_of(self, tokens: Sequence[int]) -> str:
-        assert self.tokenizer is not None
-        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+    def _room(self) -> int | None:
+        """Most tokens of one sequence in the pool; None where a sequence does not grow."""
+        total = self.store.pool.num_frames
+        slots = [lifetime.tokens_per_frame for lifetime in self.store.layout.classes]
+        if not slots:
+            return None
+        return bisect_right(range(1, total * min(slots) + 1), total, key=self.store.need)
 
 
 def _end_tokens(model: PreTrainedModel) -> frozenset[int]:

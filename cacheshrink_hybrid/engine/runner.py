@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..adapters import is_of_peft
 from ..cache import make_cache
 from ..cache.budget import frames_within
 from ..cache.frame_pool import FramePool
@@ -18,6 +19,7 @@ from ..families import model_spec
 from ..kernels.backend import Backend
 from ..latent_model import is_converted, plan_of
 from ..modules.latent_attention import LatentAttention
+from ..placement import input_device
 from .batch_cache import BatchCache
 from .coverage import kernel_coverage
 from .decode_steps import DecodeSteps
@@ -41,9 +43,12 @@ class Runner:
         NotSupportedError: the model keeps something that the store cannot, or its steps cannot be
             recorded and `cuda_graphs` is True.
         KernelUnavailableError: `backend` is `triton`, which cannot run here, or leaves layers out.
-        UnsupportedModelError: transformers itself runs the model without a cache only.
+        UnsupportedModelError: transformers itself runs the model without a cache only, or peft
+            wraps it.
     """
 
+    # What is kept between calls must not depend on the mode of whoever calls first.
+    @torch.inference_mode(False)
     def __init__(
         self,
         model: PreTrainedModel,
@@ -53,7 +58,12 @@ class Runner:
         max_batch: int = 256,
         cuda_graphs: bool | None = None,
     ) -> None:
-        self.model = model
+        if is_of_peft(model):
+            raise UnsupportedModelError(
+                f"the engine runs plain models, not a {type(model).__name__} of peft; give "
+                "model.get_base_model(), on which its adapters act as well"
+            )
+        self.model, self.device = model, input_device(model)
         self.config = model.config.get_text_config(decoder=True)
         spec = model_spec(self.config)
         self.continues_in_pieces = spec.continues_in_pieces
@@ -65,8 +75,8 @@ class Runner:
         # So many that every ring of inputs has been rewritten into its state once.
         count = 1 + max((state.replay_length for state in states), default=1)
         with torch.no_grad():
-            ids = torch.zeros(1, count, dtype=torch.long, device=model.device)
-            positions = torch.arange(count, device=model.device)[None]
+            ids = torch.zeros(1, count, dtype=torch.long, device=self.device)
+            positions = torch.arange(count, device=self.device)[None]
             try:
                 self.logits(ids, probe, positions, None)
             except ValueError as error:
@@ -80,7 +90,7 @@ class Runner:
         shapes = stored_shapes(probe)
         least = len(shapes.layout.classes) + shapes.layout.state.num_frames
         frames = frames_within(cache_bytes, shapes.layout.frame_bytes, least=least)
-        pool = FramePool(frames, shapes.layout.frame_bytes, device=model.device)
+        pool = FramePool(frames, shapes.layout.frame_bytes, device=self.device)
         self.store = SequenceStore(shapes.layout, pool)
         self.cache = BatchCache(self.config, shapes, self.store, self.coverage, backend)
         slots = [lifetime.tokens_per_frame for lifetime in shapes.layout.classes]
@@ -91,30 +101,32 @@ class Runner:
         self._replay_lengths = [state.replay_length for state in states]
         self._steps = DecodeSteps(self, max_batch) if self.coverage.complete else None
         if cuda_graphs is None:
-            cuda_graphs = self._steps is not None and model.device.type == "cuda"
+            cuda_graphs = self._steps is not None and self.device.type == "cuda"
         if cuda_graphs:
-            if self._steps is None or model.device.type != "cuda":
+            if self._steps is None or self.device.type != "cuda":
                 left = sorted(self.coverage.faults.items()) or "it has unconverted layers"
                 raise NotSupportedError(
                     f"cuda_graphs=True needs a model on a CUDA device whose layers all run as "
-                    f"kernels; the model is on {model.device}, and torch computes: {left}"
+                    f"kernels; the model is on {self.device}, and torch computes: {left}"
                 )
             self._steps.record()
         self.equal_lengths_only = _reads_by_slot(model)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def prefill(self, seq_id: Hashable, tokens: Sequence[int]) -> Tensor:
         """Append tokens to one sequence, whose frames have been reserved; logits (V,) after the
         last of them."""
         begin = self.store.num_tokens(seq_id)
-        ids = torch.tensor([tokens], device=self.model.device)
-        positions = torch.arange(begin, begin + len(tokens), device=self.model.device)[None]
+        ids = torch.tensor([tokens], device=self.device)
+        positions = torch.arange(begin, begin + len(tokens), device=self.device)[None]
         self.cache.begin([seq_id], self._prefill_step(seq_id, begin, len(tokens)))
         logits = self.logits(ids, self.cache, positions, None)
         self.cache.finish()
         self.store.commit([seq_id])
         return logits[0]
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def decode(self, seq_ids: Sequence[Hashable], tokens: Sequence[int]) -> Tensor:
         """Append one token to each of these sequences, whose frames have been reserved; logits
@@ -126,13 +138,13 @@ class Runner:
         groups = self._groups(seq_ids)
         logits: list[Tensor] = [torch.empty(0)] * len(seq_ids)
         for members in groups:
-            ids = torch.tensor([[tokens[i]] for i in members], device=self.model.device)
+            ids = torch.tensor([[tokens[i]] for i in members], device=self.device)
             names = [seq_ids[i] for i in members]
             lengths = torch.tensor(
-                [self.store.num_tokens(name) for name in names], device=self.model.device
+                [self.store.num_tokens(name) for name in names], device=self.device
             )
             longest = int(lengths.max())
-            slots = torch.arange(longest + 1, device=self.model.device)
+            slots = torch.arange(longest + 1, device=self.device)
             mask = (slots >= longest - lengths[:, None]).long()
             step = self.tables(len(names), 1, longest + 1) if self.coverage.rows else None
             if step is not None:
@@ -160,7 +172,7 @@ class Runner:
             num_new,
             max_tokens=max_tokens,
             replay_lengths=self._replay_lengths,
-            device=self.model.device,
+            device=self.device,
         )
 
     def _groups(self, seq_ids: Sequence[Hashable]) -> list[list[int]]:

@@ -2,24 +2,22 @@
 
 Each step feeds one token of every sequence that is running, and a limited number of prompt tokens.
 Requests are admitted first come, first served, when their tokens fit. When memory runs out, the
-youngest running request gives its frames back and starts over later with what it has generated.
+youngest running request gives its frames back and starts over later with what it has generated. So
+do all running ones after a step that was cut short by an error or an interrupt: what it had written
+by then is not used.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from ..errors import CacheFullError
-from .request import Request, RequestOutput
+from .request import Request
 from .runner import Runner
-
-TakeToken = Callable[[Request, Tensor], RequestOutput]
-"""Chooses a request's next token from its logits (V,), and takes the request away by `leave` if it
-was the last one."""
+from .sampling import token_scores
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,24 +83,37 @@ class Scheduler:
     def add(self, request: Request) -> None:
         """Let a request wait for its turn."""
         self._waiting.append(request)
+        request.outbox.num_open += 1
 
-    def leave(self, request: Request) -> None:
-        """Forget a request, wherever it is, and give its frames back."""
-        if request in self._waiting:
-            self._waiting.remove(request)
-        else:
+    def leave(self, request: Request, reason: str | None, error: Exception | None = None) -> None:
+        """Forget a request, wherever it is, give its frames back, and tell its owner. Nothing to do
+        for one that is not here."""
+        if request in self._running:
             self._running.remove(request)
             self.store.free(request.request_id)
+        elif request in self._waiting:
+            self._waiting.remove(request)
+        else:
+            return
+        request.end(reason, error)
 
-    def step(self, take_token: TakeToken) -> list[RequestOutput]:
+    def step(self) -> None:
         """Feed one token of each running sequence, then up to `prefill_chunk` tokens of prompts.
-        Returns the outputs of the requests that got a token."""
-        self._admit()
-        if not self._running:
-            return []
-        self._steps += 1
-        outputs = self._decode(take_token)
-        return outputs + self._prefill(take_token)
+
+        An error that concerns one request alone ends that request.
+
+        Raises:
+            Exception: any other; no request is lost, and none holds frames.
+        """
+        try:
+            self._admit()
+            if self._running:
+                self._steps += 1
+                self._decode()
+                self._prefill()
+        except BaseException:
+            self._start_over()
+            raise
 
     def _admit(self) -> None:
         """Start waiting requests, in order, as long as the first one fits."""
@@ -117,28 +128,24 @@ class Scheduler:
             room = self.store.pool.num_free + self.store.num_evictable - spoken
             if room < self.store.need(len(request.tokens) + 1) and self._running:
                 return
-            self._waiting.popleft()
             self.store.create(request.request_id)
-            self._running.append(request)
+            self._running.append(self._waiting.popleft())
 
-    def _decode(self, take_token: TakeToken) -> list[RequestOutput]:
+    def _decode(self) -> None:
         """One token for every request whose tokens are computed up to the last."""
         ready = [r for r in self._running if r.num_computed == len(r.tokens) - 1 > 0]
         ready = self._reserve(ready, [1] * len(ready))
         if not ready:
-            return []
+            return
         logits = self.runner.decode([r.request_id for r in ready], [r.tokens[-1] for r in ready])
         self._decoded += len(ready)
-        outputs = []
-        for request, row in zip(ready, logits, strict=True):
+        for request in ready:
             request.num_computed += 1
-            outputs.append(take_token(request, row))
-        return outputs
+        self._take(ready, logits)
 
-    def _prefill(self, take_token: TakeToken) -> list[RequestOutput]:
+    def _prefill(self) -> None:
         """Chunks of the oldest requests whose tokens are not computed, `prefill_chunk` tokens in
         all."""
-        outputs: list[RequestOutput] = []
         budget = self.prefill_chunk
         while budget > 0:
             request = next((r for r in self._running if _wants_prefill(r)), None)
@@ -149,13 +156,27 @@ class Scheduler:
             if not self._reserve([request], [size]):
                 break
             chunk = request.tokens[request.num_computed : request.num_computed + size]
-            logits = self.runner.prefill(request.request_id, chunk)
+            try:
+                logits = self.runner.prefill(request.request_id, chunk)
+            except Exception as error:  # its owner gets it
+                self.leave(request, None, error)
+                continue
             self._prefilled += size
             request.num_computed += size
             budget -= size
             if request.num_computed == len(request.tokens):
-                outputs.append(take_token(request, logits))
-        return outputs
+                self._take([request], logits[None])
+
+    def _take(self, requests: list[Request], logits: Tensor) -> None:
+        """One more token of each of these requests, from logits (B, V)."""
+        for request, scores in zip(requests, token_scores(logits), strict=True):
+            try:
+                reason = request.take(scores)
+            except Exception as error:  # its owner gets it
+                self.leave(request, None, error)
+                continue
+            if reason is not None:
+                self.leave(request, reason)
 
     def _reserve(self, requests: list[Request], counts: list[int]) -> list[Request]:
         """Reserve frames, preempting the youngest requests as needed; returns those of `requests`
@@ -164,24 +185,33 @@ class Scheduler:
             try:
                 self.store.reserve([r.request_id for r in requests], counts)
                 return requests
-            except CacheFullError:
+            except CacheFullError as error:
                 victim = self._running[-1]
-                if victim is requests[0] and len(self._running) == 1:
-                    raise
-                self._preempt(victim)
+                if len(self._running) == 1:
+                    self.leave(victim, None, error)
+                else:
+                    self._preempt(victim)
                 if victim in requests:
                     at = requests.index(victim)
                     requests = requests[:at] + requests[at + 1 :]
                     counts = counts[:at] + counts[at + 1 :]
         return requests
 
+    def _start_over(self) -> None:
+        """Let all running requests wait, wherever a step was left."""
+        self.store.free(*self.store.seq_ids)
+        for request in reversed(self._running.copy()):
+            self._preempt(request)
+        self._waiting = deque(dict.fromkeys(self._waiting))
+
     def _preempt(self, request: Request) -> None:
+        self._waiting.appendleft(request)
         self._running.remove(request)
-        self.store.free(request.request_id)
+        if request.request_id in self.store:
+            self.store.free(request.request_id)
         request.num_computed = 0
         request.preemptions += 1
         self._preemptions += 1
-        self._waiting.appendleft(request)
 
 
 def _wants_prefill(request: Request) -> bool:

@@ -7,15 +7,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
-from transformers.cache_utils import CacheLayerMixin
 
 from ..cache import LatentCache, make_cache
+from ..cache.hf_cache import num_cached_tokens
 from ..cache_argument import cache_argument
 from ..errors import UnsupportedModelError
 from ..families import model_spec
 from ..latent_model import is_converted, plan_of
-
-DEFAULT_CHUNK = 64
+from ..placement import input_device
 
 
 def cached_logits(
@@ -34,10 +33,8 @@ def cached_logits(
     if isinstance(cache, LatentCache):
         cache.codes_every_boundary = True
     name = cache_argument(model.forward)
-    # A cache of states alone counts no tokens; its model has no use for positions either.
-    attends = any(isinstance(layer, CacheLayerMixin) for layer in cache.layers)
-    past = int(cache.get_seq_length()) if attends else 0
-    ids = ids.to(model.device)
+    past = int(num_cached_tokens(cache))
+    ids = ids.to(input_device(model))
     num_tokens = ids.shape[1]
     if not continues_in_pieces(model):
         chunk_length = num_tokens

@@ -14,8 +14,8 @@ from ..families import model_spec
 from ..latent_model import is_converted, plan_of
 from ..spec import BYTES_16BIT
 from .cached_forward import cached_logits
+from .defaults import DEFAULT_LENGTHS
 
-DEFAULT_LENGTHS = (128, 512, 1024, 2048)
 PREFILL_CHUNK = 512
 
 
@@ -38,10 +38,13 @@ def measure_cache_memory(
         `compression_ratio`, `element_bytes` (size of this model's cache elements), and
         `per_sequence_length`: for each length, in bytes of this model's dtype,
         `live_bytes` (counted, keys and values), `expected_bytes` (from the plan), `source_bytes`
-        (what the uncompressed model would hold), `ratio` (source / live), the same three of
-        recurrent and convolution states, which do not grow with the length (`state_bytes`,
-        `expected_state_bytes`, `source_state_bytes`, `state_ratio`), `total_bytes` and
-        `total_ratio` of both together, and `pooled_bytes` (frames, KV and state together).
+        (what the uncompressed model would hold), the same of recurrent and convolution states,
+        which do not grow with the length (`state_bytes`, `expected_state_bytes`,
+        `source_state_bytes`), `total_bytes` of both together, and `pooled_bytes` (frames, KV and
+        state together). The ratios of source to live bytes, `ratio`, `state_ratio` and
+        `total_ratio`, count at 16 bits what has the model's dtype, keys, values and latents that
+        are not coded and convolution columns, as the plan does (`kv_16bit`, `state_16bit`: source
+        and live bytes so counted); they are None where there is nothing.
 
     Raises:
         ConfigError: lengths below 2, or beyond the model's positions.
@@ -55,6 +58,7 @@ def measure_cache_memory(
     scale = torch.finfo(model.dtype).bits // 8 / BYTES_16BIT
     layers = _bytes_by_layer(model)
     source_per_token = [source for source, _, _ in layers]
+    uncoded_per_token = [0 if coded else stored for _, stored, coded in layers]
     stored_per_token = [stored for _, stored, _ in layers]
     live_per_token = [stored * (1 if coded else scale) for _, stored, coded in layers]
     latents = plan_of(model).latents if is_converted(model) else ()
@@ -74,18 +78,24 @@ def measure_cache_memory(
         dense = LatentCache(config=model.config.get_text_config(decoder=True))
         counted = _filled(model, dense, length, batch_size)
         pooled = _filled(model, make_cache(model), length, batch_size)
+        as_16bit = (
+            _total(source_per_token, held, batch_size),
+            counted.kv - _total(uncoded_per_token, held, batch_size * (scale - 1)),
+        )
+        states = _states(model, length, batch_size, counted.state)
         lengths[length] = {
             "source_bytes": source,
             "expected_bytes": expected,
             "live_bytes": counted.kv,
             "pooled_bytes": pooled.total,
-            "ratio": source / counted.kv if counted.kv else float("nan"),
-            **_states(model, length, batch_size, counted.state),
+            "kv_16bit": as_16bit,
+            "ratio": _ratio(*as_16bit),
+            **states,
             "total_bytes": counted.total,
+            "total_ratio": _ratio(
+                as_16bit[0] + states["state_16bit"][0], as_16bit[1] + states["state_16bit"][1]
+            ),
         }
-        lengths[length]["total_ratio"] = (
-            source + lengths[length]["source_state_bytes"]
-        ) / counted.total
     return {
         "source_bytes_per_token": sum(source_per_token),
         "bytes_per_token": sum(stored_per_token),
@@ -103,20 +113,33 @@ def _states(model: PreTrainedModel, length: int, batch_size: int, live: int) -> 
     plans = {}
     if is_converted(model):
         plans = {state.layer_idx: state for state in plan_of(model).states}
-    source = expected = 0
+    source = expected = source_16bit = wider = 0
     for layer in model_spec(model.config).state_layers:
         assert layer.state is not None
         one = layer.state.recurrent_bytes
         one += layer.state.conv_bytes * element_bytes // BYTES_16BIT
         source += one
+        source_16bit += layer.bytes_per_sequence
         plan = plans.get(layer.layer_idx)
-        expected += one if plan is None else plan.allocated_bytes(length, element_bytes)
+        if plan is None:
+            expected += one
+            wider += one - layer.bytes_per_sequence
+        else:
+            expected += plan.allocated_bytes(length, element_bytes)
+            wider += plan.allocated_bytes(length, element_bytes)
+            wider -= plan.allocated_bytes(length, BYTES_16BIT)
+    as_16bit = (source_16bit * batch_size, live - wider * batch_size)
     return {
         "source_state_bytes": source * batch_size,
         "expected_state_bytes": expected * batch_size,
         "state_bytes": live,
-        "state_ratio": source * batch_size / live if live else float("nan"),
+        "state_16bit": as_16bit,
+        "state_ratio": _ratio(*as_16bit),
     }
+
+
+def _ratio(source: float, live: float) -> float | None:
+    return source / live if live else None
 
 
 def _bytes_by_layer(model: PreTrainedModel) -> list[tuple[int, int, bool]]:

@@ -9,7 +9,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..calibrate.text import checked_texts, token_sequences
 from ..errors import ConfigError
-from .cached_forward import DEFAULT_CHUNK, cached_logits
+from ..placement import input_device
+from .cached_forward import cached_logits
+from .defaults import DEFAULT_CHUNK
 
 
 @torch.no_grad()
@@ -81,7 +83,7 @@ def generate_samples(
         torch.manual_seed(seed)
         inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
         output = model.generate(
-            **inputs.to(model.device), max_new_tokens=max_new_tokens, **sampling
+            **inputs.to(input_device(model)), max_new_tokens=max_new_tokens, **sampling
         )
         samples.append(tokenizer.decode(output[0], skip_special_tokens=True))
     return samples

@@ -17,7 +17,8 @@ from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..calibrate.text import checked_texts
 from ..errors import CalibrationError, ConfigError
-from .cached_forward import DEFAULT_CHUNK, cached_logits
+from .cached_forward import cached_logits
+from .defaults import DEFAULT_CHUNK
 
 POSITION_EDGES = (4, 16, 64, 256, 512, 1024, 4096)
 

@@ -14,9 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import ConfigError
 from ..recall import RECALL_KINDS, RecallExercise, RecallKind, recall_exercises
-from .cached_forward import DEFAULT_CHUNK, cached_logits
-
-DEFAULT_DISTANCES = (64, 256, 1024)
+from .cached_forward import cached_logits
+from .defaults import DEFAULT_CHUNK, DEFAULT_DISTANCES
 
 
 @torch.no_grad()

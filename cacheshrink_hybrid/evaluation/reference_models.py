@@ -6,9 +6,11 @@ Convolution states count the `conv_kernel` - 1 columns that the next token needs
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ..cache.layout import LayerRows
-from ..cache.state_map import StateRows
+if TYPE_CHECKING:
+    from ..cache.layout import LayerRows
+    from ..cache.state_map import StateRows
 
 LATENT_STEP = 16
 SCALE_GROUP = 64
@@ -41,6 +43,8 @@ class ReferenceModel:
         Latent widths grow from half to one and a half of their mean over the layers, in steps of
         16 channels, as a global allocation of ranks leaves them.
         """
+        from ..cache.layout import LayerRows
+
         mean = self.kv_width / ratio
         rows = []
         for i in range(self.num_attention_layers):
@@ -54,6 +58,8 @@ class ReferenceModel:
     def state_rows(self, codec: str = "int8") -> tuple[StateRows, ...]:
         """States as `int8` codes with a float16 scale for 64 of them, `bf16` or `fp32`; the
         convolution's columns at 16 bits."""
+        from ..cache.state_map import StateRows
+
         rows = []
         groups = self.state_elements // SCALE_GROUP
         element_bytes = {"int8": 1, "bf16": 2, "fp32": 4}[codec]

@@ -1,6 +1,6 @@
 """From statistics to bases and ranks: which part of keys and values is worth its bytes."""
 
-from .coding import CodedFactors, code_channels, row_alignment
+from .coding import CodedFactors, code_channels, row_alignment, run_channels
 from .latent_kv import (
     METHODS,
     KeyShape,
@@ -29,4 +29,5 @@ __all__ = [
     "read_operations",
     "read_seconds",
     "row_alignment",
+    "run_channels",
 ]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..codecs import RowCodec, RowFormat
 from ..codecs.levels import UNIFORM_CLIP, levels_of
-from ..codecs.row_format import BYTE_FORMATS, HALF_FORMATS
+from ..codecs.rows import BYTE_DTYPES, HALF_DTYPES
 from ..linalg import projection_loss
 from .latent_kv import LatentFactors, Unit
 from .water_filling import ChannelGroup, water_fill
@@ -61,6 +61,11 @@ def row_alignment(kv_width: int) -> int:
     return 1 if 2 * kv_width < NARROW_LATENT else WIDE_ROW_ALIGNMENT
 
 
+def run_channels(channels: int) -> int:
+    """Channels of a run of a latent with so many, at least."""
+    return NARROW_RUN_CHANNELS if channels < NARROW_LATENT else RUN_CHANNELS
+
+
 def code_channels(
     factors: Sequence[LatentFactors],
     units: Sequence[Unit],
@@ -87,7 +92,7 @@ def code_channels(
         PlanError: if the budget has no room for one run of the smallest width per module.
     """
     latents = [
-        _latents(factor, unit, sample)
+        sampled_latents(factor, unit, sample)
         for factor, unit, sample in zip(factors, units, samples, strict=True)
     ]
     num_layers = [unit.num_layers for unit in units]
@@ -160,7 +165,7 @@ def measured_distortion(latents: Tensor, bits: int, format: RowFormat) -> Tensor
     escape to, or as clipped without gains; with token scales, the run has a scale of its own.
     """
     if not format.uses_levels(bits):
-        number = HALF_FORMATS[format.half] if bits == 16 else BYTE_FORMATS[format.byte]
+        number = HALF_DTYPES[format.half] if bits == 16 else BYTE_DTYPES[format.byte]
         assert number is not None
         return (latents.to(number).double() - latents).square().mean(0)
     levels = levels_of(bits)
@@ -191,7 +196,7 @@ def channel_reach(costs: Tensor, distortions: Tensor) -> Tensor:
     return (UNIFORM_CLIP + (coding / costs.clamp_min(tiny)).sqrt()).clamp_max(1e6).float()
 
 
-def _latents(factor: LatentFactors, unit: Unit, sample: Tensor | None) -> Tensor:
+def sampled_latents(factor: LatentFactors, unit: Unit, sample: Tensor | None) -> Tensor:
     """Sampled latents (tokens, R), float64."""
     generator = torch.Generator().manual_seed(0)
     if sample is None:
@@ -219,7 +224,7 @@ def _groups(
 ) -> list[ChannelGroup]:
     costs = channel_costs(factor, unit)
     losses = costs * channel_variances(factor, unit)
-    length = NARROW_RUN_CHANNELS if len(losses) < NARROW_LATENT else RUN_CHANNELS
+    length = run_channels(len(losses))
     groups = []
     for atoms in factor.atoms():
         order = losses[atoms].sum(-1).argsort(descending=True, stable=True)

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.integrations.heterogeneity.configuration_utils import (
+    AmbiguousGlobalPerLayerAttributeError,
+)
 
 from ..errors import UnsupportedModelError
 from ..modules.attention_parts import AttentionParts
@@ -73,9 +77,10 @@ def family_of(config: PretrainedConfig) -> Family:
 
 def model_spec(config: PretrainedConfig) -> ModelSpec:
     """What every layer of the model caches, read from its config; needs no weights."""
-    family = family_of(config)
-    _refuse_other_attention(config)
-    return _spec(config, family)
+    with _one_size_for_all(config):
+        family = family_of(config)
+        _refuse_other_attention(config)
+        return _spec(config, family)
 
 
 def layout_spec(config: PretrainedConfig) -> ModelSpec:
@@ -87,7 +92,21 @@ def layout_spec(config: PretrainedConfig) -> ModelSpec:
         UnsupportedModelError: for families whose layout is unknown.
     """
     layout = LAYOUTS.get(config.model_type)
-    return model_spec(config) if layout is None else _spec(config, layout)
+    with _one_size_for_all(config):
+        return model_spec(config) if layout is None else _spec(config, layout)
+
+
+@contextmanager
+def _one_size_for_all(config: PretrainedConfig) -> Iterator[None]:
+    """Refuse configs whose layers differ in size, of which transformers gives no value at all."""
+    try:
+        yield
+    except AmbiguousGlobalPerLayerAttributeError as error:
+        raise UnsupportedModelError(
+            f"this {config.model_type} config gives its layers sizes of their own "
+            f"(per_layer_config; {str(error).partition('. ')[0]}), and only models whose layers "
+            "are alike are converted"
+        ) from error
 
 
 def _spec(config: PretrainedConfig, family: Family) -> ModelSpec:
@@ -200,7 +219,8 @@ def check_shared_weights(parts: list[AttentionParts]) -> None:
     """Raise `UnsupportedModelError` if layers that should share one module's weights do not."""
     for part in parts:
         for layer_idx, source in part.sources.items():
-            if getattr(source, part.key.name).weight is not part.key.module.weight:
+            key = getattr(source, part.key.name)
+            if key is not part.key.module and key.weight is not part.key.module.weight:
                 raise UnsupportedModelError(
                     f"layers {part.layer_ids[0]} and {layer_idx} should share their attention "
                     "weights, but do not; call model.tie_weights() first"

@@ -14,12 +14,13 @@ and in the engine exact sinks and windows. `triton` refuses them by name (`why_n
 from __future__ import annotations
 
 import importlib.util
-from typing import Literal, get_args
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal, get_args
 
 from ..errors import ConfigError, KernelUnavailableError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Backend = Literal["auto", "triton", "torch"]
 

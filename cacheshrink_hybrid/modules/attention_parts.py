@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
-from transformers.pytorch_utils import Conv1D
 
+from .linear_map import weight_and_bias
 from .slot_rotary import SlotRotary
 
 
@@ -19,23 +19,26 @@ class Projection:
 
     Attributes:
         name: attribute of the attention module that holds the layer.
-        module: nn.Linear, or a Conv1D, whose weight is stored transposed.
+        module: nn.Linear, a Conv1D, or what stands in the place of one (`linear_map`).
         rows: output features that belong to this projection; None for all of them.
     """
 
     name: str
     module: nn.Module
     rows: Tensor | None = None
+    _found: tuple[Tensor, Tensor | None] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # Now, while nobody has put hooks on the layer to watch it.
+        object.__setattr__(self, "_found", weight_and_bias(self.module))
 
     def weight(self) -> Tensor:
         """The rows' weight, (out, E)."""
-        weight = self.module.weight
-        if isinstance(self.module, Conv1D):
-            weight = weight.T
+        weight = self._found[0]
         return weight if self.rows is None else weight[self.rows.to(weight.device)]
 
     def bias(self) -> Tensor | None:
-        bias = self.module.bias
+        bias = self._found[1]
         return bias if bias is None or self.rows is None else bias[self.rows.to(bias.device)]
 
     def as_linear(self) -> nn.Module:

@@ -17,11 +17,6 @@ from ..cache.state_layer import Recurrence, StateLayout, rounded
 from ..codecs.straight_through import straight_through
 
 
-def rounded_through(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """`x` as the cache holds it in `dtype`, with the gradient of `x`."""
-    return straight_through(x, rounded(x.detach(), dtype))
-
-
 def scan_through_codes(
     owner: Recurrence, layout: StateLayout, inputs: Sequence[Tensor], reads: Tensor
 ) -> Tensor:
@@ -35,7 +30,7 @@ def scan_through_codes(
     """
     L, total = layout.replay_length, reads.shape[1]
     if L > 1:
-        inputs = [rounded_through(x, layout.input_dtype(i)) for i, x in enumerate(inputs)]
+        inputs = [rounded(x, layout.input_dtype(i)) for i, x in enumerate(inputs)]
     state, outputs = None, []
     for start in range(0, total, L):
         part = slice(start, start + L)

@@ -1,7 +1,6 @@
 """From the key channels of a latent to keys: one dense map, or one of each head's own.
 
-Both give keys (..., J*D) by `forward`, and their weight row by row, so that reading code can order
-rows as it needs.
+Both give keys (..., J*D) by `forward`; `linear_in_order` does so with rows in another order.
 """
 
 from __future__ import annotations
@@ -65,8 +64,17 @@ def make_key_projection(plan: LatentPlan, num_heads: int, head_dim: int, new: di
     return skip_init(nn.Linear, plan.key_rank, num_heads * head_dim, **new)
 
 
-def linear_in_order(projection: nn.Module, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`projection(x)` with rows that were put into another order."""
-    if isinstance(projection, HeadwiseLinear):
-        return headwise_linear(x, weight, bias, projection.shares)
-    return nn.functional.linear(x, weight, bias)
+def linear_in_order(
+    x: Tensor, weight: Tensor, bias: Tensor, shares: Sequence[int] | None
+) -> Tensor:
+    """Keys (..., J, D) of channels x by weight (J, D, channels) and bias (J, D), whose rows may be
+    in another order than the projection's.
+
+    Args:
+        shares: see `by_head`; None for a dense map.
+    """
+    if shares is None:
+        keys = nn.functional.linear(x, weight.flatten(0, 1), bias.flatten())
+    else:
+        keys = headwise_linear(x, weight, bias.flatten(), shares)
+    return keys.unflatten(-1, bias.shape)

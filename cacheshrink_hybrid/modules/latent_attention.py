@@ -20,17 +20,20 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
+from transformers.cache_utils import StaticLayer
 
 from ..cache.exact_tokens import ExactTokens
 from ..cache_argument import cache_argument, take_cache
-from ..codecs.straight_through import straight_through
+from ..codecs.straight_through import newest_straight_through
 from ..derived_class import Derived
 from ..errors import NotSupportedError
 from ..plan import LatentPlan
 from .attention_parts import AttentionParts
 from .exact_read import first_visible_slots, read_with_exact
 from .key_projection import linear_in_order, make_key_projection
-from .latent_read import read_expanded, read_latents, reads_directly
+from .latent_maps import key_map, unlike_matrices
+from .latent_read import read_expanded, read_latents, reads_directly, without_empty_slots
+from .linear_map import is_plain
 from .pooled_attention import attend_in_pool, row_step
 from .slot_rotary import in_pairs, turn_channels, turn_pairs_
 
@@ -46,6 +49,10 @@ class LatentAttention(Derived, nn.Module):
         parts: the source module, taken apart.
         plan: ranks and read mode.
         keep_source: register the source module as `source_attention`, for `compression_disabled`.
+
+    Attributes:
+        replaced_names, new_names: of projections that the source has and this module has not, and
+            the other way round.
     """
 
     name_prefix = "Latent"
@@ -73,7 +80,6 @@ class LatentAttention(Derived, nn.Module):
         reach = torch.empty(plan.kv_lora_rank, **new)
         self.latent_reach = nn.Parameter(reach, requires_grad=False) if plan.coded else None
         self.compression_disabled = False
-        self._pairs: tuple[tuple, Tensor, Tensor] | None = None
         self._pair_frequencies: Tensor | None = None
 
         self.q_proj = parts.query.as_linear()
@@ -86,6 +92,9 @@ class LatentAttention(Derived, nn.Module):
         self.sinks = parts.sinks
         self.residual_dropout = parts.residual_dropout
         self.q_adapters, self.kv_a_adapters = _adapters(parts, plan, new)
+        old, own = _projections(parts.source), _projections(self)
+        self.replaced_names = tuple(name for name in old if name not in own)
+        self.new_names = tuple(name for name in own if name not in old)
         self.source_attention = parts.source if keep_source else None
         # Keeps the loader of transformers from initialising this as the family's own module; its
         # children are seen one by one.
@@ -199,25 +208,42 @@ class LatentAttention(Derived, nn.Module):
                 latent = turn_channels(latent, self.frequencies(latent.device), *query_angles)
 
         # What is cached: the latent, or its row of bytes, as one head's key.
-        stored = latent if self.codec is None else self.codec.encode(latent, self.latent_reach)
+        stored = latent
+        if self.codec is not None:
+            stored = self.codec.encode(latent.detach(), self.latent_reach)
         if cache is not None:
             stored = cache.update(stored[:, None], stored[:, None, :, :0], layer_idx)[0][:, 0]
-        new = latent
-        latent = stored if self.codec is None else self.codec.decode(stored, query.dtype)
-        learns = self.training and cache is None and torch.is_grad_enabled()
-        if learns and self.codec is not None:
-            latent = straight_through(new, latent)
+            if attention_mask is None and isinstance(cache.layers[layer_idx], StaticLayer):
+                attention_mask = without_empty_slots(
+                    self, query, stored.shape[1], first_query_slot, first_key_slot
+                )
+        new, exact = latent, None
+        latent = stored
+        if self.codec is not None:
+            latent = self.codec.decode(stored, query.dtype)
+            first_new = first_query_slot - first_key_slot
+            latent = newest_straight_through(new, latent, first_new, dim=1)
 
-        if self.plan.keeps_exact and not learns:  # training reads every token as coded
+        # Training reads every token as coded, also where it runs a pass again for its gradients.
+        learns = self.training and (cache is None or torch.is_grad_enabled())
+        if self.plan.keeps_exact and not (learns and cache is None):
+            unlike = unlike_matrices(self, query)
+            if unlike is not None:
+                raise NotSupportedError(
+                    f"{unlike} of layer {layer_idx} is not one linear map for all tokens, which "
+                    "exact_sinks and exact_window read with; merge the adapter, remove the hook, "
+                    "or convert without exact tokens"
+                )
             copies = self._exact_tokens(cache, layer_idx, first_query_slot)
-            num_slots = first_key_slot + latent.shape[1]
             first = first_visible_slots(attention_mask, new.shape[0], latent.shape[1], new.device)
+            exact = copies.update(new, first + first_key_slot)
+        if exact is not None and not learns:
             output, weights = read_with_exact(
                 self,
                 query,
                 latent,
-                copies.update(new, first + first_key_slot),
-                num_slots - query.shape[2],
+                exact,
+                first_key_slot + latent.shape[1] - query.shape[2],
                 first_key_slot,
                 attention_mask,
                 key_angles,
@@ -290,41 +316,24 @@ class LatentAttention(Derived, nn.Module):
 
     def keeps_pairs(self, query: Tensor, angles: tuple[Tensor, Tensor]) -> bool:
         """Whether keys may be rebuilt by `keys_in_pairs`."""
-        if self.k_norm is not None or self.rotary is None:
+        if self.k_norm is not None or self.rotary is None or torch.is_grad_enabled():
+            return False  # rotated in place, with weights that carry no gradient
+        if not is_plain(self.k_b_proj):
             return False
         return self.rotary.turns_halves(query, angles[0])
 
     def keys_in_pairs(self, latent: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """`keys` as (B, S, J, D) with channels in pairs, so that they are rotated where they are;
         half the memory traffic of rotating copies, which is what decoding on a CPU waits for."""
-        weight, bias = self._rows_in_pairs()
+        weight, bias = key_map(self, latent)
+        # A copy of the rows, made anew each time: they may be written to behind anybody's back.
+        weight = weight.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+        shares = self.plan.key_shares(len(weight)) if self.plan.method == "per_head" else None
         channels = latent[..., : self.plan.key_rank]
-        k = linear_in_order(self.k_b_proj, channels, weight, bias).unflatten(
-            -1, (-1, self.head_dim)
-        )
+        k = linear_in_order(channels, weight, in_pairs(bias), shares)
         assert self.rotary is not None
         turn_pairs_(k, self.rotary.turns(cos, sin))
         return k
-
-    def _rows_in_pairs(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias of `k_b_proj` with the rows of each head in pairs, kept until they
-        change."""
-        weight, bias = self.k_b_proj.weight, self.k_b_proj.bias
-        state = (weight.data_ptr(), weight._version, bias.data_ptr(), bias._version)
-        if self._pairs is None or self._pairs[0] != state:
-            order = in_pairs(torch.arange(self.head_dim, device=weight.device))
-            rows = (
-                weight.detach()
-                if weight.ndim == 3
-                else weight.detach().unflatten(0, (-1, self.head_dim))
-            )
-            ordered = rows[:, order] if weight.ndim == 3 else rows[:, order].flatten(0, 1)
-            self._pairs = (
-                state,
-                ordered,
-                bias.detach().unflatten(0, (-1, self.head_dim))[:, order].flatten(),
-            )
-        return self._pairs[1:]
 
     def values(self, latent: Tensor) -> Tensor:
         """Values (B, J, S, D) of latents (B, S, R)."""
@@ -334,6 +343,12 @@ class LatentAttention(Derived, nn.Module):
     def value_channels(self, latent: Tensor) -> Tensor:
         """The channels (B, S, Rv) that values are made of."""
         return latent[..., self.plan.kv_lora_rank - self.plan.value_rank :]
+
+
+def _projections(module: nn.Module) -> list[str]:
+    """Names of the children with a weight that is a matrix."""
+    weights = {name: getattr(child, "weight", None) for name, child in module.named_children()}
+    return [name for name, weight in weights.items() if weight is not None and weight.ndim > 1]
 
 
 def project_query(attention, x: Tensor, adapter: nn.Module | None) -> tuple[Tensor, Tensor | None]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .latent_maps import key_map, unlike_matrices, value_map
 from .slot_rotary import in_pairs
 
 if TYPE_CHECKING:
@@ -26,9 +27,40 @@ Angles = tuple[Tensor, Tensor]
 
 
 def reads_directly(module: LatentAttention, query: Tensor, mask) -> bool:
-    """Whether scores are formed against the latents, rather than by expanding K and V."""
+    """Whether scores are formed against the latents, rather than by expanding K and V.
+
+    Projections that are no matrix, such as those with an adapter per sequence, are run over the
+    whole context.
+    """
     plain_mask = mask is None or (isinstance(mask, Tensor) and mask.ndim == 4)
-    return query.shape[2] <= MAX_DECODE_TOKENS and plain_mask and not module.training
+    if query.shape[2] > MAX_DECODE_TOKENS or module.training or not plain_mask:
+        return False
+    return unlike_matrices(module, query) is None
+
+
+def without_empty_slots(
+    module: LatentAttention,
+    query: Tensor,
+    num_keys: int,
+    first_query_slot: int | Tensor,
+    first_key_slot: int | Tensor,
+) -> Tensor | None:
+    """The mask (1, 1, T, S) of queries (B, H, T, D) over what a static layer gives out, in the
+    place of one that transformers left out.
+
+    It leaves masks out for attention functions that know how queries and slots lie to each other:
+    of a first pass, and of single tokens unless the whole cache can be compiled. Here S counts
+    slots that nothing was written to yet, so None stands only where such a function reads them.
+    """
+    num_new = query.shape[2]
+    if num_new > MAX_DECODE_TOKENS and module.softcap is None:
+        return None
+    slots = torch.arange(num_keys, device=query.device) + first_key_slot
+    own = torch.arange(num_new, device=query.device)[:, None] + first_query_slot
+    visible = slots <= own
+    if module.sliding_window is not None:
+        visible &= slots > own - module.sliding_window
+    return visible[None, None]
 
 
 def read_latents(
@@ -74,11 +106,11 @@ def scores_of(
     J, G = module.num_key_value_heads, module.num_key_value_groups
     grouped = query.reshape(B, J, G * T, D)
     if module.plan.read_mode != "reconstruct":
-        weight = module.k_b_proj.weight.view(J, D, -1)
+        weight, bias = key_map(module, query)
         absorbed = torch.matmul(grouped, weight).reshape(B, H * T, -1)
         scores = torch.matmul(absorbed, latent[..., : module.plan.key_rank].transpose(1, 2))
         if not up_to_constants:
-            offset = torch.matmul(grouped, module.k_b_proj.bias.view(J, D, 1))
+            offset = torch.matmul(grouped, bias[:, :, None])
             scores = scores.view(B, J, G * T, -1) + offset
     elif angles is not None and module.keeps_pairs(query, angles):
         k = module.keys_in_pairs(latent, *angles)
@@ -116,9 +148,9 @@ def mixed_values(
     B, H, T, _ = probabilities.shape
     J, G, D = module.num_key_value_heads, module.num_key_value_groups, module.head_dim
     mixed = torch.matmul(probabilities.reshape(B, H * T, -1), module.value_channels(latent))
-    weight = module.v_b_proj.weight.view(J, D, -1).transpose(1, 2)
-    heads = torch.matmul(mixed.view(B, J, G * T, -1), weight)
-    mean = module.v_b_proj.bias.view(J, 1, D)
+    weight, bias = value_map(module, latent)
+    heads = torch.matmul(mixed.view(B, J, G * T, -1), weight.transpose(1, 2))
+    mean = bias[:, None]
     if not complete:
         mean = mean * probabilities.sum(-1, keepdim=True).view(B, J, G * T, 1)
     heads = heads + mean

@@ -1,7 +1,8 @@
 """Which slots a batch padded on the left does not see, read from its attention mask.
 
-Kernels take no masks: they take the first visible slot of each sequence. A mask that says anything
-else is not for them.
+What a model remembers of a row must be its last tokens: keys are rotated by their slot, and a
+recurrent state takes in every token that it is fed. Kernels take no masks at all, but the first
+visible slot of each sequence; a mask that says anything else is not for them.
 """
 
 from __future__ import annotations
@@ -12,10 +13,30 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ..errors import NotSupportedError
+
 Found = tuple[str | None, Tensor | None]
 
 _FOUND: WeakIdKeyDictionary = WeakIdKeyDictionary()
 """What was found by mask, and by what else it depends on: the layers of a pass share few masks."""
+
+
+def check_padding(attention_mask: Any) -> None:
+    """Refuse a mask (B, slots) of a text and what follows it with padding anywhere but on the left;
+    other forms of masks are those of attention functions, and say nothing of rows.
+
+    Raises:
+        NotSupportedError: for rows with masked tokens after visible ones.
+    """
+    if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2:
+        return
+    valid = attention_mask.bool()
+    if bool((valid[:, :-1] & ~valid[:, 1:]).any()):
+        raise NotSupportedError(
+            "attention_mask has masked tokens after visible ones, on top of a cache; what is "
+            "remembered of a row must be its last tokens, so pad on the left "
+            "(tokenizer.padding_side='left')"
+        )
 
 
 def first_visible(

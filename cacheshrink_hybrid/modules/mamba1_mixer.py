@@ -14,12 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from ..plan import StatePlan
+from .linear_map import is_plain
 from .recurrent_mixer import RecurrentMixer, masked
 from .selective_scan import selective_scan
 
 
 class Mamba1Mixer(RecurrentMixer):
     """Inputs of a token: x (M, P), dt (M, P), B (sum of ranks); it reads with C (M, r)."""
+
+    foldable = ("A_log", "x_proj.weight", "x_proj_weight")
 
     @property
     def num_scan_heads(self) -> int:
@@ -95,6 +98,8 @@ class Mamba1Mixer(RecurrentMixer):
         if hasattr(self, "dt_proj_weight"):
             steps = torch.einsum("btmk,mpk->btmp", step, self.dt_proj_weight)
             return steps.float() + self.dt_proj_bias.float()
+        if not is_plain(self.dt_proj):
+            return self.dt_proj(step).float()
         steps = nn.functional.linear(step, self.dt_proj.weight).float()
         return steps if self.dt_proj.bias is None else steps + self.dt_proj.bias.float()
 

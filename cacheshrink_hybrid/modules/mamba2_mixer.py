@@ -25,6 +25,7 @@ class Mamba2Mixer(RecurrentMixer):
     """Inputs of a token: x (M, P), dt (M,), B (sum of ranks); it reads with C (G, r)."""
 
     exact_inputs = (1,)
+    foldable = ("in_proj.weight", "conv1d.weight")
 
     def state_matrices(self, plan: StatePlan) -> tuple[str, ...]:
         if plan.channels is None:
@@ -112,12 +113,10 @@ class Mamba2Mixer(RecurrentMixer):
         if not self.folded:
             return vector
         assert self.state_plan is not None
-        known = self.__dict__.get("_folded_multipliers")
-        # Loading fills the source's vector in after this module was made, hence not before use.
-        if known is None or known.device != vector.device or known.dtype != vector.dtype:
-            known = vector[..., self._rows(self.state_plan).to(vector.device)]
-            self.__dict__["_folded_multipliers"] = known
-        return known
+        rows = self.__dict__.get("_kept_rows")
+        if rows is None or rows.device != vector.device:
+            rows = self.__dict__["_kept_rows"] = self._rows(self.state_plan).to(vector.device)
+        return vector[..., rows]
 
     def scan(
         self, state: Tensor | None, inputs: Sequence[Tensor], reads: Tensor

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from ..cache.exact_tokens import ExactTokens
 from ..cache.paged_step import RowStep
+from ..codecs.straight_through import has_gradients
 from ..errors import KernelUnavailableError
 from ..kernels.backend import Backend, runs_triton
-from ..kernels.latent_decode import LatentRead
 from ..kernels.row_layout import RowLayout
+from ..plan import LatentPlan
 from .expanded_prefill import expanded_prefill, expanding_pays
+from .latent_maps import unlike_matrices
 from .latent_read import MAX_DECODE_TOKENS, Angles
 from .left_padding import first_visible
 from .pooled_exact import read_exact_copies
@@ -38,10 +40,11 @@ if TYPE_CHECKING:
 
 
 _FAULTS: WeakKeyDictionary[LatentAttention, dict[torch.dtype, str | None]] = WeakKeyDictionary()
-_READS: WeakKeyDictionary[LatentAttention, tuple[tuple, RowLayout, LatentRead]] = (
+_LAYOUTS: WeakKeyDictionary[LatentAttention, tuple[LatentPlan, torch.dtype, RowLayout]] = (
     WeakKeyDictionary()
 )
-"""What is worked out once per module; kept apart from modules, which are copied and saved."""
+"""What is worked out once per module, of its plan alone; kept apart from modules, which are copied
+and saved."""
 
 
 def row_step(
@@ -60,11 +63,11 @@ def row_step(
     backend: Backend = getattr(cache, "backend", "torch")
     if backend == "torch" or not runs_triton(backend, hidden.device):
         return None
-    reason, first_slots = why_not(module, hidden.dtype), None
+    reason, first_slots = why_not(module, hidden), None
     layer = cache.layers[layer_idx]
     if reason is None and not layer.cumulative_length:
         return None  # without history there is nothing to read
-    if reason is None and torch.is_grad_enabled() and hidden.requires_grad:
+    if reason is None and has_gradients(module, hidden):
         reason = "kernels have no backward pass; decode within torch.no_grad()"
     if reason is None and not cache.slots_are_positions:
         batch, num_new = hidden.shape[:2]
@@ -79,19 +82,22 @@ def row_step(
     return cache.row_step(layer, *hidden.shape[:2], first_slots)
 
 
-def why_not(module: LatentAttention, dtype: torch.dtype) -> str | None:
+def why_not(module: LatentAttention, like: Tensor) -> str | None:
     """What keeps kernels from reading a module's rows; None if nothing does.
 
     Args:
-        dtype: of the model's activations.
+        like: a tensor of the activations' type and device.
     """
-    known = _FAULTS.setdefault(module, {})
+    unlike = unlike_matrices(module, like)
+    if unlike is not None:
+        return f"its {unlike} is not one linear map for all tokens"
+    known, dtype = _FAULTS.setdefault(module, {}), like.dtype
     if dtype not in known:
         try:
             if module.rotary is not None and module.rotary.depends_on_length:
                 raise KernelUnavailableError("its angles depend on the length of the text")
-            device = module.kv_a_proj.weight.device
-            _read_of(module, 1, torch.empty(0, device=device, dtype=dtype))
+            _layout_of(module, dtype)
+            latent_read(module, 1, like)
             known[dtype] = None
         except KernelUnavailableError as fault:
             known[dtype] = str(fault)
@@ -123,7 +129,7 @@ def attend_in_pool(
         if module.plan.frequencies is not None:
             frequencies = module.frequencies(latent.device)
             latent = turn_channels(latent, frequencies, *angles)
-    layout, read = _read_of(module, step.num_slots, latent)
+    layout, read = _layout_of(module, latent.dtype), latent_read(module, step.num_slots, latent)
     rows = rows_in_pool(layout, step.arena, step.frame_bytes, step.lifetime, step.place)
     flat = latent.flatten(0, 1)
     append_to_pool(module, flat, rows, step.slot_mapping, backend=step.backend)
@@ -155,22 +161,15 @@ def attend_in_pool(
     )
 
 
-def _read_of(module: LatentAttention, num_slots: int, like: Tensor) -> tuple[RowLayout, LatentRead]:
-    """The layout and the `latent_read` of a module, kept until its weights move or more slots are
-    needed."""
-    weight = module.k_b_proj.weight
-    state = (weight.data_ptr(), weight.dtype, like.dtype, like.device)
-    kept = _READS.get(module)
-    if kept is not None and kept[0] == state:
-        key_up = kept[2].key_up
-        if key_up is None or key_up.cos is None or len(key_up.cos) >= num_slots:
-            return kept[1:]
-    layout, read = row_layout(module, like.dtype), latent_read(module, num_slots, like)
-    _READS[module] = (state, layout, read)
-    return layout, read
+def _layout_of(module: LatentAttention, dtype: torch.dtype) -> RowLayout:
+    """The layout of a module's rows, kept until its plan changes."""
+    kept = _LAYOUTS.get(module)
+    if kept is None or kept[0] is not module.plan or kept[1] != dtype:
+        kept = _LAYOUTS[module] = (module.plan, dtype, row_layout(module, dtype))
+    return kept[2]
 
 
 def kept_tensors(module: LatentAttention) -> object:
     """What `attend_in_pool` keeps between steps for a module, for those who have to keep it alive:
     a recorded graph knows its addresses only."""
-    return _READS.get(module)
+    return None if module.rotary is None else module.rotary.kept_pair_angles()

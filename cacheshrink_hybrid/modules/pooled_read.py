@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from functools import cache
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from ..kernels.latent_prefill import latent_prefill
 from ..kernels.paged_rows import PagedRows
 from ..kernels.row_layout import KIND_OF_BITS, KIND_OF_DTYPE, Kind, RowLayout, row_levels
 from ..kernels.state_pages import StatePlace
+from .latent_maps import key_map, value_map
 
 if TYPE_CHECKING:
     from .latent_attention import LatentAttention
@@ -70,6 +72,10 @@ def row_layout(module: LatentAttention, dtype: torch.dtype) -> RowLayout:
         )
     kind = KIND_OF_DTYPE[dtype]
     return RowLayout.of_runs([(run.channels, kind) for run in module.plan.runs])
+
+
+_GAIN_OFFSETS: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
+"""Of RMS norms that were tried: what their gains are above their weight, 0 or 1."""
 
 
 @cache
@@ -121,7 +127,7 @@ def place_in_state(state: StateMap, number: int, frame_bytes: int) -> StatePlace
 
 
 def latent_read(module: LatentAttention, num_slots: int, like: Tensor) -> LatentRead:
-    """What `latent_decode` has to know of a module, whose weights it refers to.
+    """What `latent_decode` has to know of a module, with its weights as they are now.
 
     Args:
         num_slots: slots for which angles are needed.
@@ -144,8 +150,11 @@ def latent_read(module: LatentAttention, num_slots: int, like: Tensor) -> Latent
             )
     key_up = None
     if plan.read_mode == "reconstruct":
-        J, D = module.num_key_value_heads, module.head_dim
-        norm_weight, epsilon = (None, 0.0) if module.k_norm is None else _norm_of(module)
+        D = module.head_dim
+        norm_weight, epsilon = None, 0.0
+        if module.k_norm is not None:
+            norm_weight, epsilon = rms_gains(module, like.device)
+        weight, bias = key_map(module, like)
         cos = sin = None
         if module.rotary is not None:
             channels = module.rotary.rotated_halves(D)
@@ -156,8 +165,8 @@ def latent_read(module: LatentAttention, num_slots: int, like: Tensor) -> Latent
                 )
             cos, sin = module.rotary.pair_angles(num_slots, channels // 2, like)
         key_up = KeyUp(
-            weight=module.k_b_proj.weight.detach().view(J, D, -1),
-            bias=module.k_b_proj.bias.detach().view(J, D),
+            weight=weight.detach().contiguous(),
+            bias=bias.detach(),
             cos=cos,
             sin=sin,
             norm_weight=norm_weight,
@@ -176,20 +185,25 @@ def latent_read(module: LatentAttention, num_slots: int, like: Tensor) -> Latent
 
 
 @torch.no_grad()
-def _norm_of(module: LatentAttention) -> tuple[Tensor, float]:
-    """Gains (D,), float32, and epsilon of a norm of keys; found out by trying.
+def rms_gains(module: LatentAttention, device: torch.device) -> tuple[Tensor, float]:
+    """Gains (D,), float32, and epsilon of a norm of keys, with its weight as it is now.
 
     Raises:
         KernelUnavailableError: any other norm than that of the mean square over a head's channels.
     """
     norm: Any = module.k_norm
     epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
-    device = module.k_b_proj.weight.device
-    probe = torch.linspace(-1, 2, module.head_dim, device=device)[None]
     if epsilon is not None and not module.norm_spans_heads:
+        changed = norm._forward_hooks or norm._forward_pre_hooks or "forward" in vars(norm)
+        if norm in _GAIN_OFFSETS and not changed:
+            return norm.weight.float() + _GAIN_OFFSETS[norm], float(epsilon)
+        probe = torch.linspace(-1, 2, module.head_dim, device=device)[None]
         gains = norm(torch.ones_like(probe))[0].float() * (1 + epsilon) ** 0.5
         due = probe * torch.rsqrt(probe.square().mean() + epsilon) * gains
         if torch.allclose(norm(probe).float(), due, rtol=1e-2, atol=1e-2):
+            for offset in (0.0, 1.0):
+                if not changed and torch.allclose(gains, norm.weight.float() + offset, rtol=1e-5):
+                    _GAIN_OFFSETS[norm] = offset
             return gains, float(epsilon)
     raise KernelUnavailableError(
         f"kernels normalise keys by the mean square of a head's channels; this model's "
@@ -281,8 +295,9 @@ def _absorbed(
     if read.key_up is not None:
         return query.transpose(1, 2).contiguous(), None
     grouped = query.reshape(B, J, -1, D)
-    absorbed = torch.matmul(grouped, module.k_b_proj.weight.view(J, D, -1))
-    offset = torch.matmul(grouped, module.k_b_proj.bias.view(J, D, 1))
+    weight, bias = key_map(module, query)
+    absorbed = torch.matmul(grouped, weight)
+    offset = torch.matmul(grouped, bias[:, :, None])
     asked = absorbed.reshape(B, H, T, -1).transpose(1, 2).contiguous()
     return asked, offset.reshape(B, H, T).transpose(1, 2)
 
@@ -292,8 +307,9 @@ def _heads(module: LatentAttention, mixed: Tensor, total: Tensor) -> Tensor:
     B, T, H, rank = mixed.shape
     J, D = module.num_key_value_heads, module.head_dim
     grouped = mixed.transpose(1, 2).reshape(B, J, -1, rank)
-    heads = torch.matmul(grouped, module.v_b_proj.weight.view(J, D, -1).transpose(1, 2))
+    weight, bias = value_map(module, mixed)
+    heads = torch.matmul(grouped, weight.transpose(1, 2))
     # With sinks the probabilities do not add up to one, so the mean counts by their sum.
     share = total.transpose(1, 2).reshape(B, J, -1, 1).to(heads.dtype)
-    heads = heads + share * module.v_b_proj.bias.view(J, 1, D)
+    heads = heads + share * bias[:, None]
     return heads.view(B, H, T, D).transpose(1, 2).reshape(B, T, H * D)

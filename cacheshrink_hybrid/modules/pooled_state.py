@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..cache.paged_step import StateStep
 from ..cache.state_layer import StateCacheMixin, StateLayout
+from ..codecs.straight_through import has_gradients
 from ..errors import KernelUnavailableError
 from ..kernels.backend import Backend, runs_triton
 from ..kernels.conv_update_project import ConvPages, conv_update_project
@@ -29,6 +30,7 @@ from ..kernels.replay_ring import InputRing
 from ..kernels.ssd_replay import ReplayRing, ssd_replay_flush, ssd_replay_read
 from ..kernels.ssd_step import ssd_step
 from ..kernels.state_pages import StatePages, StateSegment, check_head_sizes
+from .linear_map import is_plain
 
 Ring = TypeVar("Ring", bound=InputRing)
 
@@ -60,7 +62,7 @@ def state_in_pool(
         )
     if reason is None and hidden.shape[1] != 1:
         return None
-    if reason is None and torch.is_grad_enabled() and hidden.requires_grad:
+    if reason is None and has_gradients(mixer, hidden):
         reason = "kernels have no backward pass; decode within torch.no_grad()"
     if reason is not None:
         if backend == "triton":
@@ -77,6 +79,11 @@ def why_not(mixer: RecurrentMixer) -> str | None:
     plan = mixer.state_plan
     if plan is None or mixer.compression_disabled:
         return "it is not converted"
+    if not is_plain(mixer.conv1d):
+        return (
+            f"its convolution is computed by a {type(mixer.conv1d).__name__} that is wrapped or "
+            "has hooks"
+        )
     if plan.replay_length > 1 and plan.kind == "mamba":
         return "no kernel replays the inputs of Mamba-1; convert with replay_length=1"
     try:

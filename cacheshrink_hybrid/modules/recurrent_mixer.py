@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from ..cache.state_layer import StateCacheMixin, StateLayout, state_layer
+from ..cache.state_layer import StateCacheMixin, StateLayout, rounded, state_layer
 from ..cache_argument import cache_argument, take_cache
 from ..derived_class import Derived, derived_class
 from ..errors import NotSupportedError
 from ..plan import StatePlan
-from .coded_scan import rounded_through, scan_through_codes
+from .coded_scan import scan_through_codes
+from .linear_map import is_plain
 from .pooled_state import PooledState, state_in_pool
 
 Observer = Callable[["RecurrentMixer", Sequence[Tensor], Tensor, Tensor], None]
@@ -44,6 +45,8 @@ class RecurrentMixer(Derived, nn.Module):
 
     name_prefix = "Compressed"
     exact_inputs: tuple[int, ...] = ()
+    foldable: tuple[str, ...] = ()
+    """Parameters that `folded_weights` may make shorter, as far as a module has them."""
     layer_idx: int
     state_plan: StatePlan | None
     state_write: nn.Parameter | None
@@ -177,7 +180,10 @@ class RecurrentMixer(Derived, nn.Module):
 
     def take_over(self, cache: Cache) -> StateCacheMixin:
         """This mixer's layer of a cache, which becomes one of ours at the first time."""
-        return state_layer(cache, self.layer_idx, self.state_layout())
+        layer = state_layer(cache, self.layer_idx, self.state_layout())
+        if self.learns_codes and torch.is_grad_enabled():
+            layer.codes_every_boundary = True  # as a pass without a cache does
+        return layer
 
     def state_layout(self) -> StateLayout:
         """How this mixer's states lie in a cache."""
@@ -197,20 +203,25 @@ class RecurrentMixer(Derived, nn.Module):
         """Causal depthwise convolution and activation of columns (B, C, T)."""
         if isinstance(layer, PooledState):
             return layer.convolved(columns)
-        weight, bias = self.conv1d.weight, self.conv1d.bias
-        context = weight.shape[-1] - 1
+        context = self.conv1d.weight.shape[-1] - 1
         if layer is None:
             if self.learns_codes:
-                columns = rounded_through(columns, self.state_layout().dtype)
+                columns = rounded(columns, self.state_layout().dtype)
             window = nn.functional.pad(columns, (context, 0))
         else:
             window = layer.conv_window(columns)
-        if columns.shape[-1] == 1:
-            out = (window * weight[:, 0]).sum(-1, keepdim=True)
-            out = out if bias is None else out + bias[:, None]
-        else:
-            out = nn.functional.conv1d(window, weight, bias, groups=weight.shape[0])
-        return nn.functional.silu(out)
+        return nn.functional.silu(self._convolution(window, columns.shape[-1]))
+
+    def _convolution(self, window: Tensor, num_new: int) -> Tensor:
+        """Convolution (B, C, T) at the last T columns of a window (B, C, W - 1 + T)."""
+        if not is_plain(self.conv1d):  # it also pads both ends of what it is given
+            whole = self.conv1d(window)
+            return whole.narrow(-1, (whole.shape[-1] - num_new) // 2, num_new)
+        weight, bias = self.conv1d.weight, self.conv1d.bias
+        if num_new > 1:
+            return nn.functional.conv1d(window, weight, bias, groups=weight.shape[0])
+        out = (window * weight[:, 0]).sum(-1, keepdim=True)
+        return out if bias is None else out + bias[:, None]
 
     def advanced(self, inputs: Sequence[Tensor], reads: Tensor, layer: Any) -> Tensor:
         """y (B, T, M, P) of all tokens, through the cache layer if there is one."""
@@ -225,8 +236,9 @@ class RecurrentMixer(Derived, nn.Module):
 
     @property
     def learns_codes(self) -> bool:
-        """Whether passes without a cache compute with states as they are stored, for training."""
-        if not (self.training and torch.is_grad_enabled()) or self.state_plan is None:
+        """Whether passes without a cache compute with states as they are stored, for training; also
+        those that are run again for their gradients."""
+        if not self.training or self.state_plan is None:
             return False
         return not self.state_layout().lossless
 
@@ -311,14 +323,38 @@ def install_mixer(
     return module
 
 
+MIXER_ATTRIBUTES = (
+    "state_plan",
+    "state_observer",
+    "compression_disabled",
+    "folded",
+    "_codec",
+    "_ranks_differ",
+)
+
+
 def uninstall_mixer(module: RecurrentMixer) -> None:
     """Give a mixer its source's class back."""
     for name in ("state_write", "state_read"):
         del module._parameters[name]
     del module._modules["source_weights"]
-    for name in ("state_plan", "state_observer", "compression_disabled", "folded"):
+    for name in MIXER_ATTRIBUTES:
         module.__dict__.pop(name, None)
     module.__class__ = module.made_of[1]
+
+
+def unfoldable_weight(module: nn.Module, kind: str) -> str | None:
+    """Name of a weight of a source's mixer that is no parameter of its own, so that folding could
+    not replace it: a parametrized, pruned or offloaded one. None if there is none."""
+    for name in mixer_class(kind).foldable:
+        path, _, leaf = name.rpartition(".")
+        owner = getattr(module, path, None) if path else module
+        if owner is None or not hasattr(owner, leaf):
+            continue
+        parameter = owner._parameters.get(leaf)
+        if parameter is None or parameter.is_meta:
+            return name
+    return None
 
 
 @contextmanager

@@ -3,8 +3,8 @@
 Keys are stored before rotation, so history has to be rotated when it is read. RoPE scores depend
 on differences of positions only; a left pad shifts all positions of a row alike. Rotating keys and
 queries by their slot therefore gives the source model's scores, needs no stored positions, and one
-table of angles serves every sequence of the batch. `check_positions` refuses the inputs for which
-slots and positions do not run in step.
+table of angles serves every sequence of the batch. `check_positions` and `check_padding` refuse the
+inputs for which slots and positions do not run in step.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ class SlotRotary:
         self._angles: tuple[Tensor, Tensor] | None = None
         self._turns: tuple[Tensor, Tensor] | None = None
         self._halves: bool | None = None
+        self._rotated: dict[int, int | None] = {}
         self._step: tuple[tuple, Any] | None = None
 
     def angles(
@@ -83,6 +84,10 @@ class SlotRotary:
             cos, sin = self._compute(1 << (num_slots - 1).bit_length(), like)
             tables[key] = tuple(angle[0, :, :num_pairs].contiguous() for angle in (cos, sin))
         return tables[key]
+
+    def kept_pair_angles(self) -> object:
+        """What `pair_angles` gave out last, by type and device."""
+        return dict(_PAIR_ANGLES.get(self.rotary_emb, {}))
 
     @torch.no_grad()
     def _compute(
@@ -168,7 +173,12 @@ class SlotRotary:
 
     def rotated_halves(self, head_dim: int) -> int | None:
         """Rotated channels Dr of a head, if pairs (i, i + Dr/2) are turned by one angle each and
-        the rest stays as it is; None for any other rotation. Found out by trying."""
+        the rest stays as it is; None for any other rotation. Found out by trying, once."""
+        if head_dim not in self._rotated:
+            self._rotated[head_dim] = self._try_halves(head_dim)
+        return self._rotated[head_dim]
+
+    def _try_halves(self, head_dim: int) -> int | None:
         generator = torch.Generator().manual_seed(0)
         device = next(self.rotary_emb.buffers()).device
         probe = torch.randn(1, 1, 3, head_dim, generator=generator).to(device)
@@ -222,32 +232,21 @@ def check_positions(position_ids: Tensor | None, attention_mask: object, past: i
     Args:
         position_ids: (B, T) or None, positions of the new tokens; with further axes they are not
             looked at.
-        attention_mask: (B, past + T), zeros allowed on the left only; or None; or masks in the form
-            that attention functions take, which say nothing of positions.
-        past: tokens already in the cache.
+        attention_mask: (B, past + T), zeros on the left only (`check_padding`); or None; or masks
+            in the form that attention functions take, which say nothing of positions.
+        past: tokens already in the cache, at least 1.
 
     Raises:
-        NotSupportedError: for packed or right-padded rows on top of a cache.
+        NotSupportedError: for packed rows on top of a cache.
     """
-    if past == 0:
+    if position_ids is None or position_ids.ndim != 2:
         return
-    if position_ids is not None and position_ids.ndim != 2:
-        position_ids = None
     if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
         valid = attention_mask.bool()
-        if bool((valid[:, :-1] & ~valid[:, 1:]).any()):
-            raise NotSupportedError(
-                "attention_mask has masked tokens after visible ones, on top of a cache; keys are "
-                "rotated by their cache slot, so pad on the left (tokenizer.padding_side='left')"
-            )
-        if position_ids is None:
-            return
         num_new = position_ids.shape[1]
         visible = valid[:, -num_new:]
         shift = position_ids - (valid.long().cumsum(-1) - 1)[:, -num_new:]
         contiguous = (shift == shift[:, -1:]) | ~visible
-    elif position_ids is None:
-        return
     elif attention_mask is None:
         due = torch.arange(past, past + position_ids.shape[1], device=position_ids.device)
         contiguous = position_ids == due

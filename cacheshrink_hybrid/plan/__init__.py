@@ -7,7 +7,7 @@ config; the weights come from the checkpoint. It prints as a table and travels a
 from .latent import CROP_SLACK, READ_MODES, ChannelRun, LatentPlan
 from .model import CompressionPlan
 from .state import StatePlan, ring_bytes_per_token
-from .table import format_table
+from .table import fitting_table, format_table
 
 __all__ = [
     "CROP_SLACK",
@@ -16,6 +16,7 @@ __all__ = [
     "CompressionPlan",
     "LatentPlan",
     "StatePlan",
+    "fitting_table",
     "format_table",
     "ring_bytes_per_token",
 ]

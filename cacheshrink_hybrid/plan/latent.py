@@ -50,7 +50,8 @@ class LatentPlan:
         exact_window: most recent tokens, the last one included, that are kept at 16 bits as well.
         basis_group: number of the group of modules that share one basis; None if not shared.
         predicted_loss: expected loss of what was cut off, in units of the metric, summed over the
-            layers served (nats per token for `fisher`).
+            layers served (nats per token for `fisher`), on the text that bases were fitted to.
+        held_out_loss: the same on text that was kept from fitting; None where none was.
         expected_error: E|y - y^|^2 of y = [k; v], in activation units.
         error_bound: upper bound on `expected_error` that follows from the cut-off spectrum alone.
         relative_error: `expected_error` divided by the total variance of y.
@@ -72,6 +73,7 @@ class LatentPlan:
     exact_window: int = 0
     basis_group: int | None = None
     predicted_loss: float = 0.0
+    held_out_loss: float | None = None
     expected_error: float = 0.0
     error_bound: float = 0.0
     relative_error: float = 0.0

@@ -26,6 +26,7 @@ class CompressionPlan:
         source_state_bytes: bytes of all states of one sequence before: recurrent states in float32,
             as every model keeps them, and convolution columns at 16 bits.
         kept_state_bytes: part of them in recurrent layers left as they are.
+        calibrated_on: the text that bases were fitted to, in words; empty for none.
     """
 
     model_type: str
@@ -37,6 +38,7 @@ class CompressionPlan:
     states: tuple[StatePlan, ...] = ()
     source_state_bytes: int = 0
     kept_state_bytes: int = 0
+    calibrated_on: str = ""
 
     @property
     def state_bytes(self) -> int:
@@ -78,8 +80,15 @@ class CompressionPlan:
 
     @property
     def predicted_loss(self) -> float:
-        """Of keys and values, in units of the metric."""
+        """Of keys and values, in units of the metric, on the text that was fitted to."""
         return sum(latent.predicted_loss for latent in self.latents)
+
+    @property
+    def held_out_loss(self) -> float | None:
+        """As `predicted_loss`, on text that was kept from fitting; None where none was."""
+        losses = [latent.held_out_loss for latent in self.latents]
+        known = [loss for loss in losses if loss is not None]
+        return sum(known) if losses and len(known) == len(losses) else None
 
     @property
     def state_loss(self) -> float:

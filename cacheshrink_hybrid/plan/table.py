@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any
 from ..spec import LayerSpec, ModelSpec
 
 if TYPE_CHECKING:
+    from .latent import LatentPlan
     from .model import CompressionPlan
+
+
+MAX_WIDTH = 100
+"""Characters that a printed table may take in a row."""
 
 
 def plan_records(plan: CompressionPlan, spec: ModelSpec) -> list[dict[str, Any]]:
@@ -37,7 +42,7 @@ def plan_records(plan: CompressionPlan, spec: ModelSpec) -> list[dict[str, Any]]
                     "bits": latent.widths,
                     "K/V rank": f"{latent.key_rank}/{latent.value_rank}",
                     "read": latent.read_mode,
-                    "predicted loss": latent.predicted_loss / len(latent.layer_ids),
+                    "predicted loss": _loss(latent) / len(latent.layer_ids),
                     "relative error": latent.relative_error,
                     "read ns/token": latent.read_ns,
                 }
@@ -66,19 +71,32 @@ def _state_record(whole: CompressionPlan, layer: LayerSpec) -> dict[str, Any]:
 def plan_table(plan: CompressionPlan, spec: ModelSpec) -> str:
     """The plan as an aligned text table with a line for each memory."""
     unit = "nats/token" if plan.metric == "fisher" else f"{plan.metric} units"
-    lines = [format_table(plan_records(plan, spec))]
+    lines = [f"calibrated on {plan.calibrated_on}"] if plan.calibrated_on else []
+    lines.append(fitting_table(plan_records(plan, spec)))
     if plan.source_bytes_per_token:
         lines.append(
             f"{plan.source_bytes_per_token} -> {plan.bytes_per_token} bytes per token "
-            f"({plan.compression_ratio:.2f}x at 16 bits), predicted loss "
-            f"{plan.predicted_loss:.4g} {unit}"
+            f"({plan.compression_ratio:.2f}x at 16 bits)" + _prediction(plan, unit)
         )
     if plan.source_state_bytes:
         lines.append(
             f"{plan.source_state_bytes} -> {plan.state_bytes} bytes of state per sequence "
             f"({plan.state_ratio:.2f}x), predicted loss {plan.state_loss:.4g} {unit}"
+            + (" on the calibration text itself" if plan.calibrated_on else "")
         )
     return "\n".join(lines)
+
+
+def _loss(latent: LatentPlan) -> float:
+    return latent.predicted_loss if latent.held_out_loss is None else latent.held_out_loss
+
+
+def _prediction(plan: CompressionPlan, unit: str) -> str:
+    """What keys and values are to lose, and on which text that was found."""
+    if plan.held_out_loss is not None:
+        return f", predicted loss {plan.held_out_loss:.4g} {unit} on held-out calibration text"
+    text = f", predicted loss {plan.predicted_loss:.4g} {unit}"
+    return text + (" on the calibration text itself" if plan.calibrated_on else "")
 
 
 def format_table(records: Sequence[dict[str, Any]]) -> str:
@@ -97,5 +115,26 @@ def format_table(records: Sequence[dict[str, Any]]) -> str:
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
+def fitting_table(records: Sequence[dict[str, Any]], max_width: int = MAX_WIDTH) -> str:
+    """As `format_table`, cut into tables that fit `max_width` characters; each begins with the
+    first column."""
+    columns = list(dict.fromkeys(key for record in records for key in record))
+    key, *rest = columns
+    parts: list[list[str]] = [[key]]
+    for column in rest:
+        wider = _only(records, [*parts[-1], column])
+        if len(parts[-1]) > 1 and len(format_table(wider).split("\n", 1)[0]) > max_width:
+            parts.append([key])
+        parts[-1].append(column)
+    return "\n\n".join(format_table(_only(records, part)) for part in parts)
+
+
+def _only(records: Sequence[dict[str, Any]], columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Records with these columns; what one lacks stays empty."""
+    return [{column: record.get(column, "") for column in columns} for record in records]
+
+
 def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..adapters import refuse_adapters
 from ..errors import ConfigError
 from ..modules.latent_attention import LatentAttention
 from ..modules.recurrent_mixer import RecurrentMixer
@@ -52,6 +53,7 @@ class Attachment:
     ) -> None:
         if hasattr(model, BASES):
             raise ConfigError("the model is being trained already; wait for the other trainer")
+        refuse_adapters(model, "training")
         self.model = model
         self.config = config
         self.modules = latent_modules(model)

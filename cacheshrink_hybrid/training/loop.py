@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import geoopt
 import torch
 from torch import Tensor, nn
 from transformers import Trainer
@@ -27,6 +28,7 @@ class LatentTrainer(Trainer):
         measure: (summed negative log-likelihood, tokens) of this process's share of the evaluation
             texts, or on every process of all of them; None for no evaluation.
         on_step: called before the loss of each step with its number.
+        on_evaluation: called after each evaluation with its perplexity and the steps so far.
     """
 
     control: Any  # the base class leaves its type open
@@ -38,6 +40,7 @@ class LatentTrainer(Trainer):
         objective: Objective,
         measure: Callable[[], tuple[float, int]] | None,
         on_step: Callable[[int], None] = lambda step: None,
+        on_evaluation: Callable[[float, int], None] = lambda perplexity, step: None,
         **kwargs,
     ) -> None:
         super().__init__(*args, model=attachment.model, **kwargs)
@@ -45,11 +48,12 @@ class LatentTrainer(Trainer):
         self.objective = objective
         self.measure = measure
         self.on_step = on_step
+        self.on_evaluation = on_evaluation
         self.num_tokens = 0
         # compute_loss divides by the tokens of the whole step, so accumulation needs no more.
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
-        self._trained_names = [item.name for item in attachment.parameters] + [
+        self.trained_names = [item.name for item in attachment.parameters] + [
             f"{BASES}.{name}" for name, _ in attachment.bases.named_buffers()
         ]
 
@@ -115,16 +119,26 @@ class LatentTrainer(Trainer):
             "eval_perplexity": float(torch.tensor(loss, dtype=torch.float64).exp()),
             "eval_seconds": time.perf_counter() - start,
         }
+        self.on_evaluation(metrics["eval_perplexity"], self.state.global_step)
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
         return metrics
 
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        """With the learning rates under names that say what they are of."""
+        if logs.pop("learning_rate", None) is not None and self.optimizer is not None:
+            for group in self.optimizer.param_groups:
+                on_manifold = isinstance(group["params"][0], geoopt.ManifoldParameter)
+                name = "lr_bases" if on_manifold else "lr_others"
+                logs[name] = max(logs.get(name, 0.0), float(group["lr"]))
+        super().log(logs, *args, **kwargs)
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         directory = Path(output_dir or self.args.output_dir)
         directory.mkdir(parents=True, exist_ok=True)
-        save_trained(self.attachment.model, self._trained_names, directory)
+        save_trained(self.attachment.model, self.trained_names, directory)
 
     def _save_checkpoint(self, model: nn.Module, trial) -> None:
         super()._save_checkpoint(model, trial)
@@ -133,7 +147,7 @@ class LatentTrainer(Trainer):
             (path / COMPLETE_NAME).touch()
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None) -> None:
-        load_trained(self.attachment.model, self._trained_names, Path(resume_from_checkpoint))
+        load_trained(self.attachment.model, self.trained_names, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)

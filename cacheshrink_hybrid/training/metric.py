@@ -18,8 +18,7 @@ from ..calibrate import sampled_loss
 from ..calibrate.statistics import Moments
 from ..errors import CalibrationError
 from ..modules.latent_attention import LatentAttention
-
-METRICS = ("fisher", "activation")
+from ..placement import input_device
 
 
 def output_metrics(
@@ -49,7 +48,7 @@ def output_metrics(
             stack.enter_context(_observed(module, moments[name]))
         for ids in sequences:
             with torch.enable_grad():
-                logits = model(input_ids=ids.to(model.device), use_cache=False).logits
+                logits = model(input_ids=ids.to(input_device(model)), use_cache=False).logits
                 sampled_loss(logits, generator).backward()
     for name, moment in moments.items():
         if moment.count == 0:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..adapters import refuse_adapters
 from ..errors import ConfigError, PlanError
 from ..latent_model import PLAN_ATTRIBUTE, plan_of
 from ..modules.key_projection import HeadwiseLinear, by_head, in_runs
@@ -49,6 +50,7 @@ def cut_ranks(model: PreTrainedModel, share: float) -> PreTrainedModel:
     """
     if not 0 < share <= 1:
         raise ConfigError(f"share={share!r} must be above 0 and at most 1")
+    refuse_adapters(model, "cutting ranks")
     plan = plan_of(model)
     rotated = [latent.layer_ids[0] for latent in plan.latents if latent.method == "rotate"]
     if rotated:

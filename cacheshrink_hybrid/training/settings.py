@@ -6,9 +6,9 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ..errors import ConfigError
-from .metric import METRICS
+from ..errors import ConfigError, misplaced_settings
 
+METRICS = ("fisher", "activation")
 LOSSES = ("lm", "reconstruction", "distillation", "local")
 EXTRAS = ("norms", "queries", "outputs")
 SCHEDULES = ("constant", "linear", "cosine", "constant_with_warmup")
@@ -59,9 +59,12 @@ class TrainingConfig:
         eval_steps: steps between evaluations; None for before and after training only.
         early_stopping_patience: evaluations without a better perplexity before training stops and
             the best weights are restored; needs `eval_steps`.
+        keep_best: end with the best weights of all evaluations, those from before training among
+            them, where evaluation texts are given; False for the last ones.
         save_steps: steps between checkpoints to resume from; None for none.
         save_total_limit: checkpoints kept.
-        logging_steps: steps between log lines.
+        logging_steps: steps between log lines. They have the largest learning rate of bases and of
+            all else (`lr_bases`, `lr_others`), and `grad_norm` of all that trains, before clipping.
         report_to: `none` or `tensorboard`, beside the console.
         seed: of data order, dropout, sampled labels and nested ranks.
     """
@@ -93,6 +96,7 @@ class TrainingConfig:
     shard_frozen_weights: bool = False
     eval_steps: int | None = None
     early_stopping_patience: int | None = None
+    keep_best: bool = True
     save_steps: int | None = None
     save_total_limit: int = 2
     logging_steps: int = 10
@@ -104,7 +108,7 @@ class TrainingConfig:
             value = getattr(self, name)
             if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
-        faults = list(self._faults())
+        faults = list(misplaced_settings(self)) or list(self._faults())
         if faults:
             raise ConfigError("; ".join(faults))
 
@@ -144,7 +148,7 @@ class TrainingConfig:
             value = getattr(self, name)
             if value is not None and (not _is_int(value) or value < 1):
                 yield f"{name}={value!r} must be a whole number >= 1, or left out"
-        for name in ("constrained", "gradient_checkpointing", "shard_frozen_weights"):
+        for name in ("constrained", "gradient_checkpointing", "shard_frozen_weights", "keep_best"):
             if not isinstance(getattr(self, name), bool):
                 yield f"{name}={getattr(self, name)!r} must be True or False"
         if self.bf16 not in (None, True, False):
@@ -195,6 +199,23 @@ class TrainingConfig:
             known = ", ".join(cls.__dataclass_fields__)
             raise ConfigError(f"unknown settings {', '.join(unknown)}; known are {known}")
         return cls(**values)
+
+    @classmethod
+    def merged(cls, config: TrainingConfig | None, named: dict[str, Any]) -> TrainingConfig:
+        """`config`, or the settings that were given by name; not both."""
+        if config is None:
+            if isinstance(named.get("euclidean_lr"), cls):
+                raise ConfigError("settings as a whole go by name: MLATrainer(..., config=...)")
+            return cls.from_dict(named)
+        if not isinstance(config, cls):
+            raise ConfigError(f"config is a {type(config).__name__}; give a TrainingConfig")
+        known = cls.__dataclass_fields__
+        both = [n for n, value in named.items() if n not in known or value != known[n].default]
+        if both:
+            raise ConfigError(
+                f"{', '.join(both)} and config both give settings; put all of them into config"
+            )
+        return config
 
 
 def _is_int(value: object) -> bool:

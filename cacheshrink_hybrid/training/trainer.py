@@ -21,12 +21,14 @@ from transformers import (
 )
 from transformers.integrations import is_tensorboard_available
 
+from ..adapters import refuse_adapters
 from ..errors import ConfigError
 from ..evaluation.perplexity import score_sequences
 from ..latent_model import plan_of
 from ..original_model import has_original_weights
 from .arguments import autocast, check_launcher, computes_in_bf16, training_arguments
 from .attachment import Attachment
+from .best_weights import BestWeights
 from .data import EMPTY, collate, training_sequences
 from .frozen_shards import FrozenShards
 from .loop import LatentTrainer
@@ -51,12 +53,14 @@ class MLATrainer:
         teacher_model: the original model. Without it the converted model teaches itself with
             compression switched off, which needs `store_original_weights=True`.
         output_dir: for checkpoints; needed with `save_steps` and `early_stopping_patience`.
+        config: all settings in one, instead of by name.
         **settings: the other fields of `TrainingConfig`.
 
     Raises:
         ConfigError: bad or unknown settings, all listed; both losses at once; a teacher with
             another vocabulary.
-        UnsupportedModelError: a model that is not converted, or no original to compare with.
+        UnsupportedModelError: a model that is not converted, or carries adapters of peft; no
+            original to compare with.
     """
 
     def __init__(
@@ -70,6 +74,8 @@ class MLATrainer:
         reconstruction_alpha: float = 0.3,
         teacher_model: PreTrainedModel | None = None,
         output_dir: str | Path | None = None,
+        *,
+        config: TrainingConfig | None = None,
         **settings: Any,
     ) -> None:
         if use_distillation and use_reconstruction_loss:
@@ -83,20 +89,22 @@ class MLATrainer:
                     "both choose the loss; give one of them"
                 )
             settings["loss"] = "distillation" if use_distillation else "reconstruction"
-        config = TrainingConfig.from_dict(
+        chosen = TrainingConfig.merged(
+            config,
             {
                 "euclidean_lr": euclidean_lr,
                 "riemannian_lr": riemannian_lr,
                 "reconstruction_alpha": reconstruction_alpha,
                 **settings,
-            }
+            },
         )
         self.model = model
         self.tokenizer = tokenizer
         self.teacher = teacher_model
         self.output_dir = None if output_dir is None else Path(output_dir)
+        refuse_adapters(model, "MLATrainer")
         plan = plan_of(model)
-        self.config = config.resolved(
+        self.config = chosen.resolved(
             has_original=teacher_model is not None or has_original_weights(model)
         )
         self._check(plan.latents)
@@ -156,9 +164,11 @@ class MLATrainer:
         Returns:
             `train_loss` (mean over all steps), `losses` (one record per log line),
             `perplexity_before` and `perplexity_after` and `perplexity_of` (`evaluation` or
-            `training` texts), `orthonormality_error` (max |U^T M U - I| with scales divided out;
-            None without the constraint), `steps`, `tokens` (predicted, on this process),
-            `seconds`, `tokens_per_second`, `peak_memory_bytes`, `trainable_parameters`.
+            `training` texts), `perplexity_last` (after the last step) and `kept_step` (steps that
+            led to the weights that are kept, see `keep_best`), `orthonormality_error`
+            (max |U^T M U - I| with scales divided out; None without the constraint), `steps`,
+            `tokens` (predicted, on this process), `seconds`, `tokens_per_second`,
+            `peak_memory_bytes`, `trainable_parameters`.
 
         Raises:
             CalibrationError: no usable text.
@@ -201,7 +211,10 @@ class MLATrainer:
             )
             if self.output_dir is not None:
                 check_writable(directory, needed_bytes(attachment, config))
-            stats = self._run(config, arguments, attachment, sequences, measured, checkpoint)
+            keep_best = config.keep_best and eval_dataset is not None
+            stats = self._run(
+                config, arguments, attachment, sequences, measured, checkpoint, keep_best
+            )
         self.model.eval()
         return stats | {
             "perplexity_of": "training" if eval_dataset is None else "evaluation",
@@ -216,14 +229,17 @@ class MLATrainer:
         sequences: list[Tensor],
         measured: list[Tensor],
         checkpoint: Path | None,
+        keep_best: bool,
     ) -> dict[str, Any]:
         original = None
         if config.loss != "lm":
             original = Original(self.model, self.teacher)
 
         def measure(share: slice = slice(None)) -> tuple[float, int]:
+            kept_share, attachment.bases.kept_share = attachment.bases.kept_share, 1.0
             with autocast(arguments):
                 result = score_sequences(self.model, measured[share], batch_size=config.batch_size)
+            attachment.bases.kept_share = kept_share
             return result.total_nll, result.num_tokens
 
         def own_share() -> tuple[float, int]:
@@ -237,6 +253,10 @@ class MLATrainer:
                 chooser = random.Random(f"{config.seed} {step}")
                 attachment.bases.kept_share = chooser.choice(config.nested_ranks)
 
+        def keep(perplexity: float, step: int) -> None:
+            if keep_best:
+                best.offer(perplexity, step)
+
         callbacks = []
         if config.early_stopping_patience is not None:
             callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
@@ -245,6 +265,7 @@ class MLATrainer:
             objective=Objective(config, original, attachment.metrics_by_layer()),
             measure=own_share,
             on_step=set_rank,
+            on_evaluation=keep,
             args=arguments,
             data_collator=collate,
             train_dataset=[*({"input_ids": ids} for ids in sequences), EMPTY],
@@ -262,8 +283,10 @@ class MLATrainer:
                 None,
             ),
         )
+        best = BestWeights(attachment.model, trainer.trained_names)
         self.model.eval()
         before = _perplexity(measure())
+        keep(before, 0)
         try:
             result = trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         finally:
@@ -272,7 +295,11 @@ class MLATrainer:
         seconds = result.metrics["train_runtime"] - evaluating
         attachment.bases.kept_share = 1.0
         self.model.eval()
-        after = _perplexity(measure())
+        last = after = _perplexity(measure())
+        steps = kept_step = trainer.state.global_step
+        if keep_best and best.perplexity < last:
+            best.restore()
+            after, kept_step = best.perplexity, best.step
         return {
             "train_loss": result.training_loss,
             "losses": [
@@ -282,8 +309,10 @@ class MLATrainer:
             ],
             "perplexity_before": before,
             "perplexity_after": after,
+            "perplexity_last": last,
+            "kept_step": kept_step,
             "orthonormality_error": attachment.bases.orthonormality_error(),
-            "steps": trainer.state.global_step,
+            "steps": steps,
             "tokens": trainer.num_tokens,
             "seconds": seconds,
             "tokens_per_second": trainer.num_tokens / seconds,

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from cacheshrink_hybrid.calibrate import text
 from cacheshrink_hybrid.calibrate.text import (
     calibration_sequences,
     checked_texts,
@@ -70,11 +71,36 @@ def test_samples_are_spread_evenly() -> None:
     assert load_texts(texts, "", num_samples=99) == texts
 
 
-def test_data_set_that_cannot_be_had() -> None:
-    with pytest.raises(
-        CalibrationError, match=r"'no/such-data-set' .* could not be loaded: .*texts"
-    ):
+@pytest.mark.parametrize("offline", [True, False], ids=["told to be offline", "no network"])
+def test_data_set_that_cannot_be_had(offline: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the Hub cannot be reached, that is said at once, and what needs no network."""
+
+    def refuse(*args, **kwargs):
+        raise OSError(-2, "Name or service not known")
+
+    monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", str(int(offline)))
+    monkeypatch.setattr(text.socket, "create_connection", refuse)
+    monkeypatch.setattr(text, "getproxies", dict)
+    reason = "HF_HUB_OFFLINE is set" if offline else "huggingface.co: Name or service not known"
+    with pytest.raises(CalibrationError, match=rf"no/such-data-set.*{reason}.*python-docs"):
         load_texts(None, "no/such-data-set")
+
+
+@pytest.mark.parametrize("dataset", ["python-docs", "FILE"])
+def test_configuration_of_what_has_none(dataset: str, tmp_path: Path) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text("some text", encoding="utf-8")
+    name = str(path) if dataset == "FILE" else dataset
+    with pytest.raises(CalibrationError, match="has no configurations, so 'small' cannot"):
+        load_texts(None, name, "small")
+
+
+def test_file_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "binary.txt"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(CalibrationError, match=r"binary\.txt is no text in UTF-8 \(byte 0\)"):
+        load_texts(None, path)
 
 
 def test_documentation_of_python() -> None:

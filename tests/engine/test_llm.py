@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from transformers import PreTrainedModel
@@ -152,18 +154,27 @@ def test_samples_do_not_depend_on_the_batch() -> None:
     assert different[0].token_ids != alone.token_ids
 
 
+def text_behind(tokenizer, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> str:
+    """What these tokens add to the text of the prompt."""
+    begin, whole = (
+        tokenizer.decode(list(ids), skip_special_tokens=True)
+        for ids in (prompt_ids, [*prompt_ids, *token_ids])
+    )
+    return whole.removeprefix(begin)
+
+
 def test_text_stops_and_ends() -> None:
     model, tokenizer = model_of("llama"), word_tokenizer()
     llm = LLM(model, tokenizer, cache_memory=MEMORY)
     whole = llm.generate(TEXTS[0], SamplingParams(max_tokens=12))[0]
     assert whole.finish_reason == "length"
-    assert whole.text == tokenizer.decode(whole.token_ids, skip_special_tokens=True)
+    assert whole.text == text_behind(tokenizer, whole.prompt_ids, whole.token_ids)
     word = whole.text.split()[-1]
     cut = llm.generate(TEXTS[0], SamplingParams(max_tokens=12, stop=word))[0]
     assert cut.finish_reason == "stop"
     assert cut.text == whole.text[: whole.text.find(word)]
     assert len(cut.token_ids) <= len(whole.token_ids)
-    llm._eos = frozenset([whole.token_ids[5]])
+    llm._end_tokens = frozenset([whole.token_ids[5]])
     first = whole.token_ids.index(whole.token_ids[5])
     ended = llm.generate(TEXTS[0], SamplingParams(max_tokens=12))[0]
     assert (ended.finish_reason, len(ended.token_ids)) == ("stop", first + 1)
@@ -180,7 +191,7 @@ def test_stop_strings_of_any_length_end_where_the_text_has_them(length: int) -> 
     cut = llm.generate(TEXTS[1], SamplingParams(max_tokens=40, stop=stop))[0]
     assert cut.text == whole.text[: whole.text.find(stop)]
     decoded = [
-        tokenizer.decode(whole.token_ids[:n], skip_special_tokens=True)
+        text_behind(tokenizer, whole.prompt_ids, whole.token_ids[:n])
         for n in range(1, len(whole.token_ids) + 1)
     ]
     assert len(cut.token_ids) == 1 + next(n for n, text in enumerate(decoded) if stop in text)
@@ -197,6 +208,7 @@ def test_streams_beside_other_requests() -> None:
     stream = llm.stream(prompts()[2])
     next(stream)
     stream.close()
+    assert [output.new_token_ids for output in llm.step()] == one_by_one(model, [prompts()[0]], 4)
     assert not llm.has_requests
     assert llm.store.pool.num_held == 0
 

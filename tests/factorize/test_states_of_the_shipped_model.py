@@ -10,10 +10,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cacheshrink_hybrid.calibrate.states import compressible_layers
-from cacheshrink_hybrid.calibrate.text import PYTHON_DOCS, load_texts, token_sequences
+from cacheshrink_hybrid.calibrate.text import load_texts, token_sequences
 from cacheshrink_hybrid.config import CompressionConfig
 from cacheshrink_hybrid.convert import model_statistics
 from cacheshrink_hybrid.demo import model_path
+from cacheshrink_hybrid.demo.corpus import PYTHON_DOCS
 from cacheshrink_hybrid.factorize.recurrent_state import (
     StateBasis,
     oblique_basis,

@@ -7,6 +7,8 @@ from functools import cache
 
 import pytest
 import torch
+from transformers import StaticCache
+from transformers.cache_utils import StaticLayer
 
 from cacheshrink_hybrid.cache import make_cache
 from cacheshrink_hybrid.cache_argument import cache_argument
@@ -31,6 +33,7 @@ from tests.tolerances import assert_same_logits, largest_difference
 
 NUM_TOKENS, NUM_PREFILL = 37, 21
 RECURRENT = [case for case in CASES if compressible_layers(model_spec(tiny_config(case)))]
+ATTENDING = [*RECURRENT]
 RECURRENT += RECURRENT_CASES
 every_case = pytest.mark.parametrize("case", RECURRENT)
 every_replay = pytest.mark.parametrize("replay_length", [1, 5])
@@ -92,6 +95,35 @@ def test_pieces_equal_one_pass(case: str, replay_length: int, length: int) -> No
     ids = random_ids(2, NUM_TOKENS)
     pieces = equal_pieces(NUM_TOKENS, length)
     assert_same_logits(logits_in_pieces(converted, ids, pieces), logits_of(source, ids))
+
+
+@pytest.mark.parametrize("lengths", [(21, *[1] * 16), (3, *[1] * 34), (1, 2, 8, 9, 1, 16)], ids=len)
+@every_replay
+@pytest.mark.parametrize("case", ATTENDING)
+def test_static_caches(case: str, replay_length: int, lengths: tuple[int, ...]) -> None:
+    """Their slots that nothing was written to yet are seen by nobody, with or without a mask."""
+    source, converted = exact(case, replay_length).both()
+    ids = random_ids(2, NUM_TOKENS)
+    cache = StaticCache(config=converted.config, max_cache_len=NUM_TOKENS + 9)
+    actual = logits_in_pieces(converted, ids, lengths, cache)
+    assert_same_logits(actual, logits_of(source, ids))
+
+
+needs_crop = pytest.mark.skipif(
+    not StaticLayer.is_croppable, reason="this transformers takes no tokens back from static caches"
+)
+lookup = pytest.param({"prompt_lookup_num_tokens": 3}, marks=needs_crop, id="lookup")
+
+
+@pytest.mark.parametrize("lookup", [pytest.param({}, id="one-by-one"), lookup])
+@pytest.mark.parametrize("case", ATTENDING)
+def test_generation_with_a_static_cache(case: str, lookup: dict) -> None:
+    """States in fewer bytes, from whose ring tokens are taken back."""
+    model = narrow(case).converted
+    ids = random_ids(1, 4).repeat(1, 3)
+    settings = {"max_new_tokens": 12, "do_sample": False, **lookup}
+    due = model.generate(ids, **settings)
+    assert torch.equal(model.generate(ids, cache_implementation="static", **settings), due)
 
 
 @every_replay

@@ -5,12 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from cacheshrink_hybrid import make_cache
+from cacheshrink_hybrid.cache_argument import cache_argument
 from cacheshrink_hybrid.errors import NotSupportedError
 from cacheshrink_hybrid.families import model_spec, read_attention
+from cacheshrink_hybrid.modules.left_padding import check_padding
 from cacheshrink_hybrid.modules.slot_rotary import SlotRotary, check_positions
-from tests.families.tiny_configs import tiny_model
+from tests.families.tiny_configs import RECURRENT_CASES, tiny_model
 from tests.models import pair, random_ids
 from tests.tolerances import assert_same_computation
 
@@ -18,8 +21,6 @@ PAD_ON_THE_RIGHT = "pad on the left"
 NOT_ONE_BY_ONE = "must continue it one by one"
 
 ACCEPTED = {
-    "no-cache": ([[5, 9, 2]], None, 0),
-    "no-cache-right-padded": (None, [[1, 1, 0]], 0),
     "nothing-given": (None, None, 4),
     "continued": ([[4, 5]], None, 4),
     "continued-with-mask": ([[4, 5]], [[1] * 6], 4),
@@ -48,6 +49,7 @@ def tensor(values: list | None) -> Tensor | None:
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_accepted(name: str) -> None:
     positions, mask, past = ACCEPTED[name]
+    check_padding(tensor(mask))
     check_positions(tensor(positions), tensor(mask), past)
 
 
@@ -55,15 +57,33 @@ def test_accepted(name: str) -> None:
 def test_refused(name: str) -> None:
     positions, mask, past, message = REFUSED[name]
     with pytest.raises(NotSupportedError, match=message):
+        check_padding(tensor(mask))
         check_positions(tensor(positions), tensor(mask), past)
 
 
 def after_four_tokens(case: str):
-    model = pair(case).converted
+    states = {"state_dtype": "float32"} if case in RECURRENT_CASES else {}
+    model = pair(case, **states).converted
     cache = make_cache(model)
     with torch.no_grad():
-        model(random_ids(1, 4), past_key_values=cache, use_cache=True)
+        model(random_ids(1, 4), use_cache=True, **{cache_argument(model.forward): cache})
     return model, cache
+
+
+PACKED_OR_PADDED = {
+    "packed": {"position_ids": torch.tensor([[0, 1, 2, 0, 1]])},
+    "right-padded": {"attention_mask": torch.tensor([[1, 1, 1, 0, 0]])},
+}
+
+
+@pytest.mark.parametrize("name", PACKED_OR_PADDED)
+@pytest.mark.parametrize("case", ["llama", "gpt2"])
+def test_a_first_pass_takes_any_rows(case: str, name: str) -> None:
+    source, model = pair(case).both()
+    given = PACKED_OR_PADDED[name]
+    with torch.no_grad():
+        due, found = (one(random_ids(1, 5), **given).logits[:, :3] for one in (source, model))
+    assert_same_computation(found, due)
 
 
 @pytest.mark.parametrize("name", [name for name in REFUSED if name != "one-row-of-two"])
@@ -96,6 +116,36 @@ def test_inner_model_refuses_too() -> None:
             position_ids=torch.tensor([[9, 10]]),
             past_key_values=cache,
         )
+
+
+RIGHT_PADDED = torch.tensor([[1, 1, 1, 0, 1, 1]])
+
+
+@pytest.mark.parametrize("case", ["jamba", "bamba", "olmo_hybrid-nope", "lfm2", "mamba2", "mamba"])
+def test_states_refuse_padding_on_the_right(case: str) -> None:
+    """Whether their states are converted or not: they have taken the padding in."""
+    model, cache = after_four_tokens(case)
+    more = {cache_argument(model.forward): cache}
+    with pytest.raises(NotSupportedError, match=PAD_ON_THE_RIGHT):
+        model(random_ids(1, 2), attention_mask=RIGHT_PADDED, **more)
+
+
+@pytest.mark.parametrize("case", ["gpt2", "opt"])
+def test_models_without_rotation_or_states_take_padding_on_the_right(case: str) -> None:
+    results = []
+    for model in pair(case).both():
+        cache = DynamicCache(config=model.config)
+        with torch.no_grad():
+            model(random_ids(1, 4), attention_mask=RIGHT_PADDED[:, :4], past_key_values=cache)
+            positions = torch.tensor([[3, 4]])
+            output = model(
+                random_ids(1, 2),
+                attention_mask=RIGHT_PADDED,
+                position_ids=positions,
+                past_key_values=cache,
+            )
+        results.append(output.logits)
+    assert_same_computation(results[1], results[0])
 
 
 @pytest.mark.parametrize("case", ["gpt2", "opt", "olmo_hybrid-nope"])

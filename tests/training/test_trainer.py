@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from cacheshrink_hybrid.errors import (
     CalibrationError,
@@ -194,6 +195,65 @@ def test_early_stop_keeps_the_best(tmp_path: Path) -> None:
     assert stats["steps"] < 20
     found = [r["eval_perplexity"] for r in stats["losses"] if "eval_perplexity" in r]
     assert stats["perplexity_after"] == pytest.approx(min(found), rel=1e-4)
+
+
+HARMFUL = {"learning_rate_scale": 100, "warmup_steps": 0, "max_steps": 4, "batch_size": 2}
+
+
+@pytest.mark.parametrize("eval_steps", [None, 2])
+def test_training_that_harms_leaves_the_best_weights(eval_steps: int | None) -> None:
+    """Those from before training are among them; their perplexity is what is reported."""
+    model = student()
+    before = copy.deepcopy(model.state_dict())
+    texts = dataset()
+    trainer = MLATrainer(model, None, eval_steps=eval_steps, **HARMFUL)
+    stats = trainer.train(texts, eval_dataset=texts[:4])
+    assert stats["perplexity_last"] > stats["perplexity_before"]
+    assert stats["perplexity_after"] == stats["perplexity_before"]
+    assert (stats["kept_step"], stats["steps"]) == (0, 4)
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=1e-5, atol=1e-6)
+
+
+def test_last_weights_are_kept_where_that_is_asked_for() -> None:
+    texts = dataset()
+    trainer = MLATrainer(student(), None, keep_best=False, **HARMFUL)
+    stats = trainer.train(texts, eval_dataset=texts[:4])
+    assert stats["perplexity_after"] == stats["perplexity_last"] > stats["perplexity_before"]
+    assert stats["kept_step"] == 4
+
+
+def test_log_lines_name_their_learning_rates() -> None:
+    (record, *_) = [r for r in train(student())["losses"] if "loss" in r]
+    assert {"lr_bases", "lr_others", "grad_norm"} <= set(record)
+    assert "learning_rate" not in record
+
+
+def test_settings_in_one_record() -> None:
+    model = student()
+    trainer = MLATrainer(model, None, config=TrainingConfig(loss="lm", max_steps=2))
+    assert trainer.config == MLATrainer(model, None, loss="lm", max_steps=2).config
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ((TrainingConfig(),), "settings as a whole go by name"),
+        ({"config": {"max_steps": 2}}, "config is a dict; give a TrainingConfig"),
+        ({"config": TrainingConfig(), "max_steps": 2}, "max_steps and config both give settings"),
+        ({"config": TrainingConfig(), "use_distillation": True}, "loss and config both"),
+        ((1e-5, TrainingConfig()), "riemannian_lr is a TrainingConfig, and settings are numbers"),
+        ({"metric": nn.Linear(2, 2)}, "metric is a Linear, and settings are numbers and names"),
+    ],
+    ids=["third", "dict", "both", "loss too", "fourth", "object"],
+)
+def test_misplaced_settings(arguments: tuple | dict, match: str) -> None:
+    """What is wrong is said in a line; no record of settings is printed."""
+    positional = arguments if isinstance(arguments, tuple) else ()
+    named = arguments if isinstance(arguments, dict) else {}
+    with pytest.raises(ConfigError, match=match) as caught:
+        MLATrainer(student(), None, *positional, **named)
+    assert len(str(caught.value)) < 200
 
 
 def test_unconstrained() -> None:

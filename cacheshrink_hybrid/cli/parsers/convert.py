@@ -1,0 +1,114 @@
+"""Rewrite a model so that its attention caches latents, and save it.
+
+    cacheshrink-hybrid convert MODEL OUTPUT --compression-ratio 4 --calibration-dataset FILE
+
+Prints the plan and what it was calibrated on. Every setting of `convert_to_mla` has a flag of its
+name.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+
+from ...codecs.names import SCALES, STATE_CODES
+from ...config import (
+    METHODS,
+    METRICS,
+    OBJECTIVES,
+    RANK_ALLOCATIONS,
+    STATE_METHODS,
+    CompressionConfig,
+)
+from ...demo.corpus import PYTHON_DOCS
+from ...errors import ConfigError
+from ...loading import weight_bytes
+from ..flags import NOT_SET, add_model_arguments, add_settings, bits, new_parser
+from ..preflight import DataSet, OutputDirectory, too_little_space
+
+CHOICES = {
+    "compression_method": METHODS,
+    "metric": METRICS,
+    "objective": OBJECTIVES,
+    "scales": SCALES,
+    "rank_allocation": RANK_ALLOCATIONS,
+    "state_dtype": ("auto", *STATE_CODES),
+    "state_method": STATE_METHODS,
+}
+TYPES = {
+    "cache_bits": bits,
+    **dict.fromkeys(
+        ("d_latent", "replay_length", "budget_bytes", "context_length", "num_recall_samples"), int
+    ),
+}
+GROUPS = {
+    "how far, and what keys and values become": (
+        "compression_ratio",
+        "compression_method",
+        "cache_bits",
+        "d_latent",
+        "rank_allocation",
+        "budget_bytes",
+        "context_length",
+        "objective",
+        "device_profile",
+        "scales",
+        "hadamard",
+        "exact_sinks",
+        "exact_window",
+        "cross_layer_group_size",
+        "xkv_skip_early_layers",
+        "keep_early_layers_original",
+    ),
+    "recurrent states": ("state_ratio", "state_dtype", "state_method", "replay_length"),
+    "calibration": (
+        "num_calibration_samples",
+        "max_calibration_length",
+        "num_recall_samples",
+        "metric",
+        "metric_damping",
+        "seed",
+    ),
+    "output": ("store_original_weights",),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    made = new_parser("convert", __doc__)
+    add_model_arguments(made, source=True)
+    made.add_argument(
+        "output", metavar="OUTPUT", type=OutputDirectory(model=True), help="directory to write"
+    )
+    for title, names in GROUPS.items():
+        group = made.add_argument_group(title)
+        if title == "calibration":
+            group.add_argument(
+                "--calibration-dataset",
+                type=DataSet(),
+                default=PYTHON_DOCS,
+                help="text to calibrate on, best of the kind that the model will read: a text "
+                "file, a data set on the Hub, or Python's documentation "
+                f"(default: {PYTHON_DOCS})",
+            )
+            group.add_argument(
+                "--calibration-dataset-subset",
+                default=None,
+                help=f"configuration of a data set on the Hub (default: {NOT_SET})",
+            )
+        add_settings(group, CompressionConfig, names, choices=CHOICES, types=TYPES)
+    return made
+
+
+def faults(given: argparse.Namespace) -> Iterator[str]:
+    try:
+        CompressionConfig(**settings(given))
+    except ConfigError as error:
+        yield str(error)
+    yield from too_little_space(given.output, weight_bytes(given.model))
+
+
+def settings(given: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a `CompressionConfig`."""
+    return {field.name: getattr(given, field.name) for field in fields(CompressionConfig)}

@@ -1,0 +1,263 @@
+"""Fine-tune a converted model, or convert a source model and fine-tune it.
+
+    cacheshrink-hybrid finetune MODEL --data stories.txt --output DIR
+
+MODEL is a converted checkpoint, or a source model, which is then converted first (at
+--compression-ratio and --cache-bits) on the training text. Losses other than `lm` learn from the
+original: that of a source MODEL is kept, a converted MODEL needs --teacher. Without --loss it is
+`distillation`, or `lm` for a converted MODEL without a --teacher.
+
+--data is a text file (documents separated by lines <|endoftext|>), python-docs, or the name of a
+data set for the `datasets` library; it may be repeated. Without --eval-data a tenth of the
+documents is held out.
+
+--config FILE.yaml holds any of the flags by their long names, with - or _; flags given on the
+command line win, unknown names are errors. DIR gets the model (load_mla_model reads it) in `model`,
+and config.yaml (everything as it was resolved), metrics.json, loss.png (with matplotlib) and the
+checkpoints of --save-steps.
+
+Several processes: `torchrun --nproc-per-node N -m training.finetune ...` (or accelerate launch)
+takes the steps that one process takes with N times the --batch-size. With --shard-frozen-weights
+each process keeps 1 / N of all that does not train, which is gathered layer by layer; on GPUs leave
+--device at cpu then, so that none ever holds the whole model. FSDP of accelerate and DeepSpeed are
+refused: they would cut bases too, and pieces of a basis lie on no manifold.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ...config import METHODS, CompressionConfig
+from ...errors import ConfigError
+from ...loading import is_converted_directory
+from ...training.settings import EXTRAS, LOSSES, METRICS, SCHEDULES, TrainingConfig
+from ..flags import NOT_SET, add_model_arguments, add_settings, bits, new_parser
+from ..preflight import DataSet, Model, OutputDirectory, whole
+
+CONVERSION = ("compression_ratio", "compression_method", "cache_bits", "state_ratio")
+CHOICES = {
+    "loss": LOSSES,
+    "lr_scheduler_type": SCHEDULES,
+    "metric": METRICS,
+    "report_to": ("none", "tensorboard"),
+    "extras": EXTRAS,
+}
+TYPES = {
+    "loss": str,
+    "extras": str,
+    "nested_ranks": float,
+    "bf16": bool,
+    "euclidean_lr": float,
+    "riemannian_lr": float,
+    **dict.fromkeys(("max_steps", "eval_steps", "early_stopping_patience", "save_steps"), int),
+}
+GROUPS = {
+    "what is learned": (
+        "loss",
+        "reconstruction_alpha",
+        "distillation_alpha",
+        "distillation_temperature",
+        "extras",
+        "nested_ranks",
+        "constrained",
+        "metric",
+        "metric_damping",
+        "metric_sequences",
+    ),
+    "steps": (
+        "num_epochs",
+        "max_steps",
+        "batch_size",
+        "gradient_accumulation_steps",
+        "max_length",
+        "learning_rate_scale",
+        "euclidean_lr",
+        "riemannian_lr",
+        "warmup_steps",
+        "lr_scheduler_type",
+        "weight_decay",
+        "max_grad_norm",
+        "seed",
+    ),
+    "precision and memory": ("bf16", "gradient_checkpointing", "shard_frozen_weights"),
+    "evaluation, checkpoints, logs": (
+        "eval_steps",
+        "early_stopping_patience",
+        "keep_best",
+        "save_steps",
+        "save_total_limit",
+        "logging_steps",
+        "report_to",
+    ),
+}
+RESULTS = ("model", "metrics.json")
+"""What a run that came to its end leaves in its output directory."""
+
+
+def parser() -> argparse.ArgumentParser:
+    made = new_parser("finetune", __doc__)
+    add_model_arguments(made)
+    made.add_argument(
+        "--config",
+        type=Path,
+        default=None,
+        help=f"YAML file with flags; those of the command line win (default: {NOT_SET})",
+    )
+    made.add_argument(
+        "--output",
+        type=OutputDirectory(model=True),
+        default=None,
+        help="directory to write (needed)",
+    )
+    made.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace what an earlier run left in the output directory (default: off)",
+    )
+    made.add_argument(
+        "--resume", action="store_true", help="go on from the last checkpoint (default: off)"
+    )
+    _add_data(made.add_argument_group("data"))
+    conversion = made.add_argument_group("conversion of a source MODEL")
+    add_settings(
+        conversion,
+        CompressionConfig,
+        CONVERSION,
+        choices={"compression_method": METHODS},
+        types={"cache_bits": bits},
+        unset=True,
+    )
+    for title, names in GROUPS.items():
+        add_settings(
+            made.add_argument_group(title), TrainingConfig, names, choices=CHOICES, types=TYPES
+        )
+    return made
+
+
+def _add_data(group: Any) -> None:
+    group.add_argument(
+        "--data",
+        type=DataSet(),
+        action="append",
+        default=None,
+        metavar="DATA",
+        help="text to train on, see above; may be repeated (needed)",
+    )
+    group.add_argument(
+        "--data-subset", default=None, help=f"configuration of the data set (default: {NOT_SET})"
+    )
+    group.add_argument(
+        "--samples",
+        type=whole(),
+        default=None,
+        help="documents to take of each data (default: all)",
+    )
+    group.add_argument(
+        "--eval-data",
+        type=DataSet(),
+        default=None,
+        metavar="DATA",
+        help="text to evaluate on (default: a tenth of the documents of --data)",
+    )
+    group.add_argument(
+        "--teacher",
+        type=Model(),
+        default=None,
+        help="original model to learn from (default: a source MODEL itself)",
+    )
+
+
+def parse(made: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Arguments with the YAML file's values in place of the defaults."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--config", type=Path, default=None)
+    early.add_argument("--data", action="append", default=None)
+    first = early.parse_known_args(argv)[0]
+    if first.config is not None:
+        values = _read_config(made, first.config)
+        if first.data is not None:  # else it would be added to the file's
+            values.pop("data", None)
+        made.set_defaults(**values)
+    return made.parse_args(argv)
+
+
+def _read_config(made: argparse.ArgumentParser, path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds no `flag: value` pairs")
+    values = {str(name).replace("-", "_"): value for name, value in values.items()}
+    actions = {action.dest: action for action in made._actions if action.option_strings}
+    known = sorted(set(actions) - {"help", "config"})
+    unknown = sorted(set(values) - set(known) - {"model"})
+    if unknown:
+        raise ConfigError(
+            f"{path} has unknown settings {', '.join(unknown)}; known are {', '.join(known)}"
+        )
+    values.pop("model", None)  # a resolved config names it; the command line has it already
+    return {name: _typed(actions[name], value, path) for name, value in values.items()}
+
+
+def _typed(action: argparse.Action, value: Any, path: Path) -> Any:
+    """A YAML value as the flag would give it."""
+    if value is None or isinstance(value, bool):
+        return value
+    many = isinstance(value, list)
+    if many and action.nargs is None and action.dest != "data":
+        raise ConfigError(f"{path}: {action.dest} takes one value, not {value!r}")
+    kind: Any = action.type or str
+    try:
+        items = [kind(str(item)) for item in (value if many else [value])]
+    except (TypeError, ValueError, argparse.ArgumentTypeError) as error:
+        raise ConfigError(f"{path}: {action.dest}={value!r} is of the wrong type") from error
+    wrong = [item for item in items if action.choices is not None and item not in action.choices]
+    if wrong:
+        raise ConfigError(
+            f"{path}: {action.dest}={wrong[0]!r} is unknown; choose one of "
+            f"{', '.join(map(str, action.choices or ()))}"
+        )
+    return items if many or action.nargs == "*" or action.dest == "data" else items[0]
+
+
+def faults(given: argparse.Namespace) -> Iterator[str]:
+    for name in ("output", "data"):
+        if not getattr(given, name):
+            yield f"--{name} is needed, as a flag or in the --config file"
+    if is_converted_directory(given.model):
+        for name in CONVERSION:
+            if getattr(given, name) is not None:
+                yield (
+                    f"--{name.replace('_', '-')} is for source models, but {given.model} is "
+                    "converted already; leave it out"
+                )
+        if given.loss not in (None, "lm") and given.teacher is None:
+            yield (
+                f"--loss {given.loss} learns from the original, which the converted {given.model} "
+                "does not hold; give --teacher SOURCE, start from the source model, or take "
+                "--loss lm"
+            )
+    try:
+        TrainingConfig.from_dict(settings(given))
+    except ConfigError as error:
+        yield str(error)
+    if given.output is not None and not (given.resume or given.overwrite):
+        found = [name for name in RESULTS if (given.output / name).exists()]
+        if found:
+            yield (
+                f"{given.output} holds what an earlier run left ({', '.join(found)}); give "
+                "another --output, --resume to go on from its last checkpoint, or --overwrite"
+            )
+
+
+def settings(given: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a `TrainingConfig`; None stands for its default."""
+    values = {field.name: getattr(given, field.name) for field in fields(TrainingConfig)}
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,53 @@
+"""Print what a model remembers per layer, from its config alone; no weights are loaded.
+
+    cacheshrink-hybrid inspect MODEL [--lengths 1024 8192] [--kv-ratio 4 --state-ratio 4]
+    cacheshrink-hybrid inspect eval/configs/*.json --kv-ratio 4 --state-ratio 4
+
+Several models are printed as one table, a line each.
+
+MODEL is a config.json or a directory with one (of a source or a converted model), or a name on the
+Hub. Keys and values grow with the tokens and are counted at 16 bits; recurrent states do not grow
+and are counted in float32, as models keep them. Families that are known but not converted are shown
+too, with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from ..flags import NOT_SET, add_remote_code_flag, new_parser
+from ..preflight import Model, ratio, whole
+
+LENGTHS = [1024, 8192, 32768, 131072]
+
+
+def parser() -> argparse.ArgumentParser:
+    made = new_parser("inspect", __doc__)
+    made.add_argument(
+        "models",
+        metavar="MODEL",
+        nargs="+",
+        type=Model(config_file=True),
+        help="directory with a config.json, such a file, or a name on the Hub",
+    )
+    made.add_argument(
+        "--lengths",
+        type=whole(),
+        nargs="+",
+        default=LENGTHS,
+        help=f"context lengths in tokens (default: {' '.join(map(str, LENGTHS))})",
+    )
+    made.add_argument(
+        "--kv-ratio",
+        type=ratio(),
+        default=None,
+        help=f"also show keys and values divided by this (default: {NOT_SET})",
+    )
+    made.add_argument(
+        "--state-ratio",
+        type=ratio(),
+        default=None,
+        help=f"also show states divided by this (default: {NOT_SET})",
+    )
+    add_remote_code_flag(made)
+    return made

@@ -1,0 +1,273 @@
+"""Argument types that can tell before any work whether their value is of use.
+
+Each parses its text as a `type=` of argparse, and `faults(value)` yields what is wrong with the
+value: in one line, without loading a model or writing anything that stays. `faults` asks all
+arguments of a program.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import math
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from ..demo.corpus import PYTHON_DOCS
+from ..loading import (
+    CONFIG_NAME,
+    WEIGHT_SUFFIXES,
+    device_fault,
+    hub_is_offline,
+    is_converted_directory,
+    model_fault,
+)
+
+IMAGE_SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".eps", ".ps")
+SPARE_BYTES = 2**20
+
+
+class CheckedType(Protocol):
+    """A `type=` of argparse with an opinion."""
+
+    def __call__(self, text: str) -> Any: ...
+
+    def faults(self, value: Any) -> Iterable[str]: ...
+
+
+def faults(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Iterator[str]:
+    """What is wrong with the arguments of a program, one line each, in the order of `--help`."""
+    for action in parser._actions:
+        value = getattr(given, action.dest, None)
+        checks = getattr(action.type, "faults", None)
+        if checks is None or value is None:
+            continue
+        name = action.option_strings[-1] if action.option_strings else str(action.metavar)
+        for one in value if isinstance(value, (list, tuple)) else [value]:
+            for fault in checks(one):
+                yield f"{name}: {fault}"
+
+
+class Number:
+    """A finite number of at least `least`."""
+
+    def __init__(self, kind: type[int] | type[float], least: float) -> None:
+        self.kind = kind
+        self.least = least
+
+    def __call__(self, text: str) -> int | float:
+        try:
+            return self.kind(text)
+        except ValueError as error:
+            noun = "whole number" if self.kind is int else "number"
+            raise argparse.ArgumentTypeError(f"{text!r} is no {noun}") from error
+
+    def faults(self, value: float) -> Iterator[str]:
+        if not math.isfinite(value) or value < self.least:
+            yield f"{value:g} must be at least {self.least:g}"
+
+
+def whole(least: int = 1) -> Number:
+    return Number(int, least)
+
+
+def ratio() -> Number:
+    return Number(float, 1.0)
+
+
+class Device:
+    """A device that torch can compute on."""
+
+    def __call__(self, text: str) -> str:
+        return text
+
+    def faults(self, value: str) -> Iterator[str]:
+        fault = device_fault(value)
+        if fault is not None:
+            yield fault
+
+
+class Model:
+    """A directory, a .gguf file, or a name on the Hub.
+
+    Args:
+        source: whether only models that are not converted yet are of use.
+        config_file: whether a config.json alone will do.
+    """
+
+    def __init__(self, *, source: bool = False, config_file: bool = False) -> None:
+        self.source = source
+        self.config_file = config_file
+
+    def __call__(self, text: str) -> str:
+        return text
+
+    def faults(self, value: str) -> Iterator[str]:
+        if self.config_file and Path(value).is_file():
+            return
+        fault = model_fault(value)
+        if fault is not None:
+            yield fault
+        elif self.source and is_converted_directory(value):
+            yield f"{value} is converted already; give the source model"
+
+
+class TextFile:
+    """A text file in UTF-8."""
+
+    def __call__(self, text: str) -> Path:
+        return Path(text)
+
+    def faults(self, value: Path) -> Iterator[str]:
+        if not value.is_file():
+            yield f"{value} is no file; give the path of a text file"
+            return
+        try:
+            value.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            yield f"{value} is no text in UTF-8 (byte {error.start}); give a text file"
+        except OSError as error:
+            yield f"{value} cannot be read ({error.strerror}); give a file that can"
+
+
+class NamedOrFile:
+    """One of some names, or a file."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = tuple(names)
+
+    def __call__(self, text: str) -> str:
+        return text
+
+    def faults(self, value: str) -> Iterator[str]:
+        if value not in self.names and not Path(value).is_file():
+            yield f"{value} is no file; give one, or one of {', '.join(self.names)}"
+
+
+class DataSet:
+    """A text file, `python-docs`, or the name of a data set on the Hub."""
+
+    def __call__(self, text: str) -> str:
+        return text
+
+    def faults(self, value: str) -> Iterator[str]:
+        path = Path(value)
+        if value == PYTHON_DOCS:
+            return
+        if path.is_file():
+            yield from TextFile().faults(path)
+        elif path.is_dir():
+            yield f"{value} is a directory; give a text file, or the name of a data set"
+        elif path.suffix == ".txt" or path.is_absolute() or len(path.parts) > 2:
+            yield f"{value} does not exist; give a text file, or the name of a data set"
+        elif hub_is_offline():
+            yield (
+                f"{value} is no file here, and the Hub cannot be asked for a data set of this name "
+                f"(HF_HUB_OFFLINE is set); give a text file, or {PYTHON_DOCS}"
+            )
+
+
+class OutputFile:
+    """A file to write; its folder is made if need be.
+
+    Args:
+        suffixes: allowed endings; none for any.
+    """
+
+    def __init__(self, suffixes: tuple[str, ...] = ()) -> None:
+        self.suffixes = suffixes
+
+    def __call__(self, text: str) -> Path:
+        return Path(text)
+
+    def faults(self, value: Path) -> Iterator[str]:
+        if self.suffixes and value.suffix.lower() not in self.suffixes:
+            yield f"{value} must end in one of {', '.join(self.suffixes)}"
+        if value.is_dir():
+            yield f"{value} is a directory; give the path of a file"
+        else:
+            yield from unwritable(value.parent)
+
+
+class Plot(OutputFile):
+    """A picture to write, which takes matplotlib."""
+
+    def __init__(self) -> None:
+        super().__init__(IMAGE_SUFFIXES)
+
+    def faults(self, value: Path) -> Iterator[str]:
+        yield from super().faults(value)
+        yield from no_matplotlib()
+
+
+class OutputDirectory:
+    """A directory to write results into.
+
+    Args:
+        model: whether a model goes there, which may replace a converted one but no other.
+        plots: whether pictures go there.
+    """
+
+    def __init__(self, *, model: bool = False, plots: bool = False) -> None:
+        self.model = model
+        self.plots = plots
+
+    def __call__(self, text: str) -> Path:
+        return Path(text)
+
+    def faults(self, value: Path) -> Iterator[str]:
+        yield from unwritable(value)
+        if self.model and value.is_dir() and not is_converted_directory(value):
+            found = [
+                path.name
+                for path in sorted(value.iterdir())
+                if path.name == CONFIG_NAME or path.suffix in WEIGHT_SUFFIXES
+            ]
+            if found:
+                yield (
+                    f"{value} holds another model ({', '.join(found[:3])}); give a directory "
+                    "without one"
+                )
+        if self.plots:
+            yield from no_matplotlib()
+
+
+def unwritable(directory: Path) -> Iterator[str]:
+    """Why no file can be written into `directory`, which need not exist yet."""
+    nearest = _nearest(directory)
+    if not nearest.is_dir():
+        yield f"{nearest} is a file; give a directory"
+        return
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        yield f"{directory} cannot be written to ({error.strerror}); give another directory"
+
+
+def _nearest(directory: Path) -> Path:
+    """The directory, or what there is of the way to it."""
+    while not directory.exists() and directory != directory.parent:
+        directory = directory.parent
+    return directory
+
+
+def too_little_space(directory: Path, needed_bytes: int) -> Iterator[str]:
+    """Whether a model of this many bytes has no room in `directory`, which need not exist yet."""
+    nearest = _nearest(directory)
+    if not needed_bytes or not nearest.is_dir():
+        return
+    free = shutil.disk_usage(nearest).free
+    if free < needed_bytes + SPARE_BYTES:
+        yield (
+            f"{directory} has {free / 2**20:,.0f} MiB free, and the model takes about "
+            f"{needed_bytes / 2**20:,.0f} MiB; free some space, or give another directory"
+        )
+
+
+def no_matplotlib() -> Iterator[str]:
+    if importlib.util.find_spec("matplotlib") is None:
+        yield "plots need matplotlib; pip install 'cacheshrink_hybrid[eval]'"

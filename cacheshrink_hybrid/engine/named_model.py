@@ -1,0 +1,34 @@
+"""Models that are given by the name of a directory or on the Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ..checkpoint import load_mla_model
+from ..loading import is_converted_directory, loading
+
+
+def load_named(name: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
+    """A source or converted model on the CPU, in the precision that it was saved in, and its
+    tokenizer if there is one.
+
+    Raises:
+        ConfigError: nothing that can be loaded has this name.
+        CheckpointError: a converted model that is damaged.
+    """
+    if is_converted_directory(name):
+        return load_mla_model(name)
+    directory = Path(name)
+    with loading(name):
+        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
+        tokenizer = None
+        if not directory.is_dir() or (directory / "tokenizer_config.json").is_file():
+            tokenizer = AutoTokenizer.from_pretrained(name)
+    return model.eval(), tokenizer

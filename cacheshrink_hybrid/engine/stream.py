@@ -1,0 +1,49 @@
+"""The outputs of one request as they come."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+from .dispatcher import Dispatcher
+from .request import Request, RequestOutput
+
+
+class Stream(Iterator[RequestOutput]):
+    """An output for every token of a request, the last one finished; steps are made as they are
+    needed. Closing it, or losing it, or an error on the way, aborts the request.
+
+    Attributes:
+        request_id: of the request.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, request: Request) -> None:
+        self._dispatcher = dispatcher
+        self._request = request
+        self._closed = False
+        self._ready: deque[RequestOutput] = deque()
+        dispatcher.submit([request])
+        self.request_id = request.request_id
+
+    def __next__(self) -> RequestOutput:
+        if self._closed:
+            raise StopIteration
+        if not self._ready:
+            try:
+                self._ready.extend(self._dispatcher.wait(self._request.outbox))
+            except BaseException:
+                self.close()
+                raise
+        if not self._ready:
+            raise StopIteration
+        return self._ready.popleft()
+
+    def close(self) -> None:
+        """End the stream, and abort its request if it still runs. From any thread."""
+        self._closed = True
+        if not self._request.over:
+            self._dispatcher.drop([self._request])
+
+    def __del__(self) -> None:
+        if hasattr(self, "request_id"):  # was submitted
+            self.close()

@@ -1,0 +1,8 @@
+"""What measurements take where nothing else is said, known without torch."""
+
+DEFAULT_CHUNK = 64
+"""Tokens per forward pass on top of a cache."""
+DEFAULT_LENGTHS = (128, 512, 1024, 2048)
+"""Tokens whose caches are measured."""
+DEFAULT_DISTANCES = (64, 256, 1024)
+"""Tokens between what recall exercises show and its return."""
