@@ -484,7 +484,7 @@ def test_arguments_that_ask_for_what_is_done(tmp_path: Path) -> None:
 def test_offloaded_weights_are_saved(tmp_path: Path) -> None:
     """Those on disk are on the meta device, where all addresses are zero."""
     save_mla_model(compressed().converted, None, tmp_path / "model")
-    layers = {f"model.layers.{i}": "disk" for i in range(1, 2)}
+    layers = {f"model.layers.{i}": "disk" for i in range(1, 3)}
     rest = ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head", "model.layers.0")
     model = AutoModelForCausalLM.from_pretrained(
         tmp_path / "model",
