@@ -350,6 +350,13 @@ def test_damage(name: str, load: Callable, saved: Path) -> None:
         load(saved)
 
 
+def test_changed_weights_load_when_asked_to(saved: Path) -> None:
+    flip_a_bit(saved)
+    model, _ = load_mla_model(saved, verify_weights=False)
+    model.save_pretrained(saved)
+    load_mla_model(saved)
+
+
 def test_directories_that_are_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is no directory; give one that save_mla_model"):
         load_mla_model(tmp_path / "nowhere")
