@@ -70,8 +70,8 @@ def check_target(target: Path) -> None:
 def draft_of(target: Path) -> Iterator[Path]:
     """A directory whose files replace those of the same names in `target` on leaving.
 
-    If the draft has weights, those of an earlier save that it does not have are removed. After an error
-    `target` is as it was, and does not exist if it did not before.
+    If the draft has weights, those of an earlier save that it does not have are removed. After an
+    error `target` is as it was, and does not exist if it did not before.
 
     Raises:
         CheckpointError: if `target` cannot be written to, or has too little room.
