@@ -20,6 +20,12 @@ def is_of_peft(module: nn.Module) -> bool:
     return any(cls.__module__.partition(".")[0] == "peft" for cls in type(module).__mro__)
 
 
+def adapted_modules(model: nn.Module) -> list[str]:
+    """Names of the modules that adapters of peft wrap or replace."""
+    names = [name for name, module in model.named_modules() if is_of_peft(module)]
+    return [n for n in names if not any(n.startswith(f"{other}.") for other in names)]
+
+
 def refuse_adapters(model: nn.Module, purpose: str) -> None:
     """Refuse a model of peft, and a model that carries adapters.
 
@@ -34,11 +40,10 @@ def refuse_adapters(model: nn.Module, purpose: str) -> None:
             f"{purpose} takes the plain model that this {type(model).__name__} of peft wraps; give "
             "model.merge_and_unload(), or model.unload() to drop the adapter"
         )
-    names = [name for name, module in model.named_modules() if is_of_peft(module)]
-    outer = [n for n in names if not any(n.startswith(f"{other}.") for other in names)]
-    if outer:
-        more = len(outer) - SHOWN_NAMES
-        shown = ", ".join(outer[:SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
+    names = adapted_modules(model)
+    if names:
+        more = len(names) - SHOWN_NAMES
+        shown = ", ".join(names[:SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
         raise UnsupportedModelError(
             f"the model carries adapters of peft on {shown}, and {purpose} takes models whose "
             "weights are all that there is: load the adapter with PeftModel.from_pretrained(base, "

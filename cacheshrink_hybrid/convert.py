@@ -18,14 +18,16 @@ from .calibrate.states import StateCalibration, compressible_layers
 from .calibrate.text import calibration_sequences, load_texts
 from .config import DEFAULT_DEVICE_PROFILE, DEFAULT_RATIO, CompressionConfig
 from .demo.corpus import PYTHON_DOCS
-from .errors import ConfigError, PlanError, UnsupportedModelError
+from .errors import ConfigError, NotSupportedError, PlanError, UnsupportedModelError
 from .families import check_shared_weights, model_spec, read_attention
+from .lasting import lasting_tensors
 from .latent_model import convert_in_place, is_converted
 from .modules.attention_parts import AttentionParts
 from .modules.recurrent_mixer import unfoldable_weight
 from .original_model import remember_source_values
 from .plan import CompressionPlan
-from .planning import ModelStatistics, check_reachable, plan_model
+from .planning import ModelStatistics, plan_model
+from .ratio_limit import check_reachable
 from .self_check import check_layers
 from .source_model import check_plain_weights, forget_quantisation, load_source
 from .spec import ModelSpec
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+@lasting_tensors()
 def convert_to_mla(
     model_name_or_path: str | Path | PreTrainedModel,
     compression_ratio: float = 4.0,
@@ -97,10 +100,10 @@ def convert_to_mla(
         calibration_dataset_subset: configuration of a data set on the Hub.
         metric: see `CompressionConfig`; None is `fisher` with calibration and `none` without.
         trust_remote_code: passed to `from_pretrained`; code from the Hub runs only if True.
-        inplace: rewrite a model object itself. False leaves it alone and converts a copy, which
-            takes the memory of its weights once more.
         self_check: before anything else, compare every layer that is to be replaced, rebuilt at
             full rank, with the source's on a few tokens.
+        inplace: rewrite a model object itself. False leaves it alone and converts a copy, which
+            takes the memory of its weights once more.
         verbose: print the plan and show a progress bar.
         loading: arguments of `from_pretrained` for names and paths: `revision`, `token`,
             `subfolder`, `cache_dir`, `device_map`, `attn_implementation`, `gguf_file`, ... (all of
@@ -186,7 +189,7 @@ def convert_to_mla(
             device=device,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
-            check=lambda source: check_something_to_do(model_spec(source), config),
+            check=lambda spec: check_something_to_do(spec, config),
             **loading,
         )
     sequences: list[Tensor] = []
@@ -214,6 +217,7 @@ def convert_to_mla(
     return model, tokenizer
 
 
+@lasting_tensors()
 def convert_model(
     model: PreTrainedModel,
     config: CompressionConfig,
@@ -238,6 +242,11 @@ def convert_model(
         The plan, which is also `plan_of(model)`.
     """
     refuse_adapters(model, "converting")
+    if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
+        raise NotSupportedError(
+            "weights of the model were made inside torch.inference_mode(), and nothing can be "
+            "calibrated or trained through them; load the model outside of that context"
+        )
     if is_converted(model):
         raise UnsupportedModelError("the model is converted already; convert its source instead")
     check_plain_weights(model)

@@ -55,12 +55,17 @@ def _directory_fault(path: Path) -> str | None:
     config = path / CONFIG_NAME
     if not config.is_file():
         return f"{path} holds no {CONFIG_NAME}; give the directory of a model"
+    return config_fault(config)
+
+
+def config_fault(config: Path) -> str | None:
+    """What keeps a file from being a model's config; None for nothing."""
     try:
         values = json.loads(config.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        return f"{config} cannot be read as JSON ({first_line(error)}); give another model"
+        return f"{config} cannot be read as JSON ({first_line(error)}); give a model's own"
     if not isinstance(values, dict):
-        return f"{config} holds no settings; give the directory of a model"
+        return f"{config} holds no settings of a model; give another"
     return None
 
 
@@ -111,14 +116,19 @@ def loading(name: str | Path, cache_dir: str | Path | None = None) -> Iterator[N
     fault = model_fault(name, cache_dir)
     if fault is not None:
         raise ConfigError(f"model {fault}")
+    from safetensors import SafetensorError
+
     try:
         yield
     except CacheShrinkError:
         raise
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError, RuntimeError) as error:
+        said = first_line(error)
+        if "mismatched_sizes" in said:
+            said = f"its weights have other shapes than its {CONFIG_NAME} says"
         raise ConfigError(
-            f"model {str(name)!r} cannot be loaded: {first_line(error)}; give the directory of a "
-            "whole model, or a name on the Hub"
+            f"model {str(name)!r} cannot be loaded: {said}; give the directory of a whole model, "
+            "or a name on the Hub"
         ) from error
 
 

@@ -28,13 +28,13 @@ from .factorize import (
     read_operations,
     read_seconds,
     row_alignment,
-    run_channels,
 )
 from .factorize.held_out import held_out_loss
 from .factorize.state_plan import StateFactors, make_state_unit, plan_states
 from .modules.attention_parts import AttentionParts
 from .plan import ChannelRun, CompressionPlan, LatentPlan, StatePlan
-from .spec import BYTES_16BIT, ModelSpec
+from .ratio_limit import kept_bytes
+from .spec import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,42 +134,6 @@ def _scored(
     return replace(planned, plan=replace(planned.plan, latents=latents))
 
 
-def check_reachable(
-    spec: ModelSpec, parts: list[AttentionParts], config: CompressionConfig
-) -> None:
-    """Raise `PlanError` for a ratio that no plan can reach, which calibration would not change.
-
-    The least that coded latents take is one run of the smallest width per module; others take one
-    channel of 16 bits, and two where keys and values are apart.
-    """
-    if not parts or config.budget_bytes is not None or config.d_latent is not None:
-        return
-    apart = config.compression_method not in ("auto", "joint")
-    least = 0
-    for part in parts:
-        if config.coded:
-            row_format = config.row_format(row_alignment(part.kv_width))
-            runs = [(run_channels(2 * part.kv_width), min(WIDTHS_OF[config.cache_bits]))]
-            one = row_format.row_bytes(runs)
-        else:
-            one = BYTES_16BIT * (2 if apart else 1)
-        least += one * len(part.layer_ids)
-    if _budget(spec, parts, config) < least:
-        ids = {idx for part in parts for idx in part.layer_ids}
-        kept = sum(layer.bytes_per_token for layer in spec.layers if layer.layer_idx not in ids)
-        raise PlanError(
-            f"compression_ratio={config.compression_ratio:g} leaves "
-            f"{spec.bytes_per_token / config.compression_ratio:.1f} bytes per token, and the least "
-            f"that can be stored with these settings is {kept + least}; give a compression_ratio "
-            f"of at most {_floor(spec.bytes_per_token / (kept + least))}"
-        )
-
-
-def _floor(ratio: float) -> str:
-    """A ratio in few digits, not rounded up."""
-    return f"{math.floor(100 * ratio) / 100:g}"
-
-
 JOINT_SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Shares of the source's state bytes that a joint budget may leave to the states."""
 BISECTIONS = 7
@@ -223,10 +187,7 @@ def _joint(
 
 def _budget(spec: ModelSpec, parts: list[AttentionParts], config: CompressionConfig) -> float:
     """Bytes per token that the compressed layers may take."""
-    compressed_ids = {idx for part in parts for idx in part.layer_ids}
-    kept = sum(
-        layer.bytes_per_token for layer in spec.layers if layer.layer_idx not in compressed_ids
-    )
+    kept = kept_bytes(spec, parts)
     total = spec.bytes_per_token / config.compression_ratio
     if total <= kept and config.d_latent is None:
         raise PlanError(

@@ -23,8 +23,10 @@ from transformers import (
 
 from .errors import ConfigError, UnsupportedModelError
 from .families import model_spec
-from .loading import GGUF_SUFFIX, device_fault, loading
+from .loading import GGUF_SUFFIX, device_fault
+from .loading import loading as readable
 from .pretrained_arguments import HUB_ARGUMENTS, MODEL_ARGUMENTS, refuse_unknown, taken
+from .spec import ModelSpec
 
 SOURCE_ARGUMENTS = (*HUB_ARGUMENTS, *MODEL_ARGUMENTS, "gguf_file")
 """Arguments of `from_pretrained` that a source is loaded with."""
@@ -43,8 +45,8 @@ def load_source(
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
     trust_remote_code: bool = False,
-    check: Callable[[PretrainedConfig], object] = model_spec,
-    **arguments: Any,
+    check: Callable[[ModelSpec], None] = lambda spec: None,
+    **loading: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A source model in evaluation mode, and its tokenizer unless one is given.
 
@@ -53,34 +55,35 @@ def load_source(
 
     Args:
         name: Hub name, local directory, or a GGUF file.
-        check: raises if a config's model is of no use.
-        arguments: of `SOURCE_ARGUMENTS`.
+        check: raises if a model of this spec is not wanted, before its weights are loaded.
+        loading: of `SOURCE_ARGUMENTS`.
 
     Raises:
         ConfigError: another argument; no such model or device.
-        UnsupportedModelError: a family that is not supported, another quantisation, or an adapter
-            alone. Nothing but the config was loaded then.
+        UnsupportedModelError: a family that is not supported, or another quantisation. Nothing but
+            the config was loaded then.
     """
     refuse_unknown(
-        {n: v for n, v in arguments.items() if n not in SOURCE_ARGUMENTS},
+        {n: v for n, v in loading.items() if n not in SOURCE_ARGUMENTS},
         "loading a source model",
         SOURCE_ARGUMENTS,
     )
     fault = device_fault(device)
     if fault is not None:
         raise ConfigError(f"device {fault}")
+    directory = Path(name) / (loading.get("subfolder") or "")
+    _refuse_adapter_directory(directory)
     given, (name, file) = name, gguf_location(name)
-    how = taken(arguments, MODEL_ARGUMENTS)
-    where = {**arguments, **file, "trust_remote_code": trust_remote_code}
-    place = Path(given) / (arguments.get("subfolder") or "") if Path(given).is_dir() else given
-    _refuse_adapter_directory(Path(place))
-    with loading(place, arguments.get("cache_dir")):
+    loading |= file
+    how = taken(loading, MODEL_ARGUMENTS)
+    where = {**loading, "trust_remote_code": trust_remote_code}
+    with readable(directory if directory.is_dir() else given, loading.get("cache_dir")):
         config = AutoConfig.from_pretrained(name, **where)
-        check(config)
-        method = "gguf" if where.get("gguf_file") is not None else quantisation_of(config)
+        check(model_spec(config))
+        method = "gguf" if loading.get("gguf_file") is not None else quantisation_of(config)
         if method is not None:
             if method not in UNPACKED_WHEN_LOADED:
-                raise _quantised(str(given), method)
+                raise _quantised(str(name), method)
             how["quantization_config"] = UNPACKED_WHEN_LOADED[method](dequantize=True)
         if tokenizer is None:
             tokenizer = AutoTokenizer.from_pretrained(name, **where)

@@ -37,7 +37,7 @@ BAD_ARGUMENTS = {
     "ratio-half": ({"compression_ratio": 0.5}, ConfigError, "must be a finite number >= 1"),
     "ratio-nan": ({"compression_ratio": float("nan")}, ConfigError, "must be a finite"),
     "ratio-inf": ({"compression_ratio": float("inf")}, ConfigError, "must be a finite"),
-    "ratio-huge": ({"compression_ratio": 1e6}, PlanError, "at most 16$"),
+    "ratio-huge": ({"compression_ratio": 1e6}, PlanError, "give a compression_ratio of at most 32"),
     "ratio-huge-uniform": (
         {"compression_ratio": 1e6, "rank_allocation": "uniform"},
         PlanError,
@@ -78,7 +78,7 @@ BAD_ARGUMENTS = {
             "keep_early_layers_original": True,
         },
         PlanError,
-        "the layers kept as they are take 64; ask for at most 3.00, or keep fewer",
+        "at most 2.66, or keep fewer layers, which take 64",
     ),
     "no-tokenizer": ({"tokenizer": None}, ConfigError, "needs tokenizer=.*use_calibration=False"),
     "texts-without-calibration": (

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..kernels.backend import Backend
+from ..lasting import lasting_tensors
 from .arena import row_view
 from .layout import Layout
 from .paged_step import RowStep, new_slots
@@ -34,12 +35,24 @@ class BatchRows:
         self.layout = layout
         self.store = store
         self._ids: list[Hashable] = []
+        self._start()
+
+    def _start(self) -> None:
+        """Remember nothing yet."""
         self._views: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self._places: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
         self._places_end = 0
         self._tables: dict[int, tuple[int, Tensor]] = {}
         self._buffers: dict[torch.dtype, Tensor] = {}
         self._steps: dict[int, tuple[tuple[int, int], Tensor, Tensor, Tensor]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is looked up again: views, in a copy, would be of memory of their own."""
+        return {"layout": self.layout, "store": self.store, "_ids": self._ids}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start()
 
     def show(self, seq_ids: Sequence[Hashable]) -> None:
         """Let the batch be these sequences."""
@@ -135,7 +148,8 @@ class BatchRows:
         size = math.prod(shape)
         key = like.dtype
         if key not in self._buffers or self._buffers[key].numel() < size:
-            self._buffers[key] = like.new_empty(size + size // 4)
+            with lasting_tensors():
+                self._buffers[key] = like.new_empty(size + size // 4)
         return self._buffers[key][:size].view(shape)
 
     def _view(self, layer: PooledAttentionLayer) -> tuple[Tensor, Tensor]:
@@ -145,10 +159,11 @@ class BatchRows:
             number, place = self.layout.class_of_layer[layer.layer_idx]
             assert layer.row_dtype is not None
             lifetime = self.layout.classes[number]
-            rows = row_view(self.store.pool, lifetime, place, layer.row_dtype)
-            flat = rows.as_strided(
-                (rows.shape[0], rows.shape[1] * rows.shape[2]), (rows.stride(0), 1)
-            )
+            with lasting_tensors():
+                rows = row_view(self.store.pool, lifetime, place, layer.row_dtype)
+                flat = rows.as_strided(
+                    (rows.shape[0], rows.shape[1] * rows.shape[2]), (rows.stride(0), 1)
+                )
             views = [rows, flat]
             self._views[layer.layer_idx] = (self.store.pool.arena, rows, flat)
         return views[0], views[1]

@@ -48,7 +48,6 @@ class EvictionQueue:
                 f"eviction policy {policy!r} is unknown; choose one of {', '.join(POLICIES)}"
             )
         self.policy = policy
-        self._score = POLICIES[policy]
         self._floor = 0.0
         self._heap: list[tuple[Score, int, Hashable]] = []
         self._entry: dict[Hashable, int] = {}
@@ -61,7 +60,7 @@ class EvictionQueue:
         """Add a sequence that holds `num_bytes` bytes."""
         self._counter += 1
         self._entry[sequence.seq_id] = self._counter
-        score = self._score(sequence, num_bytes, self._floor)
+        score = POLICIES[self.policy](sequence, num_bytes, self._floor)
         heapq.heappush(self._heap, (score, self._counter, sequence.seq_id))
 
     def discard(self, seq_id: Hashable) -> None:

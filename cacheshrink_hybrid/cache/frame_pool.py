@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..errors import FrameError
+from ..lasting import lasting_tensors
 from .frame_ledger import FRAME_MASK, FrameLedger, Handles
 
 POISON = 0xFF
@@ -101,6 +102,8 @@ class FramePool(FrameLedger):
 
 
 def _new_arena(num_frames: int, frame_bytes: int, device: torch.device) -> Tensor:
-    arena = torch.empty((num_frames + SINK_FRAMES) * frame_bytes, dtype=torch.uint8, device=device)
+    num_bytes = (num_frames + SINK_FRAMES) * frame_bytes
+    with lasting_tensors():
+        arena = torch.empty(num_bytes, dtype=torch.uint8, device=device)
     arena[:frame_bytes] = 0
     return arena

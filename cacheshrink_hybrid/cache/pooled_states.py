@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..lasting import lasting_tensors
 from .frame_ledger import FRAME_MASK, Handles
 from .frame_pool import FramePool
 from .state_map import ROW_ALIGNMENT, StateMap, StateRows
@@ -31,12 +32,13 @@ class Placement:
     stride: int
 
     def view(self) -> Tensor:
-        """The tensor, looked up in the arena as it is now."""
+        """The tensor, looked up in the arena as it is now; it can be written to in every mode."""
         size = self.dtype.itemsize
         inner = [math.prod(self.shape[i + 1 :]) for i in range(1, len(self.shape))]
-        return self.pool.arena.view(self.dtype).as_strided(
-            self.shape, (self.stride // size, *inner), self.start // size
-        )
+        with lasting_tensors(), torch.enable_grad():
+            return self.pool.arena.view(self.dtype).as_strided(
+                self.shape, (self.stride // size, *inner), self.start // size
+            )
 
 
 class PooledStates(MutableMapping):
@@ -70,6 +72,10 @@ class PooledStates(MutableMapping):
             view.copy_(value.detach())
         else:
             self._values[number] = value
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without views, which a copy would have of memory of their own."""
+        return {**self.__dict__, "_views": {}}
 
     def __delitem__(self, number: int) -> None:
         del self._values[number]

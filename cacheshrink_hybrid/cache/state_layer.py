@@ -14,9 +14,8 @@ followed without the detour.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache as memoized
 from typing import Any, Protocol
 
 import torch
@@ -30,7 +29,10 @@ from transformers.cache_utils import (
 
 from ..codecs.state import StateCodec
 from ..codecs.straight_through import newest_straight_through, straight_through
+from ..derived_class import Derived, derived_class
 from ..errors import NotSupportedError
+from ..lasting import lasting_tensors
+from ..precision import without_autocast
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class Recurrence(Protocol):
         ...
 
 
-class StateCacheMixin(LinearAttentionCacheLayerMixin):
+class StateCacheMixin(LinearAttentionCacheLayerMixin, Derived):
     """What `state_layer` adds to a cache layer of transformers; comes first in its bases.
 
     `conv_states[0]` are the columns, `recurrent_states[0]` the codes, and
@@ -85,10 +87,12 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin):
             codes the state once, at its last boundary.
     """
 
+    name_prefix = "Coded"
     is_compileable = False
     codes_every_boundary: bool = False
     layout: StateLayout
     num_pending: int
+    _owner: Callable[[], Recurrence | None]
     recorded: tuple[Tensor, ...] | None
 
     def start(self, layout: StateLayout) -> None:
@@ -109,8 +113,19 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin):
         self.layout = layout
         self.num_pending = 0
         self.recorded = None
-        self._owner: Any = None
+        self._owner = _nobody
+        self._due = False
         self._no_reads: Tensor | None = None
+
+    def belongs_to(self, owner: Recurrence) -> None:
+        """Say which mixer takes recorded tokens into the state; it takes those in that are due."""
+        self._owner = weakref.ref(owner)
+        if self._due and self.recorded is not None:
+            self._commit(self.recorded[0].shape[1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the mixer, which says so again."""
+        return {**self.__dict__, "_owner": _nobody}
 
     def conv_window(self, columns: Tensor) -> Tensor:
         """Add columns (B, C, T) and return them behind their left context, (B, C, W - 1 + T)."""
@@ -141,7 +156,7 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin):
             reads: (B, T, ...).
         """
         layout, L = self.layout, self.layout.replay_length
-        self._owner = weakref.ref(owner)
+        self.belongs_to(owner)
         if L > 1 or self.record_past:
             inputs = tuple(rounded(x, layout.input_dtype(i)) for i, x in enumerate(inputs))
         first = not self.is_recurrent_states_initialized[0] and not self.num_pending
@@ -238,10 +253,9 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin):
             flat = x.detach().flatten(2)
             ring = self.recurrent_states.get(1 + i)
             if ring is None:
-                ring = flat.new_zeros(
-                    (len(flat), self.layout.replay_length - 1, flat.shape[2]),
-                    dtype=self.layout.input_dtype(i),
-                )
+                shape = len(flat), self.layout.replay_length - 1, flat.shape[2]
+                with lasting_tensors():
+                    ring = flat.new_zeros(shape, dtype=self.layout.input_dtype(i))
                 self.recurrent_states[1 + i] = ring
                 self.is_recurrent_states_initialized[1 + i] = True
             ring[:, known:left] = flat[:, flat.shape[1] - left + known :]
@@ -260,16 +274,20 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin):
     def _commit(self, num_tokens: int) -> None:
         """Take the first `num_tokens` recorded tokens into codes and ring, and forget the rest."""
         assert self.recorded is not None and self._no_reads is not None
-        recorded, self.recorded = self.recorded, None
-        keep = self.conv_states[0].shape[-1] - recorded[0].shape[1] + num_tokens
-        columns = self.conv_states[0][..., :keep]
+        keep = self.conv_states[0].shape[-1] - self.recorded[0].shape[1] + num_tokens
+        recorded = tuple(x[:, :num_tokens] for x in self.recorded)
+        columns, owner = self.conv_states[0][..., :keep], self._owner()
+        self._due = owner is None and num_tokens > 0  # a copy, whose mixer comes with the next pass
+        if self._due:
+            self.recorded, self.conv_states[0] = recorded, columns.clone()
+            return
+        self.recorded = None
         self.conv_states[0] = columns[..., keep - self.layout.conv_columns :].clone()
         if num_tokens == 0:
             return
-        owner = self._owner()
         assert owner is not None
         first = not self.is_recurrent_states_initialized[0] and not self.num_pending
-        inputs = self._behind_ring([x[:, :num_tokens] for x in recorded])
+        inputs = self._behind_ring(recorded)
         cuts = _boundaries(inputs, self.layout.replay_length)
         if first or self.layout.lossless:
             cuts = cuts[-1:]
@@ -295,7 +313,7 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin):
         """
         tokens_to_remove = int(tokens_to_remove)  # transformers 5.17 counts them in a tensor
         count = -tokens_to_remove
-        recorded = 0 if self.recorded is None else self.recorded[0].shape[1]
+        recorded = 0 if self.recorded is None or self._due else self.recorded[0].shape[1]
         if count < 0 or count > recorded:
             raise NotSupportedError(
                 f"crop({tokens_to_remove}) on a recurrent state that has recorded {recorded} "
@@ -304,8 +322,9 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin):
             )
         if isinstance(self, CacheLayerMixin):
             super(LinearAttentionCacheLayerMixin, self).crop(tokens_to_remove)
-        if self.recorded is not None:
-            self._commit(recorded - count)
+        if recorded:
+            with without_autocast(self.conv_states[0]):
+                self._commit(recorded - count)
 
     def _each_recorded(self, change) -> None:
         if self.recorded is not None:
@@ -346,6 +365,10 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin):
             getattr(DynamicLayer, name)(self, argument)
 
 
+def _nobody() -> None:
+    """In the place of a reference to a mixer."""
+
+
 def saturated(x: Tensor, dtype: torch.dtype) -> Tensor:
     """`x` as it is stored in `dtype`, at most as large as that holds."""
     if dtype not in (x.dtype, torch.float32):
@@ -368,11 +391,6 @@ def _boundaries(inputs: Sequence[Tensor], replay_length: int) -> list[int]:
     return list(range(replay_length, total + 1, replay_length))
 
 
-@memoized
-def _state_layer_class(source_class: Any) -> Any:
-    return type(source_class.__name__, (StateCacheMixin, source_class), {})
-
-
 def state_layer(cache: Cache, layer_idx: int, layout: StateLayout) -> StateCacheMixin:
     """The layer of `cache` for a compressed mixer.
 
@@ -387,7 +405,7 @@ def state_layer(cache: Cache, layer_idx: int, layout: StateLayout) -> StateCache
                 "which has no place for a recurrent state; use make_cache(model)"
             )
         source_class: Any = type(layer)
-        layer.__class__ = _state_layer_class(source_class)
+        layer.__class__ = derived_class(StateCacheMixin, source_class)
         layer.start(layout)
     elif layer.layout != layout:
         raise NotSupportedError(

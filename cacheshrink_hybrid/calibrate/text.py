@@ -156,6 +156,11 @@ def checked_texts(texts: object, name: str) -> list[str]:
     return kept
 
 
+def token_ids(tokenizer, text: str) -> list[int]:
+    """All tokens of a text, which are cut afterwards, so without a warning of its length."""
+    return tokenizer(text, verbose=False).input_ids
+
+
 def token_sequences(
     tokenizer, texts: Sequence[str], *, max_length: int, num_sequences: int | None = None
 ) -> list[Tensor]:
@@ -167,7 +172,7 @@ def token_sequences(
     Raises:
         CalibrationError: if all texts together have fewer than 16 tokens.
     """
-    tokens = [torch.tensor([tokenizer(text).input_ids]).long() for text in texts]
+    tokens = [torch.tensor([token_ids(tokenizer, text)]).long() for text in texts]
     total = sum(ids.shape[1] for ids in tokens)
     if total < MIN_TOKENS:
         raise CalibrationError(

@@ -21,6 +21,8 @@ from ..errors import CacheShrinkError, CacheShrinkWarning
 from ..version import __version__
 from . import preflight
 
+INTERRUPTED = 130
+"""Exit status of a program that was stopped by the keyboard, as shells have it."""
 PROGRAMS = {
     "demo": "convert the model that ships with the package, and show what it costs and saves",
     "inspect": "print what a model caches per layer, from its config",
@@ -71,6 +73,9 @@ def run(program: str, argv: Sequence[str] | None) -> int:
             return import_module(f".{program}", __name__).run(given)
     except CacheShrinkError as error:
         return _refused([str(error)])
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from ..evaluation.allocation.replay import capacity_for, replay, replay_without_
 from ..evaluation.allocation.traces import SYNTHETIC, Request, read_trace, synthetic_trace
 from ..evaluation.reference_models import REFERENCE_MODELS, ReferenceModel
 from ..plan import format_table
-from .report import plot_bars, write_json
+from .plots import plot_bars
+from .report import write_json
 
 WIDTHS = {"16 bits": (1.0, "bf16"), "4x, int8 states": (4.0, "int8")}
 LOOSE_ALLOCATORS = ("frames", "migrating", "fixed_dual 0.474", "fixed_dual 0.9", "padded")
@@ -166,9 +167,9 @@ def _plot(path: Path, records: list[dict[str, Any]]) -> None:
     traces = list(dict.fromkeys(record["trace"] for record in records))
     trace = "churn" if "churn" in traces else traces[0]
     width = list(WIDTHS)[-1]
-    groups: dict[str, dict[str, float]] = {}
+    groups: dict[str, dict[str, float | None]] = {}
     for record in records:
         if (record["trace"], record["width"]) == (trace, width):
             group = groups.setdefault(record["model"], {})
-            group[record["allocator"]] = record.get("concurrency", 0.0)
+            group[record["allocator"]] = record.get("concurrency")
     plot_bars(path, groups, f"Trace {trace}, {width}", "mean running sequences")

@@ -20,6 +20,7 @@ def run(given: argparse.Namespace) -> int:
         use_calibration=given.metric != "none",
         calibration_dataset=given.calibration_dataset,
         calibration_dataset_subset=given.calibration_dataset_subset,
+        self_check=given.self_check,
         **settings(given),
     )
     save_mla_model(model, tokenizer, given.output)

@@ -22,7 +22,8 @@ from ..evaluation import (
 from ..families import model_spec
 from ..latent_model import is_converted, plan_of
 from ..plan import format_table
-from .report import plot_tradeoff, write_json
+from .plots import plot_tradeoff
+from .report import write_json
 
 SHOWN_RATIO = 4.0
 CONTEXT_TOKENS = 1024
@@ -87,7 +88,8 @@ def run(given: argparse.Namespace) -> int:
     for record in records:
         record["perplexity change"] = f"{100 * (record['perplexity'] / base - 1):+.2f} %"
     print("\n" + format_table(records))
-    plot_tradeoff(given.output / "tradeoff.png", records, "The shipped model, before and after")
+    title = "The shipped model, before and after"
+    plot_tradeoff(given.output / "tradeoff.png", records, title, joined=True)
 
     samples = [
         generate_samples(shown, tokenizer, [prompt], max_new_tokens=length)[0]

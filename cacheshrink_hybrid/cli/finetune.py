@@ -23,9 +23,10 @@ from ..training import MLATrainer, TrainingConfig
 from ..training.arguments import check_launcher
 from ..training.output import check_writable
 from .arguments import load_given
-from .parsers.finetune import CONVERSION, settings
+from .parsers.finetune import CHECKPOINTS, CONVERSION, settings
+from .plots import plot_losses
 from .preflight import no_matplotlib
-from .report import plot_losses, write_json
+from .report import write_json
 
 HELD_OUT_SHARE = 10
 SPARE_BYTES = 2**20
@@ -51,7 +52,7 @@ def run(given: argparse.Namespace) -> int:
     if given.teacher is not None:
         teacher, _ = load_given(given, given.teacher)
     trainer = MLATrainer(
-        model, tokenizer, teacher_model=teacher, output_dir=output / "checkpoints", **chosen
+        model, tokenizer, teacher_model=teacher, output_dir=output / CHECKPOINTS, **chosen
     )
     stats = trainer.train(texts, eval_dataset=held_out, resume_from_checkpoint=given.resume)
     if first:

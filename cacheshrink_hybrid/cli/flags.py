@@ -16,9 +16,15 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 NOT_SET = "not set"
 
 
-def new_parser(program: str, description: str | None) -> argparse.ArgumentParser:
+def new_parser(program: str, description: str | None, needed: str) -> argparse.ArgumentParser:
+    """A parser without arguments yet.
+
+    Args:
+        needed: what must be given, in the line of usage; all options would fill a page there.
+    """
     return argparse.ArgumentParser(
         prog=f"cacheshrink-hybrid {program}",
+        usage=" ".join(["%(prog)s", *needed.split(), "[options]"]),
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

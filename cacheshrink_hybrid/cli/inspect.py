@@ -17,7 +17,7 @@ from ..errors import ConfigError
 from ..families import layout_spec
 from ..families.rows import REFUSED
 from ..loading import first_line, is_converted_directory
-from ..plan import CompressionPlan, fitting_table
+from ..plan import CompressionPlan, fitting_table, format_table
 from ..saved_model import read_checkpoint
 from ..spec import LayerSpec, ModelSpec
 
@@ -27,7 +27,7 @@ def run(given: argparse.Namespace) -> int:
     ratios = [_ratios(given.kv_ratio, given.state_ratio, model.plan) for model in found]
     if len(found) > 1:
         lines = zip(found, ratios, strict=True)
-        print(fitting_table([_line(model, given.lengths, ratio) for model, ratio in lines]))
+        print(format_table([_line(model, given.lengths, ratio) for model, ratio in lines]))
         return 0
     _print_model(found[0], given.lengths, ratios[0])
     return 0

@@ -12,7 +12,8 @@ from ..families import model_spec
 from ..latent_model import is_converted, plan_of
 from ..plan import fitting_table
 from .arguments import load_given, read_texts
-from .report import byte_columns, plot_tradeoff, write_json
+from .plots import plot_tradeoff
+from .report import byte_columns, write_json
 
 FEW_TOKENS = 1000
 """Predicted tokens below which a perplexity is little to go by."""
@@ -36,18 +37,20 @@ def run(given: argparse.Namespace) -> int:
         )
         plan = plan_of(model) if is_converted(model) else None
         records.append(
-            {"model": name}
-            | byte_columns(model_spec(model.config), plan)
-            | {
-                "ratio": plan.compression_ratio if plan else 1.0,
-                "state_ratio": plan.state_ratio if plan else 1.0,
+            {
+                "model": name,
                 "perplexity": result.perplexity,
                 "change_percent": None,
                 "tokens": result.num_tokens,
+                "ratio": plan.compression_ratio if plan else 1.0,
+                "state_ratio": plan.state_ratio if plan else 1.0,
+            }
+            | byte_columns(model_spec(model.config), plan)
+            | {
                 "by_position": [
                     {"from": first, "to": end, "tokens": tokens, "perplexity": value}
                     for first, end, tokens, value in result.by_position
-                ],
+                ]
             }
         )
         vocabulary = vocabulary or tokenizer.get_vocab()
@@ -79,5 +82,5 @@ def run(given: argparse.Namespace) -> int:
     if given.json is not None:
         write_json(given.json, {"program": "perplexity", "models": records})
     if given.plot is not None:
-        plot_tradeoff(given.plot, records, "Perplexity against cache size")
+        plot_tradeoff(given.plot, records, "Perplexity against cache size", joined=False)
     return 0

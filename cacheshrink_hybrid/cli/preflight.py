@@ -20,6 +20,7 @@ from ..demo.corpus import PYTHON_DOCS
 from ..loading import (
     CONFIG_NAME,
     WEIGHT_SUFFIXES,
+    config_fault,
     device_fault,
     hub_is_offline,
     is_converted_directory,
@@ -40,6 +41,7 @@ class CheckedType(Protocol):
 
 def faults(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Iterator[str]:
     """What is wrong with the arguments of a program, one line each, in the order of `--help`."""
+    outputs: dict[Path, str] = {}
     for action in parser._actions:
         value = getattr(given, action.dest, None)
         checks = getattr(action.type, "faults", None)
@@ -49,6 +51,8 @@ def faults(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Iterat
         for one in value if isinstance(value, (list, tuple)) else [value]:
             for fault in checks(one):
                 yield f"{name}: {fault}"
+        if isinstance(action.type, OutputFile) and outputs.setdefault(value, name) != name:
+            yield f"{name}: {value} is written by {outputs[value]} already; give another file"
 
 
 class Number:
@@ -106,9 +110,9 @@ class Model:
         return text
 
     def faults(self, value: str) -> Iterator[str]:
-        if self.config_file and Path(value).is_file():
-            return
-        fault = model_fault(value)
+        path = Path(value)
+        only_config = self.config_file and path.is_file()
+        fault = config_fault(path) if only_config else model_fault(value)
         if fault is not None:
             yield fault
         elif self.source and is_converted_directory(value):

@@ -18,7 +18,8 @@ from ..plan import fitting_table, format_table
 from ..spec import ModelSpec
 from .arguments import load_given, read_texts
 from .flags import bits as as_bits
-from .report import byte_columns, plot_front, size_columns, size_key, write_json
+from .plots import plot_front, short_name
+from .report import byte_columns, size_columns, size_key, write_json
 
 
 def run(given: argparse.Namespace) -> int:
@@ -80,7 +81,11 @@ def run(given: argparse.Namespace) -> int:
     given.output.mkdir(parents=True, exist_ok=True)
     (given.output / "sweep.md").write_text(format_table(shown) + "\n", encoding="utf-8")
     write_json(given.output / "sweep.json", {"program": "sweep", "points": records})
-    plot_front(given.output / "sweep.png", records, f"{given.model}: perplexity against cache size")
+    plot_front(
+        given.output / "sweep.png",
+        records,
+        f"{short_name(given.model)}: perplexity against cache size",
+    )
     return 0
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..cache.budget import budget_bytes
 from ..convert import convert_to_mla
 from ..demo import model_path
 from ..demo.corpus import held_out_text, training_text
@@ -23,9 +24,7 @@ from .report import write_json
 
 
 def run(given: argparse.Namespace) -> int:
-    model, tokenizer = _model(given)
-    if hasattr(model, "kernel_backend"):
-        model.kernel_backend = given.backend
+    budget_bytes(given.cache_memory, given.device)
     if given.trace in SYNTHETIC:
         trace = synthetic_trace(given.trace, given.requests, given.seed)
     else:

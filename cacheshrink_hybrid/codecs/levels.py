@@ -7,50 +7,62 @@ nothing at that resolution and decodes by one multiplication.
 from __future__ import annotations
 
 import math
-from functools import cache
 
 import torch
 from torch import Tensor
 
-LLOYD_MAX_BITS = (2, 4)
+from .tables import table
+
+LLOYD_MAX = {
+    2: (0.45278003463649213, 1.5104176084990963),
+    4: (
+        0.12839502985114726,
+        0.38804829949029185,
+        0.656759118532467,
+        0.9423404564869655,
+        1.2562311973471827,
+        1.618046386021888,
+        2.0690172265313898,
+        2.7325895709951777,
+    ),
+}
+"""Positive half of the levels by width: the fixed point of Lloyd's iteration, where each level is
+the mean of x between the midpoints to its neighbours. Reference: Max, Quantizing for minimum
+distortion, 1960."""
+LLOYD_MAX_BITS = tuple(LLOYD_MAX)
 UNIFORM_BITS = 8
 UNIFORM_CLIP = 4.5
 """Largest magnitude, in standard deviations, that 8 bits represent."""
 
 
-@cache
+@table
 def lloyd_max_levels(bits: int) -> Tensor:
-    """The 2**bits levels that minimise E(x - Q(x))^2 of a standard normal x, ascending, float64.
-
-    Fixed point of Lloyd's iteration: each level is the mean of x between the midpoints to its
-    neighbours. Reference: Max, Quantizing for minimum distortion, 1960.
-    """
-    num_levels = 2**bits
-    ranks = (torch.arange(num_levels, dtype=torch.float64) + 0.5) / num_levels
-    levels = math.sqrt(3.0) * torch.special.ndtri(ranks)  # optimal for many levels
-    infinity = torch.tensor([math.inf], dtype=torch.float64)
-    for _ in range(2000):
-        edges = torch.cat([-infinity, 0.5 * (levels[1:] + levels[:-1]), infinity])
-        density = torch.exp(-0.5 * edges**2) / math.sqrt(2 * math.pi)
-        mass = torch.special.ndtr(edges).diff()
-        levels = -density.diff() / mass
-    return 0.5 * (levels - levels.flip(0))  # exactly symmetric
+    """The 2**bits levels that minimise E(x - Q(x))^2 of a standard normal x, ascending, float64."""
+    positive = torch.tensor(LLOYD_MAX[bits], dtype=torch.float64)
+    return torch.cat([-positive.flip(0), positive])
 
 
-@cache
+@table
 def uniform_levels() -> Tensor:
     """The 256 levels of 8 bits, ascending, float64: spaced evenly up to the clip on both sides."""
     step = 2 * UNIFORM_CLIP / 2**UNIFORM_BITS
     return (torch.arange(2**UNIFORM_BITS, dtype=torch.float64) + 0.5) * step - UNIFORM_CLIP
 
 
-@cache
+@table
 def levels_of(bits: int) -> Tensor:
     """Levels of a width, ascending, (2**bits,), float64."""
     return uniform_levels() if bits == UNIFORM_BITS else lloyd_max_levels(bits)
 
 
-@cache
+def outermost_level(bits: int) -> float:
+    """The largest level of a width."""
+    if bits == UNIFORM_BITS:
+        return UNIFORM_CLIP - UNIFORM_CLIP / 2**UNIFORM_BITS
+    return LLOYD_MAX[bits][-1]
+
+
+@table
 def edges_of(bits: int) -> Tensor:
     """Decision thresholds between neighbouring levels, (2**bits - 1,), float64."""
     levels = levels_of(bits)
@@ -65,7 +77,6 @@ HEAD_NAN = 255
 one for a token whose latent is not finite."""
 
 
-@cache
 def head_tables() -> tuple[Tensor, Tensor]:
     """Value and gain of each of the 256 head bytes: (values, gains), float64.
 
@@ -83,7 +94,7 @@ def head_tables() -> tuple[Tensor, Tensor]:
     return values, torch.tensor(all_gains, dtype=torch.float64)
 
 
-@cache
+@table
 def byte_table(bits: int) -> Tensor:
     """Levels of the 8 / bits channels that each byte holds, lowest bits first, float32,
     (256, 8 / bits)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from dataclasses import astuple
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,10 @@ from .levels import (
     byte_table,
     edges_of,
     head_tables,
-    levels_of,
+    outermost_level,
 )
 from .row_format import RowFormat, Run, place_runs
+from .tables import table
 
 LARGEST = torch.finfo(torch.float32).max
 HALF_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -43,6 +44,7 @@ class RowCodec:
     def __init__(self, runs: tuple[tuple[int, int], ...], format: RowFormat | None = None) -> None:
         self.format = RowFormat() if format is None else format
         self.runs = place_runs(runs)
+        self.description = ([n for n, _ in runs], [bits for _, bits in runs], *astuple(self.format))
         self.num_channels = sum(run.channels for run in self.runs)
         self.row_bytes = self.format.row_bytes(runs)
         self.leveled = tuple(run for run in self.runs if self.format.uses_levels(run.bits))
@@ -60,6 +62,17 @@ class RowCodec:
         if self.head_byte is not None:
             for run in self.leveled:
                 self._limit[run.at_channel] = 0.0
+        self._make_tables(torch.device("cpu"))
+
+    def _make_tables(self, device: torch.device) -> None:
+        """Have the tables made now rather than within a graph."""
+        for bits in self.scaled_widths:
+            if bits != UNIFORM_BITS:
+                _edges(bits, device)
+                _byte_table(bits, device)
+        if self.head_byte is not None:
+            _head_values(device)
+            _head_gains(device)
 
     def encode(self, latent: Tensor, reach: Tensor | None = None) -> Tensor:
         """Rows (..., row_bytes), uint8, of latents (..., R).
@@ -119,7 +132,7 @@ class RowCodec:
         for bits in self.scaled_widths:
             parts = [latent[..., run.at_channel] for run in self.leveled if run.bits == bits]
             largest = torch.cat(parts, dim=-1).abs().amax(dim=-1, keepdim=True)
-            scale = (largest / float(levels_of(bits)[-1])).clamp(1e-6, 6e4)
+            scale = (largest / outermost_level(bits)).clamp(1e-6, 6e4)
             divisors[bits] = scale.half().float()
         return divisors
 
@@ -170,13 +183,12 @@ class RowCodec:
         if self.head_byte is None:
             return {}, None
         head = rows[..., self.head_byte]
-        values, gains = _head_tables(rows.device)
         head_values = None
         if self.head_channel is not None:
-            head_values = nn.functional.embedding(head.int(), values)
+            head_values = nn.functional.embedding(head.int(), _head_values(rows.device))
         if _on_host(rows) and not bool((head >= HEAD_LEVELS).any()):
             return {}, head_values  # no token is escaped
-        gain = nn.functional.embedding(head.int(), gains)
+        gain = nn.functional.embedding(head.int(), _head_gains(rows.device))
         return dict.fromkeys(self.scaled_widths, gain), head_values
 
     def _float_format(self, run: Run) -> torch.dtype:
@@ -194,7 +206,7 @@ class RowCodec:
         count = 0
         for run in self.runs:
             if run in self.leveled:
-                limit = largest * float(levels_of(run.bits)[-1])
+                limit = largest * outermost_level(run.bits)
                 if not self.format.gains:
                     limit = UNIFORM_CLIP
             else:
@@ -223,30 +235,35 @@ def _levels(packed: Tensor, bits: int) -> Tensor:
     if bits == UNIFORM_BITS:
         step = 2 * UNIFORM_CLIP / 2**UNIFORM_BITS
         return packed.float().mul_(step).add_(0.5 * step - UNIFORM_CLIP)
-    table = _byte_table(bits, packed.device)
+    levels = _byte_table(bits, packed.device)
     if not _on_host(packed):
-        return nn.functional.embedding(packed.int(), table).flatten(-2)
+        return nn.functional.embedding(packed.int(), levels).flatten(-2)
     # Gathering single numbers takes half the time of gathering rows of them.
-    whole = table.view(torch.complex128 if bits == 2 else torch.int64).flatten()
+    whole = levels.view(torch.complex128 if bits == 2 else torch.int64).flatten()
     found = whole.index_select(0, packed.int().flatten()).view(torch.float32)
     return found.view(*packed.shape[:-1], -1)
 
 
-@cache
+@table
 def _edges(bits: int, device: torch.device) -> Tensor:
     return edges_of(bits).to(device, torch.float32)
 
 
-@cache
+@table
 def _byte_table(bits: int, device: torch.device) -> Tensor:
     return byte_table(bits).to(device)
 
 
-@cache
-def _head_tables(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Values and gains of head bytes, (256, 1) float32 each."""
-    values, gains = (table[:, None].to(device, torch.float32) for table in head_tables())
-    return values, gains
+@table
+def _head_values(device: torch.device) -> Tensor:
+    """Values of head bytes, (256, 1) float32."""
+    return head_tables()[0][:, None].to(device, torch.float32)
+
+
+@table
+def _head_gains(device: torch.device) -> Tensor:
+    """Gains of head bytes, (256, 1) float32."""
+    return head_tables()[1][:, None].to(device, torch.float32)
 
 
 def _pack(codes: Tensor, bits: int) -> Tensor:

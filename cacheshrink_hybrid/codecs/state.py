@@ -15,13 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from ..errors import PlanError
 from .names import STATE_CODES
+from .tables import table
 
 ELEMENTS = {
     "float32": torch.float32,
@@ -208,11 +209,11 @@ def _scale_bytes(largest: Tensor, top: float) -> Tensor:
 
 def _factors(scales: Tensor, code: str, *, coding: bool) -> Tensor:
     """What to multiply values with when they are coded, or codes when they are decoded."""
-    table = _factor_table(code, coding, scales.device)
-    return table.index_select(0, scales.reshape(-1).int()).view(scales.shape)
+    factors = _factor_table(code, coding, scales.device)
+    return factors.index_select(0, scales.reshape(-1).int()).view(scales.shape)
 
 
-@cache
+@table
 def _factor_table(code: str, coding: bool, device: torch.device) -> Tensor:
     """`_factors` of every scale byte, (256,)."""
     byte = torch.arange(256.0)

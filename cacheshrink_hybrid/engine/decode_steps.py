@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..adapters import adapted_modules
 from ..modules.latent_attention import LatentAttention
 from ..modules.pooled_attention import kept_tensors
 from .step_tables import batch_buckets
@@ -53,6 +54,28 @@ class DecodeStep:
         return self.runner.logits(self.ids, self.runner.cache, self.positions, None)
 
 
+class ModelPlaces:
+    """Which modules a model is made of, and where its weights and buffers lie. Their values may
+    change in place; a graph that was recorded follows that, and nothing else."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._entries: list[tuple[dict[str, Any], str, object]] = []
+        self._tensors: list[Tensor] = []
+        for module in model.modules():
+            for entries in (module._parameters, module._buffers, module._modules):
+                self._entries += [(entries, name, value) for name, value in entries.items()]
+            held = (*module._parameters.values(), *module._buffers.values())
+            self._tensors += [tensor for tensor in held if tensor is not None]
+        self._addresses = [tensor.data_ptr() for tensor in self._tensors]
+
+    def hold(self) -> bool:
+        """Whether all of them are where they were."""
+        return (
+            all(entries.get(name) is value for entries, name, value in self._entries)
+            and [tensor.data_ptr() for tensor in self._tensors] == self._addresses
+        )
+
+
 class RecordedStep:
     """A decode step as a CUDA graph.
 
@@ -74,6 +97,12 @@ class RecordedStep:
         # The graph knows addresses only; what it reads has to stay alive.
         modules = step.runner.model.modules()
         self._kept = [kept_tensors(m) for m in modules if isinstance(m, LatentAttention)]
+        self._places = ModelPlaces(step.runner.model)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the model is still made of what was recorded."""
+        return self._places.hold()
 
     def __call__(self) -> Tensor:
         self.graph.replay()
@@ -108,10 +137,15 @@ class DecodeSteps:
 
     @torch.no_grad()
     def _step(self, size: int) -> tuple[DecodeStep, Callable[[], Tensor]]:
+        recorded = self._steps[size][1] if size in self._steps else None
+        if isinstance(recorded, RecordedStep) and not recorded.holds:
+            self._steps.clear()  # weights were moved or exchanged, or adapters put in
+            self._memory = None
         if size not in self._steps:
             step = DecodeStep(self.runner, size)
             run: Callable[[], Tensor] = step
-            if self._records:
+            # Adapters are switched and scaled in Python, which a recorded graph does not run.
+            if self._records and not adapted_modules(self.runner.model):
                 run = recorded = RecordedStep(step, self._memory)
                 self._memory = recorded.graph.pool()
             self._steps[size] = (step, run)

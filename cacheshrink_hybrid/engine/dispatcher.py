@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from itertools import count
 
 from ..errors import SequenceError
+from .interrupts import signals_held
 from .outbox import Outbox
 from .request import Request, RequestOutput
 from .scheduler import Scheduler
@@ -75,7 +76,8 @@ class Dispatcher:
     def drop(self, requests: Sequence[Request]) -> None:
         """Stop requests that their owner has lost interest in; never blocks."""
         self._dropped.extend(requests)
-        self._sweep()
+        with signals_held():
+            self._sweep()
 
     def step(self, outbox: Outbox) -> list[RequestOutput]:
         """Make one step; the outputs that wait in `outbox`."""
@@ -102,15 +104,16 @@ class Dispatcher:
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        try:
-            with self._turnstile:
-                self._forget_dropped()
-                try:
-                    yield
-                finally:
+        with signals_held():
+            try:
+                with self._turnstile:
                     self._forget_dropped()
-        finally:
-            self._sweep()
+                    try:
+                        yield
+                    finally:
+                        self._forget_dropped()
+            finally:
+                self._sweep()
 
     def _sweep(self) -> None:
         """Forget what was dropped when nobody was about to leave."""

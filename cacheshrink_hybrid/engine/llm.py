@@ -129,6 +129,8 @@ class LLM:
             CacheFullError: the request would not fit even alone.
             SequenceError: the id is in use.
         """
+        if not isinstance(request_id, Hashable):
+            raise ConfigError(f"request_id={request_id!r} must be hashable, such as text")
         request = self._request(single_prompt(prompt), params, self._loose, request_id)
         self._dispatcher.submit([request])
         return request.request_id

@@ -57,7 +57,18 @@ def single_prompt(given: Any) -> str | Ids:
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Ids:
     """Token ids of a text, with the special tokens that the tokenizer adds. A text that begins with
-    the beginning-of-sequence token, as chat templates write it, gets no second one."""
+    the beginning-of-sequence token, as chat templates write it, gets no second one.
+
+    Raises:
+        ConfigError: a text that cannot be written in UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"character {error.start} of the text, {text[error.start]!r}, is half of a pair and no "
+            "character; repair the text where it was decoded"
+        ) from error
     ids = tuple(tokenizer(text).input_ids)
     bos, bos_id = tokenizer.bos_token, tokenizer.bos_token_id
     if bos and text.startswith(bos) and ids[:2] == (bos_id, bos_id):

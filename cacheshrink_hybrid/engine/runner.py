@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..adapters import is_of_peft
+from ..adapters import adapted_modules, is_of_peft
 from ..cache import make_cache
 from ..cache.budget import frames_within
 from ..cache.frame_pool import FramePool
@@ -101,8 +101,15 @@ class Runner:
         self._replay_lengths = [state.replay_length for state in states]
         self._steps = DecodeSteps(self, max_batch) if self.coverage.complete else None
         if cuda_graphs is None:
-            cuda_graphs = self._steps is not None and self.device.type == "cuda"
+            possible = self._steps is not None and self.device.type == "cuda"
+            cuda_graphs = possible and not adapted_modules(model)
         if cuda_graphs:
+            adapted = adapted_modules(model)
+            if adapted:
+                raise NotSupportedError(
+                    f"cuda_graphs=True does not go with the adapters of peft on {adapted[0]} and "
+                    "others, which are switched without a trace; merge them, or leave it out"
+                )
             if self._steps is None or self.device.type != "cuda":
                 left = sorted(self.coverage.faults.items()) or "it has unconverted layers"
                 raise NotSupportedError(

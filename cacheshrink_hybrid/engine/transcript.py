@@ -53,13 +53,11 @@ class Transcript:
         self._decoder = decoder
         self._stops = tuple(stops)
         self._lock = threading.Lock()
-        self._window = self._context(prompt_ids)
-        decoded = decoder(self._window)
+        self._window, self._num_settled = self._context(prompt_ids)
+        """Tokens that are decoded together, and how many of them make whole characters."""
         # A character that the prompt leaves incomplete is the output's.
-        self._num_given = len(decoded.rstrip(INCOMPLETE))
+        self._num_given = len(decoder(self._window[: self._num_settled]))
         """Characters of the decoded window that are in `_text`, or of the prompt."""
-        self._num_settled = len(self._window)
-        """Tokens of the window whose characters are complete."""
         self._pending = ""
         """What the tokens behind those decode to so far."""
         self._text = ""
@@ -112,7 +110,8 @@ class Transcript:
         # More than one character may lack: these are no parts of any, and stand for themselves.
         if len(self._window) > LONGEST_WINDOW and len(self._pending) >= CHARACTER_BYTES:
             self._give(decoded, len(decoded) - CHARACTER_BYTES + 1)
-        if len(self._window) > LONGEST_WINDOW:
+        # Within a character nothing tells where the ones before begin; garbage never tells.
+        if len(self._window) > LONGEST_WINDOW + (2 * CHARACTER_BYTES if self._pending else 0):
             self._shorten(decoded)
 
     def _give(self, decoded: str, end: int) -> None:
@@ -152,15 +151,18 @@ class Transcript:
                 return len(text) - length
         return len(text)
 
-    def _context(self, prompt_ids: Sequence[int]) -> list[int]:
-        """Last tokens of the prompt, from the beginning of a character on."""
-        window: list[int] = []
+    def _context(self, prompt_ids: Sequence[int]) -> tuple[list[int], int]:
+        """Last tokens of the prompt, from the beginning of a character on, and how many of them
+        there are before a character that the prompt leaves incomplete."""
+        last: list[int] = []
         for token in reversed(prompt_ids):
-            if token in self._decoder.silent:
-                continue
-            window.insert(0, token)
-            if len(window) >= CONTEXT and not self._decoder(window).startswith(INCOMPLETE):
+            if len(last) == CONTEXT + 2 * CHARACTER_BYTES:
                 break
-            if len(window) == CONTEXT + CHARACTER_BYTES:
-                break
-        return window
+            if token not in self._decoder.silent:
+                last.insert(0, token)
+        for num_lacking in range(CHARACTER_BYTES):
+            for begin in range(min(CHARACTER_BYTES, len(last) - num_lacking)):
+                decoded = self._decoder(last[begin : len(last) - num_lacking])
+                if not (decoded.startswith(INCOMPLETE) or decoded.endswith(INCOMPLETE)):
+                    return last[begin:], len(last) - begin - num_lacking
+        return last, len(last)

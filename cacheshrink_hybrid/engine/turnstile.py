@@ -58,6 +58,10 @@ class Turnstile:
             self._queue.append((threading.get_ident(), object()))
             return True
 
+    def __reduce__(self) -> tuple[type[Turnstile], tuple[()]]:
+        """Copies have nobody inside."""
+        return Turnstile, ()
+
     def _check_process(self) -> None:
         """Locks of a forked process that its parent held would never be given back."""
         if os.getpid() == self._pid:

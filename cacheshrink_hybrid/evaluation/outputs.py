@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -69,12 +70,15 @@ def generate_samples(
         Prompt and continuation of each, without special tokens.
 
     Raises:
-        ConfigError: a negative temperature or no tokens to generate.
+        ConfigError: a temperature or a number of tokens that makes no sense.
     """
-    if temperature < 0 or max_new_tokens < 1:
-        raise ConfigError(
-            f"temperature={temperature} must be >= 0 and max_new_tokens={max_new_tokens} >= 1"
-        )
+    faults = []
+    if not (math.isfinite(temperature) and temperature >= 0):
+        faults.append(f"temperature={temperature} must be finite and at least 0")
+    if max_new_tokens < 1:
+        faults.append(f"max_new_tokens={max_new_tokens} must be at least 1")
+    if faults:
+        raise ConfigError("; ".join(faults))
     sampling: dict[str, bool | float] = {"do_sample": False}
     if temperature > 0:
         sampling = {"do_sample": True, "temperature": temperature}

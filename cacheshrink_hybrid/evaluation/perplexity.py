@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..calibrate.text import checked_texts
+from ..calibrate.text import checked_texts, token_ids
 from ..errors import CalibrationError, ConfigError
 from .cached_forward import cached_logits
 from .defaults import DEFAULT_CHUNK
@@ -100,7 +100,7 @@ def measure_perplexity(
             cache in pieces are fed whole windows instead.
 
     Raises:
-        ConfigError: bad lengths.
+        ConfigError: bad lengths, or windows beyond the model's positions.
         CalibrationError: texts that are no list of strings, or too short to predict a token.
     """
     stride = max_length if stride is None else stride
@@ -117,6 +117,13 @@ def measure_perplexity(
     windows = list(_windows(tokenizer, checked_texts(texts, "texts"), max_length, stride))
     if not windows:
         raise CalibrationError("texts are too short: no text has two tokens, so none is predicted")
+    longest = max(len(window.ids) for window in windows)
+    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if limit is not None and longest > limit:
+        raise ConfigError(
+            f"max_length={max_length} makes windows of {longest} tokens, and the model has {limit} "
+            f"positions; give max_length={limit} or less"
+        )
     return _scored(model, windows, max_length, batch_size, chunk_length, new_cache, progress)
 
 
@@ -159,7 +166,7 @@ def _scored(
 
 def _windows(tokenizer, texts: Sequence[str], max_length: int, stride: int) -> Iterator[Window]:
     for text in texts:
-        ids = torch.tensor(tokenizer(text).input_ids)
+        ids = torch.tensor(token_ids(tokenizer, text))
         for start in range(0, len(ids), stride):
             num_context = 1 if start == 0 else max(1, max_length - stride)
             window = ids[start : start + max_length]

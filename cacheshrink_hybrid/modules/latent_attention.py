@@ -25,8 +25,10 @@ from transformers.cache_utils import StaticLayer
 from ..cache.exact_tokens import ExactTokens
 from ..cache_argument import cache_argument, take_cache
 from ..codecs.straight_through import newest_straight_through
+from ..codecs.traced_rows import decode_rows, encode_rows
 from ..derived_class import Derived
 from ..errors import NotSupportedError
+from ..lasting import lasting_tensors
 from ..plan import LatentPlan
 from .attention_parts import AttentionParts
 from .exact_read import first_visible_slots, read_with_exact
@@ -76,6 +78,8 @@ class LatentAttention(Derived, nn.Module):
         self.dropout = parts.dropout
         self.is_causal = True
         self.rotary = parts.rotary
+        if self.rotary is not None:  # now, rather than within a graph
+            self.rotary.try_formula(self.head_dim, weight.dtype, weight.dtype)
         self.codec = plan.codec() if plan.coded else None
         reach = torch.empty(plan.kv_lora_rank, **new)
         self.latent_reach = nn.Parameter(reach, requires_grad=False) if plan.coded else None
@@ -210,7 +214,7 @@ class LatentAttention(Derived, nn.Module):
         # What is cached: the latent, or its row of bytes, as one head's key.
         stored = latent
         if self.codec is not None:
-            stored = self.codec.encode(latent.detach(), self.latent_reach)
+            stored = encode_rows(self.codec, latent, self.latent_reach)
         if cache is not None:
             stored = cache.update(stored[:, None], stored[:, None, :, :0], layer_idx)[0][:, 0]
             if attention_mask is None and isinstance(cache.layers[layer_idx], StaticLayer):
@@ -220,7 +224,7 @@ class LatentAttention(Derived, nn.Module):
         new, exact = latent, None
         latent = stored
         if self.codec is not None:
-            latent = self.codec.decode(stored, query.dtype)
+            latent = decode_rows(self.codec, stored, query.dtype)
             first_new = first_query_slot - first_key_slot
             latent = newest_straight_through(new, latent, first_new, dim=1)
 
@@ -273,9 +277,12 @@ class LatentAttention(Derived, nn.Module):
 
     def frequencies(self, device: torch.device) -> Tensor:
         """Rotary frequency of each pair of key channels, (Rk / 2,), kept on the device."""
-        if self._pair_frequencies is None or self._pair_frequencies.device != device:
-            self._pair_frequencies = torch.tensor(self.plan.frequencies, device=device)
-        return self._pair_frequencies
+        kept = self._pair_frequencies
+        if kept is None or kept.device != device:
+            with lasting_tensors():
+                kept = torch.tensor(self.plan.frequencies, device=device)
+            self._pair_frequencies = kept
+        return kept
 
     def _angles(
         self,
@@ -318,8 +325,8 @@ class LatentAttention(Derived, nn.Module):
         """Whether keys may be rebuilt by `keys_in_pairs`."""
         if self.k_norm is not None or self.rotary is None or torch.is_grad_enabled():
             return False  # rotated in place, with weights that carry no gradient
-        if not is_plain(self.k_b_proj):
-            return False
+        if not is_plain(self.k_b_proj) or torch.is_autocast_enabled(query.device.type):
+            return False  # keys would not be float32
         return self.rotary.turns_halves(query, angles[0])
 
     def keys_in_pairs(self, latent: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

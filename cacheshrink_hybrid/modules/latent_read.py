@@ -197,7 +197,7 @@ def masked(scores: Tensor, mask: Tensor | None) -> Tensor:
         mask = torch.ones(num_new, num_keys, dtype=torch.bool, device=scores.device)
         mask = mask.tril(num_keys - num_new)
     else:
-        mask = mask[..., :num_keys]
+        mask = mask if mask.shape[-1] == num_keys else mask[..., :num_keys]
     if mask.dtype == torch.bool:
         return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     return scores + mask

@@ -181,7 +181,7 @@ class PooledState:
             dtype=self.layout.dtype,
         )
         return conv_update_project(
-            columns[..., 0],
+            columns[..., 0].to(conv.weight.dtype),  # autocast may have computed them
             conv.weight[:, 0],
             conv.bias,
             pages=pages,

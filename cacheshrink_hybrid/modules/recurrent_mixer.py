@@ -21,6 +21,7 @@ from ..cache_argument import cache_argument, take_cache
 from ..derived_class import Derived, derived_class
 from ..errors import NotSupportedError
 from ..plan import StatePlan
+from ..precision import without_autocast
 from .coded_scan import scan_through_codes
 from .linear_map import is_plain
 from .pooled_state import PooledState, state_in_pool
@@ -122,19 +123,17 @@ class RecurrentMixer(Derived, nn.Module):
             _resize(module, len(new))
         return old
 
-    @contextmanager
-    def _as_the_source(self) -> Iterator[None]:
-        """Within this context the weights that were folded are the source's."""
-        names = self.folded if len(self.source_weights) else ()
-        shorter = [
-            self._exchange(name, source)
-            for name, source in zip(names, self.source_weights, strict=True)
-        ]
-        try:
-            yield
-        finally:
-            for name, value in zip(names, shorter, strict=True):
-                self._exchange(name, value)
+    def _as_the_source(self) -> RecurrentMixer:
+        """This mixer with the source's weights where they were folded: a module that shares
+        everything else with this one, which stays as it is for other threads."""
+        twin = _sharing(self)
+        if len(self.source_weights):
+            for name, weight in zip(self.folded, self.source_weights, strict=True):
+                path = name.rpartition(".")[0]
+                if path and twin._modules[path] is self._modules[path]:
+                    twin._modules[path] = _sharing(self.get_submodule(path))
+                twin._exchange(name, weight)
+        return twin
 
     def mix(self, hidden_states: Tensor, attention_mask: Tensor | None, layer: Any) -> Tensor:
         """Everything before and after `advanced`; each kind of mixer has its own."""
@@ -159,13 +158,9 @@ class RecurrentMixer(Derived, nn.Module):
         """
         cache = take_cache(kwargs)
         if self.compression_disabled:
-            with self._as_the_source():
-                return super().forward(
-                    hidden_states,
-                    **{cache_argument(super().forward): cache},
-                    attention_mask=attention_mask,
-                    **kwargs,
-                )
+            forward = super(RecurrentMixer, self._as_the_source()).forward
+            given = {cache_argument(forward): cache, "attention_mask": attention_mask, **kwargs}
+            return forward(hidden_states, **given)
         packed = [name for name in PACKED_SEQUENCES if kwargs.get(name) is not None]
         if packed:
             raise NotSupportedError(
@@ -181,6 +176,7 @@ class RecurrentMixer(Derived, nn.Module):
     def take_over(self, cache: Cache) -> StateCacheMixin:
         """This mixer's layer of a cache, which becomes one of ours at the first time."""
         layer = state_layer(cache, self.layer_idx, self.state_layout())
+        layer.belongs_to(self)
         if self.learns_codes and torch.is_grad_enabled():
             layer.codes_every_boundary = True  # as a pass without a cache does
         return layer
@@ -201,16 +197,18 @@ class RecurrentMixer(Derived, nn.Module):
 
     def convolved(self, columns: Tensor, layer: Any) -> Tensor:
         """Causal depthwise convolution and activation of columns (B, C, T)."""
+        columns = columns.to(self.conv1d.weight.dtype)  # autocast may have computed them
         if isinstance(layer, PooledState):
             return layer.convolved(columns)
         context = self.conv1d.weight.shape[-1] - 1
-        if layer is None:
-            if self.learns_codes:
-                columns = rounded(columns, self.state_layout().dtype)
-            window = nn.functional.pad(columns, (context, 0))
-        else:
-            window = layer.conv_window(columns)
-        return nn.functional.silu(self._convolution(window, columns.shape[-1]))
+        with without_autocast(columns):
+            if layer is None:
+                if self.learns_codes:
+                    columns = rounded(columns, self.state_layout().dtype)
+                window = nn.functional.pad(columns, (context, 0))
+            else:
+                window = layer.conv_window(columns)
+            return nn.functional.silu(self._convolution(window, columns.shape[-1]))
 
     def _convolution(self, window: Tensor, num_new: int) -> Tensor:
         """Convolution (B, C, T) at the last T columns of a window (B, C, W - 1 + T)."""
@@ -225,11 +223,12 @@ class RecurrentMixer(Derived, nn.Module):
 
     def advanced(self, inputs: Sequence[Tensor], reads: Tensor, layer: Any) -> Tensor:
         """y (B, T, M, P) of all tokens, through the cache layer if there is one."""
-        if layer is not None:
-            return layer.advance(self, inputs, reads)
-        if self.learns_codes:
-            return scan_through_codes(self, self.state_layout(), inputs, reads)
-        y, _ = self.scan(None, inputs, reads)
+        with without_autocast(reads):
+            if layer is not None:
+                return layer.advance(self, inputs, reads)
+            if self.learns_codes:
+                return scan_through_codes(self, self.state_layout(), inputs, reads)
+            y, _ = self.scan(None, inputs, reads)
         if self.state_observer is not None:
             self.state_observer(self, inputs, reads, y)
         return y
@@ -246,9 +245,10 @@ class RecurrentMixer(Derived, nn.Module):
         """Channels (B, T, G, N) in the stored basis, (B, T, G, r)."""
         if matrix is None:
             return channels
-        if len(matrix) == 1:
-            return channels @ matrix[0].float()
-        return torch.einsum("btgn,gnr->btgr", channels, matrix.float())
+        with without_autocast(channels):
+            if len(matrix) == 1:
+                return channels @ matrix[0].float()
+            return torch.einsum("btgn,gnr->btgr", channels, matrix.float())
 
     def packed(self, channels: Tensor) -> Tensor:
         """(B, T, G, r) without the empty channels of narrower groups, (B, T, sum of ranks)."""
@@ -265,6 +265,17 @@ class RecurrentMixer(Derived, nn.Module):
         for g, part in enumerate(channels.split(self.state_plan.ranks, dim=-1)):
             wide[:, :, g, : part.shape[-1]] = part
         return wide
+
+
+def _sharing(module: Any) -> Any:
+    """A module of the same parts, of which any can be exchanged for another."""
+    twin = module.__new__(type(module))
+    twin.__dict__ = {
+        **module.__dict__,
+        "_parameters": dict(module._parameters),
+        "_modules": dict(module._modules),
+    }
+    return twin
 
 
 def _resize(module: nn.Module, num_rows: int) -> None:

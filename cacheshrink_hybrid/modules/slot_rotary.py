@@ -17,11 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NotSupportedError
+from ..lasting import lasting_tensors
 
 ApplyRotary = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 _PAIR_ANGLES: WeakKeyDictionary[nn.Module, dict[tuple, tuple[Tensor, Tensor]]] = WeakKeyDictionary()
+
+Frequencies = tuple[tuple[Tensor, int], ...]
+"""The buffers of a rotary embedding, each with the number of times that it was written to."""
 
 
 class SlotRotary:
@@ -53,11 +57,31 @@ class SlotRotary:
         self.extra = extra
         self.position_axes = position_axes
         self.depends_on_length = depends_on_length
+        # What is kept between calls. Each is looked up once and replaced as a whole, so that
+        # threads with other texts may do the same at any time.
         self._angles: tuple[Tensor, Tensor] | None = None
         self._turns: tuple[Tensor, Tensor] | None = None
         self._halves: bool | None = None
+        self._formula: dict[tuple[torch.dtype, torch.dtype], bool] = {}
         self._rotated: dict[int, int | None] = {}
         self._step: tuple[tuple, Any] | None = None
+        self._frequencies: Frequencies = ()
+
+    def _forget_other_frequencies(self) -> None:
+        """Drop all angles if the embedding's buffers are others than those they were made of: after
+        `model.to(dtype)`, say."""
+        now = tuple(
+            (buffer, 0 if buffer.is_inference() else buffer._version)
+            for buffer in self.rotary_emb.buffers(recurse=False)
+        )
+        known = self._frequencies
+        if len(now) != len(known) or any(
+            a is not b or m != n for (a, m), (b, n) in zip(now, known, strict=True)
+        ):
+            self._frequencies = now
+            self._angles = self._turns = self._step = None
+            if known:
+                _PAIR_ANGLES.pop(self.rotary_emb, None)
 
     def angles(
         self, num_slots: int, like: Tensor, last: int | Tensor | None = None
@@ -66,10 +90,14 @@ class SlotRotary:
 
         `last` is the last slot in use, where frequencies depend on the length; None for all.
         """
-        if self.depends_on_length or torch.compiler.is_compiling():
+        if self.depends_on_length:
             return self._compute(num_slots, like, last)
+        if not torch.compiler.is_compiling():
+            self._forget_other_frequencies()
         kept = self._angles
         if kept is None or kept[0].shape[1] < num_slots or not _matches(kept[0], like):
+            if torch.compiler.is_compiling():
+                return self._compute(num_slots, like, last)
             # Room for as many again, so that decoding does not recompute at every step.
             kept = self._angles = self._compute(2 * num_slots, like)
         return kept[0][:, :num_slots], kept[1][:, :num_slots]
@@ -77,21 +105,31 @@ class SlotRotary:
     def pair_angles(self, num_slots: int, num_pairs: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin of each channel pair at slots 0 .. num_slots-1 or more, (slots, pairs) each,
         contiguous; one copy for all layers with this embedding."""
+        self._forget_other_frequencies()
         tables = _PAIR_ANGLES.setdefault(self.rotary_emb, {})
         key = (self.extra, like.dtype, like.device)
-        if key not in tables or len(tables[key][0]) < num_slots:
+        kept = tables.get(key)
+        if kept is None or len(kept[0]) < num_slots:
             # A power of two, so that decoding does not copy at every step.
             cos, sin = self._compute(1 << (num_slots - 1).bit_length(), like)
-            tables[key] = tuple(angle[0, :, :num_pairs].contiguous() for angle in (cos, sin))
-        return tables[key]
+            with lasting_tensors():
+                kept = cos[0, :, :num_pairs].contiguous(), sin[0, :, :num_pairs].contiguous()
+            tables[key] = kept
+        return kept
 
     def kept_pair_angles(self) -> object:
         """What `pair_angles` gave out last, by type and device."""
         return dict(_PAIR_ANGLES.get(self.rotary_emb, {}))
 
-    @torch.no_grad()
     def _compute(
         self, num_slots: int, like: Tensor, last: int | Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`angles` without looking at what is kept."""
+        with lasting_tensors(), torch.no_grad():
+            return self._computed(num_slots, like, last)
+
+    def _computed(
+        self, num_slots: int, like: Tensor, last: int | Tensor | None
     ) -> tuple[Tensor, Tensor]:
         position_ids = torch.arange(num_slots, device=like.device)[None]
         if self.depends_on_length and last is not None:
@@ -123,36 +161,71 @@ class SlotRotary:
         keeps = isinstance(first_query, int) and not (
             self.depends_on_length or torch.compiler.is_compiling()
         )
-        if keeps and self._step is not None and self._step[0] == step:
-            return self._step[1]
+        if keeps:
+            self._forget_other_frequencies()
+        kept = self._step
+        if keeps and kept is not None and kept[0] == step:
+            return kept[1]
         if isinstance(first_query, int):
             num_slots = max(first_query + num_new, at_key.stop)
             cos, sin = self.angles(num_slots, query, first_query + num_new - 1)
             at_query: slice | Tensor = slice(first_query, first_query + num_new)
         else:
-            last = first_query + num_new - 1
+            last = first_query + num_new - 1 if self.depends_on_length else None
             cos, sin = self.angles(at_key.stop, query, last)
             at_query = torch.arange(num_new, device=query.device) + first_query
-        found = (cos[:, at_query], sin[:, at_query]), (cos[:, at_key], sin[:, at_key])
+        of_keys = cos, sin
+        if at_key != slice(0, cos.shape[1]):
+            of_keys = cos[:, at_key], sin[:, at_key]
+        found = (cos[:, at_query], sin[:, at_query]), of_keys
         if keeps:  # the same for the next layer
             self._step = (step, found)
         return found
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Rotate x (B, heads, T, D) by angles (B or 1, T, rotary dim)."""
-        # The model's function takes queries and keys together; no heads of either cost nothing.
+        if self._is_formula(x, cos):
+            return turned_halves(x, cos, sin)
+        # The model's function takes queries and keys together; here there are no keys.
         return self.apply(x, x[:, :0], cos, sin)[0]
+
+    def _is_formula(self, x: Tensor, cos: Tensor) -> bool:
+        """Whether the model's function is `turned_halves` to the bit. Within a graph a function
+        that was not tried is taken as it is."""
+        if cos.shape[-1] != x.shape[-1]:
+            return False
+        known = self._formula.get((x.dtype, cos.dtype))
+        if known is None and not torch.compiler.is_compiling():
+            known = self.try_formula(x.shape[-1], x.dtype, cos.dtype)
+        return bool(known)
+
+    def try_formula(self, width: int, dtype: torch.dtype, of_angles: torch.dtype) -> bool:
+        """Find out, once, whether the model's function is `turned_halves` for these dtypes."""
+        cpu, generator = torch.device("cpu"), torch.Generator().manual_seed(0)
+        probe = torch.randn(1, 2, 3, width, generator=generator, device=cpu).to(dtype)
+        angles = torch.randn(1, 3, width // 2, generator=generator, device=cpu).repeat(1, 1, 2)
+        cos, sin = angles.cos().to(of_angles), angles.sin().to(of_angles)
+        due = turned_halves(probe, cos, sin)
+        try:
+            turned = self.apply(probe, probe[:, :0], cos, sin)[0]
+            known = turned.dtype == due.dtype and torch.equal(turned, due)
+        except RuntimeError:  # it takes angles of another width
+            known = False
+        self._formula[dtype, of_angles] = known
+        return known
 
     def turns(self, cos: Tensor, sin: Tensor) -> Tensor:
         """cos + i sin of the first half of the channels, (B or 1, S, D/2), for `turn_pairs_`.
 
         All layers read the same slots in one step, so the last result is kept with what it is of.
         """
-        if self._turns is None or self._turns[0] is not cos:
+        kept = self._turns
+        if kept is None or kept[0] is not cos:
             half = cos.shape[-1] // 2
-            turn = torch.complex(cos[..., :half].contiguous(), sin[..., :half].contiguous())
-            self._turns = (cos, turn)
-        return self._turns[1]
+            with lasting_tensors():
+                turn = torch.complex(cos[..., :half].contiguous(), sin[..., :half].contiguous())
+            self._turns = kept = (cos, turn)
+        return kept[1]
 
     def turns_halves(self, x: Tensor, cos: Tensor) -> bool:
         """Whether rotation is the complex multiplication of channel pairs (i, i + D/2), and can be
@@ -161,15 +234,17 @@ class SlotRotary:
             return False
         if cos.shape[-1] != x.shape[-1] or x.dtype != torch.float32:
             return False
-        if self._halves is None:
+        known = self._halves
+        if known is None:
             generator = torch.Generator().manual_seed(0)
             probe = torch.randn(1, 1, 3, x.shape[-1], generator=generator)
             angles = torch.randn(1, 3, x.shape[-1] // 2, generator=generator).repeat(1, 1, 2)
             turned = self.apply(probe, probe[:, :0], angles.cos(), angles.sin())[0]
             due = in_pairs(probe).transpose(1, 2).contiguous()
             turn_pairs_(due, self.turns(angles.cos(), angles.sin()))
-            self._halves = torch.allclose(in_pairs(turned).transpose(1, 2), due, atol=1e-6)
-        return self._halves
+            known = torch.allclose(in_pairs(turned).transpose(1, 2), due, atol=1e-6)
+            self._halves = known
+        return known
 
     def rotated_halves(self, head_dim: int) -> int | None:
         """Rotated channels Dr of a head, if pairs (i, i + Dr/2) are turned by one angle each and
@@ -195,6 +270,14 @@ class SlotRotary:
             if same and torch.equal(turned[..., width:], probe[..., width:]):
                 return width
         return None
+
+
+def turned_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Channels i and i + D/2 of x (B, heads, T, D) rotated by angles (B or 1, T, D) as most models
+    write it: x cos + [-x2, x1] sin."""
+    half = x.shape[-1] // 2
+    crossed = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+    return x * cos[:, None] + crossed * sin[:, None]
 
 
 def turn_channels(latent: Tensor, frequencies: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

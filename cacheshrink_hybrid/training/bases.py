@@ -105,6 +105,7 @@ class TrainableBases(nn.Module):
         self.bases = nn.ModuleDict()
         self._pieces: dict[str, list[Piece]] = {}
         self._coded: dict[str, bool] = {}
+        self._written: dict[str, Tensor] = {}  # values of the factors that the weights are of
         for names in _sharing(modules):
             group = [modules[name] for name in names]
             metric = sum((metrics[name] for name in names), torch.zeros(())) / len(names)
@@ -123,7 +124,6 @@ class TrainableBases(nn.Module):
                 pieces = [Piece((mixer,), "state_write")]
                 self._add(f"{name}.state", mixer.state_write, plain, plain, pieces, constrained)
         self.kept_share = 1.0
-        self._written = {key: basis.factor._version for key, basis in self.bases.items()}
 
     def _add(
         self,
@@ -136,6 +136,7 @@ class TrainableBases(nn.Module):
     ) -> None:
         dtype = torch.float64 if up.dtype == torch.float64 else torch.float32
         basis = StiefelBasis(up, root, inverse, dtype=dtype, constrained=constrained)
+        self._written[_key(name)] = basis.factor.detach().clone()
         self.bases[_key(name)] = basis
         self._pieces[_key(name)] = pieces
 
@@ -143,10 +144,15 @@ class TrainableBases(nn.Module):
     def write_back(self) -> None:
         """Bring the ordinary weights up to date where their factors have moved, and let forward
         passes read them."""
-        for key, basis in self.bases.items():
-            moved = self._written[key] != basis.factor._version
-            self._written[key] = basis.factor._version
-            up = basis.up() if moved else None
+        # Optimisers may write to a factor behind its version, so the values are compared.
+        factors = {key: basis.factor.detach() for key, basis in self.bases.items()}
+        written = {key: self._written[key].to(factor) for key, factor in factors.items()}
+        equal = [(factor == written[key]).all() for key, factor in factors.items()]
+        unmoved = torch.stack(equal).tolist() if equal else []
+        for (key, basis), same in zip(self.bases.items(), unmoved, strict=True):
+            if not same:
+                self._written[key] = factors[key].clone()
+            up = None if same else basis.up()
             for piece in self._pieces[key]:
                 if up is not None:
                     piece.weight.copy_(piece.of(up))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from ..calibrate.text import checked_texts
+from ..calibrate.text import checked_texts, token_ids
 from ..errors import CalibrationError, ConfigError
 from .next_token import IGNORED
 
@@ -40,7 +40,7 @@ def training_sequences(tokenizer, dataset: Iterable, max_length: int) -> list[Te
             raise ConfigError("texts need a tokenizer; give MLATrainer(model, tokenizer)")
     sequences = []
     for item in items:
-        ids = torch.as_tensor(tokenizer(item).input_ids if isinstance(item, str) else item)
+        ids = torch.as_tensor(token_ids(tokenizer, item) if isinstance(item, str) else item)
         if ids.ndim == 2 and ids.shape[0] == 1:
             ids = ids[0]
         if ids.ndim != 1 or ids.is_floating_point():

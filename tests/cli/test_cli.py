@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+import re
 from pathlib import Path
 
 import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cacheshrink_hybrid.cli import PROGRAMS, main
+from cacheshrink_hybrid.cli.recall import at_chance
 from cacheshrink_hybrid.demo import model_path
+from tests.families.tiny_configs import tiny_model
+from tests.texts import word_tokenizer
 
 MODEL = str(model_path())
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +97,9 @@ def test_generate(converted: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["perplexity", "no/such/model"], "cannot be loaded"),
+        (["perplexity", "no/such/model"], "MODEL: no/such/model does not exist"),
         (["perplexity", MODEL, "--text", "no/such/file"], "is no file"),
-        (["inspect", "no/such/model"], "no config"),
+        (["inspect", "no/such/model"], "MODEL: no/such/model does not exist"),
         (["convert", MODEL, "out", "--compression-ratio", "0.5"], "must be a finite number >= 1"),
         (["convert", MODEL, "out", "--cache-bits", "3"], "cache_bits=3"),
     ],
@@ -112,14 +113,49 @@ def test_faults_are_one_line(
     assert message in error
 
 
-@pytest.mark.parametrize("program", ["perplexity", "memory", "recall", "sweep"])
-def test_eval_modules_are_the_same_programs(program: str) -> None:
-    result = subprocess.run(
-        [sys.executable, "-m", f"eval.{program}", "--help"],
-        cwd=ROOT,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert f"cacheshrink-hybrid {program}" in result.stdout
+def test_output_names_what_was_calibrated_on(
+    converted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(converted)]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("calibrated on python-docs: 4 sequences, 512 tokens\n")
+    assert "nats/token on the calibration text itself" in out  # too few sequences to hold any out
+    assert max(map(len, out.split("bytes per token")[0].splitlines())) <= 100
+
+
+def test_perplexity_of_little_text_and_other_tokenizers(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A change is one of the same tokens, and a few tokens are said to be few."""
+    tiny_model("llama").save_pretrained(tmp_path / "other")
+    word_tokenizer().save_pretrained(tmp_path / "other")
+    file = tmp_path / "p.json"
+    arguments = [MODEL, str(tmp_path / "other"), "--text", str(text), "--json", str(file)]
+    assert main(["perplexity", *arguments]) == 0
+    first, second = json.loads(file.read_text())["models"]
+    assert (first["change_percent"], second["change_percent"]) == (0, None)
+    warnings = capsys.readouterr().err
+    assert "warning: " + str(tmp_path / "other") + " has another tokenizer than" in warnings
+    assert re.search(r"warning: only \d+ tokens were predicted", warnings)
+
+
+def test_recall_at_chance_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert at_chance({64: {"letters": 0.02, "keys": 0.9, "mean": 0.46}, 256: {"keys": 1.0}}) == {
+        64: ["letters"]
+    }
+    broken = AutoModelForCausalLM.from_pretrained(MODEL, dtype="float32")
+    broken.lm_head.weight.data.normal_()
+    broken.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(MODEL).save_pretrained(tmp_path)
+    arguments = ["--distances", "16", "--exercises", "1", "--kinds", "letters"]
+    assert main(["recall", str(tmp_path), *arguments]) == 0
+    assert "is no better than guessing at letters over 16 tokens" in capsys.readouterr().out
+    assert main(["recall", MODEL, *arguments]) == 0
+    assert "guessing" not in capsys.readouterr().out
+
+
+def test_nothing_of_transformers_is_printed(text: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", MODEL, "--prompt", "Return", "--max-new-tokens", "2"]) == 0
+    captured = capfd.readouterr()
+    assert captured.err == ""
+    assert captured.out.startswith("Return")

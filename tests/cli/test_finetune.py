@@ -14,6 +14,7 @@ import yaml
 from cacheshrink_hybrid.calibrate.text import load_texts
 from cacheshrink_hybrid.checkpoint import load_mla_model, save_mla_model
 from cacheshrink_hybrid.cli import main
+from cacheshrink_hybrid.cli.parsers.finetune import faults, parse, parser
 from cacheshrink_hybrid.convert import convert_to_mla
 from cacheshrink_hybrid.demo import model_path
 from cacheshrink_hybrid.evaluation.perplexity import compute_perplexity
@@ -29,6 +30,10 @@ def stories(tmp_path: Path) -> Path:
     lines = [f"Return the number {i} of items in the list, or None.\n" * 3 for i in range(20)]
     path.write_text("\n<|endoftext|>\n".join(lines))
     return path
+
+
+def arguments_of(argv: list[str]):
+    return parse(parser(), argv)
 
 
 def finetune(*arguments: object) -> int:
@@ -117,7 +122,7 @@ def test_resolved_config_is_a_config(tmp_path: Path, stories: Path) -> None:
         (["--data", "STORIES"], "--output is needed"),
         (["--data", "STORIES", "--output", "OUT", "--batch-size", "0"], "batch_size=0"),
         (["--data", "FEW", "--output", "OUT"], "too few to hold a tenth out"),
-        (["--data", "STORIES", "--output", "FEW"], "cannot be written to"),
+        (["--data", "STORIES", "--output", "FEW"], "is a file; give a directory"),
         (["--data", "STORIES", "--output", "OUT", "--shard-frozen-weights"], "the only one"),
         (["--data", "STORIES", "--output", "OUT", "--config", "BAD"], "unknown settings momentum"),
         (["--data", "STORIES", "--output", "OUT", "--config", "TYPE"], "of the wrong type"),
@@ -125,8 +130,9 @@ def test_resolved_config_is_a_config(tmp_path: Path, stories: Path) -> None:
         (["--data", "STORIES", "--output", "OUT", "--config", "NONE"], "cannot be read"),
         (
             ["--data", "STORIES", "--output", "OUT", "--loss", "distillation", "--teacher", "NONE"],
-            "cannot be loaded",
+            "--teacher: ",
         ),
+        (["--data", "STORIES", "--output", "OUT", "--resume"], "no checkpoints to --resume from"),
     ],
     ids=[
         "data",
@@ -140,6 +146,7 @@ def test_resolved_config_is_a_config(tmp_path: Path, stories: Path) -> None:
         "choice",
         "no file",
         "teacher",
+        "resume",
     ],
 )
 def test_error(arguments, match: str, tmp_path: Path, stories: Path, capsys) -> None:
@@ -155,6 +162,40 @@ def test_error(arguments, match: str, tmp_path: Path, stories: Path, capsys) -> 
     status = finetune(model_path(), *[paths.get(argument, argument) for argument in arguments])
     assert status == 2
     assert match in capsys.readouterr().err
+
+
+def test_earlier_run_is_not_written_over(tmp_path: Path, stories: Path, capsys) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "metrics.json").write_text("{}")
+    arguments = [model_path(), "--data", stories, "--output", output]
+    assert finetune(*arguments) == 2
+    assert "holds what an earlier run left (metrics.json)" in capsys.readouterr().err
+    assert (output / "metrics.json").read_text() == "{}"
+    assert list(output.iterdir()) == [output / "metrics.json"]
+    given = arguments_of([*map(str, arguments), "--overwrite"])
+    assert not list(faults(given))
+
+
+def test_data_of_the_command_line_wins(tmp_path: Path, stories: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("data: [python-docs]\nmax_steps: 7\n")
+    given = arguments_of(["model", "--config", str(config), "--data", str(stories)])
+    assert (given.data, given.max_steps) == ([str(stories)], 7)
+    assert arguments_of(["model", "--config", str(config)]).data == ["python-docs"]
+
+
+def test_worse_than_before_is_said(tmp_path: Path, stories: Path, capsys) -> None:
+    """And the weights from before training are what is saved."""
+    output = tmp_path / "out"
+    harm = ["--learning-rate-scale", 300, "--warmup-steps", 0, "--loss", "lm", "--cache-bits", 16]
+    assert finetune(model_path(), "--data", stories, "--output", output, *FAST, *harm) == 0
+    captured = capsys.readouterr()
+    assert "warning: training ended at perplexity" in captured.err
+    assert "from before training are kept: it only got worse" in captured.err
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["kept_step"] == 0
+    assert metrics["perplexity_last"] > metrics["perplexity_after"] == metrics["perplexity_before"]
 
 
 def test_unknown_flag(capsys) -> None:

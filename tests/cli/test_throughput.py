@@ -18,3 +18,13 @@ def test_program(tmp_path: Path, capsys) -> None:
     assert [run["requests"] for run in runs] == [2, 4, 4]
     assert main(["throughput", *arguments, "--requests", "0"]) == 2
     assert main(["throughput", *arguments, "--trace", "nothing"]) == 2
+
+
+def test_memory_that_is_none_is_told_before_any_work(monkeypatch, capsys) -> None:
+    def load(*_: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("cacheshrink_hybrid.cli.throughput._model", load)
+    for memory in ("lots", "0", "150%"):
+        assert main(["throughput", str(model_path()), "--cache-memory", memory]) == 2
+        assert memory.rstrip("%") in capsys.readouterr().err

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import json
+import pickle
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -253,6 +258,7 @@ def test_cancelled_within_a_prompt() -> None:
         ([-1], {}, ConfigError, "outside the vocabulary"),
         ("text", {}, ConfigError, "needs the tokenizer"),
         ([1], {"request_id": "taken"}, SequenceError, "'taken' is in use"),
+        ([1], {"request_id": [1]}, ConfigError, "must be hashable"),
         ([5] * 100_000, {}, ConfigError, "has positions for"),
         ([5], {"params": SamplingParams(stop=("x",))}, ConfigError, "stop strings need"),
         ([5] * 90, {"params": SamplingParams(max_tokens=30)}, CacheFullError, "cache_memory of"),
@@ -294,17 +300,180 @@ def test_engines_that_cannot_be(settings: dict, error, message: str) -> None:
         LLM(model_of("bamba"), **settings)
 
 
+@pytest.mark.parametrize("kind", ["list", "tuple", "numpy", "torch", "padded", "one"])
+def test_prompts_in_any_container(kind: str) -> None:
+    model = model_of("llama")
+    llm = LLM(model, cache_memory=MEMORY)
+    ids = random_ids(2, 7)
+    given: object = {
+        "list": ids.tolist(),
+        "tuple": tuple(map(tuple, ids.tolist())),
+        "numpy": ids.numpy(),
+        "torch": ids,
+        "padded": {
+            "input_ids": torch.nn.functional.pad(ids, (3, 1)),
+            "attention_mask": torch.nn.functional.pad(torch.ones_like(ids), (3, 1)),
+        },
+        "one": ids[0].numpy(),
+    }[kind]
+    expected = one_by_one(model, ids.tolist(), 5)[: 1 if kind == "one" else 2]
+    assert tokens_of(llm.generate(given, SamplingParams(max_tokens=5))) == expected
+    if kind == "one":
+        llm.add_request(given, SamplingParams(max_tokens=5))
+        assert list(llm.stream(given, SamplingParams(max_tokens=5)))[-1].token_ids == expected[0]
+    else:
+        with pytest.raises(ConfigError, match="2 were given"):
+            llm.stream(given)
+
+
+def test_errors_of_a_stream_come_at_once() -> None:
+    llm = LLM(model_of("llama"), cache_memory=MEMORY)
+    with pytest.raises(ConfigError, match="empty"):
+        llm.stream([])
+    for wrong in ({"max_tokens": 3}, 5):
+        with pytest.raises(ConfigError, match="must be SamplingParams"):
+            llm.generate([5], wrong)
+    assert not llm.has_requests
+
+
+def test_samples_without_a_seed_differ() -> None:
+    llm = LLM(model_of("llama"), cache_memory=MEMORY)
+    wish = SamplingParams(max_tokens=12, temperature=1.0)
+    first = tokens_of(llm.generate([prompts()[0]] * 4, wish))
+    assert len(set(first)) == 4
+    assert tokens_of(llm.generate([prompts()[0]] * 4, wish)) != first
+    torch.manual_seed(0)
+    again = tokens_of(llm.generate([prompts()[0]] * 4, wish))
+    torch.manual_seed(0)
+    assert tokens_of(llm.generate([prompts()[0]] * 4, wish)) == again
+
+
+def test_preempted_samples_are_those_of_an_ample_pool() -> None:
+    wishes = [SamplingParams(max_tokens=40, temperature=0.9, seed=i) for i in range(6)]
+    ample = LLM(model_of("llama"), cache_memory=MEMORY)
+    tight = LLM(model_of("llama"), cache_memory=12_000)
+    expected = tokens_of(ample.generate(prompts(), wishes))
+    assert tokens_of(tight.generate(prompts(), wishes)) == expected
+    assert tight.statistics.preemptions > 0
+
+
 @pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"max_tokens": 0}, "max_tokens"),
-        ({"temperature": -1.0}, "temperature"),
-        ({"temperature": float("nan")}, "temperature"),
-        ({"top_k": 0}, "top_k"),
-        ({"top_p": 0.0}, "top_p"),
-        ({"stop": ("",)}, "empty string"),
-    ],
+    ("room", "case"),
+    [("positions", "llama"), ("pool", "llama"), ("pool", "bamba"), ("pool", "mistral-window")],
 )
-def test_wishes_that_cannot_be(settings: dict, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        SamplingParams(**settings)
+def test_no_limit_ends_with_the_positions_or_the_pool(room: str, case: str) -> None:
+    model = model_of(case)
+    ample = LLM(model, cache_memory=MEMORY)
+    limit = model.config.max_position_embeddings
+    memory = MEMORY
+    if room == "pool":
+        limit = 4 * ample.store.layout.classes[0].tokens_per_frame + 5
+        memory = (ample.store.need(limit) + 1) * ample.store.layout.frame_bytes
+    llm = LLM(model, cache_memory=memory)
+    wish = SamplingParams(max_tokens=None, ignore_eos=True)
+    outputs = llm.generate(prompts(3), wish)
+    for prompt, output in zip(prompts(3), outputs, strict=True):
+        total = len(prompt) + len(output.token_ids)
+        assert output.finish_reason == "length"
+        assert ample.store.need(total) == ample.store.need(limit)
+        assert room == "pool" or total == limit
+    (due,) = one_by_one(model, prompts(1), 20)  # which ends with the text
+    assert outputs[0].token_ids[: len(due)] == due
+    assert llm.store.pool.num_held == 0
+
+
+def test_no_limit_where_nothing_ends_a_request() -> None:
+    llm = LLM(tiny_model("mamba2"), cache_memory=MEMORY)
+    assert llm.max_length is None
+    with pytest.raises(ConfigError, match="would never end"):
+        llm.generate([5], SamplingParams(max_tokens=None, ignore_eos=True))
+    llm._end_tokens = frozenset(range(96))
+    assert len(llm.generate([5], SamplingParams(max_tokens=None))[0].token_ids) == 1
+
+
+@pytest.mark.parametrize("case", ["llama", "bamba", "gemma3_text"])
+def test_inference_mode_may_come_and_go(case: str) -> None:
+    model = converted_copy(tiny_model(case), 2.0, "auto", metric="activation")
+    wish = SamplingParams(max_tokens=6)
+    expected = one_by_one(model, prompts(3), 6)
+    outside = LLM(model, cache_memory=MEMORY)
+    with torch.inference_mode():
+        inside = LLM(model, cache_memory=MEMORY)
+        assert tokens_of(outside.generate(prompts(3), wish)) == expected
+        stream = inside.stream(prompts()[0], wish)
+        next(stream)
+    for llm in (outside, inside):
+        assert not llm.store.pool.arena.is_inference()
+        assert tokens_of(llm.generate(prompts(3), wish)) == expected
+        with torch.inference_mode():
+            assert tokens_of(llm.generate(prompts(3), wish)) == expected
+    assert list(stream)[-1].token_ids == expected[0]
+    with torch.no_grad():
+        assert tokens_of(inside.generate(prompts(3), wish)) == expected
+    assert torch.is_grad_enabled()
+
+
+def test_a_copied_engine_goes_its_own_way() -> None:
+    llm = LLM(model_of("llama"), cache_memory=MEMORY)
+    llm.add_request(prompts()[0], SamplingParams(max_tokens=5), request_id="first")
+    llm.step()
+    twin = copy.deepcopy(llm)
+    for one in (llm, twin):
+        assert one.step()[0].token_ids == one_by_one(model_of("llama"), prompts(1), 2)[0]
+    twin.abort("first")
+    assert llm.has_requests
+    assert not twin.has_requests
+
+
+def test_statistics_and_outputs_can_be_stored(tmp_path: Path) -> None:
+    llm = LLM(model_of("llama"), word_tokenizer(), cache_memory=MEMORY)
+    (output,) = llm.generate(TEXTS[0], SamplingParams(max_tokens=12))
+    torch.save([llm.statistics, output], tmp_path / "kept.pt")
+    kept = torch.load(tmp_path / "kept.pt", weights_only=False)
+    assert kept == [llm.statistics, output]
+    assert kept[1].text == output.text != ""
+    for copied in (pickle.loads(pickle.dumps(llm.statistics)), copy.deepcopy(llm.statistics)):
+        assert copied == llm.statistics
+    counts = json.loads(json.dumps(dataclasses.asdict(llm.statistics)))
+    assert counts["decoded_tokens"] == llm.statistics.decoded_tokens
+    assert json.loads(json.dumps(dataclasses.asdict(llm.store.statistics())))
+
+
+TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}ten"
+
+
+def test_chat() -> None:
+    tokenizer = copy.deepcopy(word_tokenizer())
+    llm = LLM(model_of("llama"), tokenizer, cache_memory=MEMORY)
+    wish = SamplingParams(max_tokens=4)
+    first = [{"role": "user", "content": "one two"}]
+    second = [*first, {"role": "assistant", "content": "three"}]
+    with pytest.raises(ConfigError, match="chat template"):
+        llm.chat(first, wish)
+    tokenizer.chat_template = TEMPLATE
+    expected = tokens_of(llm.generate(["one two ten", "one two three ten"], wish))
+    assert tokens_of(llm.chat(first, wish)) == expected[:1]
+    assert tokens_of(llm.chat([first, second], wish)) == expected
+    assert llm.chat([], wish) == []
+    with pytest.raises(ConfigError, match="no conversation"):
+        llm.chat("hello", wish)
+    for call in (llm.generate, llm.stream, llm.add_request):
+        with pytest.raises(ConfigError, match=r"LLM.chat\(\)"):
+            call(first)
+    with pytest.raises(ConfigError, match="needs the tokenizer"):
+        LLM(model_of("llama"), cache_memory=MEMORY).chat(first)
+
+
+def test_streamed_texts_grow_and_hold_back_stop_strings() -> None:
+    model, tokenizer = model_of("llama"), word_tokenizer()
+    llm = LLM(model, tokenizer, cache_memory=MEMORY)
+    whole = llm.generate(TEXTS[0], SamplingParams(max_tokens=30))[0].text
+    stop = whole[len(whole) // 2 :][:7]
+    parts = list(llm.stream(TEXTS[0], SamplingParams(max_tokens=30, stop=stop)))
+    texts = [part.text for part in parts]
+    assert parts[-1].finish_reason == "stop"
+    assert texts[-1] == whole.partition(stop)[0]
+    assert all(texts[-1].startswith(text) for text in texts)
+    assert texts == sorted(texts, key=len)
+    outputs = [output.text for output in parts]
+    assert outputs == texts  # also when asked for again, in any order

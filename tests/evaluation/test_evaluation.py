@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -22,6 +23,8 @@ from cacheshrink_hybrid.evaluation.uniform_kv import (
     rounded,
     uniform_kv_bytes_per_token,
 )
+from cacheshrink_hybrid.families import model_spec
+from cacheshrink_hybrid.latent_model import is_converted, plan_of
 from tests.families.tiny_configs import tiny_model
 from tests.models import logits_in_pieces, logits_of, pair, random_ids
 from tests.texts import TEXTS as ALL_TEXTS
@@ -113,6 +116,41 @@ def test_source_memory_is_what_its_spec_says() -> None:
     assert values["live_bytes"] == values["source_bytes"] == 9 * 2 * measured["bytes_per_token"]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("bits", [16, "auto"])
+@pytest.mark.parametrize("case", ["llama", "mistral-window", "falcon_h1", "mamba2"])
+def test_memory_ratios_are_at_16_bits_in_any_dtype(case: str, bits, dtype: torch.dtype) -> None:
+    """As the plan has them, whatever the model computes in; 1 for a source."""
+    settings = {"cache_bits": bits} if case != "mamba2" else {}
+    states = {"state_ratio": 1.5} if case in ("falcon_h1", "mamba2") else {}
+    ratio = {"ratio": 2.0} if case != "mamba2" else {}
+    source, converted = pair(case, **ratio, **settings, **states).both()
+    for model in (copy.deepcopy(source).to(dtype), copy.deepcopy(converted).to(dtype)):
+        (values,) = measure_cache_memory(model, [40])["per_sequence_length"].values()
+        plan = plan_of(model) if is_converted(model) else None
+        kv = 1.0 if plan is None else plan.compression_ratio
+        state = 1.0 if plan is None else plan.state_ratio
+        spec = model_spec(model.config)
+        if case == "mistral-window" or not spec.attention_layers:
+            kv = values["ratio"]  # windows hold another share of each layer
+        assert values["ratio"] == (pytest.approx(kv, rel=1e-6) if kv is not None else None)
+        if spec.state_layers:
+            assert values["state_ratio"] == pytest.approx(state, rel=0.02)
+        else:
+            assert values["state_ratio"] is None
+            assert values["total_ratio"] == values["ratio"]
+
+
+@pytest.mark.parametrize("case", ["llama", "gpt2"])
+def test_windows_beyond_the_model_are_refused(case: str) -> None:
+    model = tiny_model(case)
+    limit = model.config.max_position_embeddings
+    text = " ".join(TEXTS * 30)
+    with pytest.raises(ConfigError, match=f"the model has {limit} positions"):
+        compute_perplexity(model, TOKENIZER, [text], max_length=limit + 1)
+    assert compute_perplexity(model, TOKENIZER, TEXTS[:2], max_length=limit + 1) > 1  # all short
+
+
 def test_lengths_beyond_the_model_are_refused() -> None:
     with pytest.raises(ConfigError, match="limit of 256"):
         measure_cache_memory(tiny_model("llama"), [257])
@@ -154,8 +192,20 @@ def test_samples_repeat_under_a_seed() -> None:
         for _ in range(2)
     )
     assert first == second
-    with pytest.raises(ConfigError, match="temperature"):
-        generate_samples(model, TOKENIZER, TEXTS[:1], temperature=-1.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": -1.0}, "^temperature=-1.0 must be finite and at least 0$"),
+        ({"temperature": float("nan")}, "^temperature=nan must be"),
+        ({"max_new_tokens": 0}, "^max_new_tokens=0 must be at least 1$"),
+        ({"max_new_tokens": 0, "temperature": -1.0}, "temperature=.*; max_new_tokens="),
+    ],
+)
+def test_samples_that_cannot_be(settings: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        generate_samples(pair("llama").source, TOKENIZER, TEXTS[:1], **settings)
 
 
 @pytest.mark.parametrize("bits", [8, 4])

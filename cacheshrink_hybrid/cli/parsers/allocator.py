@@ -26,7 +26,7 @@ OUTPUT = Path("cacheshrink-allocator")
 
 
 def parser() -> argparse.ArgumentParser:
-    made = new_parser("allocator", __doc__)
+    made = new_parser("allocator", __doc__, "")
     names = [model.name for model in REFERENCE_MODELS]
     made.add_argument(
         "--traces",

@@ -76,7 +76,7 @@ GROUPS = {
 
 
 def parser() -> argparse.ArgumentParser:
-    made = new_parser("convert", __doc__)
+    made = new_parser("convert", __doc__, "MODEL OUTPUT")
     add_model_arguments(made, source=True)
     made.add_argument(
         "output", metavar="OUTPUT", type=OutputDirectory(model=True), help="directory to write"
@@ -98,6 +98,14 @@ def parser() -> argparse.ArgumentParser:
                 help=f"configuration of a data set on the Hub (default: {NOT_SET})",
             )
         add_settings(group, CompressionConfig, names, choices=CHOICES, types=TYPES)
+        if title == "output":
+            group.add_argument(
+                "--self-check",
+                action=argparse.BooleanOptionalAction,
+                default=True,
+                help="compare every layer, rebuilt at full rank, with the source's before anything "
+                "else (default: on)",
+            )
     return made
 
 

@@ -22,7 +22,7 @@ RATIOS = [2.0, 4.0, 8.0, 16.0]
 
 
 def parser() -> argparse.ArgumentParser:
-    made = new_parser("demo", __doc__)
+    made = new_parser("demo", __doc__, "")
     made.add_argument(
         "--output",
         type=OutputDirectory(model=True, plots=True),

@@ -96,12 +96,13 @@ GROUPS = {
         "report_to",
     ),
 }
+CHECKPOINTS = "checkpoints"
 RESULTS = ("model", "metrics.json")
 """What a run that came to its end leaves in its output directory."""
 
 
 def parser() -> argparse.ArgumentParser:
-    made = new_parser("finetune", __doc__)
+    made = new_parser("finetune", __doc__, "MODEL --data DATA --output OUTPUT")
     add_model_arguments(made)
     made.add_argument(
         "--config",
@@ -248,7 +249,10 @@ def faults(given: argparse.Namespace) -> Iterator[str]:
         TrainingConfig.from_dict(settings(given))
     except ConfigError as error:
         yield str(error)
-    if given.output is not None and not (given.resume or given.overwrite):
+    if given.output is not None and given.resume:
+        if not any((given.output / CHECKPOINTS).glob("checkpoint-*")):
+            yield f"{given.output} holds no checkpoints to --resume from; start without it"
+    elif given.output is not None and not given.overwrite:
         found = [name for name in RESULTS if (given.output / name).exists()]
         if found:
             yield (

@@ -12,7 +12,7 @@ from ..preflight import Number, whole
 
 
 def parser() -> argparse.ArgumentParser:
-    made = new_parser("generate", __doc__)
+    made = new_parser("generate", __doc__, "MODEL --prompt PROMPT")
     add_model_arguments(made)
     made.add_argument(
         "--prompt", action="append", required=True, help="text to continue; may be repeated"

@@ -22,7 +22,7 @@ LENGTHS = [1024, 8192, 32768, 131072]
 
 
 def parser() -> argparse.ArgumentParser:
-    made = new_parser("inspect", __doc__)
+    made = new_parser("inspect", __doc__, "MODEL [MODEL ...]")
     made.add_argument(
         "models",
         metavar="MODEL",

@@ -10,6 +10,7 @@ Prints a table (bytes of keys and values per token and of states per sequence, b
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 
 from ...evaluation.defaults import DEFAULT_CHUNK
 from ..flags import NOT_SET, add_model_arguments, add_text_arguments, new_parser
@@ -17,7 +18,7 @@ from ..preflight import OutputFile, Plot, whole
 
 
 def parser() -> argparse.ArgumentParser:
-    made = new_parser("perplexity", __doc__)
+    made = new_parser("perplexity", __doc__, "MODEL [MODEL ...]")
     add_model_arguments(made, several=True)
     add_text_arguments(made)
     made.add_argument(
@@ -49,3 +50,11 @@ def parser() -> argparse.ArgumentParser:
         "--plot", type=Plot(), default=None, help=f"write the plot here (default: {NOT_SET})"
     )
     return made
+
+
+def faults(given: argparse.Namespace) -> Iterator[str]:
+    if given.stride is not None and given.stride > given.max_length:
+        yield (
+            f"--stride {given.stride} is above --max-length {given.max_length} and would skip "
+            "tokens; give less"
+        )

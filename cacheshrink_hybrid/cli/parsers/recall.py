@@ -18,7 +18,7 @@ from ..preflight import OutputFile, whole
 
 
 def parser() -> argparse.ArgumentParser:
-    made = new_parser("recall", __doc__)
+    made = new_parser("recall", __doc__, "MODEL [MODEL ...]")
     add_model_arguments(made, several=True)
     made.add_argument(
         "--distances",

@@ -30,7 +30,7 @@ OUTPUT = Path("cacheshrink-states")
 
 
 def parser() -> argparse.ArgumentParser:
-    made = new_parser("states", __doc__)
+    made = new_parser("states", __doc__, "MODEL")
     add_model_arguments(made, source=True)
     made.add_argument(
         "--points",

@@ -25,7 +25,7 @@ OUTPUT = Path("cacheshrink-sweep")
 
 
 def parser() -> argparse.ArgumentParser:
-    made = new_parser("sweep", __doc__)
+    made = new_parser("sweep", __doc__, "MODEL")
     add_model_arguments(made, source=True)
     made.add_argument(
         "--ratios",

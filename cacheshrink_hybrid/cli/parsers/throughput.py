@@ -25,7 +25,7 @@ OUTPUT = Path("cacheshrink-throughput")
 
 
 def parser() -> argparse.ArgumentParser:
-    made = new_parser("throughput", __doc__)
+    made = new_parser("throughput", __doc__, "[MODEL]")
     add_model_arguments(made, optional=True)
     made.add_argument(
         "--compression-ratio",

@@ -1,0 +1,248 @@
+"""What is wrong with arguments is said before any work, all of it, in a line each."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from cacheshrink_hybrid.cli import main, preflight
+from cacheshrink_hybrid.cli.preflight import (
+    DataSet,
+    Device,
+    Model,
+    Number,
+    OutputDirectory,
+    OutputFile,
+    Plot,
+    TextFile,
+    ratio,
+    too_little_space,
+    whole,
+)
+from cacheshrink_hybrid.demo import model_path
+from cacheshrink_hybrid.loading import PLAN_NAME
+
+MODEL = str(model_path())
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with one of everything that may be named by mistake, and no way to the Hub."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("text", encoding="utf-8")
+    Path("binary").write_bytes(b"\xff\xfe\x00")
+    for name in ("empty", "other", "ours", "cut", "list", "files"):
+        Path(name).mkdir()
+    shutil.copy(model_path() / "config.json", "other/config.json")
+    Path("ours/config.json").write_text("{}")
+    Path("ours", PLAN_NAME).write_text("{}")
+    Path("cut/config.json").write_text('{"model_type": ')
+    Path("list/config.json").write_text("[1]")
+    Path("files/notes.txt").write_text("mine")
+    Path("some.gguf").touch()
+    return tmp_path
+
+
+FAULTS = {
+    "no number": (Number(int, 1), 0, "0 must be at least 1"),
+    "not finite": (ratio(), float("nan"), "nan must be at least 1"),
+    "infinite": (ratio(), float("inf"), "inf must be at least 1"),
+    "device": (Device(), "gpu", "gpu is no torch device; give cpu"),
+    "device type": (Device(), "meta", "torch finds no meta device here"),
+    "model": (Model(), "no/such/model", "no/such/model does not exist"),
+    "model by name": (Model(), "nobody/nothing", "not in the cache of the Hub.*HF_HUB_OFFLINE"),
+    "model file": (Model(), "file", "file is a file; give the directory"),
+    "missing gguf": (Model(), "no.gguf", "no.gguf does not exist"),
+    "no config": (Model(), "empty", "empty holds no config.json"),
+    "cut config": (Model(), "cut", "config.json cannot be read as JSON"),
+    "config of nothing": (Model(), "list", "holds no settings of a model"),
+    "config file": (Model(config_file=True), "file", "file cannot be read as JSON"),
+    "converted": (Model(source=True), "ours", "ours is converted already; give the source"),
+    "text": (TextFile(), Path("none"), "none is no file"),
+    "text folder": (TextFile(), Path("empty"), "empty is no file"),
+    "text bytes": (TextFile(), Path("binary"), r"binary is no text in UTF-8 \(byte 0\)"),
+    "data": (DataSet(), "none.txt", "none.txt does not exist"),
+    "data path": (DataSet(), "/no/such/data", "/no/such/data does not exist"),
+    "data folder": (DataSet(), "empty", "empty is a directory"),
+    "data bytes": (DataSet(), "binary", "binary is no text in UTF-8"),
+    "data offline": (DataSet(), "wikitext", "HF_HUB_OFFLINE is set.*python-docs"),
+    "json folder": (OutputFile(), Path("empty"), "empty is a directory"),
+    "json below a file": (OutputFile(), Path("file/a.json"), "file is a file; give a directory"),
+    "plot": (Plot(), Path("p.xyz"), "p.xyz must end in one of .png"),
+    "plot without": (Plot(), Path("p"), "p must end in one of .png"),
+    "output": (OutputDirectory(), Path("file"), "file is a file; give a directory"),
+    "other model": (OutputDirectory(model=True), Path("other"), r"another model \(config.json\)"),
+}
+FINE = {
+    "number": (whole(), 1),
+    "cpu": (Device(), "cpu"),
+    "model": (Model(source=True), "other"),
+    "gguf": (Model(), "some.gguf"),
+    "config file": (Model(config_file=True), "other/config.json"),
+    "text": (TextFile(), Path("file")),
+    "python-docs": (DataSet(), "python-docs"),
+    "data": (DataSet(), "file"),
+    "json": (OutputFile(), Path("new/folder/a.json")),
+    "plot": (Plot(), Path("new/p.PNG")),
+    "new": (OutputDirectory(model=True), Path("new/folder")),
+    "our model": (OutputDirectory(model=True), Path("ours")),
+    "the user's files": (OutputDirectory(model=True), Path("files")),
+    "results beside a model": (OutputDirectory(), Path("other")),
+}
+
+
+@pytest.mark.parametrize(("kind", "value", "match"), FAULTS.values(), ids=FAULTS)
+def test_fault(kind, value, match: str, place: Path) -> None:
+    before = sorted(place.rglob("*"))
+    faults = list(kind.faults(value))
+    assert len(faults) == 1
+    assert "\n" not in faults[0]
+    assert re.search(match, faults[0]), faults[0]
+    assert sorted(place.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("kind", "value"), FINE.values(), ids=FINE)
+def test_no_fault(kind, value, place: Path) -> None:
+    before = sorted(place.rglob("*"))
+    assert not list(kind.faults(value))
+    assert sorted(place.rglob("*")) == before
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_folder_that_cannot_be_written_to(place: Path) -> None:
+    Path("empty").chmod(0o500)
+    assert "cannot be written to" in next(iter(OutputDirectory().faults(Path("empty/new"))))
+
+
+def test_file_system_that_takes_no_files() -> None:
+    if not Path("/sys/kernel").is_dir():
+        pytest.skip("no sysfs here")
+    (fault,) = OutputDirectory().faults(Path("/sys/kernel/new"))
+    assert fault.startswith("/sys/kernel/new cannot be written to (")
+
+
+def test_too_little_space(place: Path) -> None:
+    (fault,) = too_little_space(place / "new", 2**60)
+    assert "MiB free, and the model takes about 1,099,511,627,776 MiB" in fault
+    assert not list(too_little_space(place / "new", 1000))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without CUDA")
+def test_device_that_is_not_here() -> None:
+    (fault,) = Device().faults("cuda")
+    assert fault == "torch finds no cuda device here, none but the CPU; give one of these"
+
+
+def test_plots_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name)
+    )
+    for kind, value in ((Plot(), Path("p.png")), (OutputDirectory(plots=True), Path("new"))):
+        assert "matplotlib" in " ".join(kind.faults(value))
+
+
+def test_number_that_is_none() -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="'many' is no whole number"):
+        whole()("many")
+
+
+def test_two_outputs_in_one_file(place: Path) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--json", type=OutputFile())
+    parser.add_argument("--plot", type=Plot())
+    given = parser.parse_args(["--json", "a.png", "--plot", "a.png"])
+    (fault,) = preflight.faults(parser, given)
+    assert fault == "--plot: a.png is written by --json already; give another file"
+
+
+REFUSED = {
+    "convert": (
+        [
+            "NONE",
+            "file",
+            "--device",
+            "gpu",
+            "--calibration-dataset",
+            "binary",
+            "--compression-ratio",
+            "0.3",
+        ],
+        ["MODEL: ", "--device: ", "OUTPUT: ", "--calibration-dataset: ", "compression_ratio=0.3"],
+    ),
+    "perplexity": (
+        [
+            "NONE",
+            "empty",
+            "--text",
+            "none",
+            "--json",
+            "empty",
+            "--plot",
+            "p.xyz",
+            "--batch-size",
+            "0",
+            "--stride",
+            "900",
+        ],
+        ["MODEL: ", "MODEL: ", "--text: ", "--batch-size: ", "--json: ", "--plot: ", "--stride "],
+    ),
+    "recall": ([MODEL, "--distances", "0", "--exercises", "0"], ["--distances: ", "--exercises: "]),
+    "memory": ([MODEL, "--lengths", "0", "--json", "empty"], ["--lengths: ", "--json: "]),
+    "sweep": ([MODEL, "--ratios", "nan", "--bits", "3"], ["--ratios: ", "--bits 3"]),
+    "states": (
+        [MODEL, "--points", "4:x", "2:int8:a", "--drift", "9"],
+        ["--points 4:x", "--points 2:int8:a", "--drift 9"],
+    ),
+    "allocator": (["--traces", "none", "--requests", "0"], ["--traces: ", "--requests: "]),
+    "throughput": (["NONE", "--trace", "none"], ["MODEL: ", "--trace: "]),
+    "generate": (["NONE", "--prompt", "a", "--temperature", "-1"], ["MODEL: ", "--temperature: "]),
+    "demo": (["--output", "file", "--ratios", "0.5"], ["--output: ", "--ratios: "]),
+    "inspect": (["NONE", "list/config.json", "--lengths", "0"], ["MODEL: "] * 2 + ["--lengths: "]),
+    "finetune": (
+        [MODEL, "--output", "file", "--data", "binary", "--batch-size", "0", "--teacher", "NONE"],
+        ["--output: ", "--data: ", "--teacher: ", "batch_size=0"],
+    ),
+}
+
+
+@pytest.mark.parametrize("program", REFUSED)
+def test_all_faults_at_once(program: str, place: Path, capsys: pytest.CaptureFixture) -> None:
+    """Nothing is loaded, nothing is written, and every line says what it is about."""
+    arguments, expected = REFUSED[program]
+    before = sorted(place.rglob("*"))
+    assert main([program, *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    for line, due in zip(lines, expected, strict=True):
+        assert line.startswith(f"error: {due}"), captured.err
+    assert sorted(place.rglob("*")) == before
+
+
+def test_states_of_a_model_without(place: Path, capsys: pytest.CaptureFixture) -> None:
+    """Said from the config alone, in the words of convert."""
+    config = {"model_type": "llama", "hidden_size": 32, "num_attention_heads": 4}
+    Path("other/config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
+    assert main(["states", "other"]) == 2
+    assert "need recurrent states, of which this llama model has none" in capsys.readouterr().err
+
+
+def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    from cacheshrink_hybrid.cli import inspect
+
+    def stop(given: argparse.Namespace) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inspect, "run", stop)
+    assert main(["inspect", MODEL]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
