@@ -31,7 +31,8 @@ from .adapters import refuse_adapters
 from .auto_config import CacheShrinkConfig
 from .checkpoint_files import CARD_NAME, CONFIG_NAME, check_target, draft_of, shown
 from .errors import CheckpointError, ConfigError
-from .latent_model import freeze_what_is_fixed, latent_model_class, plan_of, source_class_of
+from .installation import freeze_what_is_fixed
+from .latent_model import latent_model_class, plan_of, source_class_of
 from .modules.latent_attention import LatentAttention
 from .modules.recurrent_mixer import RecurrentMixer
 from .pretrained_arguments import (

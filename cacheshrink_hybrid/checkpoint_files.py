@@ -70,8 +70,8 @@ def check_target(target: Path) -> None:
 def draft_of(target: Path) -> Iterator[Path]:
     """A directory whose files replace those of the same names in `target` on leaving.
 
-    Weights and indices of an earlier save that the draft does not have are removed. After an error
-    `target` is as it was, and does not exist if it did not before.
+    If the draft has weights, those of an earlier save that it does not have are removed. After an
+    error `target` is as it was, and does not exist if it did not before.
 
     Raises:
         CheckpointError: if `target` cannot be written to, or has too little room.
@@ -121,7 +121,8 @@ def _exchange(draft: Path, target: Path, replaced: Path) -> None:
     new = [path.relative_to(draft) for path in draft.rglob("*") if path.is_file()]
     new.sort(key=lambda path: (path.name == CONFIG_NAME, path))
     old = [Path(path.name) for path in target.iterdir() if is_weights_name(path.name)]
-    stale = [path for path in old if path not in new]
+    whole = any(is_weights_name(path.name) for path in new)  # adapters go beside their model
+    stale = [path for path in old if whole and path not in new]
     moved: list[Path] = []
     try:
         for path in [*new, *stale]:

@@ -25,9 +25,13 @@ def is_converted_directory(name: str | Path) -> bool:
     return (Path(name) / PLAN_NAME).is_file()
 
 
-def model_fault(name: str | Path) -> str | None:
+def model_fault(name: str | Path, cache_dir: str | Path | None = None) -> str | None:
     """What keeps `name`, a directory, a .gguf file or a name on the Hub, from being loaded, as far
-    as can be told without loading it; None for nothing."""
+    as can be told without loading it; None for nothing.
+
+    Args:
+        cache_dir: the Hub's cache, where it is not the usual one.
+    """
     path = Path(name)
     if path.is_dir():
         return _directory_fault(path)
@@ -37,7 +41,7 @@ def model_fault(name: str | Path) -> str | None:
         return f"{name} is a file; give the directory of a model, or a .gguf file"
     if not _HUB_NAME.fullmatch(str(name)) or path.suffix == GGUF_SUFFIX:
         return f"{name} does not exist; give the directory of a model, or a name on the Hub"
-    if hub_is_offline() and not _is_cached(str(name)):
+    if hub_is_offline() and not _is_cached(str(name), cache_dir):
         return (
             f"{name} is no directory here and not in the cache of the Hub, which cannot be asked "
             "(HF_HUB_OFFLINE is set); give the directory of a model"
@@ -71,10 +75,10 @@ def hub_is_offline() -> bool:
     return any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in names)
 
 
-def _is_cached(name: str) -> bool:
+def _is_cached(name: str, cache_dir: str | Path | None) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
-    return isinstance(try_to_load_from_cache(name, CONFIG_NAME), str)
+    return isinstance(try_to_load_from_cache(name, CONFIG_NAME, cache_dir=cache_dir), str)
 
 
 def device_fault(device: str | torch.device | None) -> str | None:
@@ -107,9 +111,9 @@ def weight_bytes(name: str | Path) -> int:
 
 
 @contextmanager
-def loading(name: str | Path) -> Iterator[None]:
+def loading(name: str | Path, cache_dir: str | Path | None = None) -> Iterator[None]:
     """What transformers raises while it loads model `name`, as a `ConfigError` of one line."""
-    fault = model_fault(name)
+    fault = model_fault(name, cache_dir)
     if fault is not None:
         raise ConfigError(f"model {fault}")
     from safetensors import SafetensorError

@@ -77,7 +77,7 @@ def load_source(
     loading |= file
     how = taken(loading, MODEL_ARGUMENTS)
     where = {**loading, "trust_remote_code": trust_remote_code}
-    with readable(directory if directory.is_dir() else given):
+    with readable(directory if directory.is_dir() else given, loading.get("cache_dir")):
         config = AutoConfig.from_pretrained(name, **where)
         check(model_spec(config))
         method = "gguf" if loading.get("gguf_file") is not None else quantisation_of(config)

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 import cacheshrink_hybrid
 from cacheshrink_hybrid import load_mla_model, plan_of, save_mla_model
 from cacheshrink_hybrid.checkpoint_files import sha256_of
-from cacheshrink_hybrid.errors import CheckpointError, UnsupportedModelError
+from cacheshrink_hybrid.errors import CheckpointError, ConfigError, UnsupportedModelError
 from tests.families.tiny_configs import CASES, tiny_model
 from tests.models import (
     Pair,
@@ -350,6 +350,13 @@ def test_damage(name: str, load: Callable, saved: Path) -> None:
         load(saved)
 
 
+def test_changed_weights_load_when_asked_to(saved: Path) -> None:
+    flip_a_bit(saved)
+    model, _ = load_mla_model(saved, verify_weights=False)
+    model.save_pretrained(saved)
+    load_mla_model(saved)
+
+
 def test_directories_that_are_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is no directory; give one that save_mla_model"):
         load_mla_model(tmp_path / "nowhere")
@@ -405,3 +412,91 @@ def test_current_directory(tmp_path: Path, monkeypatch) -> None:
 def test_moved_checkpoint_loads(saved: Path, tmp_path: Path) -> None:
     shutil.move(saved, tmp_path / "moved")
     assert_bit_equal(load_mla_model(tmp_path / "moved")[0], compressed().converted)
+
+
+def with_source_inside() -> PreTrainedModel:
+    return converted_copy(
+        compressed().source, 4.0, "auto", metric="activation", store_original_weights=True
+    )
+
+
+@pytest.mark.parametrize("make", [lambda: compressed("llama", "xkv").converted, with_source_inside])
+@pytest.mark.parametrize("cloned", [True, False])
+def test_the_documented_way_to_save_from_several_processes(
+    cloned: bool, make: Callable[[], PreTrainedModel], tmp_path: Path
+) -> None:
+    """With what accelerate's recipe gives; a gathered state dict shares no memory."""
+    model = make()
+    state = {n: t.clone() if cloned else t for n, t in model.state_dict().items()}
+    for process in (1, 0):
+        model.save_pretrained(
+            tmp_path / "model",
+            is_main_process=process == 0,
+            save_function=torch.save,
+            state_dict=state,
+        )
+        assert (tmp_path / "model").exists() == (process == 0)
+    model.save_pretrained(tmp_path / "plain")
+    for name in ("model.safetensors", "config.json"):
+        saved, plain = (tmp_path / place / name for place in ("model", "plain"))
+        assert saved.read_bytes() == plain.read_bytes()
+
+
+def test_another_state_dict_is_what_is_saved(tmp_path: Path) -> None:
+    model = compressed().converted
+    doubled = {name: 2 * tensor for name, tensor in model.state_dict().items()}
+    model.save_pretrained(tmp_path, True, doubled)
+    for name, tensor in load_mla_model(tmp_path)[0].state_dict().items():
+        assert torch.equal(tensor, doubled[name])
+
+
+STATES: dict[str, Callable[[dict], dict]] = {
+    "prefixed": lambda state: {f"module.{name}": tensor for name, tensor in state.items()},
+    "a part": lambda state: dict(list(state.items())[3:]),
+    "more": lambda state: {**state, "other": torch.zeros(1)},
+}
+
+
+@pytest.mark.parametrize("way", STATES)
+def test_a_state_dict_of_something_else(way: str, tmp_path: Path) -> None:
+    model = compressed().converted
+    with pytest.raises(CheckpointError, match=r"state_dict lacks weights .*of the whole model"):
+        model.save_pretrained(tmp_path / "model", state_dict=STATES[way](model.state_dict()))
+    assert not list(tmp_path.iterdir())
+
+
+REFUSED_WHEN_SAVING = {
+    "variant": ("fp16", "in the precision it has"),
+    "safe_serialization": (False, "pickled weights are not written"),
+    "distributed_checkpoint": (True, "parts are not saved"),
+    "max_shard_sise": ("1GB", "takes no max_shard_sise"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_WHEN_SAVING)
+def test_arguments_that_a_save_refuses(name: str, tmp_path: Path) -> None:
+    value, words = REFUSED_WHEN_SAVING[name]
+    with pytest.raises(ConfigError, match=words):
+        compressed().converted.save_pretrained(tmp_path / "model", **{name: value})
+    assert not list(tmp_path.iterdir())
+
+
+def test_arguments_that_ask_for_what_is_done(tmp_path: Path) -> None:
+    compressed().converted.save_pretrained(
+        tmp_path, variant=None, safe_serialization=True, push_to_hub=False, token=None
+    )
+    assert_bit_equal(load_mla_model(tmp_path)[0], compressed().converted)
+
+
+def test_offloaded_weights_are_saved(tmp_path: Path) -> None:
+    """Those on disk are on the meta device, where all addresses are zero."""
+    save_mla_model(compressed().converted, None, tmp_path / "model")
+    layers = {f"model.layers.{i}": "disk" for i in range(1, 3)}
+    rest = ("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head", "model.layers.0")
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "model",
+        offload_folder=tmp_path / "offload",
+        device_map={**dict.fromkeys(rest, "cpu"), **layers},
+    )
+    model.save_pretrained(tmp_path / "again")
+    assert_bit_equal(load_mla_model(tmp_path / "again")[0], compressed().converted)

@@ -105,6 +105,15 @@ def test_a_save_of_another_size_leaves_no_stale_weights(tmp_path: Path) -> None:
     assert load_mla_model(tmp_path)[0].config.model_type == "llama"
 
 
+def test_files_beside_a_model_leave_its_weights_alone(tmp_path: Path) -> None:
+    """Such as those of an adapter."""
+    converted().save_pretrained(tmp_path, max_shard_size="20KB")
+    before = content(tmp_path)
+    with checkpoint_files.draft_of(tmp_path) as draft:
+        (draft / "adapter_config.json").write_text("{}")
+    assert content(tmp_path) == {**before, "adapter_config.json": b"{}"}
+
+
 STRANGERS = ("config.json", "model.safetensors", "model-00001-of-00002.safetensors")
 
 
