@@ -150,12 +150,10 @@ class StateCalibration:
             if costs is not None:
                 per_head_costs = _moment(costs)
                 sums.costs += 0.5 * per_head_costs.unflatten(0, (sums.groups, -1)).sum(1)
-            if weights is None:
-                moment = torch.einsum("bmpn,bmpk->mnk", states, states)
-            else:
-                weighted = states * weights[..., None]
-                moment = torch.einsum("bmpn,bmpk->mnk", weighted, states)
-            sums.states += moment.double().cpu()
+            weighted = states.double()  # so that the moment is symmetric
+            if weights is not None:
+                weighted = weighted * weights.double().sqrt()[..., None]
+            sums.states += torch.einsum("bmpn,bmpk->mnk", weighted, weighted).cpu()
             sums.looks += states.shape[0]
         if gradient is not None:
             sums.output_costs += 0.5 * gradient.double().square().sum((0, 1, 3)).cpu()

@@ -9,11 +9,12 @@ from cacheshrink_hybrid.calibrate import calibrate
 from cacheshrink_hybrid.calibrate.states import StateCalibration, _passes
 from cacheshrink_hybrid.errors import CalibrationError
 from cacheshrink_hybrid.families import model_spec, read_attention
+from cacheshrink_hybrid.linalg import check_positive_semidefinite
 from cacheshrink_hybrid.modules.recurrent_mixer import observed_mixers
 from tests.families.tiny_configs import tiny_model
 from tests.models import calibration_ids, random_ids, unchanged
 
-CASES = ["granitemoehybrid", "qwen3_next", "jamba", "zamba"]
+CASES = ["granitemoehybrid", "bamba", "qwen3_next", "jamba", "zamba"]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -53,6 +54,7 @@ def test_calibration_leaves_the_model_as_it_was(case: str, metric: str) -> None:
         assert found.reads.shape == (state.num_groups, state.state_size, state.state_size)
         assert found.states.shape[0] == len(found.memory) == state.num_heads
         for moment in (*found.reads, *found.costs, *found.states):
+            check_positive_semidefinite(moment, "a moment")
             assert torch.linalg.eigvalsh(moment)[0] > -1e-6 * moment.diagonal().max()
         assert torch.all(found.memory > 0)
 
