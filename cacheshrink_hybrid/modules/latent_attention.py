@@ -356,7 +356,7 @@ class LatentAttention(Derived, nn.Module):
 
 def _refuse_values(layer: Any, layer_idx: int) -> None:
     """Refuse a cache layer that holds values, which latents have none of."""
-    values = getattr(layer, "values", None)
+    values = vars(layer).get("values")  # pooled layers would read their history to answer
     if isinstance(values, Tensor) and values.shape[-1]:
         raise NotSupportedError(
             f"layer {layer_idx} of the cache holds keys and values, as prefix tuning or a source "

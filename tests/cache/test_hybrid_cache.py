@@ -47,6 +47,26 @@ def feed(model: PreTrainedModel, cache: LatentCache, ids: Tensor, begin: int) ->
     return model(ids, position_ids=positions, past_key_values=cache, use_cache=True).logits
 
 
+@pytest.mark.parametrize("case", ["llama", "mistral-window", "falcon_h1"])
+def test_a_step_reads_the_history_of_each_layer_once(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of(case)
+    cache = make_cache(model)
+    feed(model, cache, random_ids(BATCH, 9), 0)
+    feed(model, cache, random_ids(BATCH, 1), 9)
+    seen = []
+    read = HybridCache.read
+
+    def counted(self: HybridCache, layer: PooledAttentionLayer, *args, **kwargs) -> Tensor:
+        seen.append(layer.layer_idx)
+        return read(self, layer, *args, **kwargs)
+
+    monkeypatch.setattr(HybridCache, "read", counted)
+    feed(model, cache, random_ids(BATCH, 1), 10)
+    assert seen == [layer.layer_idx for layer in model_spec(model.config).attention_layers]
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_logits_are_those_of_the_dense_cache(case: str) -> None:
     for model in (pair(case).source, model_of(case)):
