@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch import nn
 from transformers import Cache
 
 from .errors import NotSupportedError
@@ -20,15 +21,20 @@ CACHE_ARGUMENTS = ("cache", "past_key_values", "cache_params", "layer_past")
 """Known names, the newest first."""
 
 
-def cache_argument(forward: Callable[..., Any]) -> str:
-    """The name under which `forward` takes its cache, the newest of those it knows."""
-    known = inspect.signature(forward).parameters
-    for name in CACHE_ARGUMENTS:
-        if name in known:
-            return name
+def cache_argument(taker: nn.Module | Callable[..., Any]) -> str:
+    """The name under which a module, or a forward function, takes its cache: the newest it knows.
+
+    A module's own `forward` may have been replaced by one that takes anything; then its class says.
+    """
+    forwards = [taker] if not isinstance(taker, nn.Module) else [taker.forward, type(taker).forward]
+    for forward in forwards:
+        known = inspect.signature(forward).parameters
+        for name in CACHE_ARGUMENTS:
+            if name in known:
+                return name
     raise NotSupportedError(
-        f"{getattr(forward, '__qualname__', forward)} takes no cache under any of the names "
-        f"{', '.join(CACHE_ARGUMENTS)}; this release of transformers is not supported"
+        f"{getattr(forwards[-1], '__qualname__', forwards[-1])} takes no cache under any of the "
+        f"names {', '.join(CACHE_ARGUMENTS)}; this release of transformers is not supported"
     )
 
 

@@ -8,13 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from peft import (
+    LoraConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    get_peft_model,
+)
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations import peft as integration
 
 from cacheshrink_hybrid import convert_to_mla, load_mla_model, make_cache, save_mla_model
 from cacheshrink_hybrid.adapters import adapted_modules
-from cacheshrink_hybrid.errors import ConfigError, UnsupportedModelError
+from cacheshrink_hybrid.errors import ConfigError, NotSupportedError, UnsupportedModelError
 from cacheshrink_hybrid.training import MLATrainer
 from cacheshrink_hybrid.training.nested import cut_ranks
 from tests.families.tiny_configs import tiny_model
@@ -144,6 +150,25 @@ def test_prompt_tuning() -> None:
         whole = adapted(input_ids=ids, use_cache=False).logits[:, -1].argmax(-1)
     tokens = adapted.generate(input_ids=ids, max_new_tokens=3, do_sample=False)
     assert tokens[0, 9] == whole
+
+
+@pytest.mark.parametrize("case", ["llama", "llama-mqa", "gpt2"])
+def test_prefixes_are_keys_and_values(case: str) -> None:
+    settings = PrefixTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM")
+    adapted = get_peft_model(converted(case), settings).eval()
+    with torch.no_grad(), pytest.raises(NotSupportedError, match=r"layer 0 .* as prefix tuning"):
+        adapted(input_ids=random_ids(1, 9))
+
+
+def test_one_parameter_of_heads_with_channels_of_their_own() -> None:
+    model = copy.deepcopy(pair("llama", "per_head", 2.0, metric="activation").converted)
+    ids = random_ids(2, 12)
+    plain = logits_of(model, ids)
+    get_peft_model(model, lora([], target_parameters=["k_b_proj.weight"])).eval()
+    whole = logits_of(model, ids)
+    assert (whole - plain).abs().max() > 0.05
+    decoded = logits_in_pieces(model, ids, [8, 1, 1, 1, 1])
+    torch.testing.assert_close(decoded, whole, rtol=0, atol=1e-5)
 
 
 USES = {

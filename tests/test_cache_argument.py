@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -84,6 +85,14 @@ def test_the_name_that_a_forward_takes() -> None:
     assert (cache_argument(oldest), cache_argument(newest)) == ("cache_params", "cache")
     with pytest.raises(NotSupportedError, match="takes no cache under any of the names"):
         cache_argument(none)
+
+
+def test_a_module_whose_forward_was_replaced() -> None:
+    """By one that takes anything, as tools do that watch calls."""
+    model = copy.deepcopy(pair("llama").source)
+    name, forward = cache_argument(model), model.forward
+    model.forward = lambda *args, **kwargs: forward(*args, **kwargs)  # noqa: PLW0108
+    assert cache_argument(model) == name == cache_argument(forward)
 
 
 def test_two_caches_are_an_error_and_one_under_two_names_is_not() -> None:

@@ -11,6 +11,7 @@ from urllib.request import getproxies
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from ..config import CompressionConfig
 from ..demo.corpus import PYTHON_DOCS, held_out_text, training_text
@@ -158,7 +159,8 @@ def checked_texts(texts: object, name: str) -> list[str]:
 
 def token_ids(tokenizer, text: str) -> list[int]:
     """All tokens of a text, which are cut afterwards, so without a warning of its length."""
-    return tokenizer(text, verbose=False).input_ids
+    quiet = {"verbose": False} if isinstance(tokenizer, PreTrainedTokenizerBase) else {}
+    return tokenizer(text, **quiet).input_ids
 
 
 def token_sequences(

@@ -88,6 +88,7 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity_error()
     logging.disable_progress_bar()
     with warnings.catch_warnings():
+        warnings.simplefilter("always", CacheShrinkWarning)
         warnings.showwarning = partial(_show_warning, warnings.showwarning)
         try:
             yield

@@ -68,7 +68,7 @@ class Runner:
         spec = model_spec(self.config)
         self.continues_in_pieces = spec.continues_in_pieces
         self._attends = bool(spec.attention_layers)
-        self._cache_name = cache_argument(model.forward)
+        self._cache_name = cache_argument(model)
         self.coverage = kernel_coverage(model, spec, backend)
         probe = make_cache(model, backend="torch")
         states = plan_of(model).states if is_converted(model) else ()

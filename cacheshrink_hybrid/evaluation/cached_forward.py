@@ -32,7 +32,7 @@ def cached_logits(
     cache = make_cache(model) if cache is None else cache
     if isinstance(cache, LatentCache):
         cache.codes_every_boundary = True
-    name = cache_argument(model.forward)
+    name = cache_argument(model)
     past = int(num_cached_tokens(cache))
     ids = ids.to(input_device(model))
     num_tokens = ids.shape[1]

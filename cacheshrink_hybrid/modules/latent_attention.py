@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -200,6 +201,7 @@ class LatentAttention(Derived, nn.Module):
             cache.layers
         ):  # a bare cache makes them as they come
             layer = cache.layers[layer_idx]
+            _refuse_values(layer, layer_idx)
             num_keys, first_key_slot = layer.get_mask_sizes(query.shape[2])
             first_query_slot = layer.get_seq_length() + 0  # a copy: update() counts in place
         query_angles, key_angles = self._angles(
@@ -350,6 +352,17 @@ class LatentAttention(Derived, nn.Module):
     def value_channels(self, latent: Tensor) -> Tensor:
         """The channels (B, S, Rv) that values are made of."""
         return latent[..., self.plan.kv_lora_rank - self.plan.value_rank :]
+
+
+def _refuse_values(layer: Any, layer_idx: int) -> None:
+    """Refuse a cache layer that holds values, which latents have none of."""
+    values = getattr(layer, "values", None)
+    if isinstance(values, Tensor) and values.shape[-1]:
+        raise NotSupportedError(
+            f"layer {layer_idx} of the cache holds keys and values, as prefix tuning or a source "
+            "model writes them, and this model reads latents; give it a cache that it filled "
+            "itself, and tune prompts (PromptTuningConfig) or adapters instead of prefixes"
+        )
 
 
 def _projections(module: nn.Module) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -15,6 +17,7 @@ from cacheshrink_hybrid.codecs.levels import (
     head_tables,
     levels_of,
     lloyd_max_levels,
+    outermost_level,
 )
 
 # Mean squared error of the optimal quantiser of a standard normal (Max 1960, table I).
@@ -30,6 +33,22 @@ def test_lloyd_max_distortion(bits: int) -> None:
     x = _normal()
     error = (levels_of(bits)[torch.bucketize(x, edges_of(bits))] - x).square().mean()
     assert error == pytest.approx(NORMAL_DISTORTION[bits], rel=0.02)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_levels_are_the_fixed_point_of_lloyds_iteration(bits: int) -> None:
+    """Each is the mean of a standard normal between its neighbours' midpoints."""
+    levels = lloyd_max_levels(bits)
+    infinity = torch.tensor([math.inf], dtype=torch.float64)
+    edges = torch.cat([-infinity, edges_of(bits), infinity])
+    density = torch.exp(-0.5 * edges**2) / math.sqrt(2 * math.pi)
+    means = -density.diff() / torch.special.ndtr(edges).diff()
+    torch.testing.assert_close(levels, means, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_outermost_level(bits: int) -> None:
+    assert outermost_level(bits) == float(levels_of(bits)[-1])
 
 
 @pytest.mark.parametrize("bits", [2, 4])

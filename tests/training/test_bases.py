@@ -35,6 +35,21 @@ CASES = [
 ]
 
 
+def test_factors_that_are_written_behind_their_version() -> None:
+    """As some optimizers do, also between two evaluations."""
+    model = converted("llama", "joint")
+    config = TrainingConfig(loss="lm").resolved(has_original=False)
+    with Attachment(model, config, calibration_ids(2)) as attached:
+        before = logits_of(model, random_ids(1, 9))
+        for basis in attached.bases.bases.values():
+            basis.factor.data.neg_()
+        after = logits_of(model, random_ids(1, 9))
+        assert not torch.allclose(before, after, atol=1e-3)
+        with torch.enable_grad():
+            trained = model(random_ids(1, 9), use_cache=False).logits
+        torch.testing.assert_close(trained.detach(), after, rtol=0, atol=1e-5)
+
+
 def converted(case: str, method: str, **settings):
     return copy.deepcopy(pair(case, method, 2.0, **settings).converted)
 
