@@ -81,7 +81,7 @@ def test_gguf_in_the_commands(gguf: Path, tmp_path: Path, capsys) -> None:
     text = tmp_path / "text.txt"
     text.write_text("the cat sat on the mat " * 20)
     models = [str(gguf), str(tmp_path / "out")]
-    assert main(["perplexity", *models, "--text", str(text)]) == 0
+    assert main(["perplexity", *models, "--text", str(text), "--max-length", "64"]) == 0
     assert "tiny.gguf" in capsys.readouterr().out
 
 
