@@ -33,6 +33,7 @@ from .factorize.state_plan import make_state_unit, plan_states
 from .modules.attention_parts import AttentionParts, Projection
 from .modules.latent_attention import LatentAttention
 from .modules.recurrent_mixer import install_mixer, uninstall_mixer
+from .placement import input_device
 from .plan import ChannelRun, LatentPlan
 from .spec import LayerSpec
 
@@ -160,14 +161,14 @@ def check_layers(
 def _run(model: PreTrainedModel, layers: Sequence[WatchedLayer], seed: int) -> None:
     """Let the source read some tokens, at its first positions and at its last ones."""
     generator = torch.Generator().manual_seed(seed)
-    vocabulary = len(model.get_input_embeddings().weight)
-    ids = torch.randint(vocabulary, (1, NUM_TOKENS), generator=generator).to(model.device)
+    vocabulary, device = len(model.get_input_embeddings().weight), input_device(model)
+    ids = torch.randint(vocabulary, (1, NUM_TOKENS), generator=generator).to(device)
     known = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     with ExitStack() as hooks:
         for layer in layers:
             hooks.enter_context(layer.recording())
         for start in sorted({0, max(0, (known or 0) - NUM_TOKENS)}):
-            positions = torch.arange(start, start + NUM_TOKENS, device=model.device)[None]
+            positions = torch.arange(start, start + NUM_TOKENS, device=device)[None]
             model(input_ids=ids, position_ids=positions, use_cache=False)
 
 
