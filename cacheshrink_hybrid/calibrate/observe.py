@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from ..modules.attention_parts import AttentionParts
+from ..modules.linear_map import looking_on
 
 
 @contextmanager
@@ -54,9 +55,8 @@ def observed_gradients(parts: AttentionParts, see: Callable[[Tensor], None]) -> 
 
         for half, projection in enumerate((parts.key, parts.value)):
             module = getattr(source, projection.name)
-            handles.append(
-                module.register_forward_hook(partial(hook, rows=projection.rows, half=half))
-            )
+            watch = looking_on(partial(hook, rows=projection.rows, half=half))
+            handles.append(module.register_forward_hook(watch))
     try:
         yield
     finally:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from .linear_map import weight_and_bias
+from .linear_map import is_plain, weight_and_bias
 from .slot_rotary import SlotRotary
 
 
@@ -26,19 +26,23 @@ class Projection:
     name: str
     module: nn.Module
     rows: Tensor | None = None
-    _found: tuple[Tensor, Tensor | None] = field(init=False, repr=False)
+    _found: tuple[Tensor, Tensor | None] | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        # Now, while nobody has put hooks on the layer to watch it.
-        object.__setattr__(self, "_found", weight_and_bias(self.module))
+        # What is not plain takes a pass over all its channels; what is plain may change meanwhile.
+        found = None if is_plain(self.module) else weight_and_bias(self.module)
+        object.__setattr__(self, "_found", found)
+
+    def _linear(self) -> tuple[Tensor, Tensor | None]:
+        return weight_and_bias(self.module) if self._found is None else self._found
 
     def weight(self) -> Tensor:
         """The rows' weight, (out, E)."""
-        weight = self._found[0]
+        weight = self._linear()[0]
         return weight if self.rows is None else weight[self.rows.to(weight.device)]
 
     def bias(self) -> Tensor | None:
-        bias = self._found[1]
+        bias = self._linear()[1]
         return bias if bias is None or self.rows is None else bias[self.rows.to(bias.device)]
 
     def as_linear(self) -> nn.Module:

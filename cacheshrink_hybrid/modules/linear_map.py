@@ -8,6 +8,7 @@ that decoding computes with what the layer's forward computes with. Nothing is k
 
 from __future__ import annotations
 
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -27,12 +28,23 @@ _TRIED: WeakKeyDictionary[nn.Module, tuple[tuple, bool]] = WeakKeyDictionary()
 """Of layers that are not plain: how they were when they were tried, and whether they are linear."""
 
 
+def looking_on(hook: Any) -> Any:
+    """Mark a hook, which must take attributes, as one that changes neither inputs nor outputs, so
+    that layers that it watches stay plain; returns it."""
+    hook.only_looks_on = True
+    return hook
+
+
 def is_plain(module: nn.Module) -> bool:
     """Whether a layer computes what its class, weight and bias say, and nothing else."""
-    return (
-        type(module) in PLAIN_CLASSES
-        and type(module.weight) in PLAIN_WEIGHTS
-        and not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+    if type(module) not in PLAIN_CLASSES or type(module.weight) not in PLAIN_WEIGHTS:
+        return False
+    if "forward" in vars(module):
+        return False
+    return all(
+        getattr(hook, "only_looks_on", False)
+        for hooks in (module._forward_hooks, module._forward_pre_hooks)
+        for hook in hooks.values()
     )
 
 

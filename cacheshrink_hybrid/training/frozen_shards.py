@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import PreTrainedModel
 
+from ..modules.linear_map import looking_on
+
 ALIGNED_BYTES = 64
 IGNORED_BY_DDP = "_ddp_params_and_buffers_to_ignore"
 """Attribute of a module: names of what DistributedDataParallel neither sends nor averages."""
@@ -113,8 +115,8 @@ class FrozenShards:
             found = (group_of[id(p)] for p in parameters if id(p) in group_of)
             groups = list(dict.fromkeys(found))
             if groups:
-                self._hook(unit, partial(self._begin, groups), self._end)
-        self._hook(model, self._begin_saving, self._end_saving)
+                self._hook(unit, partial(self._begin, groups), partial(self._end))
+        self._hook(model, partial(self._begin_saving), partial(self._end_saving))
         names = [
             name
             for name, parameter in model.named_parameters(remove_duplicate=False)
@@ -123,6 +125,7 @@ class FrozenShards:
         setattr(model, IGNORED_BY_DDP, names)
 
     def _hook(self, module: nn.Module, before: Any, after: Any) -> None:
+        before, after = looking_on(before), looking_on(after)
         self._hooks.append(module.register_forward_pre_hook(before, prepend=True))
         self._hooks.append(module.register_forward_hook(after, always_call=True))
 

@@ -18,6 +18,7 @@ from ..calibrate import sampled_loss
 from ..calibrate.statistics import Moments
 from ..errors import CalibrationError
 from ..modules.latent_attention import LatentAttention
+from ..modules.linear_map import looking_on
 from ..placement import input_device
 
 
@@ -106,7 +107,8 @@ def _observed(module: LatentAttention, moments: Moments):
         return see
 
     handles = [
-        getattr(module, name).register_forward_hook(hook(name)) for name in ("k_b_proj", "v_b_proj")
+        getattr(module, name).register_forward_hook(looking_on(hook(name)))
+        for name in ("k_b_proj", "v_b_proj")
     ]
     try:
         yield

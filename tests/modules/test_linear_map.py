@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -10,7 +12,13 @@ from transformers.pytorch_utils import Conv1D
 
 from cacheshrink_hybrid.errors import UnsupportedModelError
 from cacheshrink_hybrid.modules.key_projection import HeadwiseLinear
-from cacheshrink_hybrid.modules.linear_map import images, is_linear, is_plain, weight_and_bias
+from cacheshrink_hybrid.modules.linear_map import (
+    images,
+    is_linear,
+    is_plain,
+    looking_on,
+    weight_and_bias,
+)
 
 
 class Scaled(nn.Linear):
@@ -48,6 +56,16 @@ def test_plain_layers_are_read_as_they_are() -> None:
     assert is_plain(Conv1D(5, 6)) and is_plain(HeadwiseLinear(2, 3, (1,)))
     assert not any(is_plain(LINEAR[name]()) for name in ("subclass", "parametrized", "hook"))
     layer.forward = layer.forward  # as accelerate does
+    assert not is_plain(layer)
+
+
+def test_layers_that_are_watched_stay_plain() -> None:
+    layer, seen = nn.Linear(6, 5), []
+    layer.register_forward_hook(looking_on(lambda *given: seen.append(given)))
+    layer.register_forward_pre_hook(looking_on(partial(lambda *given: None)))
+    assert is_plain(layer)
+    assert weight_and_bias(layer)[0] is layer.weight and not seen
+    layer.register_forward_hook(lambda _module, _args, output: output)
     assert not is_plain(layer)
 
 
