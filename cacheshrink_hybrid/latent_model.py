@@ -23,6 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from .adapters import AdapterSettings
 from .cache import LatentCache, make_cache
 from .cache.hf_cache import num_cached_tokens
+from .cache.state_layer import StateCacheMixin
 from .cache_argument import CACHE_ARGUMENTS, given_cache
 from .calibrate.states import mixer_modules
 from .derived_class import Derived, derived_class
@@ -266,12 +267,18 @@ def _prepare_forward(model: PreTrainedModel) -> None:
         module.rotary for module in inner.modules() if isinstance(module, LatentAttention)
     )
     if rotates or model_spec(model.config).state_layers:
-        check = partial(_check_call, names, rotates)
+        own_states = frozenset(state.layer_idx for state in plan_of(model).states)
+        check = partial(_check_call, names, rotates, own_states)
         inner.register_forward_pre_hook(check, with_kwargs=True)
 
 
 def _check_call(
-    names: list[str], rotates: bool, inner: nn.Module, args: tuple, kwargs: dict[str, Any]
+    names: list[str],
+    rotates: bool,
+    own_states: frozenset[int],
+    inner: nn.Module,
+    args: tuple,
+    kwargs: dict[str, Any],
 ) -> None:
     if torch.compiler.is_compiling():
         return
@@ -279,6 +286,12 @@ def _check_call(
     cache = given_cache(given)
     if cache is None or getattr(cache, "slots_are_positions", False):
         return  # sequences of different lengths, which only the cache knows
+    for layer_idx, layer in enumerate(cache.layers):
+        if isinstance(layer, StateCacheMixin) and layer_idx not in own_states:
+            raise NotSupportedError(
+                f"layer {layer_idx} of this cache holds states in codes of another model, and the "
+                "layer of this one is not converted; give each model a cache of its own"
+            )
     past = num_cached_tokens(cache)
     if not isinstance(past, int) or past == 0:
         return  # a static cache counts on the device; looking would stall it

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -98,6 +99,7 @@ class Runner:
         positions = getattr(self.config, "max_position_embeddings", None)
         if positions is not None:
             self.max_tokens = min(self.max_tokens, positions)
+        self._dtype = model.dtype
         self._replay_lengths = [state.replay_length for state in states]
         self._steps = DecodeSteps(self, max_batch) if self.coverage.complete else None
         if cuda_graphs is None:
@@ -118,6 +120,18 @@ class Runner:
                 )
             self._steps.record()
         self.equal_lengths_only = _reads_by_slot(model)
+
+    @contextmanager
+    def _in_the_dtype_of_the_pool(self) -> Iterator[None]:
+        try:
+            yield
+        except NotSupportedError as error:
+            if self.model.dtype == self._dtype:
+                raise
+            raise NotSupportedError(
+                f"the model was {self._dtype} when this engine was made and is {self.model.dtype} "
+                "now, and the pool's rows or states are of the former; make a new LLM"
+            ) from error
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -200,13 +214,14 @@ class Runner:
         """Logits (B, V) after the last token."""
         # Without attention nobody sees other slots, and nothing depends on positions.
         seen = {"attention_mask": mask, "position_ids": positions} if self._attends else {}
-        output = self.model(
-            input_ids=ids,
-            use_cache=True,
-            logits_to_keep=1,
-            **seen,
-            **{self._cache_name: cache},
-        )
+        with self._in_the_dtype_of_the_pool():
+            output = self.model(
+                input_ids=ids,
+                use_cache=True,
+                logits_to_keep=1,
+                **seen,
+                **{self._cache_name: cache},
+            )
         return output.logits[:, -1]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -65,6 +66,13 @@ class Transcript:
         """After each number of tokens: characters of `_text` that no later token takes away."""
         self._end: int | None = None
         """Where a stop string begins, if one was found."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has a lock of its own."""
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
 
     def extend(self, tokens: Sequence[int]) -> bool:
         """Read on in the generated tokens, all of which are given; whether there is a stop string

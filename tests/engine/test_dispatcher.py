@@ -269,6 +269,7 @@ def test_states_of_a_failed_step_are_not_used(backend: str, call: int, monkeypat
     assert stored[0] == stored[1]
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_waits_for_the_end_of_the_step() -> None:
     llm = engine()
     llm.add_request(prompts()[0], SamplingParams(max_tokens=12), request_id="stays")
@@ -282,9 +283,11 @@ def test_ctrl_c_waits_for_the_end_of_the_step() -> None:
             signal.raise_signal(signal.SIGINT)
 
     hook = llm.runner.model.register_forward_pre_hook(press)
-    with pytest.raises(KeyboardInterrupt):
-        llm.generate(prompts(3)[1:], WISH)
-    hook.remove()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate(prompts(3)[1:], WISH)
+    finally:
+        hook.remove()
     assert (llm.statistics.running, llm.statistics.preemptions) == (1, 0)
     assert collected(llm)["stays"] == list(due(1, 12)[0][1:])
     assert_idle(llm)

@@ -83,6 +83,7 @@ def test_handlers_of_the_block_stay(handled: list[int]) -> None:
     assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c() -> None:
     reached = False
     with pytest.raises(KeyboardInterrupt), signals_held():

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import json
 import pickle
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from cacheshrink_hybrid.engine import LLM, RequestOutput, SamplingParams
-from cacheshrink_hybrid.errors import CacheFullError, ConfigError, SequenceError
+from cacheshrink_hybrid.errors import CacheFullError, ConfigError, NotSupportedError, SequenceError
 from tests.families.tiny_configs import tiny_model
 from tests.models import converted_copy, pair, random_ids
 from tests.texts import TEXTS, word_tokenizer
@@ -411,6 +411,32 @@ def test_inference_mode_may_come_and_go(case: str) -> None:
     with torch.no_grad():
         assert tokens_of(inside.generate(prompts(3), wish)) == expected
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("case", ["llama", "bamba"])
+def test_a_model_of_another_dtype_needs_another_engine(case: str) -> None:
+    """Where rows or states are of the model's dtype; nothing stays behind of what was refused."""
+    model = copy.deepcopy(model_of(case))
+    llm = LLM(model, cache_memory=MEMORY)
+    llm.generate(prompts(1), SamplingParams(max_tokens=2))
+    model.to(torch.bfloat16)
+    with pytest.raises(NotSupportedError, match=r"was torch.float32 .* make a new LLM"):
+        llm.generate(prompts(1), SamplingParams(max_tokens=2))
+    assert (llm.statistics.running, llm.store.pool.num_held) == (0, 0)
+
+
+@pytest.mark.parametrize("make", [copy.deepcopy, lambda llm: pickle.loads(pickle.dumps(llm))])
+def test_a_copy_goes_on_with_what_was_running(make: Callable[[LLM], LLM]) -> None:
+    llm = LLM(model_of("llama"), word_tokenizer(), cache_memory=MEMORY)
+    settings = SamplingParams(max_tokens=6, temperature=1.0, seed=3)
+    llm.add_request(TEXTS[0], settings, request_id="first")
+    llm.step()
+    outputs = []
+    for one in (make(llm), llm):
+        while one.has_requests:
+            last = one.step()[0]
+        outputs.append((last.token_ids, last.text))
+    assert outputs[0] == outputs[1]
 
 
 def test_a_copied_engine_goes_its_own_way() -> None:

@@ -13,6 +13,7 @@ from transformers.cache_utils import StaticLayer
 from cacheshrink_hybrid.cache import make_cache
 from cacheshrink_hybrid.cache_argument import cache_argument
 from cacheshrink_hybrid.calibrate.states import compressible_layers
+from cacheshrink_hybrid.errors import NotSupportedError
 from cacheshrink_hybrid.evaluation.memory import measure_cache_memory
 from cacheshrink_hybrid.families import FAMILIES, model_spec
 from cacheshrink_hybrid.families.states import MIXERS
@@ -124,6 +125,17 @@ def test_generation_with_a_static_cache(case: str, lookup: dict) -> None:
     settings = {"max_new_tokens": 12, "do_sample": False, **lookup}
     due = model.generate(ids, **settings)
     assert torch.equal(model.generate(ids, cache_implementation="static", **settings), due)
+
+
+@pytest.mark.parametrize("case", ATTENDING)
+def test_caches_of_coded_states_are_refused_where_states_are_not_converted(case: str) -> None:
+    model, other = narrow(case).converted, pair(case).converted
+    ids, name = random_ids(1, 5), cache_argument(model)
+    cache = make_cache(model)
+    with torch.no_grad():
+        model(ids, use_cache=True, **{name: cache})
+        with pytest.raises(NotSupportedError, match="codes of another model"):
+            other(ids[:, :1], use_cache=True, **{name: cache})
 
 
 @every_replay
