@@ -24,7 +24,7 @@ ApplyRotary = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 _PAIR_ANGLES: WeakKeyDictionary[nn.Module, dict[tuple, tuple[Tensor, Tensor]]] = WeakKeyDictionary()
 
-Frequencies = tuple[tuple[Tensor, int], ...]
+Frequencies = list[tuple[Tensor, int]]
 """The buffers of a rotary embedding, each with the number of times that it was written to."""
 
 
@@ -65,15 +65,16 @@ class SlotRotary:
         self._formula: dict[tuple[torch.dtype, torch.dtype], bool] = {}
         self._rotated: dict[int, int | None] = {}
         self._step: tuple[tuple, Any] | None = None
-        self._frequencies: Frequencies = ()
+        self._frequencies: Frequencies = []
 
     def _forget_other_frequencies(self) -> None:
         """Drop all angles if the embedding's buffers are others than those they were made of: after
         `model.to(dtype)`, say."""
-        now = tuple(
+        now = [
             (buffer, 0 if buffer.is_inference() else buffer._version)
-            for buffer in self.rotary_emb.buffers(recurse=False)
-        )
+            for buffer in self.rotary_emb._buffers.values()
+            if buffer is not None
+        ]
         known = self._frequencies
         if len(now) != len(known) or any(
             a is not b or m != n for (a, m), (b, n) in zip(now, known, strict=True)
