@@ -44,7 +44,7 @@ from .pretrained_arguments import (
     taken,
 )
 from .saved_model import check_weights, read_checkpoint, write_description
-from .uploads import UPLOAD_ARGUMENTS, upload
+from .uploads import UPLOAD_ARGUMENTS, check_repository, upload
 
 
 def save_mla_model(
@@ -124,6 +124,9 @@ def save_model(
     if not is_main_process:
         return None
     target = Path(save_directory).expanduser().resolve()
+    hub = {"repo_id": target.name, **hub} if push_to_hub else {}
+    if push_to_hub:
+        check_repository(hub["repo_id"])
     check_target(target)
     with draft_of(target) as draft:
         kept = model.config.architectures, model.config.dtype
@@ -145,7 +148,7 @@ def save_model(
         written = [str(path.relative_to(draft)) for path in draft.rglob("*") if path.is_file()]
     if not push_to_hub:
         return None
-    return upload(target, written, token=token, **{"repo_id": target.name, **hub})
+    return upload(target, written, token=token, **hub)
 
 
 def push_model(model: PreTrainedModel, repo_id: str, **kwargs: Any) -> str:

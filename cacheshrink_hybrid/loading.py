@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,13 +11,13 @@ from typing import TYPE_CHECKING
 
 from .checkpoint_files import CONFIG_NAME, PLAN_NAME
 from .errors import CacheShrinkError, ConfigError
+from .model_names import is_repo_id
 
 if TYPE_CHECKING:
     import torch
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
 GGUF_SUFFIX = ".gguf"
-_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 def is_converted_directory(name: str | Path) -> bool:
@@ -39,7 +38,7 @@ def model_fault(name: str | Path, cache_dir: str | Path | None = None) -> str | 
         if path.suffix == GGUF_SUFFIX:
             return None
         return f"{name} is a file; give the directory of a model, or a .gguf file"
-    if not _HUB_NAME.fullmatch(str(name)) or path.suffix == GGUF_SUFFIX:
+    if path.suffix == GGUF_SUFFIX or not is_repo_id(str(name)):
         return f"{name} does not exist; give the directory of a model, or a name on the Hub"
     if hub_is_offline() and not _is_cached(str(name), cache_dir):
         return (

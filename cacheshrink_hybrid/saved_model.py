@@ -35,7 +35,8 @@ from .checkpoint_files import (
 from .errors import CheckpointError
 from .families import model_spec
 from .latent_model import LatentModel, source_class_of
-from .model_card import model_card, public_name
+from .model_card import model_card
+from .model_names import public_name
 from .plan import CompressionPlan
 
 FORMAT_VERSION = 3
@@ -85,7 +86,8 @@ def write_description(
     (directory / PLAN_NAME).write_text(values + "\n", encoding="utf-8")
     (directory / f"{REMOTE_CODE_NAME}.py").write_text(remote_code(), encoding="utf-8")
     if card:
-        (directory / CARD_NAME).write_text(model_card(model, plan), encoding="utf-8")
+        text = model_card(model, plan)
+        (directory / CARD_NAME).write_text(text, encoding="utf-8", errors="replace")
 
 
 def read_checkpoint(directory: Path) -> Saved:
@@ -106,7 +108,7 @@ def read_checkpoint(directory: Path) -> Saved:
             config=config,
             plan=CompressionPlan.from_dict(plan),
             digests=values[DIGESTS_KEY],
-            source_name=values[SOURCE_NAME_KEY],
+            source_name=str(values[SOURCE_NAME_KEY]),
         )
         digest = _layout_digest(config, saved.plan)
         if values[LAYOUT_KEY] != digest:
