@@ -233,10 +233,11 @@ def load_mla_model(
     directory = local_directory(load_directory, where)
     if device is not None and torch.device(device).type != "cpu":
         kwargs.setdefault("device_map", device)  # no copy on the way
+    trusted = bool(kwargs.pop("trust_remote_code", False))  # None would ask on standard input
     model = load_model(directory, dtype=dtype if dtype is not None else "auto", **kwargs)
     tokenizer = None
     if (directory / "tokenizer_config.json").is_file():
-        tokenizer = AutoTokenizer.from_pretrained(directory)
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trusted)
     return model, tokenizer
 
 

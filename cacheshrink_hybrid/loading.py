@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -121,10 +122,20 @@ def loading(name: str | Path, cache_dir: str | Path | None = None) -> Iterator[N
         yield
     except CacheShrinkError:
         raise
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError, RuntimeError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        ImportError,
+        SafetensorError,
+        RuntimeError,
+        struct.error,
+    ) as error:
         said = first_line(error)
         if "mismatched_sizes" in said:
             said = f"its weights have other shapes than its {CONFIG_NAME} says"
+        if isinstance(error, struct.error):
+            said = f"its {GGUF_SUFFIX} file is cut off or damaged"
         raise ConfigError(
             f"model {str(name)!r} cannot be loaded: {said}; give the directory of a whole model, "
             "or a name on the Hub"
