@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
 GGUF_SUFFIX = ".gguf"
+PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential")
+"""Names by which transformers spreads a model over devices."""
 
 
 def is_converted_directory(name: str | Path) -> bool:
@@ -101,6 +103,18 @@ def device_fault(device: str | torch.device | None) -> str | None:
     if wanted.index is not None and wanted.index >= count:
         return f"{device!s} is beyond the {count} devices here; give a number below {count}"
     return None
+
+
+def check_device_map(device_map: object) -> None:
+    """Raise `ConfigError` if a `device_map` of transformers names a device that is not here."""
+    devices = list(device_map.values()) if isinstance(device_map, dict) else [device_map]
+    named = ("disk",) if isinstance(device_map, dict) else PLACEMENTS
+    for device in devices:
+        if device is None or str(device) in (*named, "meta"):
+            continue
+        fault = device_fault(device)
+        if fault is not None:
+            raise ConfigError(f"device_map={device_map!r}: {fault}, or one of {', '.join(named)}")
 
 
 def weight_bytes(name: str | Path) -> int:

@@ -24,7 +24,7 @@ from transformers import (
 from .checkpoint_files import CONFIG_NAME, shown
 from .errors import ConfigError, UnsupportedModelError
 from .families import model_spec
-from .loading import GGUF_SUFFIX, device_fault
+from .loading import GGUF_SUFFIX, check_device_map, device_fault
 from .loading import loading as readable
 from .pretrained_arguments import HUB_ARGUMENTS, MODEL_ARGUMENTS, refuse_unknown, taken
 from .spec import ModelSpec
@@ -72,6 +72,7 @@ def load_source(
     fault = device_fault(device)
     if fault is not None:
         raise ConfigError(f"device {fault}")
+    check_device_map(loading.get("device_map"))
     directory = Path(name) / (loading.get("subfolder") or "")
     _refuse_adapter_directory(directory)
     located = loading.get("gguf_file") or loading.get("subfolder")
@@ -95,6 +96,18 @@ def load_source(
     if file:
         model.name_or_path = str(given)
     return model.eval(), tokenizer
+
+
+def check_language_model(model: PreTrainedModel) -> None:
+    """Raise `UnsupportedModelError` if a model is of another family, or does not tell next tokens:
+    a classifier, or a model without a head."""
+    model_spec(model.config)
+    if not model.can_generate() or model.get_output_embeddings() is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no language-model head, so it decodes nothing from a "
+            "cache and has no next tokens to calibrate on; give the causal language model of its "
+            "family (AutoModelForCausalLM)"
+        )
 
 
 def _refuse_adapter_directory(path: Path) -> None:
