@@ -9,9 +9,9 @@ from typing import Any
 from transformers import PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from .checkpoint_files import MODEL_TYPE
 from .errors import CheckpointError
 
-MODEL_TYPE = "cacheshrink_hybrid"
 SOURCE_TYPE_KEY = "source_model_type"
 SOURCE_ARCHITECTURES_KEY = "source_architectures"
 SOURCE_NAME_KEY = "source_name"

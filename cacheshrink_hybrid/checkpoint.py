@@ -12,6 +12,7 @@ How they replace those of an earlier save: `checkpoint_files`.
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,8 +32,11 @@ from .adapters import refuse_adapters
 from .auto_config import CacheShrinkConfig
 from .checkpoint_files import CARD_NAME, CONFIG_NAME, check_target, draft_of, shown
 from .errors import CheckpointError, ConfigError
+from .families import model_spec
+from .given_config import changed_values, source_of, unfit, with_values
 from .installation import freeze_what_is_fixed
 from .latent_model import latent_model_class, plan_of, source_class_of
+from .loading import check_device_map, device_fault
 from .modules.latent_attention import LatentAttention
 from .modules.recurrent_mixer import RecurrentMixer
 from .pretrained_arguments import (
@@ -44,7 +48,7 @@ from .pretrained_arguments import (
     taken,
 )
 from .saved_model import check_weights, read_checkpoint, write_description
-from .uploads import UPLOAD_ARGUMENTS, upload
+from .uploads import UPLOAD_ARGUMENTS, check_repository, upload
 
 
 def save_mla_model(
@@ -124,6 +128,9 @@ def save_model(
     if not is_main_process:
         return None
     target = Path(save_directory).expanduser().resolve()
+    hub = {"repo_id": target.name, **hub} if push_to_hub else {}
+    if push_to_hub:
+        check_repository(hub["repo_id"])
     check_target(target)
     with draft_of(target) as draft:
         kept = model.config.architectures, model.config.dtype
@@ -145,7 +152,7 @@ def save_model(
         written = [str(path.relative_to(draft)) for path in draft.rglob("*") if path.is_file()]
     if not push_to_hub:
         return None
-    return upload(target, written, token=token, **{"repo_id": target.name, **hub})
+    return upload(target, written, token=token, **hub)
 
 
 def push_model(model: PreTrainedModel, repo_id: str, **kwargs: Any) -> str:
@@ -227,13 +234,17 @@ def load_mla_model(
             torn, changed or of another shape.
     """
     where = taken(kwargs, HUB_ARGUMENTS)
+    fault = None if str(device) == "meta" else device_fault(device)
+    if fault is not None:
+        raise ConfigError(f"device {fault}")
     directory = local_directory(load_directory, where)
     if device is not None and torch.device(device).type != "cpu":
         kwargs.setdefault("device_map", device)  # no copy on the way
+    trusted = bool(kwargs.pop("trust_remote_code", False))  # None would ask on standard input
     model = load_model(directory, dtype=dtype if dtype is not None else "auto", **kwargs)
     tokenizer = None
     if (directory / "tokenizer_config.json").is_file():
-        tokenizer = AutoTokenizer.from_pretrained(directory)
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trusted)
     return model, tokenizer
 
 
@@ -258,12 +269,18 @@ def load_model(
         The model, with `output_loading_info` in a pair with transformers' record of the loading.
     """
     refuse_for_saved_models(kwargs)
+    check_device_map(kwargs.get("device_map"))
     for name in ("trust_remote_code", "code_revision"):
         kwargs.pop(name, None)
     directory = local_directory(path, taken(kwargs, HUB_ARGUMENTS))
     saved = read_checkpoint(directory)
     how = taken(kwargs, MODEL_ARGUMENTS)
-    source = _with_values(saved.config if config is None else _source_of(config), kwargs)
+    source = with_values(
+        copy.deepcopy(saved.config) if config is None else source_of(config), kwargs
+    )
+    changed = changed_values(saved.config, source)
+    if changed and model_spec(source) != model_spec(saved.config):
+        raise unfit(directory, changed)
     check_weights(directory, saved.digests, verify_weights)
     cls = latent_model_class(AutoModelForCausalLM._model_mapping[type(source)])
     try:
@@ -279,10 +296,14 @@ def load_model(
             **how,
         )
     except (RuntimeError, SafetensorError) as error:
+        if changed:
+            raise unfit(directory, changed) from error
         raise CheckpointError(
             f"the weights in {directory} do not fit its plan: {error}; the checkpoint is damaged "
             "or was edited, save it again"
         ) from error
+    if changed and _incomplete(info):
+        raise unfit(directory, changed)
     _check_complete(directory, info)
     model.source_name = saved.source_name
     freeze_what_is_fixed(model)
@@ -301,36 +322,18 @@ def empty_model(config: CacheShrinkConfig, **kwargs: Any) -> PreTrainedModel:
     return cls._from_config(source, plan=read_checkpoint(directory).plan, **kwargs)
 
 
-def _source_of(config: PretrainedConfig) -> PretrainedConfig:
-    if isinstance(config, CacheShrinkConfig):
-        return config.source()
-    if isinstance(config, PretrainedConfig) and type(config) in AutoModelForCausalLM._model_mapping:
-        return config
-    raise ConfigError(
-        f"config={config!r} is no config of a causal language model; give what AutoConfig reads "
-        "from the directory"
-    )
-
-
-def _with_values(config: PretrainedConfig, values: dict[str, Any]) -> PretrainedConfig:
-    """The config with other values, which it must have."""
-    known = {n: v for n, v in values.items() if not callable(getattr(config, n, len))}
-    refuse_unknown(
-        {name: value for name, value in values.items() if name not in known},
-        "from_pretrained of a converted model",
-        (*HUB_ARGUMENTS, *MODEL_ARGUMENTS, "verify_weights", "values of its config"),
-    )
-    for name, value in known.items():
-        setattr(config, name, value)
-    return config
-
-
-def _check_complete(directory: Path, info: dict[str, Any]) -> None:
+def _incomplete(info: dict[str, Any]) -> list[str]:
+    """What of the weights was missing, too much or of another shape."""
     faults = []
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         found = [str(item) for item in info.get(kind) or []]
         if found:
             faults.append(f"{len(found)} {kind.replace('_', ' ')} ({shown(found)})")
+    return faults
+
+
+def _check_complete(directory: Path, info: dict[str, Any]) -> None:
+    faults = _incomplete(info)
     if faults:
         raise CheckpointError(
             f"the weights in {directory} do not fit its plan: {'; '.join(faults)}; the checkpoint "

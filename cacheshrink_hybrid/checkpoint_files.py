@@ -2,12 +2,14 @@
 
 A save writes a draft inside its target, and moves the draft's files into place when all of them
 are complete. What was there before comes back if that fails; files that no save of ours wrote are
-never touched.
+never touched, nor are they replaced by others of the same name.
 """
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -26,6 +28,8 @@ try:
 except ImportError:  # Windows has no advisory locks of this kind
     fcntl = None  # type: ignore[assignment]
 
+MODEL_TYPE = "cacheshrink_hybrid"
+"""What config.json of a converted model names as its `model_type`."""
 CONFIG_NAME = "config.json"
 PLAN_NAME = "cacheshrink_plan.json"
 """The file that makes a directory a converted model."""
@@ -35,6 +39,9 @@ INDEX_NAME = "model.safetensors.index.json"
 PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 DRAFT_PREFIX = ".cacheshrink-save-"
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+_ADAPTER = re.compile(r"adapter_(config\.json|model.*\.safetensors(\.index\.json)?)")
+_BESIDE = ("generation_config.json", "tokenizer.json", "tokenizer_config.json")
+"""What a save of a model and its tokenizer writes beside the model."""
 _READ_BYTES = 2**22
 
 
@@ -43,9 +50,30 @@ def is_weights_name(name: str) -> bool:
     return _WEIGHTS.fullmatch(name) is not None
 
 
+def model_type_of(config: Path) -> object:
+    """The `model_type` of a config.json; None if there is none, or it cannot be read."""
+    try:
+        values = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return values.get("model_type") if isinstance(values, dict) else None
+
+
+def holds_converted_model(directory: Path) -> bool:
+    """Whether the model in a directory is one that a save of ours wrote.
+
+    A plan alone does not say so: another model may have been saved over a converted one, whose plan
+    then stays. The config comes last when files are moved into place, so it may not be there yet.
+    """
+    config = directory / CONFIG_NAME
+    return (directory / PLAN_NAME).is_file() and (
+        not config.exists() or model_type_of(config) == MODEL_TYPE
+    )
+
+
 def foreign_model_files(directory: Path) -> list[str]:
     """Names of a model that is not a converted one, which a save would replace."""
-    if not directory.is_dir() or (directory / PLAN_NAME).is_file():
+    if not directory.is_dir() or holds_converted_model(directory):
         return []
     return sorted(
         path.name
@@ -62,6 +90,34 @@ def check_target(target: Path) -> None:
     if foreign:
         raise CheckpointError(
             f"{target} holds another model ({', '.join(foreign[:3])}), whose files a save would "
+            "replace; give another directory, or remove them first"
+        )
+
+
+def files_in_the_way(directory: Path) -> list[str]:
+    """Names in a directory without a converted model that saving one there may replace: what is
+    told before there is a model to save."""
+    if not directory.is_dir() or holds_converted_model(directory):
+        return []
+    beside = [name for name in _BESIDE if os.path.lexists(directory / name)]
+    return [*foreign_model_files(directory), *beside]
+
+
+def _check_replaced(draft: Path, names: Iterable[Path], target: Path) -> None:
+    """Raise `CheckpointError` if the draft's files would replace others than those of a converted
+    model, or of adapters, by something else."""
+    if holds_converted_model(target):
+        return
+    others = [
+        name
+        for name in names
+        if os.path.lexists(target / name)
+        and not _ADAPTER.fullmatch(name.name)
+        and not ((target / name).is_file() and filecmp.cmp(draft / name, target / name, False))
+    ]
+    if others:
+        raise CheckpointError(
+            f"{target} holds files of something else ({shown(others)}), which a save would "
             "replace; give another directory, or remove them first"
         )
 
@@ -120,6 +176,7 @@ def _exchange(draft: Path, target: Path, replaced: Path) -> None:
     """
     new = [path.relative_to(draft) for path in draft.rglob("*") if path.is_file()]
     new.sort(key=lambda path: (path.name == CONFIG_NAME, path))
+    _check_replaced(draft, new, target)
     old = [Path(path.name) for path in target.iterdir() if is_weights_name(path.name)]
     whole = any(is_weights_name(path.name) for path in new)  # adapters go beside their model
     stale = [path for path in old if whole and path not in new]

@@ -17,6 +17,7 @@ from .calibrate.held_out import held_out_samples, split_sequences
 from .calibrate.states import StateCalibration, compressible_layers
 from .calibrate.text import calibration_sequences, load_texts
 from .config import DEFAULT_DEVICE_PROFILE, DEFAULT_RATIO, CompressionConfig
+from .convert_arguments import argument_faults
 from .demo.corpus import PYTHON_DOCS
 from .errors import ConfigError, NotSupportedError, PlanError, UnsupportedModelError
 from .families import check_shared_weights, model_spec, read_attention
@@ -29,7 +30,12 @@ from .plan import CompressionPlan
 from .planning import ModelStatistics, plan_model
 from .ratio_limit import check_reachable
 from .self_check import check_layers
-from .source_model import check_plain_weights, forget_quantisation, load_source
+from .source_model import (
+    check_language_model,
+    check_plain_weights,
+    forget_quantisation,
+    load_source,
+)
 from .spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -124,35 +130,51 @@ def convert_to_mla(
         PlanError: a ratio or rank that this model cannot meet.
         A model object is unchanged after any of them.
     """
-    config = CompressionConfig(
-        compression_ratio=compression_ratio,
-        compression_method=compression_method,
-        d_latent=d_latent,
-        objective=objective,
-        device_profile=device_profile,
-        cache_bits=cache_bits,
-        scales=scales,
-        hadamard=hadamard,
-        exact_sinks=exact_sinks,
-        exact_window=exact_window,
-        metric=metric if metric is not None else ("fisher" if use_calibration else "none"),
-        rank_allocation=rank_allocation,
-        metric_damping=metric_damping,
-        cross_layer_group_size=cross_layer_group_size,
-        xkv_skip_early_layers=xkv_skip_early_layers,
-        keep_early_layers_original=keep_early_layers_original,
-        store_original_weights=store_original_weights,
-        state_ratio=state_ratio,
-        state_dtype=state_dtype,
-        state_method=state_method,
-        replay_length=replay_length,
-        budget_bytes=budget_bytes,
-        context_length=context_length,
-        num_calibration_samples=num_calibration_samples,
-        max_calibration_length=max_calibration_length,
-        num_recall_samples=num_recall_samples,
-        seed=seed,
+    faults = list(
+        argument_faults(
+            tokenizer,
+            dtype,
+            use_calibration=use_calibration,
+            trust_remote_code=trust_remote_code,
+            self_check=self_check,
+            inplace=inplace,
+            verbose=verbose,
+        )
     )
+    try:
+        config = CompressionConfig(
+            compression_ratio=compression_ratio,
+            compression_method=compression_method,
+            d_latent=d_latent,
+            objective=objective,
+            device_profile=device_profile,
+            cache_bits=cache_bits,
+            scales=scales,
+            hadamard=hadamard,
+            exact_sinks=exact_sinks,
+            exact_window=exact_window,
+            metric=metric if metric is not None else ("fisher" if use_calibration else "none"),
+            rank_allocation=rank_allocation,
+            metric_damping=metric_damping,
+            cross_layer_group_size=cross_layer_group_size,
+            xkv_skip_early_layers=xkv_skip_early_layers,
+            keep_early_layers_original=keep_early_layers_original,
+            store_original_weights=store_original_weights,
+            state_ratio=state_ratio,
+            state_dtype=state_dtype,
+            state_method=state_method,
+            replay_length=replay_length,
+            budget_bytes=budget_bytes,
+            context_length=context_length,
+            num_calibration_samples=num_calibration_samples,
+            max_calibration_length=max_calibration_length,
+            num_recall_samples=num_recall_samples,
+            seed=seed,
+        )
+    except ConfigError as error:
+        raise ConfigError("; ".join([*faults, str(error)])) from error
+    if faults:
+        raise ConfigError("; ".join(faults))
     if use_calibration != (config.metric != "none"):
         raise ConfigError(
             f"use_calibration={use_calibration} and metric={config.metric!r} contradict each "
@@ -165,6 +187,9 @@ def convert_to_mla(
         raise ConfigError(
             "a model object needs tokenizer=... to calibrate on text (or use_calibration=False)"
         )
+    if isinstance(model_name_or_path, torch.nn.Module):
+        refuse_adapters(model_name_or_path, "converting")
+        check_language_model(model_name_or_path)
     texts: list[str] = []
     if use_calibration:  # first, so that a text that is not there costs no loading
         texts = load_texts(
@@ -174,7 +199,6 @@ def convert_to_mla(
             num_samples=config.num_calibration_samples,
         )
     if isinstance(model_name_or_path, torch.nn.Module):
-        refuse_adapters(model_name_or_path, "converting")
         if dtype is not None or device is not None or loading:
             given = ", ".join(sorted(loading)) or "device and dtype"
             raise ConfigError(
@@ -250,6 +274,7 @@ def convert_model(
     if is_converted(model):
         raise UnsupportedModelError("the model is converted already; convert its source instead")
     check_plain_weights(model)
+    check_language_model(model)
     spec = model_spec(model.config)
     check_something_to_do(spec, config)
     if config.changes_states:

@@ -33,6 +33,7 @@ from .factorize.state_plan import StateFactors
 from .families import model_spec, read_attention
 from .installation import install_attention, install_states, share_bases, write_factors
 from .kernels.backend import Backend, check_backend
+from .model_names import lasting_name
 from .modules.attention_parts import AttentionParts
 from .modules.latent_attention import LatentAttention
 from .modules.left_padding import check_padding
@@ -231,7 +232,7 @@ def convert_in_place(
     setattr(model, PLAN_ATTRIBUTE, plan)
     source_class: Any = type(model)
     model.__class__ = latent_model_class(source_class)
-    model.source_name = str(model.name_or_path)
+    model.source_name = lasting_name(str(model.name_or_path))
     for stale in ("_compiled_call", "_last_compile_config"):
         model.__dict__.pop(stale, None)
     _prepare_forward(model)

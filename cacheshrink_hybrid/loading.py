@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING
 
 from .checkpoint_files import CONFIG_NAME, PLAN_NAME
 from .errors import CacheShrinkError, ConfigError
+from .model_names import is_repo_id
 
 if TYPE_CHECKING:
     import torch
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
 GGUF_SUFFIX = ".gguf"
-_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential")
+"""Names by which transformers spreads a model over devices."""
 
 
 def is_converted_directory(name: str | Path) -> bool:
@@ -39,7 +41,7 @@ def model_fault(name: str | Path, cache_dir: str | Path | None = None) -> str | 
         if path.suffix == GGUF_SUFFIX:
             return None
         return f"{name} is a file; give the directory of a model, or a .gguf file"
-    if not _HUB_NAME.fullmatch(str(name)) or path.suffix == GGUF_SUFFIX:
+    if path.suffix == GGUF_SUFFIX or not is_repo_id(str(name)):
         return f"{name} does not exist; give the directory of a model, or a name on the Hub"
     if hub_is_offline() and not _is_cached(str(name), cache_dir):
         return (
@@ -103,6 +105,18 @@ def device_fault(device: str | torch.device | None) -> str | None:
     return None
 
 
+def check_device_map(device_map: object) -> None:
+    """Raise `ConfigError` if a `device_map` of transformers names a device that is not here."""
+    devices = list(device_map.values()) if isinstance(device_map, dict) else [device_map]
+    named = ("disk",) if isinstance(device_map, dict) else PLACEMENTS
+    for device in devices:
+        if device is None or str(device) in (*named, "meta"):
+            continue
+        fault = device_fault(device)
+        if fault is not None:
+            raise ConfigError(f"device_map={device_map!r}: {fault}, or one of {', '.join(named)}")
+
+
 def weight_bytes(name: str | Path) -> int:
     """Bytes of the weights in a directory or file; 0 where they are not at hand."""
     path = Path(name)
@@ -122,10 +136,20 @@ def loading(name: str | Path, cache_dir: str | Path | None = None) -> Iterator[N
         yield
     except CacheShrinkError:
         raise
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError, RuntimeError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        ImportError,
+        SafetensorError,
+        RuntimeError,
+        struct.error,
+    ) as error:
         said = first_line(error)
         if "mismatched_sizes" in said:
             said = f"its weights have other shapes than its {CONFIG_NAME} says"
+        if isinstance(error, struct.error):
+            said = f"its {GGUF_SUFFIX} file is cut off or damaged"
         raise ConfigError(
             f"model {str(name)!r} cannot be loaded: {said}; give the directory of a whole model, "
             "or a name on the Hub"

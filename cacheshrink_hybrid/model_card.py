@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 from huggingface_hub import metadata_load, try_to_load_from_cache
 
+from .checkpoint_files import CARD_NAME
 from .families import model_spec
+from .model_names import is_repo_id, public_name
 from .plan import CompressionPlan
+from .plan.table import key_value_prediction, state_prediction
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -46,7 +50,7 @@ def model_card(model: LatentModel, plan: CompressionPlan) -> str:
     name = model.source_name
     metadata: dict[str, Any] = {"library_name": "transformers", "tags": ["cacheshrink_hybrid"]}
     shown = public_name(name)
-    if "/" in shown:
+    if "/" in shown and is_repo_id(shown):
         metadata["base_model"] = shown
     license_name = _license_of(name)
     if license_name is not None:
@@ -60,12 +64,6 @@ def model_card(model: LatentModel, plan: CompressionPlan) -> str:
         rows="\n".join(_rows(model, plan)),
         loss=_loss(plan),
     )
-
-
-def public_name(name: str) -> str:
-    """A name on the Hub as it is, and the last part of a path, which is nobody else's business."""
-    path = Path(name).expanduser()
-    return path.name if path.is_absolute() or path.exists() else name
 
 
 def _rows(model: LatentModel, plan: CompressionPlan) -> list[str]:
@@ -88,28 +86,31 @@ def _rows(model: LatentModel, plan: CompressionPlan) -> list[str]:
 def _loss(plan: CompressionPlan) -> str:
     if plan.metric == "none":
         return "It was converted without calibration text, so no loss is predicted."
-    unit = "nats per token" if plan.metric == "fisher" else f"of the metric {plan.metric!r}"
-    return (
-        f"Loss predicted from the calibration text: {plan.total_loss:.3g} {unit}. It says nothing "
-        "about other text; measure with `cacheshrink-hybrid perplexity`."
+    losses = []
+    if plan.source_bytes_per_token:
+        losses.append(f"Keys and values: {key_value_prediction(plan)}.")
+    if plan.states:
+        losses.append(f"Recurrent states: {state_prediction(plan)}.")
+    return "\n".join(
+        [
+            *losses,
+            "This says nothing about other text; measure with `cacheshrink-hybrid perplexity`.",
+        ]
     )
 
 
 def _license_of(name: str) -> str | None:
     """The license that the source's own card names, if that is in its directory or in the cache."""
-    if not name:
-        return None
-    card = Path(name).expanduser() / "README.md"
-    if not card.is_file() and not Path(name).is_absolute():
-        found = try_to_load_from_cache(name, "README.md") if name.count("/") <= 1 else None
-        if not isinstance(found, str):
-            return None
-        card = Path(found)
-    if not card.is_file():
+    if is_repo_id(name):
+        found = try_to_load_from_cache(name, CARD_NAME)
+        card = Path(found) if isinstance(found, str) else None
+    else:
+        card = Path(name) / CARD_NAME if os.path.isabs(name) else None
+    if card is None or not card.is_file():
         return None
     try:
         values = metadata_load(card)
-    except (ValueError, yaml.YAMLError):  # a card that others wrote, with a broken head
+    except (OSError, ValueError, yaml.YAMLError):  # a card that others wrote, with a broken head
         return None
     found = (values or {}).get("license")
     return found if isinstance(found, str) else None

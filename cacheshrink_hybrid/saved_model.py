@@ -29,13 +29,16 @@ from .checkpoint_files import (
     PLAN_NAME,
     WEIGHTS_NAME,
     is_weights_name,
+    model_type_of,
     sha256_of,
     shown,
 )
 from .errors import CheckpointError
 from .families import model_spec
 from .latent_model import LatentModel, source_class_of
-from .model_card import model_card, public_name
+from .loading import config_fault, first_line
+from .model_card import model_card
+from .model_names import public_name
 from .plan import CompressionPlan
 
 FORMAT_VERSION = 3
@@ -85,7 +88,8 @@ def write_description(
     (directory / PLAN_NAME).write_text(values + "\n", encoding="utf-8")
     (directory / f"{REMOTE_CODE_NAME}.py").write_text(remote_code(), encoding="utf-8")
     if card:
-        (directory / CARD_NAME).write_text(model_card(model, plan), encoding="utf-8")
+        text = model_card(model, plan)
+        (directory / CARD_NAME).write_text(text, encoding="utf-8", errors="replace")
 
 
 def read_checkpoint(directory: Path) -> Saved:
@@ -96,6 +100,7 @@ def read_checkpoint(directory: Path) -> Saved:
     """
     if not directory.is_dir():
         raise CheckpointError(f"{directory} is no directory; give one that save_mla_model wrote")
+    _check_kind(directory)
     try:
         values = json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8"))
         plan = json.loads((directory / PLAN_NAME).read_text(encoding="utf-8"))
@@ -106,7 +111,7 @@ def read_checkpoint(directory: Path) -> Saved:
             config=config,
             plan=CompressionPlan.from_dict(plan),
             digests=values[DIGESTS_KEY],
-            source_name=values[SOURCE_NAME_KEY],
+            source_name=str(values[SOURCE_NAME_KEY]),
         )
         digest = _layout_digest(config, saved.plan)
         if values[LAYOUT_KEY] != digest:
@@ -114,11 +119,46 @@ def read_checkpoint(directory: Path) -> Saved:
         return saved
     except CheckpointError:
         raise
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{directory} is no checkpoint of a converted model ({type(error).__name__}: {error}); "
-            "convert_to_mla makes one from a source model, save_mla_model writes it"
+    except json.JSONDecodeError as error:
+        raise _no_checkpoint(directory, f"its {PLAN_NAME} is no JSON: {error}") from error
+    except KeyError as error:
+        raise _no_checkpoint(
+            directory, f"its {CONFIG_NAME} or {PLAN_NAME} lacks {error.args[0]}"
         ) from error
+    except (OSError, TypeError, ValueError) as error:
+        reason = f"its {CONFIG_NAME} or {PLAN_NAME} cannot be used: {first_line(error)}"
+        raise _no_checkpoint(directory, reason) from error
+
+
+def _check_kind(directory: Path) -> None:
+    """Raise `CheckpointError` if the two files that make a converted model are not both there, or
+    do not belong together."""
+    config, plan = directory / CONFIG_NAME, directory / PLAN_NAME
+    if not config.is_file():
+        raise _no_checkpoint(directory, f"it has no {CONFIG_NAME}")
+    fault = config_fault(config)
+    if fault is not None:
+        raise _no_checkpoint(directory, fault)
+    kind = model_type_of(config)
+    if kind != MODEL_TYPE and plan.is_file():
+        raise CheckpointError(
+            f"{directory} has a {PLAN_NAME}, and its {CONFIG_NAME} names the model_type {kind!r} "
+            f"in place of {MODEL_TYPE!r}: it was edited, or another model was saved over a "
+            f"converted one; restore {CONFIG_NAME}, or remove {PLAN_NAME} to use the other model"
+        )
+    if kind != MODEL_TYPE:
+        raise _no_checkpoint(
+            directory, f"its {CONFIG_NAME} is of a source model, model_type {kind!r}"
+        )
+    if not plan.is_file():
+        raise _no_checkpoint(directory, f"its {PLAN_NAME} is missing")
+
+
+def _no_checkpoint(directory: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"{directory} is no checkpoint of a converted model: {reason}; convert_to_mla makes one "
+        "from a source model, save_mla_model writes it"
+    )
 
 
 def _other_version(directory: Path, version: object) -> CheckpointError:

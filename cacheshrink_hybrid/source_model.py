@@ -21,9 +21,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from .checkpoint_files import CONFIG_NAME, shown
 from .errors import ConfigError, UnsupportedModelError
 from .families import model_spec
-from .loading import GGUF_SUFFIX, device_fault
+from .loading import GGUF_SUFFIX, check_device_map, device_fault
 from .loading import loading as readable
 from .pretrained_arguments import HUB_ARGUMENTS, MODEL_ARGUMENTS, refuse_unknown, taken
 from .spec import ModelSpec
@@ -71,9 +72,11 @@ def load_source(
     fault = device_fault(device)
     if fault is not None:
         raise ConfigError(f"device {fault}")
+    check_device_map(loading.get("device_map"))
     directory = Path(name) / (loading.get("subfolder") or "")
     _refuse_adapter_directory(directory)
-    given, (name, file) = name, gguf_location(name)
+    located = loading.get("gguf_file") or loading.get("subfolder")
+    given, (name, file) = name, (name, {}) if located else gguf_location(name)
     loading |= file
     how = taken(loading, MODEL_ARGUMENTS)
     where = {**loading, "trust_remote_code": trust_remote_code}
@@ -95,6 +98,18 @@ def load_source(
     return model.eval(), tokenizer
 
 
+def check_language_model(model: PreTrainedModel) -> None:
+    """Raise `UnsupportedModelError` if a model is of another family, or does not tell next tokens:
+    a classifier, or a model without a head."""
+    model_spec(model.config)
+    if not model.can_generate() or model.get_output_embeddings() is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no language-model head, so it decodes nothing from a "
+            "cache and has no next tokens to calibrate on; give the causal language model of its "
+            "family (AutoModelForCausalLM)"
+        )
+
+
 def _refuse_adapter_directory(path: Path) -> None:
     """Refuse a directory in which peft has written an adapter and nothing else."""
     settings = path / "adapter_config.json"
@@ -109,11 +124,24 @@ def _refuse_adapter_directory(path: Path) -> None:
 
 
 def gguf_location(name: str | Path) -> tuple[str | Path, dict[str, str]]:
-    """Where transformers finds a model: of a GGUF file its directory, and `gguf_file`."""
+    """Where transformers finds a model: of a GGUF file, or a directory with nothing but one, the
+    directory and `gguf_file`.
+
+    Raises:
+        ConfigError: a directory with several GGUF files, none of which is the model.
+    """
     path = Path(name).expanduser()
     if path.suffix == GGUF_SUFFIX and path.is_file():
         return path.parent, {"gguf_file": path.name}
-    return name, {}
+    if not path.is_dir() or (path / CONFIG_NAME).is_file():
+        return name, {}
+    files = sorted(file.name for file in path.glob(f"*{GGUF_SUFFIX}"))
+    if len(files) > 1:
+        raise ConfigError(
+            f"{name} holds no {CONFIG_NAME} and several GGUF files ({shown(files)}); give the path "
+            "of one of them (or gguf_file=)"
+        )
+    return path, {"gguf_file": files[0]} if files else {}
 
 
 def quantisation_of(config: PretrainedConfig) -> str | None:

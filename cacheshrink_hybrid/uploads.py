@@ -8,6 +8,8 @@ from pathlib import Path
 from huggingface_hub import HfApi
 
 from .checkpoint_files import CARD_NAME
+from .errors import ConfigError
+from .model_names import is_repo_id
 
 UPLOAD_ARGUMENTS = (
     "repo_id",
@@ -17,6 +19,15 @@ UPLOAD_ARGUMENTS = (
     "revision",
     "create_pr",
 )
+
+
+def check_repository(repo_id: str) -> None:
+    """Raise `ConfigError` if the Hub can have no repository of this name."""
+    if not is_repo_id(repo_id):
+        raise ConfigError(
+            f"repo_id={repo_id!r} is no name on the Hub, which is 'name' or 'owner/name' of "
+            "letters, digits, '-', '_' and '.'; give repo_id with push_to_hub"
+        )
 
 
 def upload(

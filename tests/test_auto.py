@@ -163,6 +163,42 @@ def test_a_changed_config_is_used(saved: Path) -> None:
     assert type(model.config) is type(converted().config)
 
 
+UNFIT = {
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "vocab_size": 50,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "intermediate_size": 8,
+    "head_dim": 4,
+}
+
+
+@loaders
+@pytest.mark.parametrize("name", UNFIT)
+def test_values_that_the_weights_do_not_fit(name: str, load: Callable, saved: Path) -> None:
+    """The argument is named, and not a damage of the checkpoint."""
+    message = rf"saved with other values than {name}={UNFIT[name]}, and its weights do not fit"
+    with pytest.raises(ConfigError, match=message):
+        load(saved, **{name: UNFIT[name]})
+    config = AutoConfig.from_pretrained(saved)
+    setattr(config, name, UNFIT[name])
+    with pytest.raises(ConfigError, match=message):
+        load(saved, config=config)
+
+
+def test_values_of_another_type(saved: Path) -> None:
+    with pytest.raises(ConfigError, match="hidden_size='x' is no value that a LlamaConfig takes"):
+        load_model(saved, hidden_size="x")
+
+
+@loaders
+@pytest.mark.parametrize("device_map", ["banana", {"": "banana"}, "cuda:99", 77], ids=str)
+def test_devices_that_are_not_here(device_map, load: Callable, saved: Path) -> None:
+    with pytest.raises(ConfigError, match=r"device_map=.*give"):
+        load(saved, device_map=device_map)
+
+
 def test_a_config_of_something_else(saved: Path) -> None:
     with pytest.raises(ConfigError, match="is no config of a causal language model; give what Au"):
         load_model(saved, config="config.json")

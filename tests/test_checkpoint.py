@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import cacheshrink_hybrid
 from cacheshrink_hybrid import load_mla_model, plan_of, save_mla_model
+from cacheshrink_hybrid.checkpoint import load_model
 from cacheshrink_hybrid.checkpoint_files import sha256_of
 from cacheshrink_hybrid.errors import CheckpointError, ConfigError, UnsupportedModelError
 from tests.families.tiny_configs import CASES, tiny_model
@@ -284,7 +285,10 @@ DAMAGES = {
     "truncated": (truncate, r"model.safetensors cannot be read .*copy the checkpoint again"),
     "pickle": (pickle_instead, r"pickled weights \(pytorch_model.bin\), which are not read"),
     "no-weights": (remove(WEIGHTS), r"has no model.safetensors; it is incomplete"),
-    "no-plan": (remove("cacheshrink_plan.json"), r"no checkpoint of a converted model"),
+    "no-plan": (
+        remove("cacheshrink_plan.json"),
+        r"no checkpoint of a converted model: its cacheshrink_plan.json is missing; convert_to_mla",
+    ),
     "flipped-bit": (
         flip_a_bit,
         r"model.safetensors in .* changed since the model was saved .*verify_weights=False",
@@ -297,7 +301,7 @@ DAMAGES = {
     ),
     "plan-is-no-json": (
         lambda directory: (directory / "cacheshrink_plan.json").write_text("{"),
-        r"no checkpoint of a converted model \(JSONDecodeError",
+        r"no checkpoint of a converted model: its cacheshrink_plan.json is no JSON: Expecting",
     ),
     "older-version": (
         edit_json("config.json", format_version=2),
@@ -328,7 +332,7 @@ DAMAGES = {
                 }
             )
         ),
-        r"no checkpoint of a converted model \(KeyError: 'cache_layout'",
+        r"no checkpoint of a converted model: its config.json or .* lacks cache_layout; convert",
     ),
     "other-window": (
         edit_json("config.json", source_model_type="mistral"),
@@ -363,8 +367,13 @@ def test_directories_that_are_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no checkpoint .*convert_to_mla makes one"):
         load_mla_model(tmp_path)
     compressed().source.save_pretrained(tmp_path / "source")
-    with pytest.raises(CheckpointError, match=r"no checkpoint .*convert_to_mla makes one"):
-        load_mla_model(tmp_path / "source")
+    for load in (load_mla_model, load_model):
+        with pytest.raises(
+            CheckpointError, match=r"no checkpoint .*convert_to_mla makes"
+        ) as caught:
+            load(tmp_path / "source")
+        assert "its config.json is of a source model, model_type 'llama';" in str(caught.value)
+        assert "Error" not in str(caught.value)
 
 
 def test_source_model_is_not_saved(tmp_path: Path) -> None:

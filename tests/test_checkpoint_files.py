@@ -133,6 +133,42 @@ def test_the_source_is_not_replaced_by_its_conversion(tmp_path: Path) -> None:
     assert content(tmp_path) == before
 
 
+def test_a_model_saved_over_a_converted_one_is_not_replaced(tmp_path: Path) -> None:
+    """The converted model's plan still lies there."""
+    save_mla_model(converted(), word_tokenizer(), tmp_path)
+    tiny_model("llama").save_pretrained(tmp_path)
+    before = content(tmp_path)
+    assert "cacheshrink_plan.json" in before
+    with pytest.raises(CheckpointError, match=r"holds another model \(config.json, model.safe"):
+        converted().save_pretrained(tmp_path)
+    assert content(tmp_path) == before
+
+
+BESIDE = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "code.py")
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_files_of_the_same_names_are_not_replaced(name: str, tmp_path: Path, monkeypatch) -> None:
+    """Whatever a save writes, where no model of ours lies; another tokenizer's, for example."""
+    monkeypatch.setattr("cacheshrink_hybrid.saved_model.REMOTE_CODE_NAME", "code")
+    (tmp_path / name).write_text("a stranger's")
+    with pytest.raises(
+        CheckpointError, match=rf"of something else \({name}\), .*remove them first"
+    ):
+        save_mla_model(converted(), word_tokenizer(), tmp_path)
+    assert content(tmp_path) == {name: b"a stranger's"}
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_equal_files_are_no_obstacle(tmp_path: Path) -> None:
+    word_tokenizer().save_pretrained(tmp_path)
+    converted().generation_config.save_pretrained(tmp_path)
+    save_mla_model(converted(), word_tokenizer(), tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    save_mla_model(converted(), word_tokenizer(), tmp_path)  # a model of ours lies here now
+    assert load_mla_model(tmp_path)[1] is not None
+
+
 def test_a_file_is_no_target(tmp_path: Path) -> None:
     (tmp_path / "chapter.tex").write_text("text")
     with pytest.raises(CheckpointError, match=r"chapter.tex is a file; give a directory"):

@@ -12,6 +12,8 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
 )
 
 from cacheshrink_hybrid import convert_model, convert_to_mla, plan_of
@@ -100,6 +102,22 @@ BAD_ARGUMENTS = {
     "no-texts": ({"calibration_texts": []}, CalibrationError, "holds no text; give at least one"),
     "blank-texts": ({"calibration_texts": [" ", ""]}, CalibrationError, "holds no text"),
     "numbers": ({"calibration_texts": [1, 2]}, CalibrationError, "holds a int; give strings only"),
+    "nothing": (
+        {"calibration_texts": ["one", None]},
+        CalibrationError,
+        "holds a NoneType; give strings only",
+    ),
+    "tokenizer": ({"tokenizer": 5}, ConfigError, "tokenizer=5 is no tokenizer; give what AutoTok"),
+    "precision": ({"dtype": "float99"}, ConfigError, "dtype='float99' is no floating-point"),
+    "whole-numbers": ({"dtype": torch.int8}, ConfigError, r"dtype=torch.int8 is no floating-poi"),
+    "self-check": ({"self_check": "x"}, ConfigError, "self_check='x' is neither True nor False"),
+    "inplace": ({"inplace": "no"}, ConfigError, "inplace='no' is neither True nor False; give"),
+    "verbose": ({"verbose": 1}, ConfigError, "verbose=1 is neither True nor False"),
+    "all-at-once": (
+        {"inplace": None, "tokenizer": "t", "dtype": 16, "compression_ratio": 0},
+        ConfigError,
+        "tokenizer='t' is .*; dtype=16 is .*; inplace=None is .*; compression_ratio=0 must",
+    ),
     "generator": (
         {"calibration_texts": (text for text in TEXTS)},
         CalibrationError,
@@ -197,7 +215,19 @@ UNSUPPORTED = {
         "llama",
         COMMON,
         AutoModel,
-        r"no module 'model.layers.0.self_attn'.*AutoModelForCausalLM",
+        r"LlamaModel has no language-model head.*AutoModelForCausalLM",
+    ),
+    "classifier": (
+        "llama",
+        {**COMMON, "num_labels": 3},
+        AutoModelForSequenceClassification,
+        r"LlamaForSequenceClassification has no language-model head.*give the causal language",
+    ),
+    "classifier-of-tokens": (
+        "qwen2",
+        COMMON,
+        AutoModelForTokenClassification,
+        r"Qwen2ForTokenClassification has no language-model head",
     ),
 }
 
@@ -206,8 +236,9 @@ UNSUPPORTED = {
 def test_unsupported_model(name: str) -> None:
     model_type, values, loader, message = UNSUPPORTED[name]
     model = loader.from_config(AutoConfig.for_model(model_type, **values))
-    with unchanged(model), pytest.raises(UnsupportedModelError, match=message):
-        convert_to_mla(model, **WITH_TEXT)
+    for how in (WITH_TEXT, {**WITH_TEXT, "calibration_texts": None, "use_calibration": False}):
+        with unchanged(model), pytest.raises(UnsupportedModelError, match=message):
+            convert_to_mla(model, **how)
 
 
 def test_converted_twice() -> None:

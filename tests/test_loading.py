@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cacheshrink_hybrid import convert_to_mla
+from cacheshrink_hybrid import convert_to_mla, load_mla_model
 from cacheshrink_hybrid.cli.arguments import load_any
 from cacheshrink_hybrid.errors import ConfigError
 from cacheshrink_hybrid.loading import device_fault, first_line, weight_bytes
@@ -86,6 +86,18 @@ def test_broken_model(damage, match: str, program: bool, directory: Path) -> Non
         else:
             convert_to_mla(directory, calibration_texts=TEXTS, verbose=False)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "auto", 77])
+def test_devices_of_converted_models(device, directory: Path) -> None:
+    with pytest.raises(ConfigError, match=r"device .*; give"):
+        load_mla_model(directory, device=device)
+
+
+@pytest.mark.parametrize("device_map", ["banana", {"": "banana"}, "cuda:99", 77], ids=str)
+def test_device_maps_of_sources(device_map, directory: Path) -> None:
+    with pytest.raises(ConfigError, match=r"device_map=.*give"):
+        convert_to_mla(directory, calibration_texts=TEXTS, device_map=device_map, verbose=False)
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from cacheshrink_hybrid import convert_to_mla, load_mla_model, plan_of, save_mla_model
 from cacheshrink_hybrid.cli import main
+from cacheshrink_hybrid.engine import LLM
 from cacheshrink_hybrid.errors import CacheShrinkError, ConfigError, UnsupportedModelError
 from cacheshrink_hybrid.latent_model import is_converted
 from cacheshrink_hybrid.source_model import forget_quantisation, load_source
@@ -83,6 +85,45 @@ def test_gguf_in_the_commands(gguf: Path, tmp_path: Path, capsys) -> None:
     models = [str(gguf), str(tmp_path / "out")]
     assert main(["perplexity", *models, "--text", str(text), "--max-length", "64"]) == 0
     assert "tiny.gguf" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["inspect", "states", "generate"])
+def test_gguf_in_other_commands(command: str, gguf: Path, capsys, tmp_path: Path) -> None:
+    """A directory with nothing but a GGUF file is the model in it."""
+    more = {"generate": ["--prompt", "the cat", "--max-new-tokens", "3"]}.get(command, [])
+    for name in (gguf, gguf.parent):
+        status = main([command, str(name), *more])
+        said = capsys.readouterr()
+        if command == "states":  # what is wrong with it is that it has no states
+            assert "need recurrent states" in said.err
+        else:
+            assert status == 0 and said.out
+
+
+def test_directories_of_gguf_files(gguf: Path, tmp_path: Path) -> None:
+    expected = load_source(gguf)[0].state_dict()
+    shutil.copy(gguf, tmp_path / "a.gguf")
+    model, tokenizer = load_source(tmp_path)
+    assert tokenizer is not None
+    assert all(torch.equal(expected[name], t) for name, t in model.state_dict().items())
+    shutil.copy(gguf, tmp_path / "b.gguf")
+    for load in (load_source, LLM):
+        with pytest.raises(ConfigError, match=r"several GGUF files \(a.gguf, b.gguf\).*gguf_file="):
+            load(tmp_path)
+    load_source(tmp_path, gguf_file="b.gguf")
+
+
+@pytest.mark.parametrize("kept", [0, 3, 10, 200, 2000, -10])
+def test_cut_gguf_files(kept: int, gguf: Path, tmp_path: Path, capsys) -> None:
+    file = tmp_path / "cut.gguf"
+    file.write_bytes(gguf.read_bytes()[:kept])
+    for load in (load_source, LLM):
+        with pytest.raises(ConfigError, match="cannot be loaded: ") as caught:
+            load(file)
+        assert "\n" not in str(caught.value)
+    if kept != -10:  # its config is whole
+        assert main(["inspect", str(file)]) != 0
+        assert "no config in" in capsys.readouterr().err
 
 
 METHODS = ("gptq", "awq", "bitsandbytes", "torchao", "hqq", "something_new")

@@ -91,6 +91,17 @@ def test_the_directory_names_the_repository(tmp_path: Path, monkeypatch) -> None
     assert hub.given["repo_id"] == "me/tiny"
 
 
+@pytest.mark.parametrize("name", ["my model", "model--v1", "mödel", "x" * 97])
+def test_names_that_no_repository_has(name: str, tmp_path: Path) -> None:
+    """Told before anything is written, of a directory's name as of one that is given."""
+    for given in ({}, {"repo_id": f"me/{name}"}):
+        with pytest.raises(ConfigError, match=r"repo_id=.* is no name on the Hub.*give repo_id"):
+            converted().save_pretrained(tmp_path / name, push_to_hub=True, **given)
+    with pytest.raises(ConfigError, match="is no name on the Hub"):
+        converted().push_to_hub(name)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("given", [{"repo_id": "a"}, {"push_to_hub": True, "comit_message": "x"}])
 def test_arguments_that_would_be_ignored(given: dict, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"takes no (repo_id|comit_message); beside"):

@@ -148,9 +148,9 @@ def checked_texts(texts: object, name: str) -> list[str]:
         raise CalibrationError(f"{name} is one string; give a list of strings: [{name}]")
     if not isinstance(texts, Sequence):
         raise CalibrationError(f"{name} is a {type(texts).__name__}; give a list of strings")
-    wrong = next((text for text in texts if not isinstance(text, str)), None)
-    if wrong is not None:
-        raise CalibrationError(f"{name} holds a {type(wrong).__name__}; give strings only")
+    wrong = [type(text).__name__ for text in texts if not isinstance(text, str)]
+    if wrong:
+        raise CalibrationError(f"{name} holds a {wrong[0]}; give strings only")
     kept = [text for text in texts if text.strip()]
     if not kept:
         raise CalibrationError(f"{name} holds no text; give at least one non-empty string")

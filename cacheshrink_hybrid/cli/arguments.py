@@ -58,7 +58,10 @@ def load_any(
         raise ConfigError(f"device {fault}")
     if is_converted_directory(name):
         model, tokenizer = load_mla_model(
-            name, device=device, dtype=None if precision == "auto" else precision
+            name,
+            device=device,
+            dtype=None if precision == "auto" else precision,
+            trust_remote_code=trust_remote_code,
         )
         if tokenizer is None:
             raise ConfigError(f"{name} was saved without a tokenizer; save it with one")

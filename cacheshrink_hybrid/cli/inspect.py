@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,12 @@ from ..families.rows import REFUSED
 from ..loading import first_line, is_converted_directory
 from ..plan import CompressionPlan, fitting_table, format_table
 from ..saved_model import read_checkpoint
+from ..source_model import gguf_location
 from ..spec import LayerSpec, ModelSpec
 
 
 def run(given: argparse.Namespace) -> int:
-    found = [_read(name, given.trust_remote_code) for name in given.models]
+    found = [read_model(name, given.trust_remote_code) for name in given.models]
     ratios = [_ratios(given.kv_ratio, given.state_ratio, model.plan) for model in found]
     if len(found) > 1:
         lines = zip(found, ratios, strict=True)
@@ -42,7 +44,7 @@ class _Model:
     plan: CompressionPlan | None
 
 
-def _read(name: str, trust_remote_code: bool) -> _Model:
+def read_model(name: str, trust_remote_code: bool) -> _Model:
     path = Path(name)
     plan: CompressionPlan | None = None
     if is_converted_directory(path):
@@ -101,16 +103,17 @@ def _print_model(model: _Model, lengths: Sequence[int], ratios: tuple[float, flo
 
 def _config(name: str, trust_remote_code: bool) -> PretrainedConfig:
     """The text model's config."""
-    path = Path(name)
+    place, where = gguf_location(name)
+    path = Path(place)
     file = path / "config.json" if path.is_dir() else path
     try:
-        if file.is_file():
+        if not where and file.is_file():
             values = json.loads(file.read_text(encoding="utf-8"))
             if values.get("model_type") not in CONFIG_MAPPING and not trust_remote_code:
                 # A model class is not needed to count bytes, only what the file says.
                 return PretrainedConfig.from_dict({**values, **_own_type(values)})
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+        config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code, **where)
+    except (OSError, ValueError, struct.error) as error:
         raise ConfigError(f"no config in {name!r}: {first_line(error)}") from error
     return config.get_text_config(decoder=True)
 

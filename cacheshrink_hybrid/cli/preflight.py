@@ -16,10 +16,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..checkpoint_files import files_in_the_way
 from ..demo.corpus import PYTHON_DOCS
 from ..loading import (
-    CONFIG_NAME,
-    WEIGHT_SUFFIXES,
+    GGUF_SUFFIX,
     config_fault,
     device_fault,
     hub_is_offline,
@@ -111,7 +111,7 @@ class Model:
 
     def faults(self, value: str) -> Iterator[str]:
         path = Path(value)
-        only_config = self.config_file and path.is_file()
+        only_config = self.config_file and path.is_file() and path.suffix != GGUF_SUFFIX
         fault = config_fault(path) if only_config else model_fault(value)
         if fault is not None:
             yield fault
@@ -224,19 +224,18 @@ class OutputDirectory:
 
     def faults(self, value: Path) -> Iterator[str]:
         yield from unwritable(value)
-        if self.model and value.is_dir() and not is_converted_directory(value):
-            found = [
-                path.name
-                for path in sorted(value.iterdir())
-                if path.name == CONFIG_NAME or path.suffix in WEIGHT_SUFFIXES
-            ]
-            if found:
-                yield (
-                    f"{value} holds another model ({', '.join(found[:3])}); give a directory "
-                    "without one"
-                )
+        if self.model:
+            yield from another_model(value)
         if self.plots:
             yield from no_matplotlib()
+
+
+def another_model(directory: Path) -> Iterator[str]:
+    """Whether saving a model in `directory` may replace files of something else."""
+    found = files_in_the_way(directory)
+    if found:
+        names = ", ".join(found[:3])
+        yield f"{directory} holds another model ({names}); give a directory without one"
 
 
 def unwritable(directory: Path) -> Iterator[str]:

@@ -26,6 +26,7 @@ from ..families import model_spec
 from ..latent_model import plan_of, set_state_plans
 from ..loading import loading
 from ..plan import fitting_table, format_table
+from ..source_model import gguf_location
 from .arguments import kv_ratio, load_given, read_texts
 from .parsers.states import DRIFT_STRETCH, point_settings
 from .report import write_json
@@ -112,7 +113,10 @@ def run(given: argparse.Namespace) -> int:
 def _check_states(given: argparse.Namespace, setting: dict[str, Any]) -> None:
     """Raise at once for a model without states, as its conversion would."""
     with loading(given.model):
-        source = AutoConfig.from_pretrained(given.model, trust_remote_code=given.trust_remote_code)
+        place, where = gguf_location(given.model)
+        source = AutoConfig.from_pretrained(
+            place, trust_remote_code=given.trust_remote_code, **where
+        )
         spec = model_spec(source)
         check_something_to_do(spec, CompressionConfig(**kv_ratio(spec, 1.0), **setting))
 

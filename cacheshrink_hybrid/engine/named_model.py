@@ -13,6 +13,7 @@ from transformers import (
 
 from ..checkpoint import load_mla_model
 from ..loading import is_converted_directory, loading
+from ..source_model import gguf_location
 
 
 def load_named(name: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
@@ -25,10 +26,12 @@ def load_named(name: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     """
     if is_converted_directory(name):
         return load_mla_model(name)
-    directory = Path(name)
     with loading(name):
-        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
+        place, where = gguf_location(name)
+        options = {**where, "trust_remote_code": False}
+        model = AutoModelForCausalLM.from_pretrained(place, dtype="auto", **options)
         tokenizer = None
-        if not directory.is_dir() or (directory / "tokenizer_config.json").is_file():
-            tokenizer = AutoTokenizer.from_pretrained(name)
+        directory = Path(place)
+        if where or not directory.is_dir() or (directory / "tokenizer_config.json").is_file():
+            tokenizer = AutoTokenizer.from_pretrained(place, **options)
     return model.eval(), tokenizer

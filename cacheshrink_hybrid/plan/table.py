@@ -70,19 +70,17 @@ def _state_record(whole: CompressionPlan, layer: LayerSpec) -> dict[str, Any]:
 
 def plan_table(plan: CompressionPlan, spec: ModelSpec) -> str:
     """The plan as an aligned text table with a line for each memory."""
-    unit = "nats/token" if plan.metric == "fisher" else f"{plan.metric} units"
     lines = [f"calibrated on {plan.calibrated_on}"] if plan.calibrated_on else []
     lines.append(fitting_table(plan_records(plan, spec)))
     if plan.source_bytes_per_token:
         lines.append(
             f"{plan.source_bytes_per_token} -> {plan.bytes_per_token} bytes per token "
-            f"({plan.compression_ratio:.2f}x at 16 bits)" + _prediction(plan, unit)
+            f"({plan.compression_ratio:.2f}x at 16 bits), {key_value_prediction(plan)}"
         )
     if plan.source_state_bytes:
         lines.append(
             f"{plan.source_state_bytes} -> {plan.state_bytes} bytes of state per sequence "
-            f"({plan.state_ratio:.2f}x), predicted loss {plan.state_loss:.4g} {unit}"
-            + (" on the calibration text itself" if plan.calibrated_on else "")
+            f"({plan.state_ratio:.2f}x), {state_prediction(plan)}"
         )
     return "\n".join(lines)
 
@@ -91,12 +89,25 @@ def _loss(latent: LatentPlan) -> float:
     return latent.predicted_loss if latent.held_out_loss is None else latent.held_out_loss
 
 
-def _prediction(plan: CompressionPlan, unit: str) -> str:
+def key_value_prediction(plan: CompressionPlan) -> str:
     """What keys and values are to lose, and on which text that was found."""
-    if plan.held_out_loss is not None:
-        return f", predicted loss {plan.held_out_loss:.4g} {unit} on held-out calibration text"
-    text = f", predicted loss {plan.predicted_loss:.4g} {unit}"
-    return text + (" on the calibration text itself" if plan.calibrated_on else "")
+    if plan.held_out_loss is None:
+        return _fitted_loss(plan, plan.predicted_loss)
+    return f"predicted loss {plan.held_out_loss:.4g} {_unit(plan)} on held-out calibration text"
+
+
+def state_prediction(plan: CompressionPlan) -> str:
+    """What recurrent states are to lose, and on which text that was found."""
+    return _fitted_loss(plan, plan.state_loss)
+
+
+def _fitted_loss(plan: CompressionPlan, loss: float) -> str:
+    text = " on the calibration text itself" if plan.calibrated_on else ""
+    return f"predicted loss {loss:.4g} {_unit(plan)}{text}"
+
+
+def _unit(plan: CompressionPlan) -> str:
+    return "nats/token" if plan.metric == "fisher" else f"{plan.metric} units"
 
 
 def format_table(records: Sequence[dict[str, Any]]) -> str:

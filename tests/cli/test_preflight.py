@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cacheshrink_hybrid.checkpoint_files import MODEL_TYPE, PLAN_NAME
 from cacheshrink_hybrid.cli import main, preflight
 from cacheshrink_hybrid.cli.preflight import (
     DataSet,
@@ -28,7 +29,6 @@ from cacheshrink_hybrid.cli.preflight import (
     whole,
 )
 from cacheshrink_hybrid.demo import model_path
-from cacheshrink_hybrid.loading import PLAN_NAME
 
 MODEL = str(model_path())
 
@@ -40,10 +40,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("text", encoding="utf-8")
     Path("binary").write_bytes(b"\xff\xfe\x00")
-    for name in ("empty", "other", "ours", "cut", "list", "files"):
+    for name in ("empty", "other", "ours", "cut", "list", "files", "over", "words"):
         Path(name).mkdir()
-    shutil.copy(model_path() / "config.json", "other/config.json")
-    Path("ours/config.json").write_text("{}")
+    for name in ("other", "over"):
+        shutil.copy(model_path() / "config.json", f"{name}/config.json")
+    Path("over", PLAN_NAME).write_text("{}")
+    Path("words/tokenizer.json").write_text("{}")
+    Path("ours/config.json").write_text(json.dumps({"model_type": MODEL_TYPE}))
+    Path("ours/tokenizer.json").write_text("{}")
     Path("ours", PLAN_NAME).write_text("{}")
     Path("cut/config.json").write_text('{"model_type": ')
     Path("list/config.json").write_text("[1]")
@@ -81,6 +85,8 @@ FAULTS = {
     "plot without": (Plot(), Path("p"), "p must end in one of .png"),
     "output": (OutputDirectory(), Path("file"), "file is a file; give a directory"),
     "other model": (OutputDirectory(model=True), Path("other"), r"another model \(config.json\)"),
+    "other model over ours": (OutputDirectory(model=True), Path("over"), r"model \(config.json\)"),
+    "tokenizer": (OutputDirectory(model=True), Path("words"), r"another model \(tokenizer.json\)"),
 }
 FINE = {
     "number": (whole(), 1),

@@ -10,7 +10,9 @@ from cacheshrink_hybrid import save_mla_model
 from cacheshrink_hybrid.demo import model_path
 from cacheshrink_hybrid.engine import LLM, SamplingParams
 from cacheshrink_hybrid.errors import ConfigError
+from cacheshrink_hybrid.source_model import load_source
 from tests.engine.test_llm import MEMORY, model_of, one_by_one, prompts, tokens_of
+from tests.gguf_files import write_tiny_gguf
 from tests.models import pair
 from tests.texts import word_tokenizer
 
@@ -30,6 +32,16 @@ def test_a_source_model_without_a_tokenizer(tmp_path: Path) -> None:
     source.save_pretrained(tmp_path)
     llm = LLM(tmp_path, cache_memory=MEMORY)
     assert llm.tokenizer is None
+    assert tokens_of(llm.generate(prompts(2), WISH)) == one_by_one(source, prompts(2), 5)
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["file", "directory"])
+def test_a_gguf_file(whole: bool, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    write_tiny_gguf(tmp_path / "tiny.gguf")
+    llm = LLM(tmp_path if whole else tmp_path / "tiny.gguf", cache_memory=MEMORY)
+    assert llm.tokenizer is not None
+    source, _ = load_source(tmp_path / "tiny.gguf")
     assert tokens_of(llm.generate(prompts(2), WISH)) == one_by_one(source, prompts(2), 5)
 
 

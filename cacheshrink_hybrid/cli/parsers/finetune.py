@@ -38,7 +38,7 @@ from ...errors import ConfigError
 from ...loading import is_converted_directory
 from ...training.settings import EXTRAS, LOSSES, METRICS, SCHEDULES, TrainingConfig
 from ..flags import NOT_SET, add_model_arguments, add_settings, bits, new_parser
-from ..preflight import DataSet, Model, OutputDirectory, whole
+from ..preflight import DataSet, Model, OutputDirectory, another_model, whole
 
 CONVERSION = ("compression_ratio", "compression_method", "cache_bits", "state_ratio")
 CHOICES = {
@@ -259,6 +259,8 @@ def faults(given: argparse.Namespace) -> Iterator[str]:
                 f"{given.output} holds what an earlier run left ({', '.join(found)}); give "
                 "another --output, --resume to go on from its last checkpoint, or --overwrite"
             )
+    elif given.output is not None:
+        yield from another_model(given.output / "model")
 
 
 def settings(given: argparse.Namespace) -> dict[str, Any]:
