@@ -92,6 +92,8 @@ def test_every_option_has_words_and_its_default(program: str) -> None:
             continue
         words = (action.help or "").split("(default:")[0].split("(needed)")[0]
         assert len(words.split()) >= 2, action
+        if action.nargs == 0 and action.default == argparse.SUPPRESS:
+            continue  # --version
         if action.option_strings and not action.required:
             assert "(default:" in action.help or "(needed)" in action.help, action
 

@@ -88,9 +88,12 @@ def test_front_names_what_stands_alone(figures: list) -> None:
 
 def test_what_does_not_fit_is_marked(figures: list) -> None:
     groups = {"Some-Model-Of-A-Long-Name": {"frames": 3.0, "lcm": None}, "B": {"frames": 0.0}}
-    plot_bars(Path("p.png"), {**groups, "B": {"frames": 0.0, "lcm": 1.0}}, "title", "label")
+    plot_bars(
+        Path("p.png"), {**groups, "B": {"frames": 0.0, "lcm": 1.0}}, "title", "label", zero="none"
+    )
     (axes,) = figures[0].axes
-    (crosses,) = axes.lines
+    crosses, empty = axes.lines
+    assert (len(empty.get_xdata()), empty.get_label()) == (1, "none")
     assert len(crosses.get_xdata()) == 1
     assert crosses.get_label() == "does not fit"
     assert axes.get_xticklabels()[0].get_text() == "Some-Model-Of-\nA-Long-Name"
