@@ -149,7 +149,8 @@ class TextFile:
             yield f"{value} is no file; give the path of a text file"
             return
         try:
-            value.read_text(encoding="utf-8")
+            if not value.read_text(encoding="utf-8").strip():
+                yield f"{value} holds no text; give a file with some"
         except UnicodeDecodeError as error:
             yield f"{value} is no text in UTF-8 (byte {error.start}); give a text file"
         except OSError as error:

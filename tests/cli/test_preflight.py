@@ -17,13 +17,16 @@ from cacheshrink_hybrid.cli import main, overwriting, preflight
 from cacheshrink_hybrid.cli.preflight import (
     DataSet,
     Device,
+    Memory,
     Model,
+    NamedOrFile,
     Number,
     OutputDirectory,
     OutputFile,
     Plot,
     TextFile,
     ratio,
+    seed,
     too_little_space,
     whole,
 )
@@ -39,6 +42,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("text", encoding="utf-8")
+    Path("blank").write_text("\n \n")
     Path("binary").write_bytes(b"\xff\xfe\x00")
     for name in ("empty", "other", "ours", "cut", "list", "files"):
         Path(name).mkdir()
@@ -69,6 +73,15 @@ FAULTS = {
     "converted": (Model(source=True), "ours", "ours is converted already; give the source"),
     "text": (TextFile(), Path("none"), "none is no file"),
     "text folder": (TextFile(), Path("empty"), "empty is no file"),
+    "no text": (TextFile(), Path("blank"), "blank holds no text"),
+    "data without text": (DataSet(), "blank", "blank holds no text"),
+    "too large": (whole(), 2**63, "9223372036854775808 must be at most 9223372036854775807"),
+    "beyond a line": (whole(), 10**5000, r"2\^16609... must be at most"),
+    "seed": (seed(), 2**64, "18446744073709551616 must be at most 18446744073709551615"),
+    "negative seed": (seed(), -1, "-1 must be at least 0"),
+    "memory": (Memory(), "lots", "'lots' is no amount of memory"),
+    "no memory": (Memory(), "0", "must be positive"),
+    "share": (Memory(), "150%", "at most 100% of free memory"),
     "text bytes": (TextFile(), Path("binary"), r"binary is no text in UTF-8 \(byte 0\)"),
     "data": (DataSet(), "none.txt", "none.txt does not exist"),
     "data path": (DataSet(), "/no/such/data", "/no/such/data does not exist"),
@@ -84,6 +97,9 @@ FAULTS = {
 }
 FINE = {
     "number": (whole(), 1),
+    "seed": (seed(), 2**64 - 1),
+    "memory": (Memory(), "2GiB"),
+    "share of memory": (Memory(), "60%"),
     "cpu": (Device(), "cpu"),
     "model": (Model(source=True), "other"),
     "gguf": (Model(), "some.gguf"),
@@ -154,6 +170,33 @@ def test_plots_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_number_that_is_none() -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="'many' is no whole number"):
         whole()("many")
+
+
+@pytest.mark.parametrize("free", [0, 2**20, 2**20 + 40_000, 2**21 - 1])
+def test_space_that_is_short_by_little(
+    place: Path, monkeypatch: pytest.MonkeyPatch, free: int
+) -> None:
+    usage = type("Usage", (), {"free": free})
+    monkeypatch.setattr("cacheshrink_hybrid.writing.shutil.disk_usage", lambda _: usage)
+    (fault,) = too_little_space(place / "new", 2**20)
+    has, takes = map(float, re.findall(r"([\d.]+) MiB", fault))
+    assert has < takes
+
+
+def test_one_cause_is_said_once(place: Path, capsys: pytest.CaptureFixture) -> None:
+    if not Path("/sys/kernel").is_dir():
+        pytest.skip("no sysfs here")
+    assert main(["convert", MODEL, "/sys/kernel/out"]) == 2
+    assert capsys.readouterr().err.count("error: ") == 1
+
+
+@pytest.mark.parametrize(
+    "kind", [Model(), TextFile(), NamedOrFile(()), DataSet(), OutputFile(), OutputDirectory()]
+)
+def test_home_is_expanded(kind, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(place))
+    assert str(kind("~/file")) == str(place / "file")
+    assert str(kind("~nobody-of-this-name/a")) == "~nobody-of-this-name/a"
 
 
 def test_two_outputs_in_one_file(place: Path) -> None:
