@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, NotSupportedError
-from ..integers import SEEDS
+from ..integers import SEEDS, shown
 
 GREEDY_BELOW = 1e-5
 """Temperatures that would tell logits apart only where they are equal to float32."""
@@ -60,7 +60,7 @@ class SamplingParams:
             faults.append(f"top_p={self.top_p!r} must lie above 0 and be at most 1")
         if not (self.seed is None or (_whole(self.seed) and int(self.seed) in SEEDS)):
             faults.append(
-                f"seed={self.seed!r} must be a whole number >= {SEEDS.start} and at most "
+                f"seed={shown(self.seed)} must be a whole number >= {SEEDS.start} and at most "
                 f"{SEEDS.stop - 1}, or None"
             )
         if not readable:

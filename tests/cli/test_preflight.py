@@ -44,8 +44,9 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("file").write_text("text", encoding="utf-8")
     Path("blank").write_text("\n \n")
     Path("binary").write_bytes(b"\xff\xfe\x00")
-    for name in ("empty", "other", "ours", "cut", "list", "files"):
+    for name in ("empty", "other", "ours", "cut", "list", "files", "runs"):
         Path(name).mkdir()
+    Path("runs/config.yaml").write_text("batch_size: 2\n")
     shutil.copy(model_path() / "config.json", "other/config.json")
     Path("ours/config.json").write_text("{}")
     Path("ours", PLAN_NAME).write_text("{}")
@@ -252,6 +253,26 @@ REFUSED = {
     "generate": (["NONE", "--prompt", "a", "--temperature", "-1"], ["MODEL: ", "--temperature: "]),
     "demo": (["--output", "file", "--ratios", "0.5"], ["--output: ", "--ratios: "]),
     "inspect": (["NONE", "list/config.json", "--lengths", "0"], ["MODEL: "] * 2 + ["--lengths: "]),
+    "sweep together": (
+        ["sweep", MODEL, "--methods", "xkv", "joint", "--bits", "4", "16"],
+        ["--methods xkv --metrics fisher --bits 4: "],
+    ),
+    "converted teacher": (
+        ["finetune", MODEL, "--data", "file", "--output", "new", "--teacher", "ours"],
+        ["--teacher: ours is converted already"],
+    ),
+    "conversion before training": (
+        ["finetune", MODEL, "--data", "file", "--output", "new", "--max-calibration-length", "1"],
+        ["max_calibration_length=1 must be a whole number >= 2"],
+    ),
+    "config in its place": (
+        ["finetune", MODEL, "--data", "file", "--output", "runs", "--config", "runs/config.yaml"],
+        ["--config: runs/config.yaml is where the settings"],
+    ),
+    "shipped and given": (
+        ["throughput", MODEL, "--compression-ratio", "8"],
+        ["--compression-ratio 8 is of the shipped model"],
+    ),
     "finetune": (
         [MODEL, "--output", "file", "--data", "binary", "--batch-size", "0", "--teacher", "NONE"],
         ["--output: ", "--data: ", "--teacher: ", "batch_size=0"],
@@ -264,7 +285,7 @@ def test_all_faults_at_once(program: str, place: Path, capsys: pytest.CaptureFix
     """Nothing is loaded, nothing is written, and every line says what it is about."""
     arguments, expected = REFUSED[program]
     before = sorted(place.rglob("*"))
-    assert main([program, *arguments]) == 2
+    assert main(arguments if " " in program else [program, *arguments]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     lines = captured.err.splitlines()
@@ -279,6 +300,46 @@ def test_states_of_a_model_without(place: Path, capsys: pytest.CaptureFixture) -
     Path("other/config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
     assert main(["states", "other"]) == 2
     assert "need recurrent states, of which this llama model has none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["sweep", "other", "--state-ratios", "4"], ["has none that can be compressed"]),
+        (["sweep", "other", "--ratios", "2", "1000"], ["compression_ratio=1000 leaves"]),
+        (
+            ["sweep", MODEL, "--ratios", "900", "999", "--state-ratios", "2"],
+            ["compression_ratio=900 leaves", "compression_ratio=999 leaves"],
+        ),
+        (["sweep", MODEL, "--state-ratios", "1", "1000"], ["state_ratio=1000 leaves"]),
+        (["states", MODEL, "--points", "2", "1000", "900:int8"], ["=1000 leaves", "=900 leaves"]),
+        (["demo", "--ratios", "4", "1000"], ["compression_ratio=1000 leaves"]),
+    ],
+    ids=lambda value: " ".join(value).replace(MODEL, "MODEL"),
+)
+def test_ratios_that_cannot_be_had(
+    arguments: list[str],
+    said: list[str],
+    place: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Refused from the config alone: no weights are loaded and no text is read."""
+
+    def load(*_: object, **__: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", load)
+    config = {"model_type": "llama", "hidden_size": 32, "num_attention_heads": 4}
+    Path("other/config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
+    before = sorted(place.rglob("*"))
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert all(words in line for words in said), line
+    assert line.count("leaves") == len([words for words in said if "leaves" in words])
+    assert sorted(place.rglob("*")) == before
 
 
 def test_interrupted(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
