@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from .codecs.names import SCALES, STATE_CODES
 from .codecs.row_format import RowFormat
 from .device_profile import DeviceProfile
 from .errors import ConfigError, misplaced_settings
+from .integers import count_fault, seed_fault
 
 METHODS = ("auto", "joint", "separate", "xkv", "per_head", "rotate")
 OBJECTIVES = ("memory", "speed", "auto")
@@ -167,8 +169,7 @@ class CompressionConfig:
                 )
         yield from self._faults_of_reading()
         if self.d_latent is not None:
-            if not _is_int(self.d_latent) or self.d_latent < 1:
-                yield f"d_latent={self.d_latent!r} must be a whole number >= 1"
+            yield from _counts(self, least=1, names=("d_latent",))
             if ratio != DEFAULT_RATIO:
                 yield (
                     f"d_latent={self.d_latent!r} and compression_ratio={ratio!r} both fix the "
@@ -188,10 +189,8 @@ class CompressionConfig:
                     f"{name}={getattr(self, name)!r} has no effect with metric={self.metric!r}, "
                     f"only with {' and '.join(users)}; leave it out"
                 )
-        if not _is_int(self.cross_layer_group_size) or self.cross_layer_group_size < 1:
-            yield f"cross_layer_group_size={self.cross_layer_group_size!r} must be >= 1"
-        if not _is_int(self.xkv_skip_early_layers) or self.xkv_skip_early_layers < 0:
-            yield f"xkv_skip_early_layers={self.xkv_skip_early_layers!r} must be >= 0"
+        yield from _counts(self, least=1, names=("cross_layer_group_size",))
+        yield from _counts(self, least=0, names=("xkv_skip_early_layers",))
         if self.compression_method != "xkv":
             for name in (
                 "cross_layer_group_size",
@@ -209,24 +208,27 @@ class CompressionConfig:
                 "which says how many layers to keep"
             )
         for name in ("exact_sinks", "exact_window"):
-            if not _is_int(getattr(self, name)) or getattr(self, name) < 0:
-                yield f"{name}={getattr(self, name)!r} must be a whole number >= 0"
+            fault = count_fault(name, getattr(self, name), 0)
+            if fault is not None:
+                yield fault
             elif getattr(self, name) and not self.coded:
                 yield (
                     f"{name}={getattr(self, name)!r} keeps tokens from being coded, and these "
                     "settings code none; leave it out"
                 )
         if self.num_recall_samples is not None:
-            if not _is_int(self.num_recall_samples) or self.num_recall_samples < 0:
-                yield f"num_recall_samples={self.num_recall_samples!r} must be a whole number >= 0"
-            elif self.num_recall_samples and self.metric == "none":
+            yield from _counts(self, least=0, names=("num_recall_samples",))
+            if self.num_recall_samples and self.metric == "none":
                 yield (
                     f"num_recall_samples={self.num_recall_samples} has no use with metric='none', "
                     "which reads no text; leave it out"
                 )
-        for name in ("num_calibration_samples", "max_calibration_length"):
-            if not _is_int(getattr(self, name)) or getattr(self, name) < 1:
-                yield f"{name}={getattr(self, name)!r} must be a whole number >= 1"
+        yield from _counts(self, least=1, names=("num_calibration_samples",))
+        # The loss is that of a next token.
+        yield from _counts(self, least=2, names=("max_calibration_length",))
+        fault = seed_fault("seed", self.seed)
+        if fault is not None:
+            yield fault
 
     def _faults_of_reading(self):
         try:
@@ -264,10 +266,9 @@ class CompressionConfig:
                 f"state_ratio={ratio!r} must be a finite number >= 1 (2.0 means that recurrent "
                 "states take half their bytes, 1.0 leaves them as they are)"
             )
-        for name in ("replay_length", "budget_bytes", "context_length"):
-            value = getattr(self, name)
-            if value is not None and (not _is_int(value) or value < 1):
-                yield f"{name}={value!r} must be a whole number >= 1"
+        optional = ("replay_length", "budget_bytes", "context_length")
+        given = [name for name in optional if getattr(self, name) is not None]
+        yield from _counts(self, least=1, names=given)
         if (self.budget_bytes is None) != (self.context_length is None):
             yield (
                 f"budget_bytes={self.budget_bytes!r} and context_length={self.context_length!r} "
@@ -336,5 +337,9 @@ class CompressionConfig:
         return cls(**values)
 
 
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _counts(config: CompressionConfig, *, least: int, names: Iterable[str]) -> Iterator[str]:
+    """What is wrong with settings that count something."""
+    for name in names:
+        fault = count_fault(name, getattr(config, name), least)
+        if fault is not None:
+            yield fault

@@ -12,7 +12,7 @@ import torch
 
 from .adapters import refuse_adapters
 from .calibrate import LatentStatistics, calibrate, decoder_layers, weight_statistics
-from .calibrate.amount import warn_of_little_text, within_positions
+from .calibrate.amount import positions_of, warn_of_little_text, within_positions
 from .calibrate.held_out import held_out_samples, split_sequences
 from .calibrate.states import StateCalibration, compressible_layers
 from .calibrate.text import calibration_sequences, load_texts
@@ -28,7 +28,7 @@ from .modules.recurrent_mixer import unfoldable_weight
 from .original_model import remember_source_values
 from .plan import CompressionPlan
 from .planning import ModelStatistics, plan_model
-from .ratio_limit import check_reachable
+from .ratio_limit import check_exact_tokens, check_reachable
 from .self_check import check_layers
 from .source_model import (
     check_language_model,
@@ -213,7 +213,7 @@ def convert_to_mla(
             device=device,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
-            check=lambda spec: check_something_to_do(spec, config),
+            check=lambda spec: check_convertible(spec, config),
             **loading,
         )
     sequences: list[Tensor] = []
@@ -276,11 +276,11 @@ def convert_model(
     check_plain_weights(model)
     check_language_model(model)
     spec = model_spec(model.config)
-    check_something_to_do(spec, config)
+    check_convertible(spec, config)
     if config.changes_states:
         _check_mixers(model, spec)
     compressed = _compressed_parts(_all_parts(model, spec), config)
-    check_reachable(spec, compressed, config)
+    check_exact_tokens(positions_of(model.config), config)
     if self_check:
         mixers = compressible_layers(spec) if config.changes_states else []
         check_layers(model, compressed, mixers, seed=config.seed)
@@ -304,6 +304,12 @@ def convert_model(
     if config.store_original_weights:
         remember_source_values(model)
     return planned.plan
+
+
+def check_convertible(spec: ModelSpec, config: CompressionConfig) -> None:
+    """Raise for what `config` cannot do to any model of this spec."""
+    check_something_to_do(spec, config)
+    check_reachable(spec, config)
 
 
 def check_something_to_do(spec: ModelSpec, config: CompressionConfig) -> None:

@@ -65,6 +65,10 @@ class KernelUnavailableError(CacheShrinkError, RuntimeError):
     """`backend="triton"` was asked for where no kernel can run, or can do what is needed."""
 
 
+class OutputError(CacheShrinkError, OSError):
+    """A file of results cannot be written. What was in its place is still there."""
+
+
 class TrainingError(CacheShrinkError, RuntimeError):
     """Training had to stop: a loss or gradient is not finite, or its state cannot be written."""
 

@@ -33,7 +33,7 @@ from .factorize.held_out import held_out_loss
 from .factorize.state_plan import StateFactors, make_state_unit, plan_states
 from .modules.attention_parts import AttentionParts
 from .plan import ChannelRun, CompressionPlan, LatentPlan, StatePlan
-from .ratio_limit import kept_bytes
+from .ratio_limit import compressed_layers, kept_bytes
 from .spec import ModelSpec
 
 
@@ -108,7 +108,7 @@ def plan_model(
         return _scored(_joint(spec, config, planned), units, statistics.held_out, config)
     # A ratio of 1 with a code sets no limit: everything is kept, in that code.
     limit = spec.bytes_per_sequence / config.state_ratio if config.state_ratio > 1 else math.inf
-    found = planned(_budget(spec, parts, config) if parts else 0.0, limit)
+    found = planned(_budget(spec, config) if parts else 0.0, limit)
     return _scored(found, units, statistics.held_out, config)
 
 
@@ -185,9 +185,9 @@ def _joint(
     return best
 
 
-def _budget(spec: ModelSpec, parts: list[AttentionParts], config: CompressionConfig) -> float:
+def _budget(spec: ModelSpec, config: CompressionConfig) -> float:
     """Bytes per token that the compressed layers may take."""
-    kept = kept_bytes(spec, parts)
+    kept = kept_bytes(spec, compressed_layers(spec, config))
     total = spec.bytes_per_token / config.compression_ratio
     if total <= kept and config.d_latent is None:
         raise PlanError(

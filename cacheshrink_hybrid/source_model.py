@@ -12,7 +12,6 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     FineGrainedFP8Config,
     GgufConfig,
     Mxfp4Config,
@@ -28,6 +27,7 @@ from .loading import GGUF_SUFFIX, check_device_map, device_fault
 from .loading import loading as readable
 from .pretrained_arguments import HUB_ARGUMENTS, MODEL_ARGUMENTS, refuse_unknown, taken
 from .spec import ModelSpec
+from .tokenizer_files import load_tokenizer
 
 SOURCE_ARGUMENTS = (*HUB_ARGUMENTS, *MODEL_ARGUMENTS, "gguf_file")
 """Arguments of `from_pretrained` that a source is loaded with."""
@@ -89,7 +89,7 @@ def load_source(
                 raise _quantised(str(name), method)
             how["quantization_config"] = UNPACKED_WHEN_LOADED[method](dequantize=True)
         if tokenizer is None:
-            tokenizer = AutoTokenizer.from_pretrained(name, **where)
+            tokenizer = load_tokenizer(name, **where)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype or "auto", **how, **where)
     if device is not None or "device_map" not in how:
         model = model.to(device or "cpu")

@@ -80,11 +80,11 @@ REFUSED = {
     ),
     "group-zero": (
         {"cross_layer_group_size": 0, "compression_method": "xkv"},
-        "cross_layer_group_size=0 must be >= 1",
+        "cross_layer_group_size=0 must be a whole number >= 1",
     ),
     "skip-negative": (
         {"xkv_skip_early_layers": -1, "compression_method": "xkv"},
-        "xkv_skip_early_layers=-1 must be >= 0",
+        "xkv_skip_early_layers=-1 must be a whole number >= 0",
     ),
     "samples": ({"num_calibration_samples": 0}, "num_calibration_samples=0 must be a whole"),
     "length": ({"max_calibration_length": 1.5}, "max_calibration_length=1.5 must be a whole"),

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from ..byte_counts import parse_budget
 from ..errors import CacheFullError, ConfigError, NotSupportedError
+from ..integers import is_integer
 
-UNITS = {
-    "": 1,
-    "b": 1,
-    **{f"{letter}b": 1000**n for n, letter in enumerate("kmgt", start=1)},
-    **{f"{letter}ib": 1024**n for n, letter in enumerate("kmgt", start=1)},
-}
 CGROUP = Path("/sys/fs/cgroup")
 MEMINFO = Path("/proc/meminfo")
 
@@ -82,21 +77,6 @@ def _cgroup_memory() -> tuple[int | None, int]:
         return None, 0
 
 
-def parse_bytes(text: str) -> int:
-    """Bytes of text such as "2GiB", "500 MB" or "1.5gib"; powers of 1024 with an i, else of 1000.
-
-    Raises:
-        ConfigError: anything else.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
-    if match is None or match[2].lower() not in UNITS:
-        raise ConfigError(
-            f"{text!r} is no amount of memory; write a number with a unit, such as 2GiB, 500MB "
-            "or 4096"
-        )
-    return math.floor(float(match[1]) * UNITS[match[2].lower()])
-
-
 def budget_bytes(budget: int | float | str, device: torch.device | str = "cpu") -> int:
     """Bytes that a budget allows on a device.
 
@@ -107,29 +87,19 @@ def budget_bytes(budget: int | float | str, device: torch.device | str = "cpu") 
     Raises:
         ConfigError: not positive, or more than the device has.
     """
-    fraction: float | None = None
-    if isinstance(budget, str) and budget.strip().endswith("%"):
-        try:
-            fraction = float(budget.strip()[:-1]) / 100
-        except ValueError as error:
-            raise ConfigError(f"{budget!r} is no percentage; write one such as 60%") from error
-    elif isinstance(budget, float):
-        fraction = budget
-    if fraction is not None:
-        if not 0 < fraction <= 1:
+    amount = parse_budget(budget) if isinstance(budget, str) else budget
+    if isinstance(amount, float):
+        if not 0 < amount <= 1:
             raise ConfigError(
                 f"budget={budget!r} must be above 0 and at most 1 as a fraction of free memory; "
                 "give whole bytes as an int or text such as '2GiB'"
             )
-        return math.floor(fraction * device_memory(device).free)
-    if isinstance(budget, str):
-        num_bytes = parse_bytes(budget)
-    elif isinstance(budget, int) and not isinstance(budget, bool):
-        num_bytes = budget
-    else:
+        return math.floor(amount * device_memory(device).free)
+    if not is_integer(amount):
         raise ConfigError(f"budget={budget!r} must be bytes, a fraction, or text such as '2GiB'")
-    if num_bytes < 1:
+    if amount < 1:
         raise ConfigError(f"budget={budget!r} must be positive")
+    num_bytes = amount
     if torch.device(device).type in ("cpu", "cuda"):
         total = device_memory(device).total
         if num_bytes > total:

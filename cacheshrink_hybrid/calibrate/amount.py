@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ..config import CompressionConfig
 from ..errors import CacheShrinkWarning
@@ -37,9 +37,14 @@ def _enough_tokens(statistics: LatentStatistics) -> int:
     return MIN_TOKENS_PER_CHANNEL * len(statistics.mean)
 
 
+def positions_of(config: PretrainedConfig) -> int | None:
+    """Tokens that a model has positions for; None where nothing says so."""
+    return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+
 def within_positions(config: CompressionConfig, model: PreTrainedModel) -> CompressionConfig:
     """The settings with calibration sequences that the model has positions for."""
-    limit = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    limit = positions_of(model.config)
     length = config.max_calibration_length
     if limit is None or length <= limit:
         return config

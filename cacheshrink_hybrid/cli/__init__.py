@@ -19,7 +19,7 @@ from typing import Any
 
 from ..errors import CacheShrinkError, CacheShrinkWarning
 from ..version import __version__
-from . import preflight
+from . import overwriting, preflight
 
 INTERRUPTED = 130
 """Exit status of a program that was stopped by the keyboard, as shells have it."""
@@ -64,7 +64,7 @@ def run(program: str, argv: Sequence[str] | None) -> int:
     parser = parsers.parser()
     try:
         given = getattr(parsers, "parse", ArgumentParser.parse_args)(parser, argv)
-        faults = [*preflight.faults(parser, given)]
+        faults = [*preflight.faults(parser, given), *overwriting.faults(parser, given)]
         if hasattr(parsers, "faults"):
             faults += parsers.faults(given)
         if faults:

@@ -15,6 +15,7 @@ from ..evaluation.allocation.replay import capacity_for, replay, replay_without_
 from ..evaluation.allocation.traces import SYNTHETIC, Request, read_trace, synthetic_trace
 from ..evaluation.reference_models import REFERENCE_MODELS, ReferenceModel
 from ..plan import format_table
+from ..writing import write_text
 from .plots import plot_bars
 from .report import write_json
 
@@ -22,6 +23,7 @@ WIDTHS = {"16 bits": (1.0, "bf16"), "4x, int8 states": (4.0, "int8")}
 LOOSE_ALLOCATORS = ("frames", "migrating", "fixed_dual 0.474", "fixed_dual 0.9", "padded")
 OURS, BOUND = "frames", "bytes alone"
 COMPARED = ("two_ended", "uniform_page", "lcm", "fixed_dual 0.474")
+NOBODY_WAITED = "nobody waited"
 POOL_SIZES = (1_000, 10_000, 100_000, 1_000_000)
 
 
@@ -48,8 +50,7 @@ def run(given: argparse.Namespace) -> int:
     latency = measure_latency(POOL_SIZES, (1, 64))
     text = _markdown(records, loose, latency)
     print("\n" + text)
-    given.output.mkdir(parents=True, exist_ok=True)
-    (given.output / "allocator.md").write_text(text, encoding="utf-8")
+    write_text(given.output / "allocator.md", text)
     results = {"program": "allocator", "requests": given.requests, "seed": given.seed}
     write_json(
         given.output / "allocator.json",
@@ -109,7 +110,9 @@ def _markdown(
         parts.append(f"## {trace}, {width}\n")
         parts.append(
             "Mean running sequences while others wait; useful bytes of the arena. Then, if any: "
-            "p preemptions, GiB moved, requests rejected.\n"
+            "p preemptions, GiB moved, requests rejected. Where the memory is enough for all "
+            "requests at once, nobody waits, and there is nothing to compare: give more "
+            "--requests, or a lower --concurrency.\n"
         )
         parts.append(format_table(list(rows.values())) + "\n")
         parts.append(
@@ -152,6 +155,8 @@ def _advantages(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _cell(record: dict[str, Any]) -> str:
     if "infeasible" in record:
         return "infeasible"
+    if not record["concurrency"]:
+        return NOBODY_WAITED
     text = f"{record['concurrency']:.1f}, {100 * record['useful_share']:.1f} %"
     if record["preemptions"]:
         text += f", {record['preemptions']} p"
@@ -172,4 +177,4 @@ def _plot(path: Path, records: list[dict[str, Any]]) -> None:
         if (record["trace"], record["width"]) == (trace, width):
             group = groups.setdefault(record["model"], {})
             group[record["allocator"]] = record.get("concurrency")
-    plot_bars(path, groups, f"Trace {trace}, {width}", "mean running sequences")
+    plot_bars(path, groups, f"Trace {trace}, {width}", "mean running sequences", zero=NOBODY_WAITED)

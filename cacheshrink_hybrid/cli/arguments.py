@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from ..calibrate.text import load_texts
 from ..checkpoint import load_mla_model
-from ..errors import ConfigError
+from ..config import CompressionConfig
+from ..convert import check_convertible
+from ..errors import ConfigError, PlanError
+from ..families import model_spec
 from ..loading import device_fault, is_converted_directory, loading
 from ..source_model import gguf_location
 from ..spec import ModelSpec
+from ..tokenizer_files import load_tokenizer
 
 
 def kv_ratio(spec: ModelSpec, ratio: float) -> dict[str, Any]:
@@ -45,9 +51,12 @@ def read_texts(given: argparse.Namespace) -> list[str]:
 
 
 def load_any(
-    name: str, *, device: str, dtype: str, trust_remote_code: bool
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    name: str, *, device: str, dtype: str, trust_remote_code: bool, tokenizer: bool = True
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
     """A source or converted model in evaluation mode, with its tokenizer.
+
+    Args:
+        tokenizer: whether it is needed; where it is not, None may take its place.
 
     Raises:
         ConfigError: no such model or device, or a model saved without a tokenizer.
@@ -57,28 +66,63 @@ def load_any(
     if fault is not None:
         raise ConfigError(f"device {fault}")
     if is_converted_directory(name):
-        model, tokenizer = load_mla_model(
+        model, found = load_mla_model(
             name,
             device=device,
             dtype=None if precision == "auto" else precision,
             trust_remote_code=trust_remote_code,
         )
-        if tokenizer is None:
+        if found is None and tokenizer:
             raise ConfigError(f"{name} was saved without a tokenizer; save it with one")
-        return model, tokenizer
+        return model, found
     with loading(name):
         place, where = gguf_location(name)
         options = {**where, "trust_remote_code": trust_remote_code}
-        tokenizer = AutoTokenizer.from_pretrained(place, **options)
+        found = load_tokenizer(place, **options) if tokenizer else None
         model = AutoModelForCausalLM.from_pretrained(place, dtype=precision, **options)
-    return model.to(device).eval(), tokenizer
+    return model.to(device).eval(), found
 
 
-def load_given(given: argparse.Namespace, name: str):
+def load_given(given: argparse.Namespace, name: str, *, tokenizer: bool = True):
     """`load_any` with the arguments of `flags.add_model_arguments`."""
     return load_any(
         name,
         device=given.device,
         dtype=given.dtype,
         trust_remote_code=given.trust_remote_code,
+        tokenizer=tokenizer,
     )
+
+
+def check_points(points: Mapping[str, CompressionConfig], spec: ModelSpec) -> None:
+    """Refuse what no model of this spec can be converted to, before any work.
+
+    Args:
+        points: settings by what the command line calls them.
+
+    Raises:
+        PlanError: all that cannot be.
+        UnsupportedModelError, ConfigError: nothing to compress.
+    """
+    faults = []
+    for label, config in points.items():
+        try:
+            check_convertible(spec, config)
+        except PlanError as error:
+            faults.append(f"{label}: {error}")
+    if faults:
+        raise PlanError("; ".join(faults))
+
+
+def source_spec(name: str | Path, *, trust_remote_code: bool = False) -> ModelSpec:
+    """What a source model caches, from its config alone.
+
+    Raises:
+        ConfigError: no such model.
+        UnsupportedModelError: a family that is not supported.
+    """
+    with loading(name):
+        place, where = gguf_location(name)
+        return model_spec(
+            AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code, **where)
+        )

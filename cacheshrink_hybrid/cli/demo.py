@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..checkpoint import load_mla_model, save_mla_model
+from ..config import CompressionConfig
 from ..convert import convert_to_mla
 from ..demo import model_path
 from ..demo.corpus import held_out_text, training_text
@@ -22,6 +23,7 @@ from ..evaluation import (
 from ..families import model_spec
 from ..latent_model import is_converted, plan_of
 from ..plan import format_table
+from .arguments import check_points, source_spec
 from .plots import plot_tradeoff
 from .report import write_json
 
@@ -40,6 +42,8 @@ PROMPTS = (
 
 
 def run(given: argparse.Namespace) -> int:
+    spec = source_spec(model_path())
+    check_points({f"{r:g}": CompressionConfig(compression_ratio=r) for r in given.ratios}, spec)
     documents = held_out_text()[:: 4 if given.quick else 1]
     texts = [document[:CHARACTERS_PER_DOCUMENT] for document in documents]
     distances = (64, 256) if given.quick else (64, 256, 1024)

@@ -18,18 +18,18 @@ from ..convert import convert_to_mla
 from ..demo.corpus import PYTHON_DOCS
 from ..errors import CacheShrinkWarning, ConfigError
 from ..latent_model import is_converted
-from ..loading import is_converted_directory
+from ..loading import is_converted_directory, weight_bytes
 from ..training import MLATrainer, TrainingConfig
 from ..training.arguments import check_launcher
 from ..training.output import check_writable
+from ..writing import write_text
 from .arguments import load_given
-from .parsers.finetune import CHECKPOINTS, CONVERSION, settings
+from .parsers.finetune import CHECKPOINTS, RESOLVED, conversion_settings, settings
 from .plots import plot_losses
 from .preflight import no_matplotlib
 from .report import write_json
 
 HELD_OUT_SHARE = 10
-SPARE_BYTES = 2**20
 ONCE = ("config", "overwrite", "resume")
 """Flags of one run, which the resolved config leaves out."""
 
@@ -41,16 +41,16 @@ def run(given: argparse.Namespace) -> int:
     chosen = settings(given)
     check_launcher(TrainingConfig.from_dict(chosen))
     first = int(os.environ.get("RANK", "0")) == 0
-    check_writable(output, SPARE_BYTES)
+    check_writable(output, weight_bytes(given.model))
     texts, held_out = _documents(given)
     model, tokenizer = _model(given, texts)
-    check_writable(output, 2 * sum(p.nbytes for p in model.parameters()) + SPARE_BYTES)
+    check_writable(output, 2 * sum(p.nbytes for p in model.parameters()))
     if first:
         resolved = {name: _plain(value) for name, value in vars(given).items() if name not in ONCE}
-        (output / "config.yaml").write_text(yaml.safe_dump(resolved), encoding="utf-8")
+        write_text(output / RESOLVED, yaml.safe_dump(resolved))
     teacher = None
     if given.teacher is not None:
-        teacher, _ = load_given(given, given.teacher)
+        teacher, _ = load_given(given, given.teacher, tokenizer=False)
     trainer = MLATrainer(
         model, tokenizer, teacher_model=teacher, output_dir=output / CHECKPOINTS, **chosen
     )
@@ -114,14 +114,12 @@ def _model(given: argparse.Namespace, texts: list[str]):
     model, tokenizer = load_given(given, given.model)
     if is_converted(model):
         return model, tokenizer
-    chosen = {name: value for name in CONVERSION if (value := getattr(given, name)) is not None}
-    defaults = CompressionConfig()
-    number = defaults.num_calibration_samples
+    chosen = {"max_calibration_length": given.max_length} | conversion_settings(given)
+    number = chosen.get("num_calibration_samples", CompressionConfig().num_calibration_samples)
     return convert_to_mla(
         model,
         tokenizer=tokenizer,
         calibration_texts=texts[:: max(1, len(texts) // number)][:number],
-        max_calibration_length=given.max_length,
         store_original_weights=given.loss != "lm" and given.teacher is None,
         verbose=int(os.environ.get("RANK", "0")) == 0,
         **chosen,

@@ -10,6 +10,7 @@ from dataclasses import MISSING, Field, fields
 from typing import Any
 
 from ..demo.corpus import PYTHON_DOCS
+from ..version import __version__
 from .preflight import DataSet, Device, Model, TextFile, whole
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -22,13 +23,20 @@ def new_parser(program: str, description: str | None, needed: str) -> argparse.A
     Args:
         needed: what must be given, in the line of usage; all options would fill a page there.
     """
-    return argparse.ArgumentParser(
+    made = argparse.ArgumentParser(
         prog=f"cacheshrink-hybrid {program}",
         usage=" ".join(["%(prog)s", *needed.split(), "[options]"]),
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    made.add_argument(
+        "--version",
+        action="version",
+        version=__version__,
+        help="show the version of the package and exit",
+    )
+    return made
 
 
 def add_model_arguments(

@@ -17,7 +17,7 @@ def run(given: argparse.Namespace) -> int:
     results: dict[str, Any] = {}
     rows, planned = [], []
     for name in given.models:
-        model, _ = load_given(given, name)
+        model, _ = load_given(given, name, tokenizer=False)
         measured = measure_cache_memory(model, given.lengths, given.batch_size)
         plan = plan_of(model) if is_converted(model) else None
         columns = byte_columns(model_spec(model.config), plan)

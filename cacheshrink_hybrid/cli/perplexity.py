@@ -82,5 +82,12 @@ def run(given: argparse.Namespace) -> int:
     if given.json is not None:
         write_json(given.json, {"program": "perplexity", "models": records})
     if given.plot is not None:
-        plot_tradeoff(given.plot, records, "Perplexity against cache size", joined=False)
+        shown = [record for record in records if record["change_percent"] is not None]
+        plot_tradeoff(
+            given.plot,
+            shown,
+            "Perplexity against cache size",
+            joined=False,
+            left_out=[r["model"] for r in records if r["change_percent"] is None],
+        )
     return 0

@@ -1,4 +1,5 @@
-"""Pictures that programs leave behind; all of them take matplotlib."""
+"""Pictures that programs leave behind; all of them take matplotlib, and raise `OutputError` where
+they cannot be written."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
+from ..writing import replaced
 from .report import size_key
 
 SIZE_LABELS = {
@@ -20,6 +22,8 @@ LEAST_SPAN = 0.05
 """Share of the perplexity that its axis spans at least, so that noise looks like no cliff."""
 TICK_SHARE = 0.08
 """Share of the axis between two labelled ticks, at least."""
+LINE_POINTS = 11
+"""Height of a line of labels."""
 FEW_POINTS = 30
 """Points that are marked one by one; a line through one point alone shows nothing."""
 LABEL_CHARACTERS = 14
@@ -34,13 +38,19 @@ def short_name(model: str) -> str:
 
 
 def plot_tradeoff(
-    path: Path, records: Sequence[dict[str, Any]], title: str, *, joined: bool
+    path: Path,
+    records: Sequence[dict[str, Any]],
+    title: str,
+    *,
+    joined: bool,
+    left_out: Sequence[str] = (),
 ) -> None:
-    """Perplexity against cache bytes, one labelled point per record.
+    """Perplexity against cache bytes, a labelled point per record.
 
     Args:
         records: dicts with `model`, `byte_columns` and `perplexity`.
         joined: whether they are versions of one model, which a line may run through.
+        left_out: models that do not compare with these, which the picture names.
 
     Raises:
         ConfigError: if matplotlib is not installed.
@@ -50,9 +60,10 @@ def plot_tradeoff(
     points = sorted((record[size], record["perplexity"]) for record in records)
     axes.plot(*zip(*points, strict=True), "o-" if joined else "o", color=COLOUR)
     middle = math.sqrt(points[0][0] * points[-1][0])
+    labels = []
     for record in records:
         left = record[size] > middle  # of its point, so that it stays within the frame
-        axes.annotate(
+        label = axes.annotate(
             short_name(str(record["model"])),
             (record[size], record["perplexity"]),
             xytext=(-6 if left else 6, 6),
@@ -60,11 +71,40 @@ def plot_tradeoff(
             ha="right" if left else "left",
             fontsize=9,
         )
+        labels.append(label)
     lowest, highest = (choose(value for _, value in points) for choose in (min, max))
-    room = max(0.0, LEAST_SPAN * lowest - (highest - lowest)) / 2
-    pad = 0.15 * (highest - lowest + 2 * room)
-    axes.set_ylim(lowest - room - pad, highest + room + pad)
+    span = max(highest - lowest, LEAST_SPAN * lowest)
+    room = (span - (highest - lowest)) / 2
+    axes.set_ylim(lowest - room - 0.15 * span, highest + room + 0.15 * span)
+    _spread(figure, labels)
+    if left_out:
+        axes.text(
+            0.01,
+            0.01,
+            "not shown, of another tokenizer: " + ", ".join(map(short_name, left_out)),
+            transform=axes.transAxes,
+            fontsize=8,
+            color="grey",
+            wrap=True,
+        )
     _save(figure, path)
+
+
+def _spread(figure, labels: Sequence[Any]) -> None:
+    """Move labels up or down by whole lines, the least that keeps them within the frame and off
+    each other."""
+    figure.canvas.draw()
+    frame = figure.axes[0].get_window_extent()
+    placed: list[Any] = []
+    for label in labels:
+        x, y = label.xyann
+        for lines in sorted(range(-len(labels), len(labels) + 1), key=lambda n: (abs(n), -n)):
+            label.xyann = (x, y + lines * LINE_POINTS)
+            box = label.get_window_extent()
+            inside = frame.y0 <= box.y0 and box.y1 <= frame.y1
+            if inside and not any(box.overlaps(other) for other in placed):
+                break
+        placed.append(box)
 
 
 def plot_front(path: Path, records: Sequence[dict[str, Any]], title: str) -> None:
@@ -119,9 +159,12 @@ def plot_front(path: Path, records: Sequence[dict[str, Any]], title: str) -> Non
 
 
 def plot_bars(
-    path: Path, groups: dict[str, dict[str, float | None]], title: str, label: str
+    path: Path, groups: dict[str, dict[str, float | None]], title: str, label: str, *, zero: str
 ) -> None:
     """Bars of `groups[group][series]`, one colour per series; None is marked as not possible.
+
+    Args:
+        zero: what a height of 0, which makes no bar, stands for; it is marked so.
 
     Raises:
         ConfigError: if matplotlib is not installed.
@@ -129,15 +172,18 @@ def plot_bars(
     figure, axes = _pyplot().subplots(figsize=(9, 4.6), layout="constrained")
     names = list(dict.fromkeys(name for group in groups.values() for name in group))
     width = 0.8 / len(names)
-    impossible = []
+    absent: dict[str, list[float]] = {"does not fit": [], zero: []}
     for number, name in enumerate(names):
         places = [place + (number + 0.5) * width - 0.4 for place in range(len(groups))]
         heights = [group.get(name) for group in groups.values()]
         axes.bar(places, [height or 0.0 for height in heights], width, label=name)
-        impossible += [x for x, height in zip(places, heights, strict=True) if height is None]
-    if impossible:
-        low = [0.0] * len(impossible)
-        axes.plot(impossible, low, "x", color="black", clip_on=False, label="does not fit")
+        for x, height in zip(places, heights, strict=True):
+            if not height:
+                absent["does not fit" if height is None else zero].append(x)
+    for marker, (meaning, places) in zip("x_", absent.items(), strict=True):
+        if places:
+            low = [0.0] * len(places)
+            axes.plot(places, low, marker, color="black", clip_on=False, label=meaning)
     axes.set_xticks(range(len(groups)), [_two_lines(group) for group in groups], fontsize=8)
     axes.set_ylabel(label)
     axes.set_title(title)
@@ -222,6 +268,6 @@ def _pyplot():
 
 
 def _save(figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    with replaced(path) as draft:
+        figure.savefig(draft, dpi=130)
     _pyplot().close(figure)

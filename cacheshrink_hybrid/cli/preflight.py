@@ -10,14 +10,16 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import math
-import shutil
-import tempfile
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from ..byte_counts import parse_budget
 from ..checkpoint_files import files_in_the_way
 from ..demo.corpus import PYTHON_DOCS
+from ..errors import ConfigError
+from ..integers import LARGEST, SEEDS, shown
 from ..loading import (
     GGUF_SUFFIX,
     config_fault,
@@ -26,9 +28,9 @@ from ..loading import (
     is_converted_directory,
     model_fault,
 )
+from ..writing import space_fault, write_fault
 
 IMAGE_SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".eps", ".ps")
-SPARE_BYTES = 2**20
 
 
 class CheckedType(Protocol):
@@ -41,7 +43,6 @@ class CheckedType(Protocol):
 
 def faults(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Iterator[str]:
     """What is wrong with the arguments of a program, one line each, in the order of `--help`."""
-    outputs: dict[Path, str] = {}
     for action in parser._actions:
         value = getattr(given, action.dest, None)
         checks = getattr(action.type, "faults", None)
@@ -51,16 +52,15 @@ def faults(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Iterat
         for one in value if isinstance(value, (list, tuple)) else [value]:
             for fault in checks(one):
                 yield f"{name}: {fault}"
-        if isinstance(action.type, OutputFile) and outputs.setdefault(value, name) != name:
-            yield f"{name}: {value} is written by {outputs[value]} already; give another file"
 
 
 class Number:
-    """A finite number of at least `least`."""
+    """A finite number of at least `least`, and at most `most`."""
 
-    def __init__(self, kind: type[int] | type[float], least: float) -> None:
+    def __init__(self, kind: type[int] | type[float], least: float, most: float = math.inf) -> None:
         self.kind = kind
         self.least = least
+        self.most = most
 
     def __call__(self, text: str) -> int | float:
         try:
@@ -70,16 +70,35 @@ class Number:
             raise argparse.ArgumentTypeError(f"{text!r} is no {noun}") from error
 
     def faults(self, value: float) -> Iterator[str]:
-        if not math.isfinite(value) or value < self.least:
-            yield f"{value:g} must be at least {self.least:g}"
+        if not self.least <= value or value == math.inf:
+            yield f"{shown(value)} must be at least {self.least:g}"
+        elif value > self.most:
+            yield f"{shown(value)} must be at most {self.most}"
 
 
 def whole(least: int = 1) -> Number:
-    return Number(int, least)
+    return Number(int, least, LARGEST)
+
+
+def seed() -> Number:
+    return Number(int, 0, SEEDS.stop - 1)
 
 
 def ratio() -> Number:
     return Number(float, 1.0)
+
+
+class Memory:
+    """An amount of memory, or a share of what is free."""
+
+    def __call__(self, text: str) -> str:
+        return text
+
+    def faults(self, value: str) -> Iterator[str]:
+        try:
+            parse_budget(value)
+        except ConfigError as error:
+            yield str(error)
 
 
 class Device:
@@ -107,7 +126,7 @@ class Model:
         self.config_file = config_file
 
     def __call__(self, text: str) -> str:
-        return text
+        return os.path.expanduser(text)
 
     def faults(self, value: str) -> Iterator[str]:
         path = Path(value)
@@ -123,14 +142,15 @@ class TextFile:
     """A text file in UTF-8."""
 
     def __call__(self, text: str) -> Path:
-        return Path(text)
+        return Path(os.path.expanduser(text))
 
     def faults(self, value: Path) -> Iterator[str]:
         if not value.is_file():
             yield f"{value} is no file; give the path of a text file"
             return
         try:
-            value.read_text(encoding="utf-8")
+            if not value.read_text(encoding="utf-8").strip():
+                yield f"{value} holds no text; give a file with some"
         except UnicodeDecodeError as error:
             yield f"{value} is no text in UTF-8 (byte {error.start}); give a text file"
         except OSError as error:
@@ -144,7 +164,7 @@ class NamedOrFile:
         self.names = tuple(names)
 
     def __call__(self, text: str) -> str:
-        return text
+        return os.path.expanduser(text)
 
     def faults(self, value: str) -> Iterator[str]:
         if value not in self.names and not Path(value).is_file():
@@ -155,7 +175,7 @@ class DataSet:
     """A text file, `python-docs`, or the name of a data set on the Hub."""
 
     def __call__(self, text: str) -> str:
-        return text
+        return os.path.expanduser(text)
 
     def faults(self, value: str) -> Iterator[str]:
         path = Path(value)
@@ -185,7 +205,7 @@ class OutputFile:
         self.suffixes = suffixes
 
     def __call__(self, text: str) -> Path:
-        return Path(text)
+        return Path(os.path.expanduser(text))
 
     def faults(self, value: Path) -> Iterator[str]:
         if self.suffixes and value.suffix.lower() not in self.suffixes:
@@ -193,7 +213,7 @@ class OutputFile:
         if value.is_dir():
             yield f"{value} is a directory; give the path of a file"
         else:
-            yield from unwritable(value.parent)
+            yield from _unwritable(value.parent)
 
 
 class Plot(OutputFile):
@@ -211,19 +231,23 @@ class OutputDirectory:
     """A directory to write results into.
 
     Args:
+        files: names of what is written there.
         model: whether a model goes there, which may replace a converted one but no other.
         plots: whether pictures go there.
     """
 
-    def __init__(self, *, model: bool = False, plots: bool = False) -> None:
+    def __init__(
+        self, files: Iterable[str] = (), *, model: bool = False, plots: bool = False
+    ) -> None:
+        self.files = tuple(files)
         self.model = model
         self.plots = plots
 
     def __call__(self, text: str) -> Path:
-        return Path(text)
+        return Path(os.path.expanduser(text))
 
     def faults(self, value: Path) -> Iterator[str]:
-        yield from unwritable(value)
+        yield from _unwritable(value)
         if self.model:
             yield from another_model(value)
         if self.plots:
@@ -238,37 +262,18 @@ def another_model(directory: Path) -> Iterator[str]:
         yield f"{directory} holds another model ({names}); give a directory without one"
 
 
-def unwritable(directory: Path) -> Iterator[str]:
-    """Why no file can be written into `directory`, which need not exist yet."""
-    nearest = _nearest(directory)
-    if not nearest.is_dir():
-        yield f"{nearest} is a file; give a directory"
-        return
-    try:
-        with tempfile.TemporaryFile(dir=nearest):
-            pass
-    except OSError as error:
-        yield f"{directory} cannot be written to ({error.strerror}); give another directory"
-
-
-def _nearest(directory: Path) -> Path:
-    """The directory, or what there is of the way to it."""
-    while not directory.exists() and directory != directory.parent:
-        directory = directory.parent
-    return directory
+def _unwritable(directory: Path) -> Iterator[str]:
+    fault = write_fault(directory)
+    if fault is not None:
+        yield fault
 
 
 def too_little_space(directory: Path, needed_bytes: int) -> Iterator[str]:
-    """Whether a model of this many bytes has no room in `directory`, which need not exist yet."""
-    nearest = _nearest(directory)
-    if not needed_bytes or not nearest.is_dir():
-        return
-    free = shutil.disk_usage(nearest).free
-    if free < needed_bytes + SPARE_BYTES:
-        yield (
-            f"{directory} has {free / 2**20:,.0f} MiB free, and the model takes about "
-            f"{needed_bytes / 2**20:,.0f} MiB; free some space, or give another directory"
-        )
+    """Whether a model of this many bytes has no room in a directory that can be written to."""
+    if write_fault(directory) is None:
+        fault = space_fault(directory, needed_bytes)
+        if fault is not None:
+            yield fault
 
 
 def no_matplotlib() -> Iterator[str]:

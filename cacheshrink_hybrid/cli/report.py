@@ -15,6 +15,7 @@ import transformers
 from ..plan import CompressionPlan
 from ..spec import ModelSpec
 from ..version import __version__
+from ..writing import write_text
 
 TOTAL_LENGTHS = (1024, 8192, 32768)
 
@@ -86,7 +87,9 @@ def _git(directory: Path, *arguments: str) -> str | None:
 
 
 def write_json(path: Path, results: dict[str, Any]) -> None:
-    """Write `results` with the circumstances under `environment`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"environment": circumstances(), **results}, indent=2)
-    path.write_text(text + "\n", encoding="utf-8")
+    """Write `results` with the circumstances under `environment`.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    write_text(path, json.dumps({"environment": circumstances(), **results}, indent=2) + "\n")

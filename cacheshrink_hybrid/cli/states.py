@@ -12,22 +12,21 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..calibrate.text import calibration_sequences, load_texts
 from ..config import CompressionConfig
-from ..convert import check_something_to_do, convert_model, model_statistics
+from ..convert import convert_model, model_statistics
 from ..errors import ConfigError, PlanError
 from ..evaluation.cached_forward import cached_logits
 from ..evaluation.defaults import DEFAULT_CHUNK
 from ..evaluation.perplexity import measure_perplexity
 from ..evaluation.recall import measure_recall
-from ..families import model_spec
 from ..latent_model import plan_of, set_state_plans
-from ..loading import loading
 from ..plan import fitting_table, format_table
-from ..source_model import gguf_location
-from .arguments import kv_ratio, load_given, read_texts
+from ..spec import ModelSpec
+from ..writing import write_text
+from .arguments import check_points, kv_ratio, load_given, read_texts, source_spec
 from .parsers.states import DRIFT_STRETCH, point_settings
 from .report import write_json
 
@@ -37,7 +36,9 @@ STEADY = 512
 
 def run(given: argparse.Namespace) -> int:
     settings = [point_settings(point) for point in given.points]
-    _check_states(given, settings[0])
+    spec = source_spec(given.model, trust_remote_code=given.trust_remote_code)
+    configs = _configs(given, settings, spec)
+    check_points(configs, spec)
     texts = [text[: given.max_chars] for text in read_texts(given)]
     source, tokenizer = load_given(given, given.model)
     source = source.float()
@@ -63,7 +64,6 @@ def run(given: argparse.Namespace) -> int:
                 record[f"recall {distance}"] = accuracy["mean"]
         return record
 
-    spec = model_spec(source.config)
     calibrated = CompressionConfig(
         metric=given.metric,
         state_ratio=2.0,
@@ -80,12 +80,9 @@ def run(given: argparse.Namespace) -> int:
     ]
     results: dict[str, Any] = {"program": "states", "arguments": _printable(given)}
     results["points"] = records
-    print(_write(given.output, results), flush=True)
+    _report(given.output, results)
     model = None
-    for point, setting in zip(given.points, settings, strict=True):
-        config = CompressionConfig(
-            metric=given.metric, seed=given.seed, **kv_ratio(spec, 1.0), **setting
-        )
+    for point, config in configs.items():
         candidate = copy.deepcopy(source)
         try:
             plan = convert_model(candidate, config, statistics=statistics)
@@ -101,7 +98,7 @@ def run(given: argparse.Namespace) -> int:
             "predicted %": 100 * sum(s.predicted_loss + s.rounding_loss for s in plan.states),
         }
         records.append(record | measured(model))
-        print(_write(given.output, results), flush=True)
+        _report(given.output, results)
     if stretch is not None and model is not None:
         results["drift"] = _drift(source, model, stretch)
         results["drift"]["point"] = records[-1]["point"]
@@ -110,19 +107,20 @@ def run(given: argparse.Namespace) -> int:
     return 0
 
 
-def _check_states(given: argparse.Namespace, setting: dict[str, Any]) -> None:
-    """Raise at once for a model without states, as its conversion would."""
-    with loading(given.model):
-        place, where = gguf_location(given.model)
-        source = AutoConfig.from_pretrained(
-            place, trust_remote_code=given.trust_remote_code, **where
+def _configs(
+    given: argparse.Namespace, settings: Sequence[dict[str, Any]], spec: ModelSpec
+) -> dict[str, CompressionConfig]:
+    """The settings of every point, which leave keys and values as they are."""
+    return {
+        point: CompressionConfig(
+            metric=given.metric, seed=given.seed, **kv_ratio(spec, 1.0), **setting
         )
-        spec = model_spec(source)
-        check_something_to_do(spec, CompressionConfig(**kv_ratio(spec, 1.0), **setting))
+        for point, setting in zip(given.points, settings, strict=True)
+    }
 
 
-def _write(output: Path, results: dict[str, Any]) -> str:
-    """Write what there is so far; returns it as a table."""
+def _report(output: Path, results: dict[str, Any]) -> None:
+    """Print what there is so far, and write it."""
     base = results["points"][0]
     for record in results["points"]:
         record["ratio"] = base["state bytes"] / record["state bytes"]
@@ -130,9 +128,9 @@ def _write(output: Path, results: dict[str, Any]) -> str:
     table = format_table(
         [{k: v for k, v in record.items() if k != "codes"} for record in results["points"]]
     )
+    print(table, flush=True)
     write_json(output / "states.json", results)
-    (output / "states.md").write_text(table + "\n", encoding="utf-8")
-    return table
+    write_text(output / "states.md", table + "\n")
 
 
 def _printable(given: argparse.Namespace) -> dict[str, Any]:

@@ -9,20 +9,22 @@ from typing import Any
 
 from ..calibrate.text import calibration_sequences, load_texts
 from ..config import CompressionConfig
-from ..convert import convert_model, model_statistics
+from ..convert import check_convertible, convert_model, model_statistics
 from ..errors import PlanError
 from ..evaluation.perplexity import measure_perplexity
 from ..evaluation.uniform_kv import UniformKVCache, uniform_kv_bytes_per_token
-from ..families import model_spec
 from ..plan import fitting_table, format_table
 from ..spec import ModelSpec
-from .arguments import load_given, read_texts
+from ..writing import write_text
+from .arguments import load_given, read_texts, source_spec
 from .flags import bits as as_bits
 from .plots import plot_front, short_name
 from .report import byte_columns, size_columns, size_key, write_json
 
 
 def run(given: argparse.Namespace) -> int:
+    spec = source_spec(given.model, trust_remote_code=given.trust_remote_code)
+    _check_ratios(given, spec)
     texts = read_texts(given)
     source, tokenizer = load_given(given, given.model)
 
@@ -36,7 +38,6 @@ def run(given: argparse.Namespace) -> int:
             new_cache=new_cache,
         ).perplexity
 
-    spec = model_spec(source.config)
     records = [_record("source", byte_columns(spec, None), perplexity(source))]
     for bits in (8, 4) if spec.attention_layers else ():
         per_token = uniform_kv_bytes_per_token(source, bits)
@@ -78,8 +79,7 @@ def run(given: argparse.Namespace) -> int:
         record["front"] = not any(_beats(other, record, size) for other in records)
     shown = [{k: v for k, v in record.items() if k != "series"} for record in records]
     print("\n" + fitting_table(shown))
-    given.output.mkdir(parents=True, exist_ok=True)
-    (given.output / "sweep.md").write_text(format_table(shown) + "\n", encoding="utf-8")
+    write_text(given.output / "sweep.md", format_table(shown) + "\n")
     write_json(given.output / "sweep.json", {"program": "sweep", "points": records})
     plot_front(
         given.output / "sweep.png",
@@ -87,6 +87,23 @@ def run(given: argparse.Namespace) -> int:
         f"{short_name(given.model)}: perplexity against cache size",
     )
     return 0
+
+
+def _check_ratios(given: argparse.Namespace, spec: ModelSpec) -> None:
+    """Refuse ratios that no combination with the other settings can have."""
+    reached: set[tuple[str, float]] = set()
+    refused: dict[tuple[str, float], PlanError] = {}
+    for _, label, settings in _combinations(given, spec):
+        point = (label, settings["state_ratio"])
+        try:
+            check_convertible(spec, CompressionConfig(**settings))
+        except PlanError as error:
+            refused.setdefault(point, error)
+        else:
+            reached.add(point)
+    never = dict.fromkeys(str(error) for point, error in refused.items() if point not in reached)
+    if never:
+        raise PlanError("; ".join(never))
 
 
 def _combinations(

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..cache.budget import budget_bytes
+from ..config import DEFAULT_RATIO
 from ..convert import convert_to_mla
 from ..demo import model_path
 from ..demo.corpus import held_out_text, training_text
@@ -84,10 +85,11 @@ def run(given: argparse.Namespace) -> int:
 def _model(given: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if given.model is not None:
         return load_given(given, given.model)
-    print(f"converting the model that ships with the package at {given.compression_ratio:g}x")
+    ratio = DEFAULT_RATIO if given.compression_ratio is None else given.compression_ratio
+    print(f"converting the model that ships with the package at {ratio:g}x")
     model, _ = convert_to_mla(
         model_path(),
-        compression_ratio=given.compression_ratio,
+        compression_ratio=ratio,
         dtype=torch.float32,
         calibration_texts=training_text(),
         num_calibration_samples=16,

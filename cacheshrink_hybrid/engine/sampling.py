@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, NotSupportedError
+from ..integers import SEEDS, shown
 
 GREEDY_BELOW = 1e-5
 """Temperatures that would tell logits apart only where they are equal to float32."""
-SEEDS = range(-(2**63), 2**64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +59,10 @@ class SamplingParams:
         if not (_real(self.top_p) and 0 < self.top_p <= 1):
             faults.append(f"top_p={self.top_p!r} must lie above 0 and be at most 1")
         if not (self.seed is None or (_whole(self.seed) and int(self.seed) in SEEDS)):
-            faults.append(f"seed={self.seed!r} must be an integer of 64 bits, or None")
+            faults.append(
+                f"seed={shown(self.seed)} must be a whole number >= {SEEDS.start} and at most "
+                f"{SEEDS.stop - 1}, or None"
+            )
         if not readable:
             faults.append(f"stop={stop!r} must be a string, or a list of strings")
         elif not all(stops):

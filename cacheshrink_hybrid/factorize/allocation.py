@@ -45,7 +45,7 @@ def global_ranks(spectra: Sequence[Spectrum], budget_bytes: float) -> list[int]:
     if spent > budget_bytes:
         raise PlanError(
             f"the budget of {budget_bytes:.1f} bytes per token is below the {spent} bytes that "
-            "one channel per latent takes; lower compression_ratio"
+            "one channel per latent takes; lower compression_ratio, or raise budget_bytes"
         )
     values = [spectrum.values.tolist() for spectrum in spectra]
     heap = [_candidate(spectra, values, i, 1) for i in range(len(spectra)) if len(values[i]) > 1]
@@ -74,7 +74,7 @@ def uniform_ranks(spectra: Sequence[Spectrum], budget_bytes: float) -> list[int]
     if spent > budget_bytes:
         raise PlanError(
             f"uniform ranks need at least {spent} bytes per token, the budget is "
-            f"{budget_bytes:.1f}; lower compression_ratio"
+            f"{budget_bytes:.1f}; lower compression_ratio, or raise budget_bytes"
         )
     return ranks
 

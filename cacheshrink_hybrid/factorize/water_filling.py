@@ -56,7 +56,8 @@ def water_fill(
     if sum(spent) > budget_bytes:
         raise PlanError(
             f"the budget of {budget_bytes:.1f} bytes per token is below the {sum(spent)} bytes "
-            "that one run of channels per latent takes; lower compression_ratio"
+            "that one run of channels per latent takes; lower compression_ratio, or raise "
+            "budget_bytes"
         )
     total = sum(spent)
     heap: list[tuple[float, int, int]] = []

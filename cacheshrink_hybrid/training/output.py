@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
@@ -12,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..errors import CheckpointError, TrainingError
+from ..writing import space_fault, write_fault
 from .attachment import Attachment
 from .optimizer import state_elements
 from .settings import TrainingConfig
@@ -32,22 +31,14 @@ def needed_bytes(attachment: Attachment, config: TrainingConfig) -> int:
 
 
 def check_writable(directory: Path, needed_bytes: int) -> None:
-    """Raise `TrainingError` unless `needed_bytes` can be written to `directory`."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=directory) as file:
-            file.write(b"x")
-    except OSError as error:
-        raise TrainingError(
-            f"{directory} cannot be written to ({error}); give another output directory"
-        ) from error
-    free = shutil.disk_usage(directory).free
-    if free < needed_bytes:
-        raise TrainingError(
-            f"{directory} has {free / 2**20:.0f} MiB free, but training writes about "
-            f"{needed_bytes / 2**20:.0f} MiB; free some space, give another output directory, or "
-            "lower save_total_limit"
-        )
+    """Raise `TrainingError` unless `needed_bytes` can be written to `directory`, which need not
+    exist yet."""
+    fault = write_fault(directory)
+    if fault is not None:
+        raise TrainingError(fault)
+    fault = space_fault(directory, needed_bytes)
+    if fault is not None:
+        raise TrainingError(f"{fault}, or lower save_total_limit")
 
 
 def save_trained(model: nn.Module, names: list[str], directory: Path) -> None:

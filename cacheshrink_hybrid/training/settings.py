@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..errors import ConfigError, misplaced_settings
+from ..integers import NUMPY_SEEDS, count_fault, seed_fault
 
 METRICS = ("fisher", "activation")
 LOSSES = ("lm", "reconstruction", "distillation", "local")
@@ -140,14 +141,18 @@ class TrainingConfig:
             ("warmup_steps", 0),
             ("save_total_limit", 1),
             ("logging_steps", 1),
-            ("seed", 0),
         ):
-            if not _is_int(getattr(self, name)) or getattr(self, name) < least:
-                yield f"{name}={getattr(self, name)!r} must be a whole number >= {least}"
+            fault = count_fault(name, getattr(self, name), least)
+            if fault is not None:
+                yield fault
+        fault = seed_fault("seed", self.seed, NUMPY_SEEDS)
+        if fault is not None:
+            yield fault
         for name in ("max_steps", "eval_steps", "early_stopping_patience", "save_steps"):
             value = getattr(self, name)
-            if value is not None and (not _is_int(value) or value < 1):
-                yield f"{name}={value!r} must be a whole number >= 1, or left out"
+            fault = None if value is None else count_fault(name, value, 1)
+            if fault is not None:
+                yield f"{fault}, or left out"
         for name in ("constrained", "gradient_checkpointing", "shard_frozen_weights", "keep_best"):
             if not isinstance(getattr(self, name), bool):
                 yield f"{name}={getattr(self, name)!r} must be True or False"
@@ -216,7 +221,3 @@ class TrainingConfig:
                 f"{', '.join(both)} and config both give settings; put all of them into config"
             )
         return config
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

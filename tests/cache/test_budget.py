@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from cacheshrink_hybrid.byte_counts import parse_bytes
 from cacheshrink_hybrid.cache import budget as module
 from cacheshrink_hybrid.cache.budget import (
     DeviceMemory,
     budget_bytes,
     device_memory,
     frames_within,
-    parse_bytes,
 )
 from cacheshrink_hybrid.cache.frame_pool import FramePool
 from cacheshrink_hybrid.errors import CacheFullError, ConfigError, NotSupportedError

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cacheshrink_hybrid.cli import PROGRAMS, main
+from cacheshrink_hybrid.cli import PROGRAMS, main, perplexity
 from cacheshrink_hybrid.cli.recall import at_chance
 from cacheshrink_hybrid.demo import model_path
 from tests.families.tiny_configs import tiny_model
@@ -124,18 +124,29 @@ def test_output_names_what_was_calibrated_on(
 
 
 def test_perplexity_of_little_text_and_other_tokenizers(
-    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    text: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A change is one of the same tokens, and a few tokens are said to be few."""
     tiny_model("llama").save_pretrained(tmp_path / "other")
     word_tokenizer().save_pretrained(tmp_path / "other")
     file = tmp_path / "p.json"
     arguments = [MODEL, str(tmp_path / "other"), "--text", str(text), "--json", str(file)]
+    drawn = []
+    monkeypatch.setattr(
+        perplexity, "plot_tradeoff", lambda *given, **how: drawn.append((given, how))
+    )
+    arguments += ["--plot", str(tmp_path / "p.png")]
     assert main(["perplexity", *arguments]) == 0
     first, second = json.loads(file.read_text())["models"]
     assert (first["change_percent"], second["change_percent"]) == (0, None)
     warnings = capsys.readouterr().err
     assert "warning: " + str(tmp_path / "other") + " has another tokenizer than" in warnings
+    (((_, shown, _), how),) = drawn
+    assert [record["model"] for record in shown] == [MODEL]
+    assert how["left_out"] == [str(tmp_path / "other")]
     assert re.search(r"warning: only \d+ tokens were predicted", warnings)
 
 

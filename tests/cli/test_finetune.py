@@ -133,6 +133,8 @@ def test_resolved_config_is_a_config(tmp_path: Path, stories: Path) -> None:
             "--teacher: ",
         ),
         (["--data", "STORIES", "--output", "OUT", "--resume"], "no checkpoints to --resume from"),
+        (["--data", "BLANK", "--output", "OUT"], "blank holds no text"),
+        (["--data", "ENDS", "--output", "OUT"], "ends holds no text"),
     ],
     ids=[
         "data",
@@ -147,6 +149,8 @@ def test_resolved_config_is_a_config(tmp_path: Path, stories: Path) -> None:
         "no file",
         "teacher",
         "resume",
+        "blank",
+        "ends",
     ],
 )
 def test_error(arguments, match: str, tmp_path: Path, stories: Path, capsys) -> None:
@@ -156,12 +160,26 @@ def test_error(arguments, match: str, tmp_path: Path, stories: Path, capsys) -> 
         ("BAD", "momentum: 0.9"),
         ("TYPE", "max_steps: many"),
         ("CHOICE", "loss: mse"),
+        ("BLANK", "\n"),
+        ("ENDS", "<|endoftext|>\n" * 20),
     ):
         paths[name] = tmp_path / name.lower()
         paths[name].write_text(text)
     status = finetune(model_path(), *[paths.get(argument, argument) for argument in arguments])
     assert status == 2
     assert match in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_full_disk_is_said_before_anything_is_loaded(
+    tmp_path: Path, stories: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    usage = type("Usage", (), {"free": 2**20})
+    monkeypatch.setattr("cacheshrink_hybrid.writing.shutil.disk_usage", lambda _: usage)
+    output = tmp_path / "out"
+    assert finetune(model_path(), "--data", stories, "--output", output, *FAST) == 2
+    assert "MiB free, and about" in capsys.readouterr().err
+    assert not output.exists()
 
 
 def test_earlier_run_is_not_written_over(tmp_path: Path, stories: Path, capsys) -> None:

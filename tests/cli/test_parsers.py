@@ -17,6 +17,7 @@ from cacheshrink_hybrid.cli.flags import attribute_docs
 from cacheshrink_hybrid.cli.parsers import convert, finetune
 from cacheshrink_hybrid.config import CompressionConfig
 from cacheshrink_hybrid.training.settings import TrainingConfig
+from cacheshrink_hybrid.version import __version__
 
 ROOT = Path(__file__).parents[2]
 EVAL = ("allocator", "memory", "perplexity", "recall", "states", "sweep", "throughput")
@@ -79,10 +80,16 @@ def test_nothing_heavy_is_imported_to_refuse() -> None:
     assert out.count("error: ") == 2
 
 
-def test_version() -> None:
-    status, heavy, out = ended("cacheshrink_hybrid", "--version")
-    assert (status, heavy) == (0, [])
-    assert out.strip()[0].isdigit()
+@pytest.mark.parametrize(
+    "command",
+    [
+        *([module] for module in MODULES),
+        *(["cacheshrink_hybrid", program] for program in PROGRAMS),
+    ],
+    ids=" ".join,
+)
+def test_version(command: list[str]) -> None:
+    assert ended(*command, "--version") == [0, [], __version__ + "\n"]
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -92,6 +99,8 @@ def test_every_option_has_words_and_its_default(program: str) -> None:
             continue
         words = (action.help or "").split("(default:")[0].split("(needed)")[0]
         assert len(words.split()) >= 2, action
+        if action.nargs == 0 and action.default == argparse.SUPPRESS:
+            continue  # --version
         if action.option_strings and not action.required:
             assert "(default:" in action.help or "(needed)" in action.help, action
 

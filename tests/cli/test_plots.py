@@ -49,6 +49,29 @@ def test_labels_stay_within_the_frame(figures: list) -> None:
     assert texts_within(figures[0])
 
 
+@pytest.mark.parametrize("count", [2, 5])
+@pytest.mark.parametrize("size", [64, 640])
+def test_labels_of_points_in_one_place_keep_apart(figures: list, count: int, size: int) -> None:
+    records = [record(f"a-model-number-{i}", size, 5.0 + 1e-4 * i) for i in range(count)]
+    plot_tradeoff(Path("p.png"), [*records, record("far", 1, 9.0)], "title", joined=False)
+    boxes = [text.get_window_extent() for text in figures[0].axes[0].texts]
+    assert len(boxes) == count + 1
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert texts_within(figures[0])
+
+
+def test_what_does_not_compare_is_named_and_not_drawn(figures: list) -> None:
+    plot_tradeoff(
+        Path("p.png"), [record("a", 640, 5.0)], "title", joined=False, left_out=["org/stranger"]
+    )
+    (axes,) = figures[0].axes
+    assert [text.get_text() for text in axes.texts] == [
+        "a",
+        "not shown, of another tokenizer: stranger",
+    ]
+    assert len(axes.lines[0].get_xdata()) == 1
+
+
 @pytest.mark.parametrize("joined", [True, False])
 def test_line_only_through_versions_of_one_model(figures: list, joined: bool) -> None:
     records = [record("a", 640, 5.0), record("b", 160, 5.01)]
@@ -88,9 +111,12 @@ def test_front_names_what_stands_alone(figures: list) -> None:
 
 def test_what_does_not_fit_is_marked(figures: list) -> None:
     groups = {"Some-Model-Of-A-Long-Name": {"frames": 3.0, "lcm": None}, "B": {"frames": 0.0}}
-    plot_bars(Path("p.png"), {**groups, "B": {"frames": 0.0, "lcm": 1.0}}, "title", "label")
+    plot_bars(
+        Path("p.png"), {**groups, "B": {"frames": 0.0, "lcm": 1.0}}, "title", "label", zero="none"
+    )
     (axes,) = figures[0].axes
-    (crosses,) = axes.lines
+    crosses, empty = axes.lines
+    assert (len(empty.get_xdata()), empty.get_label()) == (1, "none")
     assert len(crosses.get_xdata()) == 1
     assert crosses.get_label() == "does not fit"
     assert axes.get_xticklabels()[0].get_text() == "Some-Model-Of-\nA-Long-Name"

@@ -20,9 +20,10 @@ from pathlib import Path
 from ...evaluation.allocation.traces import SYNTHETIC
 from ...evaluation.reference_models import REFERENCE_MODELS
 from ..flags import new_parser
-from ..preflight import NamedOrFile, OutputDirectory, whole
+from ..preflight import NamedOrFile, OutputDirectory, seed, whole
 
 OUTPUT = Path("cacheshrink-allocator")
+FILES = ("allocator.json", "allocator.md", "allocator.png")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,10 +47,10 @@ def parser() -> argparse.ArgumentParser:
         default=40,
         help="requests of mean size that the memory is made for (default: 40)",
     )
-    made.add_argument("--seed", type=whole(0), default=0, help="of the traces (default: 0)")
+    made.add_argument("--seed", type=seed(), default=0, help="of the traces (default: 0)")
     made.add_argument(
         "--output",
-        type=OutputDirectory(plots=True),
+        type=OutputDirectory(FILES, plots=True),
         default=OUTPUT,
         help=f"directory to write (default: {OUTPUT})",
     )

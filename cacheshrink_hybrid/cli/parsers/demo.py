@@ -18,6 +18,7 @@ from ..flags import new_parser
 from ..preflight import OutputDirectory, ratio
 
 OUTPUT = Path("cacheshrink-demo")
+FILES = ("results.json", "tradeoff.png")
 RATIOS = [2.0, 4.0, 8.0, 16.0]
 
 
@@ -25,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     made = new_parser("demo", __doc__, "")
     made.add_argument(
         "--output",
-        type=OutputDirectory(model=True, plots=True),
+        type=OutputDirectory(FILES, model=True, plots=True),
         default=OUTPUT,
         help=f"directory to write (default: {OUTPUT})",
     )

@@ -3,7 +3,8 @@
     cacheshrink-hybrid finetune MODEL --data stories.txt --output DIR
 
 MODEL is a converted checkpoint, or a source model, which is then converted first (at
---compression-ratio and --cache-bits) on the training text. Losses other than `lm` learn from the
+--compression-ratio and --cache-bits) on --num-calibration-samples of the training text, of
+--max-calibration-length tokens or else --max-length. Losses other than `lm` learn from the
 original: that of a source MODEL is kept, a converted MODEL needs --teacher. Without --loss it is
 `distillation`, or `lm` for a converted MODEL without a --teacher.
 
@@ -38,9 +39,16 @@ from ...errors import ConfigError
 from ...loading import is_converted_directory
 from ...training.settings import EXTRAS, LOSSES, METRICS, SCHEDULES, TrainingConfig
 from ..flags import NOT_SET, add_model_arguments, add_settings, bits, new_parser
-from ..preflight import DataSet, Model, OutputDirectory, another_model, whole
+from ..preflight import DataSet, Model, OutputDirectory, TextFile, another_model, whole
 
-CONVERSION = ("compression_ratio", "compression_method", "cache_bits", "state_ratio")
+CONVERSION = (
+    "compression_ratio",
+    "compression_method",
+    "cache_bits",
+    "state_ratio",
+    "num_calibration_samples",
+    "max_calibration_length",
+)
 CHOICES = {
     "loss": LOSSES,
     "lr_scheduler_type": SCHEDULES,
@@ -97,6 +105,7 @@ GROUPS = {
     ),
 }
 CHECKPOINTS = "checkpoints"
+RESOLVED = "config.yaml"
 RESULTS = ("model", "metrics.json")
 """What a run that came to its end leaves in its output directory."""
 
@@ -106,13 +115,13 @@ def parser() -> argparse.ArgumentParser:
     add_model_arguments(made)
     made.add_argument(
         "--config",
-        type=Path,
+        type=TextFile(),
         default=None,
         help=f"YAML file with flags; those of the command line win (default: {NOT_SET})",
     )
     made.add_argument(
         "--output",
-        type=OutputDirectory(model=True),
+        type=OutputDirectory(("metrics.json", "loss.png"), model=True),
         default=None,
         help="directory to write (needed)",
     )
@@ -168,7 +177,7 @@ def _add_data(group: Any) -> None:
     )
     group.add_argument(
         "--teacher",
-        type=Model(),
+        type=Model(source=True),
         default=None,
         help="original model to learn from (default: a source MODEL itself)",
     )
@@ -177,7 +186,7 @@ def _add_data(group: Any) -> None:
 def parse(made: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
     """Arguments with the YAML file's values in place of the defaults."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--config", type=Path, default=None)
+    early.add_argument("--config", type=TextFile(), default=None)
     early.add_argument("--data", action="append", default=None)
     first = early.parse_known_args(argv)[0]
     if first.config is not None:
@@ -197,7 +206,7 @@ def _read_config(made: argparse.ArgumentParser, path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} holds no `flag: value` pairs")
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
     actions = {action.dest: action for action in made._actions if action.option_strings}
-    known = sorted(set(actions) - {"help", "config"})
+    known = sorted(set(actions) - {"help", "version", "config"})
     unknown = sorted(set(values) - set(known) - {"model"})
     if unknown:
         raise ConfigError(
@@ -245,10 +254,22 @@ def faults(given: argparse.Namespace) -> Iterator[str]:
                 "does not hold; give --teacher SOURCE, start from the source model, or take "
                 "--loss lm"
             )
-    try:
-        TrainingConfig.from_dict(settings(given))
-    except ConfigError as error:
-        yield str(error)
+    for record, values in (
+        (TrainingConfig, settings(given)),
+        (CompressionConfig, conversion_settings(given)),
+    ):
+        try:
+            record.from_dict(values)
+        except ConfigError as error:
+            yield str(error)
+    if given.output is not None and given.config is not None:
+        resolved = given.output / RESOLVED
+        again = given.resume or given.overwrite
+        if not again and resolved.is_file() and resolved.samefile(given.config):
+            yield (
+                f"--config: {given.config} is where the settings of this run are written; move "
+                "it, or give another --output, --resume or --overwrite"
+            )
     if given.output is not None and given.resume:
         if not any((given.output / CHECKPOINTS).glob("checkpoint-*")):
             yield f"{given.output} holds no checkpoints to --resume from; start without it"
@@ -261,6 +282,11 @@ def faults(given: argparse.Namespace) -> Iterator[str]:
             )
     elif given.output is not None:
         yield from another_model(given.output / "model")
+
+
+def conversion_settings(given: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a `CompressionConfig` that were given."""
+    return {name: value for name in CONVERSION if (value := getattr(given, name)) is not None}
 
 
 def settings(given: argparse.Namespace) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 
 from ..flags import add_model_arguments, new_parser
-from ..preflight import Number, whole
+from ..preflight import Number, seed, whole
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,5 +26,5 @@ def parser() -> argparse.ArgumentParser:
         default=0.0,
         help="randomness of the choice; 0 is greedy (default: 0)",
     )
-    made.add_argument("--seed", type=whole(0), default=0, help="of random choices (default: 0)")
+    made.add_argument("--seed", type=seed(), default=0, help="of random choices (default: 0)")
     return made

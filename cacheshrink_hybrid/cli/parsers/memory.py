@@ -2,8 +2,9 @@
 
 Counts are those of the tensors as they lie in memory, in the dtype of the model. Ratios are against
 the source's keys and values at 16 bits and its states as models keep them (float32), as
-everywhere. A second table has what the plan says at 1k, 8k and 32k tokens, at 16 bits for what is
-not coded.
+everywhere. `pooled` is what the same sequences take in the pool that `generate()` and the engine
+cache in: whole frames, with keys, values and states together. A second table has what the plan says
+at 1k, 8k and 32k tokens, at 16 bits for what is not coded.
 
 cacheshrink-hybrid memory MODEL [MODEL ...] --lengths 128 512 1024 --json out.json
 """

@@ -4,7 +4,8 @@
 
 Prints a table (bytes of keys and values per token and of states per sequence, both together at 1k,
 8k and 32k tokens, ratios, perplexity, change against the first model with the same tokenizer);
---by-position adds perplexity by position in the window. The plot shows perplexity against bytes.
+--by-position adds perplexity by position in the window. The plot shows perplexity against bytes, of
+the models that have the first one's tokenizer.
 """
 
 from __future__ import annotations

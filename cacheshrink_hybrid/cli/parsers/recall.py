@@ -14,7 +14,7 @@ import argparse
 from ...evaluation.defaults import DEFAULT_DISTANCES
 from ...recall import RECALL_KINDS
 from ..flags import NOT_SET, add_model_arguments, new_parser
-from ..preflight import OutputFile, whole
+from ..preflight import OutputFile, seed, whole
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
         "--exercises", type=whole(), default=16, help="per kind and distance (default: 16)"
     )
     made.add_argument(
-        "--seed", type=whole(0), default=0, help="of what is to be remembered (default: 0)"
+        "--seed", type=seed(), default=0, help="of what is to be remembered (default: 0)"
     )
     made.add_argument(
         "--json",

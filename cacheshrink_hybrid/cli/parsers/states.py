@@ -22,7 +22,7 @@ from ...demo.corpus import PYTHON_DOCS
 from ...errors import ConfigError
 from ...recall import RECALL_KINDS
 from ..flags import add_model_arguments, add_text_arguments, new_parser
-from ..preflight import DataSet, OutputDirectory, whole
+from ..preflight import DataSet, OutputDirectory, seed, whole
 
 DEFAULT_POINTS = ("2:float32:1", "2:float16:1", "4", "8", "8:int8:2", "2:float32:1:prune")
 DRIFT_STRETCH = 1000
@@ -41,11 +41,11 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--output",
-        type=OutputDirectory(),
+        type=OutputDirectory(("states.json", "states.md")),
         default=OUTPUT,
         help=f"directory to write (default: {OUTPUT})",
     )
-    made.add_argument("--seed", type=whole(0), default=0, help="of everything (default: 0)")
+    made.add_argument("--seed", type=seed(), default=0, help="of everything (default: 0)")
     add_text_arguments(made)
     _add_calibration(made.add_argument_group("calibration"))
     _add_measurement(made.add_argument_group("measurement"))

@@ -12,16 +12,19 @@ in bytes and in perplexity at once.
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...config import METHODS, METRICS, WIDTHS_OF
+from ...config import METHODS, METRICS, WIDTHS_OF, CompressionConfig
 from ...demo.corpus import PYTHON_DOCS
+from ...errors import ConfigError
 from ..flags import add_model_arguments, add_text_arguments, bits, new_parser
-from ..preflight import DataSet, OutputDirectory, ratio, whole
+from ..preflight import DataSet, OutputDirectory, ratio, seed, whole
 
 RATIOS = (2.0, 4.0, 8.0, 12.0, 16.0)
 OUTPUT = Path("cacheshrink-sweep")
+FILES = ("sweep.json", "sweep.md", "sweep.png")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -60,11 +63,11 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--output",
-        type=OutputDirectory(plots=True),
+        type=OutputDirectory(FILES, plots=True),
         default=OUTPUT,
         help=f"directory to write (default: {OUTPUT})",
     )
-    made.add_argument("--seed", type=whole(0), default=0, help="of calibration (default: 0)")
+    made.add_argument("--seed", type=seed(), default=0, help="of calibration (default: 0)")
     add_text_arguments(made)
     made.add_argument(
         "--max-length",
@@ -87,7 +90,20 @@ def parser() -> argparse.ArgumentParser:
 
 
 def faults(given: argparse.Namespace) -> Iterator[str]:
-    for text in given.bits:
-        if bits(text) not in WIDTHS_OF:
-            allowed = ", ".join(map(str, WIDTHS_OF))
-            yield f"--bits {text} is no value of cache_bits; choose from {allowed}"
+    unknown = [text for text in given.bits if bits(text) not in WIDTHS_OF]
+    for text in unknown:
+        allowed = ", ".join(map(str, WIDTHS_OF))
+        yield f"--bits {text} is no value of cache_bits; choose from {allowed}"
+    if not unknown:
+        yield from dict.fromkeys(_faults_together(given))
+
+
+def _faults_together(given: argparse.Namespace) -> Iterator[str]:
+    """What settings that are combined say of each other, at a ratio that all may have."""
+    for method, metric, text in itertools.product(given.methods, given.metrics, given.bits):
+        try:
+            CompressionConfig(
+                compression_method=method, metric=metric, cache_bits=bits(text), seed=given.seed
+            )
+        except ConfigError as error:
+            yield f"--methods {method} --metrics {metric} --bits {text}: {error}"

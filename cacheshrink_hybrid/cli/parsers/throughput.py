@@ -12,6 +12,7 @@ at once, where requests are preempted. Writes throughput.json. About three minut
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -19,7 +20,7 @@ from ...config import DEFAULT_RATIO
 from ...evaluation.allocation.traces import SYNTHETIC
 from ...kernels.backend import Backend
 from ..flags import add_model_arguments, new_parser
-from ..preflight import NamedOrFile, OutputDirectory, ratio, whole
+from ..preflight import Memory, NamedOrFile, OutputDirectory, ratio, seed, whole
 
 OUTPUT = Path("cacheshrink-throughput")
 
@@ -30,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--compression-ratio",
         type=ratio(),
-        default=DEFAULT_RATIO,
+        default=None,
         help=f"of the shipped model, without MODEL (default: {DEFAULT_RATIO:g})",
     )
     made.add_argument(
@@ -54,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--cache-memory",
+        type=Memory(),
         default="256MiB",
         help="of the engine, such as 2GiB, or 60%% of what is free (default: 256MiB)",
     )
@@ -64,11 +66,19 @@ def parser() -> argparse.ArgumentParser:
         help="of decoding: Triton kernels or torch; auto takes kernels on a CUDA device "
         "(default: auto)",
     )
-    made.add_argument("--seed", type=whole(0), default=0, help="of the trace (default: 0)")
+    made.add_argument("--seed", type=seed(), default=0, help="of the trace (default: 0)")
     made.add_argument(
         "--output",
-        type=OutputDirectory(),
+        type=OutputDirectory(("throughput.json",)),
         default=OUTPUT,
         help=f"directory to write (default: {OUTPUT})",
     )
     return made
+
+
+def faults(given: argparse.Namespace) -> Iterator[str]:
+    if given.model is not None and given.compression_ratio is not None:
+        yield (
+            f"--compression-ratio {given.compression_ratio:g} is of the shipped model, and "
+            f"{given.model} is served as it is; leave it out, or convert that model first"
+        )
