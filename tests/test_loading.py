@@ -69,7 +69,7 @@ BROKEN = {
     cut_config: "config.json cannot be read as JSON",
     unknown_type: "cannot be loaded: .*zebra",
     broken_tokenizer: "cannot be loaded: ",
-    no_tokenizer: "cannot be loaded: ",
+    no_tokenizer: "holds no tokenizer",
     gone: "does not exist; give the directory of a model",
 }
 
