@@ -11,15 +11,15 @@ does no other work; each name below is loaded when it is first used.
 
 from typing import TYPE_CHECKING
 
+from .checkpoint.registration import register_when_imported as _register_when_imported
 from .lazy import lazy_names
-from .registration import register_when_imported as _register_when_imported
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .cache import HybridCache, LatentCache, cache_bytes, make_cache
-    from .checkpoint import load_mla_model, save_mla_model
+    from .caches import HybridCache, LatentCache, cache_bytes, make_cache
+    from .checkpoint.checkpoint import load_mla_model, save_mla_model
     from .config import CompressionConfig
-    from .convert import convert_model, convert_to_mla
+    from .conversion.convert import convert_model, convert_to_mla
     from .errors import CacheShrinkError
     from .evaluation import (
         compare_outputs,
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
         measure_recall,
     )
     from .families import model_spec
-    from .latent_model import plan_of
-    from .original_model import compression_disabled
+    from .model.latent_model import plan_of
+    from .model.original_model import compression_disabled
     from .plan import CompressionPlan
     from .training import MLATrainer, TrainingConfig
 
@@ -64,25 +64,25 @@ _HOMES = {
     "CacheShrinkError": "errors",
     "CompressionConfig": "config",
     "CompressionPlan": "plan",
-    "HybridCache": "cache",
-    "LatentCache": "cache",
+    "HybridCache": "caches",
+    "LatentCache": "caches",
     "MLATrainer": "training",
     "TrainingConfig": "training",
-    "cache_bytes": "cache",
+    "cache_bytes": "caches",
     "compare_outputs": "evaluation",
-    "compression_disabled": "original_model",
+    "compression_disabled": "model.original_model",
     "compute_perplexity": "evaluation",
-    "convert_model": "convert",
-    "convert_to_mla": "convert",
+    "convert_model": "conversion.convert",
+    "convert_to_mla": "conversion.convert",
     "generate_samples": "evaluation",
-    "load_mla_model": "checkpoint",
-    "make_cache": "cache",
+    "load_mla_model": "checkpoint.checkpoint",
+    "make_cache": "caches",
     "measure_cache_memory": "evaluation",
     "measure_perplexity": "evaluation",
     "measure_recall": "evaluation",
     "model_spec": "families",
-    "plan_of": "latent_model",
-    "save_mla_model": "checkpoint",
+    "plan_of": "model.latent_model",
+    "save_mla_model": "checkpoint.checkpoint",
 }
 
 

@@ -1,11 +1,12 @@
 """What the Auto classes of transformers see of a saved model: a config type and a model class.
 
-Both only lead to `checkpoint.load_model`; the model they return is of a subclass of the source's.
+Both only lead to `load_model` in `checkpoint.checkpoint`; the model they return is of a subclass of
+the source's.
 """
 
 from __future__ import annotations
 
-from .auto_config import MODEL_TYPE, CacheShrinkConfig
+from .checkpoint.auto_config import MODEL_TYPE, CacheShrinkConfig
 
 __all__ = ["MODEL_TYPE", "CacheShrinkConfig", "CacheShrinkForCausalLM"]
 REMOTE_CODE_NAME = "modeling_cacheshrink_hybrid"
@@ -16,7 +17,7 @@ class CacheShrinkForCausalLM:
 
     @classmethod
     def from_pretrained(cls, path, *args, **kwargs):
-        from .checkpoint import load_model
+        from .checkpoint.checkpoint import load_model
 
         if args:
             raise TypeError("from_pretrained of a converted model takes keyword arguments only")
@@ -26,7 +27,7 @@ class CacheShrinkForCausalLM:
 
     @classmethod
     def _from_config(cls, config, **kwargs):
-        from .checkpoint import empty_model
+        from .checkpoint.checkpoint import empty_model
 
         return empty_model(config, **kwargs)
 

@@ -26,7 +26,7 @@ from cacheshrink_hybrid.cli.arguments import load_any
 from cacheshrink_hybrid.cli.report import circumstances
 from cacheshrink_hybrid.demo import model_path
 from cacheshrink_hybrid.demo.corpus import training_text
-from cacheshrink_hybrid.plan import format_table
+from cacheshrink_hybrid.text_tables import format_table
 
 
 def main(argv: list[str] | None = None) -> int:

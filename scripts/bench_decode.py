@@ -37,8 +37,8 @@ from transformers import (
 
 from cacheshrink_hybrid import CompressionConfig, convert_model, plan_of
 from cacheshrink_hybrid.config import HEADWISE_METHODS
-from cacheshrink_hybrid.latent_model import is_converted
-from cacheshrink_hybrid.plan import format_table
+from cacheshrink_hybrid.model.latent_model import is_converted
+from cacheshrink_hybrid.text_tables import format_table
 
 from .benchmark import (
     IDENTITY_TOLERANCE,

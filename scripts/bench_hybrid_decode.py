@@ -29,7 +29,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from cacheshrink_hybrid import convert_to_mla, plan_of
 from cacheshrink_hybrid.demo import model_path
 from cacheshrink_hybrid.demo.corpus import training_text
-from cacheshrink_hybrid.plan import format_table
+from cacheshrink_hybrid.text_tables import format_table
 
 from .benchmark import (
     IDENTITY_TOLERANCE,

@@ -47,7 +47,7 @@ from cacheshrink_hybrid import (
     measure_perplexity,
     save_mla_model,
 )
-from cacheshrink_hybrid.plan import format_table
+from cacheshrink_hybrid.text_tables import format_table
 
 from .benchmark import (
     CHECKOUT,

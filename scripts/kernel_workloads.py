@@ -14,18 +14,13 @@ from torch import Tensor
 
 from cacheshrink_hybrid.codecs.levels import lloyd_max_levels
 from cacheshrink_hybrid.kernels.backend import Backend
-from cacheshrink_hybrid.kernels.gdn_step import gdn_step
-from cacheshrink_hybrid.kernels.latent_append import latent_append
-from cacheshrink_hybrid.kernels.latent_decode import KeyUp, LatentRead, latent_decode
-from cacheshrink_hybrid.kernels.paged_rows import PagedRows
-from cacheshrink_hybrid.kernels.row_layout import RowLayout, row_levels
-from cacheshrink_hybrid.kernels.ssd_step import ssd_step
-from cacheshrink_hybrid.kernels.state_pages import (
-    CODE_BYTES,
-    StatePages,
-    StatePlace,
-    StateSegment,
-)
+from cacheshrink_hybrid.kernels.latents.append import latent_append
+from cacheshrink_hybrid.kernels.latents.decode import KeyUp, LatentRead, latent_decode
+from cacheshrink_hybrid.kernels.latents.paged_rows import PagedRows
+from cacheshrink_hybrid.kernels.latents.row_layout import RowLayout, row_levels
+from cacheshrink_hybrid.kernels.states.gdn_step import gdn_step
+from cacheshrink_hybrid.kernels.states.pages import CODE_BYTES, StatePages, StatePlace, StateSegment
+from cacheshrink_hybrid.kernels.states.ssd_step import ssd_step
 
 Run = Callable[[], object]
 FILLED_AT_ONCE = 65536

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from cacheshrink_hybrid.kernels.latent_append.kernel import latent_append_triton
-from cacheshrink_hybrid.kernels.latent_decode import KeyUp, LatentRead
-from cacheshrink_hybrid.kernels.latent_decode.kernel import latent_decode_triton
-from cacheshrink_hybrid.kernels.latent_decode.tiles import Tiles
-from cacheshrink_hybrid.kernels.paged_rows import PagedRows
-from cacheshrink_hybrid.kernels.row_layout import LEVELS_SIZE, Kind, RowLayout
+from cacheshrink_hybrid.kernels.latents.append.kernel import latent_append_triton
+from cacheshrink_hybrid.kernels.latents.decode import KeyUp, LatentRead
+from cacheshrink_hybrid.kernels.latents.decode.kernel import latent_decode_triton
+from cacheshrink_hybrid.kernels.latents.decode.tiles import Tiles
+from cacheshrink_hybrid.kernels.latents.paged_rows import PagedRows
+from cacheshrink_hybrid.kernels.latents.row_layout import LEVELS_SIZE, Kind, RowLayout
 
 from .compile_kernels import meta
 

@@ -50,7 +50,7 @@ from cacheshrink_hybrid import __version__, convert_to_mla, measure_recall, plan
 from cacheshrink_hybrid.demo import model_path
 from cacheshrink_hybrid.demo.corpus import held_out_text, training_text
 from cacheshrink_hybrid.evaluation.perplexity import score_sequences
-from cacheshrink_hybrid.plan import format_table
+from cacheshrink_hybrid.text_tables import format_table
 from cacheshrink_hybrid.training import MLATrainer
 from cacheshrink_hybrid.training.data import collate, training_sequences
 

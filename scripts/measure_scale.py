@@ -37,7 +37,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from cacheshrink_hybrid import CompressionConfig, convert_model, plan_of
-from cacheshrink_hybrid.plan import format_table
+from cacheshrink_hybrid.text_tables import format_table
 
 from .benchmark import (
     IDENTITY_TOLERANCE,
@@ -56,7 +56,7 @@ PHASES = {
     "factorize": ("make_unit", "factorize", "full_rank_factors", "code_channels"),
     "install": ("convert_in_place",),
 }
-"""Phase -> functions of `cacheshrink_hybrid.convert` that are timed as that phase."""
+"""Phase -> functions of `cacheshrink_hybrid.conversion.convert` that are timed as that phase."""
 
 
 class Phases:
@@ -238,7 +238,7 @@ def measured_conversion(
     model: PreTrainedModel, args: argparse.Namespace, phases: Phases
 ) -> tuple[float, int]:
     """Convert `model` in place; seconds in all, and the highest resident bytes."""
-    module = importlib.import_module("cacheshrink_hybrid.convert")
+    module = importlib.import_module("cacheshrink_hybrid.conversion.convert")
     config = CompressionConfig(
         compression_ratio=args.ratio,
         compression_method=args.method,

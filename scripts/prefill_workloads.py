@@ -22,17 +22,21 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply
 
 from cacheshrink_hybrid.codecs import RowFormat
 from cacheshrink_hybrid.kernels.backend import Backend
-from cacheshrink_hybrid.modules.attention_parts import AttentionParts, Projection
-from cacheshrink_hybrid.modules.expanded_prefill import (
+from cacheshrink_hybrid.latents.attention.module import LatentAttention
+from cacheshrink_hybrid.latents.attention.parts import AttentionParts, Projection
+from cacheshrink_hybrid.latents.attention.pooled_read import (
+    latent_read,
+    prefill_from_pool,
+    row_layout,
+)
+from cacheshrink_hybrid.latents.attention.prefill import (
     expanded_operations,
     expanded_prefill,
     expanding_pays,
     latent_operations,
 )
-from cacheshrink_hybrid.modules.latent_attention import LatentAttention
-from cacheshrink_hybrid.modules.pooled_read import latent_read, prefill_from_pool, row_layout
-from cacheshrink_hybrid.modules.slot_rotary import SlotRotary
-from cacheshrink_hybrid.plan import ChannelRun, LatentPlan
+from cacheshrink_hybrid.latents.attention.slot_rotary import SlotRotary
+from cacheshrink_hybrid.latents.plan import ChannelRun, LatentPlan
 
 from .kernel_workloads import Workload, latent_rows
 

@@ -6,20 +6,20 @@ from dataclasses import replace
 
 import torch
 
-from cacheshrink_hybrid.kernels.conv_update_project import ConvPages
-from cacheshrink_hybrid.kernels.conv_update_project.kernel import conv_update_project_triton
-from cacheshrink_hybrid.kernels.gdn_replay import DeltaRing
-from cacheshrink_hybrid.kernels.gdn_replay.kernel import gdn_replay_step_triton
-from cacheshrink_hybrid.kernels.gdn_step.kernel import gdn_step_triton
-from cacheshrink_hybrid.kernels.mamba1_step.kernel import mamba1_step_triton
 from cacheshrink_hybrid.kernels.pool_copy.kernel import pool_copy_triton
-from cacheshrink_hybrid.kernels.ssd_replay import ReplayRing
-from cacheshrink_hybrid.kernels.ssd_replay.kernel import (
+from cacheshrink_hybrid.kernels.states.conv_update_project import ConvPages
+from cacheshrink_hybrid.kernels.states.conv_update_project.kernel import conv_update_project_triton
+from cacheshrink_hybrid.kernels.states.gdn_replay import DeltaRing
+from cacheshrink_hybrid.kernels.states.gdn_replay.kernel import gdn_replay_step_triton
+from cacheshrink_hybrid.kernels.states.gdn_step.kernel import gdn_step_triton
+from cacheshrink_hybrid.kernels.states.mamba1_step.kernel import mamba1_step_triton
+from cacheshrink_hybrid.kernels.states.pages import StatePages, StatePlace, StateSegment
+from cacheshrink_hybrid.kernels.states.ssd_replay import ReplayRing
+from cacheshrink_hybrid.kernels.states.ssd_replay.kernel import (
     ssd_replay_flush_triton,
     ssd_replay_read_triton,
 )
-from cacheshrink_hybrid.kernels.ssd_step.kernel import ssd_step_triton
-from cacheshrink_hybrid.kernels.state_pages import StatePages, StatePlace, StateSegment
+from cacheshrink_hybrid.kernels.states.ssd_step.kernel import ssd_step_triton
 
 from .compile_kernels import meta
 

@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from torch._inductor import config as inductor_config
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from cacheshrink_hybrid.calibration.exercises import RECALL_KINDS, RecallKind, recall_exercises
 from cacheshrink_hybrid.demo.corpus import held_out_text, training_text
-from cacheshrink_hybrid.recall import RECALL_KINDS, RecallKind, recall_exercises
 
 from .demo_model.architectures import ARCHITECTURES, Architecture, build_model, fast_mamba
 from .demo_model.characters import build_tokenizer, encode

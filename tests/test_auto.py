@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from cacheshrink_hybrid import load_mla_model, plan_of, save_mla_model
-from cacheshrink_hybrid.auto_config import CacheShrinkConfig
-from cacheshrink_hybrid.checkpoint import load_model
+from cacheshrink_hybrid.checkpoint.auto_config import CacheShrinkConfig
+from cacheshrink_hybrid.checkpoint.checkpoint import load_model
 from cacheshrink_hybrid.errors import CheckpointError, ConfigError
 from tests.families.tiny_configs import CASES, tiny_model
 from tests.models import logits_of, pair, random_ids

@@ -19,8 +19,8 @@ from cacheshrink_hybrid.cache_argument import (
     take_cache,
 )
 from cacheshrink_hybrid.errors import NotSupportedError
-from cacheshrink_hybrid.modules.latent_attention import LatentAttention
-from cacheshrink_hybrid.modules.recurrent_mixer import RecurrentMixer
+from cacheshrink_hybrid.latents.attention.module import LatentAttention
+from cacheshrink_hybrid.states.mixers.mixer import RecurrentMixer
 from tests.models import pair, random_ids
 
 REPLACED = {

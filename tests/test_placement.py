@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from cacheshrink_hybrid import save_mla_model
 from cacheshrink_hybrid.config import CompressionConfig
-from cacheshrink_hybrid.convert import convert_model
+from cacheshrink_hybrid.conversion.convert import convert_model
 from cacheshrink_hybrid.engine import LLM, SamplingParams
 from cacheshrink_hybrid.errors import UnsupportedModelError
 from cacheshrink_hybrid.placement import input_device

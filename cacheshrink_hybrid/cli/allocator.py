@@ -14,7 +14,7 @@ from ..evaluation.allocation.latency import measure_latency
 from ..evaluation.allocation.replay import capacity_for, replay, replay_without_admission
 from ..evaluation.allocation.traces import SYNTHETIC, Request, read_trace, synthetic_trace
 from ..evaluation.reference_models import REFERENCE_MODELS, ReferenceModel
-from ..plan import format_table
+from ..text_tables import format_table
 from ..writing import write_text
 from .plots import plot_bars
 from .report import write_json

@@ -15,16 +15,16 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..calibrate.text import load_texts
-from ..checkpoint import load_mla_model
+from ..calibration.text import load_texts
+from ..checkpoint.checkpoint import load_mla_model
+from ..checkpoint.loading import device_fault, is_converted_directory, loading
+from ..checkpoint.source_model import gguf_location
+from ..checkpoint.tokenizer_files import load_tokenizer
 from ..config import CompressionConfig
-from ..convert import check_convertible
+from ..conversion.convert import check_convertible
 from ..errors import ConfigError, PlanError
 from ..families import model_spec
-from ..loading import device_fault, is_converted_directory, loading
-from ..source_model import gguf_location
 from ..spec import ModelSpec
-from ..tokenizer_files import load_tokenizer
 
 
 def kv_ratio(spec: ModelSpec, ratio: float) -> dict[str, Any]:

@@ -6,8 +6,8 @@ import argparse
 
 import torch
 
-from ..checkpoint import save_mla_model
-from ..convert import convert_to_mla
+from ..checkpoint.checkpoint import save_mla_model
+from ..conversion.convert import convert_to_mla
 from .parsers.convert import settings
 
 

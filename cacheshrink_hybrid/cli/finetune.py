@@ -11,14 +11,14 @@ from typing import Any
 import torch
 import yaml
 
-from ..calibrate.text import load_texts
-from ..checkpoint import save_mla_model
+from ..calibration.text import load_texts
+from ..checkpoint.checkpoint import save_mla_model
+from ..checkpoint.loading import is_converted_directory, weight_bytes
 from ..config import CompressionConfig
-from ..convert import convert_to_mla
+from ..conversion.convert import convert_to_mla
 from ..demo.corpus import PYTHON_DOCS
 from ..errors import CacheShrinkWarning, ConfigError
-from ..latent_model import is_converted
-from ..loading import is_converted_directory, weight_bytes
+from ..model.latent_model import is_converted
 from ..training import MLATrainer, TrainingConfig
 from ..training.arguments import check_launcher
 from ..training.output import check_writable

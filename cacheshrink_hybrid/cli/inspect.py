@@ -13,15 +13,16 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from ..cache.stored_rows import planned_layout
+from ..caches.planned_layout import planned_layout
+from ..checkpoint.loading import first_line, is_converted_directory
+from ..checkpoint.saved_model import read_checkpoint
+from ..checkpoint.source_model import gguf_location
 from ..errors import ConfigError
 from ..families import layout_spec
 from ..families.rows import REFUSED
-from ..loading import first_line, is_converted_directory
-from ..plan import CompressionPlan, fitting_table, format_table
-from ..saved_model import read_checkpoint
-from ..source_model import gguf_location
+from ..plan import CompressionPlan
 from ..spec import LayerSpec, ModelSpec
+from ..text_tables import fitting_table, format_table
 
 
 def run(given: argparse.Namespace) -> int:

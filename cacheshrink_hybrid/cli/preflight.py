@@ -16,11 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..byte_counts import parse_budget
-from ..checkpoint_files import files_in_the_way
-from ..demo.corpus import PYTHON_DOCS
-from ..errors import ConfigError
-from ..integers import LARGEST, SEEDS, shown
-from ..loading import (
+from ..checkpoint.files import files_in_the_way
+from ..checkpoint.loading import (
     GGUF_SUFFIX,
     config_fault,
     device_fault,
@@ -28,6 +25,9 @@ from ..loading import (
     is_converted_directory,
     model_fault,
 )
+from ..demo.corpus import PYTHON_DOCS
+from ..errors import ConfigError
+from ..integers import LARGEST, SEEDS, shown
 from ..writing import space_fault, write_fault
 
 IMAGE_SUFFIXES = (".png", ".pdf", ".svg", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".eps", ".ps")

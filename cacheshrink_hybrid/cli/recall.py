@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..evaluation.recall import measure_recall
-from ..plan import format_table
+from ..text_tables import format_table
 from .arguments import load_given
 from .report import write_json
 

@@ -14,17 +14,17 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..calibrate.text import calibration_sequences, load_texts
+from ..calibration.text import calibration_sequences, load_texts
 from ..config import CompressionConfig
-from ..convert import convert_model, model_statistics
+from ..conversion.convert import convert_model, model_statistics
 from ..errors import ConfigError, PlanError
 from ..evaluation.cached_forward import cached_logits
 from ..evaluation.defaults import DEFAULT_CHUNK
 from ..evaluation.perplexity import measure_perplexity
 from ..evaluation.recall import measure_recall
-from ..latent_model import plan_of, set_state_plans
-from ..plan import fitting_table, format_table
+from ..model.latent_model import plan_of, set_state_plans
 from ..spec import ModelSpec
+from ..text_tables import fitting_table, format_table
 from ..writing import write_text
 from .arguments import check_points, kv_ratio, load_given, read_texts, source_spec
 from .parsers.states import DRIFT_STRETCH, point_settings

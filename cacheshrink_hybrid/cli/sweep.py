@@ -7,14 +7,14 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
-from ..calibrate.text import calibration_sequences, load_texts
+from ..calibration.text import calibration_sequences, load_texts
 from ..config import CompressionConfig
-from ..convert import check_convertible, convert_model, model_statistics
+from ..conversion.convert import check_convertible, convert_model, model_statistics
 from ..errors import PlanError
 from ..evaluation.perplexity import measure_perplexity
 from ..evaluation.uniform_kv import UniformKVCache, uniform_kv_bytes_per_token
-from ..plan import fitting_table, format_table
 from ..spec import ModelSpec
+from ..text_tables import fitting_table, format_table
 from ..writing import write_text
 from .arguments import load_given, read_texts, source_spec
 from .flags import bits as as_bits

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..cache.budget import budget_bytes
 from ..config import DEFAULT_RATIO
-from ..convert import convert_to_mla
+from ..conversion.convert import convert_to_mla
 from ..demo import model_path
 from ..demo.corpus import held_out_text, training_text
 from ..engine import LLM, RequestOutput, SamplingParams
 from ..errors import ConfigError
 from ..evaluation.allocation.traces import SYNTHETIC, Request, read_trace, synthetic_trace
-from ..plan import format_table
+from ..pool.budget import budget_bytes
+from ..text_tables import format_table
 from .arguments import load_given
 from .report import write_json
 

@@ -22,15 +22,14 @@ from transformers.cache_utils import (
     LinearAttentionCacheLayerMixin,
 )
 
-from ..cache import arena
-from ..cache.exact_tokens import ExactTokens
-from ..cache.paged_step import RowStep, StateStep
-from ..cache.pooled_layers import PooledAttentionLayer, PooledHybridLayer, PooledLinearLayer
-from ..cache.sequences import SequenceStore
-from ..cache.state_layer import StateCacheMixin
+from ..caches.pooled_layers import PooledAttentionLayer, PooledHybridLayer, PooledLinearLayer
 from ..kernels.backend import Backend
-from ..kernels.state_pages import StatePlace
-from ..modules.pooled_read import place_in_state
+from ..kernels.states.pages import StatePlace
+from ..latents.exact_tokens import ExactTokens
+from ..pool import arena
+from ..pool.memory import RowStep, StateStep, place_in_state
+from ..pool.store import SequenceStore
+from ..states.layer import StateCacheMixin
 from .coverage import KernelCoverage
 from .step_tables import StepTables
 from .stored_shapes import StateShape, StoredShapes

@@ -9,11 +9,12 @@ from transformers import PreTrainedModel
 
 from ..errors import KernelUnavailableError
 from ..kernels.backend import Backend, runs_triton
-from ..modules import pooled_attention, pooled_state
-from ..modules.latent_attention import LatentAttention
-from ..modules.recurrent_mixer import RecurrentMixer
+from ..latents.attention import pooled_attention
+from ..latents.attention.module import LatentAttention
 from ..placement import input_device
 from ..spec import ModelSpec
+from ..states.mixers import pool_step
+from ..states.mixers.mixer import RecurrentMixer
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ def kernel_coverage(model: PreTrainedModel, spec: ModelSpec, backend: Backend) -
                 )
             layers, found = module.plan.layer_ids, rows
         elif isinstance(module, RecurrentMixer):
-            reason, layers, found = pooled_state.why_not(module), (module.layer_idx,), states
+            reason, layers, found = pool_step.why_not(module), (module.layer_idx,), states
         else:
             continue
         if reason is None:

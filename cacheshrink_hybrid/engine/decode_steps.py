@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..adapters import adapted_modules
-from ..modules.latent_attention import LatentAttention
-from ..modules.pooled_attention import kept_tensors
+from ..latents.attention.module import LatentAttention
+from ..latents.attention.pooled_attention import kept_tensors
+from ..model.adapters import adapted_modules
 from .step_tables import batch_buckets
 
 if TYPE_CHECKING:

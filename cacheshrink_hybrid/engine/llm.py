@@ -17,10 +17,10 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..cache.budget import budget_bytes
 from ..errors import CacheFullError, ConfigError
 from ..kernels.backend import Backend, check_backend
 from ..placement import input_device
+from ..pool.budget import budget_bytes
 from .dispatcher import Dispatcher
 from .named_model import load_named
 from .outbox import Outbox

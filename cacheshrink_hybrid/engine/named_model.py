@@ -11,9 +11,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..checkpoint import load_mla_model
-from ..loading import is_converted_directory, loading
-from ..source_model import gguf_location
+from ..checkpoint.checkpoint import load_mla_model
+from ..checkpoint.loading import is_converted_directory, loading
+from ..checkpoint.source_model import gguf_location
 
 
 def load_named(name: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:

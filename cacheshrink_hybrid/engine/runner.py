@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..adapters import adapted_modules, is_of_peft
-from ..cache import make_cache
-from ..cache.budget import frames_within
-from ..cache.frame_pool import FramePool
-from ..cache.sequences import SequenceStore
 from ..cache_argument import cache_argument
+from ..caches import make_cache
 from ..errors import NotSupportedError, UnsupportedModelError
 from ..families import model_spec
 from ..kernels.backend import Backend
-from ..latent_model import is_converted, plan_of
-from ..modules.latent_attention import LatentAttention
+from ..latents.attention.module import LatentAttention
+from ..model.adapters import adapted_modules, is_of_peft
+from ..model.latent_model import is_converted, plan_of
 from ..placement import input_device
+from ..pool.budget import frames_within
+from ..pool.frame_pool import FramePool
+from ..pool.store import SequenceStore
 from .batch_cache import BatchCache
 from .coverage import kernel_coverage
 from .decode_steps import DecodeSteps

@@ -12,10 +12,10 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import Tensor
 
-from ..cache.layout import Layout
-from ..cache.paged_step import new_slots
-from ..cache.sequences import SequenceStore
 from ..kernels.pool_copy import pool_copy
+from ..pool.layout import Layout
+from ..pool.memory import new_slots
+from ..pool.store import SequenceStore
 
 
 def batch_buckets(max_batch: int) -> list[int]:

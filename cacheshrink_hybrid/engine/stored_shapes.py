@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from ..cache import HybridCache
-from ..cache.layout import LayerRows, Layout, compile_layout
-from ..cache.pooled_layers import PooledAttentionLayer, PooledLinearLayer
-from ..cache.pooled_states import StateTensor
-from ..cache.state_layer import StateCacheMixin
+from ..caches import HybridCache
+from ..caches.pooled_layers import PooledAttentionLayer, PooledLinearLayer
 from ..errors import NotSupportedError
+from ..pool.layout import LayerRows, Layout, compile_layout
+from ..pool.state_tensors import StateTensor
+from ..states.layer import StateCacheMixin
 
 
 @dataclass(frozen=True, slots=True)

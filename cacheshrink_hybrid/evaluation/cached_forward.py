@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
-from ..cache import LatentCache, make_cache
-from ..cache.hf_cache import num_cached_tokens
 from ..cache_argument import cache_argument
+from ..caches import LatentCache, make_cache
+from ..caches.dense_cache import num_cached_tokens
 from ..errors import UnsupportedModelError
 from ..families import model_spec
-from ..latent_model import is_converted, plan_of
+from ..model.latent_model import is_converted, plan_of
 from ..placement import input_device
 
 

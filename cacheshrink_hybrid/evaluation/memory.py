@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from ..cache import LatentCache, cache_bytes, make_cache
+from ..caches import LatentCache, cache_bytes, make_cache
 from ..errors import ConfigError
 from ..families import model_spec
-from ..latent_model import is_converted, plan_of
+from ..model.latent_model import is_converted, plan_of
 from ..spec import BYTES_16BIT
 from .cached_forward import cached_logits
 from .defaults import DEFAULT_LENGTHS

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..calibrate.text import checked_texts, token_sequences
+from ..calibration.text import checked_texts, token_sequences
 from ..errors import ConfigError
 from ..placement import input_device
 from .cached_forward import cached_logits

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..calibrate.text import checked_texts, token_ids
+from ..calibration.text import checked_texts, token_ids
 from ..errors import CalibrationError, ConfigError
 from .cached_forward import cached_logits
 from .defaults import DEFAULT_CHUNK

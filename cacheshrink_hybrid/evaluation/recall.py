@@ -12,8 +12,8 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..calibration.exercises import RECALL_KINDS, RecallExercise, RecallKind, recall_exercises
 from ..errors import ConfigError
-from ..recall import RECALL_KINDS, RecallExercise, RecallKind, recall_exercises
 from .cached_forward import cached_logits
 from .defaults import DEFAULT_CHUNK, DEFAULT_DISTANCES
 

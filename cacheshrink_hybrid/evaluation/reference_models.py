@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..cache.layout import LayerRows
-    from ..cache.state_map import StateRows
+    from ..pool.layout import LayerRows
+    from ..pool.state_map import StateRows
 
 LATENT_STEP = 16
 SCALE_GROUP = 64
@@ -43,7 +43,7 @@ class ReferenceModel:
         Latent widths grow from half to one and a half of their mean over the layers, in steps of
         16 channels, as a global allocation of ranks leaves them.
         """
-        from ..cache.layout import LayerRows
+        from ..pool.layout import LayerRows
 
         mean = self.kv_width / ratio
         rows = []
@@ -58,7 +58,7 @@ class ReferenceModel:
     def state_rows(self, codec: str = "int8") -> tuple[StateRows, ...]:
         """States as `int8` codes with a float16 scale for 64 of them, `bf16` or `fp32`; the
         convolution's columns at 16 bits."""
-        from ..cache.state_map import StateRows
+        from ..pool.state_map import StateRows
 
         rows = []
         groups = self.state_elements // SCALE_GROUP

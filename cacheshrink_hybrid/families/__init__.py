@@ -19,8 +19,8 @@ from transformers.integrations.heterogeneity.configuration_utils import (
 )
 
 from ..errors import UnsupportedModelError
-from ..modules.attention_parts import AttentionParts
-from ..modules.slot_rotary import SlotRotary
+from ..latents.attention.parts import AttentionParts
+from ..latents.attention.slot_rotary import SlotRotary
 from ..spec import AttentionSpec, LayerSpec, ModelSpec
 from .rows import FAMILIES, LAYOUTS, REFUSED, Family
 from .states import MIXERS, state_spec

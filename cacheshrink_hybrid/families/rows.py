@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
-from ..modules.attention_parts import Projection
+from ..latents.attention.parts import Projection
 
 Projections = Callable[[nn.Module, int, int, int], tuple[Projection, Projection, Projection]]
 

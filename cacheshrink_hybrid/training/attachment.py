@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..adapters import refuse_adapters
 from ..errors import ConfigError
-from ..modules.latent_attention import LatentAttention
-from ..modules.recurrent_mixer import RecurrentMixer
-from ..original_model import (
+from ..latents.attention.module import LatentAttention
+from ..model.adapters import refuse_adapters
+from ..model.original_model import (
     has_original_weights,
     keep_source_values,
     parameters_with_source_values,
 )
+from ..states.mixers.mixer import RecurrentMixer
 from .bases import TrainableBases, latent_modules, state_mixers
 from .frozen_shards import FrozenShards
 from .metric import output_metrics

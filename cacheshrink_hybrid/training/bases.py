@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModelError
-from ..modules.latent_attention import LatentAttention
-from ..modules.recurrent_mixer import RecurrentMixer
+from ..latents.attention.module import LatentAttention
+from ..states.mixers.mixer import RecurrentMixer
 from .nested import kept_channels
 from .stiefel_basis import StiefelBasis, metric_roots
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from ..calibrate.text import checked_texts, token_ids
+from ..calibration.text import checked_texts, token_ids
 from ..errors import CalibrationError, ConfigError
 from .next_token import IGNORED
 

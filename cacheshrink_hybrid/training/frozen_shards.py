@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import PreTrainedModel
 
-from ..modules.linear_map import looking_on
+from ..linear_map import looking_on
 
 ALIGNED_BYTES = 64
 IGNORED_BY_DDP = "_ddp_params_and_buffers_to_ignore"

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..calibrate import sampled_loss
-from ..calibrate.statistics import Moments
+from ..calibration.calibrate import sampled_loss
 from ..errors import CalibrationError
-from ..modules.latent_attention import LatentAttention
-from ..modules.linear_map import looking_on
+from ..latents.attention.module import LatentAttention
+from ..latents.fit.statistics import Moments
+from ..linear_map import looking_on
 from ..placement import input_device
 
 

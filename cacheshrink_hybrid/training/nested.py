@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..adapters import refuse_adapters
 from ..errors import ConfigError, PlanError
-from ..latent_model import PLAN_ATTRIBUTE, plan_of
-from ..modules.key_projection import HeadwiseLinear, by_head, in_runs
-from ..modules.latent_attention import LatentAttention
-from ..plan import ChannelRun, LatentPlan
+from ..headwise_linear import HeadwiseLinear, by_head, in_runs
+from ..latents.attention.module import LatentAttention
+from ..latents.plan import ChannelRun, LatentPlan
+from ..model.adapters import refuse_adapters
+from ..model.latent_model import PLAN_ATTRIBUTE, plan_of
 from .targets import latent_layers
 
 CODED_STEP = 8

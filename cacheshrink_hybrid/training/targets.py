@@ -18,10 +18,10 @@ from transformers import PreTrainedModel
 from ..codecs.straight_through import straight_through
 from ..errors import ConfigError
 from ..families import attention_at, model_spec, read_attention, read_source_attention
-from ..latent_model import is_converted
-from ..modules.attention_parts import AttentionParts
-from ..modules.latent_attention import LatentAttention
-from ..original_model import compression_disabled
+from ..latents.attention.module import LatentAttention
+from ..latents.attention.parts import AttentionParts
+from ..model.latent_model import is_converted
+from ..model.original_model import compression_disabled
 
 
 def check_teacher(model: PreTrainedModel, teacher: PreTrainedModel) -> None:

@@ -21,11 +21,11 @@ from transformers import (
 )
 from transformers.integrations import is_tensorboard_available
 
-from ..adapters import refuse_adapters
 from ..errors import ConfigError
 from ..evaluation.perplexity import score_sequences
-from ..latent_model import plan_of
-from ..original_model import has_original_weights
+from ..model.adapters import refuse_adapters
+from ..model.latent_model import plan_of
+from ..model.original_model import has_original_weights
 from .arguments import autocast, check_launcher, computes_in_bf16, training_arguments
 from .attachment import Attachment
 from .best_weights import BestWeights

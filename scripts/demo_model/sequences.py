@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cacheshrink_hybrid.recall import RECALL_KINDS, MemoryItem, memory_item
+from cacheshrink_hybrid.calibration.exercises import RECALL_KINDS, MemoryItem, memory_item
 
 from .characters import BOS, NEWLINE, encode
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cacheshrink_hybrid.checkpoint_files import MODEL_TYPE, PLAN_NAME
+from cacheshrink_hybrid.checkpoint.files import MODEL_TYPE, PLAN_NAME
 from cacheshrink_hybrid.cli import main, overwriting, preflight
 from cacheshrink_hybrid.cli.preflight import (
     DataSet,

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from cacheshrink_hybrid.calibration.exercises import RECALL_KINDS, RecallKind, recall_exercises
 from cacheshrink_hybrid.demo import corpus, model_path
-from cacheshrink_hybrid.recall import RECALL_KINDS, RecallKind, recall_exercises
 
 
 def paragraphs(documents: list[str]) -> set[str]:

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from cacheshrink_hybrid import CompressionConfig
-from cacheshrink_hybrid.convert import convert_model
+from cacheshrink_hybrid.conversion.convert import convert_model
 from cacheshrink_hybrid.engine import LLM, SamplingParams
 from cacheshrink_hybrid.errors import UnsupportedModelError
 from tests.engine.test_llm import MEMORY, one_by_one, prompts, tokens_of

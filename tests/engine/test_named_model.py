@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from cacheshrink_hybrid import save_mla_model
+from cacheshrink_hybrid.checkpoint.source_model import load_source
 from cacheshrink_hybrid.demo import model_path
 from cacheshrink_hybrid.engine import LLM, SamplingParams
 from cacheshrink_hybrid.errors import ConfigError
-from cacheshrink_hybrid.source_model import load_source
 from tests.engine.test_llm import MEMORY, model_of, one_by_one, prompts, tokens_of
 from tests.gguf_files import write_tiny_gguf
 from tests.models import pair

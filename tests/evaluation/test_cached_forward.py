@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cacheshrink_hybrid.cache import HybridCache, LatentCache, make_cache
+from cacheshrink_hybrid.caches import HybridCache, LatentCache, make_cache
 from cacheshrink_hybrid.evaluation.cached_forward import cached_logits
 from tests.models import pair, random_ids
 from tests.tolerances import LOGITS, assert_same_logits, largest_difference

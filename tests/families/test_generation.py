@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, StaticCache, pipeline
 
-from cacheshrink_hybrid import HybridCache, LatentCache, latent_model
+from cacheshrink_hybrid import HybridCache, LatentCache
 from cacheshrink_hybrid.cache_argument import given_cache
 from cacheshrink_hybrid.errors import NotSupportedError
+from cacheshrink_hybrid.model import latent_model
 from tests.families.tiny_configs import CASES, tiny_model
 from tests.models import Pair, converted_copy, logits_of, pair, random_ids
 from tests.texts import TEXTS, word_tokenizer

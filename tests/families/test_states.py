@@ -10,15 +10,15 @@ import torch
 from transformers import StaticCache
 from transformers.cache_utils import StaticLayer
 
-from cacheshrink_hybrid.cache import make_cache
 from cacheshrink_hybrid.cache_argument import cache_argument
-from cacheshrink_hybrid.calibrate.states import compressible_layers
+from cacheshrink_hybrid.caches import make_cache
 from cacheshrink_hybrid.errors import NotSupportedError
 from cacheshrink_hybrid.evaluation.memory import measure_cache_memory
 from cacheshrink_hybrid.families import FAMILIES, model_spec
 from cacheshrink_hybrid.families.states import MIXERS
-from cacheshrink_hybrid.latent_model import plan_of
-from cacheshrink_hybrid.modules.recurrent_mixer import RecurrentMixer
+from cacheshrink_hybrid.model.latent_model import plan_of
+from cacheshrink_hybrid.states.fit.observe import compressible_layers
+from cacheshrink_hybrid.states.mixers.mixer import RecurrentMixer
 from tests.families.tiny_configs import CASES, RECURRENT_CASES, tiny_config, tiny_model
 from tests.models import (
     Pair,

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from cacheshrink_hybrid.config import CompressionConfig
-from cacheshrink_hybrid.convert import convert_model
+from cacheshrink_hybrid.conversion.convert import convert_model
 from cacheshrink_hybrid.errors import UnsupportedModelError
 from tests.families.tiny_configs import tiny_model
 from tests.models import calibration_ids, logits_of, random_ids, unchanged

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cacheshrink_hybrid.kernels.row_layout import Kind, RowLayout
+from cacheshrink_hybrid.kernels.latents.row_layout import Kind, RowLayout
 
 LAYOUTS = {
     "float32": RowLayout.uniform(48, torch.float32, alignment=16),

@@ -13,20 +13,24 @@ import torch
 from torch import Tensor
 
 from cacheshrink_hybrid.kernels.backend import Backend
-from cacheshrink_hybrid.kernels.conv_update_project import ConvPages, conv_update_project
-from cacheshrink_hybrid.kernels.gdn_replay import DeltaRing, gdn_replay_step
-from cacheshrink_hybrid.kernels.gdn_step import gdn_step
-from cacheshrink_hybrid.kernels.latent_append import latent_append
-from cacheshrink_hybrid.kernels.latent_decode import KeyUp, LatentRead, latent_decode
-from cacheshrink_hybrid.kernels.latent_prefill import latent_prefill
-from cacheshrink_hybrid.kernels.mamba1_step import mamba1_step
-from cacheshrink_hybrid.kernels.paged_rows import PagedRows
+from cacheshrink_hybrid.kernels.latents.append import latent_append
+from cacheshrink_hybrid.kernels.latents.decode import KeyUp, LatentRead, latent_decode
+from cacheshrink_hybrid.kernels.latents.paged_rows import PagedRows
+from cacheshrink_hybrid.kernels.latents.prefill import latent_prefill
 from cacheshrink_hybrid.kernels.pool_copy import pool_copy
-from cacheshrink_hybrid.kernels.replay_ring import InputRing, part_addresses, store_inputs
-from cacheshrink_hybrid.kernels.ssd_replay import ReplayRing, ssd_replay_flush, ssd_replay_read
-from cacheshrink_hybrid.kernels.ssd_step import ssd_step
-from cacheshrink_hybrid.kernels.state_pages import StatePages, StatePlace, StateSegment
-from cacheshrink_hybrid.kernels.state_reference import read_states, write_states
+from cacheshrink_hybrid.kernels.states.conv_update_project import ConvPages, conv_update_project
+from cacheshrink_hybrid.kernels.states.gdn_replay import DeltaRing, gdn_replay_step
+from cacheshrink_hybrid.kernels.states.gdn_step import gdn_step
+from cacheshrink_hybrid.kernels.states.mamba1_step import mamba1_step
+from cacheshrink_hybrid.kernels.states.pages import StatePages, StatePlace, StateSegment
+from cacheshrink_hybrid.kernels.states.reference import read_states, write_states
+from cacheshrink_hybrid.kernels.states.replay_ring import InputRing, part_addresses, store_inputs
+from cacheshrink_hybrid.kernels.states.ssd_replay import (
+    ReplayRing,
+    ssd_replay_flush,
+    ssd_replay_read,
+)
+from cacheshrink_hybrid.kernels.states.ssd_step import ssd_step
 
 from .cases import LAYOUTS
 from .pools import bytes_of_states, empty_rows, filled_rows, random_latents

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from cacheshrink_hybrid.codecs.levels import lloyd_max_levels
-from cacheshrink_hybrid.kernels.latent_append import latent_append
-from cacheshrink_hybrid.kernels.paged_rows import PagedRows
-from cacheshrink_hybrid.kernels.row_layout import RowLayout, row_levels
-from cacheshrink_hybrid.kernels.state_pages import StatePages
+from cacheshrink_hybrid.kernels.latents.append import latent_append
+from cacheshrink_hybrid.kernels.latents.paged_rows import PagedRows
+from cacheshrink_hybrid.kernels.latents.row_layout import RowLayout, row_levels
+from cacheshrink_hybrid.kernels.states.pages import StatePages
 
 
 def levels() -> Tensor:

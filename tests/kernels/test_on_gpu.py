@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from cacheshrink_hybrid.kernels.backend import Backend
-from cacheshrink_hybrid.kernels.latent_decode import LatentRead, latent_decode
-from cacheshrink_hybrid.kernels.ssd_step import ssd_step
-from cacheshrink_hybrid.kernels.state_pages import StatePages, StatePlace, StateSegment
+from cacheshrink_hybrid.kernels.latents.decode import LatentRead, latent_decode
+from cacheshrink_hybrid.kernels.states.pages import StatePages, StatePlace, StateSegment
+from cacheshrink_hybrid.kernels.states.ssd_step import ssd_step
 
 from .cases import LAYOUTS
 from .checks import assert_close

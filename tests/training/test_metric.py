@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cacheshrink_hybrid.calibrate import calibrate
+from cacheshrink_hybrid.calibration.calibrate import calibrate
 from cacheshrink_hybrid.errors import CalibrationError
 from cacheshrink_hybrid.families import model_spec, read_attention
 from cacheshrink_hybrid.training.bases import latent_modules

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from cacheshrink_hybrid.cache import make_cache
-from cacheshrink_hybrid.checkpoint import load_mla_model, save_mla_model
+from cacheshrink_hybrid.caches import make_cache
+from cacheshrink_hybrid.checkpoint.checkpoint import load_mla_model, save_mla_model
 from cacheshrink_hybrid.errors import ConfigError, PlanError
-from cacheshrink_hybrid.latent_model import plan_of
-from cacheshrink_hybrid.modules.latent_attention import LatentAttention
+from cacheshrink_hybrid.latents.attention.module import LatentAttention
+from cacheshrink_hybrid.model.latent_model import plan_of
 from cacheshrink_hybrid.training import MLATrainer, cut_ranks
 from cacheshrink_hybrid.training.attachment import Attachment
 from cacheshrink_hybrid.training.nested import kept_channels

@@ -15,8 +15,8 @@ from cacheshrink_hybrid.errors import (
     TrainingError,
     UnsupportedModelError,
 )
-from cacheshrink_hybrid.modules.latent_attention import LatentAttention
-from cacheshrink_hybrid.original_model import compression_disabled
+from cacheshrink_hybrid.latents.attention.module import LatentAttention
+from cacheshrink_hybrid.model.original_model import compression_disabled
 from cacheshrink_hybrid.training import MLATrainer
 from cacheshrink_hybrid.training.attachment import BASES, Attachment
 from cacheshrink_hybrid.training.data import collate

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
+from ...checkpoint.loading import weight_bytes
 from ...codecs.names import SCALES, STATE_CODES
 from ...config import (
     METHODS,
@@ -24,7 +25,6 @@ from ...config import (
 )
 from ...demo.corpus import PYTHON_DOCS
 from ...errors import ConfigError
-from ...loading import weight_bytes
 from ..flags import NOT_SET, add_model_arguments, add_settings, bits, new_parser
 from ..preflight import DataSet, OutputDirectory, too_little_space
 

@@ -34,9 +34,9 @@ from typing import Any
 
 import yaml
 
+from ...checkpoint.loading import is_converted_directory
 from ...config import METHODS, CompressionConfig
 from ...errors import ConfigError
-from ...loading import is_converted_directory
 from ...training.settings import EXTRAS, LOSSES, METRICS, SCHEDULES, TrainingConfig
 from ..flags import NOT_SET, add_model_arguments, add_settings, bits, new_parser
 from ..preflight import DataSet, Model, OutputDirectory, TextFile, another_model, whole

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 
+from ...calibration.exercises import RECALL_KINDS
 from ...evaluation.defaults import DEFAULT_DISTANCES
-from ...recall import RECALL_KINDS
 from ..flags import NOT_SET, add_model_arguments, new_parser
 from ..preflight import OutputFile, seed, whole
 

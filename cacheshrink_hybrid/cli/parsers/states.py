@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ...calibration.exercises import RECALL_KINDS
 from ...config import METRICS, CompressionConfig
 from ...demo.corpus import PYTHON_DOCS
 from ...errors import ConfigError
-from ...recall import RECALL_KINDS
 from ..flags import add_model_arguments, add_text_arguments, new_parser
 from ..preflight import DataSet, OutputDirectory, seed, whole
 

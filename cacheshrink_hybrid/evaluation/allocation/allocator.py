@@ -5,9 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from ...cache.layout import LayerRows, compile_layout
-from ...cache.state_map import StateRows
 from ...errors import PlanError
+from ...pool.layout import LayerRows, compile_layout
+from ...pool.state_map import StateRows
 
 PAGE_TOKENS = 16
 

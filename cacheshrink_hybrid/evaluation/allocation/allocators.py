@@ -21,8 +21,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from ...cache.frame_ledger import FrameLedger, Handles
 from ...errors import CacheFullError, PlanError
+from ...pool.frame_ledger import FrameLedger, Handles
 from .allocator import PAGE_TOKENS, Allocator, Sizes
 
 ALIGNMENT = 256

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ...cache.frame_ledger import FrameLedger
+from ...pool.frame_ledger import FrameLedger
 
 WARMUP_CALLS = 200
 

@@ -1,6 +1,0 @@
-"""Where a converted model keeps what it remembers."""
-
-from .hf_cache import CacheBytes, LatentCache, cache_bytes
-from .hybrid_cache import HybridCache, make_cache
-
-__all__ = ["CacheBytes", "HybridCache", "LatentCache", "cache_bytes", "make_cache"]

@@ -1,0 +1,178 @@
+"""Rows of a batch of sequences that all have the same number of tokens, to and from the pool."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..kernels.backend import Backend
+from ..lasting import lasting_tensors
+from ..pool.arena import row_view
+from ..pool.layout import Layout
+from ..pool.memory import RowStep, new_slots
+from ..pool.store import SequenceStore
+
+if TYPE_CHECKING:
+    from .pooled_layers import PooledAttentionLayer
+
+MOST_COPIES = 16
+"""Sequences that are read one by one; in larger batches one gather costs less."""
+
+
+class BatchRows:
+    """Reads and writes rows of a batch; remembers between layers where they lie.
+
+    Args:
+        layout: of the model's layers.
+        store: has the sequences, with these lifetime classes.
+    """
+
+    def __init__(self, layout: Layout, store: SequenceStore) -> None:
+        self.layout = layout
+        self.store = store
+        self._ids: list[Hashable] = []
+        self._start()
+
+    def _start(self) -> None:
+        """Remember nothing yet."""
+        self._views: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self._places: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
+        self._places_end = 0
+        self._tables: dict[int, tuple[int, Tensor]] = {}
+        self._buffers: dict[torch.dtype, Tensor] = {}
+        self._steps: dict[int, tuple[tuple[int, int], Tensor, Tensor, Tensor]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is looked up again: views, in a copy, would be of memory of their own."""
+        return {"layout": self.layout, "store": self.store, "_ids": self._ids}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start()
+
+    def show(self, seq_ids: Sequence[Hashable]) -> None:
+        """Let the batch be these sequences."""
+        self._ids = list(seq_ids)
+        self.forget()
+
+    def forget(self) -> None:
+        """Look everything up again: sequences were cut or changed places."""
+        self._places.clear()
+        self._tables.clear()
+        self._steps.clear()
+
+    def write(self, layer: PooledAttentionLayer, begin: int, rows: Tensor) -> None:
+        """Store rows (B, T, elements) of the tokens from `begin` on, which are reserved."""
+        number, _ = self.layout.class_of_layer[layer.layer_idx]
+        view, _ = self._view(layer)
+        T = view.shape[1]
+        # What a window let go of already is not written.
+        start = max(begin, self.store.first_position(self._ids[0], number))
+        key = (number, start, begin + rows.shape[1])
+        if key not in self._places:
+            if self._places_end != key[2]:
+                self._places, self._places_end = {}, key[2]
+            tokens = torch.arange(start, key[2], device=view.device)
+            frames = self._table(number)[:, tokens // T]
+            self._places[key] = frames, tokens % T
+        frames, slots = self._places[key]
+        view[frames, slots] = rows[:, start - begin :]
+
+    def step(
+        self, layer_idx: int, begin: int, end: int, first_slots: Tensor | None, backend: Backend
+    ) -> RowStep:
+        """The step of the tokens [begin, end), which are reserved, for kernels."""
+        number, place = self.layout.class_of_layer[layer_idx]
+        lifetime, pool = self.layout.classes[number], self.store.pool
+        known = self._steps.get(number)
+        if known is None or known[0] != (begin, end):
+            table = self.store.frame_table(self._ids, number)
+            positions = torch.arange(begin, end, device=table.device).expand(len(table), -1)
+            slots = new_slots(table, positions, lifetime.tokens_per_frame)
+            lens = torch.full((len(table),), end, dtype=torch.int32, device=table.device)
+            self._steps[number] = known = (begin, end), table, slots, lens
+        _, table, slots, lens = known
+        return RowStep(
+            arena=pool.arena,
+            frame_bytes=pool.frame_bytes,
+            lifetime=lifetime,
+            place=place,
+            frame_table=table,
+            context_lens=lens,
+            slot_mapping=slots,
+            num_slots=end,
+            ends_together=True,
+            first_slots=first_slots,
+            first_new=begin,
+            backend=backend,
+        )
+
+    def read(
+        self, layer: PooledAttentionLayer, begin: int, end: int, *, lasting: bool = True
+    ) -> Tensor:
+        """Rows (B, end - begin, elements), copied frame by frame.
+
+        Args:
+            lasting: False if the rows are done with before the next call, whose rows may then take
+                their place. Saves touching fresh memory at every layer of every step.
+        """
+        number, _ = self.layout.class_of_layer[layer.layer_idx]
+        view, flat = self._view(layer)
+        T, width = view.shape[1:]
+        first, offset = divmod(begin, T)
+        table = self._table(number)[:, first : -(-end // T)]
+        B, count = len(table), end - begin
+        lasting = lasting or torch.is_grad_enabled()
+        if B == 1 or offset or count % T == 0 or B > MOST_COPIES:
+            found = self._room(view, (table.numel(), T * width), lasting)
+            torch.index_select(flat, 0, table.reshape(-1), out=found)
+            return found.view(B, -1, width)[:, offset : offset + count]
+        # Sequence by sequence into one tensor without gaps, which a matrix product can read at
+        # once; a slice of whole frames it would copy again.
+        rows = self._room(view, (B, count, width), lasting)
+        whole = count // T
+        for row, frames in zip(rows, table, strict=True):
+            target = row[: whole * T].view(whole, T * width)
+            torch.index_select(flat, 0, frames[:whole], out=target)
+        rows[:, whole * T :] = view[table[:, -1], : count - whole * T]
+        return rows
+
+    def _room(self, like: Tensor, shape: tuple[int, ...], lasting: bool) -> Tensor:
+        """An uninitialized tensor; one that does not last lies in a buffer that is used again."""
+        if lasting:
+            return like.new_empty(shape)
+        size = math.prod(shape)
+        key = like.dtype
+        if key not in self._buffers or self._buffers[key].numel() < size:
+            with lasting_tensors():
+                self._buffers[key] = like.new_empty(size + size // 4)
+        return self._buffers[key][:size].view(shape)
+
+    def _view(self, layer: PooledAttentionLayer) -> tuple[Tensor, Tensor]:
+        """All rows of a layer, (frames, T, elements) and (frames, T * elements)."""
+        arena, *views = self._views.get(layer.layer_idx, (None,))
+        if arena is not self.store.pool.arena:
+            number, place = self.layout.class_of_layer[layer.layer_idx]
+            assert layer.row_dtype is not None
+            lifetime = self.layout.classes[number]
+            with lasting_tensors():
+                rows = row_view(self.store.pool, lifetime, place, layer.row_dtype)
+                flat = rows.as_strided(
+                    (rows.shape[0], rows.shape[1] * rows.shape[2]), (rows.stride(0), 1)
+                )
+            views = [rows, flat]
+            self._views[layer.layer_idx] = (self.store.pool.arena, rows, flat)
+        return views[0], views[1]
+
+    def _table(self, number: int) -> Tensor:
+        """Frames of the batch, (B, most frames) int64, looked up when they have changed."""
+        changes = self.store.table_changes
+        known = self._tables.get(number)
+        if known is None or known[0] != changes:
+            table = self.store.frame_table(self._ids, number).long()
+            self._tables[number] = known = changes, table
+        return known[1]

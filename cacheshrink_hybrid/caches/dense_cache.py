@@ -1,0 +1,131 @@
+"""The dense transformers cache of a converted model, and how many bytes a live cache holds.
+
+Latents travel through the ordinary layers of transformers as one-headed keys with empty values, so
+every operation on a cache (beams, crops, static buffers, windows) is the library's own. The pooled
+cache beside it, `HybridCache`, is measured against this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import CacheLayerMixin
+
+from ..latents.exact_tokens import ExactTokens
+
+
+class LatentCache(DynamicCache):
+    """A `DynamicCache` that can say how much memory it holds, and that keeps the exact copies of
+    layers whose plan asks for them.
+
+    Attributes:
+        exact: copies by layer.
+        codes_every_boundary: code recurrent states within a pass of several tokens as often as
+            decoding these one by one would, so that one pass measures what generation computes.
+    """
+
+    codes_every_boundary: bool = False
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.exact: dict[int, ExactTokens] = {}
+
+    def nbytes(self) -> int:
+        """Bytes allocated for the sequences in this cache, KV and recurrent state together."""
+        return self.memory().total
+
+    def memory(self) -> CacheBytes:
+        """The same, what grows with the tokens apart from what does not."""
+        return _tensor_bytes(self)
+
+    def exact_tokens(self, layer_idx: int, num_sinks: int, window: int) -> ExactTokens:
+        """The copies of one layer, made at their first use."""
+        if layer_idx not in self.exact:
+            self.exact[layer_idx] = ExactTokens(num_sinks, window)
+        return self.exact[layer_idx]
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)
+        self._select_exact(beam_idx)
+
+    def crop(self, *args, **kwargs) -> None:
+        super().crop(*args, **kwargs)
+        for layer_idx, copies in self.exact.items():
+            copies.truncate(self.layers[layer_idx].get_seq_length())
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        for copies in self.exact.values():
+            copies.select(torch.arange(copies.batch_size).repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._select_exact(indices)
+
+    def reset(self) -> None:
+        super().reset()
+        self.exact.clear()
+
+    def _select_exact(self, rows: Tensor) -> None:
+        for copies in self.exact.values():
+            copies.select(rows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheBytes:
+    """Allocated bytes of a live cache: what grows with the tokens, and what does not."""
+
+    kv: int
+    state: int
+
+    @property
+    def total(self) -> int:
+        return self.kv + self.state
+
+
+def num_cached_tokens(cache: Cache) -> int | Tensor:
+    """Tokens of each sequence in a cache, on the device where a static one counts them there. A
+    cache of recurrent states alone counts none: 1 if it holds a state, else 0."""
+    if any(isinstance(layer, CacheLayerMixin) for layer in cache.layers):
+        return cache.get_seq_length()
+    return int(bool(cache.layers) and cache.has_previous_state())
+
+
+def cache_bytes(cache: Cache) -> CacheBytes:
+    """Bytes allocated for the sequences in a cache: the storages behind its tensors, each once, or
+    the frames that a pooled cache holds."""
+    return cache.memory() if isinstance(cache, LatentCache) else _tensor_bytes(cache)
+
+
+def _tensor_bytes(cache: Cache) -> CacheBytes:
+    seen: set[int] = set()
+    copies = [
+        tensor for exact in getattr(cache, "exact", {}).values() for tensor in exact.tensors()
+    ]
+    kv = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
+    state = [
+        tensor
+        for layer in cache.layers
+        for name in ("conv_states", "recurrent_states")
+        for tensor in (getattr(layer, name, None) or {}).values()
+    ]
+    return CacheBytes(kv=loose_bytes(kv + copies, seen), state=loose_bytes(state, seen))
+
+
+def loose_bytes(tensors: Iterable[Tensor | None], seen: set[int]) -> int:
+    """Bytes of the storages behind these tensors that are not among those `seen`."""
+    return sum(_storage_bytes(tensor, seen) for tensor in tensors)
+
+
+def _storage_bytes(tensor: Tensor | None, seen: set[int]) -> int:
+    if not isinstance(tensor, Tensor) or tensor.numel() == 0:
+        return 0
+    storage = tensor.untyped_storage()
+    if storage.data_ptr() in seen:
+        return 0
+    seen.add(storage.data_ptr())
+    return storage.nbytes()

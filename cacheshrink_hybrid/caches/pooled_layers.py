@@ -1,0 +1,229 @@
+"""Layers of the transformers cache whose content lies in the pool of a `HybridCache`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import CacheLayerMixin, LinearAttentionLayer
+
+from ..codecs.straight_through import newest_straight_through
+from ..errors import NotSupportedError
+from ..pool.state_tensors import PooledStates
+
+if TYPE_CHECKING:
+    from .hybrid_cache import HybridCache
+
+
+class PooledAttentionLayer(CacheLayerMixin):
+    """Keys and values of one attention layer, one row per token; a latent is a key of one head with
+    an empty value.
+
+    The first call to `update` shows what rows look like. Until the cache is laid out, which is
+    before the second forward pass, they are kept as they came.
+
+    Args:
+        cache: the cache that this layer belongs to.
+        layer_idx: its place there.
+        sliding_window: tokens that a query sees, itself included; None for all.
+    """
+
+    is_croppable = True
+    supports_early_init = False
+    is_compileable = False
+
+    def __init__(self, cache: HybridCache, layer_idx: int, sliding_window: int | None) -> None:
+        self.cache = cache
+        self.layer_idx = layer_idx
+        self.sliding_window = sliding_window
+        self.is_sliding = sliding_window is not None
+        self.first: tuple[Tensor, Tensor] | None = None
+        self.heads = self.key_dim = self.value_dim = 0
+        self.row_dtype: torch.dtype | None = None
+        self.cumulative_length = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.row_dtype, self.device = key_states.dtype, key_states.device
+        self.heads, self.key_dim = key_states.shape[1], key_states.shape[3]
+        self.value_dim = value_states.shape[3]
+
+    @property
+    def is_initialized(self) -> bool:
+        return self.row_dtype is not None
+
+    @property
+    def row_width(self) -> int:
+        """Elements of one token's row."""
+        return self.heads * (self.key_dim + self.value_dim)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Store the new tokens and return all that their queries may see, in tensors that hold
+        until the next layer's update; with gradients enabled, in tensors of their own.
+
+        Args:
+            key_states: (B, J, T, D).
+            value_states: (B, J, T, Dv); Dv may be 0.
+        """
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        begin, count = self.cumulative_length, key_states.shape[2]
+        given = (key_states.dtype, *key_states.shape[1::2], value_states.shape[3])
+        if given != (self.row_dtype, self.heads, self.key_dim, self.value_dim):
+            raise NotSupportedError(
+                f"layer {self.layer_idx} stores {self.heads} heads of {self.key_dim} + "
+                f"{self.value_dim} elements of {self.row_dtype}; got (dtype, heads, key, value) "
+                f"{given}. The cache was filled by another model or in another precision; make a "
+                "new one"
+            )
+        if begin == 0 and not self.cache.laid_out:
+            self.first = key_states.detach(), value_states.detach()
+            self.cumulative_length = count
+            return key_states, value_states
+        self.cache.lay_out()
+        self.cumulative_length = begin + count
+        self.cache.write(self, begin, self._rows(key_states.detach(), value_states.detach()))
+        if begin == 0:
+            return key_states, value_states
+        first = self._first_seen(begin)
+        keys, values = self._tensors(first, begin + count, lasting=False)
+        if key_states.is_floating_point():
+            keys = newest_straight_through(key_states, keys, begin - first, dim=2)
+            values = newest_straight_through(value_states, values, begin - first, dim=2)
+        return keys, values
+
+    def move_in(self) -> None:
+        """Write what the first call left here to the pool."""
+        if self.first is not None:
+            keys, values = self.first
+            self.first = None
+            self.cache.write(self, 0, self._rows(keys, values))
+
+    @property
+    def keys(self) -> Tensor | None:
+        """Keys that the next query may see, (B, J, S, D)."""
+        return self._visible(0)
+
+    @property
+    def values(self) -> Tensor | None:
+        return self._visible(1)
+
+    def _visible(self, which: int) -> Tensor | None:
+        if not self.is_initialized:
+            return None
+        if self.first is not None:
+            return self.first[which][:, :, self._first_seen(self.cumulative_length) :]
+        end = self.cumulative_length
+        return self._tensors(self._first_seen(end), end)[which]
+
+    def _first_seen(self, position: int) -> int:
+        """First position that the query at `position` sees."""
+        if self.sliding_window is None:
+            return 0
+        return max(0, position + 1 - self.sliding_window)
+
+    def _rows(self, keys: Tensor, values: Tensor) -> Tensor:
+        """(B, T, row elements): the keys of all heads, then the values."""
+        rows = keys.transpose(1, 2).flatten(2)
+        if self.value_dim:
+            rows = torch.cat([rows, values.transpose(1, 2).flatten(2)], dim=-1)
+        return rows
+
+    def _tensors(self, begin: int, end: int, *, lasting: bool = True) -> tuple[Tensor, Tensor]:
+        rows = self.cache.read(self, begin, end, lasting=lasting)
+        width = self.heads * self.key_dim
+        keys = rows[..., :width].unflatten(-1, (self.heads, self.key_dim))
+        values = rows[..., width:].unflatten(-1, (self.heads, self.value_dim))
+        return keys.transpose(1, 2), values.transpose(1, 2)
+
+    def get_seq_length(self) -> int:
+        return self.cumulative_length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        first = self._first_seen(self.cumulative_length)
+        return self.cumulative_length - first + query_length, first
+
+    def get_max_length(self) -> int:
+        return -1 if self.sliding_window is None else self.sliding_window
+
+    # The cache does these for all layers at once.
+
+    def reset(self) -> None:
+        self.first, self.cumulative_length = None, 0
+
+    def crop(self, tokens_to_remove: int) -> None: ...
+
+    def reorder_cache(self, beam_idx: Tensor) -> None: ...
+
+    def batch_repeat_interleave(self, repeats: int) -> None: ...
+
+    def batch_select_indices(self, indices: Tensor) -> None: ...
+
+    def offload(self) -> None:
+        raise NotSupportedError("a pooled cache is not offloaded layer by layer; use DynamicCache")
+
+    prefetch = offload
+
+
+class PooledLinearLayer(LinearAttentionLayer):
+    """States of one recurrent layer, which move into the pool once it is laid out."""
+
+    is_compileable = False
+    _conv: PooledStates
+    _recurrent: PooledStates
+
+    @property
+    def conv_states(self) -> PooledStates:
+        return self._conv
+
+    @conv_states.setter
+    def conv_states(self, values) -> None:
+        self._conv = PooledStates(values)
+
+    @property
+    def recurrent_states(self) -> PooledStates:
+        return self._recurrent
+
+    @recurrent_states.setter
+    def recurrent_states(self, values) -> None:
+        self._recurrent = PooledStates(values)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._change(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._change(lambda tensor: tensor[indices.to(tensor.device)])
+
+    def _change(self, change) -> None:
+        for states in (self.conv_states, self.recurrent_states):
+            for number in list(states):
+                tensor = states[number]
+                if tensor is not None:
+                    states[number] = change(tensor)
+
+
+class PooledHybridLayer(PooledLinearLayer, PooledAttentionLayer):
+    """A layer with states and with keys and values."""
+
+    def __init__(
+        self,
+        cache: HybridCache,
+        layer_idx: int,
+        sliding_window: int | None,
+        number_of_states: int = 1,
+    ) -> None:
+        LinearAttentionLayer.__init__(self, number_of_states)
+        PooledAttentionLayer.__init__(self, cache, layer_idx, sliding_window)
+
+    def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
+        part: Any = PooledAttentionLayer if args else PooledLinearLayer
+        part.lazy_initialization(self, *args, **kwargs)
+
+    def reset(self) -> None:
+        PooledLinearLayer.reset(self)
+        PooledAttentionLayer.reset(self)
+
+    def get_max_length(self) -> int:
+        return PooledAttentionLayer.get_max_length(self)

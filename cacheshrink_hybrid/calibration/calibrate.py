@@ -1,0 +1,142 @@
+"""Second moments of keys and values, and of what errors in them cost, from a stream of text.
+
+Memory does not depend on the amount of text: per attention module two (2*J*D)^2 float64 matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from ..errors import CalibrationError
+from ..families import layer_list_of
+from ..latents.attention.parts import AttentionParts
+from ..latents.fit.metrics import METRIC_CLASSES, all_observing, sampled_loss
+from ..latents.fit.observe import frozen_and_checkpointed, observed_inputs
+from ..latents.fit.statistics import LatentStatistics, Moments, Samples
+from ..placement import input_device
+from ..states.fit.observe import StateCalibration
+
+__all__ = [
+    "LatentStatistics",
+    "Moments",
+    "calibrate",
+    "decoder_layers",
+    "sampled_loss",
+    "weight_statistics",
+]
+
+
+def calibrate(
+    model: PreTrainedModel,
+    parts: list[AttentionParts],
+    sequences: Iterable[Tensor],
+    *,
+    metric: str,
+    seed: int = 0,
+    states: StateCalibration | None = None,
+    progress: bool = False,
+) -> list[LatentStatistics]:
+    """Run text through the source model and return statistics for each attention module.
+
+    Args:
+        model: the source model, unconverted. It is left as it was.
+        parts: its attention modules.
+        sequences: token ids, (1, T) each, without padding.
+        metric: `fisher`, `score` or `activation`.
+        seed: seeds the labels that `fisher` samples from the model.
+        states: watches recurrent layers in the same passes.
+        progress: show a progress bar.
+
+    Raises:
+        CalibrationError: no tokens, or non-finite activations or gradients.
+    """
+    metrics = [METRIC_CLASSES[metric](part) for part in parts]
+    moments = [Moments(2 * part.kv_width) for part in parts]
+    samples = [Samples() for _ in parts]
+    needs_backward = METRIC_CLASSES[metric].needs_backward
+    generator = torch.Generator().manual_seed(seed)
+    counting = True
+    num_tokens = 0
+
+    with ExitStack() as stack:
+        stack.enter_context(frozen_and_checkpointed(model, decoder_layers(model)))
+        stack.enter_context(all_observing(metrics))
+        for part, moment, sample, one_metric in zip(parts, moments, samples, metrics, strict=True):
+
+            @torch.no_grad()
+            def see(x, layer_idx, part=part, moment=moment, sample=sample, one_metric=one_metric):
+                if counting:  # a checkpointed layer runs a second time on the way back
+                    key_value = part.key_value(x, layer_idx)
+                    moment.add(key_value)
+                    sample.add(key_value)
+                    one_metric.see(x, layer_idx, key_value)
+
+            stack.enter_context(observed_inputs(part, see))
+        if states is not None:
+            stack.enter_context(states.observing())
+        for ids in tqdm(sequences, desc="calibrate", unit="seq", disable=not progress):
+            counting = True
+            num_tokens += ids.numel()
+            if states is not None:
+                states.counting = True
+            with torch.set_grad_enabled(needs_backward):
+                logits = model(input_ids=ids.to(input_device(model)), use_cache=False).logits
+            counting = False
+            if states is not None:
+                states.counting = False
+            if needs_backward:
+                with torch.enable_grad():
+                    sampled_loss(logits, generator).backward()
+    if not num_tokens:
+        raise CalibrationError("no calibration tokens were given; pass calibration_texts")
+    return [
+        _checked(
+            LatentStatistics(
+                mean=moment.mean,
+                covariance=moment.covariance,
+                metric=one_metric.matrix(moment.covariance),
+                num_tokens=moment.count,
+                samples=sample.stacked(),
+            ),
+            part,
+        )
+        for part, moment, sample, one_metric in zip(parts, moments, samples, metrics, strict=True)
+    ]
+
+
+def _checked(statistics: LatentStatistics, part: AttentionParts) -> LatentStatistics:
+    for name in ("mean", "covariance", "metric"):
+        if not torch.isfinite(getattr(statistics, name)).all():
+            raise CalibrationError(
+                f"the {name} of layer {part.layer_ids[0]} is not finite after "
+                f"{statistics.num_tokens} tokens; run calibration in float32 or bfloat16"
+            )
+    return statistics
+
+
+def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The modules of the layer list, in order, which is where activations pile up."""
+    return list(model.get_submodule(layer_list_of(model.config)))
+
+
+def weight_statistics(parts: AttentionParts) -> LatentStatistics:
+    """Statistics without any text: inputs taken as white, errors as their squared length."""
+    weights = torch.cat([parts.key.weight(), parts.value.weight()])
+    weights = weights.detach().to("cpu", torch.float64)
+    mean = torch.zeros(weights.shape[0], dtype=torch.float64)
+    for half, projection in zip(mean.chunk(2), (parts.key, parts.value), strict=True):
+        bias = projection.bias()
+        if bias is not None:
+            half.copy_(bias.detach())
+    return LatentStatistics(
+        mean=mean,
+        covariance=weights @ weights.T,
+        metric=torch.eye(weights.shape[0], dtype=torch.float64),
+        num_tokens=0,
+    )

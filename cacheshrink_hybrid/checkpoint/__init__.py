@@ -1,0 +1,1 @@
+"""Saving and loading converted models, and the files that this takes."""

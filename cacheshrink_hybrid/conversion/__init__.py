@@ -1,0 +1,1 @@
+"""From a source model to one that remembers less: fitted, planned, installed."""

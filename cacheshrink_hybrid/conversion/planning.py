@@ -1,0 +1,321 @@
+"""Ranks, widths and codes of a whole model within its budget: from statistics to plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from ..calibration.calibrate import LatentStatistics
+from ..config import HEADWISE_METHODS, WIDTHS_OF, CompressionConfig
+from ..device_profile import DeviceProfile
+from ..errors import PlanError
+from ..latents.attention.parts import AttentionParts
+from ..latents.fit.bases import KeyShape, Unit, factorize, full_rank_factors, make_unit
+from ..latents.fit.bits import CodedFactors, code_channels, row_alignment
+from ..latents.fit.held_out_loss import held_out_loss
+from ..latents.fit.kinds import Reader, fastest_factors, headwise_factors
+from ..latents.fit.read_time import read_operations, read_seconds
+from ..latents.fit.statistics import HeldOutSamples
+from ..latents.plan import ChannelRun, LatentPlan
+from ..plan import CompressionPlan
+from ..spec import ModelSpec
+from ..states.fit.observe import StateStatistics, compressible_layers
+from ..states.fit.planner import StateFactors, make_state_unit, plan_states
+from ..states.plan import StatePlan
+from .ratio_limit import compressed_layers, kept_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatistics:
+    """What calibration found in one model: per attention module, and per recurrent layer.
+
+    Attributes:
+        held_out: of each attention module on text kept from the statistics; None without.
+    """
+
+    latents: list[LatentStatistics]
+    states: list[StateStatistics] | None = None
+    held_out: list[HeldOutSamples] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedModel:
+    """What conversion puts into a model.
+
+    Attributes:
+        plan: sizes of everything.
+        latents: bases and runs of each attention module.
+        states: bases of each recurrent layer that is planned; None keeps the source's.
+    """
+
+    plan: CompressionPlan
+    latents: list[CodedFactors]
+    states: list[StateFactors | None]
+
+
+def plan_model(
+    spec: ModelSpec,
+    parts: list[AttentionParts],
+    statistics: ModelStatistics,
+    config: CompressionConfig,
+) -> PlannedModel:
+    """Choose ranks, widths and codes of all compressed layers within the budget of `config`.
+
+    Args:
+        parts: the attention modules to compress.
+        statistics: of these modules and, where `config` changes them, of the recurrent states.
+
+    Raises:
+        PlanError: a budget that this model cannot meet.
+    """
+    units = [
+        make_unit(stats, len(part.layer_ids), config.metric_damping, _key_shape(part))
+        for part, stats in zip(parts, statistics.latents, strict=True)
+    ]
+    samples = [stats.samples for stats in statistics.latents]
+
+    def latents(bytes_per_token: float) -> list[CodedFactors]:
+        return _factors(parts, units, samples, config, bytes_per_token) if parts else []
+
+    layers = compressible_layers(spec) if config.changes_states else []
+    known: Sequence[StateStatistics | None] = statistics.states or [None] * len(layers)
+    state_units = [
+        make_state_unit(layer, stats, config) for layer, stats in zip(layers, known, strict=True)
+    ]
+    kept = spec.bytes_per_sequence - sum(layer.bytes_per_sequence for layer in layers)
+
+    def planned(bytes_per_token: float, bytes_per_sequence: float) -> PlannedModel:
+        plans: list[StatePlan] = []
+        states: list[StateFactors | None] = []
+        if state_units:
+            plans, states = plan_states(state_units, config, bytes_per_sequence - kept)
+        results = latents(bytes_per_token)
+        return PlannedModel(_plan(spec, parts, results, tuple(plans), config), results, states)
+
+    if config.budget_bytes is not None:
+        return _scored(_joint(spec, config, planned), units, statistics.held_out, config)
+    # A ratio of 1 with a code sets no limit: everything is kept, in that code.
+    limit = spec.bytes_per_sequence / config.state_ratio if config.state_ratio > 1 else math.inf
+    found = planned(_budget(spec, config) if parts else 0.0, limit)
+    return _scored(found, units, statistics.held_out, config)
+
+
+def _scored(
+    planned: PlannedModel,
+    units: list[Unit],
+    held_out: list[HeldOutSamples] | None,
+    config: CompressionConfig,
+) -> PlannedModel:
+    """With the loss of keys and values on held-out text, where there is any."""
+    if held_out is None:
+        return planned
+    latents = tuple(
+        replace(
+            latent,
+            held_out_loss=held_out_loss(result, unit, samples, config.coded)
+            * len(latent.layer_ids),
+        )
+        for latent, result, unit, samples in zip(
+            planned.plan.latents, planned.latents, units, held_out, strict=True
+        )
+    )
+    return replace(planned, plan=replace(planned.plan, latents=latents))
+
+
+JOINT_SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""Shares of the source's state bytes that a joint budget may leave to the states."""
+BISECTIONS = 7
+"""Steps in which the room for latents is narrowed down where windows, exact tokens or states that
+are kept leave them less than was thought."""
+
+
+def _joint(
+    spec: ModelSpec,
+    config: CompressionConfig,
+    planned: Callable[[float, float], PlannedModel],
+) -> PlannedModel:
+    """Divide `budget_bytes` at `context_length` between keys and values and states, so that the
+    predicted loss of both together is least; both are in nats per token under `fisher`.
+
+    Args:
+        planned: bytes per token and bytes per sequence -> the best plan within both.
+    """
+    budget, length = config.budget_bytes, config.context_length
+    assert budget is not None and length is not None
+    tokens = spec.kv_bytes(length) / max(1, spec.bytes_per_token)
+    best: PlannedModel | None = None
+    refusal: PlanError | None = None
+    for share in JOINT_SHARES if spec.bytes_per_sequence else (0.0,):
+        state_bytes = share * spec.bytes_per_sequence
+        low, high = 0.0, min((budget - state_bytes) / max(1, tokens), spec.bytes_per_token)
+        room = high
+        for _ in range(1 + BISECTIONS):
+            try:
+                found = planned(room, state_bytes)
+            except PlanError as error:
+                refusal, low = error, room
+            else:
+                if found.plan.bytes_at(spec, length) > budget:
+                    high = room
+                else:
+                    low = room
+                    if best is None or found.plan.total_loss < best.plan.total_loss:
+                        best = found
+            if high - low < 1 or low >= high:
+                break
+            room = (low + high) / 2
+    if best is None:
+        reason = refusal or "what windows, exact tokens and kept states take leaves too little"
+        raise PlanError(
+            f"budget_bytes={budget} at context_length={length} cannot be met; the source takes "
+            f"{spec.kv_bytes(length) + spec.bytes_per_sequence}: {reason}"
+        ) from refusal
+    return best
+
+
+def _budget(spec: ModelSpec, config: CompressionConfig) -> float:
+    """Bytes per token that the compressed layers may take."""
+    kept = kept_bytes(spec, compressed_layers(spec, config))
+    total = spec.bytes_per_token / config.compression_ratio
+    if total <= kept and config.d_latent is None:
+        raise PlanError(
+            f"compression_ratio={config.compression_ratio:g} allows {total:.1f} bytes per token, "
+            f"but the layers kept as they are take {kept}; ask for at most "
+            f"{spec.bytes_per_token / kept:.2f}, or keep fewer layers"
+        )
+    return total - kept
+
+
+def _key_shape(part: AttentionParts) -> KeyShape:
+    J, D = part.num_key_value_heads, part.head_dim
+    if part.rotary is None:
+        return KeyShape(num_heads=J, head_dim=D, cannot_rotate="they are not rotated at all")
+    width = part.rotary.rotated_halves(D)
+    reason = None
+    if part.k_norm is not None:
+        reason = "they are normalised before rotation"
+    elif part.rotary.depends_on_length:
+        reason = "their angles depend on the length of the text"
+    elif width is None:
+        reason = "the rotation does not turn pairs (i, i + n) of channels"
+    return KeyShape(num_heads=J, head_dim=D, rotary_dim=width or D, cannot_rotate=reason)
+
+
+def _factors(
+    parts: list[AttentionParts],
+    units: list[Unit],
+    samples: list[Tensor | None],
+    config: CompressionConfig,
+    budget: float,
+) -> list[CodedFactors]:
+    """Bases, ranks and widths of all modules."""
+    headwise = config.compression_method in HEADWISE_METHODS
+    if not (config.coded or headwise or config.objective != "memory"):
+        return [
+            CodedFactors(
+                factors=factor,
+                runs=((factor.encoder.shape[0], 16),),
+                row_format=config.row_format(alignment=1),
+                escaped_share=0.0,
+                saturated_share=0.0,
+            )
+            for factor in factorize(units, config, budget)
+        ]
+    widths = WIDTHS_OF[config.cache_bits] if config.coded else (16,)
+    formats = [
+        config.row_format(row_alignment(unit.width) if config.coded else 1) for unit in units
+    ]
+    if headwise:
+        full = headwise_factors(units, config.compression_method)
+    elif config.objective == "memory":
+        full = list(zip(full_rank_factors(units, config), units, strict=True))
+    else:
+        readers = [
+            Reader(num_heads=part.num_attention_heads, read_mode=part.read_mode) for part in parts
+        ]
+        profile = DeviceProfile.parse(config.device_profile)
+        full = fastest_factors(
+            units, samples, readers, widths, budget, formats, config.objective, profile
+        )
+    return code_channels(
+        [factor for factor, _ in full],
+        [unit for _, unit in full],
+        samples,
+        widths,
+        budget,
+        formats=formats,
+        hadamard=config.hadamard,
+    )
+
+
+def _plan(
+    spec: ModelSpec,
+    parts: list[AttentionParts],
+    results: list[CodedFactors],
+    states: tuple[StatePlan, ...],
+    config: CompressionConfig,
+) -> CompressionPlan:
+    latents = tuple(
+        _latent_plan(part, result, config) for part, result in zip(parts, results, strict=True)
+    )
+    compressed_ids = {idx for latent in latents for idx in latent.layer_ids}
+    return CompressionPlan(
+        model_type=spec.model_type,
+        source_bytes_per_token=spec.bytes_per_token,
+        kept_bytes_per_token=sum(
+            layer.bytes_per_token for layer in spec.layers if layer.layer_idx not in compressed_ids
+        ),
+        latents=latents,
+        metric=config.metric,
+        settings=config.to_dict(),
+        states=states,
+        source_state_bytes=spec.bytes_per_sequence,
+        kept_state_bytes=sum(
+            layer.bytes_per_sequence
+            for layer in spec.layers
+            if layer.layer_idx not in {state.layer_idx for state in states}
+        ),
+    )
+
+
+def _latent_plan(
+    part: AttentionParts, result: CodedFactors, config: CompressionConfig
+) -> LatentPlan:
+    factors, runs = result.factors, result.runs
+    frequencies = factors.frequencies
+    read_mode = part.read_mode if frequencies is None else "rotate"
+    key_rank, value_rank = factors.key_rank, factors.value_up.shape[1]
+    operations = read_operations(
+        factors.method,
+        read_mode,
+        num_heads=part.num_attention_heads,
+        kv_width=part.kv_width,
+        head_dim=part.head_dim,
+        key_rank=key_rank,
+        value_rank=value_rank,
+    )
+    plan = LatentPlan(
+        layer_ids=part.layer_ids,
+        method=factors.method,
+        kv_lora_rank=factors.encoder.shape[0],
+        key_rank=key_rank,
+        value_rank=value_rank,
+        read_mode=read_mode,
+        runs=tuple(ChannelRun(channels=channels, bits=bits) for channels, bits in runs),
+        row_format=result.row_format if config.coded else None,
+        frequencies=None if frequencies is None else tuple(frequencies.tolist()),
+        exact_sinks=config.exact_sinks if part.sliding_window is None else 0,
+        exact_window=config.exact_window,
+        basis_group=factors.basis_group,
+        predicted_loss=factors.loss * len(part.layer_ids),
+        expected_error=factors.expected_error,
+        error_bound=factors.error_bound,
+        relative_error=factors.relative_error,
+        escaped_share=result.escaped_share,
+        saturated_share=result.saturated_share,
+    )
+    profile = DeviceProfile.parse(config.device_profile)
+    return replace(plan, read_ns=1e9 * read_seconds(profile, plan.bytes_per_token, operations))

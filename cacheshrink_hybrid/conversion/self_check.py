@@ -1,0 +1,265 @@
+"""Whether rewritten layers compute what their sources compute, found out before a conversion.
+
+A row of `families/` that does not fit a model would convert it without a word into one that is
+wrong. So the source runs over a few tokens, and every layer that is to be replaced is rebuilt at
+full rank without coding and given what its source was given: in one pass, and piece by piece
+through a cache. A second run lies at the end of the positions that the model knows, where scales
+that depend on the position show. What differs by more than rounding is refused by its layer's name.
+One layer is rebuilt at a time, so the check needs no memory to speak of, and the model is left as
+it was.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin
+
+from ..cache_argument import CACHE_ARGUMENTS
+from ..caches import LatentCache
+from ..config import CompressionConfig
+from ..derived_class import derived_class
+from ..errors import CacheShrinkError, SelfCheckError
+from ..latents.attention.module import LatentAttention
+from ..latents.attention.parts import AttentionParts, Projection
+from ..latents.fit.observe import frozen_and_checkpointed
+from ..latents.plan import ChannelRun, LatentPlan
+from ..placement import input_device
+from ..spec import LayerSpec
+from ..states.fit.planner import make_state_unit, plan_states
+from ..states.mixers.mixer import install_mixer, uninstall_mixer
+
+NUM_TOKENS = 12
+"""More than the few queries that are read directly (`MAX_DECODE_TOKENS`), so that both ways of
+reading are met."""
+PIECES = (0, 7, 8, 9, 10, NUM_TOKENS)
+"""Where the pieces begin that are fed through a cache, and where the last one ends."""
+ALLOWED = {
+    torch.float64: 1e-6,
+    torch.float32: 1e-3,
+    torch.float16: 1e-2,
+    torch.bfloat16: 5e-2,
+}
+"""Differences that rounding explains, |found - due| over |due|, by the dtype of activations."""
+REMEDY = (
+    "The model does not compute what its family's row in cacheshrink_hybrid/families says, so "
+    "that converting it would give wrong results; please report it with the model's config. "
+    "self_check=False converts it all the same"
+)
+FOREIGN_FAULTS = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What code raises that was given something it was not written for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a source's layer was given in one run, and its output (B, T, E)."""
+
+    args: tuple
+    kwargs: dict[str, Any]
+    output: Tensor
+
+    def piece(self, begin: int, end: int, offset: int) -> tuple[tuple, dict[str, Any]]:
+        """The arguments for tokens `begin` to `end` alone, on top of those before them.
+
+        Args:
+            offset: the first of the earlier tokens that the layer's cache still gives out.
+        """
+        tokens = slice(begin, end)
+        args = tuple(x[:, tokens] if i == 0 else x for i, x in enumerate(self.args))
+        kwargs = dict(self.kwargs)
+        if "hidden_states" in kwargs:
+            kwargs["hidden_states"] = kwargs["hidden_states"][:, tokens]
+        if kwargs.get("position_embeddings") is not None:
+            kwargs["position_embeddings"] = tuple(
+                angles[:, tokens] for angles in kwargs["position_embeddings"]
+            )
+        if kwargs.get("position_ids") is not None:
+            kwargs["position_ids"] = kwargs["position_ids"][..., tokens]
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, Tensor):
+            seen = mask[:, :end] if mask.ndim == 2 else mask[..., tokens, offset:end]
+            kwargs["attention_mask"] = seen
+        return args, kwargs
+
+
+@dataclass(frozen=True, slots=True)
+class WatchedLayer:
+    """A layer of the source, and its calls in the order of the runs."""
+
+    name: str
+    module: nn.Module
+    layer_idx: int
+    calls: list[Call] = field(default_factory=list)
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Within this context its calls are kept."""
+
+        def see(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+            if kwargs.get("layer_idx", self.layer_idx) != self.layer_idx:
+                return  # another layer's turn with a module that layers share
+            given = {name: x for name, x in kwargs.items() if name not in CACHE_ARGUMENTS}
+            self.calls.append(Call(args, given, _first(output)))
+
+        handle = self.module.register_forward_hook(see, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def check_layers(
+    model: PreTrainedModel,
+    parts: Sequence[AttentionParts],
+    mixers: Sequence[LayerSpec],
+    *,
+    seed: int = 0,
+) -> None:
+    """Compare every layer that a conversion is to replace with its source.
+
+    Args:
+        model: the source model, unchanged afterwards.
+        parts: its attention modules, taken apart.
+        mixers: the layers whose recurrent states are to be compressed.
+        seed: of the tokens.
+
+    Raises:
+        SelfCheckError: a layer differs by more than rounding, or cannot run at all.
+    """
+    paths = {id(module): path for path, module in model.named_modules(remove_duplicate=False)}
+    attention = {
+        layer_idx: WatchedLayer(paths[id(source)], source, layer_idx)
+        for part in parts
+        for layer_idx, source in part.sources.items()
+    }
+    recurrent = []
+    for spec in mixers:
+        assert spec.state is not None
+        path = spec.state.module_name
+        recurrent.append(WatchedLayer(path, model.get_submodule(path), spec.layer_idx))
+    config = model.config.get_text_config(decoder=True)
+    with frozen_and_checkpointed(model, ()), torch.no_grad():
+        _run(model, [*attention.values(), *recurrent], seed)
+        for part in parts:
+            for layer_idx in part.layer_ids:
+                layer = attention[layer_idx]
+                with _faults_named(layer):
+                    _compare(layer, full_rank_attention(part), LatentCache(config=config))
+        for layer, spec in zip(recurrent, mixers, strict=True):
+            with _faults_named(layer), _full_width(layer.module, spec):
+                _compare(layer, layer.module, LatentCache(config=config))
+
+
+def _run(model: PreTrainedModel, layers: Sequence[WatchedLayer], seed: int) -> None:
+    """Let the source read some tokens, at its first positions and at its last ones."""
+    generator = torch.Generator().manual_seed(seed)
+    vocabulary, device = len(model.get_input_embeddings().weight), input_device(model)
+    ids = torch.randint(vocabulary, (1, NUM_TOKENS), generator=generator).to(device)
+    known = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    with ExitStack() as hooks:
+        for layer in layers:
+            hooks.enter_context(layer.recording())
+        for start in sorted({0, max(0, (known or 0) - NUM_TOKENS)}):
+            positions = torch.arange(start, start + NUM_TOKENS, device=device)[None]
+            model(input_ids=ids, position_ids=positions, use_cache=False)
+
+
+def _compare(layer: WatchedLayer, rebuilt: nn.Module, cache: Cache) -> None:
+    """Give `rebuilt` what the source's layer was given, whole and, in the first run, in pieces."""
+    for call in layer.calls:
+        _check(layer, "in one pass", call.output, _first(rebuilt(*call.args, **call.kwargs)))
+    call, pieces = layer.calls[0], []
+    for begin, end in pairwise(PIECES):
+        offset = 0
+        if isinstance(cache.layers[layer.layer_idx], CacheLayerMixin):
+            offset = cache.get_mask_sizes(end - begin, layer.layer_idx)[1]
+        args, kwargs = call.piece(begin, end, offset)
+        pieces.append(_first(rebuilt(*args, cache=cache, **kwargs)))
+    _check(layer, "through a cache", call.output, torch.cat(pieces, dim=1))
+
+
+def _check(layer: WatchedLayer, how: str, due: Tensor, found: Tensor) -> None:
+    size = due.double().norm()
+    difference = float((found.double() - due.double()).norm() / size)
+    if not math.isfinite(float(size)):
+        raise SelfCheckError(
+            f"layer {layer.layer_idx} ({layer.name}) of the source gives numbers that are not "
+            "finite; convert it in a dtype that holds them, such as bfloat16 or float32"
+        )
+    allowed = ALLOWED.get(due.dtype, max(ALLOWED.values()))
+    if not difference <= allowed:
+        raise SelfCheckError(
+            f"layer {layer.layer_idx} ({layer.name}), rebuilt at full rank and without coding, "
+            f"differs from its source by {difference:.2g} of its output {how}; rounding in "
+            f"{due.dtype} explains {allowed:g}. {REMEDY}"
+        )
+
+
+@contextmanager
+def _faults_named(layer: WatchedLayer) -> Iterator[None]:
+    try:
+        yield
+    except CacheShrinkError:
+        raise
+    except FOREIGN_FAULTS as error:
+        raise SelfCheckError(
+            f"layer {layer.layer_idx} ({layer.name}) cannot be rebuilt: {type(error).__name__}: "
+            f"{error}. {REMEDY}"
+        ) from error
+
+
+@torch.no_grad()
+def full_rank_attention(parts: AttentionParts) -> LatentAttention:
+    """Latent attention whose latent is [k; v] itself."""
+    width = parts.kv_width
+    plan = LatentPlan(
+        layer_ids=parts.layer_ids,
+        method="separate",
+        kv_lora_rank=2 * width,
+        key_rank=width,
+        value_rank=width,
+        read_mode=parts.read_mode,
+        runs=(ChannelRun(channels=2 * width, bits=16),),
+    )
+    source_class: Any = type(parts.source)
+    module = derived_class(LatentAttention, source_class)(parts, plan)
+    halves = (parts.key, parts.value)
+    module.kv_a_proj.weight.copy_(torch.cat([half.weight() for half in halves]))
+    module.kv_a_proj.bias.copy_(torch.cat([_bias(half) for half in halves]))
+    for projection, factor in ((module.k_b_proj, parts.key_multiplier), (module.v_b_proj, 1.0)):
+        projection.weight.zero_().fill_diagonal_(factor)
+        projection.bias.zero_()
+    for layer_idx, (_, key, value) in parts.adapters.items():
+        down, up = module.kv_a_adapters[str(layer_idx)]
+        down.weight.copy_(torch.cat([key[0].weight, value[0].weight]))
+        up.weight.copy_(torch.block_diag(key[1].weight, value[1].weight))
+    return module
+
+
+def _bias(projection: Projection) -> Tensor:
+    bias, weight = projection.bias(), projection.weight()
+    return weight.new_zeros(len(weight)) if bias is None else bias
+
+
+@contextmanager
+def _full_width(module: nn.Module, layer: LayerSpec) -> Iterator[None]:
+    """Within this context a source's mixer is a compressed one that keeps everything."""
+    config = CompressionConfig(metric="none", state_dtype="float32", replay_length=1)
+    (plan,), _ = plan_states([make_state_unit(layer, None, config)], config, math.inf)
+    mixer = install_mixer(module, plan.kind, plan)
+    try:
+        yield
+    finally:
+        uninstall_mixer(mixer)
+
+
+def _first(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output

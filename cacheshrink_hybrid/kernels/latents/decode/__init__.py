@@ -1,0 +1,101 @@
+"""Attention of a few new tokens over latents in the pool."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ....errors import ConfigError
+from ...backend import Backend, uses_triton
+from ..paged_rows import PagedRows, check_frame_table
+from .read import KeyUp, LatentRead
+
+__all__ = ["KeyUp", "LatentRead", "latent_decode"]
+
+
+def latent_decode(
+    query: Tensor,
+    rows: PagedRows,
+    frame_table: Tensor,
+    context_lens: Tensor,
+    *,
+    read: LatentRead,
+    offset: Tensor | None = None,
+    first_slots: Tensor | None = None,
+    beside: tuple[Tensor, Tensor] | None = None,
+    num_splits: int | None = None,
+    backend: Backend = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Attend from the last T tokens of each sequence to all slots before and including them.
+
+        score_s = scale * (query . key_s + offset),   p = softmax over the visible s, and the sink
+        output = sum_s p_s values_s,                  total = sum_s p_s
+
+    where values_s are the last `read.value_rank` channels of latent s, and key_s its first
+    `read.key_rank` channels, or what `read.key_up` makes of them. Latents are read from their
+    bytes; nothing of their size is written. The reference multiplies in float32; the kernel in
+    float32 for float32 queries, else with 16-bit operands and float32 sums.
+
+    Args:
+        query: (B, T, H, key_rank) in latent space, or (B, T, H, D), rotated, if keys are rebuilt.
+        rows: the layer's rows, the T new ones included.
+        frame_table: frames of each sequence, (B, max_frames), int32, -1 where there is none; slots
+            without a frame are not seen.
+        context_lens: slots of each sequence, (B,), int32. Sequences of 0 slots give zeros.
+        read: ranks, scale, window, and the rest.
+        offset: added to the scores of a query before scaling, (B, T, H); what the mean of the keys
+            gives.
+        first_slots: slots before these are not seen, (B,), int32, as where a batch is padded on the
+            left; None for all.
+        beside: what the queries have read elsewhere, mixed in as if it had been read here: the mean
+            of the values (B, T, H, value_rank) and the log-sum-exp of the scores (B, T, H), both
+            float32; the mean is finite where the latter is -inf, for nothing. None for none.
+        num_splits: shares into which a sequence is cut, to be read at the same time; None for as
+            many as fill the device. The reference has no use for it.
+
+    Returns:
+        output (B, T, H, value_rank) in query's type, and total (B, T, H), float32: 1 where
+        something was seen and there are no sinks. A lost token gives NaN to those who see it; where
+        rows have no coded channels, the kernel may pass it on to other new tokens of the same
+        sequence.
+
+    Raises:
+        ConfigError: shapes or types that do not fit.
+        KernelUnavailableError: see `backend`.
+
+    Reference: absorbed attention of DeepSeek-V2 (arXiv 2405.04434); split sequences as in
+    FlashDecoding.
+    """
+    read.check(query, offset, rows, beside)
+    check_frame_table(frame_table, context_lens, query.shape[0], first_slots)
+    if num_splits is not None and not 1 <= num_splits <= 64:
+        raise ConfigError(f"num_splits={num_splits} must be in [1, 64], or None to choose")
+    tensors = (query, rows.arena, rows.levels, frame_table, context_lens, offset, first_slots)
+    tensors = (*tensors, *(beside or ()))
+    if uses_triton(backend, *tensors):
+        from .kernel import latent_decode_triton
+
+        return latent_decode_triton(
+            query,
+            rows,
+            frame_table,
+            context_lens,
+            read=read,
+            offset=offset,
+            query_lens=None,
+            first_slots=first_slots,
+            beside=beside,
+            num_splits=num_splits,
+        )
+    from .reference import latent_decode_reference
+
+    return latent_decode_reference(
+        query,
+        rows,
+        frame_table,
+        context_lens,
+        read=read,
+        offset=offset,
+        query_lens=None,
+        first_slots=first_slots,
+        beside=beside,
+    )

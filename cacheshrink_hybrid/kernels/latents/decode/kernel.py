@@ -1,0 +1,357 @@
+"""`latent_decode` and `latent_prefill` in Triton.
+
+One program holds BLOCK_M rows (token, head) of queries and walks over its share of the slots in
+tiles of BLOCK_N, with an online softmax in powers of two. A tile of latents is loaded once and
+serves as keys and as values. The grid is (key heads that read by themselves, sequence x split, row
+blocks): heads that read the same slots run side by side, and the second one finds them in the
+cache.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ...launch import has_native_float8, launch, num_multiprocessors
+from ...numerics import LOG2_E, TRITON_DTYPES, dot_dtype, product, rounded
+from ..paged_rows import PagedRows
+from ..row_tile import (
+    CODED,
+    IS_KEY,
+    IS_VALUE,
+    KEY_INDEX,
+    UNIT,
+    VALID,
+    VALUE_CHANNEL,
+    VALUE_INDEX,
+    WIDTH,
+    load_head,
+    load_piece,
+    pieces_of,
+)
+from .key_tile import key_parts, query_part, query_piece, rebuilt_keys, vector_part, weight_part
+from .merge import merge_splits
+from .read import LatentRead
+from .slot_range import block_range, row_pointers
+from .tiles import Tiles, choose_splits, choose_tiles, fitted
+
+
+@triton.jit
+def latent_decode_fwd_kernel(
+    p_query,  # (B, T, H, K)
+    p_offset,  # (B, T, H) or None
+    p_arena,
+    p_levels,
+    p_table,  # (B, max_frames)
+    p_context_lens,  # (B,)
+    p_query_lens,  # (B,) or None
+    p_first_slots,  # (B,) or None
+    p_sinks,  # (H,) or None
+    p_up,  # (J, D, RANK) or None
+    p_bias,  # (J, D)
+    p_norm,  # (D,) or None
+    p_cos,  # (slots, ROTARY / 2) or None
+    p_sin,
+    p_out,  # (B, T, H, RV), or (B, T, H, splits, RV) float32
+    p_total,  # (B, T, H), or log-sum-exp (B, T, H, splits)
+    num_tokens,
+    num_splits,
+    max_frames,
+    layer_offset,
+    scale,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    QUERY_WIDTH: tl.constexpr,
+    VALUE_WIDTH: tl.constexpr,
+    PIECES: tl.constexpr,
+    EVEN: tl.constexpr,
+    ROW_BYTES: tl.constexpr,
+    FRAME_BYTES: tl.constexpr,
+    FRAME_TOKENS: tl.constexpr,
+    HEAD_BYTE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SINK_TOKENS: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    RANK: tl.constexpr,
+    EPSILON: tl.constexpr,
+    PARTS: tl.constexpr,
+    SPLIT: tl.constexpr,
+    NATIVE_FLOAT8: tl.constexpr,
+    OUT: tl.constexpr,
+    DOT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    i_seq = tl.program_id(1) // num_splits
+    i_split = tl.program_id(1) % num_splits
+    i_head = tl.program_id(0)
+
+    # Rows of this program: token-major, and within a token the heads that read the same keys.
+    o_m = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
+    i_token = o_m // GROUP
+    m_m = i_token < num_tokens
+    o_row = (i_seq * num_tokens + i_token).to(tl.int64) * HEADS + i_head * GROUP + o_m % GROUP
+    context = tl.load(p_context_lens + i_seq)
+    new = num_tokens
+    if p_query_lens is not None:
+        new = tl.load(p_query_lens + i_seq)
+        m_m = m_m & (i_token < new)
+    position = context - new + i_token  # slot of each row's own token
+
+    first_seen = 0
+    if p_first_slots is not None:
+        first_seen = tl.load(p_first_slots + i_seq)
+    start, stop, num_sink_blocks, first, last = block_range(
+        context, new, first_seen, i_split, num_splits, max_frames * FRAME_TOKENS,
+        GROUP, WINDOW, SINK_TOKENS, BLOCK_M, BLOCK_N,
+    )  # fmt: skip
+
+    # Queries are scaled to at most 1, so that 16 bits hold them whatever they are.
+    p_q = p_query + o_row * QUERY_WIDTH
+    largest = tl.full([BLOCK_M], 1e-30, tl.float32)
+    queries = ()
+    if RANK == 0:
+        for i in tl.static_range(len(PIECES)):
+            if PIECES[i][IS_KEY]:
+                q = query_piece(p_q, m_m, PIECES[i])
+                largest = tl.maximum(largest, tl.max(tl.abs(q), 1))
+                queries = queries + (q,)
+    for i in tl.static_range(len(PARTS)):
+        q = query_part(p_q, m_m, PARTS[i])
+        largest = tl.maximum(largest, tl.max(tl.abs(q), 1))
+        queries = queries + (q,)
+    ups = ()
+    biases = ()
+    for i in tl.static_range(len(PARTS)):
+        p_u = p_up + i_head * QUERY_WIDTH * RANK
+        ups = ups + (weight_part(p_u, RANK, PARTS[i], PIECES, DOT),)
+        biases = biases + (vector_part(p_bias + i_head * QUERY_WIDTH, PARTS[i]),)
+    scaled = ()
+    for i in tl.static_range(len(queries)):
+        scaled = scaled + ((queries[i] / largest[:, None]).to(DOT),)
+    queries = scaled
+    accs = ()
+    for i in tl.static_range(len(PIECES)):
+        if PIECES[i][IS_VALUE]:
+            accs = accs + (tl.zeros([BLOCK_M, PIECES[i][WIDTH]], tl.float32),)
+    factor = largest * scale
+    bonus = tl.zeros([BLOCK_M], tl.float32)
+    if p_offset is not None:
+        bonus = tl.load(p_offset + o_row, mask=m_m, other=0.0).to(tl.float32) * scale
+
+    m_i = tl.full([BLOCK_M], -float("inf"), tl.float32)
+    l_i = tl.zeros([BLOCK_M], tl.float32)
+    o_block = tl.arange(0, BLOCK_N)
+    p_frames = p_table + i_seq.to(tl.int64) * max_frames
+    for i_block in range(start, stop):
+        block = i_block + first // BLOCK_N
+        if WINDOW > 0:
+            block = tl.where(i_block < num_sink_blocks, i_block, block - num_sink_blocks)
+        o_n = block * BLOCK_N + o_block
+        m_n = o_n < last
+        if WINDOW > 0:
+            m_n = m_n & ((o_n >= first) | (o_n < SINK_TOKENS))
+        if p_first_slots is not None:
+            m_n = m_n & (o_n >= first_seen)
+        p_row, m_n = row_pointers(
+            p_arena, p_frames, block, m_n, layer_offset, ROW_BYTES, FRAME_BYTES, FRAME_TOKENS,
+            BLOCK_N,
+        )  # fmt: skip
+        head = tl.zeros([BLOCK_N], tl.int32)
+        gain = tl.full([BLOCK_N], 1.0, tl.float32)
+        lost = tl.zeros([BLOCK_N], tl.float32)
+        if HEAD_BYTE >= 0:
+            head, gain, lost = load_head(p_row, m_n, HEAD_BYTE)
+        tiles = ()
+        for i in tl.static_range(len(PIECES)):
+            tile = load_piece(
+                p_row, m_n, head, p_levels, i_head, PIECES[i], EVEN, NATIVE_FLOAT8, DOT
+            )
+            tiles = tiles + (tile,)
+
+        if RANK == 0:
+            s_plain = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+            s_coded = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+            for i in tl.static_range(len(PIECES)):
+                if PIECES[i][IS_KEY]:
+                    if PIECES[i][CODED]:
+                        s_coded = product(
+                            queries[PIECES[i][KEY_INDEX]], tl.trans(tiles[i]), s_coded
+                        )
+                    else:
+                        s_plain = product(
+                            queries[PIECES[i][KEY_INDEX]], tl.trans(tiles[i]), s_plain
+                        )
+            s = s_plain + s_coded * gain[None, :]
+        else:
+            keys = rebuilt_keys(
+                tiles, ups, biases, gain, p_norm, p_cos, p_sin, o_n, m_n, QUERY_WIDTH, EPSILON,
+                PARTS, PIECES, BLOCK_N,
+            )  # fmt: skip
+            s = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+            for i in tl.static_range(len(PARTS)):
+                s = product(queries[i], tl.trans(keys[i].to(DOT)), s)
+        s = s * factor[:, None] + bonus[:, None] + lost[None, :]
+        if SOFTCAP > 0:
+            s = SOFTCAP - 2.0 * SOFTCAP / (tl.exp2(s * (2.0 * LOG2_E / SOFTCAP)) + 1.0)
+        seen = m_n[None, :] & (o_n[None, :] <= position[:, None])
+        if WINDOW > 0:
+            near = o_n[None, :] > position[:, None] - WINDOW
+            seen = seen & (near | (o_n < SINK_TOKENS)[None, :])
+        s = tl.where(seen, s * LOG2_E, -float("inf"))
+
+        m_new = tl.maximum(m_i, tl.max(s, 1))
+        m_base = tl.where(m_new == -float("inf"), 0.0, m_new)
+        p = tl.exp2(s - m_base[:, None])
+        alpha = tl.exp2(m_i - m_base)
+        l_i = l_i * alpha + tl.sum(p, 1)
+        p_plain = p.to(DOT)
+        p_coded = (p * gain[None, :]).to(DOT)
+        mixed = ()
+        for i in tl.static_range(len(PIECES)):
+            if PIECES[i][IS_VALUE]:
+                if PIECES[i][CODED]:
+                    mixed = mixed + (
+                        product(p_coded, tiles[i], accs[PIECES[i][VALUE_INDEX]] * alpha[:, None]),
+                    )
+                else:
+                    mixed = mixed + (
+                        product(p_plain, tiles[i], accs[PIECES[i][VALUE_INDEX]] * alpha[:, None]),
+                    )
+        accs = mixed
+        m_i = m_new
+
+    if SPLIT:
+        o_out = o_row * num_splits + i_split
+        norm = tl.where(l_i == 0.0, 1.0, l_i)
+        tl.store(p_total + o_out, m_i + tl.log2(norm), mask=m_m)
+    else:
+        o_out = o_row
+        norm = l_i
+        if p_sinks is not None:
+            sink = tl.load(p_sinks + i_head * GROUP + o_m % GROUP).to(tl.float32) * LOG2_E
+            m_new = tl.maximum(m_i, sink)
+            shrink = tl.exp2(m_i - m_new)
+            l_i = l_i * shrink
+            norm = l_i + tl.exp2(sink - m_new)
+            shrunk = ()
+            for i in tl.static_range(len(PIECES)):
+                if PIECES[i][IS_VALUE]:
+                    shrunk = shrunk + (accs[PIECES[i][VALUE_INDEX]] * shrink[:, None],)
+            accs = shrunk
+        norm = tl.where(norm == 0.0, 1.0, norm)
+        tl.store(p_total + o_out, l_i / norm, mask=m_m)
+    for i in tl.static_range(len(PIECES)):
+        if PIECES[i][IS_VALUE]:
+            o_c = tl.arange(0, PIECES[i][WIDTH])
+            mask = m_m[:, None] & (o_c < PIECES[i][VALID])[None, :]
+            p_o = p_out + o_out[:, None] * VALUE_WIDTH + (PIECES[i][VALUE_CHANNEL] + o_c)[None, :]
+            mean = accs[PIECES[i][VALUE_INDEX]] * (PIECES[i][UNIT] / norm)[:, None]
+            tl.store(p_o, rounded(mean, OUT), mask=mask)
+
+
+def latent_decode_triton(
+    query: Tensor,
+    rows: PagedRows,
+    frame_table: Tensor,
+    context_lens: Tensor,
+    *,
+    read: LatentRead,
+    offset: Tensor | None,
+    query_lens: Tensor | None,
+    first_slots: Tensor | None,
+    num_splits: int | None,
+    beside: tuple[Tensor, Tensor] | None = None,
+    tiles: Tiles | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See `latent_decode` and `latent_prefill`."""
+    B, T, H, width = query.shape
+    layout, key_up = rows.layout, read.key_up
+    device = query.device
+    joint = key_up is None or not key_up.per_head
+    key_heads = 1 if key_up is None else key_up.weight.shape[0]
+    group = H // key_heads
+    values = (layout.num_channels - read.value_rank, layout.num_channels)
+    pieces = pieces_of(
+        layout,
+        keys=(0, read.key_rank),
+        values=values,
+        key_heads=1 if joint else key_heads,
+    )
+    exact = query.dtype == torch.float32
+    if tiles is None:
+        read_channels = read.value_rank + read.key_rank // (1 if joint else key_heads)
+        read_channels = min(read_channels, layout.num_channels)
+        if key_up is not None:
+            read_channels += width
+        tiles = choose_tiles(T * group, read_channels, layout, exact=exact)
+        tiles = fitted(tiles, rows.frame_tokens)
+    row_blocks = triton.cdiv(T * group, tiles.block_m)
+    if num_splits is None:
+        slots = frame_table.shape[1] * rows.frame_tokens
+        sms = num_multiprocessors(device)
+        num_splits = choose_splits(B * row_blocks * key_heads, slots, tiles.block_n, sms)
+
+    out = query.new_empty(B, T, H, read.value_rank)
+    total = torch.empty(B, T, H, device=device, dtype=torch.float32)
+    part, part_total = out, total
+    split = num_splits > 1 or beside is not None
+    if split:
+        shape = (B, T, H, num_splits)
+        part = torch.empty(*shape, read.value_rank, device=device, dtype=torch.float32)
+        part_total = torch.empty(*shape, device=device, dtype=torch.float32)
+    launch(
+        latent_decode_fwd_kernel,
+        (key_heads, B * num_splits, row_blocks),
+        num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
+        p_query=query.contiguous(),
+        p_offset=None if offset is None else offset.contiguous(),
+        p_arena=rows.arena,
+        p_levels=rows.levels,
+        p_table=frame_table,
+        p_context_lens=context_lens,
+        p_query_lens=query_lens,
+        p_first_slots=first_slots,
+        p_sinks=None if split else read.sinks,
+        p_up=None if key_up is None else key_up.weight.contiguous(),
+        p_bias=None if key_up is None else key_up.bias.contiguous(),
+        p_norm=None if key_up is None else key_up.norm_weight,
+        p_cos=None if key_up is None or key_up.cos is None else key_up.cos.contiguous(),
+        p_sin=None if key_up is None or key_up.sin is None else key_up.sin.contiguous(),
+        p_out=part,
+        p_total=part_total,
+        num_tokens=T,
+        num_splits=num_splits,
+        max_frames=frame_table.shape[1],
+        layer_offset=rows.layer_offset,
+        scale=read.scale,
+        HEADS=H,
+        GROUP=group,
+        QUERY_WIDTH=width,
+        VALUE_WIDTH=read.value_rank,
+        PIECES=pieces,
+        EVEN=rows.even,
+        ROW_BYTES=layout.row_bytes,
+        FRAME_BYTES=rows.frame_bytes,
+        FRAME_TOKENS=rows.frame_tokens,
+        HEAD_BYTE=-1 if layout.head_byte is None else layout.head_byte,
+        WINDOW=read.window or 0,
+        SINK_TOKENS=read.num_sink_tokens,
+        SOFTCAP=read.softcap or 0.0,
+        RANK=0 if key_up is None else key_up.weight.shape[2],
+        EPSILON=0.0 if key_up is None else key_up.norm_epsilon,
+        PARTS=() if key_up is None else key_parts(width, key_up.rotary_dim),
+        SPLIT=split,
+        NATIVE_FLOAT8=has_native_float8(device),
+        OUT=tl.float32 if split else TRITON_DTYPES[query.dtype],
+        DOT=dot_dtype(query.dtype, wide=layout.wide),
+        BLOCK_M=tiles.block_m,
+        BLOCK_N=tiles.block_n,
+    )
+    if beside is not None:
+        part = torch.cat([part, beside[0][..., None, :]], dim=3)
+        part_total = torch.cat([part_total, beside[1][..., None] * LOG2_E.value], dim=3)
+    if split:
+        merge_splits(part, part_total, read.sinks, out, total)
+    return out, total

@@ -1,0 +1,129 @@
+"""Device functions that bring queries and latents together: queries in the units of pieces, and
+keys rebuilt from tiles of latents.
+
+The D channels of a rebuilt key go in *parts*: where keys are rotated, the first and the second
+halves of the rotated channels, which turn into each other, and then the rest, if there is any.
+"""
+
+import triton
+import triton.language as tl
+
+from ...numerics import product
+from ..row_tile import CODED, IS_KEY, KEY_CHANNEL, KEY_INDEX, MIN_WIDTH, UNIT, VALID, WIDTH
+
+# A part, as a tuple of plain numbers.
+FIRST, CHANNELS, BLOCK, TURNS = map(tl.constexpr, range(4))
+
+
+def key_parts(head_dim: int, rotary_dim: int) -> tuple[tuple[int, int, int, bool], ...]:
+    """Parts of a key: first channel, channels, their number as a power of two, and whether they
+    turn."""
+    half = rotary_dim // 2
+    cuts = [(0, half, True), (half, half, True), (2 * half, head_dim - 2 * half, False)]
+    return tuple(
+        (first, channels, max(MIN_WIDTH, triton.next_power_of_2(channels)), turns)
+        for first, channels, turns in cuts
+        if channels
+    )
+
+
+@triton.jit
+def query_piece(p_row, m_row, PIECE: tl.constexpr):
+    """Channels of the queries that meet a piece, (M, WIDTH) float32, in the piece's unit."""
+    o = tl.arange(0, PIECE[WIDTH])
+    mask = m_row[:, None] & (o < PIECE[VALID])[None, :]
+    q = tl.load(p_row[:, None] + (PIECE[KEY_CHANNEL] + o)[None, :], mask=mask, other=0.0)
+    return q.to(tl.float32) * PIECE[UNIT]
+
+
+@triton.jit
+def query_part(p_row, m_row, PART: tl.constexpr):
+    """A part of the queries, (M, BLOCK) float32, zero behind its channels."""
+    o = tl.arange(0, PART[BLOCK])
+    mask = m_row[:, None] & (o < PART[CHANNELS])[None, :]
+    return tl.load(p_row[:, None] + (PART[FIRST] + o)[None, :], mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def weight_part(
+    p_up, RANK: tl.constexpr, PART: tl.constexpr, PIECES: tl.constexpr, DOT: tl.constexpr
+):
+    """Transposed blocks (channels of a piece, channels of a part) of a key weight, by key piece."""
+    o_d = tl.arange(0, PART[BLOCK])
+    blocks = ()
+    for i in tl.static_range(len(PIECES)):
+        if PIECES[i][IS_KEY]:
+            o_c = tl.arange(0, PIECES[i][WIDTH])
+            mask = (o_c < PIECES[i][VALID])[:, None] & (o_d < PART[CHANNELS])[None, :]
+            o_up = (PART[FIRST] + o_d)[None, :] * RANK + (PIECES[i][KEY_CHANNEL] + o_c)[:, None]
+            block = tl.load(p_up + o_up, mask=mask, other=0.0).to(tl.float32)
+            blocks = blocks + ((block * PIECES[i][UNIT]).to(DOT),)
+    return blocks
+
+
+@triton.jit
+def vector_part(p, PART: tl.constexpr):
+    """A part of a vector over a key's channels, (BLOCK,) float32."""
+    o_d = tl.arange(0, PART[BLOCK])
+    return tl.load(p + PART[FIRST] + o_d, mask=o_d < PART[CHANNELS], other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _key_part(
+    tiles, weights, gain, bias, PIECES: tl.constexpr, N: tl.constexpr, PART: tl.constexpr
+):
+    """A part of the keys (N, BLOCK) that the key pieces among `tiles` stand for."""
+    plain = tl.zeros([N, PART[BLOCK]], tl.float32)
+    coded = tl.zeros([N, PART[BLOCK]], tl.float32)
+    for i in tl.static_range(len(PIECES)):
+        if PIECES[i][IS_KEY]:
+            if PIECES[i][CODED]:
+                coded = product(tiles[i], weights[PIECES[i][KEY_INDEX]], coded)
+            else:
+                plain = product(tiles[i], weights[PIECES[i][KEY_INDEX]], plain)
+    return plain + coded * gain[:, None] + bias[None, :]
+
+
+@triton.jit
+def rebuilt_keys(
+    tiles,
+    weights,
+    biases,
+    gain,
+    p_norm,
+    p_cos,
+    p_sin,
+    o_n,
+    m_n,
+    HEAD_DIM: tl.constexpr,
+    EPSILON: tl.constexpr,
+    PARTS: tl.constexpr,
+    PIECES: tl.constexpr,
+    N: tl.constexpr,
+):
+    """Keys of a tile of latents, normalised and rotated by their slots `o_n`: (N, BLOCK) float32
+    for each part."""
+    keys = ()
+    for i in tl.static_range(len(PARTS)):
+        keys = keys + (_key_part(tiles, weights[i], gain, biases[i], PIECES, N, PARTS[i]),)
+    if p_norm is not None:
+        square = tl.full([N], EPSILON * HEAD_DIM, tl.float32)
+        for i in tl.static_range(len(PARTS)):
+            square += tl.sum(keys[i] * keys[i], 1)
+        shrink = tl.sqrt_rn(HEAD_DIM / square)[:, None]
+        normed = ()
+        for i in tl.static_range(len(PARTS)):
+            normed = normed + (keys[i] * shrink * vector_part(p_norm, PARTS[i])[None, :],)
+        keys = normed
+    if PARTS[0][TURNS]:
+        o_d = tl.arange(0, PARTS[0][BLOCK])
+        o_angle = o_n[:, None] * PARTS[0][CHANNELS] + o_d[None, :]
+        m_angle = m_n[:, None] & (o_d < PARTS[0][CHANNELS])[None, :]
+        cos = tl.load(p_cos + o_angle, mask=m_angle, other=0.0).to(tl.float32)
+        sin = tl.load(p_sin + o_angle, mask=m_angle, other=0.0).to(tl.float32)
+        first, second = keys[0], keys[1]  # type: ignore[misc]
+        turned = (first * cos - second * sin, second * cos + first * sin)
+        for i in tl.static_range(2, len(PARTS)):
+            turned = turned + (keys[i],)
+        keys = turned
+    return keys

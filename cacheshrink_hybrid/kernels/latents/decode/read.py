@@ -1,0 +1,163 @@
+"""What attention does with the latents it reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ....errors import ConfigError
+from ..paged_rows import PagedRows
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class KeyUp:
+    """How keys are rebuilt from latents: k = rotate(norm(weight c + bias), slot).
+
+    Attributes:
+        weight: (J, D, rank of a head's keys).
+        bias: (J, D).
+        cos, sin: angles by slot, (slots, rotary dim / 2), float32 or 16-bit; None without rotation.
+            The first `rotary dim` channels of a key are rotated in pairs (i, i + rotary dim / 2).
+        norm_weight: gains of an RMS norm over the D channels of a key, (D,); None for no norm.
+        norm_epsilon: added to the mean square before its root.
+        per_head: heads read channels of their own, and values are no keys: each run of the row that
+            holds keys has equally many channels of head 0, of head 1, and so on, `rank` of each in
+            all; otherwise all heads read the first `rank` channels.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    cos: Tensor | None = None
+    sin: Tensor | None = None
+    norm_weight: Tensor | None = None
+    norm_epsilon: float = 0.0
+    per_head: bool = False
+
+    def __post_init__(self) -> None:
+        faults = []
+        if self.weight.ndim != 3:
+            faults.append(f"weight is {self.weight.ndim}-d; due is (J, D, rank)")
+        elif self.bias.shape != self.weight.shape[:2]:
+            faults.append(
+                f"bias has shape {tuple(self.bias.shape)}; due is {tuple(self.weight.shape[:2])}"
+            )
+        elif self.norm_weight is not None and self.norm_weight.shape != self.weight.shape[1:2]:
+            faults.append(
+                f"norm_weight has shape {tuple(self.norm_weight.shape)}; due is "
+                f"{tuple(self.weight.shape[1:2])}"
+            )
+        if (self.cos is None) != (self.sin is None):
+            faults.append("cos and sin go together")
+        if self.cos is not None and self.sin is not None:
+            if self.cos.ndim != 2 or self.cos.shape != self.sin.shape:
+                faults.append("cos and sin are not both (slots, rotary dim / 2)")
+            elif self.weight.ndim == 3 and 2 * self.cos.shape[1] > self.weight.shape[1]:
+                faults.append(
+                    f"{2 * self.cos.shape[1]} rotated channels in keys of {self.weight.shape[1]}"
+                )
+        if faults:
+            raise ConfigError("; ".join(faults))
+
+    @property
+    def rotary_dim(self) -> int:
+        return 0 if self.cos is None else 2 * self.cos.shape[1]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LatentRead:
+    """How queries meet the latents of a layer.
+
+    Attributes:
+        key_rank: channels that keys are made of, the first of the latent (all heads together).
+        value_rank: channels that values are made of, the last of the latent.
+        scale: factor of the scores.
+        window: a query at slot p sees the slots above p - window; None for all.
+        num_sink_tokens: first slots that stay visible behind a window.
+        softcap: scores become softcap * tanh(score / softcap); None for not.
+        sinks: a logit per query head that takes part in the softmax and has no value, (H,); None.
+        key_up: how keys are rebuilt; None if queries were brought into latent space (`absorb`, and
+            `rotate`, where key channels are the real and imaginary parts of rotated pairs and
+            queries are rotated likewise).
+
+    Raises:
+        ConfigError: numbers out of range.
+    """
+
+    key_rank: int
+    value_rank: int
+    scale: float
+    window: int | None = None
+    num_sink_tokens: int = 0
+    softcap: float | None = None
+    sinks: Tensor | None = None
+    key_up: KeyUp | None = None
+
+    def __post_init__(self) -> None:
+        faults = []
+        if self.key_rank < 1 or self.value_rank < 1:
+            faults.append(f"ranks {self.key_rank}, {self.value_rank} must be at least 1")
+        if self.window is not None and self.window < 1:
+            faults.append(f"window={self.window} must be at least 1, or None")
+        if self.num_sink_tokens < 0:
+            faults.append(f"num_sink_tokens={self.num_sink_tokens} must not be negative")
+        if self.num_sink_tokens and self.window is None:
+            faults.append("num_sink_tokens only matters with a window; set window or leave it 0")
+        if self.softcap is not None and self.softcap <= 0:
+            faults.append(f"softcap={self.softcap} must be positive, or None")
+        if self.key_up is not None and self.key_up.weight.ndim == 3:
+            heads, _, rank = self.key_up.weight.shape
+            due = rank * heads if self.key_up.per_head else rank
+            if due != self.key_rank:
+                faults.append(f"key_rank={self.key_rank}, but key_up reads {due} channels")
+        if faults:
+            raise ConfigError("; ".join(faults))
+
+    def check(
+        self,
+        query: Tensor,
+        offset: Tensor | None,
+        rows: PagedRows,
+        beside: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
+        """Refuse queries (B, T, H, K) that do not fit.
+
+        Raises:
+            ConfigError: a wrong shape or type.
+        """
+        faults = []
+        if query.ndim != 4:
+            raise ConfigError(f"query is {query.ndim}-d; due is (B, T, H, channels)")
+        heads, width = query.shape[2:]
+        if query.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            faults.append(f"query is {query.dtype}; due is float32, float16 or bfloat16")
+        if max(self.key_rank, self.value_rank) > rows.layout.num_channels:
+            faults.append(
+                f"ranks {self.key_rank}, {self.value_rank} pass the {rows.layout.num_channels} "
+                "channels of a row"
+            )
+        due = self.key_rank if self.key_up is None else self.key_up.weight.shape[1]
+        if width != due:
+            faults.append(f"query has {width} channels; due is {due}")
+        if self.key_up is not None:
+            if heads % self.key_up.weight.shape[0]:
+                faults.append(f"{heads} query heads on {self.key_up.weight.shape[0]} key heads")
+            if offset is not None:
+                faults.append("offset belongs to absorbed queries; rebuilt keys have a bias")
+        if offset is not None and offset.shape != query.shape[:3]:
+            faults.append(f"offset has shape {tuple(offset.shape)}; due is (B, T, H)")
+        if beside is not None:
+            for name, tensor, extra in zip(
+                ("mean", "log-sum-exp"), beside, ((self.value_rank,), ()), strict=True
+            ):
+                due_shape = (*query.shape[:3], *extra)
+                if tensor.shape != due_shape or tensor.dtype != torch.float32:
+                    faults.append(
+                        f"beside: {name} is {tensor.dtype} {tuple(tensor.shape)}; due is float32 "
+                        f"{due_shape}"
+                    )
+        if self.sinks is not None and self.sinks.shape != (heads,):
+            faults.append(f"sinks has shape {tuple(self.sinks.shape)}; due is ({heads},)")
+        if faults:
+            raise ConfigError("; ".join(faults))

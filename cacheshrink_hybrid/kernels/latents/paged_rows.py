@@ -1,0 +1,112 @@
+"""The rows of one layer in the arena: where they lie and how they read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...errors import ConfigError
+from .row_layout import FIRST_LEVELS2, LEVELS_SIZE, RowLayout
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PagedRows:
+    """Rows of one layer: token t of a sequence lies in frame `frame_table[t // frame_tokens]`, at
+    byte `frame * frame_bytes + layer_offset + (t % frame_tokens) * layout.row_bytes` of the arena.
+
+    Attributes:
+        arena: the pool, 1-d uint8.
+        layout: what a row holds.
+        levels: tables of `row_levels`, (20,) float32, on the arena's device; None for layouts
+            without runs of 4 or 2 bits.
+        frame_bytes: size of a frame.
+        frame_tokens: tokens per frame.
+        layer_offset: first byte of the layer's rows in a frame.
+
+    Raises:
+        ConfigError: tensors of another type, or rows that pass the end of a frame.
+    """
+
+    arena: Tensor
+    layout: RowLayout
+    levels: Tensor | None
+    frame_bytes: int
+    frame_tokens: int
+    layer_offset: int = 0
+
+    def __post_init__(self) -> None:
+        faults = []
+        if self.arena.dtype != torch.uint8 or self.arena.ndim != 1:
+            faults.append(f"arena is {self.arena.dtype}, {self.arena.ndim}-d; due is 1-d uint8")
+        if not self.arena.is_contiguous():
+            faults.append("arena is not contiguous")
+        end = self.layer_offset + self.frame_tokens * self.layout.row_bytes
+        if self.layer_offset < 0 or self.frame_tokens < 1 or end > self.frame_bytes:
+            faults.append(
+                f"{self.frame_tokens} rows of {self.layout.row_bytes} bytes from byte "
+                f"{self.layer_offset} do not fit a frame of {self.frame_bytes} bytes"
+            )
+        if not self._lie_at_multiples_of(32):
+            faults.append(
+                f"float32 channels do not lie at multiples of 4 bytes: frames of "
+                f"{self.frame_bytes} bytes, layer_offset={self.layer_offset}, rows of "
+                f"{self.layout.row_bytes}"
+            )
+        if self.layout.uses_tables:
+            if self.levels is None:
+                faults.append("runs of 4 or 2 bits need the tables of row_levels(...) as `levels`")
+            elif self.levels.shape != (LEVELS_SIZE,) or self.levels.dtype != torch.float32:
+                faults.append(f"levels are not {LEVELS_SIZE} float32 numbers; use row_levels(...)")
+        if faults:
+            raise ConfigError("; ".join(faults))
+
+    @property
+    def num_frames(self) -> int:
+        return self.arena.numel() // self.frame_bytes
+
+    @property
+    def even(self) -> bool:
+        """Whether 16-bit numbers lie at even addresses."""
+        return self._lie_at_multiples_of(16)
+
+    def _lie_at_multiples_of(self, bits: int) -> bool:
+        """Whether numbers of so many bits, if there are any, lie at multiples of their size."""
+        places = [run.first_byte for run in self.layout.runs if run.kind.bits == bits]
+        if not places:
+            return True
+        places += [self.frame_bytes, self.layer_offset, self.layout.row_bytes]
+        return all(place % (bits // 8) == 0 for place in places)
+
+    def levels_of(self, bits: int) -> Tensor:
+        """Levels of 4 or 2 bits, (2**bits,)."""
+        assert self.levels is not None
+        return self.levels[:FIRST_LEVELS2] if bits == 4 else self.levels[FIRST_LEVELS2:]
+
+
+def check_frame_table(
+    frame_table: Tensor, context_lens: Tensor, batch: int, first_slots: Tensor | None = None
+) -> None:
+    """Refuse tables of the wrong type or shape.
+
+    Raises:
+        ConfigError: unless frame_table is (B, max_frames), and context_lens and first_slots, where
+            given, (B,), all int32.
+    """
+    faults = []
+    if frame_table.ndim != 2 or frame_table.shape[0] != batch:
+        faults.append(f"frame_table has shape {tuple(frame_table.shape)}; due is ({batch}, frames)")
+    given = [("frame_table", frame_table), ("context_lens", context_lens)]
+    if first_slots is not None:
+        given.append(("first_slots", first_slots))
+    for name, tensor in given[1:]:
+        if tensor.shape != (batch,):
+            faults.append(f"{name} has shape {tuple(tensor.shape)}; due is ({batch},)")
+    for name, tensor in given:
+        if tensor.dtype != torch.int32:
+            faults.append(f"{name} is {tensor.dtype}; due is int32")
+        if not tensor.is_contiguous():
+            faults.append(f"{name} is not contiguous")
+    if faults:
+        raise ConfigError("; ".join(faults))

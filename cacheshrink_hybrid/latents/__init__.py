@@ -1,0 +1,1 @@
+"""What attention remembers: a latent per token, and the attention that reads it."""

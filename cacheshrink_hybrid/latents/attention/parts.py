@@ -1,0 +1,140 @@
+"""The parts of a source attention module, under one set of names whatever its family calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import skip_init
+
+from ...linear_map import is_plain, weight_and_bias
+from .slot_rotary import SlotRotary
+
+
+@dataclass(frozen=True, slots=True)
+class Projection:
+    """Some rows of a linear layer: `module(x)[..., rows]`.
+
+    Attributes:
+        name: attribute of the attention module that holds the layer.
+        module: nn.Linear, a Conv1D, or what stands in the place of one (`linear_map`).
+        rows: output features that belong to this projection; None for all of them.
+    """
+
+    name: str
+    module: nn.Module
+    rows: Tensor | None = None
+    _found: tuple[Tensor, Tensor | None] | None = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # What is not plain takes a pass over all its channels; what is plain may change meanwhile.
+        found = None if is_plain(self.module) else weight_and_bias(self.module)
+        object.__setattr__(self, "_found", found)
+
+    def _linear(self) -> tuple[Tensor, Tensor | None]:
+        return weight_and_bias(self.module) if self._found is None else self._found
+
+    def weight(self) -> Tensor:
+        """The rows' weight, (out, E)."""
+        weight = self._linear()[0]
+        return weight if self.rows is None else weight[self.rows.to(weight.device)]
+
+    def bias(self) -> Tensor | None:
+        bias = self._linear()[1]
+        return bias if bias is None or self.rows is None else bias[self.rows.to(bias.device)]
+
+    def as_linear(self) -> nn.Module:
+        """The module itself if it is this projection alone, otherwise a copy of the rows."""
+        if self.rows is None and isinstance(self.module, nn.Linear):
+            return self.module
+        weight, bias = self.weight(), self.bias()
+        linear = skip_init(
+            nn.Linear,
+            weight.shape[1],
+            weight.shape[0],
+            bias=bias is not None,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        with torch.no_grad():
+            linear.weight.copy_(weight)
+            if bias is not None:
+                linear.bias.copy_(bias)
+        return linear
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionParts:
+    """One source attention module, taken apart.
+
+    Attributes:
+        sources: by cache layer, the modules with these weights. More than one where layers share
+            them; the parts are those of the first.
+        query, key, value: projections of the attention's input, (H*D, E), (J*D, E), (J*D, E);
+            `query` has 2*H*D rows if `gated`.
+        output: projection of the heads' outputs back to the hidden size.
+        gated: the query projection also gives a gate per head, laid out [query | gate].
+        q_norm, k_norm: norms before the rotation; over one head's width, or over all heads if
+            `norm_spans_heads`.
+        key_multiplier: constant that keys are multiplied with after their projection.
+        scaling: factor of the scores.
+        softcap: scores s become softcap * tanh(s / softcap); None for no cap.
+        sinks: (H,) logits that take part in the softmax without a value; None for none.
+        rotary: rotation by slot; None for layers without RoPE.
+        adapters: per layer, low-rank additions to (query, key, value) of a shared module.
+    """
+
+    sources: Mapping[int, nn.Module]
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    query: Projection
+    key: Projection
+    value: Projection
+    output: nn.Module
+    gated: bool = False
+    q_norm: nn.Module | None = None
+    k_norm: nn.Module | None = None
+    norm_spans_heads: bool = False
+    key_multiplier: float = 1.0
+    scaling: float
+    softcap: float | None = None
+    sinks: nn.Parameter | None = None
+    sliding_window: int | None = None
+    dropout: float = 0.0
+    residual_dropout: nn.Module | None = None
+    rotary: SlotRotary | None = None
+    adapters: Mapping[int, tuple[nn.Sequential, nn.Sequential, nn.Sequential]] = field(
+        default_factory=dict
+    )
+
+    @property
+    def layer_ids(self) -> tuple[int, ...]:
+        return tuple(self.sources)
+
+    @property
+    def source(self) -> nn.Module:
+        return self.sources[self.layer_ids[0]]
+
+    @property
+    def kv_width(self) -> int:
+        """J * D."""
+        return self.num_key_value_heads * self.head_dim
+
+    @property
+    def read_mode(self) -> str:
+        """`absorb` where keys reach the score unchanged, `reconstruct` where they are rotated or
+        normalised on the way."""
+        return "absorb" if self.rotary is None and self.k_norm is None else "reconstruct"
+
+    def key_value(self, x: Tensor, layer_idx: int) -> Tensor:
+        """[k; v] of inputs x (..., E) as the projections give them, (..., 2*J*D)."""
+        outputs = []
+        for position, projection in ((1, self.key), (2, self.value)):
+            y = nn.functional.linear(x, projection.weight(), projection.bias())
+            if self.adapters:
+                y = y + self.adapters[layer_idx][position](x)
+            outputs.append(y)
+        return torch.cat(outputs, dim=-1)

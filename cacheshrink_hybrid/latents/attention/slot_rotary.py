@@ -1,0 +1,343 @@
+"""Rotating rebuilt keys by their slot in the cache, with the model's own rotary embedding.
+
+Keys are stored before rotation, so history has to be rotated when it is read. RoPE scores depend
+on differences of positions only; a left pad shifts all positions of a row alike. Rotating keys and
+queries by their slot therefore gives the source model's scores, needs no stored positions, and one
+table of angles serves every sequence of the batch. `check_positions` and `check_padding` refuse the
+inputs for which slots and positions do not run in step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import NotSupportedError
+from ...lasting import lasting_tensors
+
+ApplyRotary = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+_PAIR_ANGLES: WeakKeyDictionary[nn.Module, dict[tuple, tuple[Tensor, Tensor]]] = WeakKeyDictionary()
+
+Frequencies = list[tuple[Tensor, int]]
+"""The buffers of a rotary embedding, each with the number of times that it was written to."""
+
+
+class SlotRotary:
+    """Angles of cache slots, and their application to queries or keys.
+
+    Not a module: it refers to the model's rotary embedding and owns no weights.
+
+    Args:
+        rotary_emb: the model's rotary embedding, called with (x, position_ids, *extra).
+        apply: the model file's `apply_rotary_pos_emb(q, k, cos, sin)`.
+        extra: further arguments of `rotary_emb`, such as a layer type.
+        position_axes: positions that the embedding takes per token; 1, or 3 for time, height and
+            width, which are equal for text.
+        depends_on_length: frequencies change with the longest position (dynamic NTK, longrope), so
+            angles cannot be kept between calls.
+    """
+
+    def __init__(
+        self,
+        rotary_emb: nn.Module,
+        apply: ApplyRotary,
+        *,
+        extra: tuple = (),
+        position_axes: int = 1,
+        depends_on_length: bool = False,
+    ) -> None:
+        self.rotary_emb = rotary_emb
+        self.apply = apply
+        self.extra = extra
+        self.position_axes = position_axes
+        self.depends_on_length = depends_on_length
+        # What is kept between calls. Each is looked up once and replaced as a whole, so that
+        # threads with other texts may do the same at any time.
+        self._angles: tuple[Tensor, Tensor] | None = None
+        self._turns: tuple[Tensor, Tensor] | None = None
+        self._halves: bool | None = None
+        self._formula: dict[tuple[torch.dtype, torch.dtype], bool] = {}
+        self._rotated: dict[int, int | None] = {}
+        self._step: tuple[tuple, Any] | None = None
+        self._frequencies: Frequencies = []
+
+    def _forget_other_frequencies(self) -> None:
+        """Drop all angles if the embedding's buffers are others than those they were made of: after
+        `model.to(dtype)`, say."""
+        now = [
+            (buffer, 0 if buffer.is_inference() else buffer._version)
+            for buffer in self.rotary_emb._buffers.values()
+            if buffer is not None
+        ]
+        known = self._frequencies
+        if len(now) != len(known) or any(
+            a is not b or m != n for (a, m), (b, n) in zip(now, known, strict=True)
+        ):
+            self._frequencies = now
+            self._angles = self._turns = self._step = None
+            if known:
+                _PAIR_ANGLES.pop(self.rotary_emb, None)
+
+    def angles(
+        self, num_slots: int, like: Tensor, last: int | Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """cos and sin of slots 0 .. num_slots-1, each (1, num_slots, rotary dim), as `like`.
+
+        `last` is the last slot in use, where frequencies depend on the length; None for all.
+        """
+        if self.depends_on_length:
+            return self._compute(num_slots, like, last)
+        if not torch.compiler.is_compiling():
+            self._forget_other_frequencies()
+        kept = self._angles
+        if kept is None or kept[0].shape[1] < num_slots or not _matches(kept[0], like):
+            if torch.compiler.is_compiling():
+                return self._compute(num_slots, like, last)
+            # Room for as many again, so that decoding does not recompute at every step.
+            kept = self._angles = self._compute(2 * num_slots, like)
+        return kept[0][:, :num_slots], kept[1][:, :num_slots]
+
+    def pair_angles(self, num_slots: int, num_pairs: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin of each channel pair at slots 0 .. num_slots-1 or more, (slots, pairs) each,
+        contiguous; one copy for all layers with this embedding."""
+        self._forget_other_frequencies()
+        tables = _PAIR_ANGLES.setdefault(self.rotary_emb, {})
+        key = (self.extra, like.dtype, like.device)
+        kept = tables.get(key)
+        if kept is None or len(kept[0]) < num_slots:
+            # A power of two, so that decoding does not copy at every step.
+            cos, sin = self._compute(1 << (num_slots - 1).bit_length(), like)
+            with lasting_tensors():
+                kept = cos[0, :, :num_pairs].contiguous(), sin[0, :, :num_pairs].contiguous()
+            tables[key] = kept
+        return kept
+
+    def kept_pair_angles(self) -> object:
+        """What `pair_angles` gave out last, by type and device."""
+        return dict(_PAIR_ANGLES.get(self.rotary_emb, {}))
+
+    def _compute(
+        self, num_slots: int, like: Tensor, last: int | Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`angles` without looking at what is kept."""
+        with lasting_tensors(), torch.no_grad():
+            return self._computed(num_slots, like, last)
+
+    def _computed(
+        self, num_slots: int, like: Tensor, last: int | Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        position_ids = torch.arange(num_slots, device=like.device)[None]
+        if self.depends_on_length and last is not None:
+            # Empty slots of a static cache do not make the text longer.
+            position_ids = position_ids.clamp_max(last)
+        if self.position_axes > 1:
+            position_ids = position_ids.expand(self.position_axes, 1, -1)
+        cos, sin = self.rotary_emb(like, position_ids, *self.extra)
+        return cos.to(like), sin.to(like)
+
+    def window_angles(
+        self, first_query: int | Tensor, first_key: int, num_keys: int, query: Tensor
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Angles of new queries and of the keys they read.
+
+        Args:
+            first_query: slot of the first new query; a tensor where a static cache counts on the
+                device, and always gives out its full length.
+            first_key: slot of the first key.
+            num_keys: keys, S.
+            query: (B, H, T, D).
+
+        Returns:
+            (cos, sin) of the T queries and (cos, sin) of the S keys, each (1, n, rotary dim).
+        """
+        num_new = query.shape[2]
+        at_key = slice(first_key, first_key + num_keys)
+        step = (first_query, first_key, num_keys, num_new, query.dtype, query.device)
+        keeps = isinstance(first_query, int) and not (
+            self.depends_on_length or torch.compiler.is_compiling()
+        )
+        if keeps:
+            self._forget_other_frequencies()
+        kept = self._step
+        if keeps and kept is not None and kept[0] == step:
+            return kept[1]
+        if isinstance(first_query, int):
+            num_slots = max(first_query + num_new, at_key.stop)
+            cos, sin = self.angles(num_slots, query, first_query + num_new - 1)
+            at_query: slice | Tensor = slice(first_query, first_query + num_new)
+        else:
+            last = first_query + num_new - 1 if self.depends_on_length else None
+            cos, sin = self.angles(at_key.stop, query, last)
+            at_query = torch.arange(num_new, device=query.device) + first_query
+        of_keys = cos, sin
+        if at_key != slice(0, cos.shape[1]):
+            of_keys = cos[:, at_key], sin[:, at_key]
+        found = (cos[:, at_query], sin[:, at_query]), of_keys
+        if keeps:  # the same for the next layer
+            self._step = (step, found)
+        return found
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Rotate x (B, heads, T, D) by angles (B or 1, T, rotary dim)."""
+        if self._is_formula(x, cos):
+            return turned_halves(x, cos, sin)
+        # The model's function takes queries and keys together; here there are no keys.
+        return self.apply(x, x[:, :0], cos, sin)[0]
+
+    def _is_formula(self, x: Tensor, cos: Tensor) -> bool:
+        """Whether the model's function is `turned_halves` to the bit. Within a graph a function
+        that was not tried is taken as it is."""
+        if cos.shape[-1] != x.shape[-1]:
+            return False
+        known = self._formula.get((x.dtype, cos.dtype))
+        if known is None and not torch.compiler.is_compiling():
+            known = self.try_formula(x.shape[-1], x.dtype, cos.dtype)
+        return bool(known)
+
+    def try_formula(self, width: int, dtype: torch.dtype, of_angles: torch.dtype) -> bool:
+        """Find out, once, whether the model's function is `turned_halves` for these dtypes."""
+        cpu, generator = torch.device("cpu"), torch.Generator().manual_seed(0)
+        probe = torch.randn(1, 2, 3, width, generator=generator, device=cpu).to(dtype)
+        angles = torch.randn(1, 3, width // 2, generator=generator, device=cpu).repeat(1, 1, 2)
+        cos, sin = angles.cos().to(of_angles), angles.sin().to(of_angles)
+        due = turned_halves(probe, cos, sin)
+        try:
+            turned = self.apply(probe, probe[:, :0], cos, sin)[0]
+            known = turned.dtype == due.dtype and torch.equal(turned, due)
+        except RuntimeError:  # it takes angles of another width
+            known = False
+        self._formula[dtype, of_angles] = known
+        return known
+
+    def turns(self, cos: Tensor, sin: Tensor) -> Tensor:
+        """cos + i sin of the first half of the channels, (B or 1, S, D/2), for `turn_pairs_`.
+
+        All layers read the same slots in one step, so the last result is kept with what it is of.
+        """
+        kept = self._turns
+        if kept is None or kept[0] is not cos:
+            half = cos.shape[-1] // 2
+            with lasting_tensors():
+                turn = torch.complex(cos[..., :half].contiguous(), sin[..., :half].contiguous())
+            self._turns = kept = (cos, turn)
+        return kept[1]
+
+    def turns_halves(self, x: Tensor, cos: Tensor) -> bool:
+        """Whether rotation is the complex multiplication of channel pairs (i, i + D/2), and can be
+        done in place: float32, the whole head, no gradients. Found out by trying, once."""
+        if torch.compiler.is_compiling() or x.requires_grad:
+            return False
+        if cos.shape[-1] != x.shape[-1] or x.dtype != torch.float32:
+            return False
+        known = self._halves
+        if known is None:
+            generator = torch.Generator().manual_seed(0)
+            probe = torch.randn(1, 1, 3, x.shape[-1], generator=generator)
+            angles = torch.randn(1, 3, x.shape[-1] // 2, generator=generator).repeat(1, 1, 2)
+            turned = self.apply(probe, probe[:, :0], angles.cos(), angles.sin())[0]
+            due = in_pairs(probe).transpose(1, 2).contiguous()
+            turn_pairs_(due, self.turns(angles.cos(), angles.sin()))
+            known = torch.allclose(in_pairs(turned).transpose(1, 2), due, atol=1e-6)
+            self._halves = known
+        return known
+
+    def rotated_halves(self, head_dim: int) -> int | None:
+        """Rotated channels Dr of a head, if pairs (i, i + Dr/2) are turned by one angle each and
+        the rest stays as it is; None for any other rotation. Found out by trying, once."""
+        if head_dim not in self._rotated:
+            self._rotated[head_dim] = self._try_halves(head_dim)
+        return self._rotated[head_dim]
+
+    def _try_halves(self, head_dim: int) -> int | None:
+        generator = torch.Generator().manual_seed(0)
+        device = next(self.rotary_emb.buffers()).device
+        probe = torch.randn(1, 1, 3, head_dim, generator=generator).to(device)
+        given = self._compute(1, probe)[0].shape[-1]
+        for width, repeats in ((given, 2), (2 * given, 1)):  # some models give each angle once
+            half = width // 2
+            angles = torch.randn(1, 3, half, generator=generator).repeat(1, 1, repeats).to(device)
+            if width > head_dim or angles.shape[-1] != given:
+                continue
+            turned = self.rotate(probe, angles.cos(), angles.sin())
+            pairs, order = in_pairs(probe[..., :width])[:, 0], torch.arange(half, device=device)
+            due = turn_channels(pairs, order, angles.cos(), angles.sin())
+            same = torch.allclose(in_pairs(turned[..., :width])[:, 0], due, atol=1e-5)
+            if same and torch.equal(turned[..., width:], probe[..., width:]):
+                return width
+        return None
+
+
+def turned_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Channels i and i + D/2 of x (B, heads, T, D) rotated by angles (B or 1, T, D) as most models
+    write it: x cos + [-x2, x1] sin."""
+    half = x.shape[-1] // 2
+    crossed = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+    return x * cos[:, None] + crossed * sin[:, None]
+
+
+def turn_channels(latent: Tensor, frequencies: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the first channels of latents (B, T, R), which are pairs (real, imaginary).
+
+    Args:
+        frequencies: of each pair; -1 for pairs that stay as they are.
+        cos, sin: (B or 1, T, rotary dim), of which the first half is one per frequency.
+    """
+    still = frequencies < 0
+    cos = torch.where(still, 1.0, cos[..., frequencies.clamp_min(0)]).to(latent.dtype)
+    sin = torch.where(still, 0.0, sin[..., frequencies.clamp_min(0)]).to(latent.dtype)
+    real, imaginary = latent[..., : 2 * len(frequencies)].unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack([real * cos - imaginary * sin, imaginary * cos + real * sin], dim=-1)
+    return torch.cat([turned.flatten(-2), latent[..., 2 * len(frequencies) :]], dim=-1)
+
+
+def in_pairs(x: Tensor) -> Tensor:
+    """Channels (..., D) in the order 0, D/2, 1, D/2 + 1, ..., so that a pair lies side by side."""
+    return x.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
+
+
+def turn_pairs_(x: Tensor, turn: Tensor) -> None:
+    """Rotate x (B, S, heads, D), channels in pairs, in place by turns (B or 1, S, D/2)."""
+    torch.view_as_complex(x.unflatten(-1, (-1, 2))).mul_(turn[:, :, None])
+
+
+def _matches(kept: Tensor, like: Tensor) -> bool:
+    return kept.dtype == like.dtype and kept.device == like.device
+
+
+def check_positions(position_ids: Tensor | None, attention_mask: object, past: int) -> None:
+    """Refuse positions that do not advance by one per cache slot.
+
+    Args:
+        position_ids: (B, T) or None, positions of the new tokens; with further axes they are not
+            looked at.
+        attention_mask: (B, past + T), zeros on the left only (`check_padding`); or None; or masks
+            in the form that attention functions take, which say nothing of positions.
+        past: tokens already in the cache, at least 1.
+
+    Raises:
+        NotSupportedError: for packed rows on top of a cache.
+    """
+    if position_ids is None or position_ids.ndim != 2:
+        return
+    if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
+        valid = attention_mask.bool()
+        num_new = position_ids.shape[1]
+        visible = valid[:, -num_new:]
+        shift = position_ids - (valid.long().cumsum(-1) - 1)[:, -num_new:]
+        contiguous = (shift == shift[:, -1:]) | ~visible
+    elif attention_mask is None:
+        due = torch.arange(past, past + position_ids.shape[1], device=position_ids.device)
+        contiguous = position_ids == due
+    else:
+        contiguous = position_ids.diff(dim=-1) == 1
+    if not bool(contiguous.all()):
+        raise NotSupportedError(
+            "position_ids on top of a cache must continue it one by one; packed sequences need a "
+            "cache each, or a forward pass without cache"
+        )

@@ -1,0 +1,1 @@
+"""From statistics to bases, ranks and bits: which part of keys and values is worth its bytes."""

@@ -1,0 +1,82 @@
+"""Text that fitting does not see, for an honest prediction of what compression costs.
+
+Bases, ranks and levels are chosen where the calibration text loses least, so that text shows less
+loss than other text will. A tenth of its sequences is therefore kept from fitting, and the finished
+factors are scored on it (`held_out_loss`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..attention.parts import AttentionParts
+from .metrics import METRIC_CLASSES, sampled_loss
+from .observe import frozen_and_checkpointed, observed_gradients, observed_inputs
+from .statistics import HeldOutSamples, Samples
+
+HELD_OUT_SHARE = 10
+"""One sequence of so many is held out; fewer sequences than that are all needed for fitting."""
+PER_SEQUENCE, TOTAL = 256, 2048
+"""Tokens that are looked at, of each held-out sequence and of all."""
+
+
+def split_sequences(sequences: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """(to fit on, held out): every tenth is held out, none of fewer than ten."""
+    held_out = list(sequences[HELD_OUT_SHARE - 1 :: HELD_OUT_SHARE])
+    kept = [ids for i, ids in enumerate(sequences) if i % HELD_OUT_SHARE != HELD_OUT_SHARE - 1]
+    return kept, held_out
+
+
+def held_out_samples(
+    model: PreTrainedModel,
+    layers: Sequence[nn.Module],
+    parts: Sequence[AttentionParts],
+    sequences: Sequence[Tensor],
+    *,
+    metric: str,
+    seed: int = 0,
+) -> list[HeldOutSamples]:
+    """Keys and values of each attention module on `sequences`, and what errors in them cost there.
+
+    Args:
+        model: the source model. It is left as it was.
+        layers: its decoder layers, which are recomputed on the way back.
+        sequences: token ids, (1, T) each, that no statistics have seen.
+        metric: as of the statistics; only `fisher` takes costs from this text.
+        seed: seeds the labels that `fisher` samples from the model.
+    """
+    vectors = [Samples(PER_SEQUENCE, TOTAL) for _ in parts]
+    gradients = [Samples(PER_SEQUENCE, TOTAL) for _ in parts]
+    backward = METRIC_CLASSES[metric].needs_backward
+    generator = torch.Generator().manual_seed(seed)
+    forward = True
+
+    with ExitStack() as stack:
+        stack.enter_context(frozen_and_checkpointed(model, layers))
+        for part, kept, costs in zip(parts, vectors, gradients, strict=True):
+
+            @torch.no_grad()
+            def see(x: Tensor, layer_idx: int, part=part, kept=kept) -> None:
+                if forward:  # a checkpointed layer runs a second time on the way back
+                    kept.add(part.key_value(x, layer_idx))
+
+            stack.enter_context(observed_inputs(part, see))
+            if backward:
+                stack.enter_context(observed_gradients(part, costs.add))
+        for ids in sequences:
+            forward = True
+            with torch.set_grad_enabled(backward):
+                logits = model(input_ids=ids.to(model.device), use_cache=False).logits
+            forward = False
+            if backward:
+                with torch.enable_grad():
+                    sampled_loss(logits, generator).backward()
+    return [
+        HeldOutSamples(vectors=kept.stacked(), gradients=costs.stacked() if backward else None)
+        for kept, costs in zip(vectors, gradients, strict=True)
+    ]

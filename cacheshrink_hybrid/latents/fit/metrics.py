@@ -1,0 +1,190 @@
+"""What an error in keys and values costs: one class per metric, with one interface.
+
+fisher       E[g g^T] / 2 with g = dLoss/dy on labels sampled from the model: the second-order
+             growth of the loss, in nats per token. It has seen queries, rotation, softmax,
+             output projection and all later layers.
+score        keys: E[(q . R e)^2] averaged over distances; values: |W_o e|^2. No backward pass.
+activation   |e|^2, as in plain PCA of keys and values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import CalibrationError
+from ...linear_map import weight_and_bias
+from ..attention.module import project_query
+from ..attention.parts import AttentionParts
+from .observe import observed_gradients
+from .statistics import Moments
+
+MAX_SCORE_DISTANCES = 64
+
+
+class ActivationMetric:
+    """M = I."""
+
+    needs_backward = False
+
+    def __init__(self, parts: AttentionParts) -> None:
+        self.width = 2 * parts.kv_width
+
+    @contextmanager
+    def observing(self) -> Iterator[None]:
+        yield
+
+    def see(self, x: Tensor, layer_idx: int, key_value: Tensor) -> None:
+        """Take note of one chunk's attention input x (B, T, E) and its y = [k; v]."""
+
+    def matrix(self, covariance: Tensor) -> Tensor:
+        """M, (2*J*D, 2*J*D), given the covariance of y."""
+        return torch.eye(self.width, dtype=torch.float64)
+
+
+class FisherMetric(ActivationMetric):
+    """M = E[g g^T] / 2, g the gradient of the summed loss with respect to one token's y."""
+
+    needs_backward = True
+
+    def __init__(self, parts: AttentionParts) -> None:
+        super().__init__(parts)
+        self.parts = parts
+        self.gradients = Moments(self.width)
+
+    @contextmanager
+    def observing(self) -> Iterator[None]:
+        with observed_gradients(self.parts, self.gradients.add):
+            yield
+
+    def matrix(self, covariance: Tensor) -> Tensor:
+        return 0.5 * self.gradients.second_moment
+
+
+class ScoreMetric(ActivationMetric):
+    """Queries' second moment for keys, the output projection's Gram matrix for values.
+
+    The two have different units, so each is scaled to a total expected loss of one.
+    """
+
+    def __init__(self, parts: AttentionParts) -> None:
+        super().__init__(parts)
+        self.parts = parts
+        self.queries = Moments(parts.num_attention_heads * parts.head_dim)
+        self.raw_keys = Moments(parts.kv_width)
+        self.used_keys = Moments(parts.kv_width)
+        self.longest = 1
+
+    def see(self, x: Tensor, layer_idx: int, key_value: Tensor) -> None:
+        parts = self.parts
+        adapter = parts.adapters[layer_idx][0] if parts.adapters else None
+        query, _ = project_query(_QueryView(parts), x, adapter)
+        self.queries.add(query.transpose(1, 2).flatten(2))
+        self.longest = max(self.longest, x.shape[1])
+        keys = key_value[..., : parts.kv_width]
+        self.raw_keys.add(keys)
+        if parts.k_norm is not None:
+            heads = keys if parts.norm_spans_heads else keys.unflatten(-1, (-1, parts.head_dim))
+            keys = parts.k_norm(heads).reshape(keys.shape)
+        self.used_keys.add(keys * parts.key_multiplier)
+
+    def matrix(self, covariance: Tensor) -> Tensor:
+        width = self.width // 2
+        key = _normalized(self._key_metric(), covariance[:width, :width])
+        value = _normalized(self._value_metric(), covariance[width:, width:])
+        return torch.block_diag(key, value)
+
+    def _key_metric(self) -> Tensor:
+        """Sum over the queries that read a head of E[(R_d q)(R_d q)^T], averaged over distances d,
+        carried back through the key norm by its mean gain per channel."""
+        parts, D = self.parts, self.parts.head_dim
+        second = self.queries.second_moment
+        blocks = []
+        group = parts.num_attention_heads // parts.num_key_value_heads
+        rotations = self._rotations()
+        for head in range(parts.num_key_value_heads):
+            total = torch.zeros(D, D, dtype=torch.float64)
+            for h in range(head * group, (head + 1) * group):
+                total += second[h * D : (h + 1) * D, h * D : (h + 1) * D]
+            turned = rotations.transpose(1, 2) @ total @ rotations
+            blocks.append(parts.scaling**2 * turned.mean(0))
+        metric = torch.block_diag(*blocks)
+        raw = self.raw_keys.second_moment.diagonal().clamp_min(1e-30)
+        gain = (self.used_keys.second_moment.diagonal() / raw).sqrt()
+        return gain[:, None] * metric * gain
+
+    def _rotations(self) -> Tensor:
+        """(distances, D, D): a query row times one of them is the query as seen from a key that
+        lies this many tokens back."""
+        parts, D = self.parts, self.parts.head_dim
+        eye = torch.eye(D)
+        if parts.rotary is None:
+            return eye.double()[None]
+        cos, sin = parts.rotary.angles(self.longest, eye)
+        steps = torch.linspace(0, self.longest - 1, MAX_SCORE_DISTANCES).long().unique()
+        rows = eye[None, None].expand(len(steps), 1, D, D)
+        turned = [
+            parts.rotary.rotate(rows[i : i + 1], cos[:, s : s + 1], sin[:, s : s + 1])[0, 0]
+            for i, s in enumerate(steps.tolist())
+        ]
+        stacked = torch.stack(turned).double()
+        return stacked @ stacked[0].T
+
+    def _value_metric(self) -> Tensor:
+        parts, D = self.parts, self.parts.head_dim
+        output = weight_and_bias(parts.output)[0].detach().to("cpu", torch.float64)
+        group = parts.num_attention_heads // parts.num_key_value_heads
+        blocks = []
+        for head in range(parts.num_key_value_heads):
+            columns = output[:, head * group * D : (head + 1) * group * D]
+            per_query = columns.unflatten(1, (group, D))
+            blocks.append(torch.einsum("egd,egc->dc", per_query, per_query))
+        return torch.block_diag(*blocks)
+
+
+class _QueryView:
+    """The attributes that `project_query` reads, taken from parts."""
+
+    def __init__(self, parts: AttentionParts) -> None:
+        self.q_proj = parts.query.as_linear()
+        self.q_norm = parts.q_norm
+        self.gated = parts.gated
+        self.head_dim = parts.head_dim
+        self.norm_spans_heads = parts.norm_spans_heads
+
+
+def _normalized(metric: Tensor, covariance: Tensor) -> Tensor:
+    return metric / torch.sum(metric * covariance).clamp_min(torch.finfo(torch.float64).tiny)
+
+
+def sampled_loss(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Summed cross-entropy of labels drawn from the model itself, (1, T, V) -> ()."""
+    flat = logits.flatten(0, 1).float()
+    if not torch.isfinite(flat).all():
+        raise CalibrationError(
+            "the model's logits on the calibration text are not finite after its forward pass; "
+            "check its weights, and run calibration in float32 or bfloat16"
+        )
+    with torch.no_grad():
+        probabilities = torch.softmax(flat, dim=-1).cpu()
+        labels = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
+    return nn.functional.cross_entropy(flat, labels.to(flat.device), reduction="sum")
+
+
+METRIC_CLASSES: dict[str, type[ActivationMetric]] = {
+    "fisher": FisherMetric,
+    "score": ScoreMetric,
+    "activation": ActivationMetric,
+}
+
+
+@contextmanager
+def all_observing(metrics: list[ActivationMetric]) -> Iterator[None]:
+    """Enter the hooks of all layers' metrics together."""
+    with ExitStack() as stack:
+        for metric in metrics:
+            stack.enter_context(metric.observing())
+        yield

@@ -1,0 +1,1 @@
+"""The converted model: its class, its compressed modules, and the original that it may keep."""

@@ -1,0 +1,156 @@
+"""Putting compressed modules in the places of a source model's, and writing their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..derived_class import derived_class
+from ..families import attention_at, replace_attention
+from ..latents.attention.module import LatentAttention
+from ..latents.attention.parts import AttentionParts
+from ..latents.fit.bases import LatentFactors
+from ..latents.plan import LatentPlan
+from ..plan import CompressionPlan
+from ..spec import ModelSpec
+from ..states.fit.observe import mixer_modules
+from ..states.fit.planner import StateFactors
+from ..states.mixers.mixer import RecurrentMixer, install_mixer
+from ..states.plan import StatePlan
+
+
+@torch.no_grad()
+def install_states(
+    model: PreTrainedModel,
+    spec: ModelSpec,
+    plans: Sequence[StatePlan],
+    factors: Sequence[StateFactors | None] | None = None,
+    *,
+    keep_source: bool = False,
+) -> None:
+    modules = mixer_modules(model, spec)
+    for i, plan in enumerate(plans):
+        pair = None if factors is None else factors[i]
+        mixer = install_mixer(
+            modules[plan.layer_idx],
+            plan.kind,
+            plan,
+            None if pair is None else pair.read,
+            keep_source=keep_source,
+        )
+        if pair is not None:
+            for matrix, value in ((mixer.state_write, pair.write), (mixer.state_read, pair.read)):
+                if matrix is not None:  # the others are folded into the mixer's weights
+                    matrix.copy_(value)
+    recurrent = [layer for layer in spec.state_layers if layer.state and layer.state.state_size]
+    if plans and len(plans) == len(recurrent) and spec.attention_layers:
+        # States of our mixers can be taken back token by token, so assisted decoding is exact.
+        # Without attention, transformers' assisted decoding does not find the cache at all.
+        model._is_stateful = False
+
+
+def install_attention(
+    model: PreTrainedModel,
+    parts: AttentionParts,
+    plan: LatentPlan,
+    *,
+    keep_source: bool = False,
+) -> LatentAttention:
+    # A subclass of the family's attention as well: transformers finds the modules whose attention
+    # weights it records by isinstance.
+    source_class: Any = type(parts.source)
+    cls = derived_class(LatentAttention, source_class)
+    module = replace_attention(
+        model, parts.layer_ids, lambda: cls(parts, plan, keep_source=keep_source)
+    )
+    module.freeze_as(parts)
+    # Hooks that record attention weights, or place modules on devices, stay where they were.
+    for layer_idx, source in parts.sources.items():
+        place = attention_at(model, layer_idx)
+        for name in vars(source):
+            if name.startswith(("_forward_hooks", "_forward_pre_hooks")):
+                getattr(place, name).update(getattr(source, name))
+    return module
+
+
+@torch.no_grad()
+def write_factors(module: LatentAttention, parts: AttentionParts, factors: LatentFactors) -> None:
+    """Fold encoder, bases and mean into the module's three new projections.
+
+    kv_a_proj = E W with bias E (b - mean); k_b_proj and v_b_proj are the bases with the means as
+    biases, keys times their multiplier.
+    """
+    encoder, width = factors.encoder, parts.kv_width
+    weight = _float64(torch.cat([parts.key.weight(), parts.value.weight()]))
+    bias = -factors.mean.clone()
+    for half, projection in enumerate((parts.key, parts.value)):
+        if projection.bias() is not None:
+            bias[half * width : (half + 1) * width] += _float64(projection.bias())
+    if module.latent_reach is not None:
+        assert factors.reach is not None
+        module.latent_reach.copy_(factors.reach)
+    module.kv_a_proj.weight.copy_(encoder @ weight)
+    module.kv_a_proj.bias.copy_(encoder @ bias)
+    module.k_b_proj.weight.copy_(_key_weight(factors) * parts.key_multiplier)
+    module.k_b_proj.bias.copy_(factors.mean[:width] * parts.key_multiplier)
+    module.v_b_proj.weight.copy_(factors.value_up)
+    module.v_b_proj.bias.copy_(factors.mean[width:])
+    for layer_idx, (_, key, value) in parts.adapters.items():
+        assert module.kv_a_adapters is not None
+        down, up = module.kv_a_adapters[str(layer_idx)]
+        down.weight.copy_(torch.cat([key[0].weight, value[0].weight]))
+        ups = torch.block_diag(_float64(key[1].weight), _float64(value[1].weight))
+        up.weight.copy_(encoder @ ups)
+
+
+def _key_weight(factors: LatentFactors) -> Tensor:
+    """`key_up` in the shape of the module's key projection: (J*D, Rk), or (J, D, Rk / J)."""
+    if factors.key_heads is None:
+        return factors.key_up
+    by_head = factors.key_up.unflatten(0, (factors.num_key_heads, -1))  # (J, D, Rk)
+    return torch.stack([up[:, factors.key_heads == head] for head, up in enumerate(by_head)])
+
+
+def _float64(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", torch.float64)
+
+
+def share_bases(model: PreTrainedModel, plan: CompressionPlan) -> None:
+    """Let the modules of one basis group use one parameter for their bases, and tell the loader
+    of transformers which names are one parameter."""
+    tied = model.get_expanded_tied_weights_keys(all_submodels=True)
+    names: dict[tuple[int, ...], list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, LatentAttention):
+            names.setdefault(module.plan.layer_ids, []).append(name)
+    owners: dict[int, str] = {}
+    for latent in plan.latents:
+        if latent.basis_group is None:
+            continue
+        for name in names[latent.layer_ids]:
+            owner = owners.setdefault(latent.basis_group, name)
+            if owner == name:
+                continue
+            for projection in ("k_b_proj", "v_b_proj"):
+                shared = model.get_submodule(f"{owner}.{projection}")
+                model.get_submodule(f"{name}.{projection}").weight = shared.weight
+                tied[f"{name}.{projection}.weight"] = f"{owner}.{projection}.weight"
+    model.all_tied_weights_keys = tied
+
+
+def freeze_what_is_fixed(model: nn.Module) -> None:
+    """Parameters that no training changes are so in a new model; transformers' loader lets all that
+    it loads train, and torch multiplies by those in another order."""
+    for module in model.modules():
+        fixed: tuple[nn.Parameter | None, ...] = ()
+        if isinstance(module, LatentAttention):
+            fixed = (module.latent_reach,)
+        elif isinstance(module, RecurrentMixer):
+            fixed = (module.state_write, module.state_read)
+        for parameter in fixed:
+            if parameter is not None:
+                parameter.requires_grad_(False)

@@ -1,1 +1,0 @@
-"""The modules that take the place of a source model's own."""

@@ -1,0 +1,219 @@
+"""What each layer gets, and what it costs in bytes: the result of a conversion, as plain data.
+
+A `CompressionPlan` holds everything that is needed to rebuild the latent modules around a source
+config; the weights come from the checkpoint. It prints as a table and travels as JSON.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from .latents.plan import LatentPlan
+from .spec import LayerSpec, ModelSpec
+from .states.plan import StatePlan
+from .text_tables import fitting_table
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompressionPlan:
+    """The plan of a whole model.
+
+    Attributes:
+        model_type: family of the source model.
+        source_bytes_per_token: KV bytes per token before, at 16 bits per element.
+        kept_bytes_per_token: part of them that attention layers left as they are still take.
+        latents: one entry per converted attention module.
+        metric: what `predicted_loss` is measured in.
+        settings: the `CompressionConfig` that led here, as a dict.
+        states: one entry per converted recurrent layer.
+        source_state_bytes: bytes of all states of one sequence before: recurrent states in float32,
+            as every model keeps them, and convolution columns at 16 bits.
+        kept_state_bytes: part of them in recurrent layers left as they are.
+        calibrated_on: the text that bases were fitted to, in words; empty for none.
+    """
+
+    model_type: str
+    source_bytes_per_token: int
+    kept_bytes_per_token: int
+    latents: tuple[LatentPlan, ...]
+    metric: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    states: tuple[StatePlan, ...] = ()
+    source_state_bytes: int = 0
+    kept_state_bytes: int = 0
+    calibrated_on: str = ""
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of all states of one sequence after conversion."""
+        return self.kept_state_bytes + sum(state.bytes_per_sequence for state in self.states)
+
+    @property
+    def state_ratio(self) -> float:
+        return self.source_state_bytes / self.state_bytes if self.state_bytes else 1.0
+
+    @property
+    def bytes_per_token(self) -> int:
+        """KV bytes per token after conversion, over all layers."""
+        stored = sum(latent.bytes_per_token * len(latent.layer_ids) for latent in self.latents)
+        return self.kept_bytes_per_token + stored
+
+    @property
+    def compression_ratio(self) -> float:
+        return self.source_bytes_per_token / self.bytes_per_token if self.bytes_per_token else 1.0
+
+    def bytes_at(self, spec: ModelSpec, num_tokens: int) -> int:
+        """Bytes of one sequence of `num_tokens`: rows of all tokens that are held, exact copies,
+        and states.
+
+        Args:
+            spec: of the source model; says how far each layer's window reaches.
+        """
+        by_layer = {idx: latent for latent in self.latents for idx in latent.layer_ids}
+        total = self.state_bytes
+        for layer in spec.attention_layers:
+            assert layer.attention is not None
+            held = min(num_tokens, layer.attention.sliding_window or num_tokens)
+            latent = by_layer.get(layer.layer_idx)
+            if latent is None:
+                total += held * layer.bytes_per_token
+            else:
+                total += held * latent.bytes_per_token + latent.exact_bytes(num_tokens)
+        return total
+
+    @property
+    def predicted_loss(self) -> float:
+        """Of keys and values, in units of the metric, on the text that was fitted to."""
+        return sum(latent.predicted_loss for latent in self.latents)
+
+    @property
+    def held_out_loss(self) -> float | None:
+        """As `predicted_loss`, on text that was kept from fitting; None where none was."""
+        losses = [latent.held_out_loss for latent in self.latents]
+        known = [loss for loss in losses if loss is not None]
+        return sum(known) if losses and len(known) == len(losses) else None
+
+    @property
+    def state_loss(self) -> float:
+        """Of recurrent states, cut and rounded, in units of the metric."""
+        return sum(state.predicted_loss + state.rounding_loss for state in self.states)
+
+    @property
+    def total_loss(self) -> float:
+        return self.predicted_loss + self.state_loss
+
+    @property
+    def error_bound(self) -> float:
+        return sum(latent.error_bound for latent in self.latents)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> CompressionPlan:
+        latents = tuple(LatentPlan.from_dict(latent) for latent in values["latents"])
+        states = tuple(StatePlan.from_dict(state) for state in values.get("states", ()))
+        return cls(**{**values, "latents": latents, "states": states})
+
+    def rows(self, spec: ModelSpec) -> list[dict[str, Any]]:
+        """One record per cache layer, in order: what it stores before and after."""
+        return plan_records(self, spec)
+
+    def table(self, spec: ModelSpec) -> str:
+        """The plan as an aligned text table with a line for each memory."""
+        return plan_table(self, spec)
+
+
+def plan_records(plan: CompressionPlan, spec: ModelSpec) -> list[dict[str, Any]]:
+    """One record per cache layer, in order: what it stores before and after."""
+    by_layer = {idx: latent for latent in plan.latents for idx in latent.layer_ids}
+    records = []
+    for layer in spec.layers:
+        latent = by_layer.get(layer.layer_idx)
+        record: dict[str, Any] = {"layer": layer.layer_idx, "mixer": layer.mixer or "-"}
+        record |= _state_record(plan, layer)
+        if layer.attention is None:
+            record |= {"attention": "-"}
+        else:
+            window = layer.attention.sliding_window
+            record |= {
+                "attention": "full" if window is None else f"window {window}",
+                "source B/token": layer.bytes_per_token,
+            }
+            if latent is None:
+                record |= {"stored B/token": layer.bytes_per_token, "method": "original"}
+            else:
+                record |= {
+                    "stored B/token": latent.bytes_per_token,
+                    "method": latent.method,
+                    "rank": latent.kv_lora_rank,
+                    "bits": latent.widths,
+                    "K/V rank": f"{latent.key_rank}/{latent.value_rank}",
+                    "read": latent.read_mode,
+                    "predicted loss": _loss(latent) / len(latent.layer_ids),
+                    "relative error": latent.relative_error,
+                    "read ns/token": latent.read_ns,
+                }
+        records.append(record)
+    return records
+
+
+def _state_record(whole: CompressionPlan, layer: LayerSpec) -> dict[str, Any]:
+    """The state columns of one layer."""
+    if layer.state is None:
+        return {}
+    plan = next((state for state in whole.states if state.layer_idx == layer.layer_idx), None)
+    record: dict[str, Any] = {"source state B": layer.bytes_per_sequence}
+    if plan is None:
+        return record | {"stored state B": layer.bytes_per_sequence, "state": "original"}
+    return record | {
+        "stored state B": plan.bytes_per_sequence,
+        "state": plan.method,
+        "heads": plan.codes,
+        "replay": plan.replay_length,
+        "state loss": plan.predicted_loss + plan.rounding_loss,
+        "state error": plan.relative_error,
+    }
+
+
+def plan_table(plan: CompressionPlan, spec: ModelSpec) -> str:
+    """The plan as an aligned text table with a line for each memory."""
+    lines = [f"calibrated on {plan.calibrated_on}"] if plan.calibrated_on else []
+    lines.append(fitting_table(plan_records(plan, spec)))
+    if plan.source_bytes_per_token:
+        lines.append(
+            f"{plan.source_bytes_per_token} -> {plan.bytes_per_token} bytes per token "
+            f"({plan.compression_ratio:.2f}x at 16 bits), {key_value_prediction(plan)}"
+        )
+    if plan.source_state_bytes:
+        lines.append(
+            f"{plan.source_state_bytes} -> {plan.state_bytes} bytes of state per sequence "
+            f"({plan.state_ratio:.2f}x), {state_prediction(plan)}"
+        )
+    return "\n".join(lines)
+
+
+def _loss(latent: LatentPlan) -> float:
+    return latent.predicted_loss if latent.held_out_loss is None else latent.held_out_loss
+
+
+def key_value_prediction(plan: CompressionPlan) -> str:
+    """What keys and values are to lose, and on which text that was found."""
+    if plan.held_out_loss is None:
+        return _fitted_loss(plan, plan.predicted_loss)
+    return f"predicted loss {plan.held_out_loss:.4g} {_unit(plan)} on held-out calibration text"
+
+
+def state_prediction(plan: CompressionPlan) -> str:
+    """What recurrent states are to lose, and on which text that was found."""
+    return _fitted_loss(plan, plan.state_loss)
+
+
+def _fitted_loss(plan: CompressionPlan, loss: float) -> str:
+    text = " on the calibration text itself" if plan.calibrated_on else ""
+    return f"predicted loss {loss:.4g} {_unit(plan)}{text}"
+
+
+def _unit(plan: CompressionPlan) -> str:
+    return "nats/token" if plan.metric == "fisher" else f"{plan.metric} units"

@@ -1,0 +1,395 @@
+"""Sequences that share one pool: steps, forks, removal, parking and eviction.
+
+A step takes new tokens in two calls, so that it can be refused before anything is computed:
+
+    store.reserve(ids, counts)     frames for the new tokens; all sequences or none
+    ...                            the model writes rows and states through the tables
+    store.commit(ids)              the tokens now count
+
+Sequences share frames. A fork copies nothing; a shared, partly filled last frame is copied before
+its first new row is written, and a shared state is read from the old frames and written to fresh
+ones. A call that raises has changed nothing.
+
+What each operation does to one sequence stands in a module of its own: `step`, `sharing`,
+`parking`, `going_back`. The store looks sequences up, refuses what does not fit, and finds the
+frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import FrameError, NotSupportedError, SequenceError
+from . import frame_tables
+from .accounts import StoreStatistics, check_accounts, store_statistics
+from .frame_ledger import Handles
+from .frame_pool import FramePool
+from .going_back import Shift, check_resume, cut_middle, cut_tail, plan_middle_cut
+from .held_frames import HeldFrames
+from .layout import Layout
+from .parking import Parking
+from .reservation import perform_step, plan_step, slide_windows
+from .roster import Roster
+from .sequence import CachedSequence
+from .sharing import permute, share_prefix
+
+
+class SequenceStore:
+    """Sequences of one model in one pool, of which this is the only user.
+
+    Args:
+        layout: where the bytes lie.
+        pool: frames of `layout.frame_bytes` bytes, all free.
+        history: tokens kept beyond every window, so that so many can be removed again.
+        policy: which parked sequence is evicted first; see `eviction`.
+        rotated_layers: layers whose rows hold keys that were rotated by their position; None for
+            all. Latents are rotated when they are read, so they belong to no position.
+        shift: turns rows of such layers, for `remove` in the middle.
+
+    Attributes:
+        table_changes: grows whenever a step gives a sequence other frames than it had; between two
+            such steps, tables that were looked up stay right.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        pool: FramePool,
+        *,
+        history: int = 0,
+        policy: str = "lru",
+        rotated_layers: Collection[int] | None = None,
+        shift: Shift | None = None,
+    ) -> None:
+        if pool.frame_bytes != layout.frame_bytes or pool.num_held:
+            raise FrameError(
+                f"a store needs a pool of its own with frames of {layout.frame_bytes} bytes; got "
+                f"frames of {pool.frame_bytes} bytes, {pool.num_held} of them held"
+            )
+        self.layout = layout
+        self.pool = pool
+        self.history = history
+        self.table_changes = 0
+        layers = set(layout.class_of_layer)
+        self._rotated_layers = layers & set(layers if rotated_layers is None else rotated_layers)
+        self._shift = shift
+        self._roster = Roster(len(layout.classes))
+        self._frames = HeldFrames(pool)
+        self._runs: dict[Hashable, Handles] = {}
+        self._parking = Parking(layout, self._frames, self._roster, policy)
+
+    # What is there
+
+    def __contains__(self, seq_id: Hashable) -> bool:
+        return seq_id in self._roster
+
+    @property
+    def seq_ids(self) -> list[Hashable]:
+        return [sequence.seq_id for sequence in self._roster]
+
+    @property
+    def evicted(self) -> int:
+        """Sequences evicted so far."""
+        return self._parking.evicted
+
+    @property
+    def num_evictable(self) -> int:
+        """Frames that evicting every parked sequence would make free."""
+        return self._frames.num_evictable
+
+    @property
+    def copied_bytes(self) -> int:
+        """Bytes of frames copied before a write, so far."""
+        return self._frames.copied_bytes
+
+    def need(self, num_tokens: int) -> int:
+        """Frames that a new sequence needs to take `num_tokens` tokens at once."""
+        kv = sum(-(-num_tokens // lifetime.tokens_per_frame) for lifetime in self.layout.classes)
+        return kv + self.layout.state.num_frames
+
+    def can_admit(self, num_tokens: int) -> bool:
+        """Whether a new sequence could take `num_tokens` tokens now: the whole admission rule."""
+        return self.pool.num_free + self.num_evictable >= self.need(num_tokens)
+
+    def num_tokens(self, seq_id: Hashable) -> int:
+        return self._roster.known(seq_id).num_tokens
+
+    def num_held(self, seq_id: Hashable) -> int:
+        """References to frames that a sequence has."""
+        return self._roster.known(seq_id).num_held
+
+    def first_position(self, seq_id: Hashable, class_number: int) -> int:
+        """Position of the first token of a lifetime class that is still stored."""
+        return self._roster.known(seq_id).first[class_number]
+
+    def checkpoints(self, seq_id: Hashable) -> list[int]:
+        """Positions, in tokens, at which a state of the sequence is kept."""
+        return sorted(self._roster.known(seq_id).checkpoints)
+
+    # Life and death
+
+    def create(self, seq_id: Hashable, *, priority: float = 0.0) -> None:
+        """An empty, running sequence; it takes no frames yet."""
+        self._roster.add(self._roster.new(seq_id, priority))
+
+    def free(self, *seq_ids: Hashable) -> None:
+        """Give back everything that these sequences hold and forget them; running or parked."""
+        for sequence in self._roster.distinct(seq_ids):
+            self._parking.drop(sequence)
+
+    def park(self, seq_id: Hashable, *, saved_flops: float = 0.0) -> None:
+        """Keep a finished sequence for reuse, as long as nobody needs its frames.
+
+        Args:
+            saved_flops: operations that a hit on it would save, for `flops_per_byte`.
+        """
+        self._parking.park(self._roster.running(seq_id), saved_flops)
+
+    def unpark(self, seq_id: Hashable) -> None:
+        """Let a parked sequence run on."""
+        self._parking.wake(self._roster.known(seq_id))
+
+    def reset(self, seq_id: Hashable) -> None:
+        """Empty a running sequence, checkpoints included."""
+        self.remove(seq_id, 0)
+
+    # Steps
+
+    def reserve(self, seq_ids: Sequence[Hashable], counts: int | Sequence[int]) -> None:
+        """Make room for `counts` new tokens of each sequence, for all of them or for none.
+
+        Tokens that the first new one does not see are dropped from the windows. Parked sequences
+        are evicted as needed.
+
+        Raises:
+            CacheFullError: too few frames, even if all parked sequences were evicted.
+            SequenceError: an id is unknown, parked, named twice or has a step pending.
+        """
+        sequences = self._roster.all_ready(seq_ids)
+        counts = [counts] * len(sequences) if isinstance(counts, int) else list(counts)
+        if len(counts) != len(sequences) or min(counts, default=0) < 0:
+            raise SequenceError(
+                f"counts={counts} must be one number >= 0 for each of {len(sequences)} sequences"
+            )
+        while True:
+            step = plan_step(self.layout, self._frames, sequences, counts, self.history)
+            if step.num_needed <= self.pool.num_free + step.num_freed:
+                break
+            most = self.pool.num_free + self.num_evictable + step.num_unpinned
+            self._parking.check(step.num_needed, most)
+            self._parking.evict()
+        perform_step(self.layout, self._frames, step)
+        self.table_changes += step.changes_tables
+        for sequence, count in zip(sequences, counts, strict=True):
+            sequence.pending = count
+            self._roster.touch(sequence)
+
+    def commit(
+        self, seq_ids: Sequence[Hashable], counts: int | Sequence[int] | None = None
+    ) -> None:
+        """Count reserved tokens as stored; None for all of them.
+
+        Raises:
+            NotSupportedError: fewer tokens than reserved, though a recurrent state has taken all.
+        """
+        sequences = self._roster.distinct(seq_ids)
+        if counts is None:
+            counts = [sequence.pending for sequence in sequences]
+        counts = [counts] * len(sequences) if isinstance(counts, int) else list(counts)
+        for sequence, count in zip(sequences, counts, strict=True):
+            if not 0 <= count <= sequence.pending:
+                raise SequenceError(
+                    f"{count} tokens of sequence {sequence.seq_id!r} cannot be committed; "
+                    f"{sequence.pending} are reserved"
+                )
+            if self.layout.state.num_frames and count not in (0, sequence.pending):
+                raise NotSupportedError(
+                    f"{count} of {sequence.pending} tokens cannot be committed: the recurrent "
+                    "state has taken all; reserve only what will be committed"
+                )
+        for sequence, count in zip(sequences, counts, strict=True):
+            if sequence.next_state is not None and count:
+                assert sequence.state is not None
+                self._frames.release(sequence.state)
+                sequence.state, sequence.next_state = sequence.next_state, None
+            sequence.num_tokens += count
+            sequence.pending = 0
+
+    def trim(self, seq_ids: Sequence[Hashable]) -> None:
+        """Drop the tokens that have left the windows, beyond `history`, now instead of with the
+        next step."""
+        sequences = self._roster.all_ready(seq_ids)
+        counts = [1] * len(sequences)
+        step = plan_step(self.layout, self._frames, sequences, counts, self.history)
+        slide_windows(self.layout, self._frames, step)
+        self.table_changes += step.changes_tables
+
+    # Sharing
+
+    def fork(self, source: Hashable, target: Hashable, *, priority: float = 0.0) -> None:
+        """A running twin of `source`, that shares all its frames."""
+        self.copy_prefix(source, target, self._roster.known(source).num_tokens, priority=priority)
+
+    def copy_prefix(
+        self, source: Hashable, target: Hashable, num_tokens: int, *, priority: float = 0.0
+    ) -> None:
+        """A new running sequence of the first `num_tokens` tokens of `source`; copies nothing.
+
+        Raises:
+            SequenceError: unknown source, taken target, or more tokens than there are.
+            NotSupportedError: a window has dropped tokens that the next one would see, or no
+                recurrent state is kept at `num_tokens`.
+        """
+        origin = self._roster.ready(source, parked=True)
+        twin = self._roster.new(target, priority)
+        check_resume(self.layout, origin, num_tokens)
+        share_prefix(self.layout, self._frames, origin, twin, num_tokens)
+        self._roster.add(twin)
+        origin.uses += 1
+        self._roster.touch(origin)
+
+    def reorder(self, seq_ids: Sequence[Hashable], sources: Sequence[int]) -> None:
+        """Let sequence i go on from what sequence `sources[i]` of the list holds, for all i at
+        once; as beams do."""
+        permute(self._frames, self._roster.all_ready(seq_ids), sources)
+
+    # Frames beside sequences
+
+    def hold_run(self, name: Hashable, count: int) -> Handles:
+        """Take `count` neighbouring frames under a name, for content that no sequence describes.
+
+        Raises:
+            CacheFullError: no such run is free.
+            SequenceError: the name is taken.
+        """
+        if name in self._runs:
+            raise SequenceError(f"frames are held as {name!r} already; drop them first")
+        handles = self._runs[name] = self._frames.allocate_run(count, "state")
+        return handles
+
+    def drop_run(self, name: Hashable) -> None:
+        """Give those frames back."""
+        if name not in self._runs:
+            raise SequenceError(f"no frames are held as {name!r}")
+        self._frames.release(self._runs.pop(name))
+
+    # Going back
+
+    def checkpoint(self, seq_id: Hashable) -> None:
+        """Keep the recurrent state after the tokens so far, to come back to. Costs no copy now;
+        the next step writes the state to fresh frames. Nothing to do without a state."""
+        sequence = self._roster.ready(seq_id)
+        position = sequence.num_tokens
+        if sequence.state is None or position in sequence.checkpoints:
+            return
+        self._frames.retain(sequence.state)
+        sequence.checkpoints[position] = sequence.state
+
+    def drop_checkpoint(self, seq_id: Hashable, position: int) -> None:
+        """Forget a kept state."""
+        sequence = self._roster.running(seq_id)
+        if position not in sequence.checkpoints:
+            raise SequenceError(
+                f"sequence {seq_id!r} keeps no state at {position}; it does at "
+                f"{sorted(sequence.checkpoints)}"
+            )
+        self._frames.release(sequence.checkpoints.pop(position))
+
+    def can_resume(self, seq_id: Hashable, position: int) -> bool:
+        """Whether the token at `position` could come next, after removing those from there on."""
+        sequence = self._roster.known(seq_id)
+        try:
+            check_resume(self.layout, sequence, position)
+        except (NotSupportedError, SequenceError):
+            return False
+        return True
+
+    def resume_point(self, seq_id: Hashable, position: int) -> int:
+        """The furthest position up to `position` at which the sequence, or a copy of its prefix,
+        can go on; 0 if it has to start again."""
+        sequence = self._roster.known(seq_id)
+        places = [min(position, sequence.num_tokens)]
+        if self.layout.state.num_frames:
+            kept = (*sequence.checkpoints, sequence.num_tokens)
+            places = sorted((p for p in kept if p <= position), reverse=True)
+        return next((place for place in places if self.can_resume(seq_id, place)), 0)
+
+    def remove(self, seq_id: Hashable, begin: int, end: int | None = None) -> None:
+        """Forget the tokens [begin, end); later ones move down to `begin`.
+
+        Removing a tail goes back to an earlier state of the sequence. Removing from the middle
+        renumbers keys; their rows are copied to where they now belong.
+
+        Args:
+            end: None for all from `begin` on.
+
+        Raises:
+            NotSupportedError: the sequence could not go on exactly: tokens that the next one sees
+                have left a window, no recurrent state is kept at `begin`, a recurrent state has
+                taken the tokens in the middle, or keys were rotated and there is no `shift`.
+            CacheFullError: rows in the middle are shared and there are no frames to copy them.
+        """
+        sequence = self._roster.ready(seq_id)
+        num_tokens = sequence.num_tokens
+        end = num_tokens if end is None else end
+        if not 0 <= begin <= end <= num_tokens:
+            raise SequenceError(
+                f"tokens [{begin}, {end}) of sequence {seq_id!r} cannot be removed; it has "
+                f"{num_tokens}"
+            )
+        if begin == end:
+            return
+        if end == num_tokens:
+            check_resume(self.layout, sequence, begin)
+            cut_tail(self.layout, self._frames, sequence, begin)
+        else:
+            self._remove_middle(sequence, begin, end)
+        self._roster.touch(sequence)
+
+    # Tables and bytes
+
+    def frame_table(self, seq_ids: Sequence[Hashable], class_number: int = 0) -> Tensor:
+        """Frame numbers (B, most frames), int32 on the pool's device, -1 where unused or gone."""
+        sequences = [self._roster.known(seq_id) for seq_id in seq_ids]
+        return frame_tables.frame_table(sequences, class_number, self.pool.device)
+
+    def context_lens(self, seq_ids: Sequence[Hashable]) -> Tensor:
+        """Committed tokens (B,), int32 on the pool's device."""
+        lengths = [self._roster.known(seq_id).num_tokens for seq_id in seq_ids]
+        return torch.tensor(lengths, dtype=torch.int32, device=self.pool.device)
+
+    def state_tables(self, seq_ids: Sequence[Hashable]) -> tuple[Tensor, Tensor]:
+        """Frames to read and to write the pending step's states, (B, state frames) each."""
+        sequences = [self._roster.known(seq_id) for seq_id in seq_ids]
+        return frame_tables.state_tables(sequences, self.pool.device)
+
+    def digest(self, seq_id: Hashable) -> str:
+        """SHA-256 of every stored row and state byte of a sequence, wherever they lie."""
+        return frame_tables.content_digest(self.layout, self.pool, self._roster.known(seq_id))
+
+    # Checking
+
+    def statistics(self) -> StoreStatistics:
+        return store_statistics(self.layout, self._frames, self._roster, self.evicted)
+
+    def check_integrity(self) -> None:
+        """Raise `FrameError` unless every reference and pin is that of exactly one sequence."""
+        check_accounts(self.layout, self._frames, self._roster, self._runs.values())
+
+    # Inside
+
+    def _remove_middle(self, sequence: CachedSequence, begin: int, end: int) -> None:
+        unshiftable = self._rotated_layers if self._shift is None else ()
+        cut = plan_middle_cut(self.layout, self._frames, sequence, begin, end, unshiftable)
+        self._parking.make_room(cut.num_needed)
+        cut_middle(
+            self.layout,
+            self._frames,
+            sequence,
+            cut,
+            rotated_layers=self._rotated_layers,
+            shift=self._shift,
+        )

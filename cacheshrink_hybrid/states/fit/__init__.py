@@ -1,0 +1,1 @@
+"""From statistics to bases, ranks and codes: which part of a state is worth its bytes."""

@@ -1,0 +1,1 @@
+"""The recurrent mixers that take the place of a source's."""

@@ -1,0 +1,120 @@
+"""Appending: the kernel writes the bytes that the reference writes, and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cacheshrink_hybrid.codecs import RowCodec, RowFormat
+from cacheshrink_hybrid.errors import ConfigError, KernelUnavailableError
+from cacheshrink_hybrid.kernels.latents.append import latent_append
+from cacheshrink_hybrid.kernels.latents.row_layout import RowLayout
+from cacheshrink_hybrid.kernels.latents.row_reference import decode_rows
+
+from ...cases import LAYOUTS
+from ...pools import empty_rows, random_latents
+
+every_layout = pytest.mark.parametrize("name", LAYOUTS)
+
+
+@every_layout
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bytes_equal_the_reference(name: str, dtype: torch.dtype, device: torch.device) -> None:
+    layout = LAYOUTS[name]
+    latent = random_latents(23, layout.num_channels).to(device, dtype)
+    latent[3, 1] = torch.nan
+    latent[4, -1] = -torch.inf
+    latent[5] *= 1e4
+    center = torch.linspace(-1, 1, layout.num_channels, device=device)
+    reach = None
+    if layout.head_byte is not None:
+        reach = torch.linspace(3.0, 9.0, layout.num_channels, device=device)
+    slots = torch.randperm(4 * 8, device=device)[:23]
+    slots[7] = slots[11] = -1
+    written = {}
+    for backend in ("triton", "torch"):
+        rows = empty_rows(layout, device=device, num_frames=4, poison=0xA5)
+        latent_append(latent, rows, slots, center=center, reach=reach, backend=backend)
+        written[backend] = rows.arena
+    assert torch.equal(written["triton"], written["torch"])
+    changed = (written["torch"] != 0xA5).sum()
+    assert 0 < changed <= 21 * layout.row_bytes
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 4, 5])
+def test_any_number_of_tokens(count: int, device: torch.device) -> None:
+    """None, one, and one less, as many, and one more than a program takes."""
+    layout, arenas = LAYOUTS["8"], []
+    latent = random_latents(count, layout.num_channels).to(device)
+    slots = torch.randperm(8, device=device)[:count]
+    for backend in ("triton", "torch"):
+        rows = empty_rows(layout, device=device, num_frames=1)
+        latent_append(latent, rows, slots, backend=backend)
+        arenas.append(rows.arena)
+    assert torch.equal(*arenas)
+    assert (arenas[0] != 0xFF).any() == (count > 0)
+
+
+@every_layout
+def test_reading_back(name: str, device: torch.device) -> None:
+    layout = LAYOUTS[name]
+    latent = random_latents(8, layout.num_channels, outliers=False).clamp(-2.7, 2.7).to(device)
+    coded = any(run.kind.coded for run in layout.runs)
+    tells_lost = layout.head_byte is not None or not coded
+    latent[2] = torch.nan
+    rows = empty_rows(layout, device=device, num_frames=1, layer_offset=0)
+    latent_append(latent, rows, torch.arange(8, device=device), backend="triton")
+    stored = rows.arena[: 8 * layout.row_bytes].view(8, -1)
+    read = decode_rows(stored, rows)
+    assert read[2].isnan().all() == tells_lost
+    kept = torch.arange(8, device=device) != 2
+    error = (read - latent)[kept].abs()
+    for run in layout.runs:
+        bound = {32: 1e-7, 16: 0.011, 8: 0.26, 4: 0.34, 2: 1.28}[run.kind.bits]
+        assert error[:, run.first_channel : run.first_channel + run.channels].max() < bound
+
+
+@pytest.mark.parametrize(
+    "runs", [((16, 16), (32, 8), (8, 4), (16, 2)), ((24, 4), (8, 2)), ((16, 2), (16, 8), (32, 4))]
+)
+@pytest.mark.parametrize("gains", [True, False])
+def test_rows_are_those_of_the_codec(runs, gains: bool, device: torch.device) -> None:
+    codec = RowCodec(runs, RowFormat(gains=gains))
+    layout = RowLayout.of_bits(runs, gains=gains)
+    assert (layout.row_bytes, layout.head_byte) == (codec.row_bytes, codec.head_byte)
+    latent = random_latents(40, layout.num_channels).to(device)
+    rows = empty_rows(layout, device=device, num_frames=5, layer_offset=0)
+    latent_append(latent, rows, torch.arange(40, device=device), backend="triton")
+    stored = rows.arena.view(5, -1)[:, : 8 * layout.row_bytes].reshape(40, -1)
+    assert torch.equal(stored, codec.encode(latent))
+    torch.testing.assert_close(decode_rows(stored, rows), codec.decode(stored, torch.float32))
+
+
+def test_bad_arguments(device: torch.device) -> None:
+    layout = LAYOUTS["float16"]
+    rows = empty_rows(layout, device=device, num_frames=2)
+    before = rows.arena.clone()
+    good = torch.zeros(3, 48, device=device)
+    slots = torch.arange(3, device=device)
+    with pytest.raises(ConfigError, match=r"due is floating point \(N, 48\)"):
+        latent_append(good[:, :40], rows, slots)
+    with pytest.raises(ConfigError, match="slot_mapping"):
+        latent_append(good, rows, slots.int())
+    with pytest.raises(ConfigError, match="reach is given"):
+        latent_append(good, rows, slots, reach=torch.ones(48, device=device))
+    with pytest.raises(ConfigError, match="backend='cuda' is unknown"):
+        latent_append(good, rows, slots, backend="cuda")
+    assert torch.equal(rows.arena, before)
+    with pytest.raises(ConfigError, match=r"do not lie at multiples of 4 bytes: .* layer_offset=2"):
+        empty_rows(LAYOUTS["float32"], device=device, num_frames=2, layer_offset=2)
+    with pytest.raises(ConfigError, match="do not fit a frame"):
+        type(rows)(arena=rows.arena, layout=layout, levels=None, frame_bytes=256, frame_tokens=8)
+
+
+def test_triton_is_refused_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = empty_rows(LAYOUTS["float16"], device=torch.device("cpu"), num_frames=2)
+    monkeypatch.setattr("cacheshrink_hybrid.kernels.backend._interpreting", lambda: False)
+    latent, slots = torch.zeros(1, 48), torch.zeros(1, dtype=torch.int64)
+    with pytest.raises(KernelUnavailableError, match="TRITON_INTERPRET=1"):
+        latent_append(latent, rows, slots, backend="triton")
+    latent_append(latent, rows, slots, backend="auto")

@@ -1,0 +1,90 @@
+"""What programs fetch of a row, worked out from the pieces that they read."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cacheshrink_hybrid.errors import ConfigError
+from cacheshrink_hybrid.kernels.latents.row_layout import Kind, RowLayout
+from cacheshrink_hybrid.kernels.latents.row_tile import (
+    BYTE,
+    KEY_CHANNEL,
+    KIND,
+    SHARE,
+    VALID,
+    pieces_of,
+)
+
+SECTOR_BYTES = 32
+"""What a GPU's caches fetch at least."""
+
+
+def _bits(piece: tuple, head: int) -> range:
+    """Bits of a row that the program of a head reads for a piece."""
+    bits = Kind(piece[KIND.value]).bits
+    first = 8 * piece[BYTE.value] + head * piece[SHARE.value] * bits
+    return range(first, first + piece[VALID.value] * bits)
+
+
+def _sectors(pieces: tuple[tuple, ...], num_heads: int) -> int:
+    """Sectors of an aligned row that the programs of all heads fetch."""
+    return sum(
+        len({bit // 8 // SECTOR_BYTES for piece in pieces for bit in _bits(piece, head)})
+        for head in range(num_heads)
+    )
+
+
+def _pieces(layout: RowLayout, key_rank: int, num_heads: int) -> tuple[tuple, ...]:
+    values = (key_rank, layout.num_channels)
+    return pieces_of(layout, keys=(0, key_rank), values=values, key_heads=num_heads)
+
+
+def test_a_head_fetches_its_own_keys_only() -> None:
+    """8 heads of 64 channels and 256 of values, 8 bits each. If neighbours in a row belonged to
+    other heads, each program would fetch all of a row: 2.4 times as much."""
+    layout = RowLayout.of_bits([(8 * 64, 8), (256, 8)], alignment=16)
+    fetched = SECTOR_BYTES * _sectors(_pieces(layout, 8 * 64, 8), 8)
+    assert fetched == 8 * (64 + 256)
+    assert 8 * layout.row_bytes / fetched == 2.4
+
+
+@pytest.mark.parametrize("num_heads", [2, 4, 8])
+def test_mixed_widths(num_heads: int) -> None:
+    """A head's share of a run is one stretch of bytes, which reaches into one sector more than it
+    fills at the most; in step with the other heads it would lie in all sectors of the run."""
+    shares = ((16, 16), (32, 8), (16, 4), (8, 2))
+    runs = [(num_heads * channels, bits) for channels, bits in shares]
+    key_rank = sum(channels for channels, _ in runs)
+    layout = RowLayout.of_bits([*runs, (64, 8)], alignment=16)
+    keys = tuple(piece for piece in _pieces(layout, key_rank, num_heads) if piece[SHARE.value])
+    most = sum(-(-channels * bits // 8 // SECTOR_BYTES) + 1 for channels, bits in shares)
+    assert _sectors(keys, num_heads) <= num_heads * most
+    in_step = -(-sum(channels * bits // 8 for channels, bits in runs) // SECTOR_BYTES)
+    assert num_heads < 8 or 2.5 * _sectors(keys, num_heads) < num_heads * in_step
+
+
+@pytest.mark.parametrize(
+    "runs", [[(24, 16), (48, 8), (24, 4)], [(6, 4), (12, 2), (78, 8)], [(420, 8)]], ids=str
+)
+def test_pieces_of_all_heads_are_the_keys(runs: list[tuple[int, int]]) -> None:
+    """Heads read every bit of the keys, none of them twice, and each its channels in order."""
+    num_heads = 3
+    key_rank = sum(channels for channels, _ in runs)
+    layout = RowLayout.of_bits([*runs, (16, 8)])
+    keys = [piece for piece in _pieces(layout, key_rank, num_heads) if piece[SHARE.value]]
+    read = [bit for head in range(num_heads) for piece in keys for bit in _bits(piece, head)]
+    assert sorted(read) == list(range(sum(channels * bits for channels, bits in runs)))
+    channel = 0
+    for piece in keys:
+        assert piece[KEY_CHANNEL.value] == channel
+        channel += piece[VALID.value]
+    assert channel == key_rank // num_heads
+
+
+def test_keys_of_single_heads_are_no_values() -> None:
+    layout = RowLayout.uniform(64, torch.float16)
+    with pytest.raises(ConfigError, match="cannot be values as well"):
+        pieces_of(layout, keys=(0, 64), values=(0, 64), key_heads=2)
+    with pytest.raises(ConfigError, match="not shared evenly by 3 heads"):
+        pieces_of(layout, keys=(0, 32), values=(32, 64), key_heads=3)

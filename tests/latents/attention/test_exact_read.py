@@ -1,0 +1,115 @@
+"""Few-bit latents with exact sinks and an exact window: one result however a text is fed."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from cacheshrink_hybrid import load_mla_model, make_cache, measure_cache_memory, save_mla_model
+from cacheshrink_hybrid.errors import ConfigError, NotSupportedError
+from cacheshrink_hybrid.latents.attention.module import LatentAttention
+from tests.models import equal_pieces, logits_in_pieces, pair, random_ids
+
+CASES = ["llama", "gpt2", "gemma2", "granitemoehybrid-rope"]
+LENGTH = 29
+SETTINGS = {"ratio": 8.0, "cache_bits": "auto", "exact_sinks": 2, "exact_window": 5}
+
+every_case = pytest.mark.parametrize("case", CASES)
+
+
+def _converted(case: str, **settings) -> PreTrainedModel:
+    """In float64, so that no latent lies within rounding of the edge between two codes."""
+    return copy.deepcopy(pair(case, **{**SETTINGS, **settings}).converted).double()
+
+
+@every_case
+@pytest.mark.parametrize("length", [1, 3, 16])
+def test_pieces_do_not_matter(case: str, length: int) -> None:
+    converted = _converted(case)
+    ids = random_ids(2, LENGTH)
+    whole = logits_in_pieces(converted, ids, [LENGTH])
+    fed = logits_in_pieces(converted, ids, equal_pieces(LENGTH, length))
+    assert (fed - whole).abs().max() < 1e-5
+
+
+@every_case
+def test_a_window_over_everything_reads_nothing_coded(case: str) -> None:
+    """Then the latents' 16 bits are the only loss, and the codec's choice does not show."""
+    converted = _converted(case, exact_window=64)
+    ids = random_ids(2, LENGTH)
+    found = logits_in_pieces(converted, ids, equal_pieces(LENGTH, 7))
+    uncoded = copy.deepcopy(converted)
+    for module in uncoded.modules():
+        if isinstance(module, LatentAttention):
+            module.codec = None
+    due = logits_in_pieces(uncoded, ids, equal_pieces(LENGTH, 7))
+    coded = logits_in_pieces(_converted(case), ids, equal_pieces(LENGTH, 7))
+    assert (found - due).abs().max() < 1e-3
+    assert (coded - due).abs().max() > 10 * (found - due).abs().max()
+
+
+@every_case
+def test_generation_modes_agree(case: str) -> None:
+    converted = _converted(case)
+    ids = random_ids(2, 12)
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    beams = converted.generate(ids, attention_mask=mask, max_new_tokens=6, num_beams=3)
+    uncached = converted.generate(
+        ids, attention_mask=mask, max_new_tokens=6, num_beams=3, use_cache=False
+    )
+    assert torch.equal(beams, uncached)
+    if case != "granitemoehybrid-rope":  # recurrent states cannot be taken back
+        single = ids[1:]
+        plain = converted.generate(single, max_new_tokens=8, do_sample=False)
+        lookup = converted.generate(
+            single, max_new_tokens=8, do_sample=False, prompt_lookup_num_tokens=3
+        )
+        assert torch.equal(plain, lookup)
+
+
+def test_padding_does_not_move_the_sinks() -> None:
+    converted = _converted("llama", exact_window=0)
+    ids = random_ids(1, 12)
+    padded = torch.cat([torch.zeros(1, 5, dtype=torch.long), ids], dim=1)
+    mask = torch.ones_like(padded)
+    mask[:, :5] = 0
+    settings = {"max_new_tokens": 6, "do_sample": False, "output_logits": True}
+    plain = converted.generate(ids, return_dict_in_generate=True, **settings)
+    moved = converted.generate(
+        padded, attention_mask=mask, return_dict_in_generate=True, **settings
+    )
+    difference = torch.stack(plain.logits) - torch.stack(moved.logits)
+    assert difference.abs().max() < 1e-6
+
+
+@every_case
+def test_live_bytes_are_those_of_the_plan(case: str) -> None:
+    converted = pair(case, **SETTINGS).converted
+    for batch in (1, 3):
+        lengths = measure_cache_memory(converted, [2, 29, 64], batch_size=batch)
+        for sizes in lengths["per_sequence_length"].values():
+            assert sizes["live_bytes"] == sizes["expected_bytes"]
+
+
+def test_other_caches_are_refused() -> None:
+    converted = pair("llama", **SETTINGS).converted
+    with pytest.raises(NotSupportedError, match=r"use make_cache\(model\)"):
+        converted(random_ids(1, 4), past_key_values=DynamicCache(), use_cache=True)
+
+
+def test_round_trip(tmp_path) -> None:
+    converted = pair("llama", **SETTINGS).converted
+    save_mla_model(converted, None, tmp_path / "model")
+    loaded, _ = load_mla_model(tmp_path / "model")
+    ids = random_ids(1, LENGTH)
+    found, due = (logits_in_pieces(m, ids, [20, 9], make_cache(m)) for m in (loaded, converted))
+    assert torch.equal(found, due)
+
+
+def test_there_must_be_codes_to_be_exact_beside() -> None:
+    with pytest.raises(ConfigError, match="exact_window=4 keeps tokens from being coded"):
+        pair("llama", "joint", 2.0, exact_window=4)

@@ -1,0 +1,82 @@
+"""The byte and operation model of reading, and what the objectives choose by it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from cacheshrink_hybrid.codecs import RowFormat
+from cacheshrink_hybrid.device_profile import DEVICE_PROFILES, DeviceProfile
+from cacheshrink_hybrid.errors import ConfigError
+from cacheshrink_hybrid.latents.fit.bases import KeyShape
+from cacheshrink_hybrid.latents.fit.kinds import Reader, fastest_factors
+from cacheshrink_hybrid.latents.fit.read_time import read_operations, read_seconds
+from tests.moments import random_unit
+
+J, D, H = 8, 8, 16
+SIZES = {"num_heads": H, "kv_width": J * D, "head_dim": D, "key_rank": 32, "value_rank": 48}
+
+
+@pytest.mark.parametrize(
+    "method, mode, operations",
+    [
+        ("joint", "absorb", 2 * H * (32 + 48)),
+        ("rotate", "rotate", 2 * H * (32 + 48)),
+        ("joint", "reconstruct", 2 * J * D * 32 + 2 * H * D + 2 * H * 48),
+        ("per_head", "reconstruct", 2 * D * 32 + 2 * H * D + 2 * H * 48),
+    ],
+)
+def test_operations(method: str, mode: str, operations: int) -> None:
+    assert read_operations(method, mode, **SIZES) == operations
+
+
+def test_the_slower_of_bytes_and_operations_counts() -> None:
+    profile = DeviceProfile(name="x", bandwidth=10.0, matrix_rate=100.0)
+    assert read_seconds(profile, 50, 100) == 5.0
+    assert read_seconds(profile, 5, 100) == 1.0
+
+
+def test_profiles_are_parsed() -> None:
+    assert DeviceProfile.parse("H200") is DEVICE_PROFILES["H200"]
+    given = DeviceProfile.parse("2e12:3e14")
+    assert (given.bandwidth, given.matrix_rate) == (2e12, 3e14)
+
+
+@pytest.mark.parametrize("text", ["", "B200", "1e12", "0:1", "inf:1", "1:nan", "1:2:3"])
+def test_other_devices_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="BYTES_PER_SECOND"):
+        DeviceProfile.parse(text)
+
+
+def _chosen(objective: str, bandwidth: float, matrix_rate: float, **shape) -> str:
+    keys = KeyShape(num_heads=J, head_dim=D, **{"rotary_dim": D, **shape})
+    factors = fastest_factors(
+        [replace(random_unit(J * D, 1), keys=keys)],
+        [None],
+        [Reader(num_heads=H, read_mode="reconstruct")],
+        (2, 4, 8, 16),
+        60,
+        [RowFormat()],
+        objective,
+        DeviceProfile(name="x", bandwidth=bandwidth, matrix_rate=matrix_rate),
+    )
+    return factors[0][0].method
+
+
+def test_where_bytes_bound_the_joint_latent_loses_least() -> None:
+    assert _chosen("speed", bandwidth=1.0, matrix_rate=1e9) == "joint"
+
+
+def test_where_operations_bound_keys_are_not_rebuilt_from_the_joint_latent() -> None:
+    assert _chosen("speed", bandwidth=1e9, matrix_rate=1.0) == "per_head"
+    assert _chosen("speed", 1e9, 1.0, cannot_rotate="no") == "per_head"
+
+
+def test_auto_does_not_pay_for_speed_with_much_loss() -> None:
+    # These moments correlate across heads and frequencies, which only the joint latent uses.
+    assert _chosen("auto", bandwidth=1e9, matrix_rate=1.0) == "joint"
+
+
+def test_layers_without_rotation_stay_joint() -> None:
+    assert _chosen("speed", 1e9, 1.0, rotary_dim=0, cannot_rotate="not rotated") == "joint"

@@ -1,0 +1,67 @@
+"""The plan of one attention module: what adds up, and what cannot be."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from cacheshrink_hybrid.errors import PlanError
+from cacheshrink_hybrid.latents.plan import ChannelRun, LatentPlan
+
+LATENT = LatentPlan(
+    layer_ids=(0, 3),
+    method="joint",
+    kv_lora_rank=10,
+    key_rank=10,
+    value_rank=10,
+    read_mode="absorb",
+    runs=(ChannelRun(channels=7, bits=16), ChannelRun(channels=3, bits=16)),
+)
+
+
+def test_bytes_per_token() -> None:
+    assert LATENT.bytes_per_token == 20
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kv_lora_rank": 11}, "do not add up to kv_lora_rank=11"),
+        ({"key_rank": 11}, "key_rank=11 .*exceeds kv_lora_rank=10"),
+        ({"value_rank": 12}, "value_rank=12 .*exceeds kv_lora_rank=10"),
+        ({"read_mode": "guess"}, "read_mode='guess' is unknown; one of"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_contradictions(change: dict, message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        dataclasses.replace(LATENT, **change)
+
+
+def _per_head(*runs: tuple[int, int], key_rank: int) -> LatentPlan:
+    channels = sum(run[0] for run in runs)
+    return dataclasses.replace(
+        LATENT,
+        method="per_head",
+        kv_lora_rank=channels,
+        key_rank=key_rank,
+        value_rank=channels - key_rank,
+        runs=tuple(ChannelRun(channels=channels, bits=bits) for channels, bits in runs),
+    )
+
+
+def test_shares_of_a_head() -> None:
+    plan = _per_head((24, 8), (12, 4), (40, 8), key_rank=36)
+    assert plan.key_shares(4) == (6, 3)
+    assert plan.key_shares(12) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("runs", "key_rank", "num_heads"),
+    [([(24, 8), (40, 8)], 24, 5), ([(24, 8), (40, 8)], 28, 4), ([(64, 8)], 32, 4)],
+)
+def test_shares_that_are_not_even(runs, key_rank: int, num_heads: int) -> None:
+    message = f"do not share {key_rank} key channels evenly among {num_heads} heads"
+    with pytest.raises(PlanError, match=message):
+        _per_head(*runs, key_rank=key_rank).key_shares(num_heads)

@@ -1,0 +1,125 @@
+"""Compiled models with few-bit latents: one graph, about as large as the source's, same results."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from transformers import CompileConfig, PreTrainedModel
+
+from cacheshrink_hybrid.codecs import RowCodec
+from cacheshrink_hybrid.codecs.traced_rows import decode_rows, encode_rows
+from cacheshrink_hybrid.model.latent_model import plan_of
+from tests.models import logits_of, pair, random_ids
+from tests.tolerances import assert_same_computation
+
+FEW_BITS = {"ratio": 8.0, "cache_bits": "auto"}
+IDS = random_ids(1, 14)
+LARGEST_GRAPH = 1.5
+"""Steps of a converted model's graph for each one of its source's: compiling takes its time in
+proportion."""
+
+
+def counting(steps: list[int]) -> Callable:
+    """A backend that runs graphs as they are, and notes how many steps each has."""
+
+    def backend(graph: GraphModule, inputs: list[Tensor]) -> Callable:
+        steps.append(len(graph.graph.nodes))
+        return graph.forward
+
+    return backend
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled_before() -> None:
+    torch._dynamo.reset()
+
+
+def few_bit_model() -> PreTrainedModel:
+    model = copy.deepcopy(pair("llama", **FEW_BITS).converted)
+    widths = {run.bits for latent in plan_of(model).latents for run in latent.runs}
+    assert {2, 4, 8} <= widths
+    return model
+
+
+def test_one_pass() -> None:
+    steps: list[int] = []
+    for model in (pair("llama").source, few_bit_model()):
+        torch._dynamo.reset()
+        compiled = torch.compile(model, backend=counting(steps), fullgraph=True)
+        with torch.no_grad():
+            logits = compiled(input_ids=IDS, use_cache=False).logits
+        assert_same_computation(logits, logits_of(model, IDS))
+    assert len(steps) == 2, "one graph each"
+    assert steps[1] < LARGEST_GRAPH * steps[0]
+
+
+def test_generate() -> None:
+    steps: list[int] = []
+    for original in (pair("llama").source, few_bit_model()):
+        model, backend = copy.deepcopy(original), counting(steps)
+        config = CompileConfig(backend=backend, fullgraph=True, mode=None)  # type: ignore[arg-type]
+        config._compile_all_devices = True
+        wish = {"max_new_tokens": 6, "do_sample": False, "cache_implementation": "static"}
+        made = model.generate(IDS, **wish, compile_config=config)
+        assert torch.equal(made, model.generate(IDS, **wish, disable_compile=True))
+    assert len(steps) == 2, "one graph each"
+    assert steps[1] < LARGEST_GRAPH * steps[0]
+
+
+def test_training_step() -> None:
+    """Through AOTAutograd, whose backward graph passes the codes straight through."""
+    model = few_bit_model().train()
+    model(IDS, labels=IDS, use_cache=False).loss.backward()
+    due = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    compiled(input_ids=IDS, labels=IDS, use_cache=False).loss.backward()
+    for name, parameter in model.named_parameters():
+        if name in due:
+            assert_same_computation(parameter.grad, due[name])
+
+
+def test_exported() -> None:
+    model = few_bit_model().eval()
+
+    class Logits(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.model(input_ids=ids, use_cache=False).logits
+
+    with torch.no_grad():
+        exported = torch.export.export(Logits(), (IDS,))
+        assert_same_computation(exported.module()(IDS), logits_of(model, IDS))
+        # Eager tables are not the tracer's stand-ins.
+        assert_same_computation(logits_of(model, IDS), exported.module()(IDS))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("runs", [((8, 8), (8, 4), (16, 2)), ((4, 16), (4, 4)), ((8, 2),)])
+def test_operations(runs: tuple[tuple[int, int], ...], dtype: torch.dtype) -> None:
+    """In a graph to the bit what the codec gives, outliers included."""
+    codec = RowCodec(runs)
+    latent = torch.randn(2, 9, codec.num_channels, dtype=dtype) * 3
+    reach = torch.full((codec.num_channels,), 4.5)
+
+    @torch.compile(backend="aot_eager", fullgraph=True)
+    def coded(x: Tensor) -> tuple[Tensor, Tensor]:
+        rows = encode_rows(codec, x, reach)
+        return rows, decode_rows(codec, rows, dtype)
+
+    rows, decoded = coded(latent)
+    assert torch.equal(rows, codec.encode(latent, reach))
+    assert torch.equal(decoded, codec.decode(rows, dtype))
+    for name, given in (("encode_rows", (latent, reach)), ("decode_rows", (rows, dtype))):
+        operation = getattr(torch.ops.cacheshrink_hybrid, name).default
+        torch.library.opcheck(
+            operation, (*given, *codec.description), test_utils=("test_schema", "test_faketensor")
+        )

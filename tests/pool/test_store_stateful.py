@@ -1,0 +1,192 @@
+"""Random lives of many sequences in a small pool, against the plain model in `shadow`."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from cacheshrink_hybrid.pool.eviction import POLICIES
+from tests.pool.shadow import Shadowed, small_layout
+
+LAYOUTS = {
+    "hybrid": (small_layout(windows=(None,)), 45),
+    "window": (small_layout(state=False, windows=(12,)), 16),
+    "both": (small_layout(), 45),
+    "attention": (small_layout(state=False), 30),
+    "state": (small_layout(windows=(None, 20, 5)), 45),
+}
+"""Layout, and frames of a pool that is a little too small for the lives below."""
+STEPS = 420
+ACTIONS = [
+    *("create", "append", "append", "append", "fork", "prefix", "remove", "middle"),
+    *("checkpoint", "reorder", "park", "unpark", "free"),
+]
+
+
+def random_life(shadowed: Shadowed, steps: int) -> str:
+    """Random operations; returns a hash of all tables after each of them."""
+    random = shadowed.random
+    history = hashlib.sha256()
+    for _ in range(steps):
+        running = shadowed.running()
+        parked = [i for i, twin in shadowed.twins.items() if twin.parked]
+        action = random.choice(ACTIONS)
+        if action == "create" or not running:
+            if len(running) < 6:
+                shadowed.create()
+            else:
+                shadowed.free(running[0])
+        elif action == "append":
+            batch = random.permutation(running)[: random.integers(1, 5)].tolist()
+            shadowed.append(batch, random.integers(0, 14, len(batch)).tolist())
+        elif action == "unpark" and parked:
+            shadowed.unpark(int(random.choice(parked)))
+        elif action == "reorder":
+            batch = random.permutation(running).tolist()
+            shadowed.reorder(batch, random.integers(0, len(batch), len(batch)).tolist())
+        else:
+            seq_id = int(random.choice(running))
+            num_tokens = shadowed.twins[seq_id].num_tokens
+            places = [0, num_tokens, *shadowed.store.checkpoints(seq_id)]
+            places += random.integers(0, num_tokens + 1, 2).tolist()
+            begin, end = sorted(random.choice(places, 2).tolist())
+            if action == "fork":
+                shadowed.copy_prefix(seq_id, num_tokens)
+            elif action == "prefix":
+                shadowed.copy_prefix(int(random.choice(running + parked)), 0)
+                shadowed.copy_prefix(seq_id, begin)
+            elif action == "remove":
+                shadowed.remove(seq_id, begin, num_tokens)
+            elif action == "middle":
+                shadowed.remove(seq_id, begin, end)
+            elif action == "checkpoint":
+                shadowed.checkpoint(seq_id)
+            elif action == "park":
+                shadowed.park(seq_id)
+            elif action == "free":
+                shadowed.free(seq_id)
+        shadowed.check()
+        for number in range(len(shadowed.layout.classes)):
+            table = shadowed.store.frame_table(shadowed.store.seq_ids, number)
+            history.update(table.numpy().tobytes())
+    return history.hexdigest()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_random_lives(kind: str, policy: str) -> None:
+    seed = list(LAYOUTS).index(kind) * 10 + list(POLICIES).index(policy)
+    shadowed = Shadowed(*LAYOUTS[kind], seed=seed, policy=policy)
+    random_life(shadowed, STEPS)
+    assert shadowed.refusals > 5
+    assert shadowed.store.evicted > 0
+    assert shadowed.store.copied_bytes > 0
+    for seq_id in list(shadowed.twins):
+        shadowed.free(seq_id)
+    shadowed.check()
+    assert shadowed.pool.num_free == shadowed.pool.num_frames
+
+
+def test_the_same_seed_gives_the_same_tables() -> None:
+    hashes = {random_life(Shadowed(*LAYOUTS["both"], seed=7), 200) for _ in range(2)}
+    assert len(hashes) == 1
+
+
+class Lives(RuleBasedStateMachine):
+    """The same operations, chosen (and shrunk to the shortest failure) by hypothesis."""
+
+    @initialize(kind=st.sampled_from(sorted(LAYOUTS)), num_frames=st.integers(14, 60))
+    def begin(self, kind: str, num_frames: int) -> None:
+        self.shadowed = Shadowed(LAYOUTS[kind][0], num_frames)
+
+    def some(self, data, parked: bool = False) -> int:
+        choices = [i for i, twin in self.shadowed.twins.items() if twin.parked == parked]
+        return data.draw(st.sampled_from(choices))
+
+    @precondition(lambda self: len(self.shadowed.twins) < 8)
+    @rule()
+    def create(self) -> None:
+        self.shadowed.create()
+
+    @precondition(lambda self: self.shadowed.running())
+    @rule(data=st.data())
+    def append(self, data) -> None:
+        batch = data.draw(st.lists(st.sampled_from(self.shadowed.running()), unique=True))
+        counts = data.draw(st.lists(st.integers(0, 30), min_size=len(batch), max_size=len(batch)))
+        self.shadowed.append(batch, counts)
+
+    @precondition(lambda self: self.shadowed.running())
+    @rule(data=st.data())
+    def go_back(self, data) -> None:
+        seq_id = self.some(data)
+        num_tokens = self.shadowed.twins[seq_id].num_tokens
+        begin = data.draw(st.integers(0, num_tokens))
+        self.shadowed.remove(seq_id, begin, data.draw(st.integers(begin, num_tokens)))
+
+    @precondition(lambda self: self.shadowed.running() and len(self.shadowed.twins) < 8)
+    @rule(data=st.data())
+    def copy_prefix(self, data) -> None:
+        seq_id = self.some(data)
+        num_tokens = self.shadowed.twins[seq_id].num_tokens
+        kept = [0, num_tokens, *self.shadowed.store.checkpoints(seq_id)]
+        place = data.draw(st.sampled_from(kept) | st.integers(0, num_tokens))
+        self.shadowed.copy_prefix(seq_id, place)
+
+    @precondition(lambda self: self.shadowed.running())
+    @rule(data=st.data())
+    def checkpoint(self, data) -> None:
+        self.shadowed.checkpoint(self.some(data))
+
+    @precondition(lambda self: self.shadowed.running())
+    @rule(data=st.data())
+    def reorder(self, data) -> None:
+        batch = self.shadowed.running()
+        places = st.integers(0, len(batch) - 1)
+        self.shadowed.reorder(
+            batch, data.draw(st.lists(places, min_size=len(batch), max_size=len(batch)))
+        )
+
+    @precondition(lambda self: self.shadowed.running())
+    @rule(data=st.data(), finish=st.booleans())
+    def leave(self, data, finish: bool) -> None:
+        seq_id = self.some(data)
+        if finish:
+            self.shadowed.park(seq_id)
+        else:
+            self.shadowed.free(seq_id)
+
+    @precondition(lambda self: any(twin.parked for twin in self.shadowed.twins.values()))
+    @rule(data=st.data())
+    def unpark(self, data) -> None:
+        self.shadowed.unpark(self.some(data, parked=True))
+
+    @invariant()
+    def intact(self) -> None:
+        if hasattr(self, "shadowed"):
+            self.shadowed.check()
+
+
+TestLives = pytest.mark.filterwarnings("ignore")(Lives.TestCase)
+TestLives.settings = settings(
+    max_examples=40,
+    stateful_step_count=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+    database=None,
+)
+
+
+def test_the_shadow_notices_a_wrong_byte() -> None:
+    shadowed = Shadowed(*LAYOUTS["hybrid"])
+    seq_id = shadowed.create()
+    shadowed.append([seq_id], [5])
+    shadowed.check()
+    frame = int(shadowed.store.frame_table([seq_id])[0, 0])
+    shadowed.pool.frames[frame, 3] ^= 1
+    with pytest.raises(AssertionError):
+        shadowed.check()
