@@ -27,13 +27,14 @@ from ..lasting import lasting_tensors
 from ..latents.attention.parts import AttentionParts
 from ..latents.fit.held_out import held_out_samples, split_sequences
 from ..model.adapters import refuse_adapters
-from ..model.latent_model import convert_in_place, is_converted
+from ..model.attached_plan import is_converted, plan_of
 from ..model.original_model import remember_source_values
 from ..plan import CompressionPlan
 from ..spec import ModelSpec
 from ..states.fit.observe import StateCalibration, compressible_layers
 from ..states.mixers.mixer import unfoldable_weight
 from .arguments import argument_faults
+from .in_place import convert_in_place
 from .planning import ModelStatistics, plan_model
 from .ratio_limit import check_exact_tokens, check_reachable
 from .self_check import check_layers
@@ -235,8 +236,6 @@ def convert_to_mla(
         calibrated_on=calibrated_on,
     )
     if verbose:
-        from ..model.latent_model import plan_of
-
         print(plan_of(model).table(model_spec(model.config)))
     return model, tokenizer
 

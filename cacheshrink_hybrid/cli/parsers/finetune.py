@@ -34,7 +34,7 @@ from typing import Any
 
 import yaml
 
-from ...checkpoint.loading import is_converted_directory
+from ...checkpoint.load_faults import is_converted_directory
 from ...config import METHODS, CompressionConfig
 from ...errors import ConfigError
 from ...training.settings import EXTRAS, LOSSES, METRICS, SCHEDULES, TrainingConfig
