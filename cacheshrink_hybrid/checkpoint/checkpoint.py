@@ -44,6 +44,7 @@ from .pretrained_arguments import (
     MODEL_ARGUMENTS,
     local_directory,
     refuse_for_saved_models,
+    refuse_for_saving,
     refuse_unknown,
     taken,
 )
@@ -79,14 +80,10 @@ def save_model(
     state_dict: Mapping[str, torch.Tensor] | None = None,
     push_to_hub: bool = False,
     max_shard_size: str | int = "5GB",
-    variant: str | None = None,
     token: str | bool | None = None,
     save_peft_format: bool = True,
     save_original_format: bool = True,
-    distributed_checkpoint: bool = False,
-    safe_serialization: bool = True,
-    save_function: Any = None,
-    **hub: Any,
+    **others: Any,
 ) -> str | None:
     """`save_pretrained` of converted models; see `save_mla_model`.
 
@@ -94,10 +91,11 @@ def save_model(
         is_main_process: whether this process writes; the others return at once.
         state_dict: weights to save in place of the model's, all of them.
         push_to_hub: upload what was saved, to `repo_id` or a repository of the directory's name.
-        token, hub: see `uploads.upload`; of use with `push_to_hub` only.
+        token: see `uploads.upload`; of use with `push_to_hub` only.
         save_peft_format, save_original_format: as in transformers.
-        save_function: taken since accelerate's recipes give one; weights are written by safetensors
-            whatever it is, as transformers does.
+        others: of `UPLOAD_ARGUMENTS`, with `push_to_hub` only; and `save_function`, which
+            accelerate's recipes give: weights are written by safetensors whatever it is, as
+            transformers does.
 
     Returns:
         The address of the commit with `push_to_hub`.
@@ -105,16 +103,8 @@ def save_model(
     Raises:
         ConfigError: other arguments, or values that a converted model is not saved with.
     """
-    refused = {
-        "variant": (variant, "a converted model is saved in the precision it has; use model.to()"),
-        "distributed_checkpoint": (distributed_checkpoint, "parts are not saved by themselves"),
-        "safe_serialization=False": (not safe_serialization, "pickled weights are not written"),
-    }
-    faults = [f"{name} ({reason})" for name, (given, reason) in refused.items() if given]
-    if faults:
-        raise ConfigError(
-            f"a converted model cannot be saved with {'; '.join(faults)}; leave it out"
-        )
+    refuse_for_saving(others)
+    hub = {name: value for name, value in others.items() if name != "save_function"}
     refuse_unknown(
         {name: value for name, value in hub.items() if name not in UPLOAD_ARGUMENTS}
         if push_to_hub

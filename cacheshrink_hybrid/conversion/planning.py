@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from ..calibration.calibrate import LatentStatistics
 from ..config import HEADWISE_METHODS, WIDTHS_OF, CompressionConfig
 from ..device_profile import DeviceProfile
 from ..errors import PlanError
@@ -26,19 +25,7 @@ from ..states.fit.observe import StateStatistics, compressible_layers
 from ..states.fit.planner import StateFactors, make_state_unit, plan_states
 from ..states.plan import StatePlan
 from .ratio_limit import compressed_layers, kept_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class ModelStatistics:
-    """What calibration found in one model: per attention module, and per recurrent layer.
-
-    Attributes:
-        held_out: of each attention module on text kept from the statistics; None without.
-    """
-
-    latents: list[LatentStatistics]
-    states: list[StateStatistics] | None = None
-    held_out: list[HeldOutSamples] | None = None
+from .statistics import ModelStatistics
 
 
 @dataclass(frozen=True, slots=True)

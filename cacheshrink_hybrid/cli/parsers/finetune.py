@@ -36,7 +36,7 @@ import yaml
 
 from ...checkpoint.loading import is_converted_directory
 from ...config import METHODS, CompressionConfig
-from ...errors import ConfigError
+from ...errors import ConfigError, unknown_names
 from ...training.settings import EXTRAS, LOSSES, METRICS, SCHEDULES, TrainingConfig
 from ..flags import NOT_SET, add_model_arguments, add_settings, bits, new_parser
 from ..preflight import DataSet, Model, OutputDirectory, TextFile, another_model, whole
@@ -207,12 +207,10 @@ def _read_config(made: argparse.ArgumentParser, path: Path) -> dict[str, Any]:
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
     actions = {action.dest: action for action in made._actions if action.option_strings}
     known = sorted(set(actions) - {"help", "version", "config"})
-    unknown = sorted(set(values) - set(known) - {"model"})
-    if unknown:
-        raise ConfigError(
-            f"{path} has unknown settings {', '.join(unknown)}; known are {', '.join(known)}"
-        )
     values.pop("model", None)  # a resolved config names it; the command line has it already
+    fault = unknown_names(values, known)
+    if fault is not None:
+        raise ConfigError(f"{path} has unknown settings {fault}")
     return {name: _typed(actions[name], value, path) for name, value in values.items()}
 
 

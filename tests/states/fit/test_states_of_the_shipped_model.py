@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cacheshrink_hybrid.calibration.text import load_texts, token_sequences
 from cacheshrink_hybrid.config import CompressionConfig
-from cacheshrink_hybrid.conversion.convert import model_statistics
+from cacheshrink_hybrid.conversion.statistics import model_statistics
 from cacheshrink_hybrid.demo import model_path
 from cacheshrink_hybrid.demo.corpus import PYTHON_DOCS
 from cacheshrink_hybrid.families import model_spec

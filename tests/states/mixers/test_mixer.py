@@ -13,7 +13,8 @@ from torch import Tensor
 from cacheshrink_hybrid import compression_disabled
 from cacheshrink_hybrid.checkpoint.checkpoint import load_mla_model, save_mla_model
 from cacheshrink_hybrid.config import CompressionConfig
-from cacheshrink_hybrid.conversion.convert import convert_model, model_statistics
+from cacheshrink_hybrid.conversion.convert import convert_model
+from cacheshrink_hybrid.conversion.statistics import model_statistics
 from cacheshrink_hybrid.errors import UnsupportedModelError
 from cacheshrink_hybrid.families import model_spec
 from cacheshrink_hybrid.model.latent_model import plan_of
