@@ -24,7 +24,7 @@ from ..model.adapters import refuse_adapters
 from ..model.latent_model import convert_in_place, plan_of
 from ..model.original_model import remember_source_values
 from ..plan import CompressionPlan
-from ..states.fit.observe import compressible_layers
+from ..states.kinds import compressible_layers
 from .arguments import (
     ConversionOptions,
     chosen_config,

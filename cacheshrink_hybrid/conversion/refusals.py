@@ -10,8 +10,8 @@ from ..errors import ConfigError, NotSupportedError, PlanError, UnsupportedModel
 from ..model.adapters import refuse_adapters
 from ..model.latent_model import is_converted
 from ..spec import ModelSpec
-from ..states.fit.observe import compressible_layers
-from ..states.mixers.mixer import unfoldable_weight
+from ..states.kinds import compressible_layers
+from ..states.mixers.installation import unfoldable_weight
 from .ratio_limit import check_reachable
 
 

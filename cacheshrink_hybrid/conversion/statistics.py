@@ -18,7 +18,8 @@ from ..latents.fit.held_out import held_out_samples, split_sequences
 from ..latents.fit.statistics import HeldOutSamples
 from ..model.adapters import refuse_adapters
 from ..spec import ModelSpec
-from ..states.fit.observe import StateCalibration, StateStatistics, compressible_layers
+from ..states.fit.observe import StateCalibration, StateStatistics
+from ..states.kinds import compressible_layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ def compressed_parts(
     """The attention modules that are not left as they are, taken apart."""
     parts = read_attention(model, spec)
     check_shared_weights(parts)
-    if config.xkv_skip_early_layers >= len(parts) and config.compression_method == "xkv":
+    if config.xkv_skip_early_layers >= max(1, len(parts)):
         raise PlanError(
             f"xkv_skip_early_layers={config.xkv_skip_early_layers} leaves none of the "
             f"{len(parts)} attention layers to share a basis; skip fewer"

@@ -32,10 +32,9 @@ from ..latents.attention.left_padding import check_padding
 from ..latents.attention.module import LatentAttention
 from ..latents.attention.parts import AttentionParts
 from ..latents.attention.slot_rotary import check_positions
-from ..latents.fit.bases import LatentFactors
+from ..latents.fit.factors import LatentFactors
 from ..plan import CompressionPlan
 from ..spec import ModelSpec
-from ..states.fit.observe import mixer_modules
 from ..states.fit.planner import StateFactors
 from ..states.layer import StateCacheMixin
 from ..states.mixers.mixer import RecurrentMixer
@@ -249,11 +248,9 @@ def set_state_plans(model: PreTrainedModel, plans: Sequence[StatePlan]) -> None:
                 f"layer {old.layer_idx} has ranks {old.ranks} and layer {new.layer_idx} is to have "
                 f"{new.ranks}; only codes and replay lengths can change after a conversion"
             )
-    modules = mixer_modules(model, model_spec(model.config))
+    mixers = {mixer.layer_idx: mixer for mixer in _mixers(model)}
     for new in plans:
-        mixer = modules[new.layer_idx]
-        assert isinstance(mixer, RecurrentMixer)
-        mixer.use_plan(new)
+        mixers[new.layer_idx].use_plan(new)
     setattr(model, PLAN_ATTRIBUTE, replace(plan, states=tuple(plans)))
 
 

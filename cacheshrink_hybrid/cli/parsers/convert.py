@@ -15,27 +15,21 @@ from typing import Any
 
 from ...checkpoint.loading import weight_bytes
 from ...codecs.names import SCALES, STATE_CODES
-from ...config import (
-    METHODS,
-    METRICS,
-    OBJECTIVES,
-    RANK_ALLOCATIONS,
-    STATE_METHODS,
-    CompressionConfig,
-)
+from ...config import CompressionConfig
 from ...demo.corpus import PYTHON_DOCS
 from ...errors import ConfigError
+from ...methods import LATENT_KINDS, METRICS, OBJECTIVES, RANK_ALLOCATIONS, STATE_METHODS, choices
 from ..flags import NOT_SET, add_model_arguments, add_settings, bits, new_parser
 from ..preflight import DataSet, OutputDirectory, too_little_space
 
 CHOICES = {
-    "compression_method": METHODS,
-    "metric": METRICS,
+    "compression_method": choices(LATENT_KINDS),
+    "metric": tuple(METRICS),
     "objective": OBJECTIVES,
     "scales": SCALES,
     "rank_allocation": RANK_ALLOCATIONS,
     "state_dtype": ("auto", *STATE_CODES),
-    "state_method": STATE_METHODS,
+    "state_method": choices(STATE_METHODS),
 }
 TYPES = {
     "cache_bits": bits,

@@ -35,8 +35,9 @@ from typing import Any
 import yaml
 
 from ...checkpoint.loading import is_converted_directory
-from ...config import METHODS, CompressionConfig
+from ...config import CompressionConfig
 from ...errors import ConfigError, unknown_names
+from ...methods import LATENT_KINDS, choices
 from ...training.settings import EXTRAS, LOSSES, METRICS, SCHEDULES, TrainingConfig
 from ..flags import NOT_SET, add_model_arguments, add_settings, bits, new_parser
 from ..preflight import DataSet, Model, OutputDirectory, TextFile, another_model, whole
@@ -139,7 +140,7 @@ def parser() -> argparse.ArgumentParser:
         conversion,
         CompressionConfig,
         CONVERSION,
-        choices={"compression_method": METHODS},
+        choices={"compression_method": choices(LATENT_KINDS)},
         types={"cache_bits": bits},
         unset=True,
     )

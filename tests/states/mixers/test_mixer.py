@@ -19,7 +19,8 @@ from cacheshrink_hybrid.errors import UnsupportedModelError
 from cacheshrink_hybrid.families import model_spec
 from cacheshrink_hybrid.model.latent_model import plan_of
 from cacheshrink_hybrid.states.fit.planner import make_state_unit
-from cacheshrink_hybrid.states.mixers.mixer import RecurrentMixer, install_mixer
+from cacheshrink_hybrid.states.mixers.installation import install_mixer
+from cacheshrink_hybrid.states.mixers.mixer import RecurrentMixer
 from tests.families.tiny_configs import tiny_model
 from tests.models import (
     Pair,
@@ -90,7 +91,7 @@ def unfolded(source, kept: list[Tensor]):
     model = copy.deepcopy(source)
     for layer, matrix in zip(model_spec(model.config).state_layers, kept, strict=True):
         module = model.get_submodule(layer.state.module_name)
-        mixer = install_mixer(module, layer.state.kind, None)
+        mixer = install_mixer(module, layer.state, None)
         scan = mixer.scan
         mixer.scan = lambda state, inputs, reads, scan=scan, matrix=matrix: scan(
             state, inputs, torch.einsum("gnk,btgk->btgn", matrix, reads)
