@@ -22,21 +22,26 @@ from .methods import (
 )
 
 
+def allowed_names() -> dict[str, tuple[str, ...]]:
+    """What settings may be that are one of several names."""
+    return {
+        "compression_method": choices(LATENT_KINDS),
+        "objective": OBJECTIVES,
+        "scales": SCALES,
+        "metric": tuple(METRICS),
+        "rank_allocation": RANK_ALLOCATIONS,
+        "state_dtype": (AUTO, *STATE_CODES),
+        "state_method": choices(STATE_METHODS),
+    }
+
+
 def setting_faults(config: Any) -> Iterator[str]:
     """All that is wrong with a `CompressionConfig`, in words."""
     yield from _ratio_faults(config, "compression_ratio", "4.0 means four times fewer bytes")
     yield from _state_faults(config)
-    for name, allowed in (
-        ("state_dtype", (AUTO, *STATE_CODES)),
-        ("state_method", choices(STATE_METHODS)),
-        ("compression_method", choices(LATENT_KINDS)),
-        ("objective", OBJECTIVES),
-        ("scales", SCALES),
-        ("metric", tuple(METRICS)),
-        ("rank_allocation", RANK_ALLOCATIONS),
-    ):
-        if getattr(config, name) not in allowed:
-            value = getattr(config, name)
+    for name, allowed in allowed_names().items():
+        value = getattr(config, name)
+        if value not in allowed:
             yield f"{name}={value!r} is unknown; choose one of {', '.join(allowed)}"
     yield from _faults_of_sizes(config)
     yield from _faults_of_reading(config)

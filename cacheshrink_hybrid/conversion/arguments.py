@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -11,41 +11,23 @@ import torch
 from ..checkpoint.source_model import SOURCE_ARGUMENTS
 from ..config import CompressionConfig
 from ..errors import ConfigError, unknown_names
+from ..methods import AUTO
+from .options import ConversionOptions
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConversionOptions:
-    """How a conversion goes about it, which leaves no trace in its result.
-
-    Attributes:
-        device, dtype: where and in what precision to load and convert a name or a path.
-        trust_remote_code: passed to `from_pretrained`; code from the Hub runs only if True.
-        calibration_dataset_subset: configuration of a data set on the Hub.
-        self_check: before anything else, compare every layer that is to be replaced, rebuilt at
-            full rank, with the source's on a few tokens.
-        inplace: rewrite a model object itself. False leaves it alone and converts a copy, which
-            takes the memory of its weights once more.
-    """
-
-    device: str | torch.device | None = None
-    dtype: torch.dtype | str | None = None
-    trust_remote_code: bool = False
-    calibration_dataset_subset: str | None = None
-    self_check: bool = True
-    inplace: bool = True
-
-    def faults(self) -> Iterator[str]:
-        """What is wrong with a precision, and with what can only be True or False."""
-        found = getattr(torch, self.dtype, None) if isinstance(self.dtype, str) else self.dtype
-        if self.dtype not in (None, "auto") and not (
-            isinstance(found, torch.dtype) and found.is_floating_point
-        ):
-            yield (
-                f"dtype={self.dtype!r} is no floating-point precision; give torch.float32, "
-                "torch.bfloat16 or torch.float16, or leave it out for that of the model"
-            )
-        for name in ("trust_remote_code", "self_check", "inplace"):
-            yield from flag_faults(name, getattr(self, name))
+def option_faults(options: ConversionOptions) -> Iterator[str]:
+    """What is wrong with a precision, and with what can only be True or False."""
+    dtype = options.dtype
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if dtype not in (None, AUTO) and not (
+        isinstance(found, torch.dtype) and found.is_floating_point
+    ):
+        yield (
+            f"dtype={dtype!r} is no floating-point precision; give torch.float32, torch.bfloat16 "
+            "or torch.float16, or leave it out for that of the model"
+        )
+    for name in ("trust_remote_code", "self_check", "inplace"):
+        yield from flag_faults(name, getattr(options, name))
 
 
 def flag_faults(name: str, value: object) -> Iterator[str]:

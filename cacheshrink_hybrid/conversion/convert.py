@@ -26,12 +26,13 @@ from ..model.original_model import remember_source_values
 from ..plan import CompressionPlan
 from ..states.kinds import compressible_layers
 from .arguments import (
-    ConversionOptions,
     chosen_config,
     flag_faults,
+    option_faults,
     sorted_out,
     tokenizer_faults,
 )
+from .options import ConversionOptions
 from .planning import plan_model
 from .ratio_limit import check_exact_tokens
 from .refusals import check_convertible, check_mixers, check_source
@@ -77,7 +78,7 @@ def convert_to_mla(
         config: all settings of the compression in one record, instead of by name.
         verbose: print the plan and show a progress bar.
         settings: every other setting of `CompressionConfig` (how far, and by which method: see
-            `help(CompressionConfig)`) and of `conversion.arguments.ConversionOptions` (`device`,
+            `help(CompressionConfig)`) and of `conversion.options.ConversionOptions` (`device`,
             `dtype`, `self_check`, `inplace`, ...); for names and paths also arguments of
             `from_pretrained`: `revision`, `token`, `subfolder`, `device_map`,
             `attn_implementation`, `gguf_file`, ... (`source_model.SOURCE_ARGUMENTS`).
@@ -105,7 +106,7 @@ def convert_to_mla(
     }
     faults = [
         *tokenizer_faults(tokenizer),
-        *options.faults(),
+        *option_faults(options),
         *flag_faults("use_calibration", use_calibration),
         *flag_faults("verbose", verbose),
     ]

@@ -19,6 +19,7 @@ class MixerKind:
 
     Attributes:
         name: as `StateSpec.kind`.
+        title: what papers call it.
         mixer: `module:class` of the compressed mixer, a `RecurrentMixer`.
         methods: rows of `STATE_METHODS` that its recurrence commutes with, its default first.
         folded_columns: by method, convolution channels that go with every dropped state channel.
@@ -29,6 +30,7 @@ class MixerKind:
     """
 
     name: str
+    title: str
     mixer: str
     methods: tuple[str, ...]
     folded_columns: dict[str, int] = field(default_factory=dict)
@@ -50,6 +52,7 @@ MIXER_KINDS: dict[str, MixerKind] = {
     for row in (
         MixerKind(
             name="mamba2",
+            title="Mamba-2",
             mixer=f"{_MIXERS}.mamba2:Mamba2Mixer",
             methods=("oblique", "select", "prune", "principal"),
             # B's channel; and C's, unless what reads the others is refitted.
@@ -58,12 +61,14 @@ MIXER_KINDS: dict[str, MixerKind] = {
         ),
         MixerKind(
             name="gated_delta_net",
+            title="Gated DeltaNet",
             mixer=f"{_MIXERS}.gated_delta_net:GatedDeltaNetMixer",
             methods=("orthonormal",),
             exact_inputs=(2, 3),
         ),
         MixerKind(
             name="mamba",
+            title="Mamba-1",
             mixer=f"{_MIXERS}.mamba1:Mamba1Mixer",
             methods=("select", "prune"),
             wide_inputs=2,

@@ -13,7 +13,7 @@ import torch
 from cacheshrink_hybrid import convert_to_mla, plan_of
 from cacheshrink_hybrid.checkpoint.source_model import SOURCE_ARGUMENTS
 from cacheshrink_hybrid.config import CompressionConfig
-from cacheshrink_hybrid.conversion.arguments import ConversionOptions
+from cacheshrink_hybrid.conversion.options import ConversionOptions
 from cacheshrink_hybrid.errors import ConfigError
 from tests.families.tiny_configs import tiny_model
 

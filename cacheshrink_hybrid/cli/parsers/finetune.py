@@ -36,10 +36,10 @@ import yaml
 
 from ...checkpoint.loading import is_converted_directory
 from ...config import CompressionConfig
+from ...config_faults import allowed_names
 from ...errors import ConfigError, unknown_names
-from ...methods import LATENT_KINDS, choices
 from ...training.settings import EXTRAS, LOSSES, METRICS, SCHEDULES, TrainingConfig
-from ..flags import NOT_SET, add_model_arguments, add_settings, bits, new_parser
+from ..flags import NOT_SET, add_model_arguments, add_settings, new_parser
 from ..preflight import DataSet, Model, OutputDirectory, TextFile, another_model, whole
 
 CONVERSION = (
@@ -56,15 +56,6 @@ CHOICES = {
     "metric": METRICS,
     "report_to": ("none", "tensorboard"),
     "extras": EXTRAS,
-}
-TYPES = {
-    "loss": str,
-    "extras": str,
-    "nested_ranks": float,
-    "bf16": bool,
-    "euclidean_lr": float,
-    "riemannian_lr": float,
-    **dict.fromkeys(("max_steps", "eval_steps", "early_stopping_patience", "save_steps"), int),
 }
 GROUPS = {
     "what is learned": (
@@ -140,14 +131,11 @@ def parser() -> argparse.ArgumentParser:
         conversion,
         CompressionConfig,
         CONVERSION,
-        choices={"compression_method": choices(LATENT_KINDS)},
-        types={"cache_bits": bits},
+        choices=allowed_names(),
         unset=True,
     )
     for title, names in GROUPS.items():
-        add_settings(
-            made.add_argument_group(title), TrainingConfig, names, choices=CHOICES, types=TYPES
-        )
+        add_settings(made.add_argument_group(title), TrainingConfig, names, choices=CHOICES)
     return made
 
 

@@ -95,7 +95,8 @@ def why_not(mixer: SteppedMixer) -> str | None:
             "has hooks"
         )
     if plan.replay_length > 1 and not plan.mixer.replayed:
-        return f"no kernel replays the inputs of a {plan.kind} mixer; convert with replay_length=1"
+        title = plan.mixer.title
+        return f"no kernel replays the inputs of {title}; convert with replay_length=1"
     try:
         check_head_sizes(_segments(mixer.state_layout()), plan.head_dim)
     except KernelUnavailableError as fault:
