@@ -1,4 +1,5 @@
-"""Imports of the package point down, and the two memories do not know each other."""
+"""Imports of the package point down, the two memories do not know each other, and files that import
+each other in a circle are found."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ PACKAGE = Path(cacheshrink_hybrid.__file__).parent
 LAYERS = """
     errors version lazy lasting integers byte_counts writing precision placement text_tables
     codecs
-    spec config linalg ranks device_profile cache_argument derived_class
+    methods spec config config_faults linalg ranks device_profile cache_argument derived_class
     headwise_linear linear_map
     kernels
     pool

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError
 from ..latents.attention.module import LatentAttention
 from ..model.adapters import refuse_adapters
 from ..model.attached_plan import plan_of
@@ -28,7 +28,7 @@ from ..model.latent_model import source_class_of
 from ..states.mixers.mixer import RecurrentMixer
 from .description import write_description
 from .files import CARD_NAME, CONFIG_NAME, check_target, draft_of, shown
-from .pretrained_arguments import refuse_unknown
+from .pretrained_arguments import refuse_for_saving, refuse_unknown
 from .uploads import UPLOAD_ARGUMENTS, check_repository, upload
 
 
@@ -60,14 +60,10 @@ def save_model(
     state_dict: Mapping[str, torch.Tensor] | None = None,
     push_to_hub: bool = False,
     max_shard_size: str | int = "5GB",
-    variant: str | None = None,
     token: str | bool | None = None,
     save_peft_format: bool = True,
     save_original_format: bool = True,
-    distributed_checkpoint: bool = False,
-    safe_serialization: bool = True,
-    save_function: Any = None,
-    **hub: Any,
+    **others: Any,
 ) -> str | None:
     """`save_pretrained` of converted models; see `save_mla_model`.
 
@@ -75,10 +71,11 @@ def save_model(
         is_main_process: whether this process writes; the others return at once.
         state_dict: weights to save in place of the model's, all of them.
         push_to_hub: upload what was saved, to `repo_id` or a repository of the directory's name.
-        token, hub: see `uploads.upload`; of use with `push_to_hub` only.
+        token: see `uploads.upload`; of use with `push_to_hub` only.
         save_peft_format, save_original_format: as in transformers.
-        save_function: taken since accelerate's recipes give one; weights are written by safetensors
-            whatever it is, as transformers does.
+        others: of `UPLOAD_ARGUMENTS`, with `push_to_hub` only; and `save_function`, which
+            accelerate's recipes give: weights are written by safetensors whatever it is, as
+            transformers does.
 
     Returns:
         The address of the commit with `push_to_hub`.
@@ -86,16 +83,8 @@ def save_model(
     Raises:
         ConfigError: other arguments, or values that a converted model is not saved with.
     """
-    refused = {
-        "variant": (variant, "a converted model is saved in the precision it has; use model.to()"),
-        "distributed_checkpoint": (distributed_checkpoint, "parts are not saved by themselves"),
-        "safe_serialization=False": (not safe_serialization, "pickled weights are not written"),
-    }
-    faults = [f"{name} ({reason})" for name, (given, reason) in refused.items() if given]
-    if faults:
-        raise ConfigError(
-            f"a converted model cannot be saved with {'; '.join(faults)}; leave it out"
-        )
+    refuse_for_saving(others)
+    hub = {name: value for name, value in others.items() if name != "save_function"}
     refuse_unknown(
         {name: value for name, value in hub.items() if name not in UPLOAD_ARGUMENTS}
         if push_to_hub

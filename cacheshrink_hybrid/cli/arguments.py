@@ -21,7 +21,7 @@ from ..checkpoint.load_faults import device_fault, is_converted_directory, loadi
 from ..checkpoint.source_model import gguf_location
 from ..checkpoint.tokenizer_files import load_tokenizer
 from ..config import CompressionConfig
-from ..conversion.convert import check_convertible
+from ..conversion.refusals import check_convertible
 from ..errors import ConfigError, PlanError
 from ..families import model_spec
 from ..spec import ModelSpec

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 
 from ..calibration.text import calibration_sequences, load_texts
 from ..config import CompressionConfig
-from ..conversion.convert import convert_model, model_statistics
+from ..conversion.convert import convert_model
+from ..conversion.statistics import model_statistics
 from ..errors import ConfigError, PlanError
 from ..evaluation.cached_forward import cached_logits
 from ..evaluation.defaults import DEFAULT_CHUNK

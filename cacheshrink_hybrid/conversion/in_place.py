@@ -11,7 +11,7 @@ from ..checkpoint.model_names import lasting_name
 from ..checkpoint.savable_model import savable_class
 from ..families import model_spec
 from ..latents.attention.parts import AttentionParts
-from ..latents.fit.bases import LatentFactors
+from ..latents.fit.factors import LatentFactors
 from ..model.attached_plan import PLAN_ATTRIBUTE
 from ..model.call_checks import check_calls
 from ..model.folding import write_factors

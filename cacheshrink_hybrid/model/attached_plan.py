@@ -10,9 +10,7 @@ from dataclasses import replace
 from transformers import PreTrainedModel
 
 from ..errors import PlanError, UnsupportedModelError
-from ..families import model_spec
 from ..plan import CompressionPlan
-from ..states.fit.observe import mixer_modules
 from ..states.mixers.mixer import RecurrentMixer
 from ..states.plan import StatePlan
 
@@ -48,9 +46,9 @@ def set_state_plans(model: PreTrainedModel, plans: Sequence[StatePlan]) -> None:
                 f"layer {old.layer_idx} has ranks {old.ranks} and layer {new.layer_idx} is to have "
                 f"{new.ranks}; only codes and replay lengths can change after a conversion"
             )
-    modules = mixer_modules(model, model_spec(model.config))
+    mixers = {
+        module.layer_idx: module for module in model.modules() if isinstance(module, RecurrentMixer)
+    }
     for new in plans:
-        mixer = modules[new.layer_idx]
-        assert isinstance(mixer, RecurrentMixer)
-        mixer.use_plan(new)
+        mixers[new.layer_idx].use_plan(new)
     setattr(model, PLAN_ATTRIBUTE, replace(plan, states=tuple(plans)))

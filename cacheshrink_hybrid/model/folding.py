@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..latents.attention.module import LatentAttention
 from ..latents.attention.parts import AttentionParts
-from ..latents.fit.bases import LatentFactors
+from ..latents.fit.factors import LatentFactors
 
 
 @torch.no_grad()

@@ -16,9 +16,10 @@ from ..latents.attention.parts import AttentionParts
 from ..latents.plan import LatentPlan
 from ..plan import CompressionPlan
 from ..spec import ModelSpec
-from ..states.fit.observe import mixer_modules
 from ..states.fit.planner import StateFactors
-from ..states.mixers.mixer import RecurrentMixer, install_mixer
+from ..states.kinds import compressible_layers
+from ..states.mixers.installation import install_mixer
+from ..states.mixers.mixer import RecurrentMixer
 from ..states.plan import StatePlan
 
 
@@ -31,12 +32,14 @@ def install_states(
     *,
     keep_source: bool = False,
 ) -> None:
-    modules = mixer_modules(model, spec)
+    sources = {layer.layer_idx: layer.state for layer in compressible_layers(spec)}
     for i, plan in enumerate(plans):
         pair = None if factors is None else factors[i]
+        source = sources[plan.layer_idx]
+        assert source is not None
         mixer = install_mixer(
-            modules[plan.layer_idx],
-            plan.kind,
+            model.get_submodule(source.module_name),
+            source,
             plan,
             None if pair is None else pair.read,
             keep_source=keep_source,
