@@ -13,18 +13,10 @@ from itertools import pairwise
 import triton
 import triton.language as tl
 
+from ...codecs import levels
+from ...codecs.row_layout import Kind, RowLayout
 from ...errors import ConfigError
 from ..numerics import float8_value
-from .row_layout import (
-    ESCAPED_LEVELS,
-    FIRST_ESCAPED,
-    FIRST_LEVELS2,
-    LOST,
-    UNIFORM_CLIP,
-    UNIFORM_STEP,
-    Kind,
-    RowLayout,
-)
 
 FLOAT32 = tl.constexpr(int(Kind.FLOAT32))
 FLOAT16 = tl.constexpr(int(Kind.FLOAT16))
@@ -35,12 +27,12 @@ UNIFORM8 = tl.constexpr(int(Kind.UNIFORM8))
 LEVELS4 = tl.constexpr(int(Kind.LEVELS4))
 LEVELS2 = tl.constexpr(int(Kind.LEVELS2))
 
-LEVELS2_TABLE = tl.constexpr(FIRST_LEVELS2)
-CLIP = tl.constexpr(UNIFORM_CLIP)
-STEP = tl.constexpr(UNIFORM_STEP)
-FINE = tl.constexpr(FIRST_ESCAPED)
-COARSE = tl.constexpr(ESCAPED_LEVELS)
-LOST_CODE = tl.constexpr(LOST)
+FIRST_LEVELS2 = tl.constexpr(levels.FIRST_LEVELS2)
+UNIFORM_CLIP = tl.constexpr(levels.UNIFORM_CLIP)
+UNIFORM_STEP = tl.constexpr(levels.UNIFORM_STEP)
+HEAD_LEVELS = tl.constexpr(levels.HEAD_LEVELS)
+HEAD_ESCAPED_LEVELS = tl.constexpr(levels.HEAD_ESCAPED_LEVELS)
+HEAD_NAN = tl.constexpr(levels.HEAD_NAN)
 
 # A piece, as a tuple of plain numbers, which is what a kernel can take as a constant.
 KIND, WIDTH, VALID, BYTE, HEAD, CODED, UNIT = map(tl.constexpr, range(7))
@@ -102,7 +94,7 @@ def pieces_of(
                         run.first_byte + skipped * run.kind.bits // 8,
                         channel == layout.head_channel,
                         run.kind.coded,
-                        run.kind.unit,
+                        levels.UNIFORM_STEP if run.kind is Kind.UNIFORM8 else 1.0,
                         is_key,
                         before + skipped,
                         counts["keys"],
@@ -134,17 +126,20 @@ def _powers_of_two(channels: int) -> Iterator[tuple[int, int, int]]:
 def load_head(p_row, m_row, HEAD_BYTE: tl.constexpr):
     """Head byte, gain, and 0 or NaN for tokens that are kept or lost, each (N,)."""
     head = tl.load(p_row + HEAD_BYTE, mask=m_row, other=0).to(tl.int32)
-    exponent = tl.maximum(head - FINE + COARSE, 0) // COARSE
+    exponent = head - HEAD_LEVELS + HEAD_ESCAPED_LEVELS
+    exponent = tl.maximum(exponent, 0) // HEAD_ESCAPED_LEVELS
     gain = ((exponent + 127) << 23).to(tl.float32, bitcast=True)
-    return head, gain, tl.where(head == LOST_CODE, float("nan"), 0.0)
+    return head, gain, tl.where(head == HEAD_NAN, float("nan"), 0.0)
 
 
 @triton.jit
 def head_unit(head):
     """Value of the head channel, divided by gain and step, float32."""
-    fine = (head.to(tl.float32) + 0.5) * (2.0 * CLIP / FINE)
-    coarse = (((head - FINE) & (COARSE - 1)).to(tl.float32) + 0.5) * (2.0 * CLIP / COARSE)
-    return (tl.where(head < FINE, fine, coarse) - CLIP) * (1.0 / STEP)
+    fine = (head.to(tl.float32) + 0.5) * (2.0 * UNIFORM_CLIP / HEAD_LEVELS)
+    code = (head - HEAD_LEVELS) & (HEAD_ESCAPED_LEVELS - 1)
+    coarse = (code.to(tl.float32) + 0.5) * (2.0 * UNIFORM_CLIP / HEAD_ESCAPED_LEVELS)
+    value = tl.where(head < HEAD_LEVELS, fine, coarse) - UNIFORM_CLIP
+    return value * (1.0 / UNIFORM_STEP)
 
 
 @triton.jit
@@ -219,7 +214,7 @@ def load_piece(
         p_row: first byte of each row, (N,).
         m_row: rows to read; others give zeros or what a zero byte stands for.
         head: head bytes, (N,), read where the piece begins with the head channel.
-        p_levels: tables of `row_levels`.
+        p_levels: `level_tables`.
         i_head: whose keys, where heads have keys of their own.
     """
     W: tl.constexpr = PIECE[WIDTH]
@@ -254,4 +249,4 @@ def load_piece(
         return tl.load(p_levels + load_codes(p_row, m_row, i_head, 4, PIECE)).to(DOT)
     else:
         code = load_codes(p_row, m_row, i_head, 2, PIECE)
-        return tl.load(p_levels + LEVELS2_TABLE + code).to(DOT)
+        return tl.load(p_levels + FIRST_LEVELS2 + code).to(DOT)

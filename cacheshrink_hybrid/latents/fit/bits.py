@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ...codecs import RowCodec, RowFormat
 from ...codecs.levels import UNIFORM_CLIP, levels_of
-from ...codecs.rows import BYTE_DTYPES, HALF_DTYPES
 from ...linalg import projection_loss
 from .bases import LatentFactors, Unit
 from .water_filling import ChannelGroup, water_fill
@@ -137,7 +136,7 @@ def _without_needless_gains(
     formats = list(formats)
     filling = fill(formats)
     for index, one in enumerate(formats):
-        leveled = one.scales == "static" and any(map(one.uses_levels, widths))
+        leveled = one.scales == "static" and any(one.kind(bits).coded for bits in widths)
         if not (leveled and one.gains and one.alignment == 1):
             continue
         others = [*formats[:index], replace(one, gains=False), *formats[index + 1 :]]
@@ -164,10 +163,9 @@ def measured_distortion(latents: Tensor, bits: int, format: RowFormat) -> Tensor
     With static scales, elements beyond the levels count with the gain that they would have a token
     escape to, or as clipped without gains; with token scales, the run has a scale of its own.
     """
-    if not format.uses_levels(bits):
-        number = HALF_DTYPES[format.half] if bits == 16 else BYTE_DTYPES[format.byte]
-        assert number is not None
-        return (latents.to(number).double() - latents).square().mean(0)
+    kind = format.kind(bits)
+    if not kind.coded:
+        return (latents.to(kind.dtype).double() - latents).square().mean(0)
     levels = levels_of(bits)
     edges = 0.5 * (levels[1:] + levels[:-1])
     scale: Tensor | float
@@ -255,7 +253,7 @@ def _least_at_the_head(
 ) -> list[tuple[Tensor, int]]:
     """The kept groups with the last channel of the first 8-bit run put first: there it shares its
     byte with the gain and is coarse in escaped tokens, so the one worth least goes there."""
-    if 8 not in (bits for _, bits in kept) or not (format.uses_levels(8) and format.gains):
+    if 8 not in (bits for _, bits in kept) or not (format.kind(8).coded and format.gains):
         return kept
     start = next(i for i, (_, bits) in enumerate(kept) if bits == 8)
     first_run = _runs(factor, kept[start:])[0][0]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
+from cacheshrink_hybrid.codecs import RowFormat
+from cacheshrink_hybrid.codecs.row_layout import Kind, RowLayout
 from cacheshrink_hybrid.errors import ConfigError
-from cacheshrink_hybrid.kernels.latents.row_layout import Kind, RowLayout
 from cacheshrink_hybrid.kernels.latents.row_tile import (
     BYTE,
     KEY_CHANNEL,
@@ -43,7 +43,7 @@ def _pieces(layout: RowLayout, key_rank: int, num_heads: int) -> tuple[tuple, ..
 def test_a_head_fetches_its_own_keys_only() -> None:
     """8 heads of 64 channels and 256 of values, 8 bits each. If neighbours in a row belonged to
     other heads, each program would fetch all of a row: 2.4 times as much."""
-    layout = RowLayout.of_bits([(8 * 64, 8), (256, 8)], alignment=16)
+    layout = RowFormat(alignment=16).layout([(8 * 64, 8), (256, 8)])
     fetched = SECTOR_BYTES * _sectors(_pieces(layout, 8 * 64, 8), 8)
     assert fetched == 8 * (64 + 256)
     assert 8 * layout.row_bytes / fetched == 2.4
@@ -56,7 +56,7 @@ def test_mixed_widths(num_heads: int) -> None:
     shares = ((16, 16), (32, 8), (16, 4), (8, 2))
     runs = [(num_heads * channels, bits) for channels, bits in shares]
     key_rank = sum(channels for channels, _ in runs)
-    layout = RowLayout.of_bits([*runs, (64, 8)], alignment=16)
+    layout = RowFormat(alignment=16).layout([*runs, (64, 8)])
     keys = tuple(piece for piece in _pieces(layout, key_rank, num_heads) if piece[SHARE.value])
     most = sum(-(-channels * bits // 8 // SECTOR_BYTES) + 1 for channels, bits in shares)
     assert _sectors(keys, num_heads) <= num_heads * most
@@ -71,7 +71,7 @@ def test_pieces_of_all_heads_are_the_keys(runs: list[tuple[int, int]]) -> None:
     """Heads read every bit of the keys, none of them twice, and each its channels in order."""
     num_heads = 3
     key_rank = sum(channels for channels, _ in runs)
-    layout = RowLayout.of_bits([*runs, (16, 8)])
+    layout = RowFormat().layout([*runs, (16, 8)])
     keys = [piece for piece in _pieces(layout, key_rank, num_heads) if piece[SHARE.value]]
     read = [bit for head in range(num_heads) for piece in keys for bit in _bits(piece, head)]
     assert sorted(read) == list(range(sum(channels * bits for channels, bits in runs)))
@@ -83,7 +83,7 @@ def test_pieces_of_all_heads_are_the_keys(runs: list[tuple[int, int]]) -> None:
 
 
 def test_keys_of_single_heads_are_no_values() -> None:
-    layout = RowLayout.uniform(64, torch.float16)
+    layout = RowLayout.of_runs([(64, Kind.FLOAT16)])
     with pytest.raises(ConfigError, match="cannot be values as well"):
         pieces_of(layout, keys=(0, 64), values=(0, 64), key_heads=2)
     with pytest.raises(ConfigError, match="not shared evenly by 3 heads"):

@@ -9,33 +9,33 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ....codecs import levels
 from ...launch import launch
 from ...numerics import float8_code, rounded
 from ..paged_rows import PagedRows
-from ..row_layout import MAX_GAIN_EXPONENT
 from ..row_tile import (
     BYTE,
-    CLIP,
-    COARSE,
     CODED,
     E4M3,
     E5M2,
-    FINE,
+    FIRST_LEVELS2,
     FLOAT16,
     FLOAT32,
     HEAD,
+    HEAD_ESCAPED_LEVELS,
+    HEAD_LEVELS,
+    HEAD_NAN,
     KEY_CHANNEL,
     KIND,
-    LEVELS2_TABLE,
     LEVELS4,
-    LOST_CODE,
     UNIFORM8,
+    UNIFORM_CLIP,
     VALID,
     WIDTH,
     pieces_of,
 )
 
-GAINS = tl.constexpr(MAX_GAIN_EXPONENT)
+HEAD_GAINS = tl.constexpr(levels.HEAD_GAINS)
 
 
 @triton.jit
@@ -50,8 +50,8 @@ def _channels(p_x, p_center, m_t, o_c, m_c):
 
 @triton.jit
 def _position(x):
-    """Place of x between -CLIP and CLIP, 0 to 1."""
-    return tl.div_rn(x, 2.0 * CLIP) + 0.5
+    """Place of x between -4.5 and 4.5, 0 to 1."""
+    return tl.div_rn(x, 2.0 * UNIFORM_CLIP) + 0.5
 
 
 @triton.jit
@@ -108,7 +108,7 @@ def _write_codes(
         elif PIECE[KIND] == LEVELS4:
             byte = byte | (_level_codes(x, p_levels, 4) << (4 * j))
         else:
-            byte = byte | (_level_codes(x, p_levels + LEVELS2_TABLE, 2) << (2 * j))
+            byte = byte | (_level_codes(x, p_levels + FIRST_LEVELS2, 2) << (2 * j))
     tl.store(p_out[:, None] + o[None, :], byte.to(tl.uint8), mask=m_out)
     return first
 
@@ -187,12 +187,12 @@ def latent_append_fwd_kernel(
                 limit = tl.load(p_reach + o_c, mask=m_c, other=0.0).to(tl.float32)[None, :]
                 beyond = magnitude > limit
             else:
-                beyond = magnitude > CLIP
+                beyond = magnitude > UNIFORM_CLIP
             largest = tl.maximum(largest, tl.max(tl.where(beyond, magnitude, 0.0), 1))
     kept = lost == 0
-    largest = tl.div_rn(tl.where(kept, largest, 0.0), CLIP)
+    largest = tl.div_rn(tl.where(kept, largest, 0.0), UNIFORM_CLIP)
     exponent = tl.zeros([BLOCK_T], tl.int32)
-    for i in tl.static_range(GAINS):
+    for i in tl.static_range(HEAD_GAINS):
         exponent += (largest > 2**i).to(tl.int32)
     inverse = ((127 - exponent) << 23).to(tl.float32, bitcast=True)
 
@@ -213,10 +213,11 @@ def latent_append_fwd_kernel(
             _write_floats(p_piece, p_mean, p_out, m_t, kept, PIECES[i], EVEN)
     if HEAD_BYTE >= 0:
         place = tl.maximum(tl.minimum(_position(head_value), 1.0), 0.0)
-        fine = tl.minimum(tl.floor(place * FINE), FINE - 1.0).to(tl.int32)
-        coarse = tl.minimum(tl.floor(place * COARSE), COARSE - 1.0).to(tl.int32)
-        head = tl.where(exponent > 0, (exponent - 1) * COARSE + FINE + coarse, fine)
-        head = tl.where(kept, head, LOST_CODE)
+        fine = tl.minimum(tl.floor(place * HEAD_LEVELS), HEAD_LEVELS - 1.0).to(tl.int32)
+        coarse = tl.floor(place * HEAD_ESCAPED_LEVELS)
+        coarse = tl.minimum(coarse, HEAD_ESCAPED_LEVELS - 1.0).to(tl.int32)
+        escaped = (exponent - 1) * HEAD_ESCAPED_LEVELS + HEAD_LEVELS + coarse
+        head = tl.where(kept, tl.where(exponent > 0, escaped, fine), HEAD_NAN)
         tl.store(p_row + HEAD_BYTE, head.to(tl.uint8), mask=m_t)
     if END < ROW_BYTES:
         o = tl.arange(0, 16)
@@ -235,8 +236,6 @@ def latent_append_triton(
     """See `latent_append`."""
     layout = rows.layout
     channels = layout.num_channels
-    last = layout.runs[-1]
-    end = last.first_byte + last.num_bytes + (layout.head_byte == last.first_byte + last.num_bytes)
     block_t = 4
     launch(
         latent_append_fwd_kernel,
@@ -253,7 +252,7 @@ def latent_append_triton(
         layer_offset=rows.layer_offset,
         CHANNELS=channels,
         PIECES=pieces_of(layout, keys=(0, channels), values=(0, channels)),
-        END=end,
+        END=layout.after_scales,
         ROW_BYTES=layout.row_bytes,
         FRAME_BYTES=rows.frame_bytes,
         FRAME_TOKENS=rows.frame_tokens,
