@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import Enum
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
@@ -37,42 +37,39 @@ MAX_ALIGNMENT = 16
 SCALE_BYTES = 2
 
 
-class Kind(IntEnum):
-    """Number format of a run. Coded kinds come last."""
+class Kind(Enum):
+    """Number format of a run: its number among them, bits of a channel, and the name in torch of
+    what is stored as it is. Coded kinds come last."""
 
-    FLOAT32 = 0
-    FLOAT16 = 1
-    BFLOAT16 = 2
-    E4M3 = 3
-    E5M2 = 4
-    UNIFORM8 = 5
-    LEVELS4 = 6
-    LEVELS2 = 7
+    FLOAT32 = (0, 32, "float32")
+    FLOAT16 = (1, 16, "float16")
+    BFLOAT16 = (2, 16, "bfloat16")
+    E4M3 = (3, 8, "float8_e4m3fn")
+    E5M2 = (4, 8, "float8_e5m2")
+    UNIFORM8 = (5, 8, None)
+    LEVELS4 = (6, 4, None)
+    LEVELS2 = (7, 2, None)
 
-    @property
-    def bits(self) -> int:
-        return (32, 16, 16, 8, 8, 8, 4, 2)[self]
+    def __init__(self, number: int, bits: int, float_name: str | None) -> None:
+        self.number, self.bits, self.float_name = number, bits, float_name
 
     @property
     def coded(self) -> bool:
-        return self >= Kind.UNIFORM8
+        return self.float_name is None
 
     @property
     def dtype(self) -> torch.dtype:
         """Of a kind that is not coded."""
         import torch  # settings name kinds before there is a use for torch
 
-        return getattr(torch, FLOATS[self])
+        assert self.float_name is not None
+        return getattr(torch, self.float_name)
 
     @staticmethod
     def of(dtype: torch.dtype) -> Kind | None:
         """The kind of numbers that are stored as they are; None if rows hold no such numbers."""
-        by_name = {name: Kind(number) for number, name in enumerate(FLOATS)}
-        return by_name.get(str(dtype).removeprefix("torch."))
-
-
-FLOATS = ("float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
-"""Names in torch of the kinds that are not coded."""
+        name = str(dtype).removeprefix("torch.")
+        return next((kind for kind in Kind if kind.float_name == name), None)
 
 
 @dataclass(frozen=True, slots=True)
