@@ -7,7 +7,7 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ class StepTables:
         num_new: int,
         *,
         max_tokens: int,
-        replay_lengths: Sequence[int] = (),
+        replay_lengths: Iterable[int] = (),
         device: torch.device,
     ) -> None:
         self.layout = layout

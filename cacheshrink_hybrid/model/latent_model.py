@@ -21,7 +21,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ..cache_argument import CACHE_ARGUMENTS, given_cache
-from ..caches import LatentCache, make_cache
+from ..caches import HybridCache, LatentCache, make_cache
 from ..caches.dense_cache import num_cached_tokens
 from ..checkpoint.model_names import lasting_name
 from ..derived_class import Derived, derived_class
@@ -262,16 +262,28 @@ def _mixers(model: nn.Module) -> list[RecurrentMixer]:
 
 
 def _prepare_forward(model: PreTrainedModel) -> None:
-    """Check the rows of every call, on the inner model, which all of them go through."""
+    """Check the rows of every call, on the inner model, which all of them go through, and tell
+    caches what is stored."""
     inner = model.base_model
     names = list(inspect.signature(inner.forward).parameters)
     rotates = any(
         module.rotary for module in inner.modules() if isinstance(module, LatentAttention)
     )
+    inner.register_forward_pre_hook(partial(_plan_cache, names), with_kwargs=True)
     if rotates or model_spec(model.config).state_layers:
         own_states = frozenset(state.layer_idx for state in plan_of(model).states)
         check = partial(_check_call, names, rotates, own_states)
         inner.register_forward_pre_hook(check, with_kwargs=True)
+
+
+def _plan_cache(names: list[str], inner: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Tell a pooled cache what the model stores, if it was made of a config alone, or for another
+    mode of the model."""
+    if torch.compiler.is_compiling():
+        return
+    cache = given_cache(dict(zip(names, args, strict=False)) | kwargs)
+    if isinstance(cache, HybridCache):
+        cache.plan_for(inner)
 
 
 def _check_call(

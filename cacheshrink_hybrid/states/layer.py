@@ -257,6 +257,7 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin, Derived):
                 with lasting_tensors():
                     ring = flat.new_zeros(shape, dtype=self.layout.input_dtype(i))
                 self.recurrent_states[1 + i] = ring
+                ring = self.recurrent_states[1 + i]  # maybe copied to where it is kept
                 self.is_recurrent_states_initialized[1 + i] = True
             ring[:, known:left] = flat[:, flat.shape[1] - left + known :]
         self.number_of_states = 1 + len(inputs)
@@ -367,6 +368,14 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin, Derived):
 
 def _nobody() -> None:
     """In the place of a reference to a mixer."""
+
+
+def stored_dtype(dtype: torch.dtype, codec: StateCodec) -> torch.dtype:
+    """Type of convolution columns and of the inputs in the ring of a model with such weights: 16
+    bits, unless the state and the model are exact throughout."""
+    if dtype in (torch.float16, torch.bfloat16):
+        return dtype
+    return torch.float32 if codec.lossless else torch.float16
 
 
 def saturated(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -63,6 +63,11 @@ class StatePlan:
         return self.codec().row_bytes
 
     @property
+    def ring_inputs(self) -> tuple[tuple[int, bool], ...]:
+        """(elements, kept in float32) of each input of one token, in the order of the ring."""
+        return _ring_inputs(self.kind, self.codec().num_heads, self.head_dim, self.ranks)
+
+    @property
     def ring_bytes(self) -> int:
         return (self.replay_length - 1) * self.ring_bytes_per_token
 
@@ -83,7 +88,7 @@ class StatePlan:
                 the model and its states are float32 throughout.
         """
         wide = element_bytes // BYTES_16BIT if self.codec().lossless else 1
-        exact = _exact_ring_bytes(self.kind, self.codec().num_heads)
+        exact = sum(width * BYTES_32BIT for width, is_exact in self.ring_inputs if is_exact)
         ring = (self.ring_bytes_per_token - exact) * wide + exact
         codes = self.recurrent_bytes if num_tokens >= self.replay_length else 0
         return codes + (self.replay_length - 1) * ring + self.conv_bytes * wide
@@ -114,10 +119,18 @@ class StatePlan:
 def ring_bytes_per_token(kind: str, num_heads: int, head_dim: int, ranks: Sequence[int]) -> int:
     """Bytes of one token's inputs: values and keys (or B) at 16 bits, what the decay is computed
     from in float32, except Mamba-1's step sizes, of which there is one per channel."""
-    values = num_heads * head_dim * (2 if kind == "mamba" else 1)
-    return (values + sum(ranks)) * BYTES_16BIT + _exact_ring_bytes(kind, num_heads)
+    inputs = _ring_inputs(kind, num_heads, head_dim, ranks)
+    return sum(width * (BYTES_32BIT if exact else BYTES_16BIT) for width, exact in inputs)
 
 
-def _exact_ring_bytes(kind: str, num_heads: int) -> int:
-    """What the decay is computed from: dt of Mamba-2; decay and beta of a delta net."""
-    return {"mamba2": 1, "gated_delta_net": 2, "mamba": 0}[kind] * num_heads * BYTES_32BIT
+def _ring_inputs(
+    kind: str, num_heads: int, head_dim: int, ranks: Sequence[int]
+) -> tuple[tuple[int, bool], ...]:
+    """(elements, kept in float32) of one token's inputs to the recurrence, in their order."""
+    values, writes = (num_heads * head_dim, False), (sum(ranks), False)
+    decays = num_heads, True
+    return {
+        "mamba2": (values, decays, writes),
+        "mamba": (values, values, writes),
+        "gated_delta_net": (writes, values, decays, decays),
+    }[kind]
