@@ -79,8 +79,7 @@ class StepTables:
     def fill(self, store: SequenceStore, seq_ids: Sequence[Hashable]) -> None:
         """Show these sequences, whose new tokens are reserved; the other rows become padding."""
         count = len(seq_ids)
-        lengths = [store.num_tokens(seq_id) for seq_id in seq_ids]
-        before = torch.tensor(lengths, dtype=torch.int32).to(self.context_lens.device)
+        before = store.context_lens(seq_ids)
         self.context_lens[:count] = before + self.num_new
         self.context_lens[count:] = 0
         positions = before.long()[:, None] + torch.arange(self.num_new, device=before.device)
