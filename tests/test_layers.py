@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 import cacheshrink_hybrid
 
@@ -87,6 +90,50 @@ def test_the_pool_knows_no_transformers() -> None:
                 names = [alias.name for alias in getattr(node, "names", ()) if node is not None]
                 module = getattr(node, "module", None) or ""
                 assert not any(name.startswith("transformers") for name in [module, *names]), path
+
+
+def _imported_files(path: Path) -> set[Path]:
+    """Files that a module imports from beside it, below or above, anywhere in it, for its types as
+    well."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            place = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            for name in (alias.name for alias in node.names):
+                files = (place / f"{name}.py", place.with_suffix(".py"), place / "__init__.py")
+                found |= {next(file for file in files if file.is_file())}
+    return found
+
+
+def _circle(folder: Path) -> list[str]:
+    """Names of files below a folder that import each other in a circle, if there is one."""
+    files = set(folder.rglob("*.py"))
+    try:
+        TopologicalSorter({file: _imported_files(file) & files for file in files}).prepare()
+    except CycleError as error:
+        return [str(file.relative_to(folder)) for file in error.args[1]]
+    return []
+
+
+@pytest.mark.parametrize("folder", ["latents"])
+def test_no_files_import_each_other_in_a_circle(folder: str) -> None:
+    assert not _circle(PACKAGE / folder)
+
+
+def test_circles_are_found(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    for name, source in {
+        "__init__": "",
+        "a": "from .below.b import x",
+        "below/__init__": "",
+        "below/b": "from . import c",
+        "below/c": "import os",
+    }.items():
+        (tmp_path / f"{name}.py").write_text(source)
+    assert not _circle(tmp_path)
+    types = "if TYPE_CHECKING:\n    from ..a import y"
+    (tmp_path / "below/c.py").write_text(types)
+    assert set(_circle(tmp_path)) == {"a.py", "below/b.py", "below/c.py"}
 
 
 def test_what_must_not_be_is_found() -> None:

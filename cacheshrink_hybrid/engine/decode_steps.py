@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ..latents.attention.kernel_view import kept_tensors
 from ..latents.attention.module import LatentAttention
-from ..latents.attention.pooled_attention import kept_tensors
 from ..model.adapters import adapted_modules
 from .step_tables import batch_buckets
 
@@ -96,7 +96,7 @@ class RecordedStep:
             self.logits = step()
         # The graph knows addresses only; what it reads has to stay alive.
         modules = step.runner.model.modules()
-        self._kept = [kept_tensors(m) for m in modules if isinstance(m, LatentAttention)]
+        self._kept = [kept_tensors(m.head) for m in modules if isinstance(m, LatentAttention)]
         self._places = ModelPlaces(step.runner.model)
 
     @property

@@ -266,7 +266,7 @@ def _prepare_forward(model: PreTrainedModel) -> None:
     inner = model.base_model
     names = list(inspect.signature(inner.forward).parameters)
     rotates = any(
-        module.rotary for module in inner.modules() if isinstance(module, LatentAttention)
+        module.head.rotary for module in inner.modules() if isinstance(module, LatentAttention)
     )
     if rotates or model_spec(model.config).state_layers:
         own_states = frozenset(state.layer_idx for state in plan_of(model).states)

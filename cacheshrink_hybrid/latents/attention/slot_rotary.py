@@ -9,7 +9,8 @@ inputs for which slots and positions do not run in step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -262,8 +263,9 @@ class SlotRotary:
             if width > head_dim or angles.shape[-1] != given:
                 continue
             turned = self.rotate(probe, angles.cos(), angles.sin())
-            pairs, order = in_pairs(probe[..., :width])[:, 0], torch.arange(half, device=device)
-            due = turn_channels(pairs, order, angles.cos(), angles.sin())
+            pairs = turning_pairs(range(half), device)
+            paired = in_pairs(probe[..., :width])[:, 0]
+            due = turn_channels(paired, pairs, angles.cos(), angles.sin())
             same = torch.allclose(in_pairs(turned[..., :width])[:, 0], due, atol=1e-5)
             if same and torch.equal(turned[..., width:], probe[..., width:]):
                 return width
@@ -275,22 +277,43 @@ def turned_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     write it: x cos + [-x2, x1] sin."""
     half = x.shape[-1] // 2
     crossed = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-    return x * cos[:, None] + crossed * sin[:, None]
+    if len(cos) > 1:
+        cos, sin = cos[:, None], sin[:, None]
+    return x * cos + crossed * sin
 
 
-def turn_channels(latent: Tensor, frequencies: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+class TurningPairs(NamedTuple):
+    """Pairs of neighbouring channels of a latent, its first ones, that are rotated by its slot.
+
+    Attributes:
+        frequencies: of each pair, (pairs,); 0 for those that stay as they are.
+        still: which ones stay, (pairs,); None for none.
+    """
+
+    frequencies: Tensor
+    still: Tensor | None
+
+
+def turning_pairs(frequencies: Sequence[int], device: torch.device) -> TurningPairs:
+    """Pairs with these frequencies, -1 for pairs that stay as they are."""
+    found = torch.tensor(frequencies, device=device)
+    still = found < 0 if min(frequencies, default=0) < 0 else None
+    return TurningPairs(found.clamp_min(0), still)
+
+
+def turn_channels(latent: Tensor, pairs: TurningPairs, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the first channels of latents (B, T, R), which are pairs (real, imaginary).
 
     Args:
-        frequencies: of each pair; -1 for pairs that stay as they are.
         cos, sin: (B or 1, T, rotary dim), of which the first half is one per frequency.
     """
-    still = frequencies < 0
-    cos = torch.where(still, 1.0, cos[..., frequencies.clamp_min(0)]).to(latent.dtype)
-    sin = torch.where(still, 0.0, sin[..., frequencies.clamp_min(0)]).to(latent.dtype)
-    real, imaginary = latent[..., : 2 * len(frequencies)].unflatten(-1, (-1, 2)).unbind(-1)
+    cos, sin = (angles[..., pairs.frequencies].to(latent.dtype) for angles in (cos, sin))
+    if pairs.still is not None:
+        cos, sin = torch.where(pairs.still, 1.0, cos), torch.where(pairs.still, 0.0, sin)
+    width = 2 * len(pairs.frequencies)
+    real, imaginary = latent[..., :width].unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack([real * cos - imaginary * sin, imaginary * cos + real * sin], dim=-1)
-    return torch.cat([turned.flatten(-2), latent[..., 2 * len(frequencies) :]], dim=-1)
+    return torch.cat([turned.flatten(-2), latent[..., width:]], dim=-1)
 
 
 def in_pairs(x: Tensor) -> Tensor:

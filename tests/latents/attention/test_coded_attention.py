@@ -46,7 +46,7 @@ def test_the_cache_holds_the_planned_bytes(case: str, batch: int) -> None:
     converted, plan = pair(case, **CODED).converted, pair(case, **CODED).plan
     cache = make_cache(converted)
     window = min(
-        (m.sliding_window or LENGTH) for m in converted.modules() if isinstance(m, LatentAttention)
+        (m.head.window or LENGTH) for m in converted.modules() if isinstance(m, LatentAttention)
     )
     num_tokens = min(LENGTH, window)
     logits_in_pieces(converted, random_ids(batch, num_tokens), [num_tokens], cache)
@@ -61,11 +61,12 @@ def test_the_cache_holds_the_planned_bytes(case: str, batch: int) -> None:
 def test_reading_equals_the_decoded_latents(case: str) -> None:
     converted = pair(case, **CODED).converted
     module = next(m for m in converted.modules() if isinstance(m, LatentAttention))
-    assert module.codec is not None
+    codec, reach = module.head.codec, module.latent_reach
+    assert codec is not None
     latent = torch.randn(2, 5, module.plan.kv_lora_rank, generator=torch.Generator().manual_seed(0))
-    rows = module.codec.encode(latent, module.latent_reach)
-    decoded = module.codec.decode(rows, torch.float32)
-    assert torch.equal(module.codec.encode(decoded, module.latent_reach), rows)
+    rows = codec.encode(latent, reach)
+    decoded = codec.decode(rows, torch.float32)
+    assert torch.equal(codec.encode(decoded, reach), rows)
 
 
 @pytest.mark.parametrize("case", ["llama", "gpt2", "gemma2"])

@@ -1,0 +1,20 @@
+"""Heads of tiny converted models."""
+
+from __future__ import annotations
+
+from cacheshrink_hybrid.latents.attention.head import LatentHead
+from cacheshrink_hybrid.latents.attention.module import LatentAttention
+from tests.models import pair
+
+
+def head_of(
+    case: str, method: str, *, cache_bits: int | str = "auto", windowed: bool | None = None
+) -> LatentHead:
+    """The head of a model's first layer, at a quarter of the source's bytes.
+
+    Args:
+        windowed: only of layers with a sliding window, or only of those without.
+    """
+    model = pair(case, method, 4.0, cache_bits=cache_bits).converted
+    heads = [module.head for module in model.modules() if isinstance(module, LatentAttention)]
+    return next(h for h in heads if windowed is None or windowed == (h.window is not None))
