@@ -30,7 +30,7 @@ from .kernel_view import latent_read, row_layout
 from .left_padding import first_visible_slots
 from .pool_read import append_to_pool, read_pool, rows_in_pool
 from .prefill import expanded_prefill, expanding_pays
-from .slot_rotary import Angles
+from .rotation import Angles
 
 
 def attend_by_torch(

@@ -1,4 +1,4 @@
-"""What attention asks of the cache layer that it stands on: the one place that knows caches."""
+"""What attention asks of its cache layer; readers get tensors and steps, and know no caches."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class CachedLayer:
         return self.cache is not None and isinstance(self.cache.layers[self.layer_idx], StaticLayer)
 
     def slots(self, num_new: int) -> Slots:
-        """Of the next `num_new` tokens, before `append`.
+        """Where the next `num_new` tokens will lie; to be asked before `append`.
 
         Raises:
             NotSupportedError: the layer holds keys and values.
@@ -73,7 +73,7 @@ class CachedLayer:
         return Slots(first_query, first_key, num_keys)
 
     def append(self, stored: Tensor) -> Tensor:
-        """Store what stands for new tokens (B, T, width), as the key of one head; returns what
+        """Stores what stands for new tokens (B, T, width) as the keys of one head, and returns what
         stands for all slots that are read, (B, S, width)."""
         if self.cache is None:
             return stored

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .head import LatentHead
 from .paired_keys import keeps_pairs, products_in_pairs
-from .slot_rotary import Angles
+from .rotation import Angles
 
 # Up to this many query tokens, scores over the whole context are cheaper than expanded values, and
 # small enough to hold. Covers decoding and the verification step of assisted decoding.

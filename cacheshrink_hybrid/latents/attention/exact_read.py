@@ -14,7 +14,7 @@ from torch import Tensor
 from ..exact_tokens import ExactView
 from .dense_read import mixed, probabilities_of, products_of, read_latents
 from .head import LatentHead
-from .slot_rotary import Angles
+from .rotation import Angles
 
 QUERY_BLOCK = 64
 

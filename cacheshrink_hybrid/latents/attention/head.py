@@ -1,4 +1,4 @@
-"""What attention over latents computes with, and its formulas.
+"""The noun of attention over latents: what a layer computes with, and each formula once.
 
 Of a latent c per token, keys are k = rotate(norm(U_k c + b_k)) and values v = U_v c + b_v. Neither
 has to be formed: where keys are neither normalised nor rotated as they are read, the products are
@@ -24,7 +24,8 @@ from ...codecs.traced_rows import decode_rows, encode_rows
 from ...lasting import lasting_tensors
 from ..plan import LatentPlan
 from .maps import HeadMap
-from .slot_rotary import Angles, SlotRotary, turn_channels, turning_pairs
+from .rotation import Angles, turn_channels, turning_pairs
+from .slot_rotary import SlotRotary
 from .split_heads import split_heads
 
 Found = TypeVar("Found")
@@ -69,8 +70,8 @@ class LatentHead:
     _notes: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     def noted(self, name: Hashable, find: Callable[[], Found]) -> Found:
-        """What `find` gives, worked out once; it must not depend on the values of weights. Nothing
-        is noted while a graph is traced."""
+        """Keeps what `find` gives under a name, for what does not depend on the values of weights.
+        While a graph is traced nothing is kept."""
         if torch.compiler.is_compiling():
             return find()
         if name not in self._notes:

@@ -153,13 +153,14 @@ def rms_gains(head: LatentHead, device: torch.device) -> tuple[Tensor, float]:
     norm: Any = head.key_norm
     epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
     if epsilon is not None and not head.norm_spans_heads:
-        probe = torch.linspace(-1, 2, head.head_dim, device=device)[None]
         plain = not (norm._forward_hooks or norm._forward_pre_hooks or "forward" in vars(norm))
         if plain:
-            offset = head.noted("gain offset", lambda: _gain_offset(norm, epsilon, probe))
+            offset = head.noted(
+                "gain offset", lambda: _gain_offset(norm, epsilon, head.head_dim, device)
+            )
             if offset is not None:
                 return norm.weight.float() + offset, float(epsilon)
-        gains = _tried_gains(norm, epsilon, probe)
+        gains = _tried_gains(norm, epsilon, head.head_dim, device)
         if gains is not None:
             return gains, float(epsilon)
     raise KernelUnavailableError(
@@ -168,21 +169,19 @@ def rms_gains(head: LatentHead, device: torch.device) -> tuple[Tensor, float]:
     )
 
 
-def _gain_offset(norm: Any, epsilon: float, probe: Tensor) -> float | None:
+def _gain_offset(norm: Any, epsilon: float, width: int, device: torch.device) -> float | None:
     """What the gains of a norm are above its weight, 0 or 1; None if they are something else."""
-    gains = _tried_gains(norm, epsilon, probe)
+    gains = _tried_gains(norm, epsilon, width, device)
     if gains is None:
         return None
     offsets = (0.0, 1.0)
     return next((o for o in offsets if torch.allclose(gains, norm.weight.float() + o, 1e-5)), None)
 
 
-def _tried_gains(norm: Any, epsilon: float, probe: Tensor) -> Tensor | None:
-    """Gains (D,) of a norm if it divides by the root of the mean square; None if it does otherwise.
-
-    Args:
-        probe: (1, D), what it is tried with.
-    """
+def _tried_gains(norm: Any, epsilon: float, width: int, device: torch.device) -> Tensor | None:
+    """Gains (D,) of a norm if it divides by the root of the mean square; None if it does
+    otherwise."""
+    probe = torch.linspace(-1, 2, width, device=device)[None]
     gains = norm(torch.ones_like(probe))[0].float() * (1 + epsilon) ** 0.5
     due = probe * torch.rsqrt(probe.square().mean() + epsilon) * gains
     return gains if torch.allclose(norm(probe).float(), due, rtol=1e-2, atol=1e-2) else None
@@ -191,4 +190,4 @@ def _tried_gains(norm: Any, epsilon: float, probe: Tensor) -> Tensor | None:
 def kept_tensors(head: LatentHead) -> object:
     """What reading by kernels keeps between steps for a head, for those who have to keep it alive:
     a recorded graph knows its addresses only."""
-    return None if head.rotary is None else head.rotary.kept_pair_angles()
+    return head, None if head.rotary is None else head.rotary.kept_pair_angles()

@@ -159,7 +159,7 @@ class LatentAttention(Derived, nn.Module):
         layer_idx = self.layer_idx if layer_idx is None else layer_idx
         assert layer_idx is not None, "a shared module is called with its layer_idx"
         head, layer = self.head, CachedLayer(cache, layer_idx)
-        query, gate = self._query(hidden_states, layer_idx)
+        query, gate = self._query(head, hidden_states, layer_idx)
         latent = self.latent(hidden_states, layer_idx)
         step = layer.row_step(head, self, hidden_states, attention_mask)
         weights = None
@@ -203,7 +203,7 @@ class LatentAttention(Derived, nn.Module):
         return made
 
     def _standing(self, num_heads: int, head_dim: int) -> dict[str, Any]:
-        """Of a head, what is exchanged with plans, modules and parameters of this one."""
+        """The parts of a head that another plan, module or parameter of this one replaces."""
         plan = self.plan
         key_up = HeadMap(
             name="k_b_proj",
@@ -237,12 +237,11 @@ class LatentAttention(Derived, nn.Module):
             latent = latent + self.kv_a_adapters[str(layer_idx)](x)
         return latent
 
-    def _query(self, x: Tensor, layer_idx: int) -> tuple[Tensor, Tensor | None]:
+    def _query(self, head: LatentHead, x: Tensor, layer_idx: int) -> tuple[Tensor, Tensor | None]:
         """Queries before rotation (B, H, T, D), and the gate (B, T, H*D) or None."""
         q = self.q_proj(x)
         if self.q_adapters is not None:
             q = q + self.q_adapters[str(layer_idx)](x)
-        head = self.head
         return split_query(q, head.head_dim, self.q_norm, head.norm_spans_heads, gated=self.gated)
 
     def attend_expanded(

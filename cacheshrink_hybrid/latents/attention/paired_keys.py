@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ...lasting import lasting_tensors
 from .head import LatentHead
-from .slot_rotary import Angles, in_pairs, turn_pairs_
+from .rotation import Angles, in_pairs, turn_pairs_
 
 
 def keeps_pairs(head: LatentHead, query: Tensor, angles: Angles) -> bool:
-    """Whether the keys of a head may be rebuilt by `keys_in_pairs`."""
+    """Whether the keys of a head may be rebuilt in pairs."""
     if head.key_norm is not None or head.rotary is None or torch.is_grad_enabled():
         return False  # rotated in place, with weights that carry no gradient
     if not head.key_up.is_plain or torch.is_autocast_enabled(query.device.type):

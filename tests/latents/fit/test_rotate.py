@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cacheshrink_hybrid.errors import PlanError
-from cacheshrink_hybrid.latents.attention.slot_rotary import turn_channels, turning_pairs
+from cacheshrink_hybrid.latents.attention.rotation import turn_channels, turning_pairs
 from cacheshrink_hybrid.latents.fit.bases import KeyShape, Unit
 from cacheshrink_hybrid.latents.fit.bits import channel_costs, channel_variances
 from cacheshrink_hybrid.latents.fit.rotate import rotate_factors, rotated_unit
