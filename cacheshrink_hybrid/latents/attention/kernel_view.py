@@ -95,10 +95,15 @@ def latent_read(head: LatentHead, num_slots: int, like: Tensor) -> LatentRead:
 
     Raises:
         KernelUnavailableError: norms of keys other than the RMS norm of a head's channels,
-            rotations other than of channel pairs (i, i + rotary dim / 2), and sliding windows that
-            exact copies cover.
+            rotations other than of channel pairs (i, i + rotary dim / 2), sliding windows that
+            exact copies cover, and latents without a channel of keys or of values.
     """
     plan, window = head.plan, head.window
+    if not (plan.key_rank and plan.value_rank):
+        raise KernelUnavailableError(
+            f"kernels read channels of keys and of values; this layer has key_rank={plan.key_rank} "
+            f"and value_rank={plan.value_rank}, so torch reads its rows"
+        )
     if window is not None and plan.exact_window:
         # The window of rows begins where that of copies ends, and the queries are moved there.
         window -= plan.exact_window
