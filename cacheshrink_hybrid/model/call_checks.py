@@ -30,7 +30,7 @@ def check_calls(model: PreTrainedModel) -> None:
     inner = model.base_model
     names = list(inspect.signature(inner.forward).parameters)
     rotates = any(
-        module.rotary for module in inner.modules() if isinstance(module, LatentAttention)
+        module.head.rotary for module in inner.modules() if isinstance(module, LatentAttention)
     )
     inner.register_forward_pre_hook(partial(_plan_cache, names), with_kwargs=True)
     if rotates or model_spec(model.config).state_layers:
