@@ -14,12 +14,13 @@ from torch import Tensor
 
 from cacheshrink_hybrid.codecs import RowFormat
 from cacheshrink_hybrid.codecs.row_layout import Kind, RowLayout
+from cacheshrink_hybrid.codecs.state_format import StateSegment
 from cacheshrink_hybrid.kernels.backend import Backend
 from cacheshrink_hybrid.kernels.latents.append import latent_append
 from cacheshrink_hybrid.kernels.latents.decode import KeyUp, LatentRead, latent_decode
 from cacheshrink_hybrid.kernels.latents.paged_rows import PagedRows
 from cacheshrink_hybrid.kernels.states.gdn_step import gdn_step
-from cacheshrink_hybrid.kernels.states.pages import CODE_BYTES, StatePages, StatePlace, StateSegment
+from cacheshrink_hybrid.kernels.states.pages import StatePages, StatePlace
 from cacheshrink_hybrid.kernels.states.ssd_step import ssd_step
 
 Run = Callable[[], object]
@@ -224,9 +225,7 @@ def state_pages(
 
 def state_bytes(pages: StatePages, batch: int) -> int:
     """Bytes that reading and writing all states moves."""
-    segment = pages.segments[0]
-    codes = pages.num_codes(segment) * CODE_BYTES[segment.code]
-    return 2 * batch * (codes + pages.num_scales(segment))
+    return 2 * batch * pages.format.num_bytes
 
 
 def ssd(

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 
+from ..codecs.state_format import ELEMENTS
 from ..config import WIDTHS_OF, CompressionConfig
 from ..errors import ConfigError, PlanError
 from ..latents.fit.bits import row_alignment, run_channels
 from ..spec import BYTES_16BIT, LayerSpec, ModelSpec
 from ..states.fit.observe import compressible_layers
 from ..states.fit.planner import FOLDED_COLUMNS, METHODS_OF_KIND, RANKS
-
-CODE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "float8": 1}
-"""Bytes of one channel of a state in each of its codes."""
 
 
 def check_reachable(spec: ModelSpec, config: CompressionConfig) -> None:
@@ -121,7 +119,7 @@ def least_state_bytes(spec: ModelSpec, config: CompressionConfig) -> int:
         method = METHODS_OF_KIND[state.kind][0] if method == "auto" else method
         folded = FOLDED_COLUMNS.get((state.kind, method), 0) * state.num_groups
         columns = state.conv_channels - folded * (state.state_size - channels)
-        total += state.num_heads * state.head_dim * channels * CODE_BYTES[code]
+        total += state.num_heads * state.head_dim * channels * ELEMENTS[code].itemsize
         total += columns * (state.conv_kernel - 1) * BYTES_16BIT
     return total
 

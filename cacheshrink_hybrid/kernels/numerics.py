@@ -89,17 +89,3 @@ def float8_value(code, NATIVE: tl.constexpr):
         bits = ((word & 0x80) << 8) | ((word & 0x7F) << 7)
         x = bits.to(tl.float16, bitcast=True) * 256.0
         return tl.where((word & 0x7F) == 0x7F, float("nan"), x)
-
-
-@triton.jit
-def softplus(x):
-    """log(1 + exp(x)) without overflow, exact to float32."""
-    return tl.maximum(x, 0.0) + log1p(tl.exp2(-tl.abs(x) * LOG2_E))
-
-
-@triton.jit
-def log1p(x):
-    """log(1 + x), 0 <= x <= 1, also where 1 + x rounds."""
-    u = 1.0 + x
-    # Kahan's correction: log(u) is that of the rounded sum, scaled by what rounding did to x.
-    return tl.where(u == 1.0, x, tl.log(u) * (x / (u - 1.0 + (u == 1.0).to(tl.float32))))

@@ -24,13 +24,13 @@ from ...kernels.states.conv_update_project import ConvPages, conv_update_project
 from ...kernels.states.gdn_replay import DeltaRing, gdn_replay_step
 from ...kernels.states.gdn_step import gdn_step
 from ...kernels.states.mamba1_step import mamba1_step
-from ...kernels.states.pages import StatePages, StateSegment, check_head_sizes
+from ...kernels.states.pages import StatePages, check_head_sizes
 from ...kernels.states.replay_ring import InputRing
 from ...kernels.states.ssd_replay import ReplayRing, ssd_replay_flush, ssd_replay_read
 from ...kernels.states.ssd_step import ssd_step
 from ...linear_map import is_plain
 from ...pool.memory import StateStep
-from ..layer import StateCacheMixin, StateLayout
+from ..layer import StateCacheMixin
 
 Ring = TypeVar("Ring", bound=InputRing)
 
@@ -87,7 +87,7 @@ def why_not(mixer: RecurrentMixer) -> str | None:
     if plan.replay_length > 1 and plan.kind == "mamba":
         return "no kernel replays the inputs of Mamba-1; convert with replay_length=1"
     try:
-        check_head_sizes(_segments(mixer.state_layout()), plan.head_dim)
+        check_head_sizes(mixer.state_layout().codec)
     except KernelUnavailableError as fault:
         return str(fault)
     return None
@@ -100,7 +100,7 @@ class PooledState:
         assert mixer.state_plan is not None
         self.mixer, self.layer, self.step = mixer, layer, step
         self.layout = layer.layout
-        self.kind, self.head_dim = mixer.state_plan.kind, mixer.state_plan.head_dim
+        self.kind = mixer.state_plan.kind
 
     @property
     def tables(self) -> dict[str, Tensor]:
@@ -113,8 +113,7 @@ class PooledState:
             arena=self.step.arena,
             frame_bytes=self.step.frame_bytes,
             place=self.step.places["recurrent", 0],
-            head_dim=self.head_dim,
-            segments=_segments(self.layout),
+            format=self.layout.codec,
         )
 
     def ring(self, kind: type[Ring], groups: int, *parts: str) -> Ring:
@@ -196,13 +195,6 @@ class PooledState:
         y = STEPS[self.kind](self, owner, [x[:, 0] for x in inputs], reads[:, 0])
         self.layer.count_token()
         return y[:, None]
-
-
-def _segments(layout: StateLayout) -> tuple[StateSegment, ...]:
-    return tuple(
-        StateSegment(heads=segment.heads, rank=segment.rank, code=segment.code)
-        for segment in layout.codec.stored_segments
-    )
 
 
 def _mamba2(state: PooledState, mixer: Any, inputs: Sequence[Tensor], read: Tensor) -> Tensor:
