@@ -6,7 +6,8 @@ go; where ranks are odd a unit is one channel.
 
 What is the same in many layers is a `Segment` for the compiler; what differs from layer to layer is
 a tuple for the kernel, `at`: the arena, the numbers of the segment's heads, where its codes and its
-scales start, and the first frame, offset and rows of the state's place.
+scales start, and the first frame, offset and rows of the state's place. Triton wants the parameters
+of a kernel written out, so those that all steps have stand in each.
 """
 
 from dataclasses import dataclass
@@ -132,31 +133,14 @@ def launch_segments(kernel, pages: StatePages, batch_size: int, **arguments) -> 
         )
 
 
-def launch_step(
-    kernel,
-    like: Tensor,
-    pages: StatePages,
-    read_table: Tensor,
-    write_table: Tensor,
-    **inputs,
-) -> Tensor:
-    """Launch a kernel that steps states from one table to another, and reads them.
+def launch_step(kernel, like: Tensor, pages: StatePages, **arguments) -> Tensor:
+    """`launch_segments` of a kernel that reads states; y, which it writes to `p_y`.
 
     Args:
-        like: a tensor of the shape and type of the result.
-        inputs: what is particular to the recurrence.
+        like: a tensor of the shape and type of y, (B, M, P).
     """
     y = torch.empty_like(like, memory_format=torch.contiguous_format)
-    launch_segments(
-        kernel,
-        pages,
-        len(like),
-        p_y=y,
-        p_read_table=read_table,
-        p_write_table=write_table,
-        max_frames=read_table.shape[1],
-        **inputs,
-    )
+    launch_segments(kernel, pages, len(like), p_y=y, **arguments)
     return y
 
 

@@ -2,13 +2,11 @@
 
 from dataclasses import dataclass
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from ..numerics import TRITON_DTYPES, constant, rounded
-from .addresses import FrameRows, launch_segments, locate
+from .addresses import FrameRows, locate
 from .pages import StatePages, int32_ids
 from .replay_ring import InputRing
 
@@ -75,36 +73,6 @@ def ring_arguments(pages: StatePages, ring: InputRing) -> dict:
             scalars=tuple(parts[name] for name in ring.scalars),
         ),
     }
-
-
-def launch_replay(
-    kernel,
-    like: Tensor,
-    pages: StatePages,
-    ring: InputRing,
-    table: Tensor,
-    num_pending: Tensor,
-    **inputs,
-) -> Tensor:
-    """Launch a kernel that takes one token of each sequence in by way of its ring, and reads.
-
-    Args:
-        like: a tensor of the shape and type of the result.
-        inputs: what is particular to the recurrence.
-    """
-    y = torch.empty_like(like, memory_format=torch.contiguous_format)
-    launch_segments(
-        kernel,
-        pages,
-        len(like),
-        p_y=y,
-        p_table=table,
-        p_pending=num_pending,
-        max_frames=table.shape[1],
-        **inputs,
-        **ring_arguments(pages, ring),
-    )
-    return y
 
 
 @triton.jit

@@ -21,6 +21,7 @@ from .addresses import (
     value_offsets,
 )
 
+# Device functions see numbers of modules only as these.
 HALF_ZERO = tl.constexpr(state_format.HALF_ZERO)
 HALF_EXPONENT = tl.constexpr(state_format.HALF_EXPONENT)
 MAX_EXPONENT = tl.constexpr(state_format.MAX_EXPONENT)
@@ -106,7 +107,7 @@ def store_state(state, at, p_frames, i_m, i_block, SEGMENT: tl.constexpr):
             largest = tl.max(tl.max(tl.abs(state), 1), 0)[None, None, :, :]
             scale, factor = _scale_byte(largest, LARGEST_FLOAT8)
             x = tl.minimum(tl.maximum(state * factor, -LARGEST_FLOAT8), LARGEST_FLOAT8)
-            tl.store(p, float8_code(x), mask=mask)
+            tl.store(p, float8_code(x, 3, -6), mask=mask)
         tl.store(p_scale, scale.to(tl.uint8), mask=tl.where(held, m_scale, False))
 
 

@@ -37,11 +37,7 @@ def gdn_replay_step(
 
     Args:
         key, value, log_decay, beta, query: as in `gdn_step`.
-        pages: where the layer's states lie.
-        ring: where inputs lie, in the same frames.
-        table: frames of each sequence's state, (B, frames), int32; a first frame of -1 reads as no
-            state and no inputs, and is not written.
-        num_pending: inputs in each ring, (B,), int32, at most ring.length.
+        pages, ring, table, num_pending: as in `ssd_replay_read`.
 
     Returns:
         y (B, M, P), in value's type.

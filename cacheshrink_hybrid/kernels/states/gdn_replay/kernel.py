@@ -10,14 +10,21 @@ import triton.language as tl
 from torch import Tensor
 
 from ...numerics import LOG2_E, constant, rounded
-from ..addresses import ARENA, channel_offsets, group_offset, program_head, value_offsets
+from ..addresses import (
+    ARENA,
+    channel_offsets,
+    group_offset,
+    launch_step,
+    program_head,
+    value_offsets,
+)
 from ..pages import StatePages
 from ..replay_ring import DeltaRing
 from ..ring_tile import (
     keep_input,
-    launch_replay,
     load_values_kept,
     load_writes_kept,
+    ring_arguments,
     scalar_pointers,
     write_channels,
 )
@@ -106,17 +113,18 @@ def gdn_replay_step_triton(
     num_pending: Tensor,
 ) -> Tensor:
     """See `gdn_replay_step`; one launch per segment."""
-    return launch_replay(
+    return launch_step(
         gdn_replay_step_fwd_kernel,
         value,
         pages,
-        ring,
-        table,
-        num_pending,
         p_key=key,
         p_value=value,
         p_log_decay=log_decay,
         p_beta=beta,
         p_query=query,
+        p_table=table,
+        p_pending=num_pending,
+        max_frames=table.shape[1],
         READ_GROUPS=query.shape[1],
+        **ring_arguments(pages, ring),
     )

@@ -55,5 +55,16 @@ def mamba1_step_triton(
     write_table: Tensor,
 ) -> Tensor:
     """See `mamba1_step`; one launch per segment."""
-    inputs = {"p_x": x, "p_dt": dt, "p_a": A, "p_write": write, "p_read": read}
-    return launch_step(mamba1_step_fwd_kernel, x, pages, read_table, write_table, **inputs)
+    return launch_step(
+        mamba1_step_fwd_kernel,
+        x,
+        pages,
+        p_x=x,
+        p_dt=dt,
+        p_a=A,
+        p_write=write,
+        p_read=read,
+        p_read_table=read_table,
+        p_write_table=write_table,
+        max_frames=read_table.shape[1],
+    )

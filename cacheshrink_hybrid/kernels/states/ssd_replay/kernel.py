@@ -15,6 +15,7 @@ from ..addresses import (
     channel_offsets,
     group_offset,
     launch_segments,
+    launch_step,
     program_head,
     value_offsets,
 )
@@ -22,7 +23,6 @@ from ..pages import StatePages
 from ..replay_ring import ReplayRing
 from ..ring_tile import (
     keep_input,
-    launch_replay,
     load_values_kept,
     load_writes_kept,
     ring_arguments,
@@ -178,11 +178,21 @@ def ssd_replay_read_triton(
     num_pending: Tensor,
 ) -> Tensor:
     """See `ssd_replay_read`; one launch per segment."""
-    inputs = {"p_x": x, "p_dt": dt, "p_a": A, "p_write": write, "p_read": read}
-    return launch_replay(
-        ssd_replay_read_fwd_kernel, x, pages, ring, table, num_pending,
-        **inputs, READ_GROUPS=read.shape[1],
-    )  # fmt: skip
+    return launch_step(
+        ssd_replay_read_fwd_kernel,
+        x,
+        pages,
+        p_x=x,
+        p_dt=dt,
+        p_a=A,
+        p_write=write,
+        p_read=read,
+        p_table=table,
+        p_pending=num_pending,
+        max_frames=table.shape[1],
+        READ_GROUPS=read.shape[1],
+        **ring_arguments(pages, ring),
+    )
 
 
 def ssd_replay_flush_triton(
