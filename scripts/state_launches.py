@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from cacheshrink_hybrid.codecs.state import one_segment
 from cacheshrink_hybrid.codecs.state_format import StateFormat, StateSegment
 from cacheshrink_hybrid.kernels.pool_copy.kernel import pool_copy_triton
 from cacheshrink_hybrid.kernels.states.conv_update_project import ConvPages
@@ -27,12 +28,11 @@ from .compile_kernels import meta
 
 def pages_of(heads: int, head_dim: int, rank: int, code: str) -> StatePages:
     """States of a layer, row by row over frames of 64 KiB."""
-    segment = StateSegment(heads=tuple(range(heads)), rank=rank, code=code)
     return StatePages(
         arena=meta(2**30, dtype=torch.uint8),
         frame_bytes=65536,
         place=StatePlace.packed(65536),
-        format=StateFormat(head_dim, (segment,)),
+        format=one_segment(heads, head_dim, rank, code),
     )
 
 
