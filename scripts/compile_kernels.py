@@ -84,23 +84,28 @@ def source_of(item: Launch) -> Any:
     from triton.compiler import ASTSource
 
     kernel = item.kernel
-    signature: dict[str, str] = {}
-    constants: dict[str, Any] = {}
-    attributes = {}
-    for i, parameter in enumerate(kernel.params):
-        value = item.arguments[parameter.name]
-        if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
-            signature[parameter.name] = "constexpr"
-            constants[parameter.name] = value
-        elif isinstance(value, Tensor):
-            signature[parameter.name] = POINTER[value.dtype]
-            attributes[(i,)] = [["tt.divisibility", 16]]
-        elif isinstance(value, float):
-            signature[parameter.name] = "fp32"
-        else:
-            signature[parameter.name] = "i32" if abs(value) < 2**31 else "i64"
-            if value % 16 == 0:
-                attributes[(i,)] = [["tt.divisibility", 16]]
+    constants: dict[tuple[int, ...], Any] = {}
+    attributes: dict[tuple[int, ...], list] = {}
+
+    def described(value: Any, path: tuple[int, ...], constant: bool = False) -> Any:
+        """The type of an argument, or of one within a tuple, as the launcher of Triton has it."""
+        if constant or value is None or (type(value) is int and value == 1):
+            constants[path] = value
+            return "constexpr"
+        if isinstance(value, tuple):
+            return tuple(described(part, (*path, i)) for i, part in enumerate(value))
+        if isinstance(value, float):
+            return "fp32"
+        if isinstance(value, Tensor) or value % 16 == 0:
+            attributes[path] = [["tt.divisibility", 16]]
+        if isinstance(value, Tensor):
+            return POINTER[value.dtype]
+        return "i32" if abs(value) < 2**31 else "i64"
+
+    signature = {
+        parameter.name: described(item.arguments[parameter.name], (i,), parameter.is_constexpr)
+        for i, parameter in enumerate(kernel.params)
+    }
     return ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
 
 

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from cacheshrink_hybrid.codecs import RowFormat
 from cacheshrink_hybrid.codecs.row_layout import Kind, RowLayout
+from cacheshrink_hybrid.codecs.state import one_segment
 from cacheshrink_hybrid.kernels.backend import Backend
 from cacheshrink_hybrid.kernels.latents.append import latent_append
 from cacheshrink_hybrid.kernels.latents.decode import KeyUp, LatentRead, latent_decode
 from cacheshrink_hybrid.kernels.latents.paged_rows import PagedRows
 from cacheshrink_hybrid.kernels.states.gdn_step import gdn_step
-from cacheshrink_hybrid.kernels.states.pages import CODE_BYTES, StatePages, StatePlace, StateSegment
+from cacheshrink_hybrid.kernels.states.pages import StatePages, StatePlace
 from cacheshrink_hybrid.kernels.states.ssd_step import ssd_step
 
 Run = Callable[[], object]
@@ -207,26 +208,17 @@ def state_pages(
     batch: int, heads: int, head_dim: int, rank: int, code: str, device: torch.device
 ) -> tuple[StatePages, Tensor]:
     """States of zeros in frames of 64 KiB in random order, and their table."""
-    segment = StateSegment(heads=tuple(range(heads)), rank=rank, code=code)
-    frame_bytes = 65536
-    shape = {
-        "frame_bytes": frame_bytes,
-        "place": StatePlace.packed(frame_bytes),
-        "head_dim": head_dim,
-        "segments": (segment,),
-    }
-    probe = StatePages(arena=torch.empty(0, dtype=torch.uint8), **shape)
-    count = batch * probe.num_frames
+    states, frame_bytes = one_segment(heads, head_dim, rank, code), 65536
+    place = StatePlace.packed(frame_bytes)
+    count = batch * place.num_frames(states.num_bytes, frame_bytes)
     arena = torch.zeros(count * frame_bytes, dtype=torch.uint8, device=device)
     table = torch.randperm(count, device=device).int().view(batch, -1)
-    return StatePages(arena=arena, **shape), table
+    return StatePages(arena=arena, frame_bytes=frame_bytes, place=place, format=states), table
 
 
 def state_bytes(pages: StatePages, batch: int) -> int:
     """Bytes that reading and writing all states moves."""
-    segment = pages.segments[0]
-    codes = pages.num_codes(segment) * CODE_BYTES[segment.code]
-    return 2 * batch * (codes + pages.num_scales(segment))
+    return 2 * batch * pages.format.num_bytes
 
 
 def ssd(

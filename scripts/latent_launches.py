@@ -82,7 +82,7 @@ PLAIN = RowFormat(gains=False).layout([(4, 4), (20, 2)])
 
 
 def everything(*, rebuilt: bool, query_dtype: torch.dtype = torch.float16):
-    """Narrow rows with every option: windows, first tokens, softcap, sinks, ragged queries."""
+    """Narrow rows with every option: windows, softcap, sinks, ragged queries."""
 
     def run() -> None:
         key_up = None
@@ -107,7 +107,6 @@ def everything(*, rebuilt: bool, query_dtype: torch.dtype = torch.float16):
                 value_rank=20 if rebuilt else 60,
                 scale=0.1,
                 window=100,
-                num_sink_tokens=4,
                 softcap=30.0,
                 sinks=meta(6, dtype=torch.float32),
                 key_up=key_up,

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import torch
 
+from cacheshrink_hybrid.codecs.state import one_segment
+from cacheshrink_hybrid.codecs.state_format import StateFormat, StateSegment
 from cacheshrink_hybrid.kernels.pool_copy.kernel import pool_copy_triton
 from cacheshrink_hybrid.kernels.states.conv_update_project import ConvPages
 from cacheshrink_hybrid.kernels.states.conv_update_project.kernel import conv_update_project_triton
@@ -13,7 +15,7 @@ from cacheshrink_hybrid.kernels.states.gdn_replay import DeltaRing
 from cacheshrink_hybrid.kernels.states.gdn_replay.kernel import gdn_replay_step_triton
 from cacheshrink_hybrid.kernels.states.gdn_step.kernel import gdn_step_triton
 from cacheshrink_hybrid.kernels.states.mamba1_step.kernel import mamba1_step_triton
-from cacheshrink_hybrid.kernels.states.pages import StatePages, StatePlace, StateSegment
+from cacheshrink_hybrid.kernels.states.pages import StatePages, StatePlace
 from cacheshrink_hybrid.kernels.states.ssd_replay import ReplayRing
 from cacheshrink_hybrid.kernels.states.ssd_replay.kernel import (
     ssd_replay_flush_triton,
@@ -26,13 +28,11 @@ from .compile_kernels import meta
 
 def pages_of(heads: int, head_dim: int, rank: int, code: str) -> StatePages:
     """States of a layer, row by row over frames of 64 KiB."""
-    segment = StateSegment(heads=tuple(range(heads)), rank=rank, code=code)
     return StatePages(
         arena=meta(2**30, dtype=torch.uint8),
         frame_bytes=65536,
         place=StatePlace.packed(65536),
-        head_dim=head_dim,
-        segments=(segment,),
+        format=one_segment(heads, head_dim, rank, code),
     )
 
 
@@ -50,8 +50,6 @@ def ssd(heads: int, head_dim: int, rank: int, groups: int, code: str, *, batch: 
             pages,
             table,
             table,
-            meta(heads, dtype=torch.float32),
-            meta(heads, dtype=torch.float32),
         )
 
     return run
@@ -66,16 +64,19 @@ def replay(heads: int, head_dim: int, ranks: tuple[int, ...], code: str, *, flus
         per_group = heads // groups
         pages = replace(
             pages_of(heads, head_dim, rank, code),
-            segments=tuple(
-                StateSegment(
-                    heads=tuple(h for h in range(heads) if ranks[h // per_group] == kept),
-                    rank=kept,
-                    code=code,
-                )
-                for kept in sorted(set(ranks))
+            format=StateFormat(
+                head_dim,
+                tuple(
+                    StateSegment(
+                        heads=tuple(h for h in range(heads) if ranks[h // per_group] == kept),
+                        rank=kept,
+                        code=code,
+                    )
+                    for kept in sorted(set(ranks))
+                ),
             ),
         )
-        batch, at, places = 64, -(-pages.num_bytes // 16) * 16, []
+        batch, at, places = 64, -(-pages.format.num_bytes // 16) * 16, []
         for size in (32 * heads * head_dim, 32 * groups * rank, 64 * heads):
             places.append(StatePlace.packed(65536, first_byte=at))
             at += size
@@ -98,7 +99,7 @@ def replay(heads: int, head_dim: int, ranks: tuple[int, ...], code: str, *, flus
             newest = (x, dt, shared)
             ssd_replay_flush_triton(rate, pages, ring, table, table, pending, newest)
             return
-        ssd_replay_read_triton(x, dt, rate, shared, shared, pages, ring, table, pending, rate)
+        ssd_replay_read_triton(x, dt, rate, shared, shared, pages, ring, table, pending)
 
     return run
 
@@ -120,7 +121,7 @@ def gdn_replay(heads: int, head_dim: int, rank: int, groups: int, code: str, *, 
 
     def run() -> None:
         pages = pages_of(heads, head_dim, rank, code)
-        at, places = -(-pages.num_bytes // 16) * 16, []
+        at, places = -(-pages.format.num_bytes // 16) * 16, []
         for size in (30 * heads * head_dim, 30 * groups * rank, 60 * heads, 60 * heads):
             places.append(StatePlace.packed(65536, first_byte=at))
             at += -(-size // 16) * 16
@@ -150,7 +151,7 @@ def mamba1(head_dim: int, rank: int, code: str, *, batch: int = 64):
         shared = meta(batch, 1, rank, dtype=torch.bfloat16)
         x = meta(batch, 1, head_dim, dtype=torch.bfloat16)
         rate = meta(1, head_dim, rank, dtype=torch.float32)
-        mamba1_step_triton(x, x, rate, shared, shared, pages, table, table, None)
+        mamba1_step_triton(x, x, rate, shared, shared, pages, table, table)
 
     return run
 

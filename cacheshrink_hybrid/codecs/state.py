@@ -1,109 +1,33 @@
-"""Recurrent states as rows of bytes: one row per sequence, heads in classes of one code each.
-
-    float32    as it is, 4 bytes per element
-    float16    2 bytes, and per head the exponent of a power-of-two scale, so that no head overflows
-    bfloat16   2 bytes
-    int8       1 byte, and a scale byte for every 16 neighbouring values of a channel
-    float8     1 byte (e4m3), and a scale byte for every channel of a head
-
-A scale byte q means 2^((q - 192) / 6): 256 steps of 12 % from 2^-32 to 2^10, rounded up, so that
-nothing is clipped whose size lies between 3e-8 and 1.8e5. Blocks run along the values (P) of one
-channel, because channels of a balanced basis differ in size far more than values do.
-"""
+"""Coding recurrent states as rows of bytes, and back (`state_format` draws a row)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from ..errors import PlanError
-from .names import STATE_CODES
+from .state_format import (
+    ELEMENTS,
+    HALF_EXPONENT,
+    HALF_ZERO,
+    LARGEST_FLOAT8,
+    LARGEST_INT8,
+    MAX_EXPONENT,
+    SCALE_ZERO,
+    STEPS_PER_OCTAVE,
+    StateFormat,
+    StateSegment,
+)
 from .tables import table
 
-ELEMENTS = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "int8": torch.int8,
-    "float8": torch.float8_e4m3fn,
-}
-BLOCK = 16
-ROW_ALIGNMENT = 16
-SCALE_ZERO, STEPS_PER_OCTAVE = 192, 6
-LARGEST_INT8 = 127.0
-LARGEST_FLOAT8 = 448.0
-HALF_EXPONENT = 15
-"""A head's largest value is scaled below 2^15, half of what float16 can hold."""
-HALF_ZERO = 128
-"""The scale byte of a head whose largest value is in [1/2, 1)."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StateSegment:
-    """Heads that share a rank and a code.
-
-    Attributes:
-        heads: which heads, ascending.
-        rank: stored channels of each, r.
-        code: one of `STATE_CODES`.
-    """
-
-    heads: tuple[int, ...]
-    rank: int
-    code: str
-
-    def __post_init__(self) -> None:
-        if self.code not in STATE_CODES:
-            raise PlanError(f"state code {self.code!r} is unknown; one of {STATE_CODES} is due")
-
-
-@dataclass(frozen=True)
-class StateCodec:
-    """Codes states (B, M, P, r) as rows (B, row_bytes).
+class StateCodec(StateFormat):
+    """Codes states (B, M, P, r) as rows (B, row_bytes), and back.
 
     Channels beyond a segment's rank are zero in what goes in and in what comes out.
     """
-
-    head_dim: int
-    segments: tuple[StateSegment, ...]
-
-    @property
-    def num_heads(self) -> int:
-        return sum(len(segment.heads) for segment in self.segments)
-
-    @property
-    def width(self) -> int:
-        """r of the decoded state: the largest rank."""
-        return max(segment.rank for segment in self.segments)
-
-    @property
-    def lossless(self) -> bool:
-        return all(segment.code == "float32" for segment in self.segments)
-
-    @cached_property
-    def block(self) -> int:
-        """Values that share a scale in int8: 16, or the largest power of two that divides P."""
-        return min(BLOCK, self.head_dim & -self.head_dim)
-
-    def sizes(self, segment: StateSegment) -> tuple[int, int]:
-        """Bytes of codes and of scales of one segment."""
-        m, P, r = len(segment.heads), self.head_dim, segment.rank
-        return {
-            "float32": (4 * m * P * r, 0),
-            "float16": (2 * m * P * r, m),
-            "bfloat16": (2 * m * P * r, 0),
-            "int8": (m * P * r, m * (P // self.block) * r),
-            "float8": (m * P * r, m * r),
-        }[segment.code]
-
-    @cached_property
-    def row_bytes(self) -> int:
-        """Bytes of one sequence's state, codes of all segments first, then scales, padded to 16."""
-        return -(-self._used_bytes // ROW_ALIGNMENT) * ROW_ALIGNMENT
 
     def encode(self, state: Tensor) -> Tensor:
         """(B, M, P, r) float32 -> (B, row_bytes) uint8."""
@@ -111,7 +35,7 @@ class StateCodec:
         for segment, codes, scales in self._parts(rows):
             part = state if self._whole else state[:, list(segment.heads), :, : segment.rank]
             _encode(part.float(), segment.code, self.block, codes, scales)
-        rows[:, self._used_bytes :] = 0
+        rows[:, self.num_bytes :] = 0
         return rows
 
     def zeros(self, batch_size: int, device: torch.device) -> Tensor:
@@ -133,33 +57,10 @@ class StateCodec:
 
     def _parts(self, rows: Tensor) -> Iterator[tuple[StateSegment, Tensor, Tensor]]:
         """Of every segment the codes (B, m, P, r) and the scale bytes (B, n), as views of rows."""
-        for segment, at_codes, at_scales in self._places:
+        for segment, at_codes, at_scales in self.places:
             codes = rows[:, at_codes].view(ELEMENTS[segment.code])
             shape = (len(segment.heads), self.head_dim, segment.rank)
             yield segment, codes.unflatten(1, shape), rows[:, at_scales]
-
-    @cached_property
-    def _places(self) -> tuple[tuple[StateSegment, slice, slice], ...]:
-        """Bytes of codes and of scales of every segment within a row."""
-        places = []
-        start, end = 0, sum(self.sizes(segment)[0] for segment in self.segments)
-        for segment in self.stored_segments:
-            num_codes, num_scales = self.sizes(segment)
-            places.append((segment, slice(start, start + num_codes), slice(end, end + num_scales)))
-            start, end = start + num_codes, end + num_scales
-        return tuple(places)
-
-    @cached_property
-    def _used_bytes(self) -> int:
-        """Bytes of one row without its padding."""
-        return sum(sum(self.sizes(segment)) for segment in self.segments)
-
-    @cached_property
-    def stored_segments(self) -> tuple[StateSegment, ...]:
-        """Segments in the order of their bytes: wide elements first, so that each segment starts
-        where its elements may."""
-        order = {"float32": 0, "float16": 1, "bfloat16": 1, "int8": 2, "float8": 2}
-        return tuple(sorted(self.segments, key=lambda segment: order[segment.code]))
 
     @cached_property
     def _whole(self) -> bool:
@@ -173,7 +74,7 @@ def _encode(state: Tensor, code: str, block: int, codes: Tensor, scales: Tensor)
         return
     if code == "float16":
         largest = state.abs().amax(dim=(-2, -1), keepdim=True)
-        scale = torch.frexp(largest).exponent.clamp_(-100, 100).add_(HALF_ZERO)
+        scale = torch.frexp(largest).exponent.clamp_(-MAX_EXPONENT, MAX_EXPONENT).add_(HALF_ZERO)
         found = state * _factors(scale, code, coding=True)
     elif code == "int8":
         blocks = state.unflatten(-2, (-1, block))

@@ -3,4 +3,7 @@
 Each has a reference in plain torch, which is its definition, beside a Triton kernel. The arena is a
 buffer of bytes that is addressed through tables; compressed rows and states are read from it and
 written to it, and never expanded in device memory.
+
+The public function of an operation documents and checks its arguments, and hands them in the same
+order to `<operation>_triton` or `<operation>_reference`, so that the list stands in all three.
 """

@@ -20,19 +20,20 @@ from ..errors import ConfigError, KernelUnavailableError
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
 
 Backend = Literal["auto", "triton", "torch"]
 
 
-def uses_triton(backend: Backend, *tensors: Tensor | None) -> bool:
-    """Whether an operation on these tensors runs as a Triton kernel.
+def uses_triton(backend: Backend, *arguments: object) -> bool:
+    """Whether an operation on the tensors among these arguments runs as a Triton kernel.
 
     Raises:
         ConfigError: an unknown backend, or tensors on different devices.
         KernelUnavailableError: `triton` was asked for and cannot run here.
     """
-    devices = {tensor.device for tensor in tensors if tensor is not None}
+    from torch import Tensor
+
+    devices = {argument.device for argument in arguments if isinstance(argument, Tensor)}
     if len(devices) != 1:
         raise ConfigError(
             f"tensors of one kernel lie on {sorted(map(str, devices))}; move them to one device"

@@ -60,20 +60,24 @@ def product(a, b, acc):
 
 
 @triton.jit
-def float8_code(x):
-    """Code of the nearest e4m3 number of x in [-448, 448], to even; 0x7F for NaN.
+def float8_code(x, DIGITS: tl.constexpr, SMALLEST: tl.constexpr):
+    """Code of the nearest 8-bit float of x within their range, to even; 0x7F for NaN.
 
     By arithmetic, because not every device converts, and the interpreter errs.
+
+    Args:
+        DIGITS: bits behind the point: 3 of e4m3, 2 of e5m2.
+        SMALLEST: exponent of the smallest normal number: -6 of e4m3, -14 of e5m2.
     """
     magnitude = tl.abs(x)
     exponent = ((magnitude.to(tl.int32, bitcast=True) >> 23) & 0xFF) - 127
-    exponent = tl.maximum(exponent, -6)
-    # Adding and taking away 1.5 * 2**23 rounds to whole numbers: of 2**(exponent - 3) here.
-    inverse = ((127 + 3 - exponent) << 23).to(tl.float32, bitcast=True)
+    exponent = tl.maximum(exponent, SMALLEST)
+    # Adding and taking away 1.5 * 2**23 rounds to whole numbers: of 2**(exponent - DIGITS) here.
+    inverse = ((-exponent + (127 + DIGITS)) << 23).to(tl.float32, bitcast=True)
     steps = (magnitude * inverse + 12582912.0) - 12582912.0
     steps = steps.to(tl.int32)
-    # 8 steps or more are normal numbers; carrying into the exponent happens by itself.
-    code = tl.where(steps >= 8, ((exponent + 6) << 3) + steps, steps)
+    # 2**DIGITS steps or more are normal numbers; carrying into the exponent happens by itself.
+    code = tl.where(steps >= 2**DIGITS, ((exponent - SMALLEST) << DIGITS) + steps, steps)
     code = code | tl.where(x < 0, 0x80, 0)
     return tl.where(x == x, code, 0x7F).to(tl.uint8)
 
@@ -89,17 +93,3 @@ def float8_value(code, NATIVE: tl.constexpr):
         bits = ((word & 0x80) << 8) | ((word & 0x7F) << 7)
         x = bits.to(tl.float16, bitcast=True) * 256.0
         return tl.where((word & 0x7F) == 0x7F, float("nan"), x)
-
-
-@triton.jit
-def softplus(x):
-    """log(1 + exp(x)) without overflow, exact to float32."""
-    return tl.maximum(x, 0.0) + log1p(tl.exp2(-tl.abs(x) * LOG2_E))
-
-
-@triton.jit
-def log1p(x):
-    """log(1 + x), 0 <= x <= 1, also where 1 + x rounds."""
-    u = 1.0 + x
-    # Kahan's correction: log(u) is that of the rounded sum, scaled by what rounding did to x.
-    return tl.where(u == 1.0, x, tl.log(u) * (x / (u - 1.0 + (u == 1.0).to(tl.float32))))

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..codecs.state import StateCodec, StateSegment
+from ..codecs.state import StateCodec
+from ..codecs.state_format import StateSegment
 from ..methods import STATE_METHODS, StateMethod
 from ..spec import BYTES_16BIT, BYTES_32BIT
 from .kinds import MIXER_KINDS, MixerKind

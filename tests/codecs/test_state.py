@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cacheshrink_hybrid.codecs.state import STATE_CODES, StateCodec, StateSegment, one_segment
+from cacheshrink_hybrid.codecs.names import STATE_CODES
+from cacheshrink_hybrid.codecs.state import StateCodec, one_segment
+from cacheshrink_hybrid.codecs.state_format import StateSegment
 from cacheshrink_hybrid.errors import PlanError
 
 M, P, R = 4, 32, 10

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from cacheshrink_hybrid.codecs.state_format import StateFormat, StateSegment
 from cacheshrink_hybrid.kernels.backend import Backend
 from cacheshrink_hybrid.kernels.latents.append import latent_append
 from cacheshrink_hybrid.kernels.latents.decode import KeyUp, LatentRead, latent_decode
@@ -22,7 +23,7 @@ from cacheshrink_hybrid.kernels.states.conv_update_project import ConvPages, con
 from cacheshrink_hybrid.kernels.states.gdn_replay import DeltaRing, gdn_replay_step
 from cacheshrink_hybrid.kernels.states.gdn_step import gdn_step
 from cacheshrink_hybrid.kernels.states.mamba1_step import mamba1_step
-from cacheshrink_hybrid.kernels.states.pages import StatePages, StatePlace, StateSegment
+from cacheshrink_hybrid.kernels.states.pages import StatePages, StatePlace
 from cacheshrink_hybrid.kernels.states.reference import read_states, write_states
 from cacheshrink_hybrid.kernels.states.replay_ring import InputRing, part_addresses, store_inputs
 from cacheshrink_hybrid.kernels.states.ssd_replay import (
@@ -264,10 +265,9 @@ def _pages(
         arena=torch.empty(0, dtype=torch.uint8, device=setting.device),
         frame_bytes=FRAME_BYTES,
         place=StatePlace.packed(FRAME_BYTES, first_byte=48),
-        head_dim=P,
-        segments=segments,
+        format=StateFormat(P, segments),
     )
-    at, places = 48 + -(-pages.num_bytes // 16) * 16, {}
+    at, places = 48 + -(-pages.format.num_bytes // 16) * 16, {}
     for name, size in (parts or {}).items():
         places[name] = StatePlace.packed(FRAME_BYTES, first_byte=at)
         at += -(-size // 16) * 16
@@ -282,7 +282,9 @@ def _pages(
 
 def _stored(pages: StatePages, table: Tensor) -> tuple[tuple[Tensor, float], ...]:
     states = read_states(pages, table)
-    return tuple((states[:, segment.heads[0]], CODES[segment.code]) for segment in pages.segments)
+    return tuple(
+        (states[:, segment.heads[0]], CODES[segment.code]) for segment in pages.format.segments
+    )
 
 
 def _stepped(

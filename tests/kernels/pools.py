@@ -99,7 +99,7 @@ def random_latents(count: int, channels: int, *, outliers: bool = True) -> Tenso
 
 def bytes_of_states(pages: StatePages, table: Tensor) -> Tensor:
     """Which bytes of the arena the states in `table` take, bool."""
-    byte = torch.arange(pages.num_bytes, device=table.device)
+    byte = torch.arange(pages.format.num_bytes, device=table.device)
     frame, offset = pages.place.locate(byte, pages.frame_bytes)
     taken = torch.zeros_like(pages.arena, dtype=torch.bool)
     held = table[table[:, 0] >= 0].long()

@@ -7,9 +7,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from cacheshrink_hybrid.codecs.state_format import StateFormat, StateSegment
 from cacheshrink_hybrid.kernels.backend import Backend
 from cacheshrink_hybrid.kernels.latents.decode import LatentRead, latent_decode
-from cacheshrink_hybrid.kernels.states.pages import StatePages, StatePlace, StateSegment
+from cacheshrink_hybrid.kernels.states.pages import StatePages, StatePlace
 from cacheshrink_hybrid.kernels.states.ssd_step import ssd_step
 
 from .cases import LAYOUTS
@@ -33,8 +34,7 @@ def _drift(code: str, num_steps: int, device: torch.device, backend: Backend) ->
         arena=torch.zeros(2**20, dtype=torch.uint8, device=device),
         frame_bytes=16384,
         place=StatePlace.packed(16384),
-        head_dim=P,
-        segments=(StateSegment(heads=tuple(range(M)), rank=N, code=code),),
+        format=StateFormat(P, (StateSegment(heads=tuple(range(M)), rank=N, code=code),)),
     )
     table = torch.randperm(pages.num_frames, device=device).int()[None]
     state = torch.zeros(M, P, N, device=device)

@@ -10,6 +10,7 @@ from torch import Tensor
 from ...codecs.levels import FIRST_LEVELS2, level_tables
 from ...codecs.row_layout import RowLayout
 from ...errors import ConfigError
+from ..checks import arena_faults
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -35,11 +36,7 @@ class PagedRows:
     layer_offset: int = 0
 
     def __post_init__(self) -> None:
-        faults = []
-        if self.arena.dtype != torch.uint8 or self.arena.ndim != 1:
-            faults.append(f"arena is {self.arena.dtype}, {self.arena.ndim}-d; due is 1-d uint8")
-        if not self.arena.is_contiguous():
-            faults.append("arena is not contiguous")
+        faults = arena_faults(self.arena)
         end = self.layer_offset + self.frame_tokens * self.layout.row_bytes
         if self.layer_offset < 0 or self.frame_tokens < 1 or end > self.frame_bytes:
             faults.append(

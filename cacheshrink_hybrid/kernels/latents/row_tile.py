@@ -19,6 +19,7 @@ from ...codecs.row_layout import Kind, RowLayout
 from ...errors import ConfigError
 from ..numerics import float8_value
 
+# Device functions see numbers of modules only as these.
 FLOAT32 = tl.constexpr(Kind.FLOAT32.number)
 FLOAT16 = tl.constexpr(Kind.FLOAT16.number)
 BFLOAT16 = tl.constexpr(Kind.BFLOAT16.number)

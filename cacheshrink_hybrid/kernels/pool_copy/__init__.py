@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ...errors import ConfigError
 from ..backend import Backend, uses_triton
+from ..checks import arena_faults
 
 __all__ = ["pool_copy"]
 
@@ -32,10 +33,7 @@ def pool_copy(
         ConfigError: shapes or types that do not fit.
         KernelUnavailableError: see `backend`.
     """
-    faults = []
-    for name, arena in (("source", source), ("target", target)):
-        if arena.dtype != torch.uint8 or arena.ndim != 1 or not arena.is_contiguous():
-            faults.append(f"{name} is {arena.dtype}, {arena.ndim}-d; due is contiguous 1-d uint8")
+    faults = arena_faults(source, "source") + arena_faults(target, "target")
     for name, frames in (("source_frames", source_frames), ("target_frames", target_frames)):
         if frames.dtype != torch.int32 or frames.ndim != 1:
             faults.append(f"{name} is {frames.dtype}, {frames.ndim}-d; due is 1-d int32")

@@ -41,9 +41,6 @@ class InputRing:
             faults.append(f"inputs of {self.dtype}; due is float32, float16 or bfloat16")
         if self.ranks is not None and (len(self.ranks) != self.groups or min(self.ranks) < 1):
             faults.append(f"ranks={self.ranks}; due is at least 1 for each of {self.groups} groups")
-        for place in (self.values, self.writes, *self.scalars.values()):
-            if place.row_bytes < 16 or place.row_bytes % 16 or place.first_offset % 16:
-                faults.append(f"{place} must lie at multiples of 16 bytes")
         if faults:
             raise ConfigError("; ".join(faults))
 
@@ -54,7 +51,7 @@ class InputRing:
 
     def starts(self, pages: StatePages) -> tuple[int, ...]:
         """First channel of each group among those of a token's writes, and how many these are."""
-        return (0, *accumulate(self.ranks or (pages.width,) * self.groups))
+        return (0, *accumulate(self.ranks or (pages.format.width,) * self.groups))
 
     def packed(self, writes: Tensor) -> Tensor:
         """Writes (..., G, width) as they lie in the ring, (..., channels)."""
@@ -66,14 +63,16 @@ class InputRing:
     def unpacked(self, writes: Tensor, pages: StatePages) -> Tensor:
         """The inverse of `packed`, zeros beyond a group's rank."""
         if self.ranks is None:
-            return writes.unflatten(-1, (self.groups, pages.width))
+            return writes.unflatten(-1, (self.groups, pages.format.width))
         pad = torch.nn.functional.pad
         parts = writes.split(self.ranks, dim=-1)
-        return torch.stack([pad(part, (0, pages.width - part.shape[-1])) for part in parts], dim=-2)
+        return torch.stack(
+            [pad(part, (0, pages.format.width - part.shape[-1])) for part in parts], dim=-2
+        )
 
     def shapes(self, pages: StatePages) -> dict[str, tuple[StatePlace, tuple, torch.dtype]]:
         """Place, shape and type of each part."""
-        M, P = pages.num_heads, pages.head_dim
+        M, P = pages.format.num_heads, pages.format.head_dim
         return {
             "values": (self.values, (self.length, M, P), self.dtype),
             "writes": (self.writes, (self.length, self.starts(pages)[-1]), self.dtype),
@@ -85,11 +84,12 @@ class InputRing:
 
     def num_frames(self, pages: StatePages) -> int:
         """Frames that a table must have to reach everything, the state included."""
-        frames = [pages.num_frames]
-        for place, shape, dtype in self.shapes(pages).values():
-            last = torch.Size(shape).numel() * dtype.itemsize - 1
-            frames.append(int(place.locate(torch.tensor(last), pages.frame_bytes)[0]) + 1)
-        return max(frames)
+        parts = self.shapes(pages).values()
+        frames = [
+            place.num_frames(torch.Size(shape).numel() * dtype.itemsize, pages.frame_bytes)
+            for place, shape, dtype in parts
+        ]
+        return max(pages.num_frames, *frames)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -138,12 +138,14 @@ def check_ring(
         ConfigError: unless tables are (B, frames of state and ring) and num_pending (B,), int32; or
             a head of the state has a higher rank than its group in the ring.
     """
-    check_state_tables(pages, batch, read_table, write_table)
-    if read_table.shape[1] < ring.num_frames(pages):
-        raise ConfigError(
-            f"tables have {read_table.shape[1]} frames per sequence; state and ring take "
-            f"{ring.num_frames(pages)}"
-        )
+    check_state_tables(ring.num_frames(pages), batch, read_table, write_table)
+    faults = [
+        fault
+        for place, _, _ in ring.shapes(pages).values()
+        for fault in place.faults(pages.frame_bytes)
+    ]
+    if faults:
+        raise ConfigError("; ".join(faults))
     _check_ranks(pages, ring)
     if num_pending.shape != (batch,) or num_pending.dtype != torch.int32:
         raise ConfigError(
@@ -155,8 +157,8 @@ def check_ring(
 def _check_ranks(pages: StatePages, ring: InputRing) -> None:
     if ring.ranks is None:
         return
-    per_group = max(1, pages.num_heads // ring.groups)
-    for segment in pages.segments:
+    per_group = max(1, pages.format.num_heads // ring.groups)
+    for segment in pages.format.segments:
         for head in segment.heads:
             held = ring.ranks[min(head // per_group, ring.groups - 1)]
             if segment.rank > held:
@@ -200,6 +202,5 @@ def store_inputs(
 def part_addresses(pages: StatePages, ring: InputRing, name: str, table: Tensor) -> Tensor:
     """Byte in the arena of each byte of a part of the ring, (B, bytes)."""
     place, shape, dtype = ring.shapes(pages)[name]
-    byte = torch.arange(torch.Size(shape).numel() * dtype.itemsize, device=table.device)
-    frame, offset = place.locate(byte, pages.frame_bytes)
-    return table.clamp_min(0).long()[:, frame] * pages.frame_bytes + offset
+    num_bytes = torch.Size(shape).numel() * dtype.itemsize
+    return place.addresses(table, num_bytes, pages.frame_bytes)

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...codecs.state import ROW_ALIGNMENT, StateCodec, StateSegment
+from ...codecs.state import StateCodec
+from ...codecs.state_format import ROW_ALIGNMENT, StateSegment
 from ...config import CompressionConfig
 from ...errors import PlanError
 from ...methods import STATE_METHODS

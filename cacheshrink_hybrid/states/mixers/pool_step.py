@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ...codecs.straight_through import has_gradients
 from ...errors import KernelUnavailableError
 from ...kernels.states.conv_update_project import ConvPages, conv_update_project
-from ...kernels.states.pages import StatePages, StateSegment, check_head_sizes
+from ...kernels.states.pages import StatePages, check_head_sizes
 from ...kernels.states.replay_ring import InputRing
 from ...linear_map import is_plain
 from ...pool.memory import StateMemory, StateStep
@@ -96,7 +96,7 @@ def why_not(mixer: SteppedMixer) -> str | None:
         title = plan.mixer.title
         return f"no kernel replays the inputs of {title}; convert with replay_length=1"
     try:
-        check_head_sizes(_segments(mixer.state_layout()), plan.head_dim)
+        check_head_sizes(mixer.state_layout().codec)
     except KernelUnavailableError as fault:
         return str(fault)
     return None
@@ -109,7 +109,6 @@ class PooledState:
         assert mixer.state_plan is not None
         self.mixer, self.layer, self.step = mixer, layer, step
         self.layout = layer.layout
-        self.head_dim = mixer.state_plan.head_dim
 
     @property
     def tables(self) -> dict[str, Tensor]:
@@ -122,8 +121,7 @@ class PooledState:
             arena=self.step.arena,
             frame_bytes=self.step.frame_bytes,
             place=self.step.places["recurrent", 0],
-            head_dim=self.head_dim,
-            segments=_segments(self.layout),
+            format=self.layout.codec,
         )
 
     def ring(self, kind: type[Ring], groups: int, *parts: str) -> Ring:
@@ -205,10 +203,3 @@ class PooledState:
         y = owner.step_in_pool(self, [x[:, 0] for x in inputs], reads[:, 0])
         self.layer.count_token()
         return y[:, None]
-
-
-def _segments(layout: StateLayout) -> tuple[StateSegment, ...]:
-    return tuple(
-        StateSegment(heads=segment.heads, rank=segment.rank, code=segment.code)
-        for segment in layout.codec.stored_segments
-    )

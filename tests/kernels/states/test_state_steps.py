@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from cacheshrink_hybrid.codecs.state import STEPS_PER_OCTAVE, StateCodec
-from cacheshrink_hybrid.codecs.state import StateSegment as CodecSegment
+from cacheshrink_hybrid.codecs.state import StateCodec
+from cacheshrink_hybrid.codecs.state_format import StateFormat, StateSegment
 from cacheshrink_hybrid.errors import ConfigError, KernelUnavailableError
 from cacheshrink_hybrid.kernels.states.gdn_step import gdn_step
 from cacheshrink_hybrid.kernels.states.mamba1_step import mamba1_step
-from cacheshrink_hybrid.kernels.states.pages import StatePages, StatePlace, StateSegment
+from cacheshrink_hybrid.kernels.states.pages import StatePages, StatePlace
 from cacheshrink_hybrid.kernels.states.reference import read_states, within_rank, write_states
 from cacheshrink_hybrid.kernels.states.ssd_step import ssd_step
 
@@ -75,8 +75,7 @@ def _pages(name: str, device: torch.device) -> tuple[StatePages, Tensor, Tensor]
         arena=torch.empty(0, dtype=torch.uint8, device=device),
         frame_bytes=FRAME_BYTES,
         place=place,
-        head_dim=head_dim,
-        segments=segments,
+        format=StateFormat(head_dim, segments),
     )
     count = pages.num_frames + 1
     arena = torch.full((6 * count * FRAME_BYTES,), 0xFF, dtype=torch.uint8, device=device)
@@ -86,7 +85,7 @@ def _pages(name: str, device: torch.device) -> tuple[StatePages, Tensor, Tensor]
     none = torch.full_like(frames[0], -1)
     read = torch.stack([frames[0], frames[1], none, none])
     write = torch.stack([frames[0], frames[2], frames[3], none])
-    state = torch.randn(B, M, head_dim, pages.width, device=device)
+    state = torch.randn(B, M, head_dim, pages.format.width, device=device)
     state *= torch.logspace(-3, 3, M, device=device)[:, None, None]
     for segment in segments:
         state[:, list(segment.heads), :, segment.rank :] = 0
@@ -95,29 +94,26 @@ def _pages(name: str, device: torch.device) -> tuple[StatePages, Tensor, Tensor]
 
 
 def _ssd(pages: StatePages, dtype: torch.dtype, device: torch.device) -> tuple:
-    x = torch.randn(B, M, pages.head_dim, device=device).to(dtype)
-    shared = torch.randn(2, B, G, pages.width, device=device).to(dtype)
-    dt = torch.randn(B, M, device=device)
+    x = torch.randn(B, M, pages.format.head_dim, device=device).to(dtype)
+    shared = torch.randn(2, B, G, pages.format.width, device=device).to(dtype)
+    dt = torch.rand(B, M, device=device)
     A = -torch.logspace(-3, 0, M, device=device)
-    D = torch.linspace(-1, 1, M, device=device)
-    bias = torch.linspace(-8, 25, M, device=device)
-    return ssd_step, (x, dt, A, shared[0], shared[1]), {"D": D, "dt_bias": bias}
+    return ssd_step, (x, dt, A, shared[0], shared[1])
 
 
 def _gdn(pages: StatePages, dtype: torch.dtype, device: torch.device) -> tuple:
-    key, query = torch.randn(2, B, G, pages.width, device=device)
+    key, query = torch.randn(2, B, G, pages.format.width, device=device)
     key = torch.nn.functional.normalize(key, dim=-1)
-    value = torch.randn(B, M, pages.head_dim, device=device).to(dtype)
+    value = torch.randn(B, M, pages.format.head_dim, device=device).to(dtype)
     beta = torch.rand(B, M, device=device)
-    return gdn_step, (key.to(dtype), value, -torch.rand(B, M, device=device), beta, query), {}
+    return gdn_step, (key.to(dtype), value, -torch.rand(B, M, device=device), beta, query)
 
 
 def _mamba1(pages: StatePages, dtype: torch.dtype, device: torch.device) -> tuple:
-    x, dt = torch.randn(2, B, M, pages.head_dim, device=device).to(dtype)
-    A = -torch.rand(M, pages.head_dim, pages.width, device=device)
-    write, read = torch.randn(2, B, M, pages.width, device=device).to(dtype)
-    D = torch.randn(M, pages.head_dim, device=device)
-    return mamba1_step, (x, dt.abs(), A, write, read), {"D": D}
+    x, dt = torch.randn(2, B, M, pages.format.head_dim, device=device).to(dtype)
+    A = -torch.rand(M, pages.format.head_dim, pages.format.width, device=device)
+    write, read = torch.randn(2, B, M, pages.format.width, device=device).to(dtype)
+    return mamba1_step, (x, dt.abs(), A, write, read)
 
 
 STEPS: dict[str, Callable[..., Any]] = {"ssd": _ssd, "gdn": _gdn, "mamba1": _mamba1}
@@ -137,18 +133,18 @@ def test_equals_reference(name: str, step: str, device: torch.device) -> None:
     pages, read, write = _pages(name, device)
     before = pages.arena.clone()
     dtype = torch.bfloat16 if name == "bfloat16" else torch.float32
-    function, inputs, options = STEPS[step](pages, dtype, device)
+    function, inputs = STEPS[step](pages, dtype, device)
     results, arenas, stored = {}, {}, {}
     for backend in ("torch", "triton"):
         mine = replace(pages, arena=before.clone())
         results[backend] = function(
-            *inputs, pages=mine, read_table=read, write_table=write, backend=backend, **options
+            *inputs, pages=mine, read_table=read, write_table=write, backend=backend
         )
         arenas[backend] = mine.arena
         stored[backend] = read_states(mine, write)
     for head in range(M):  # heads differ in size by a million
         assert_close(results["triton"][:, head], results["torch"][:, head])
-    for segment in pages.segments:
+    for segment in pages.format.segments:
         for head in segment.heads:
             got, due = (stored[backend][:, head] for backend in ("triton", "torch"))
             assert due[2].abs().max() > 0
@@ -166,16 +162,14 @@ def test_equals_reference(name: str, step: str, device: torch.device) -> None:
 def test_states_are_those_of_the_codec(name: str) -> None:
     """The bytes that steps read and write are those of `codecs.state`."""
     pages, read, _ = _pages(name, torch.device("cpu"))
-    pages = replace(pages, steps_per_octave=STEPS_PER_OCTAVE)
-    segments = tuple(CodecSegment(heads=s.heads, rank=s.rank, code=s.code) for s in pages.segments)
-    codec = StateCodec(pages.head_dim, segments)
-    state = within_rank(torch.randn(2, M, pages.head_dim, pages.width), pages)
+    codec = StateCodec(pages.format.head_dim, pages.format.segments)
+    state = within_rank(torch.randn(2, M, codec.head_dim, codec.width), codec)
     write_states(state, pages, read[:2])
-    byte = torch.arange(pages.num_bytes)
+    byte = torch.arange(pages.format.num_bytes)
     frame, offset = pages.place.locate(byte, pages.frame_bytes)
     stored = pages.arena[read[:2].long()[:, frame] * pages.frame_bytes + offset]
-    assert torch.equal(stored, codec.encode(state)[:, : pages.num_bytes])
-    padded = torch.nn.functional.pad(stored, (0, codec.row_bytes - pages.num_bytes))
+    assert torch.equal(stored, codec.encode(state)[:, : pages.format.num_bytes])
+    padded = torch.nn.functional.pad(stored, (0, codec.row_bytes - pages.format.num_bytes))
     assert torch.equal(read_states(pages, read[:2]), codec.decode(padded))
 
 
@@ -187,8 +181,7 @@ def test_many_steps_stay_close(code: str, device: torch.device) -> None:
         arena=torch.zeros(64 * FRAME_BYTES, dtype=torch.uint8, device=device),
         frame_bytes=FRAME_BYTES,
         place=StatePlace.packed(FRAME_BYTES),
-        head_dim=16,
-        segments=segments,
+        format=StateFormat(16, segments),
     )
     table = torch.arange(1, 1 + pages.num_frames, dtype=torch.int32, device=device)[None]
     state = torch.zeros(M, 16, 16, device=device)
@@ -219,7 +212,7 @@ def test_many_steps_stay_close(code: str, device: torch.device) -> None:
 def test_bad_arguments(device: torch.device) -> None:
     pages, read, write = _pages("float32", device)
     before = pages.arena.clone()
-    function, inputs, _ = _ssd(pages, torch.float32, device)
+    function, inputs = _ssd(pages, torch.float32, device)
     tables = {"read_table": read, "write_table": write}
     with pytest.raises(ConfigError, match=r"A has shape \(5,\); due is \(6,\)"):
         function(inputs[0], inputs[1], inputs[2][:5], *inputs[3:], pages=pages, **tables)
@@ -228,9 +221,7 @@ def test_bad_arguments(device: torch.device) -> None:
     with pytest.raises(ConfigError, match=r"write_table has shape \(4, 1\)"):
         function(*inputs, pages=pages, read_table=read, write_table=write[:, :1].contiguous())
     with pytest.raises(ConfigError, match="due is every head once"):
-        replace(pages, segments=_segments(((0, 2), 16, "float32")))
-    with pytest.raises(ConfigError, match="state code 'int4'"):
-        replace(pages, segments=_segments((ALL, 16, "int4")))
+        replace(pages, format=StateFormat(16, _segments(((0, 2), 16, "float32"))))
     assert torch.equal(pages.arena, before)
 
 
@@ -239,8 +230,7 @@ def test_heads_too_large_for_one_scale() -> None:
         arena=torch.zeros(2**22, dtype=torch.uint8),
         frame_bytes=2**20,
         place=StatePlace.packed(2**20),
-        head_dim=8192,
-        segments=_segments(((0,), 16, "float16")),
+        format=StateFormat(8192, _segments(((0,), 16, "float16"))),
     )
     table = torch.ones(1, pages.num_frames, dtype=torch.int32)
     x = torch.zeros(1, 1, 8192)

@@ -64,20 +64,6 @@ def _clipped(x, LIMIT: tl.constexpr):
 
 
 @triton.jit
-def _float8_e5m2(x):
-    """Code of the nearest e5m2 number of x in [-57344, 57344], to even; 0x7F for NaN."""
-    magnitude = tl.abs(x)
-    exponent = ((magnitude.to(tl.int32, bitcast=True) >> 23) & 0xFF) - 127
-    exponent = tl.maximum(exponent, -14)
-    inverse = ((127 + 2 - exponent) << 23).to(tl.float32, bitcast=True)
-    steps = (magnitude * inverse + 12582912.0) - 12582912.0
-    steps = steps.to(tl.int32)
-    code = tl.where(steps >= 4, ((exponent + 14) << 2) + steps, steps)
-    code = code | tl.where(x < 0, 0x80, 0)
-    return tl.where(x == x, code, 0x7F).to(tl.uint8)
-
-
-@triton.jit
 def _write_codes(
     p_x, p_center, p_out, p_levels, m_t, kept, inverse, PIECE: tl.constexpr, BLOCK_T: tl.constexpr
 ):
@@ -119,9 +105,9 @@ def _write_floats(p_x, p_center, p_out, m_t, kept, PIECE: tl.constexpr, EVEN: tl
         p_word = p_out.to(tl.pointer_type(tl.uint32))
         tl.store(p_word[:, None] + o[None, :], word.to(tl.uint32), mask=m_out)
     elif PIECE.kind == E4M3:
-        tl.store(p_out[:, None] + o[None, :], float8_code(_clipped(x, 448.0)), mask=m_out)
+        tl.store(p_out[:, None] + o[None, :], float8_code(_clipped(x, 448.0), 3, -6), mask=m_out)
     elif PIECE.kind == E5M2:
-        tl.store(p_out[:, None] + o[None, :], _float8_e5m2(_clipped(x, 57344.0)), mask=m_out)
+        tl.store(p_out[:, None] + o[None, :], float8_code(_clipped(x, 57344.0), 2, -14), mask=m_out)
     else:
         if PIECE.kind == FLOAT16:
             half = _clipped(x, 65504.0).to(tl.float16)

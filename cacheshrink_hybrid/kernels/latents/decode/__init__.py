@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from ....errors import ConfigError
-from ...backend import Backend, uses_triton
-from ..paged_rows import PagedRows, check_frame_table
+from ...backend import Backend
+from ..paged_rows import PagedRows
+from .attend import attend
 from .read import KeyUp, LatentRead
 
 __all__ = ["KeyUp", "LatentRead", "latent_decode"]
@@ -65,30 +66,9 @@ def latent_decode(
     Reference: absorbed attention of DeepSeek-V2 (arXiv 2405.04434); split sequences as in
     FlashDecoding.
     """
-    read.check(query, offset, rows, beside)
-    check_frame_table(frame_table, context_lens, query.shape[0], first_slots)
     if num_splits is not None and not 1 <= num_splits <= 64:
         raise ConfigError(f"num_splits={num_splits} must be in [1, 64], or None to choose")
-    tensors = (query, rows.arena, frame_table, context_lens, offset, first_slots)
-    tensors = (*tensors, *(beside or ()))
-    if uses_triton(backend, *tensors):
-        from .kernel import latent_decode_triton
-
-        return latent_decode_triton(
-            query,
-            rows,
-            frame_table,
-            context_lens,
-            read=read,
-            offset=offset,
-            query_lens=None,
-            first_slots=first_slots,
-            beside=beside,
-            num_splits=num_splits,
-        )
-    from .reference import latent_decode_reference
-
-    return latent_decode_reference(
+    return attend(
         query,
         rows,
         frame_table,
@@ -98,4 +78,6 @@ def latent_decode(
         query_lens=None,
         first_slots=first_slots,
         beside=beside,
+        num_splits=num_splits,
+        backend=backend,
     )

@@ -57,7 +57,6 @@ def latent_decode_fwd_kernel(
     FRAME_TOKENS: tl.constexpr,
     HEAD_BYTE: tl.constexpr,
     WINDOW: tl.constexpr,
-    SINK_TOKENS: tl.constexpr,
     SOFTCAP: tl.constexpr,
     RANK: tl.constexpr,
     EPSILON: tl.constexpr,
@@ -88,9 +87,9 @@ def latent_decode_fwd_kernel(
     first_seen = 0
     if p_first_slots is not None:
         first_seen = tl.load(p_first_slots + i_seq)
-    start, stop, num_sink_blocks, first, last = block_range(
+    start, stop, first, last = block_range(
         context, new, first_seen, i_split, num_splits, max_frames * FRAME_TOKENS,
-        GROUP, WINDOW, SINK_TOKENS, BLOCK_M, BLOCK_N,
+        GROUP, WINDOW, BLOCK_M, BLOCK_N,
     )  # fmt: skip
 
     # Queries are scaled to at most 1, so that 16 bits hold them whatever they are.
@@ -130,14 +129,11 @@ def latent_decode_fwd_kernel(
     l_i = tl.zeros([BLOCK_M], tl.float32)
     o_block = tl.arange(0, BLOCK_N)
     p_frames = p_table + i_seq.to(tl.int64) * max_frames
-    for i_block in range(start, stop):
-        block = i_block + first // BLOCK_N
-        if WINDOW > 0:
-            block = tl.where(i_block < num_sink_blocks, i_block, block - num_sink_blocks)
+    for block in range(start, stop):
         o_n = block * BLOCK_N + o_block
         m_n = o_n < last
         if WINDOW > 0:
-            m_n = m_n & ((o_n >= first) | (o_n < SINK_TOKENS))
+            m_n = m_n & (o_n >= first)
         if p_first_slots is not None:
             m_n = m_n & (o_n >= first_seen)
         p_row, m_n = row_pointers(
@@ -179,8 +175,7 @@ def latent_decode_fwd_kernel(
             s = SOFTCAP - 2.0 * SOFTCAP / (tl.exp2(s * (2.0 * LOG2_E / SOFTCAP)) + 1.0)
         seen = m_n[None, :] & (o_n[None, :] <= position[:, None])
         if WINDOW > 0:
-            near = o_n[None, :] > position[:, None] - WINDOW
-            seen = seen & (near | (o_n < SINK_TOKENS)[None, :])
+            seen = seen & (o_n[None, :] > position[:, None] - WINDOW)
         s = tl.where(seen, s * LOG2_E, -float("inf"))
 
         m_new = tl.maximum(m_i, tl.max(s, 1))
@@ -320,7 +315,6 @@ def latent_decode_triton(
         FRAME_TOKENS=rows.frame_tokens,
         HEAD_BYTE=-1 if layout.head_byte is None else layout.head_byte,
         WINDOW=read.window or 0,
-        SINK_TOKENS=read.num_sink_tokens,
         SOFTCAP=read.softcap or 0.0,
         RANK=0 if key_up is None else key_up.weight.shape[2],
         EPSILON=0.0 if key_up is None else key_up.norm_epsilon,

@@ -74,7 +74,6 @@ class LatentRead:
         value_rank: channels that values are made of, the last of the latent.
         scale: factor of the scores.
         window: a query at slot p sees the slots above p - window; None for all.
-        num_sink_tokens: first slots that stay visible behind a window.
         softcap: scores become softcap * tanh(score / softcap); None for not.
         sinks: a logit per query head that takes part in the softmax and has no value, (H,); None.
         key_up: how keys are rebuilt; None if queries were brought into latent space (`absorb`, and
@@ -89,7 +88,6 @@ class LatentRead:
     value_rank: int
     scale: float
     window: int | None = None
-    num_sink_tokens: int = 0
     softcap: float | None = None
     sinks: Tensor | None = None
     key_up: KeyUp | None = None
@@ -100,10 +98,6 @@ class LatentRead:
             faults.append(f"ranks {self.key_rank}, {self.value_rank} must be at least 1")
         if self.window is not None and self.window < 1:
             faults.append(f"window={self.window} must be at least 1, or None")
-        if self.num_sink_tokens < 0:
-            faults.append(f"num_sink_tokens={self.num_sink_tokens} must not be negative")
-        if self.num_sink_tokens and self.window is None:
-            faults.append("num_sink_tokens only matters with a window; set window or leave it 0")
         if self.softcap is not None and self.softcap <= 0:
             faults.append(f"softcap={self.softcap} must be positive, or None")
         if self.key_up is not None and self.key_up.weight.ndim == 3:

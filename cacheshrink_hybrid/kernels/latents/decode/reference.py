@@ -42,8 +42,7 @@ def latent_decode_reference(
     position = (context_lens - lens)[:, None] + torch.arange(T, device=query.device)  # (B, T)
     seen = (slot <= position[..., None]) & has_frame[:, None]  # (B, T, S)
     if read.window is not None:
-        near = slot > position[..., None] - read.window
-        seen = seen & (near | (slot < read.num_sink_tokens))
+        seen = seen & (slot > position[..., None] - read.window)
     if first_slots is not None:
         seen = seen & (slot >= first_slots[:, None])[:, None]
     if query_lens is not None:

@@ -14,33 +14,31 @@ def block_range(
     max_slots,
     GROUP: tl.constexpr,
     WINDOW: tl.constexpr,
-    SINK_TOKENS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Blocks of slots that some row of a program sees, as numbers [start, stop) of this split: sink
-    tokens first, then those of [first, last).
+    """Blocks [start, stop) of slots that some row of a program sees, those of this split.
 
     Args:
         context, new: slots of the sequence, and how many of them are new.
         first_seen: slots before are seen by nobody.
 
     Returns:
-        start, stop, num_sink_blocks, first, last.
+        start, stop, and the slots [first, last) that rows of the program see.
     """
     first_row = tl.program_id(2) * BLOCK_M
     last_token = tl.minimum((first_row + BLOCK_M - 1) // GROUP, new - 1)
     last = tl.maximum(tl.minimum(context - new + last_token + 1, max_slots), 0)
     first = first_seen
-    num_sink_blocks = 0
     if WINDOW > 0:
         oldest = context - new + first_row // GROUP
         first = tl.maximum(oldest - WINDOW + 1, first_seen)
-        num_sink_blocks = tl.minimum((SINK_TOKENS + BLOCK_N - 1) // BLOCK_N, first // BLOCK_N)
-    num_blocks = tl.maximum(tl.cdiv(last, BLOCK_N) - first // BLOCK_N, 0) + num_sink_blocks
+    first_block = first // BLOCK_N
+    num_blocks = tl.maximum(tl.cdiv(last, BLOCK_N) - first_block, 0)
     per_split = tl.cdiv(num_blocks, num_splits)
     start = i_split * per_split
-    return start, tl.minimum(start + per_split, num_blocks), num_sink_blocks, first, last
+    stop = tl.minimum(start + per_split, num_blocks)
+    return first_block + start, first_block + stop, first, last
 
 
 @triton.jit

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ....errors import ConfigError
-from ...backend import Backend, uses_triton
+from ...backend import Backend
+from ..decode.attend import attend
 from ..decode.read import LatentRead
-from ..paged_rows import PagedRows, check_frame_table
+from ..paged_rows import PagedRows
 
 __all__ = ["latent_prefill"]
 
@@ -50,33 +51,12 @@ def latent_prefill(
         ConfigError: shapes or types that do not fit.
         KernelUnavailableError: see `backend`.
     """
-    read.check(query, offset, rows, beside)
-    check_frame_table(frame_table, context_lens, query.shape[0], first_slots)
     if query_lens.shape != context_lens.shape or query_lens.dtype != torch.int32:
         raise ConfigError(
             f"query_lens is {query_lens.dtype} {tuple(query_lens.shape)}; due is int32 "
             f"({query.shape[0]},)"
         )
-    tensors = (query, rows.arena, frame_table, context_lens, query_lens, offset)
-    tensors = (*tensors, first_slots, *(beside or ()))
-    if uses_triton(backend, *tensors):
-        from ..decode.kernel import latent_decode_triton
-
-        return latent_decode_triton(
-            query,
-            rows,
-            frame_table,
-            context_lens,
-            read=read,
-            offset=offset,
-            query_lens=query_lens,
-            first_slots=first_slots,
-            beside=beside,
-            num_splits=1,
-        )
-    from ..decode.reference import latent_decode_reference
-
-    return latent_decode_reference(
+    return attend(
         query,
         rows,
         frame_table,
@@ -86,4 +66,6 @@ def latent_prefill(
         query_lens=query_lens,
         first_slots=first_slots,
         beside=beside,
+        num_splits=1,
+        backend=backend,
     )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import torch
 from torch import Tensor
 
 from ....errors import ConfigError
 from ...backend import Backend, uses_triton
-from ..pages import StatePlace, check_shapes
+from ...checks import check_shapes
+from ..pages import check_state_tables
+from .pages import ConvPages
 
 __all__ = ["ConvPages", "conv_update_project"]
 
@@ -19,49 +18,6 @@ ORDERS = (
     *(("values", *parts) for parts in SHARED_PARTS),
     *((*parts, "values") for parts in SHARED_PARTS),
 )
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class ConvPages:
-    """The last columns before a convolution, in the arena: (channels, columns) per sequence.
-
-    Attributes:
-        arena: the pool, 1-d uint8.
-        frame_bytes: size of a frame.
-        place: where they lie in a sequence's frames.
-        channels: C.
-        columns: W - 1, from the oldest to the newest.
-        dtype: float32, float16 or bfloat16.
-    """
-
-    arena: Tensor
-    frame_bytes: int
-    place: StatePlace
-    channels: int
-    columns: int
-    dtype: torch.dtype
-
-    def __post_init__(self) -> None:
-        faults = []
-        if self.arena.dtype != torch.uint8 or self.arena.ndim != 1:
-            faults.append(f"arena is {self.arena.dtype}, {self.arena.ndim}-d; due is 1-d uint8")
-        if self.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-            faults.append(f"columns of {self.dtype}; due is float32, float16 or bfloat16")
-        place = self.place
-        if place.row_bytes < 16 or place.row_bytes % 16 or place.first_offset % 16:
-            faults.append(f"{place} must lie at multiples of 16 bytes")
-        if self.frame_bytes % 16 or self.frame_bytes < place.row_bytes:
-            faults.append(f"frames of {self.frame_bytes} bytes; due is a multiple of 16")
-        if self.columns < 1:
-            faults.append(f"columns={self.columns} must be at least 1")
-        if faults:
-            raise ConfigError("; ".join(faults))
-
-    @property
-    def num_frames(self) -> int:
-        """Frames that a table must have to reach the last byte."""
-        last = self.channels * self.columns * self.dtype.itemsize - 1
-        return int(self.place.locate(torch.tensor(last), self.frame_bytes)[0]) + 1
 
 
 def conv_update_project(
@@ -142,21 +98,12 @@ def conv_update_project(
             raise ConfigError(
                 f"{name} has shape {tuple(basis.shape)}; due is ({groups}, {group_size}, r)"
             )
-    for name, table in (("read_table", read_table), ("write_table", write_table)):
-        if table.dtype != torch.int32 or table.ndim != 2 or not table.is_contiguous():
-            raise ConfigError(f"{name} is {table.dtype}, {table.ndim}-d; due is 2-d int32")
-        if table.shape[0] != B or table.shape[1] < pages.num_frames:
-            raise ConfigError(
-                f"{name} has shape {tuple(table.shape)}; due is ({B}, {pages.num_frames})"
-            )
-    if read_table.shape != write_table.shape:
-        raise ConfigError("read_table and write_table have different shapes")
+    check_state_tables(pages.num_frames, B, read_table, write_table)
     arguments = (
         *(column, weight, bias, pages, read_table, write_table, order, groups, group_size),
         *(write_basis, read_basis, normalize),
     )
-    tensors = (column, weight, bias, pages.arena, read_table, write_table, write_basis, read_basis)
-    if uses_triton(backend, *tensors):
+    if uses_triton(backend, pages.arena, *arguments):
         from .kernel import conv_update_project_triton
 
         return conv_update_project_triton(*arguments)

@@ -5,10 +5,6 @@ each, the others a group of what writes or reads the state, which they also proj
 (sequence, blocks of values + groups that write + groups that read).
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import torch
 import triton
 import triton.language as tl
@@ -16,10 +12,8 @@ from torch import Tensor
 
 from ...launch import launch
 from ...numerics import LOG2_E, TRITON_DTYPES, rounded
-from ..addresses import locate
-
-if TYPE_CHECKING:
-    from . import ConvPages
+from ..addresses import FrameRows, locate
+from .pages import ConvPages
 
 BLOCK_C = 256
 
@@ -37,10 +31,10 @@ def _convolved(
     first_frame,
     first_offset,
     first_rows,
-    COLUMNS,
-    DTYPE,
-    SIZE,
-    PLACE,
+    COLUMNS: tl.constexpr,
+    DTYPE: tl.constexpr,
+    SIZE: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
     """silu of the convolution at channels o_c, float32; their windows are moved on."""
     held = tl.load(p_read) >= 0
@@ -54,7 +48,7 @@ def _convolved(
     columns = ()
     for j in tl.static_range(COLUMNS):
         byte = (o_c * COLUMNS + j) * SIZE
-        p = locate(p_arena, p_read, byte, first_frame, first_offset, first_rows, PLACE)
+        p = locate(p_arena, p_read, byte, first_frame, first_offset, first_rows, ROWS)
         m_read = tl.where(held, m_c, False)
         columns = columns + (tl.load(p.to(tl.pointer_type(DTYPE)), mask=m_read, other=0.0),)
         tap = tl.load(p_weight + o_c * (COLUMNS + 1) + j, mask=m_c, other=0.0).to(tl.float32)
@@ -63,10 +57,10 @@ def _convolved(
     tl.debug_barrier()
     for j in tl.static_range(1, COLUMNS):
         byte = (o_c * COLUMNS + j - 1) * SIZE
-        p = locate(p_arena, p_write, byte, first_frame, first_offset, first_rows, PLACE)
+        p = locate(p_arena, p_write, byte, first_frame, first_offset, first_rows, ROWS)
         tl.store(p.to(tl.pointer_type(DTYPE)), columns[j], mask=tl.where(kept, m_c, False))
     byte = (o_c * COLUMNS + COLUMNS - 1) * SIZE
-    p = locate(p_arena, p_write, byte, first_frame, first_offset, first_rows, PLACE)
+    p = locate(p_arena, p_write, byte, first_frame, first_offset, first_rows, ROWS)
     tl.store(p.to(tl.pointer_type(DTYPE)), newest, mask=tl.where(kept, m_c, False))
     return z / (1.0 + tl.exp2(-z * LOG2_E))
 
@@ -102,7 +96,7 @@ def conv_update_project_fwd_kernel(
     DTYPE: tl.constexpr,
     SIZE: tl.constexpr,
     OUT: tl.constexpr,
-    PLACE: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -117,7 +111,7 @@ def conv_update_project_fwd_kernel(
         o = i_part * BLOCK + tl.arange(0, BLOCK)
         values = _convolved(
             VALUES_AT + o, o < VALUES, p_x, p_weight, p_bias, p_arena, p_from, p_to,
-            first_frame, first_offset, first_rows, COLUMNS, DTYPE, SIZE, PLACE,
+            first_frame, first_offset, first_rows, COLUMNS, DTYPE, SIZE, ROWS,
         )  # fmt: skip
         tl.store(p_values + i_seq * VALUES + o, rounded(values, OUT), mask=o < VALUES)
     else:
@@ -130,7 +124,7 @@ def conv_update_project_fwd_kernel(
         at = tl.where(reads, READ_AT, WRITE_AT) + i_group * N
         z = _convolved(
             at + o_n, o_n < N, p_x, p_weight, p_bias, p_arena, p_from, p_to,
-            first_frame, first_offset, first_rows, COLUMNS, DTYPE, SIZE, PLACE,
+            first_frame, first_offset, first_rows, COLUMNS, DTYPE, SIZE, ROWS,
         )  # fmt: skip
         z = tl.where(o_n < N, z, 0.0)
         if NORMALIZE:
@@ -225,7 +219,7 @@ def conv_update_project_triton(
         DTYPE=TRITON_DTYPES[pages.dtype],
         SIZE=pages.dtype.itemsize,
         OUT=TRITON_DTYPES[column.dtype],
-        PLACE=(place.row_bytes, pages.frame_bytes // place.row_bytes, pages.frame_bytes),
+        ROWS=FrameRows.of(place, pages.frame_bytes),
         BLOCK=BLOCK_C,
         BLOCK_N=block_n,
         BLOCK_R=max(16, min(triton.next_power_of_2(max(ranks)), 8192 // block_n)),

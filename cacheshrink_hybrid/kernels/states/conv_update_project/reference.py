@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from . import ConvPages
+from .pages import ConvPages
 
 
 def conv_update_project_reference(
@@ -29,13 +28,14 @@ def conv_update_project_reference(
     B, C = column.shape
     # What a window holds is what was stored, also for the newest column.
     newest = column.to(pages.dtype)
-    stored = pages.arena[_addresses(pages, read_table)].view(pages.dtype)
+    at = partial(pages.place.addresses, num_bytes=pages.num_bytes, frame_bytes=pages.frame_bytes)
+    stored = pages.arena[at(read_table)].view(pages.dtype)
     held = (read_table[:, 0] >= 0)[:, None, None]
     before = torch.where(held, stored.view(B, C, pages.columns), 0.0)
     window = torch.cat([before, newest[:, :, None]], dim=-1)
     kept = write_table[:, 0] >= 0
     columns = window[kept][..., 1:].contiguous()
-    pages.arena[_addresses(pages, write_table[kept])] = columns.view(torch.uint8).flatten(1)
+    pages.arena[at(write_table[kept])] = columns.view(torch.uint8).flatten(1)
     z = (window.float() * weight.float()).sum(-1)
     if bias is not None:
         z = z + bias.float()
@@ -55,10 +55,3 @@ def conv_update_project_reference(
             part = torch.einsum("bgn,gnr->bgr", part, basis.float())
         results.append(part)
     return parts["values"].to(column.dtype), results[0], results[1]
-
-
-def _addresses(pages: ConvPages, table: Tensor) -> Tensor:
-    num_bytes = pages.channels * pages.columns * pages.dtype.itemsize
-    byte = torch.arange(num_bytes, device=table.device)
-    frame, offset = pages.place.locate(byte, pages.frame_bytes)
-    return table.clamp_min(0).long()[:, frame] * pages.frame_bytes + offset

@@ -6,7 +6,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...backend import Backend, uses_triton
-from ..pages import StatePages, check_shapes, num_groups
+from ...checks import check_shapes
+from ..pages import StatePages, num_groups
 from ..replay_ring import DeltaRing, check_ring
 
 __all__ = ["DeltaRing", "gdn_replay_step"]
@@ -36,11 +37,7 @@ def gdn_replay_step(
 
     Args:
         key, value, log_decay, beta, query: as in `gdn_step`.
-        pages: where the layer's states lie.
-        ring: where inputs lie, in the same frames.
-        table: frames of each sequence's state, (B, frames), int32; a first frame of -1 reads as no
-            state and no inputs, and is not written.
-        num_pending: inputs in each ring, (B,), int32, at most ring.length.
+        pages, ring, table, num_pending: as in `ssd_replay_read`.
 
     Returns:
         y (B, M, P), in value's type.
@@ -49,19 +46,18 @@ def gdn_replay_step(
         ConfigError: shapes or types that do not fit.
         KernelUnavailableError: see `backend`.
     """
-    B, M, P = len(value), pages.num_heads, pages.head_dim
+    B, M, P = len(value), pages.format.num_heads, pages.format.head_dim
     groups = num_groups(key, M)
     check_ring(pages, ring, B, table, table, num_pending)
     check_shapes(
         value=(value, (B, M, P)),
-        key=(key, (B, ring.groups, pages.width)),
-        query=(query, (B, groups, pages.width)),
+        key=(key, (B, ring.groups, pages.format.width)),
+        query=(query, (B, groups, pages.format.width)),
         log_decay=(log_decay, (B, M)),
         beta=(beta, (B, M)),
     )
     arguments = (key, value, log_decay, beta, query, pages, ring, table, num_pending)
-    tensors = (key, value, log_decay, beta, query, pages.arena, table, num_pending)
-    if uses_triton(backend, *tensors):
+    if uses_triton(backend, pages.arena, *arguments):
         from .kernel import gdn_replay_step_triton
 
         return gdn_replay_step_triton(*arguments)

@@ -28,13 +28,13 @@ def gdn_replay_step_reference(
     state = read_states(pages, table)
     for j in range(ring.length):
         stepped = _step(state, {name: part[:, j] for name, part in inputs.items()}, per_group)
-        stepped = within_rank(stepped, pages)
+        stepped = within_rank(stepped, pages.format)
         state = torch.where((j < count)[:, None, None, None], stepped, state)
     newest = {"values": value, "writes": key, "decays": log_decay, "betas": beta}
     as_stored = {
         name: newest[name].to(dtype).float() for name, (_, _, dtype) in ring.shapes(pages).items()
     }
-    state = within_rank(_step(state, as_stored, per_group), pages)
+    state = within_rank(_step(state, as_stored, per_group), pages.format)
     queries = query.float().repeat_interleave(value.shape[1] // query.shape[1], dim=1)
     y = torch.matmul(state, queries[..., None])[..., 0]
     store_inputs(pages, ring, table, num_pending, newest)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...backend import Backend, uses_triton
-from ..pages import StatePages, check_shapes, check_state_tables, num_groups
+from ...checks import check_shapes
+from ..pages import StatePages, check_state_tables, num_groups
 
 __all__ = ["gdn_step"]
 
@@ -45,19 +46,18 @@ def gdn_step(
 
     Reference: Yang et al., Gated Delta Networks (arXiv 2412.06464), section 3.
     """
-    B, M, P = len(value), pages.num_heads, pages.head_dim
+    B, M, P = len(value), pages.format.num_heads, pages.format.head_dim
     groups = num_groups(key, M)
-    check_state_tables(pages, B, read_table, write_table)
+    check_state_tables(pages.num_frames, B, read_table, write_table)
     check_shapes(
         value=(value, (B, M, P)),
-        key=(key, (B, groups, pages.width)),
-        query=(query, (B, groups, pages.width)),
+        key=(key, (B, groups, pages.format.width)),
+        query=(query, (B, groups, pages.format.width)),
         log_decay=(log_decay, (B, M)),
         beta=(beta, (B, M)),
     )
     arguments = (key, value, log_decay, beta, query, pages, read_table, write_table)
-    tensors = (key, value, log_decay, beta, query, pages.arena, read_table, write_table)
-    if uses_triton(backend, *tensors):
+    if uses_triton(backend, pages.arena, *arguments):
         from .kernel import gdn_step_triton
 
         return gdn_step_triton(*arguments)

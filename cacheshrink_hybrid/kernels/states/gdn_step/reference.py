@@ -26,7 +26,7 @@ def gdn_step_reference(
     held = torch.matmul(state, keys[..., None])[..., 0]
     correction = (value.float() - held) * beta.float()[..., None]
     state = state + correction[..., None] * keys[:, :, None]
-    state = within_rank(state, pages)
+    state = within_rank(state, pages.format)
     y = torch.matmul(state, queries[..., None])[..., 0]
     write_states(state, pages, write_table)
     return y.to(value.dtype)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...backend import Backend, uses_triton
-from ..pages import StatePages, check_shapes, check_state_tables
+from ...checks import check_shapes
+from ..pages import StatePages, check_state_tables
 
 __all__ = ["mamba1_step"]
 
@@ -20,12 +21,11 @@ def mamba1_step(
     pages: StatePages,
     read_table: Tensor,
     write_table: Tensor,
-    D: Tensor | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
     """Take one token of each sequence into its state, and read it.
 
-        h[p, n] = exp(dt[p] A[p, n]) h[p, n] + dt[p] x[p] write[n],    y = h read + D x
+        h[p, n] = exp(dt[p] A[p, n]) h[p, n] + dt[p] x[p] write[n],    y = h read
 
     per head, with a decay of its own for every element.
 
@@ -35,7 +35,6 @@ def mamba1_step(
         A: negative decay rates, (M, P, width), width the largest rank.
         write, read: B and C, (B, M, width).
         pages, read_table, write_table: as in `ssd_step`.
-        D: skip connection, (M, P); None for none.
 
     Returns:
         y (B, M, P), in x's type.
@@ -47,18 +46,17 @@ def mamba1_step(
 
     Reference: Gu and Dao, Mamba (arXiv 2312.00752), algorithm 2.
     """
-    B, M, P = len(x), pages.num_heads, pages.head_dim
-    check_state_tables(pages, B, read_table, write_table)
+    B, M, P = len(x), pages.format.num_heads, pages.format.head_dim
+    check_state_tables(pages.num_frames, B, read_table, write_table)
     check_shapes(
         x=(x, (B, M, P)),
         dt=(dt, (B, M, P)),
-        A=(A, (M, P, pages.width)),
-        write=(write, (B, M, pages.width)),
-        read=(read, (B, M, pages.width)),
-        D=(D, (M, P)),
+        A=(A, (M, P, pages.format.width)),
+        write=(write, (B, M, pages.format.width)),
+        read=(read, (B, M, pages.format.width)),
     )
-    arguments = (x, dt, A, write, read, pages, read_table, write_table, D)
-    if uses_triton(backend, x, dt, A, write, read, pages.arena, read_table, write_table, D):
+    arguments = (x, dt, A, write, read, pages, read_table, write_table)
+    if uses_triton(backend, pages.arena, *arguments):
         from .kernel import mamba1_step_triton
 
         return mamba1_step_triton(*arguments)

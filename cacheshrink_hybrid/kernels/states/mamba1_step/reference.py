@@ -18,15 +18,12 @@ def mamba1_step_reference(
     pages: StatePages,
     read_table: Tensor,
     write_table: Tensor,
-    D: Tensor | None,
 ) -> Tensor:
     """See `mamba1_step`; float32 arithmetic."""
     value, step = x.float(), dt.float()
     state = read_states(pages, read_table) * torch.exp(step[..., None] * A.float())
     state = state + (value * step)[..., None] * write.float()[:, :, None]
-    state = within_rank(state, pages)
+    state = within_rank(state, pages.format)
     y = torch.matmul(state, read.float()[..., None])[..., 0]
-    if D is not None:
-        y = y + D.float() * value
     write_states(state, pages, write_table)
     return y.to(x.dtype)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...backend import Backend, uses_triton
-from ..pages import StatePages, check_shapes, num_groups
+from ...checks import check_shapes
+from ..pages import StatePages, num_groups
 from ..replay_ring import ReplayRing, check_ring
 
 __all__ = ["ReplayRing", "ssd_replay_flush", "ssd_replay_read"]
@@ -22,12 +23,11 @@ def ssd_replay_read(
     ring: ReplayRing,
     table: Tensor,
     num_pending: Tensor,
-    D: Tensor | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
     """Put one token of each sequence into its ring, and read the state that results.
 
-        y = exp(c_n) S read + sum_(j <= n) exp(c_n - c_j) dt_j (write_j . read) x_j + D x
+        y = exp(c_n) S read + sum_(j <= n) exp(c_n - c_j) dt_j (write_j . read) x_j
 
     with c_j = A (dt_0 + .. + dt_j), S the stored state, and n = num_pending the place of the token.
     The stored state is read and stays as it is. Inputs count as the ring stores them, so that
@@ -35,13 +35,12 @@ def ssd_replay_read(
     full is read and not kept; give it to `ssd_replay_flush` as `newest`.
 
     Args:
-        x, dt, A, write, read: as in `ssd_step`; dt is a step size.
+        x, dt, A, write, read: as in `ssd_step`.
         pages: where the layer's states lie.
         ring: where inputs lie, in the same frames.
         table: frames of each sequence's state, (B, frames), int32; a first frame of -1 reads as no
             state and no inputs, and is not written.
         num_pending: inputs in each ring, (B,), int32, at most ring.length.
-        D: skip connection, (M,); None for none.
 
     Returns:
         y (B, M, P), in x's type.
@@ -50,19 +49,18 @@ def ssd_replay_read(
         ConfigError: shapes or types that do not fit.
         KernelUnavailableError: see `backend`.
     """
-    B, M, P = len(x), pages.num_heads, pages.head_dim
+    B, M, P = len(x), pages.format.num_heads, pages.format.head_dim
     groups = num_groups(write, M)
     check_ring(pages, ring, B, table, table, num_pending)
     check_shapes(
         x=(x, (B, M, P)),
         dt=(dt, (B, M)),
         A=(A, (M,)),
-        write=(write, (B, ring.groups, pages.width)),
-        read=(read, (B, groups, pages.width)),
-        D=(D, (M,)),
+        write=(write, (B, ring.groups, pages.format.width)),
+        read=(read, (B, groups, pages.format.width)),
     )
-    arguments = (x, dt, A, write, read, pages, ring, table, num_pending, D)
-    if uses_triton(backend, x, dt, A, write, read, pages.arena, table, num_pending, D):
+    arguments = (x, dt, A, write, read, pages, ring, table, num_pending)
+    if uses_triton(backend, pages.arena, *arguments):
         from .kernel import ssd_replay_read_triton
 
         return ssd_replay_read_triton(*arguments)
@@ -102,17 +100,17 @@ def ssd_replay_flush(
         KernelUnavailableError: see `backend`.
     """
     check_ring(pages, ring, len(num_pending), read_table, write_table, num_pending)
-    num_groups(A.new_empty(0, ring.groups, 0), pages.num_heads)
-    B, M = len(num_pending), pages.num_heads
+    num_groups(A.new_empty(0, ring.groups, 0), pages.format.num_heads)
+    B, M = len(num_pending), pages.format.num_heads
     x, dt, write = newest or (None, None, None)
     check_shapes(
         A=(A, (M,)),
-        x=(x, (B, M, pages.head_dim)),
+        x=(x, (B, M, pages.format.head_dim)),
         dt=(dt, (B, M)),
-        write=(write, (B, ring.groups, pages.width)),
+        write=(write, (B, ring.groups, pages.format.width)),
     )
     arguments = (A, pages, ring, read_table, write_table, num_pending, newest)
-    if uses_triton(backend, A, pages.arena, read_table, write_table, num_pending, x, dt, write):
+    if uses_triton(backend, pages.arena, x, dt, write, *arguments):
         from .kernel import ssd_replay_flush_triton
 
         ssd_replay_flush_triton(*arguments)

@@ -20,16 +20,13 @@ def ssd_replay_read_reference(
     ring: ReplayRing,
     table: Tensor,
     num_pending: Tensor,
-    D: Tensor | None,
 ) -> Tensor:
     """See `ssd_replay_read`; float32 arithmetic."""
     store_inputs(pages, ring, table, num_pending, {"values": x, "writes": write, "steps": dt})
     state = _replayed(A, pages, ring, table, _held(table, num_pending), (x, dt, write))
-    state = within_rank(state, pages)
+    state = within_rank(state, pages.format)
     queries = read.float().repeat_interleave(x.shape[1] // read.shape[1], dim=1)
     y = torch.matmul(state, queries[..., None])[..., 0]
-    if D is not None:
-        y = y + D.float()[:, None] * x.to(ring.dtype).float()
     return y.to(x.dtype)
 
 
@@ -45,7 +42,7 @@ def ssd_replay_flush_reference(
     """See `ssd_replay_flush`; float32 arithmetic."""
     count = _held(read_table, num_pending)
     state = _replayed(A, pages, ring, read_table, count, newest)
-    write_states(within_rank(state, pages), pages, write_table)
+    write_states(within_rank(state, pages.format), pages, write_table)
 
 
 def _held(table: Tensor, num_pending: Tensor) -> Tensor:

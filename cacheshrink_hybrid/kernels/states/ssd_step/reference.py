@@ -18,21 +18,15 @@ def ssd_step_reference(
     pages: StatePages,
     read_table: Tensor,
     write_table: Tensor,
-    D: Tensor | None,
-    dt_bias: Tensor | None,
 ) -> Tensor:
     """See `ssd_step`; float32 arithmetic."""
     per_group = x.shape[1] // write.shape[1]
     value, step = x.float(), dt.float()
     write, read = (v.float().repeat_interleave(per_group, dim=1) for v in (write, read))
-    if dt_bias is not None:
-        step = torch.nn.functional.softplus(step + dt_bias.float())
     state = read_states(pages, read_table)
     decay = torch.exp(step * A.float())[..., None, None]
     state = state * decay + (value * step[..., None])[..., None] * write[:, :, None]
-    state = within_rank(state, pages)
+    state = within_rank(state, pages.format)
     y = torch.matmul(state, read[..., None])[..., 0]
-    if D is not None:
-        y = y + D.float()[:, None] * value
     write_states(state, pages, write_table)
     return y.to(x.dtype)

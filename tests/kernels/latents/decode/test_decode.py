@@ -52,8 +52,7 @@ OPTIONS = {
     "softcap": {"softcap": 5.0},
     "sinks": {"sinks": True},
     "window": {"window": 11},
-    "window-and-first-tokens": {"window": 11, "num_sink_tokens": 4},
-    "everything": {"window": 20, "num_sink_tokens": 3, "softcap": 8.0, "sinks": True},
+    "everything": {"window": 20, "softcap": 8.0, "sinks": True},
 }
 
 

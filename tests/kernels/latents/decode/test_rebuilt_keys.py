@@ -79,7 +79,7 @@ def _read(name: str, key_up: KeyUp, **options) -> LatentRead:
 @pytest.mark.parametrize("name", CASES)
 def test_equals_reference(name: str, num_splits: int, device: torch.device) -> None:
     rows, table, context = filled_rows(CASES[name][0], LENS, device=device, outliers=False)
-    read = _read(name, _key_up(name, device), softcap=4.0, window=30, num_sink_tokens=2)
+    read = _read(name, _key_up(name, device), softcap=4.0, window=30)
     query = torch.randn(len(LENS), 2, 3 * J, CASES[name][4], device=device)
     due = latent_decode(query, rows, table, context, read=read, backend="torch")
     got = latent_decode(

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from cacheshrink_hybrid.codecs.state_format import StateFormat, StateSegment
 from cacheshrink_hybrid.errors import ConfigError
 from cacheshrink_hybrid.kernels.states.gdn_replay import DeltaRing, gdn_replay_step
-from cacheshrink_hybrid.kernels.states.pages import StatePages, StatePlace, StateSegment
+from cacheshrink_hybrid.kernels.states.pages import StatePages, StatePlace
 from cacheshrink_hybrid.kernels.states.reference import read_states, write_states
 
 from ...checks import assert_close
@@ -41,10 +42,9 @@ def _setup(
         arena=torch.empty(0, dtype=torch.uint8, device=device),
         frame_bytes=FRAME_BYTES,
         place=StatePlace.packed(FRAME_BYTES, first_byte=64),
-        head_dim=P,
-        segments=SEGMENTS[name],
+        format=StateFormat(P, SEGMENTS[name]),
     )
-    at = 64 + -(-pages.num_bytes // 16) * 16
+    at = 64 + -(-pages.format.num_bytes // 16) * 16
     ranks = RANKS.get(name)
     groups = len(ranks) if ranks else 1
     channels = sum(ranks) if ranks else WIDTH
@@ -134,7 +134,7 @@ def test_bad_arguments(device: torch.device) -> None:
     pages, ring, table = _setup("float32", torch.float32, device)
     inputs = _inputs(ring.groups, device)
     pending = torch.zeros(B, dtype=torch.int32, device=device)
-    with pytest.raises(ConfigError, match="state and ring take"):
+    with pytest.raises(ConfigError, match=r"read_table has shape .*; due is"):
         short = table[:, : pages.num_frames].contiguous()
         gdn_replay_step(*inputs, pages=pages, ring=ring, table=short, num_pending=pending)
     with pytest.raises(ConfigError, match="log_decay has shape"):

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from cacheshrink_hybrid.codecs.state_format import StateFormat, StateSegment
 from cacheshrink_hybrid.errors import ConfigError
-from cacheshrink_hybrid.kernels.states.pages import StatePages, StatePlace, StateSegment
+from cacheshrink_hybrid.kernels.states.pages import StatePages, StatePlace
 from cacheshrink_hybrid.kernels.states.reference import read_states, write_states
 from cacheshrink_hybrid.kernels.states.ssd_replay import (
     ReplayRing,
@@ -47,12 +48,11 @@ def _setup(
         arena=torch.empty(0, dtype=torch.uint8, device=device),
         frame_bytes=FRAME_BYTES,
         place=StatePlace.packed(FRAME_BYTES, first_byte=64),
-        head_dim=P,
-        segments=SEGMENTS[name],
+        format=StateFormat(P, SEGMENTS[name]),
     )
-    at = 64 + -(-pages.num_bytes // 16) * 16
+    at = 64 + -(-pages.format.num_bytes // 16) * 16
     places = []
-    channels = sum(ranks or (pages.width,) * G)
+    channels = sum(ranks or (pages.format.width,) * G)
     for size in (L * M * P * dtype.itemsize, L * channels * dtype.itemsize, L * M * 4):
         places.append(StatePlace.packed(FRAME_BYTES, first_byte=at))
         at += -(-size // 16) * 16
@@ -90,17 +90,16 @@ def test_kernels_equal_references(name: str, dtype: torch.dtype, device: torch.d
     pages, ring, table = _setup(name, dtype, device, RANKS.get(name))
     A = -torch.rand(M, device=device)
     pages.arena.view(-1, FRAME_BYTES)[table[BEGUN].long()] = 0
-    write_states(torch.randn(B, M, P, pages.width, device=device), pages, table)
+    write_states(torch.randn(B, M, P, pages.format.width, device=device), pages, table)
     table[2] = -1  # padding
     mine = replace(pages, arena=pages.arena.clone())
     pending = torch.tensor([0, 1, 0, 2], dtype=torch.int32, device=device)
-    D = torch.randn(M, device=device)
     for _ in range(3):
         x, dt, write, read = _inputs(device)
         results = [
             ssd_replay_read(
                 x, dt, A, write, read, pages=own, ring=ring, table=table, num_pending=pending,
-                D=D, backend=backend,
+                backend=backend,
             )
             for own, backend in ((pages, "torch"), (mine, "triton"))
         ]  # fmt: skip
@@ -175,7 +174,7 @@ def test_bad_arguments(device: torch.device) -> None:
     pages, ring, table = _setup("float32", torch.float32, device)
     A = torch.zeros(M, device=device)
     pending = torch.zeros(B, dtype=torch.int32, device=device)
-    with pytest.raises(ConfigError, match="state and ring take"):
+    with pytest.raises(ConfigError, match=r"read_table has shape .*; due is"):
         short = table[:, : pages.num_frames].contiguous()
         ssd_replay_flush(
             A, pages=pages, ring=ring, read_table=short, write_table=short, num_pending=pending
