@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..codecs.state import StateCodec, StateSegment
+from ..errors import PlanError
 from ..methods import STATE_METHODS, StateMethod
 from ..spec import BYTES_16BIT, BYTES_32BIT
 from .kinds import MIXER_KINDS, MixerKind
+
+FULL = "full"
+"""In the place of a method: all channels, in the source's basis."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +23,7 @@ class StatePlan:
     Attributes:
         layer_idx: cache layer.
         kind: of the mixer, a row of `MIXER_KINDS`.
-        method: `full` (all channels, in the source's basis) or a row of `STATE_METHODS`.
+        method: a row of `STATE_METHODS`, or `FULL`.
         state_size: N, channels of the source's state.
         head_dim: P.
         segments: heads by rank and code; together they are all heads.
@@ -49,6 +53,14 @@ class StatePlan:
     predicted_loss: float = 0.0
     rounding_loss: float = 0.0
     relative_error: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, rows in (("kind", MIXER_KINDS), ("method", (FULL, *STATE_METHODS))):
+            if getattr(self, name) not in rows:
+                raise PlanError(
+                    f"{name}={getattr(self, name)!r} of recurrent layer {self.layer_idx} is "
+                    f"unknown; one of {', '.join(rows)} is due, or the version that made this plan"
+                )
 
     @property
     def mixer(self) -> MixerKind:
