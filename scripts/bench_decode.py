@@ -37,7 +37,7 @@ from transformers import (
 
 from cacheshrink_hybrid import CompressionConfig, convert_model, plan_of
 from cacheshrink_hybrid.methods import LATENT_KINDS
-from cacheshrink_hybrid.model.latent_model import is_converted
+from cacheshrink_hybrid.model.attached_plan import is_converted
 from cacheshrink_hybrid.text_tables import format_table
 
 from .benchmark import (

@@ -23,7 +23,7 @@ from ..evaluation.cached_forward import cached_logits
 from ..evaluation.defaults import DEFAULT_CHUNK
 from ..evaluation.perplexity import measure_perplexity
 from ..evaluation.recall import measure_recall
-from ..model.latent_model import plan_of, set_state_plans
+from ..model.attached_plan import plan_of, set_state_plans
 from ..spec import ModelSpec
 from ..text_tables import fitting_table, format_table
 from ..writing import write_text

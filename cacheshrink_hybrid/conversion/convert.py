@@ -21,7 +21,7 @@ from ..errors import ConfigError
 from ..families import model_spec
 from ..lasting import lasting_tensors
 from ..model.adapters import refuse_adapters
-from ..model.latent_model import convert_in_place, plan_of
+from ..model.attached_plan import plan_of
 from ..model.original_model import remember_source_values
 from ..plan import CompressionPlan
 from ..states.kinds import compressible_layers
@@ -32,6 +32,7 @@ from .arguments import (
     sorted_out,
     tokenizer_faults,
 )
+from .in_place import convert_in_place
 from .options import ConversionOptions
 from .planning import plan_model
 from .ratio_limit import check_exact_tokens

@@ -8,7 +8,7 @@ from ..checkpoint.source_model import check_language_model, check_plain_weights
 from ..config import DEFAULT_RATIO, CompressionConfig
 from ..errors import ConfigError, NotSupportedError, PlanError, UnsupportedModelError
 from ..model.adapters import refuse_adapters
-from ..model.latent_model import is_converted
+from ..model.attached_plan import is_converted
 from ..spec import ModelSpec
 from ..states.kinds import compressible_layers
 from ..states.mixers.installation import unfoldable_weight

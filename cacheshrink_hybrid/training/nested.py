@@ -18,7 +18,7 @@ from ..headwise_linear import HeadwiseLinear, by_head, in_runs
 from ..latents.attention.module import LatentAttention
 from ..latents.plan import ChannelRun, LatentPlan
 from ..model.adapters import refuse_adapters
-from ..model.latent_model import PLAN_ATTRIBUTE, plan_of
+from ..model.attached_plan import PLAN_ATTRIBUTE, plan_of
 from .targets import latent_layers
 
 CODED_STEP = 8

@@ -17,7 +17,7 @@ from cacheshrink_hybrid.checkpoint.source_model import forget_quantisation, load
 from cacheshrink_hybrid.cli import main
 from cacheshrink_hybrid.engine import LLM
 from cacheshrink_hybrid.errors import CacheShrinkError, ConfigError, UnsupportedModelError
-from cacheshrink_hybrid.model.latent_model import is_converted
+from cacheshrink_hybrid.model.attached_plan import is_converted
 from tests.families.tiny_configs import tiny_model
 from tests.gguf_files import write_tiny_gguf
 from tests.models import logits_of, random_ids, unchanged

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
-from ...checkpoint.loading import weight_bytes
+from ...checkpoint.load_faults import weight_bytes
 from ...config import CompressionConfig
 from ...config_faults import allowed_names
 from ...conversion.options import ConversionOptions

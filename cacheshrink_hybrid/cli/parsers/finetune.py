@@ -34,7 +34,7 @@ from typing import Any
 
 import yaml
 
-from ...checkpoint.loading import is_converted_directory
+from ...checkpoint.load_faults import is_converted_directory
 from ...config import CompressionConfig
 from ...config_faults import allowed_names
 from ...errors import ConfigError, unknown_names

@@ -143,7 +143,7 @@ def _without_needless_gains(
     formats = list(formats)
     filling = fill(formats)
     for index, one in enumerate(formats):
-        leveled = one.scales == "static" and any(map(one.uses_levels, widths))
+        leveled = one.scales == "static" and any(one.kind(bits).coded for bits in widths)
         if not (leveled and one.gains and one.alignment == 1):
             continue
         others = [*formats[:index], replace(one, gains=False), *formats[index + 1 :]]
@@ -194,7 +194,7 @@ def _least_at_the_head(
 ) -> list[tuple[Tensor, int]]:
     """The kept groups with the last channel of the first 8-bit run put first: there it shares its
     byte with the gain and is coarse in escaped tokens, so the one worth least goes there."""
-    if 8 not in (bits for _, bits in kept) or not (format.uses_levels(8) and format.gains):
+    if 8 not in (bits for _, bits in kept) or not (format.kind(8).coded and format.gains):
         return kept
     start = next(i for i, (_, bits) in enumerate(kept) if bits == 8)
     first_run = _runs(factor, kept[start:])[0][0]

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from ...codecs import RowFormat
 from ...codecs.levels import UNIFORM_CLIP, levels_of
-from ...codecs.rows import BYTE_DTYPES, HALF_DTYPES
 from .factors import LatentFactors, Unit
 
 
@@ -28,10 +27,9 @@ def measured_distortion(latents: Tensor, bits: int, format: RowFormat) -> Tensor
     With static scales, elements beyond the levels count with the gain that they would have a token
     escape to, or as clipped without gains; with token scales, the run has a scale of its own.
     """
-    if not format.uses_levels(bits):
-        number = HALF_DTYPES[format.half] if bits == 16 else BYTE_DTYPES[format.byte]
-        assert number is not None
-        return (latents.to(number).double() - latents).square().mean(0)
+    kind = format.kind(bits)
+    if not kind.coded:
+        return (latents.to(kind.dtype).double() - latents).square().mean(0)
     levels = levels_of(bits)
     edges = 0.5 * (levels[1:] + levels[:-1])
     scale: Tensor | float

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from cacheshrink_hybrid import compression_disabled
-from cacheshrink_hybrid.checkpoint.checkpoint import load_mla_model, save_mla_model
+from cacheshrink_hybrid.checkpoint.load import load_mla_model
+from cacheshrink_hybrid.checkpoint.save import save_mla_model
 from cacheshrink_hybrid.config import CompressionConfig
 from cacheshrink_hybrid.conversion.convert import convert_model
 from cacheshrink_hybrid.conversion.statistics import model_statistics
 from cacheshrink_hybrid.errors import UnsupportedModelError
 from cacheshrink_hybrid.families import model_spec
-from cacheshrink_hybrid.model.latent_model import plan_of
+from cacheshrink_hybrid.model.attached_plan import plan_of
 from cacheshrink_hybrid.states.fit.planner import make_state_unit
 from cacheshrink_hybrid.states.mixers.installation import install_mixer
 from cacheshrink_hybrid.states.mixers.mixer import RecurrentMixer

@@ -1,4 +1,4 @@
-"""Saving and loading converted models: safetensors, the source's config and the plan, side by side.
+"""Saving converted models: safetensors, the source's config and the plan, side by side.
 
     config.json                        the source's values, model_type 'cacheshrink_hybrid', digests
     cacheshrink_plan.json              ranks, widths and read mode of every layer
@@ -12,43 +12,23 @@ How they replace those of an earlier save: `files`.
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PretrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import CheckpointError, ConfigError
-from ..families import model_spec
+from ..errors import CheckpointError
 from ..latents.attention.module import LatentAttention
 from ..model.adapters import refuse_adapters
-from ..model.installation import freeze_what_is_fixed
-from ..model.latent_model import latent_model_class, plan_of, source_class_of
+from ..model.attached_plan import plan_of
+from ..model.latent_model import source_class_of
 from ..states.mixers.mixer import RecurrentMixer
-from .auto_config import CacheShrinkConfig
+from .description import write_description
 from .files import CARD_NAME, CONFIG_NAME, check_target, draft_of, shown
-from .given_config import changed_values, source_of, unfit, with_values
-from .loading import check_device_map, device_fault
-from .pretrained_arguments import (
-    HUB_ARGUMENTS,
-    MODEL_ARGUMENTS,
-    local_directory,
-    refuse_for_saved_models,
-    refuse_for_saving,
-    refuse_unknown,
-    taken,
-)
-from .saved_model import check_weights, read_checkpoint, write_description
+from .pretrained_arguments import refuse_for_saving, refuse_unknown
 from .uploads import UPLOAD_ARGUMENTS, check_repository, upload
 
 
@@ -203,129 +183,3 @@ def _state_dict(
         if on_device:
             stored.add(same.data_ptr())
     return state
-
-
-def load_mla_model(
-    load_directory: str | Path,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | str | None = None,
-    **kwargs: Any,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
-    """Read a converted model back, in evaluation mode, and its tokenizer if one was saved.
-
-    Args:
-        load_directory: directory that `save_mla_model` wrote, or a name on the Hub.
-        device: where to put the model; None for the CPU.
-        dtype: precision; None for that of the checkpoint.
-        kwargs: see `load_model`.
-
-    Raises:
-        CheckpointError: no checkpoint of ours, pickled weights, or tensors that are missing, extra,
-            torn, changed or of another shape.
-    """
-    where = taken(kwargs, HUB_ARGUMENTS)
-    fault = None if str(device) == "meta" else device_fault(device)
-    if fault is not None:
-        raise ConfigError(f"device {fault}")
-    directory = local_directory(load_directory, where)
-    if device is not None and torch.device(device).type != "cpu":
-        kwargs.setdefault("device_map", device)  # no copy on the way
-    trusted = bool(kwargs.pop("trust_remote_code", False))  # None would ask on standard input
-    model = load_model(directory, dtype=dtype if dtype is not None else "auto", **kwargs)
-    tokenizer = None
-    if (directory / "tokenizer_config.json").is_file():
-        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=trusted)
-    return model, tokenizer
-
-
-def load_model(
-    path: str | Path,
-    *,
-    config: PretrainedConfig | None = None,
-    output_loading_info: bool = False,
-    verify_weights: bool = True,
-    **kwargs: Any,
-) -> Any:
-    """`from_pretrained` of converted models: arguments as in transformers, but strict.
-
-    Args:
-        path: directory that a save wrote, or a name on the Hub.
-        config: the source's, or what `AutoConfig` reads from the directory, with other values.
-        verify_weights: compare the weights' files with their digests; takes about as long as
-            reading them once more.
-        kwargs: of `HUB_ARGUMENTS` and `MODEL_ARGUMENTS`, and values of the config by name.
-
-    Returns:
-        The model, with `output_loading_info` in a pair with transformers' record of the loading.
-    """
-    refuse_for_saved_models(kwargs)
-    check_device_map(kwargs.get("device_map"))
-    for name in ("trust_remote_code", "code_revision"):
-        kwargs.pop(name, None)
-    directory = local_directory(path, taken(kwargs, HUB_ARGUMENTS))
-    saved = read_checkpoint(directory)
-    how = taken(kwargs, MODEL_ARGUMENTS)
-    source = with_values(
-        copy.deepcopy(saved.config) if config is None else source_of(config), kwargs
-    )
-    changed = changed_values(saved.config, source)
-    if changed and model_spec(source) != model_spec(saved.config):
-        raise unfit(directory, changed)
-    check_weights(directory, saved.digests, verify_weights)
-    cls = latent_model_class(AutoModelForCausalLM._model_mapping[type(source)])
-    try:
-        # The class's own from_pretrained leads here, so the one of transformers is called directly.
-        model, info = PreTrainedModel.from_pretrained.__func__(
-            cls,
-            directory,
-            config=source,
-            plan=saved.plan,
-            output_loading_info=True,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # reported below, by name
-            **how,
-        )
-    except (RuntimeError, SafetensorError) as error:
-        if changed:
-            raise unfit(directory, changed) from error
-        raise CheckpointError(
-            f"the weights in {directory} do not fit its plan: {error}; the checkpoint is damaged "
-            "or was edited, save it again"
-        ) from error
-    if changed and _incomplete(info):
-        raise unfit(directory, changed)
-    _check_complete(directory, info)
-    model.source_name = saved.source_name
-    freeze_what_is_fixed(model)
-    return (model, info) if output_loading_info else model
-
-
-def empty_model(config: CacheShrinkConfig, **kwargs: Any) -> PreTrainedModel:
-    """A converted model with random weights, by the plan beside the config that `AutoConfig` read.
-
-    Args:
-        kwargs: as `AutoModelForCausalLM.from_config` takes them.
-    """
-    directory = local_directory(config.name_or_path, taken(kwargs, HUB_ARGUMENTS))
-    source = config.source()
-    cls = latent_model_class(AutoModelForCausalLM._model_mapping[type(source)])
-    return cls._from_config(source, plan=read_checkpoint(directory).plan, **kwargs)
-
-
-def _incomplete(info: dict[str, Any]) -> list[str]:
-    """What of the weights was missing, too much or of another shape."""
-    faults = []
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-        found = [str(item) for item in info.get(kind) or []]
-        if found:
-            faults.append(f"{len(found)} {kind.replace('_', ' ')} ({shown(found)})")
-    return faults
-
-
-def _check_complete(directory: Path, info: dict[str, Any]) -> None:
-    faults = _incomplete(info)
-    if faults:
-        raise CheckpointError(
-            f"the weights in {directory} do not fit its plan: {'; '.join(faults)}; the checkpoint "
-            "is damaged or was edited, save it again"
-        )
