@@ -12,6 +12,13 @@ from ..lazy import imported
 from ..methods import AUTO
 from ..spec import LayerSpec, ModelSpec
 
+VALUES = "values"
+"""M * P numbers: what is written, and step sizes that each channel has for itself."""
+WRITES = "writes"
+"""The stored channels of all groups: B, or keys."""
+DECAYS = "decays"
+"""M numbers: what the decay of a head is computed from, and beta."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MixerKind:
@@ -23,9 +30,8 @@ class MixerKind:
         mixer: `module:class` of the compressed mixer, a `RecurrentMixer`.
         methods: rows of `STATE_METHODS` that its recurrence commutes with, its default first.
         folded_columns: by method, convolution channels that go with every dropped state channel.
-        wide_inputs: how many of a token's inputs are as wide as its output, M * P.
-        exact_inputs: positions of those that a ring keeps in float32, one number per head: what the
-            decay is computed from.
+        inputs: of a token to the recurrence, in order: `VALUES` and `WRITES`, at 16 bits in a ring,
+            and `DECAYS`, in float32.
         replayed: a kernel replays its ring.
     """
 
@@ -33,10 +39,14 @@ class MixerKind:
     title: str
     mixer: str
     methods: tuple[str, ...]
+    inputs: tuple[str, ...]
     folded_columns: dict[str, int] = field(default_factory=dict)
-    wide_inputs: int = 1
-    exact_inputs: tuple[int, ...] = ()
     replayed: bool = True
+
+    @property
+    def exact_inputs(self) -> tuple[int, ...]:
+        """Positions of the inputs that a ring keeps in float32."""
+        return tuple(i for i, name in enumerate(self.inputs) if name == DECAYS)
 
     def mixer_class(self) -> Any:
         return imported(self.mixer)
@@ -57,21 +67,21 @@ MIXER_KINDS: dict[str, MixerKind] = {
             methods=("oblique", "select", "prune", "principal"),
             # B's channel; and C's, unless what reads the others is refitted.
             folded_columns={"select": 1, "prune": 2},
-            exact_inputs=(1,),
+            inputs=(VALUES, DECAYS, WRITES),
         ),
         MixerKind(
             name="gated_delta_net",
             title="Gated DeltaNet",
             mixer=f"{_MIXERS}.gated_delta_net:GatedDeltaNetMixer",
             methods=("orthonormal",),
-            exact_inputs=(2, 3),
+            inputs=(WRITES, VALUES, DECAYS, DECAYS),
         ),
         MixerKind(
             name="mamba",
             title="Mamba-1",
             mixer=f"{_MIXERS}.mamba1:Mamba1Mixer",
             methods=("select", "prune"),
-            wide_inputs=2,
+            inputs=(VALUES, VALUES, WRITES),
             replayed=False,
         ),
     )

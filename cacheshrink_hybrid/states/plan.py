@@ -10,7 +10,7 @@ from ..codecs.state import StateCodec, StateSegment
 from ..errors import PlanError
 from ..methods import STATE_METHODS, StateMethod
 from ..spec import BYTES_16BIT, BYTES_32BIT
-from .kinds import MIXER_KINDS, MixerKind
+from .kinds import DECAYS, MIXER_KINDS, VALUES, WRITES, MixerKind
 
 FULL = "full"
 """In the place of a method: all channels, in the source's basis."""
@@ -86,6 +86,11 @@ class StatePlan:
         return self.codec().row_bytes
 
     @property
+    def ring_inputs(self) -> tuple[tuple[int, bool], ...]:
+        """(elements, kept in float32) of each input of one token, in the order of the ring."""
+        return ring_inputs(self.mixer, self.codec().num_heads, self.head_dim, self.ranks)
+
+    @property
     def ring_bytes(self) -> int:
         return (self.replay_length - 1) * self.ring_bytes_per_token
 
@@ -106,7 +111,7 @@ class StatePlan:
                 the model and its states are float32 throughout.
         """
         wide = element_bytes // BYTES_16BIT if self.codec().lossless else 1
-        exact = _exact_ring_bytes(self.mixer, self.codec().num_heads)
+        exact = sum(width * BYTES_32BIT for width, is_exact in self.ring_inputs if is_exact)
         ring = (self.ring_bytes_per_token - exact) * wide + exact
         codes = self.recurrent_bytes if num_tokens >= self.replay_length else 0
         return codes + (self.replay_length - 1) * ring + self.conv_bytes * wide
@@ -134,14 +139,18 @@ class StatePlan:
         )
 
 
+def ring_inputs(
+    mixer: MixerKind, num_heads: int, head_dim: int, ranks: Sequence[int]
+) -> tuple[tuple[int, bool], ...]:
+    """(elements, kept in float32) of each input of one token to the recurrence, in order."""
+    widths = {VALUES: num_heads * head_dim, WRITES: sum(ranks), DECAYS: num_heads}
+    exact = mixer.exact_inputs
+    return tuple((widths[name], i in exact) for i, name in enumerate(mixer.inputs))
+
+
 def ring_bytes_per_token(
     mixer: MixerKind, num_heads: int, head_dim: int, ranks: Sequence[int]
 ) -> int:
-    """Bytes of one token's inputs: values and keys (or B) at 16 bits, what the decay is computed
-    from in float32, except Mamba-1's step sizes, of which there is one per channel."""
-    values = mixer.wide_inputs * num_heads * head_dim
-    return (values + sum(ranks)) * BYTES_16BIT + _exact_ring_bytes(mixer, num_heads)
-
-
-def _exact_ring_bytes(mixer: MixerKind, num_heads: int) -> int:
-    return len(mixer.exact_inputs) * num_heads * BYTES_32BIT
+    """Bytes of one token's inputs in a ring."""
+    inputs = ring_inputs(mixer, num_heads, head_dim, ranks)
+    return sum(width * (BYTES_32BIT if exact else BYTES_16BIT) for width, exact in inputs)
