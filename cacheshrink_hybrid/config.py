@@ -8,7 +8,7 @@ from typing import Any
 from .codecs.row_format import RowFormat
 from .config_faults import setting_faults
 from .errors import ConfigError, misplaced_settings
-from .methods import AUTO, LATENT_KINDS, LatentKind
+from .methods import AUTO, LATENT_KINDS, METRICS, LatentKind
 
 DEFAULT_RATIO = 4.0
 
@@ -130,6 +130,11 @@ class CompressionConfig:
         """The kind of latent that every layer gets; None where the conversion chooses."""
         found = (kind for kind in LATENT_KINDS.values() if kind.name == self.compression_method)
         return next(found, None)
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the metric is found on calibration text."""
+        return METRICS[self.metric].reads_text
 
     @property
     def coded(self) -> bool:

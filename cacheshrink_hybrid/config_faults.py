@@ -105,10 +105,11 @@ def _faults_of_sizes(config: Any) -> Iterator[str]:
 def _faults_of_calibration(config: Any) -> Iterator[str]:
     if config.num_recall_samples is not None:
         yield from _counts(config, least=0, names=("num_recall_samples",))
-        if config.num_recall_samples and config.metric == "none":
+        metric = next((row for row in METRICS.values() if row.name == config.metric), None)
+        if config.num_recall_samples and metric is not None and not metric.reads_text:
             yield (
-                f"num_recall_samples={config.num_recall_samples} has no use with metric='none', "
-                "which reads no text; leave it out"
+                f"num_recall_samples={config.num_recall_samples} has no use with "
+                f"metric={metric.name!r}, which reads no text; leave it out"
             )
     yield from _counts(config, least=1, names=("num_calibration_samples",))
     # The loss is that of a next token.

@@ -79,6 +79,7 @@ class Metric:
             `latents.fit.metrics`; None where no text is read.
         backward: takes the gradients of a backward pass.
         weighs_outputs: without them, errors of a state count by the output projection.
+        unit: of losses, in words; None for one of its own.
         settings: of `CompressionConfig`, that have no effect with other metrics.
     """
 
@@ -86,7 +87,12 @@ class Metric:
     observer: str | None
     backward: bool = False
     weighs_outputs: bool = False
+    unit: str | None = None
     settings: tuple[str, ...] = ()
+
+    @property
+    def reads_text(self) -> bool:
+        return self.observer is not None
 
     def observer_class(self) -> Any:
         assert self.observer is not None
@@ -158,6 +164,7 @@ METRICS: dict[str, Metric] = {
             name="fisher",
             observer=f"{_FIT}.metrics:FisherMetric",
             backward=True,
+            unit="nats/token",
             settings=("metric_damping", "seed"),
         ),
         Metric(

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .latents.plan import LatentPlan
+from .methods import METRICS
 from .spec import LayerSpec, ModelSpec
 from .states.plan import StatePlan
 from .text_tables import fitting_table
@@ -216,4 +217,5 @@ def _fitted_loss(plan: CompressionPlan, loss: float) -> str:
 
 
 def _unit(plan: CompressionPlan) -> str:
-    return "nats/token" if plan.metric == "fisher" else f"{plan.metric} units"
+    metric = METRICS.get(plan.metric)
+    return metric.unit if metric is not None and metric.unit else f"{plan.metric} units"

@@ -8,6 +8,7 @@ import torch
 
 from ..checkpoint.save import save_mla_model
 from ..conversion.convert import convert_to_mla
+from ..methods import METRICS
 from .parsers.convert import settings
 
 
@@ -17,7 +18,7 @@ def run(given: argparse.Namespace) -> int:
         device=given.device,
         dtype=None if given.dtype == "auto" else getattr(torch, given.dtype),
         trust_remote_code=given.trust_remote_code,
-        use_calibration=given.metric != "none",
+        use_calibration=METRICS[given.metric].reads_text,
         calibration_dataset=given.calibration_dataset,
         calibration_dataset_subset=given.calibration_dataset_subset,
         self_check=given.self_check,

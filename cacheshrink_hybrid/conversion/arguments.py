@@ -90,7 +90,7 @@ def chosen_config(
         raise ConfigError(
             f"{', '.join(given)} and config both give settings; put all of them into config"
         )
-    if use_calibration != (config.metric != "none"):
+    if use_calibration != config.reads_text:
         raise ConfigError(
             f"use_calibration={use_calibration} and metric={config.metric!r} contradict each "
             "other: metric='none' is the one that needs no text; leave metric out, or change it"

@@ -75,7 +75,7 @@ def statistics_of(
     progress: bool,
 ) -> ModelStatistics:
     """What `config` needs of these attention modules, and of states if it changes them."""
-    if config.metric == "none":
+    if not config.reads_text:
         return ModelStatistics(latents=[weight_statistics(part) for part in parts])
     watched = config.changes_states and bool(compressible_layers(spec))
     states = StateCalibration(model, spec, config.metric) if watched else None

@@ -14,7 +14,7 @@ from cacheshrink_hybrid.methods import METRICS
 from tests.families.tiny_configs import CASES, tiny_model
 from tests.models import calibration_ids, logits_of, random_ids, unchanged
 
-every_metric = pytest.mark.parametrize("metric", [m for m in METRICS if METRICS[m].observer])
+every_metric = pytest.mark.parametrize("metric", [m for m in METRICS if METRICS[m].reads_text])
 
 
 def run(model, metric: str, sequences=None, seed: int = 0):

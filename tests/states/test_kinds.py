@@ -9,6 +9,7 @@ import torch
 
 from cacheshrink_hybrid.config import CompressionConfig
 from cacheshrink_hybrid.conversion.convert import convert_model
+from cacheshrink_hybrid.errors import PlanError
 from cacheshrink_hybrid.families import model_spec, states
 from cacheshrink_hybrid.methods import STATE_METHODS, StateMethod
 from cacheshrink_hybrid.states.fit.bases import GroupMoments, StateBasis, orthonormal_basis
@@ -61,6 +62,13 @@ def test_a_kind_that_has_no_row_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch
     assert compressible_layers(spec)
     monkeypatch.delitem(MIXER_KINDS, "mamba2")
     assert not compressible_layers(spec)
+
+
+@pytest.mark.parametrize("name", ["kind", "method"])
+def test_a_plan_of_a_row_that_is_gone(name: str) -> None:
+    plan = convert_model(tiny_model("bamba"), CONFIG, calibration_ids()).states[0]
+    with pytest.raises(PlanError, match=f"{name}='novelty' of recurrent layer 0 is unknown; one"):
+        replace(plan, **{name: "novelty"})
 
 
 def test_a_method_of_states_is_a_row_and_a_function(monkeypatch: pytest.MonkeyPatch) -> None:

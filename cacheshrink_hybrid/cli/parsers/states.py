@@ -71,7 +71,7 @@ def _add_calibration(group: Any) -> None:
     )
     group.add_argument(
         "--metric",
-        choices=[row.name for row in METRICS.values() if row.observer is not None],
+        choices=[row.name for row in METRICS.values() if row.reads_text],
         default="fisher",
         help="what counts as loss (default: fisher)",
     )

@@ -22,7 +22,7 @@ from ...methods import STATE_METHODS
 from ...ranks import Spectrum, global_ranks
 from ...spec import BYTES_16BIT, LayerSpec
 from ..kinds import MIXER_KINDS, MixerKind
-from ..plan import StatePlan, ring_bytes_per_token
+from ..plan import FULL, StatePlan, ring_bytes_per_token
 from .bases import StateBasis, state_loss
 from .observe import StateStatistics
 
@@ -55,7 +55,7 @@ class StateUnit:
     Attributes:
         layer: its spec.
         statistics: None without calibration; then all channels are kept.
-        method: a row of `STATE_METHODS`, or `full`.
+        method: a row of `STATE_METHODS`, or `FULL`.
         bases: one per group.
         quantum: ranks come in multiples of this.
     """
@@ -117,7 +117,7 @@ def make_state_unit(
     most = max(1, spec.state_size // RANKS)
     quantum = next(step for step in range(most, 0, -1) if spec.state_size % step == 0)
     if statistics is None:
-        return StateUnit(layer, None, "full", (), spec.state_size)
+        return StateUnit(layer, None, FULL, (), spec.state_size)
     basis = STATE_METHODS[method].function()
     bases = [basis(statistics.group(g)) for g in range(spec.num_groups)]
     return StateUnit(layer, statistics, method, tuple(bases), quantum)
@@ -277,7 +277,7 @@ def _plan(unit: StateUnit, codes: Sequence[str], ranks: tuple[int, ...], replay:
     return StatePlan(
         layer_idx=unit.layer.layer_idx,
         kind=spec.kind,
-        method="full" if full else unit.method,
+        method=FULL if full else unit.method,
         state_size=N,
         head_dim=P,
         segments=segments,
@@ -315,7 +315,7 @@ def _rounding_loss(
 
 
 def _factors(unit: StateUnit, plan: StatePlan) -> StateFactors | None:
-    if plan.method == "full":
+    if plan.narrowing is None:
         return None
     write = torch.zeros(len(plan.ranks), plan.state_size, plan.width, dtype=torch.float64)
     read = torch.zeros_like(write)
