@@ -1,5 +1,6 @@
 """Settings of every test: offline, one thread, and torch's deterministic mode, which fills
-uninitialised memory with NaN, so that a row that nobody wrote fails loudly.
+uninitialised memory with NaN, so that a row that nobody wrote fails loudly. Which tests `--quick`
+runs, and which ones share a process.
 """
 
 from __future__ import annotations
@@ -21,19 +22,76 @@ if not torch.cuda.is_available():
 
 import transformers
 
+QUICK_FAMILIES = {
+    "gpt2": "learned positions, fused projections with biases",
+    "llama": "rotary positions, grouped queries",
+    "gemma2": "windows, softcaps",
+    "gpt_oss": "sinks, mixture of experts",
+    "qwen3": "norms of queries and keys",
+    "jamba": "Mamba-1",
+    "granitemoehybrid": "Mamba-2, multipliers",
+    "qwen3_next": "delta rule, gates",
+    "zamba2-adapters": "one attention for several layers, with adapters",
+    "mamba2": "no attention",
+}
+"""Cases of `tiny_configs` that `--quick` keeps, and what each is there for."""
+QUICK_PARAMETERS = 4
+"""Of a test with more sets of parameters than these, `--quick` runs these many, evenly spread."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    text = "one family per axis, few sets of parameters per test, and nothing slow"
+    parser.addoption("--quick", action="store_true", help=text)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--quick"):
+        kept = _quick(items)
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = [item for item in items if item in kept]
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def _case(item: pytest.Item) -> object:
+    """The family that a test is about; None for none."""
+    return item.callspec.params.get("case") if hasattr(item, "callspec") else None
+
+
+def _group(item: pytest.Item) -> str:
+    """Tests of one group run in one process, where models of a family are made once."""
+    slow = item.get_closest_marker("slow")
+    if slow is not None:
+        return str(slow.kwargs.get("group", item.name))
+    case = _case(item)
+    return case if isinstance(case, str) else item.path.stem
+
+
+def _quick(items: list[pytest.Item]) -> set[pytest.Item]:
+    by_test: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("slow") is None:
+            by_test.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    kept = set()
+    for found in by_test.values():
+        families = [item for item in found if _case(item) in QUICK_FAMILIES]
+        some = families or found
+        step = max(1, len(some) / QUICK_PARAMETERS)
+        kept |= {some[int(i * step)] for i in range(min(len(some), QUICK_PARAMETERS))}
+    return kept
+
 
 @pytest.fixture(scope="session", autouse=True)
 def deterministic_and_quiet() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     yield
     torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+    torch.set_num_threads(1)  # whatever the test before has chosen

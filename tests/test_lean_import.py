@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 import cacheshrink_hybrid
+from tests.subprocesses import run_python
 
 HEAVY = (
     "torch",
@@ -21,7 +17,6 @@ HEAVY = (
     "matplotlib",
     "accelerate",
 )
-ROOT = Path(cacheshrink_hybrid.__file__).parents[1]
 
 
 def test_import_is_lean() -> None:
@@ -32,14 +27,8 @@ def test_import_is_lean() -> None:
         f"print([name for name in {HEAVY} if name in set(sys.modules) - before])\n"
         "print(cacheshrink_hybrid.__version__)\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    result = run_python("-c", program)
+    assert result.returncode == 0, result.stderr
     assert result.stdout.split("\n")[:2] == ["[]", cacheshrink_hybrid.__version__]
     assert result.stderr == ""
 

@@ -4,18 +4,14 @@ order of imports, and importing the package alone imports neither torch nor tran
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-import cacheshrink_hybrid
 from cacheshrink_hybrid import save_mla_model
 from tests.models import pair
+from tests.subprocesses import run_python
 
-ROOT = Path(cacheshrink_hybrid.__file__).parents[1]
 OURS, THEIRS = "import cacheshrink_hybrid", "from transformers import AutoModelForCausalLM"
 ORDERS = {
     # Who only asks whether transformers has a module gets an answer, and loads nothing of it.
@@ -38,14 +34,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(*lines: str) -> list:
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join(["import json, sys", *lines])],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    done = run_python("-c", "\n".join(["import json, sys", *lines]))
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

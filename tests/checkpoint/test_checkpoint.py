@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +14,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-import cacheshrink_hybrid
 from cacheshrink_hybrid import load_mla_model, plan_of, save_mla_model
 from cacheshrink_hybrid.checkpoint.files import sha256_of
 from cacheshrink_hybrid.checkpoint.savable_model import SavableModel
@@ -32,6 +28,7 @@ from tests.models import (
     prefill_then_decode,
     random_ids,
 )
+from tests.subprocesses import run_python
 from tests.texts import TEXTS, word_tokenizer
 
 XKV_CASES = ("llama", "gpt2", "gemma2", "qwen3", "zamba2", "olmo_hybrid")
@@ -204,23 +201,9 @@ def test_another_process_loads_it_with_remote_code(saved: Path, tmp_path: Path) 
     )
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    root = Path(cacheshrink_hybrid.__file__).parents[1]
-    environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "HF_HOME": str(tmp_path / "hub"),
-        "PYTHONPATH": str(root),
-        "OMP_NUM_THREADS": "1",
-    }
-    subprocess.run(
-        [sys.executable, "-c", program, str(saved), str(elsewhere / "logits.pt")],
-        cwd=elsewhere,
-        env=environment,
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    arguments = program, saved, elsewhere / "logits.pt"
+    done = run_python("-c", *arguments, cwd=elsewhere, HF_HOME=str(tmp_path / "hub"))
+    assert done.returncode == 0, done.stderr
     ids = torch.arange(3, 25)[None]
     expected = logits_of(compressed().converted, ids)
     assert torch.equal(torch.load(elsewhere / "logits.pt"), expected)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,9 +17,11 @@ from cacheshrink_hybrid.conversion.convert import convert_to_mla
 from cacheshrink_hybrid.demo import model_path
 from cacheshrink_hybrid.evaluation.perplexity import compute_perplexity
 from cacheshrink_hybrid.model.attached_plan import plan_of
+from tests.subprocesses import IN_TWO_PROCESSES, run_python
 
-ROOT = Path(__file__).parents[2]
 FAST = ["--max-steps", "2", "--batch-size", "2", "--max-length", "48", "--logging-steps", "1"]
+PLAIN = ["--metric", "activation", "--cache-bits", "16", "--num-calibration-samples", "4"]
+"""Of conversions, where it does not matter how good they are: few forward passes."""
 
 
 @pytest.fixture
@@ -78,19 +77,8 @@ def test_two_processes_with_frozen_weights_cut(tmp_path: Path, stories: Path) ->
     )
     save_mla_model(model, tokenizer, tmp_path / "model")
     arguments = [tmp_path / "model", "--data", stories, "--output", tmp_path / "out", *FAST]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    launch += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-    program = ["-m", "training.finetune", *map(str, arguments), "--shard-frozen-weights"]
-    variables = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [*launch, *program],
-        cwd=ROOT,
-        env=os.environ | variables,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    program = ["training.finetune", *arguments, "--shard-frozen-weights"]
+    done = run_python(*IN_TWO_PROCESSES, *program, CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 0, done.stderr[-3000:]
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert metrics["settings"]["shard_frozen_weights"] is True
@@ -103,7 +91,7 @@ def test_two_processes_with_frozen_weights_cut(tmp_path: Path, stories: Path) ->
 
 def test_resolved_config_is_a_config(tmp_path: Path, stories: Path) -> None:
     first = tmp_path / "first"
-    arguments = [model_path(), "--data", stories, "--compression-ratio", 8, "--cache-bits", "16"]
+    arguments = [model_path(), "--data", stories, "--compression-ratio", 8, *PLAIN]
     assert finetune(*arguments, "--output", first, *FAST) == 0
     second = tmp_path / "second"
     config = first / "config.yaml"
@@ -207,7 +195,7 @@ def test_data_of_the_command_line_wins(tmp_path: Path, stories: Path) -> None:
 def test_worse_than_before_is_said(tmp_path: Path, stories: Path, capsys) -> None:
     """And the weights from before training are what is saved."""
     output = tmp_path / "out"
-    harm = ["--learning-rate-scale", 300, "--warmup-steps", 0, "--loss", "lm", "--cache-bits", 16]
+    harm = ["--learning-rate-scale", 300, "--warmup-steps", 0, "--loss", "lm", *PLAIN]
     assert finetune(model_path(), "--data", stories, "--output", output, *FAST, *harm) == 0
     captured = capsys.readouterr()
     assert "warning: training ended at perplexity" in captured.err

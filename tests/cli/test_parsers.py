@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
@@ -18,6 +16,7 @@ from cacheshrink_hybrid.cli.parsers import convert, finetune
 from cacheshrink_hybrid.config import CompressionConfig
 from cacheshrink_hybrid.training.settings import TrainingConfig
 from cacheshrink_hybrid.version import __version__
+from tests.subprocesses import run_python
 
 ROOT = Path(__file__).parents[2]
 EVAL = ("allocator", "memory", "perplexity", "recall", "states", "sweep", "throughput")
@@ -43,13 +42,8 @@ def parsers_of(program: str):
 
 
 def ended(*command: str) -> tuple[int, list[str], str]:
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, json.dumps(command)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = run_python("-c", RUN, json.dumps(command))
+    assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,10 +21,10 @@ from scripts.compile_kernels import (
     stale,
     variants,
 )
+from tests.subprocesses import run_python
 
 kernel_cases = pytest.importorskip("scripts.kernel_cases", reason="needs triton")
 CASES, DECODE = kernel_cases.CASES, kernel_cases.DECODE
-ROOT = Path(__file__).parents[2]
 COMMITTED = json.loads(TABLE.read_text())
 
 
@@ -47,18 +44,9 @@ def _toolchain() -> str | None:
 def compile_kernels(*arguments: str, cache: Path) -> list[str]:
     """Lines of a run in a process of its own, because the interpreter takes the compiler's place in
     this one."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    environment.pop("TRITON_INTERPRET", None)
-    environment["TRITON_CACHE_DIR"] = str(cache)
-    result = subprocess.run(
-        [sys.executable, "-m", "scripts.compile_kernels", *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=1800,
-        check=False,
-    )
+    variables = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(cache)}
+    program = "scripts.compile_kernels", *arguments
+    result = run_python("-m", *program, timeout=1800, **variables)
     lines = result.stdout.splitlines()
     assert result.returncode == 0, "\n".join([*lines[-30:], result.stderr[-4000:]])
     return lines

@@ -12,6 +12,7 @@ from scripts.benchmark import GateError
 
 SENTENCES = ["A sentence that goes on and on, and then another one which is shorter. " * 3]
 TINY = ["--hidden-size", "64", "--context", "8", "--num-new", "2", "--repetitions", "1"]
+TINY += ["--threads", "1"]
 
 
 @pytest.fixture(autouse=True)

@@ -1,42 +1,51 @@
-"""A training that tests run in processes of their own: prints its losses as JSON.
+"""Trainings that tests run in processes of their own.
 
-python -m tests.training.processes OUTPUT [--resume] [--die-at STEP] [--batch-size N]
+    python -m tests.training.processes killed OUTPUT STEP     is killed in that step
+    torchrun ... -m tests.training.processes shared OUTPUT    all those of two processes, in turn
+
+The latter leaves in OUTPUT, for each loss of `LOSSES` and process RANK, `LOSS.RANK.pt`, the results
+of `trained`, and what `sharding` says.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import signal
+import sys
+from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from cacheshrink_hybrid.training import MLATrainer
 from tests.families.tiny_configs import tiny_model
 from tests.models import converted_copy, random_ids
+from tests.training import sharding
 
+LOSSES = ("lm", "local", "distillation")
 NUM_SEQUENCES = 10
+MAX_STEPS = 6
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("output")
-    parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--die-at", type=int, default=None)
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--loss", default="lm")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
+def trained(
+    output: Path,
+    *,
+    loss: str = "lm",
+    batch_size: int = 4,
+    resume: bool = False,
+    die_at: int | None = None,
+) -> dict[str, Any]:
+    """Losses, statistics, and the sum of every weight, of a training on sequences of unequal
+    lengths."""
     model = converted_copy(tiny_model("llama"), 4.0, store_original_weights=True)
-    if given.die_at is not None:
+    if die_at is not None:
         calls = 0
 
         def die(_module, _args) -> None:
             nonlocal calls
             calls += model.training and torch.is_grad_enabled()
-            if calls > given.die_at:
+            if calls > die_at:
                 os.kill(os.getpid(), signal.SIGKILL)
 
         model.register_forward_pre_hook(die)
@@ -44,18 +53,32 @@ def main() -> None:
     stats = MLATrainer(
         model,
         None,
-        loss=given.loss,
-        max_steps=6,
-        batch_size=given.batch_size,
+        loss=loss,
+        max_steps=MAX_STEPS,
+        batch_size=batch_size,
         logging_steps=1,
         save_steps=2,
-        output_dir=given.output,
-    ).train(texts, resume_from_checkpoint=given.resume)
-    if int(os.environ.get("RANK", "0")) == 0:
-        losses = [record["loss"] for record in stats["losses"] if "loss" in record]
-        final = {n: t.double().sum().item() for n, t in model.state_dict().items()}
-        print("RESULT " + json.dumps({"losses": losses, "final": final, "stats": stats}))
+        output_dir=output,
+    ).train(texts, resume_from_checkpoint=resume)
+    return {
+        "losses": [record["loss"] for record in stats["losses"] if "loss" in record],
+        "final": {name: t.double().sum().item() for name, t in model.state_dict().items()},
+        "stats": stats,
+    }
+
+
+def main(way: str, output: Path, *rest: str) -> None:
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    if way == "killed":
+        trained(output, die_at=int(rest[0]))
+        return
+    for loss in LOSSES:
+        found = trained(output / loss, loss=loss, batch_size=2)
+        torch.save(found, output / f"{loss}.{dist.get_rank()}.pt")
+    for name in sharding.TRAININGS:
+        sharding.train_whole_and_cut(name, output)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])

@@ -1,15 +1,12 @@
 """Trainings in two processes, each with whole and with cut frozen weights, for tests.
 
-torchrun ... -m tests.training.sharding OUTPUT NAME ...
-
-OUTPUT gets, for each NAME in `TRAININGS`, way (`whole`, `cut`, and for one `resumed`: cut, from the
-second step on) and process RANK, `NAME.WAY.RANK.pt`: the results of `trained`, and by how much the
+For each NAME in `TRAININGS`, way (`whole`, `cut`, and for one `resumed`: cut, from the second step
+on) and process RANK they leave `NAME.WAY.RANK.pt`: the results of `trained`, and by how much the
 bytes of all tensors grew from before the training to its second step.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import gc
 import shutil
@@ -55,6 +52,7 @@ TRAININGS = {
         has_teacher=True,
     ),
 }
+WAYS = {name: ("whole", "cut") for name in TRAININGS} | {"attention": ("whole", "cut", "resumed")}
 SETTINGS = {"max_steps": 4, "logging_steps": 1, "save_steps": 2, "eval_steps": 2, "seed": 1}
 
 
@@ -112,32 +110,21 @@ def measured(
     return {**copy.deepcopy(found), "grown_bytes": grown_bytes}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("output", type=Path)
-    parser.add_argument("names", nargs="+", choices=TRAININGS)
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
-    for name in given.names:
-        source = TRAININGS[name].model()
-        for way in ("whole", "cut", "resumed") if name == "attention" else ("whole", "cut"):
-            output = given.output / name / way
-            if way == "resumed":
-                if dist.get_rank() == 0:
-                    shutil.copytree(
-                        given.output / name / "cut" / "checkpoint-2", output / "checkpoint-2"
-                    )
-                dist.barrier()
-            found = measured(
-                TRAININGS[name],
-                source,
-                output,
-                shard_frozen_weights=way != "whole",
-                resume=way == "resumed",
-            )
-            torch.save(found, given.output / f"{name}.{way}.{dist.get_rank()}.pt")
-
-
-if __name__ == "__main__":
-    main()
+def train_whole_and_cut(name: str, output: Path) -> None:
+    """In every process of a group."""
+    source = TRAININGS[name].model()
+    for way in WAYS[name]:
+        if way == "resumed":
+            if dist.get_rank() == 0:
+                shutil.copytree(
+                    output / name / "cut" / "checkpoint-2", output / name / way / "checkpoint-2"
+                )
+            dist.barrier()
+        found = measured(
+            TRAININGS[name],
+            source,
+            output / name / way,
+            shard_frozen_weights=way != "whole",
+            resume=way == "resumed",
+        )
+        torch.save(found, output / f"{name}.{way}.{dist.get_rank()}.pt")

@@ -2,62 +2,37 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-ROOT = Path(__file__).parents[2]
+from tests.subprocesses import run_python
+from tests.training.processes import LOSSES, MAX_STEPS, trained
 
-
-def start(
-    *arguments: object, processes: int = 1, module: str = "tests.training.processes"
-) -> subprocess.CompletedProcess:
-    launch = [sys.executable, "-m"]
-    if processes > 1:
-        launch += ["torch.distributed.run", "--nproc-per-node", str(processes)]
-        launch += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m"]
-    variables = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(
-        [*launch, module, *map(str, arguments)],
-        env=os.environ | variables,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+pytestmark = [pytest.mark.slow]
 
 
-def result(done: subprocess.CompletedProcess) -> dict:
-    assert done.returncode == 0, done.stderr[-3000:]
-    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
-    return json.loads(line.removeprefix("RESULT "))
+@pytest.mark.parametrize("loss", LOSSES)
+def test_two_processes_equal_one(loss: str, two_processes: Path, tmp_path: Path) -> None:
+    """The same global batch, of sequences of unequal lengths."""
+    one = trained(tmp_path, loss=loss, batch_size=4)
+    assert len(one["losses"]) == MAX_STEPS
+    for rank in (0, 1):
+        two = torch.load(two_processes / f"{loss}.{rank}.pt")
+        assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
+        assert two["stats"]["perplexity_after"] == pytest.approx(
+            one["stats"]["perplexity_after"], rel=1e-4
+        )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("loss", ["lm", "local", "distillation"])
-def test_two_processes_equal_one(loss: str, tmp_path: Path) -> None:
-    """The same global batch, of sequences of unequal lengths, on gloo."""
-    one = result(start(tmp_path / "one", "--batch-size", 4, "--loss", loss))
-    two = result(start(tmp_path / "two", "--batch-size", 2, "--loss", loss, processes=2))
-    assert len(one["losses"]) == 6
-    assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
-    assert two["stats"]["perplexity_after"] == pytest.approx(
-        one["stats"]["perplexity_after"], rel=1e-4
-    )
-
-
-@pytest.mark.slow
 def test_killed_training_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     """kill -9 in the fifth step; resumed from the fourth's checkpoint, bit for bit."""
-    whole = result(start(tmp_path / "whole"))
-    killed = start(tmp_path / "killed", "--die-at", 4)
-    assert killed.returncode == -signal.SIGKILL
-    resumed = result(start(tmp_path / "killed", "--resume"))
+    arguments = "tests.training.processes", "killed", tmp_path / "killed", 4
+    killed = run_python("-m", *arguments, CUDA_VISIBLE_DEVICES="")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
+    resumed = trained(tmp_path / "killed", resume=True)
+    whole = trained(tmp_path / "whole")
     assert resumed["losses"] == whole["losses"]
     assert resumed["final"] == whole["final"]
