@@ -46,9 +46,8 @@ def commands(document: str) -> list[list[str]]:
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
-@pytest.mark.parametrize(
-    "document", ["README.md", pytest.param("docs/USAGE.md", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("document", ["README.md", "docs/USAGE.md"])
 def test_python_blocks_run_in_order(document: str, tmp_path: Path) -> None:
     program = "\n".join(blocks(document, "python"))
     environment = {
