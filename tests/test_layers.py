@@ -1,9 +1,13 @@
-"""Imports of the package point down, and the two memories do not know each other."""
+"""Imports of the package point down, the two memories do not know each other, and files that import
+each other in a circle are found."""
 
 from __future__ import annotations
 
 import ast
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 import cacheshrink_hybrid
 
@@ -12,7 +16,7 @@ PACKAGE = Path(cacheshrink_hybrid.__file__).parent
 LAYERS = """
     errors version lazy lasting integers byte_counts writing precision placement text_tables
     codecs
-    spec config linalg ranks device_profile cache_argument derived_class
+    methods spec config config_faults linalg ranks device_profile cache_argument derived_class
     headwise_linear linear_map
     kernels
     pool
@@ -20,7 +24,9 @@ LAYERS = """
     plan
     caches | families
     demo
-    model checkpoint auto
+    model
+    checkpoint
+    auto registration
     calibration
     conversion
     evaluation
@@ -29,6 +35,9 @@ LAYERS = """
 """
 """From the ground up: a part may import parts of its own line and of lines above it here, but none
 from the other side of a bar."""
+
+WITH_CIRCLES = ("caches", "engine", "kernels", "latents", "states")
+"""Parts that have files which import each other in a circle."""
 
 
 def _places() -> dict[str, tuple[int, int]]:
@@ -71,6 +80,18 @@ def _upward(part: str, imported: set[str]) -> set[str]:
     }
 
 
+def _imported_files(path: Path, source: str) -> set[Path]:
+    """Files that the file at `path` takes names from, for its types as well."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            for alias in node.names:
+                places = (base / f"{alias.name}.py", base.with_suffix(".py"), base / "__init__.py")
+                found |= set([place for place in places if place.is_file()][:1])
+    return found
+
+
 def test_imports_point_down() -> None:
     for path in PACKAGE.rglob("*.py"):
         *parents, name = path.relative_to(PACKAGE).with_suffix("").parts
@@ -78,6 +99,15 @@ def test_imports_point_down() -> None:
             continue  # the front door shows everything
         imported = _imported(path.read_text(encoding="utf-8"), tuple(parents))
         assert not _upward([*parents, name][0], imported), path
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    imports = {
+        path: _imported_files(path, path.read_text(encoding="utf-8"))
+        for path in PACKAGE.rglob("*.py")
+        if path.relative_to(PACKAGE).parts[0] not in WITH_CIRCLES
+    }
+    TopologicalSorter(imports).prepare()  # raises
 
 
 def test_the_pool_knows_no_transformers() -> None:
@@ -97,3 +127,12 @@ def test_what_must_not_be_is_found() -> None:
     assert _upward("pool", _imported(lazily, ("pool",))) == {"latents"}
     assert not _upward("pool", _imported("from .layout import Layout", ("pool",)))
     assert not _upward("caches", _imported("from ..states.layer import x", ("caches",)))
+
+
+def test_a_circle_is_found() -> None:
+    upper, lower = PACKAGE / "checkpoint" / "save.py", PACKAGE / "model" / "latent_model.py"
+    typed = "if TYPE_CHECKING:\n    from ..model.latent_model import LatentModel"
+    lazy = "def f():\n    from ..checkpoint import save"
+    imports = {upper: _imported_files(upper, typed), lower: _imported_files(lower, lazy)}
+    with pytest.raises(CycleError, match=r"save\.py.*latent_model\.py"):
+        TopologicalSorter(imports).prepare()

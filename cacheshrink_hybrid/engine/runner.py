@@ -16,7 +16,7 @@ from ..families import model_spec
 from ..kernels.backend import Backend
 from ..latents.attention.module import LatentAttention
 from ..model.adapters import adapted_modules, is_of_peft
-from ..model.latent_model import is_converted, plan_of
+from ..model.attached_plan import is_converted, plan_of
 from ..placement import input_device
 from ..pool.budget import frames_within
 from ..pool.frame_pool import FramePool

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..codecs.state import StateCodec, StateSegment
+from ..methods import STATE_METHODS, StateMethod
 from ..spec import BYTES_16BIT, BYTES_32BIT
+from .kinds import MIXER_KINDS, MixerKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,9 +18,8 @@ class StatePlan:
 
     Attributes:
         layer_idx: cache layer.
-        kind: of the mixer, as in `StateSpec`.
-        method: `full` (all channels, in the source's basis), `oblique` or `orthonormal` (a basis
-            of r directions), `select` (r channels, what reads them refitted), `prune` (r channels).
+        kind: of the mixer, a row of `MIXER_KINDS`.
+        method: `full` (all channels, in the source's basis) or a row of `STATE_METHODS`.
         state_size: N, channels of the source's state.
         head_dim: P.
         segments: heads by rank and code; together they are all heads.
@@ -48,6 +49,16 @@ class StatePlan:
     predicted_loss: float = 0.0
     rounding_loss: float = 0.0
     relative_error: float = 0.0
+
+    @property
+    def mixer(self) -> MixerKind:
+        """What is known of mixers of this kind."""
+        return MIXER_KINDS[self.kind]
+
+    @property
+    def narrowing(self) -> StateMethod | None:
+        """How channels are left out; None where none is."""
+        return STATE_METHODS.get(self.method)
 
     def codec(self) -> StateCodec:
         """The codec of this layer's states."""
@@ -83,7 +94,7 @@ class StatePlan:
                 the model and its states are float32 throughout.
         """
         wide = element_bytes // BYTES_16BIT if self.codec().lossless else 1
-        exact = _exact_ring_bytes(self.kind, self.codec().num_heads)
+        exact = _exact_ring_bytes(self.mixer, self.codec().num_heads)
         ring = (self.ring_bytes_per_token - exact) * wide + exact
         codes = self.recurrent_bytes if num_tokens >= self.replay_length else 0
         return codes + (self.replay_length - 1) * ring + self.conv_bytes * wide
@@ -111,13 +122,14 @@ class StatePlan:
         )
 
 
-def ring_bytes_per_token(kind: str, num_heads: int, head_dim: int, ranks: Sequence[int]) -> int:
+def ring_bytes_per_token(
+    mixer: MixerKind, num_heads: int, head_dim: int, ranks: Sequence[int]
+) -> int:
     """Bytes of one token's inputs: values and keys (or B) at 16 bits, what the decay is computed
     from in float32, except Mamba-1's step sizes, of which there is one per channel."""
-    values = num_heads * head_dim * (2 if kind == "mamba" else 1)
-    return (values + sum(ranks)) * BYTES_16BIT + _exact_ring_bytes(kind, num_heads)
+    values = mixer.wide_inputs * num_heads * head_dim
+    return (values + sum(ranks)) * BYTES_16BIT + _exact_ring_bytes(mixer, num_heads)
 
 
-def _exact_ring_bytes(kind: str, num_heads: int) -> int:
-    """What the decay is computed from: dt of Mamba-2; decay and beta of a delta net."""
-    return {"mamba2": 1, "gated_delta_net": 2, "mamba": 0}[kind] * num_heads * BYTES_32BIT
+def _exact_ring_bytes(mixer: MixerKind, num_heads: int) -> int:
+    return len(mixer.exact_inputs) * num_heads * BYTES_32BIT

@@ -13,10 +13,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from ...codecs.row_layout import RowLayout
 from ...codecs.straight_through import has_gradients
 from ...errors import KernelUnavailableError
 from ...kernels.backend import Backend, runs_triton
-from ...kernels.latents.row_layout import RowLayout
 from ...pool.memory import RowStep
 from ..exact_tokens import ExactTokens
 from ..plan import LatentPlan
