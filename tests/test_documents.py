@@ -15,6 +15,7 @@ import pytest
 from cacheshrink_hybrid.cli import PROGRAMS
 from cacheshrink_hybrid.families.rows import FAMILIES
 from cacheshrink_hybrid.families.states import MIXERS
+from cacheshrink_hybrid.methods import LATENT_KINDS, METRICS
 from scripts import print_figures
 from scripts.figures.studies import STUDIES, Study
 
@@ -132,3 +133,20 @@ def test_every_study_is_shown() -> None:
     text = (ROOT / "docs/MEASURED.md").read_text(encoding="utf-8")
     shown = [found["name"] for found in print_figures.BLOCK.finditer(text)]
     assert sorted(shown) == sorted(study.name for study in STUDIES)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_paths_are_there(document: str) -> None:
+    """Paths in backticks, or the ends of them, are those of files and folders here."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    named = re.findall(r"`([\w./-]+(?:/|\.py|\.md|\.txt|\.sh))`", text)
+    folders = ("cacheshrink_hybrid", "docs", "eval", "findings", "scripts", "tests", "training")
+    found = [*ROOT.iterdir(), *(p for folder in folders for p in (ROOT / folder).rglob("*"))]
+    known = [f"/{path.relative_to(ROOT)}{'/' * path.is_dir()}" for path in found]
+    assert not [path for path in named if not any(one.endswith(f"/{path}") for one in known)]
+
+
+def test_choices_are_described() -> None:
+    text = (ROOT / "docs/METHOD.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"^\| `(\w+)`", text, re.MULTILINE))
+    assert {*LATENT_KINDS, *METRICS} <= named
