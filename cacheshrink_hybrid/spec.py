@@ -6,6 +6,7 @@ Symbols: `H` query heads, `J` key/value heads, `D` head dim, `E` hidden size.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 BYTES_16BIT = 2
@@ -88,6 +89,7 @@ class StateSpec:
         num_groups: G; heads of one group share what writes and reads the state's channels.
         conv_channels: channels of the short convolution in front.
         conv_kernel: W, its width; a cache of transformers keeps W columns.
+        recurrent_shape: axes of the recurrent state in a cache of transformers; empty without one.
         module_name: path of the mixer in the model.
         form: how the mixer is built.
     """
@@ -99,13 +101,14 @@ class StateSpec:
     num_groups: int
     conv_channels: int
     conv_kernel: int
+    recurrent_shape: tuple[int, ...]
     module_name: str
     form: MixerForm = PLAIN_FORM
 
     @property
     def recurrent_bytes(self) -> int:
         """Bytes of the recurrent state, which transformers keeps in float32 for every model."""
-        return self.num_heads * self.head_dim * self.state_size * BYTES_32BIT
+        return math.prod(self.recurrent_shape) * BYTES_32BIT if self.recurrent_shape else 0
 
     @property
     def conv_bytes(self) -> int:

@@ -5,15 +5,11 @@ from __future__ import annotations
 
 import pytest
 
-from cacheshrink_hybrid.caches import hybrid_cache
-from cacheshrink_hybrid.engine import coverage
 from cacheshrink_hybrid.kernels import backend as backends
-from cacheshrink_hybrid.latents.attention import pooled_attention
-from cacheshrink_hybrid.states.mixers import pool_step
+from cacheshrink_hybrid.pool import memory
 
 
 def run_references(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `backend="triton"` go everywhere it would go, and there run references."""
-    for module in (hybrid_cache, coverage, pooled_attention, pool_step):
-        monkeypatch.setattr(module, "runs_triton", lambda backend, device: backend == "triton")
+    monkeypatch.setattr(memory, "runs_triton", lambda backend, device: backend == "triton")
     monkeypatch.setattr(backends, "runs_triton", lambda backend, device: False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +12,9 @@ from torch import Tensor
 from ..kernels.backend import Backend
 from ..lasting import lasting_tensors
 from ..pool.arena import row_view
-from ..pool.layout import Layout
 from ..pool.memory import RowStep, new_slots
 from ..pool.store import SequenceStore
-
-if TYPE_CHECKING:
-    from .pooled_layers import PooledAttentionLayer
+from .planned_layout import PlannedLayout
 
 MOST_COPIES = 16
 """Sequences that are read one by one; in larger batches one gather costs less."""
@@ -27,12 +24,12 @@ class BatchRows:
     """Reads and writes rows of a batch; remembers between layers where they lie.
 
     Args:
-        layout: of the model's layers.
+        planned: what the model's layers store.
         store: has the sequences, with these lifetime classes.
     """
 
-    def __init__(self, layout: Layout, store: SequenceStore) -> None:
-        self.layout = layout
+    def __init__(self, planned: PlannedLayout, store: SequenceStore) -> None:
+        self.shapes, self.layout = planned.rows, planned.layout
         self.store = store
         self._ids: list[Hashable] = []
         self._start()
@@ -48,7 +45,8 @@ class BatchRows:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is looked up again: views, in a copy, would be of memory of their own."""
-        return {"layout": self.layout, "store": self.store, "_ids": self._ids}
+        kept = ("shapes", "layout", "store", "_ids")
+        return {name: self.__dict__[name] for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -65,10 +63,10 @@ class BatchRows:
         self._tables.clear()
         self._steps.clear()
 
-    def write(self, layer: PooledAttentionLayer, begin: int, rows: Tensor) -> None:
+    def write(self, layer_idx: int, begin: int, rows: Tensor) -> None:
         """Store rows (B, T, elements) of the tokens from `begin` on, which are reserved."""
-        number, _ = self.layout.class_of_layer[layer.layer_idx]
-        view, _ = self._view(layer)
+        number, _ = self.layout.class_of_layer[layer_idx]
+        view, _ = self._view(layer_idx)
         T = view.shape[1]
         # What a window let go of already is not written.
         start = max(begin, self.store.first_position(self._ids[0], number))
@@ -80,7 +78,7 @@ class BatchRows:
             frames = self._table(number)[:, tokens // T]
             self._places[key] = frames, tokens % T
         frames, slots = self._places[key]
-        view[frames, slots] = rows[:, start - begin :]
+        view[frames, slots] = rows[:, start - begin :].to(view.dtype)
 
     def step(
         self, layer_idx: int, begin: int, end: int, first_slots: Tensor | None, backend: Backend
@@ -111,17 +109,15 @@ class BatchRows:
             backend=backend,
         )
 
-    def read(
-        self, layer: PooledAttentionLayer, begin: int, end: int, *, lasting: bool = True
-    ) -> Tensor:
+    def read(self, layer_idx: int, begin: int, end: int, *, lasting: bool = True) -> Tensor:
         """Rows (B, end - begin, elements), copied frame by frame.
 
         Args:
             lasting: False if the rows are done with before the next call, whose rows may then take
                 their place. Saves touching fresh memory at every layer of every step.
         """
-        number, _ = self.layout.class_of_layer[layer.layer_idx]
-        view, flat = self._view(layer)
+        number, _ = self.layout.class_of_layer[layer_idx]
+        view, flat = self._view(layer_idx)
         T, width = view.shape[1:]
         first, offset = divmod(begin, T)
         table = self._table(number)[:, first : -(-end // T)]
@@ -152,20 +148,19 @@ class BatchRows:
                 self._buffers[key] = like.new_empty(size + size // 4)
         return self._buffers[key][:size].view(shape)
 
-    def _view(self, layer: PooledAttentionLayer) -> tuple[Tensor, Tensor]:
+    def _view(self, layer_idx: int) -> tuple[Tensor, Tensor]:
         """All rows of a layer, (frames, T, elements) and (frames, T * elements)."""
-        arena, *views = self._views.get(layer.layer_idx, (None,))
+        arena, *views = self._views.get(layer_idx, (None,))
         if arena is not self.store.pool.arena:
-            number, place = self.layout.class_of_layer[layer.layer_idx]
-            assert layer.row_dtype is not None
+            number, place = self.layout.class_of_layer[layer_idx]
             lifetime = self.layout.classes[number]
             with lasting_tensors():
-                rows = row_view(self.store.pool, lifetime, place, layer.row_dtype)
+                rows = row_view(self.store.pool, lifetime, place, self.shapes[layer_idx].dtype)
                 flat = rows.as_strided(
                     (rows.shape[0], rows.shape[1] * rows.shape[2]), (rows.stride(0), 1)
                 )
             views = [rows, flat]
-            self._views[layer.layer_idx] = (self.store.pool.arena, rows, flat)
+            self._views[layer_idx] = (self.store.pool.arena, rows, flat)
         return views[0], views[1]
 
     def _table(self, number: int) -> Tensor:

@@ -85,9 +85,12 @@ class BatchSequences:
                 f"the cache holds {len(self.ids)} sequences, and {batch_size} were fed; make a "
                 "new cache for another batch"
             )
-        missing = end - self.store.num_tokens(self.ids[0])
-        if missing > 0:
-            self.append(missing)
+        begin = self.store.num_tokens(self.ids[0])
+        windows = [c.window for c in self.store.layout.classes if c.window is not None]
+        # Nobody reads what a first pass stores before the next one, so windows slide on the way.
+        piece = end if begin or self.keeps_all else min(windows, default=end)
+        for done in range(begin, end, piece):
+            self.append(min(end - done, piece))
 
     def append(self, count: int) -> None:
         """Frames for `count` more tokens of each sequence, which count from now on."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,134 +14,130 @@ from ..kernels.backend import Backend
 from ..kernels.states.pages import StatePlace
 from ..pool.frame_ledger import FRAME_MASK
 from ..pool.memory import StateStep
-from ..pool.state_map import place_state
-from ..pool.state_tensors import PooledStates, StateTensor, placements
-from ..pool.store import SequenceStore
+from ..pool.state_map import StateMap, place_state
+from ..pool.state_tensors import Placement, PooledStates, StateShape, first_byte
 from ..states.layer import StateCacheMixin
+from .batch_sequences import BatchSequences
 from .pooled_layers import PooledLinearLayer
 
 RUN = "states"
 
 
 class BatchStates:
-    """Finds the state tensors of a cache's layers, moves them into the pool, and gives out where
-    they lie.
+    """Where the state tensors of a cache's layers lie: in one run of frames, as many sequences in
+    it as the batch has, or outside of the pool where they are not as was planned.
 
     Args:
         layers: of the cache.
+        sequences: of the batch, in a pool.
+        shapes: of the states, as planned.
     """
 
-    def __init__(self, layers: Sequence[Any]) -> None:
-        self.layers = layers
-        self._placed = False
-        self._frames: Tensor | None = None
+    def __init__(
+        self, layers: Sequence[Any], sequences: BatchSequences, shapes: Sequence[StateShape]
+    ) -> None:
+        self._layers = linear_layers(layers)
+        self._sequences = sequences
+        self._pool = sequences.store.pool
+        self._numbers = {
+            (shape.layer_idx, shape.kind, shape.number): i for i, shape in enumerate(shapes)
+        }
+        self._shapes = shapes
+        rows = [shape.rows() for shape in shapes]
+        self._map: StateMap = place_state(rows, self._pool.frame_bytes)
         self._places: dict[int, dict[tuple[str, int], StatePlace]] = {}
+        for (layer_idx, kind, number), i in self._numbers.items():
+            place = StatePlace.packed(self._pool.frame_bytes, first_byte=self._first_byte(i))
+            self._places.setdefault(layer_idx, {})[kind, number] = place
+        self._frames: Tensor | None = None
         self._pending: dict[int, Tensor] = {}
 
-    def loose(self) -> list[Tensor]:
-        """State tensors that are not in the pool."""
-        return [tensor for states in self._states() for tensor in states.loose()]
+    def place(self, layer_idx: int, kind: str, number: int, tensor: Tensor) -> Placement | None:
+        """Where a tensor (B, ...) is to lie; None if it is not as was planned.
 
-    def tensors(self) -> list[StateTensor]:
-        """All state tensors of the batch, in the order in which the layout has them."""
-        return [
-            StateTensor(layer_idx, kind, number, tensor)
-            for layer_idx, layer in enumerate(self.layers)
-            if isinstance(layer, PooledLinearLayer)
-            for kind, states in (
-                ("conv", layer.conv_states),
-                ("recurrent", layer.recurrent_states),
-            )
-            for number, tensor in states.items()
-            if tensor is not None and tensor.numel()
-        ]
-
-    def move_in(self, store: SequenceStore, grow: Callable[[int], None], *, kernels: bool) -> None:
-        """Move the state tensors into one run of frames, unless they are there.
-
-        Args:
-            store: whose pool has the frames.
-            grow: adds so many frames to it.
-            kernels: whether kernels may step the states from now on.
+        Raises:
+            CacheFullError: the frames would take more than the cache may have.
         """
-        if not self.loose():
-            return
-        for layer in self.layers:
-            if kernels and isinstance(layer, StateCacheMixin):
-                layer.have_codes()
-        for states in self._states():
-            states.take_out()
-        if self._placed:
-            store.drop_run(RUN)
-        tensors = self.tensors()
-        self._placed = bool(tensors)
-        if not tensors:
-            return
-        state = place_state([entry.rows() for entry in tensors], store.layout.frame_bytes)
-        count = len(tensors[0].tensor) * state.num_frames
-        try:
-            handles = store.hold_run(RUN, count)
-        except CacheFullError:
-            grow(count)
-            handles = store.hold_run(RUN, count)
-        found = placements(store.pool, state, handles, tensors)
-        self._frames = store.pool.index(handles).int().view(-1, state.num_frames)
-        self._places = {}
-        origin = int(handles[0] & FRAME_MASK) * store.pool.frame_bytes
-        for entry, placement in zip(tensors, found, strict=True):
-            layer = self.layers[entry.layer_idx]
-            states = layer.conv_states if entry.kind == "conv" else layer.recurrent_states
-            states.place(entry.number, placement)
-            place = StatePlace.packed(store.pool.frame_bytes, first_byte=placement.start - origin)
-            self._places.setdefault(entry.layer_idx, {})[entry.kind, entry.number] = place
+        i = self._numbers.get((layer_idx, kind, number))
+        if i is None or not self._shapes[i].fits(tensor):
+            return None
+        if self._frames is None or len(self._frames) != len(tensor):
+            self.take_out()
+            self._hold(len(tensor))
+        assert self._frames is not None
+        return Placement(
+            pool=self._pool,
+            shape=self._shapes[i],
+            batch_size=len(tensor),
+            start=int(self._frames[0, 0]) * self._pool.frame_bytes + self._first_byte(i),
+            stride=self._map.num_frames * self._pool.frame_bytes,
+        )
 
-    def step(
-        self, store: SequenceStore, layer_idx: int, num_pending: int, backend: Backend
-    ) -> StateStep | None:
+    def take_out(self) -> None:
+        """Give every state memory of its own, and the frames back."""
+        if self._frames is None:
+            return
+        for layer in self._layers.values():
+            for states in states_of(layer):
+                states.take_out()
+        self._sequences.store.drop_run(RUN)
+        self._frames = None
+
+    def step(self, layer_idx: int, num_pending: int, backend: Backend) -> StateStep | None:
         """Where the next token of a layer goes; None if its states are not all in the pool.
 
         Args:
             num_pending: inputs in the layer's replay ring.
         """
-        places, frames = self._places.get(layer_idx), self._frames
-        if places is None or frames is None:
+        layer, frames = self._layers.get(layer_idx), self._frames
+        if layer is None or frames is None or not layer.has_previous_state[0]:
             return None
-        layer = self.layers[layer_idx]
-        if any(states.loose() for states in (layer.conv_states, layer.recurrent_states)):
+        if isinstance(layer, StateCacheMixin):
+            layer.have_codes()
+        if any(states.loose() for states in states_of(layer)):
             return None
         if num_pending not in self._pending or len(self._pending[num_pending]) != len(frames):
             self._pending[num_pending] = torch.full(
                 (len(frames),), num_pending, dtype=torch.int32, device=frames.device
             )
         return StateStep(
-            arena=store.pool.arena,
-            frame_bytes=store.pool.frame_bytes,
-            places=places,
+            arena=self._pool.arena,
+            frame_bytes=self._pool.frame_bytes,
+            places=self._places[layer_idx],
             read_table=frames,
             write_table=frames,
             num_pending=self._pending[num_pending],
             backend=backend,
         )
 
-    def crop(self, tokens_to_remove: int) -> None:
-        """Take back the last tokens, given as a negative count."""
-        for layer in self.layers:
-            # transformers 5.17 gives layers without any memory one that stays empty.
-            if isinstance(layer, LinearAttentionCacheLayerMixin) and any(
-                layer.has_previous_state.values()
-            ):
-                layer.crop(tokens_to_remove)
+    def _hold(self, batch_size: int) -> None:
+        """Take a run of frames for so many sequences."""
+        store, count = self._sequences.store, batch_size * self._map.num_frames
+        try:
+            handles = store.hold_run(RUN, count)
+        except CacheFullError:
+            self._sequences.grow(count)
+            handles = store.hold_run(RUN, count)
+        self._frames = self._pool.index(handles & FRAME_MASK).int().view(batch_size, -1)
 
-    def each(self, name: str, argument: Any) -> None:
-        """Call this method of every recurrent layer."""
-        for layer in self.layers:
-            if isinstance(layer, LinearAttentionCacheLayerMixin):
-                getattr(layer, name)(argument)
+    def _first_byte(self, number: int) -> int:
+        return first_byte(self._map, number, self._pool.frame_bytes)
 
-    def _states(self) -> list[PooledStates]:
-        return [
-            states
-            for layer in self.layers
-            if isinstance(layer, PooledLinearLayer)
-            for states in (layer.conv_states, layer.recurrent_states)
-        ]
+
+def linear_layers(layers: Sequence[Any]) -> dict[int, PooledLinearLayer]:
+    """Those of a cache's layers that have states, by number."""
+    return {i: layer for i, layer in enumerate(layers) if isinstance(layer, PooledLinearLayer)}
+
+
+def states_of(layer: PooledLinearLayer) -> tuple[PooledStates, PooledStates]:
+    return layer.conv_states, layer.recurrent_states
+
+
+def crop_states(layers: Sequence[Any], tokens_to_remove: int) -> None:
+    """Take back the last tokens of recurrent layers, given as a negative count."""
+    for layer in layers:
+        # transformers 5.17 gives layers without any memory one that stays empty.
+        if isinstance(layer, LinearAttentionCacheLayerMixin) and any(
+            layer.has_previous_state.values()
+        ):
+            layer.crop(tokens_to_remove)

@@ -1,50 +1,53 @@
 """The transformers cache over a frame pool: latents, keys and values, and recurrent states of a
 batch in one arena.
 
-The first forward pass shows what every layer stores. Before the second one the layout is compiled
-and everything moves into the pool. From then on a step reserves frames for its tokens, writes their
-rows, and reads the history frame by frame. Beams, repeated and selected sequences share frames, and
-what they go on to write is copied first. The pool grows with the batch and goes with the cache.
+What every layer stores is planned before the first forward pass. A step reserves frames for its
+tokens, writes their rows, and reads the history frame by frame. Beams, repeated and selected
+sequences share frames, and what they go on to write is copied first. The pool is made with the
+first tensor that comes, grows with the batch and goes with the cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, PreTrainedModel
-from transformers.cache_utils import (
-    CacheLayerMixin,
-    DynamicCache,
-    DynamicSlidingWindowLayer,
-    LinearAttentionCacheLayerMixin,
-)
+from transformers import Cache, PretrainedConfig, PreTrainedModel
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from ..errors import NotSupportedError
-from ..kernels.backend import Backend, check_backend, runs_triton
+from ..families import model_spec
+from ..kernels.backend import Backend, check_backend
 from ..placement import input_device
 from ..pool.frame_pool import FramePool
-from ..pool.layout import LayerRows, Layout, compile_layout
-from ..pool.memory import RowStep, StateStep
+from ..pool.memory import PoolMemory, RowStep, StateStep, decoding_backend
 from ..pool.state_map import place_state
+from ..pool.state_tensors import Placement
 from ..pool.store import SequenceStore
 from .batch_rows import BatchRows
 from .batch_sequences import BatchSequences, frames_allowed
-from .batch_states import BatchStates
+from .batch_states import BatchStates, crop_states, linear_layers, states_of
 from .dense_cache import CacheBytes, LatentCache, loose_bytes
-from .pooled_layers import PooledAttentionLayer, PooledHybridLayer, PooledLinearLayer
+from .planned_layout import PlannedLayout, layout_of, planned_layout
+from .pooled_layers import PooledAttentionLayer, pooled_layers
 
 
-class HybridCache(LatentCache):
+class HybridCache(LatentCache, PoolMemory):
     """A cache for `generate()` and hand-written loops whose content lies in a frame pool.
 
     History is constant: no gradient flows through what was stored by an earlier call.
 
+    While the past is recorded (assisted decoding) states stay outside of the pool: every pass
+    appends the inputs of its tokens to them, and `crop` cuts them back, so they have no fixed
+    place. `memory()` counts them wherever they are.
+
     Args:
-        config: of the model, converted or not; says which layers attend, and how far.
+        config: of the model; says which layers attend, and how far. Made of a config alone, the
+            cache learns what the model stores with the first pass: a converted model tells it,
+            and another one stores what its config says, in the type of its first tensor.
+            `make_cache` knows the model.
         max_bytes: most bytes that the arena may take; None for no limit.
         backend: what reads and writes the pool, see `kernels.backend`. What kernels cannot do is
             done by torch with `auto`, and refused with `triton`. The pass that begins a sequence
@@ -52,65 +55,42 @@ class HybridCache(LatentCache):
             of several tokens, and layers that are not converted.
 
     Attributes:
-        layout, store: None until the second forward pass.
-        states: the recurrent states of the batch.
+        planned: what the model stores, and where; None until that is known.
+        store: None until the first tensor comes.
     """
 
     slots_are_positions = False
-    """Sequences of a batch may be padded on the left, and the slots of padding count."""
 
-    def __init__(self, config, *, max_bytes: int | None = None, backend: Backend = "auto") -> None:
-        # Layers of transformers say what each of ours has to be.
-        kinds = DynamicCache(config=config).layers
-        Cache.__init__(self, layers=[self._layer(i, kind) for i, kind in enumerate(kinds)])
+    def __init__(
+        self, config: PretrainedConfig, *, max_bytes: int | None = None, backend: Backend = "auto"
+    ) -> None:
+        Cache.__init__(self, layers=pooled_layers(config, self))
         self.exact = {}
+        self.config = config
         self.max_bytes = max_bytes
-        self.backend = check_backend(backend)
-        self.layout: Layout | None = None
+        self._wish = check_backend(backend)
+        # Before there is a pool, kernels find nothing to read.
+        self.backend = "triton" if backend == "triton" else "torch"
+        self.records_past = False
+        self.planned: PlannedLayout | None = None
         self.store: SequenceStore | None = None
-        self._recording = False
-        self.states = BatchStates(self.layers)
         self._batch: BatchSequences
         self._rows: BatchRows
+        self._states: BatchStates
 
-    def _layer(self, layer_idx: int, kind: Any):
-        attends = isinstance(kind, CacheLayerMixin)
-        window = kind.sliding_window if isinstance(kind, DynamicSlidingWindowLayer) else None
-        if isinstance(kind, LinearAttentionCacheLayerMixin):
-            if attends:
-                return PooledHybridLayer(self, layer_idx, window, kind.number_of_states)
-            return PooledLinearLayer(number_of_states=kind.number_of_states)
-        return PooledAttentionLayer(self, layer_idx, window) if attends else kind
+    def plan_for(self, model: PreTrainedModel) -> None:
+        """Store what this model stores, unless something is stored already."""
+        if self.store is None:
+            self.planned = layout_of(model)
 
     # What transformers asks
 
-    @property
-    def records_past(self) -> bool:
-        """Whether tokens can be taken back from recurrent states, see `_place_states`."""
-        return self._recording
-
-    @property
-    def laid_out(self) -> bool:
-        return self.store is not None
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        self._settle()
-        return super().get_seq_length(layer_idx)
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        self._settle()
-        return super().get_mask_sizes(query_length, layer_idx)
-
-    def has_previous_state(self, *args, **kwargs) -> bool:
-        if not self._attention_layers:  # the others ask for a length first
-            self._settle()
-        return super().has_previous_state(*args, **kwargs)
-
     def activate_past_recording(self) -> None:
         super().activate_past_recording()
-        self._recording = True
-        if self.laid_out:
+        self.records_past = True
+        if self.store is not None:
             self._batch.keep_all()
+            self._states.take_out()
 
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the last tokens, given as a negative count.
@@ -125,12 +105,11 @@ class HybridCache(LatentCache):
             )
         attention = self._attention_layers
         if not attention:
-            self.states.crop(tokens_to_remove)
+            crop_states(self.layers, tokens_to_remove)
             return
-        if not self.laid_out and all(not layer.cumulative_length for layer in attention):
+        length = max(layer.cumulative_length for layer in attention)
+        if not length:
             return
-        self.lay_out()
-        length = max((layer.cumulative_length for layer in attention), default=0)
         left = length + tokens_to_remove
         if left < 0:
             raise ValueError(f"crop({tokens_to_remove}): the cache holds {length} tokens")
@@ -139,7 +118,7 @@ class HybridCache(LatentCache):
                 f"the cache cannot go back from {length} to {left} tokens, which have left a "
                 "window; call activate_past_recording before feeding what may have to go"
             )
-        self.states.crop(tokens_to_remove)
+        crop_states(self.layers, tokens_to_remove)
         self._batch.go_back(left)
         for layer in attention:
             layer.cumulative_length = left
@@ -148,40 +127,44 @@ class HybridCache(LatentCache):
         self._rows.forget()
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        self._take(beam_idx.tolist())
-        self.states.each("reorder_cache", beam_idx)
-        self._select_exact(beam_idx)
+        self._change_batch("reorder_cache", beam_idx, beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
         if indices.dtype == torch.bool:
             indices = indices.nonzero()[:, 0]
-        self._take(indices.tolist())
-        self.states.each("batch_select_indices", indices)
-        self._select_exact(indices)
+        self._change_batch("batch_select_indices", indices, indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         rows = torch.arange(self._batch_size()).repeat_interleave(repeats)
-        self._take(rows.tolist())
-        self.states.each("batch_repeat_interleave", repeats)
-        self._select_exact(rows)
+        self._change_batch("batch_repeat_interleave", repeats, rows)
+
+    def _change_batch(self, name: str, argument: Any, sources: Tensor) -> None:
+        """Let the batch consist of these rows of what it was.
+
+        Args:
+            name, argument: the call that does it to recurrent layers.
+        """
+        if self.store is not None and self._batch.ids:
+            self._batch.take(sources.tolist())
+            self._rows.show(self._batch.ids)
+        for layer in self.layers:
+            if isinstance(layer, LinearAttentionCacheLayerMixin):
+                getattr(layer, name)(argument)
+        self._select_exact(sources)
 
     def reset(self) -> None:
-        if self.laid_out:
-            self._batch.free()
         for layer in self.layers:
             layer.reset()
         self.exact.clear()
-        self._show()
+        if self.store is not None:
+            self._batch.free()
+            self._rows.show(())
 
     def memory(self) -> CacheBytes:
-        """Bytes of the frames held, of exact copies, and of what is not in the pool yet."""
+        """Bytes of the frames held, of exact copies, and of states outside of the pool."""
         seen: set[int] = set()
-        loose = [
-            tensor for layer in self._attention_layers if layer.first for tensor in layer.first
-        ]
-        loose += [tensor for copies in self.exact.values() for tensor in copies.tensors()]
-        kv = loose_bytes(loose, seen)
-        state = loose_bytes(self.states.loose(), seen)
+        kv = loose_bytes([x for copies in self.exact.values() for x in copies.tensors()], seen)
+        state = loose_bytes(self.loose_states(), seen)
         if self.store is not None:
             by_kind = self.store.statistics().frames.by_kind
             frame_bytes = self.store.pool.frame_bytes
@@ -189,150 +172,89 @@ class HybridCache(LatentCache):
             kv += sum(by_kind.values()) * frame_bytes
         return CacheBytes(kv=kv, state=state)
 
-    # Layout
+    def loose_states(self) -> list[Tensor]:
+        """State tensors that are not in the pool."""
+        layers = linear_layers(self.layers).values()
+        return [x for layer in layers for states in states_of(layer) for x in states.loose()]
+
+    # The pool
 
     @property
     def _attention_layers(self) -> list[PooledAttentionLayer]:
         return [layer for layer in self.layers if isinstance(layer, PooledAttentionLayer)]
 
-    def _settle(self) -> None:
-        """Move into the pool what a finished forward pass left outside of it."""
-        layers = self._attention_layers
-        if any(layer.cumulative_length != layers[0].cumulative_length for layer in layers):
-            return  # within a forward pass
-        if self.laid_out:
-            self._place_states()
-        elif not layers or layers[0].cumulative_length:
-            linear = [layer for layer in self.layers if isinstance(layer, PooledLinearLayer)]
-            if all(layer.has_previous_state[0] for layer in linear):
-                self.lay_out()
+    def _lay_out(self, batch_size: int, num_tokens: int, first: Tensor) -> None:
+        """Make the pool, with room for a first pass.
 
-    def lay_out(self) -> None:
-        """Compile the layout from what the layers hold, and move everything into the pool."""
-        if self.laid_out:
-            return
-        layers = [layer for layer in self._attention_layers if layer.is_initialized]
-        states = self.states.tensors()
-        rows = [
-            LayerRows(
-                layer_idx=layer.layer_idx,
-                row_bytes=layer.row_width * layer.row_dtype.itemsize,
-                window=layer.sliding_window,
-            )
-            for layer in layers
-            if layer.row_dtype is not None
-        ]
-        layout = compile_layout(rows, [entry.rows() for entry in states])
-        num_tokens = max((layer.cumulative_length for layer in layers), default=0)
-        batch_size = self._batch_size()
+        Args:
+            first: tensor that is stored.
+        """
+        if self.planned is None:
+            self.planned = planned_layout(model_spec(self.config), dtype=first.dtype)
+        layout = self.planned.layout
         num_frames = batch_size * layout.frames_for(num_tokens + 1) + 1
-        self.layout = layout
-        device = layers[0].device if layers else states[0].tensor.device
         num_frames = frames_allowed(num_frames, layout.frame_bytes, self.max_bytes, num_frames)
-        pool = FramePool(num_frames, layout.frame_bytes, device=device)
         # States lie in a run of frames of their own, so sequences have none.
         kv_layout = replace(layout, state=place_state((), layout.frame_bytes))
+        pool = FramePool(num_frames, layout.frame_bytes, device=first.device)
         self.store = SequenceStore(kv_layout, pool)
         self._batch = BatchSequences(
-            self.store, max_bytes=self.max_bytes, keeps_all=self._recording
+            self.store, max_bytes=self.max_bytes, keeps_all=self.records_past
         )
-        self._rows = BatchRows(layout, self.store)
-        self._place_states()
-        self._create(batch_size)
-        # In pieces, so that windows let go of frames that nobody will read.
-        windows = [c.window for c in layout.classes if c.window is not None]
-        piece = num_tokens if self._recording else min(windows, default=num_tokens)
-        for done in range(0, num_tokens, max(1, piece)):
-            self._batch.append(min(num_tokens - done, piece))
-        for layer in layers:
-            layer.move_in()
+        self._rows = BatchRows(self.planned, self.store)
+        states = [shape for shape in self.planned.states if shape.kind != "exact"]
+        self._states = BatchStates(self.layers, self._batch, states)
+        self.backend = decoding_backend(self._wish, first.device)
 
     def _batch_size(self) -> int:
-        for layer in self._attention_layers:
-            if layer.first is not None:
-                return layer.first[0].shape[0]
-        if self.laid_out and self._batch.ids:
+        if self.store is not None and self._batch.ids:
             return len(self._batch.ids)
-        return next((len(entry.tensor) for entry in self.states.tensors()), 0)
-
-    def _create(self, batch_size: int) -> None:
-        self._batch.create(batch_size)
-        self._show()
-
-    def _show(self) -> None:
-        """Let rows be read and written as those of the batch as it is now."""
-        if self.laid_out:
-            self._rows.show(self._batch.ids)
-
-    def _place_states(self) -> None:
-        """Move the state tensors into the pool, unless they are there.
-
-        While the past is recorded (assisted decoding) they stay outside: every pass appends the
-        inputs of its tokens to them, and `crop` cuts them back, so they have no fixed place. To
-        move in after each crop and out at the next pass would copy all states twice per round and
-        hold both copies at the peak. `memory()` counts them wherever they are.
-        """
-        if not self._recording:
-            store = self._batch.store
-            kernels = runs_triton(self.backend, store.pool.device)
-            self.states.move_in(store, self._batch.grow, kernels=kernels)
-
-    # Rows
-
-    def write(self, layer: PooledAttentionLayer, begin: int, rows: Tensor) -> None:
-        """Store rows (B, T, elements) of the tokens from `begin` on, reserving frames for them if
-        this is the first layer to ask."""
-        self._make_room(len(rows), begin + rows.shape[1])
-        self._rows.write(layer, begin, rows)
+        layers = linear_layers(self.layers).values()
+        found = (x for layer in layers for states in states_of(layer) for x in states.values())
+        return next((len(tensor) for tensor in found if tensor is not None), 0)
 
     def _make_room(self, batch_size: int, end: int) -> None:
         """Frames for the tokens before `end` of so many sequences."""
         if not self._batch.ids:
-            self._create(batch_size)
+            self._batch.create(batch_size)
+            self._rows.show(self._batch.ids)
         self._batch.make_room(batch_size, end)
 
-    def row_step(
-        self, layer: PooledAttentionLayer, batch_size: int, num_new: int, first_slots: Tensor | None
-    ) -> RowStep | None:
-        """Take in the next `num_new` tokens of a layer by kernels, which write their rows; None if
-        its history is not in the pool.
+    # What layers ask
 
-        Args:
-            first_slots: first slot of each sequence that is not padding, (B,) int32, or None.
-        """
+    def write(self, layer_idx: int, begin: int, rows: Tensor) -> None:
+        if self.store is None:
+            self._lay_out(len(rows), rows.shape[1], rows)
+        assert self.planned is not None
+        self.planned.rows[layer_idx].check(rows)
+        self._make_room(len(rows), begin + rows.shape[1])
+        self._rows.write(layer_idx, begin, rows)
+
+    def read(self, layer_idx: int, begin: int, end: int, *, lasting: bool = True) -> Tensor:
+        return self._rows.read(layer_idx, begin, end, lasting=lasting)
+
+    def row_step(
+        self, layer_idx: int, batch_size: int, num_new: int, first_slots: Tensor | None
+    ) -> RowStep:
+        layer = self.layers[layer_idx]
         begin = layer.cumulative_length
-        if not layer.is_initialized or not begin:
-            return None
-        self.lay_out()
-        end = begin + num_new
+        layer.cumulative_length = end = begin + num_new
         self._make_room(batch_size, end)
-        layer.cumulative_length = end
-        return self._rows.step(layer.layer_idx, begin, end, first_slots, self.backend)
+        return self._rows.step(layer_idx, begin, end, first_slots, self.backend)
+
+    def place_state(
+        self, layer_idx: int, kind: str, number: int, tensor: Tensor
+    ) -> Placement | None:
+        if self.records_past:
+            return None
+        if self.store is None:
+            self._lay_out(len(tensor), 1, tensor)
+        return self._states.place(layer_idx, kind, number, tensor)
 
     def state_step(self, layer_idx: int, num_pending: int) -> StateStep | None:
-        """Take in the next token of a recurrent layer by kernels; None if its states are not all
-        in the pool.
-
-        Args:
-            num_pending: inputs in its replay ring.
-        """
-        if self._recording or self.store is None:
+        if self.records_past or self.store is None:
             return None
-        return self.states.step(self.store, layer_idx, num_pending, self.backend)
-
-    def read(
-        self, layer: PooledAttentionLayer, begin: int, end: int, *, lasting: bool = True
-    ) -> Tensor:
-        """Rows (B, end - begin, elements); see `BatchRows.read`."""
-        return self._rows.read(layer, begin, end, lasting=lasting)
-
-    def _take(self, sources: Sequence[int]) -> None:
-        """Let the batch consist of these rows of what it was."""
-        if not self._attention_layers or not self._batch_size():
-            return
-        self.lay_out()
-        self._batch.take(sources)
-        self._show()
+        return self._states.step(layer_idx, num_pending, self.backend)
 
 
 def make_cache(
@@ -346,8 +268,11 @@ def make_cache(
 
     Raises:
         KernelUnavailableError: `triton` cannot run on the model's device.
+        UnsupportedModelError: the model's config does not tell what it stores.
     """
     chosen: Any = backend or getattr(model, "kernel_backend", "auto")
-    runs_triton(check_backend(chosen), input_device(model))
+    decoding_backend(check_backend(chosen), input_device(model))
     config = model.config.get_text_config(decoder=True)
-    return HybridCache(config, max_bytes=max_bytes, backend=chosen)
+    made = HybridCache(config, max_bytes=max_bytes, backend=chosen)
+    made.plan_for(model)
+    return made

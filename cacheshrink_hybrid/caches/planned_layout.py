@@ -1,70 +1,207 @@
-"""What a model stores under a plan, as the numbers that a layout is compiled from."""
+"""What a model stores, tensor by tensor, and where it lies in frames: told by its config and plans,
+before it has run.
+
+There is one such layout per model. `generate()` and the engine keep it, `inspect` shows it, and a
+checkpoint has its digest.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
 
-from ..plan import CompressionPlan
-from ..pool.layout import FRAME_ALIGNMENT, LayerRows, Layout, compile_layout
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..errors import NotSupportedError
+from ..families import model_spec
+from ..latents.attention.module import LatentAttention
+from ..latents.exact_tokens import ExactTokens, copy_dtype
+from ..latents.plan import LatentPlan
+from ..pool.layout import LayerRows, Layout, compile_layout
 from ..pool.state_map import StateRows
-from ..spec import BYTES_16BIT, ModelSpec
+from ..pool.state_tensors import StateShape
+from ..spec import LayerSpec, ModelSpec
+from ..states.layout import stored_dtype
+from ..states.mixers.mixer import RecurrentMixer
+from ..states.plan import StatePlan
 
 
-def layer_rows(
-    spec: ModelSpec, plan: CompressionPlan | None = None, *, element_bytes: int = BYTES_16BIT
-) -> tuple[LayerRows, ...]:
-    """What each attention layer stores per token.
+@dataclass(frozen=True, slots=True)
+class RowShape:
+    """What an attention layer stores per token: `width` elements of one type.
 
-    Args:
-        plan: the conversion; None for the model as it is.
-        element_bytes: bytes of one element where a layer stores elements as they are (keys and
-            values, and latents that are not coded).
+    Attributes:
+        window: tokens that a query sees, itself included; None for all.
     """
-    latents = {idx: latent for latent in (plan.latents if plan else ()) for idx in latent.layer_ids}
-    rows = []
-    for layer in spec.attention_layers:
-        assert layer.attention is not None
-        latent = latents.get(layer.layer_idx)
-        if latent is None:
-            row_bytes = layer.bytes_per_token * element_bytes // BYTES_16BIT
-        elif latent.coded:
-            row_bytes = latent.bytes_per_token
-        else:
-            row_bytes = latent.kv_lora_rank * element_bytes
-        rows.append(
-            LayerRows(
-                layer_idx=layer.layer_idx,
-                row_bytes=row_bytes,
-                window=layer.attention.sliding_window,
-            )
+
+    layer_idx: int
+    width: int
+    dtype: torch.dtype
+    window: int | None
+
+    def rows(self) -> LayerRows:
+        """Its rows for the layout."""
+        return LayerRows(
+            layer_idx=self.layer_idx,
+            row_bytes=self.width * self.dtype.itemsize,
+            window=self.window,
         )
-    return tuple(rows)
+
+    def check(self, rows: Tensor) -> None:
+        """Refuse rows (..., elements) that are no such rows, or would lose precision as such."""
+        exact = torch.promote_types(rows.dtype, self.dtype) == self.dtype
+        alike = rows.is_floating_point() == self.dtype.is_floating_point
+        if rows.shape[-1] != self.width or not (exact and alike):
+            raise NotSupportedError(
+                f"layer {self.layer_idx} of this cache stores {self.width} elements of "
+                f"{self.dtype} per token; got {rows.shape[-1]} of {rows.dtype}. The cache was made "
+                "for another model or in another precision; make a new one (make_cache)"
+            )
 
 
-def layer_states(spec: ModelSpec, plan: CompressionPlan | None = None) -> tuple[StateRows, ...]:
-    """What each recurrent layer stores per sequence, in pieces that divide every frame.
+@dataclass(frozen=True, kw_only=True)
+class PlannedLayout:
+    """What a model stores, and where.
+
+    Attributes:
+        layout: frames and places of all rows and states.
+        rows: of each attention layer.
+        states: tensors of fixed size per sequence, in the order of the layout.
+        replay_lengths: of the coded states.
+        exact: (sinks, window) of layers that keep exact copies of some tokens.
+    """
+
+    layout: Layout
+    rows: dict[int, RowShape]
+    states: tuple[StateShape, ...]
+    replay_lengths: frozenset[int] = frozenset()
+    exact: dict[int, tuple[int, int]]
+
+    @property
+    def replay_length(self) -> int:
+        """Tokens after which every coded state has been rewritten; sequences whose lengths leave
+        the same rest have rings that are filled alike."""
+        return math.lcm(*self.replay_lengths)
+
+
+def layout_of(model: PreTrainedModel) -> PlannedLayout:
+    """What a model stores as it is now: converted or not, in the type of its weights, with
+    compression switched off or on.
+
+    Raises:
+        UnsupportedModelError: its config does not tell what it stores.
+    """
+    modules = list(model.modules())
+    latents = {
+        module.plan.layer_ids: module.plan
+        for module in modules
+        if isinstance(module, LatentAttention) and not module.compression_disabled
+    }
+    states = [
+        module.state_plan
+        for module in modules
+        if isinstance(module, RecurrentMixer)
+        and module.state_plan is not None
+        and not module.compression_disabled
+    ]
+    spec = model_spec(model.config.get_text_config(decoder=True))
+    return planned_layout(spec, latents.values(), states, dtype=model.dtype)
+
+
+def planned_layout(
+    spec: ModelSpec,
+    latents: Iterable[LatentPlan] = (),
+    states: Iterable[StatePlan] = (),
+    *,
+    dtype: torch.dtype,
+) -> PlannedLayout:
+    """What a model of this spec stores.
 
     Args:
-        plan: the conversion; None for the model as it is.
+        latents, states: plans of the layers that are converted; others are as in the source.
+        dtype: of the model's weights.
+
+    Raises:
+        PlanError: the model remembers nothing.
     """
-    planned = {state.layer_idx: state.bytes_per_sequence for state in (plan.states if plan else ())}
-    rows = []
-    for layer in spec.layers:
-        num_bytes = planned.get(layer.layer_idx, layer.bytes_per_sequence)
-        if num_bytes:
-            row_bytes = math.gcd(FRAME_ALIGNMENT, num_bytes)
-            rows.append(
-                StateRows(
-                    layer_idx=layer.layer_idx,
-                    name="state",
-                    num_rows=num_bytes // row_bytes,
-                    row_bytes=row_bytes,
-                )
-            )
-    return tuple(rows)
+    by_layer = {idx: latent for latent in latents for idx in latent.layer_ids}
+    coded = {state.layer_idx: state for state in states}
+    rows = {
+        layer.layer_idx: _row_shape(layer, by_layer.get(layer.layer_idx), dtype)
+        for layer in spec.attention_layers
+    }
+    shapes = [
+        shape
+        for layer in spec.state_layers
+        for shape in (
+            _coded_shapes(coded[layer.layer_idx], dtype)
+            if layer.layer_idx in coded
+            else _source_shapes(layer, dtype)
+        )
+    ]
+    kept = {idx: latent for idx, latent in sorted(by_layer.items()) if latent.keeps_exact}
+    for layer_idx, latent in kept.items():
+        shapes += _exact_shapes(layer_idx, latent, dtype)
+    return PlannedLayout(
+        layout=_compiled(
+            tuple(row.rows() for row in rows.values()), tuple(shape.rows() for shape in shapes)
+        ),
+        rows=rows,
+        states=tuple(shapes),
+        replay_lengths=frozenset(state.replay_length for state in coded.values()),
+        exact={idx: (latent.exact_sinks, latent.exact_window) for idx, latent in kept.items()},
+    )
 
 
-def planned_layout(spec: ModelSpec, plan: CompressionPlan | None = None) -> Layout | None:
-    """The layout of a model's frames with 16-bit elements; None if it remembers nothing."""
-    rows, states = layer_rows(spec, plan), layer_states(spec, plan)
-    return compile_layout(rows, states) if rows or states else None
+@lru_cache(maxsize=64)
+def _compiled(rows: tuple[LayerRows, ...], states: tuple[StateRows, ...]) -> Layout:
+    return compile_layout(rows, states)
+
+
+def _row_shape(layer: LayerSpec, latent: LatentPlan | None, dtype: torch.dtype) -> RowShape:
+    """Keys and values of all heads, a latent, or a latent's row of bytes."""
+    assert layer.attention is not None
+    if latent is None:
+        width = 2 * layer.attention.kv_width
+    elif latent.coded:
+        width, dtype = latent.bytes_per_token, torch.uint8
+    else:
+        width = latent.kv_lora_rank
+    return RowShape(layer.layer_idx, width, dtype, layer.attention.sliding_window)
+
+
+def _source_shapes(layer: LayerSpec, dtype: torch.dtype) -> Iterator[StateShape]:
+    """As transformers keeps them: W columns in the model's type, the state in float32."""
+    state = layer.state
+    assert state is not None
+    columns = state.conv_channels, state.conv_kernel
+    yield StateShape(layer.layer_idx, "conv", 0, columns, dtype)
+    if state.recurrent_shape:
+        yield StateShape(layer.layer_idx, "recurrent", 0, state.recurrent_shape, torch.float32)
+
+
+def _coded_shapes(plan: StatePlan, dtype: torch.dtype) -> Iterator[StateShape]:
+    """Columns before the convolution, codes, and the inputs in the replay ring."""
+    codec = plan.codec()
+    dtype = stored_dtype(dtype, codec)
+    columns = plan.conv_channels, plan.conv_kernel - 1
+    yield StateShape(plan.layer_idx, "conv", 0, columns, dtype)
+    yield StateShape(plan.layer_idx, "recurrent", 0, (codec.row_bytes,), torch.uint8)
+    if plan.replay_length > 1:
+        for number, (width, exact) in enumerate(plan.ring_inputs, start=1):
+            kind = torch.float32 if exact else dtype
+            shape = plan.replay_length - 1, width
+            yield StateShape(plan.layer_idx, "recurrent", number, shape, kind)
+
+
+def _exact_shapes(layer_idx: int, plan: LatentPlan, dtype: torch.dtype) -> Iterator[StateShape]:
+    """Copies of the most recent tokens and of the first ones."""
+    reach = ExactTokens(plan.exact_sinks, plan.exact_window).reach
+    for number, count in enumerate((reach, plan.exact_sinks)):
+        if count:
+            shape = count, plan.kv_lora_rank
+            yield StateShape(layer_idx, "exact", number, shape, copy_dtype(dtype))

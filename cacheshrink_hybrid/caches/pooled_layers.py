@@ -1,30 +1,33 @@
-"""Layers of the transformers cache whose content lies in the pool of a `HybridCache`."""
+"""Layers of a transformers cache whose content lies in a pool."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import CacheLayerMixin, LinearAttentionLayer
+from transformers import DynamicCache, PretrainedConfig
+from transformers.cache_utils import (
+    CacheLayerMixin,
+    DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
+    LinearAttentionLayer,
+)
 
 from ..codecs.straight_through import newest_straight_through
 from ..errors import NotSupportedError
+from ..pool.memory import PoolMemory, RowMemory, StateMemory
 from ..pool.state_tensors import PooledStates
-
-if TYPE_CHECKING:
-    from .hybrid_cache import HybridCache
 
 
 class PooledAttentionLayer(CacheLayerMixin):
     """Keys and values of one attention layer, one row per token; a latent is a key of one head with
     an empty value.
 
-    The first call to `update` shows what rows look like. Until the cache is laid out, which is
-    before the second forward pass, they are kept as they came.
-
     Args:
-        cache: the cache that this layer belongs to.
+        memory: the cache that this layer belongs to.
         layer_idx: its place there.
         sliding_window: tokens that a query sees, itself included; None for all.
     """
@@ -33,29 +36,21 @@ class PooledAttentionLayer(CacheLayerMixin):
     supports_early_init = False
     is_compileable = False
 
-    def __init__(self, cache: HybridCache, layer_idx: int, sliding_window: int | None) -> None:
-        self.cache = cache
+    def __init__(self, memory: RowMemory, layer_idx: int, sliding_window: int | None) -> None:
+        self.memory = memory
         self.layer_idx = layer_idx
         self.sliding_window = sliding_window
         self.is_sliding = sliding_window is not None
-        self.first: tuple[Tensor, Tensor] | None = None
         self.heads = self.key_dim = self.value_dim = 0
-        self.row_dtype: torch.dtype | None = None
         self.cumulative_length = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.row_dtype, self.device = key_states.dtype, key_states.device
         self.heads, self.key_dim = key_states.shape[1], key_states.shape[3]
         self.value_dim = value_states.shape[3]
 
     @property
     def is_initialized(self) -> bool:
-        return self.row_dtype is not None
-
-    @property
-    def row_width(self) -> int:
-        """Elements of one token's row."""
-        return self.heads * (self.key_dim + self.value_dim)
+        return self.heads > 0
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -70,36 +65,26 @@ class PooledAttentionLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         begin, count = self.cumulative_length, key_states.shape[2]
-        given = (key_states.dtype, *key_states.shape[1::2], value_states.shape[3])
-        if given != (self.row_dtype, self.heads, self.key_dim, self.value_dim):
+        given = (*key_states.shape[1::2], value_states.shape[3])
+        if given != (self.heads, self.key_dim, self.value_dim):
             raise NotSupportedError(
                 f"layer {self.layer_idx} stores {self.heads} heads of {self.key_dim} + "
-                f"{self.value_dim} elements of {self.row_dtype}; got (dtype, heads, key, value) "
-                f"{given}. The cache was filled by another model or in another precision; make a "
-                "new one"
+                f"{self.value_dim} elements; got (heads, key, value) {given}. The cache was filled "
+                "by another model; make a new one"
             )
-        if begin == 0 and not self.cache.laid_out:
-            self.first = key_states.detach(), value_states.detach()
-            self.cumulative_length = count
-            return key_states, value_states
-        self.cache.lay_out()
+        rows = self._rows(key_states.detach(), value_states.detach())
+        self.memory.write(self.layer_idx, begin, rows)
         self.cumulative_length = begin + count
-        self.cache.write(self, begin, self._rows(key_states.detach(), value_states.detach()))
         if begin == 0:
             return key_states, value_states
         first = self._first_seen(begin)
         keys, values = self._tensors(first, begin + count, lasting=False)
         if key_states.is_floating_point():
+            # Autocast may compute in a narrower type than that of the rows.
+            keys, values = keys.to(key_states.dtype), values.to(value_states.dtype)
             keys = newest_straight_through(key_states, keys, begin - first, dim=2)
             values = newest_straight_through(value_states, values, begin - first, dim=2)
         return keys, values
-
-    def move_in(self) -> None:
-        """Write what the first call left here to the pool."""
-        if self.first is not None:
-            keys, values = self.first
-            self.first = None
-            self.cache.write(self, 0, self._rows(keys, values))
 
     @property
     def keys(self) -> Tensor | None:
@@ -113,8 +98,6 @@ class PooledAttentionLayer(CacheLayerMixin):
     def _visible(self, which: int) -> Tensor | None:
         if not self.is_initialized:
             return None
-        if self.first is not None:
-            return self.first[which][:, :, self._first_seen(self.cumulative_length) :]
         end = self.cumulative_length
         return self._tensors(self._first_seen(end), end)[which]
 
@@ -132,7 +115,7 @@ class PooledAttentionLayer(CacheLayerMixin):
         return rows
 
     def _tensors(self, begin: int, end: int, *, lasting: bool = True) -> tuple[Tensor, Tensor]:
-        rows = self.cache.read(self, begin, end, lasting=lasting)
+        rows = self.memory.read(self.layer_idx, begin, end, lasting=lasting)
         width = self.heads * self.key_dim
         keys = rows[..., :width].unflatten(-1, (self.heads, self.key_dim))
         values = rows[..., width:].unflatten(-1, (self.heads, self.value_dim))
@@ -151,7 +134,7 @@ class PooledAttentionLayer(CacheLayerMixin):
     # The cache does these for all layers at once.
 
     def reset(self) -> None:
-        self.first, self.cumulative_length = None, 0
+        self.cumulative_length = 0
 
     def crop(self, tokens_to_remove: int) -> None: ...
 
@@ -168,27 +151,38 @@ class PooledAttentionLayer(CacheLayerMixin):
 
 
 class PooledLinearLayer(LinearAttentionLayer):
-    """States of one recurrent layer, which move into the pool once it is laid out."""
+    """States of one recurrent layer, in the pool wherever its memory has a place for them.
+
+    Args:
+        memory: the cache that this layer belongs to.
+        layer_idx: its place there.
+    """
 
     is_compileable = False
-    _conv: PooledStates
-    _recurrent: PooledStates
+
+    def __init__(self, memory: StateMemory, layer_idx: int, number_of_states: int = 1) -> None:
+        self.memory = memory
+        self.layer_idx = layer_idx
+        LinearAttentionLayer.__init__(self, number_of_states)
 
     @property
     def conv_states(self) -> PooledStates:
         return self._conv
 
     @conv_states.setter
-    def conv_states(self, values) -> None:
-        self._conv = PooledStates(values)
+    def conv_states(self, values: Mapping[int, Tensor | None]) -> None:
+        self._conv = self._states("conv", values)
 
     @property
     def recurrent_states(self) -> PooledStates:
         return self._recurrent
 
     @recurrent_states.setter
-    def recurrent_states(self, values) -> None:
-        self._recurrent = PooledStates(values)
+    def recurrent_states(self, values: Mapping[int, Tensor | None]) -> None:
+        self._recurrent = self._states("recurrent", values)
+
+    def _states(self, kind: str, values: Mapping[int, Tensor | None]) -> PooledStates:
+        return PooledStates(values, partial(self.memory.place_state, self.layer_idx, kind))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         self._change(lambda tensor: tensor.repeat_interleave(repeats, dim=0))
@@ -196,7 +190,7 @@ class PooledLinearLayer(LinearAttentionLayer):
     def batch_select_indices(self, indices: Tensor) -> None:
         self._change(lambda tensor: tensor[indices.to(tensor.device)])
 
-    def _change(self, change) -> None:
+    def _change(self, change: Callable[[Tensor], Tensor]) -> None:
         for states in (self.conv_states, self.recurrent_states):
             for number in list(states):
                 tensor = states[number]
@@ -207,15 +201,17 @@ class PooledLinearLayer(LinearAttentionLayer):
 class PooledHybridLayer(PooledLinearLayer, PooledAttentionLayer):
     """A layer with states and with keys and values."""
 
+    memory: PoolMemory
+
     def __init__(
         self,
-        cache: HybridCache,
+        memory: PoolMemory,
         layer_idx: int,
         sliding_window: int | None,
         number_of_states: int = 1,
     ) -> None:
-        LinearAttentionLayer.__init__(self, number_of_states)
-        PooledAttentionLayer.__init__(self, cache, layer_idx, sliding_window)
+        PooledLinearLayer.__init__(self, memory, layer_idx, number_of_states)
+        PooledAttentionLayer.__init__(self, memory, layer_idx, sliding_window)
 
     def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
         part: Any = PooledAttentionLayer if args else PooledLinearLayer
@@ -227,3 +223,22 @@ class PooledHybridLayer(PooledLinearLayer, PooledAttentionLayer):
 
     def get_max_length(self) -> int:
         return PooledAttentionLayer.get_max_length(self)
+
+
+def pooled_layers(config: PretrainedConfig, memory: PoolMemory) -> list[Any]:
+    """A layer of `memory` for each layer of a model; those that keep nothing are transformers'."""
+    layers: list[Any] = []
+    # Layers of transformers say what each of ours has to be.
+    for layer_idx, kind in enumerate(DynamicCache(config=config).layers):
+        attends = isinstance(kind, CacheLayerMixin)
+        window = kind.sliding_window if isinstance(kind, DynamicSlidingWindowLayer) else None
+        if isinstance(kind, LinearAttentionCacheLayerMixin):
+            number = kind.number_of_states
+            layers.append(
+                PooledHybridLayer(memory, layer_idx, window, number)
+                if attends
+                else PooledLinearLayer(memory, layer_idx, number)
+            )
+        else:
+            layers.append(PooledAttentionLayer(memory, layer_idx, window) if attends else kind)
+    return layers

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PretrainedConfig
 
-from ..caches.planned_layout import planned_layout
+from ..caches.planned_layout import PlannedLayout, planned_layout
 from ..errors import CheckpointError
 from ..families import model_spec
 from ..model.latent_model import LatentModel, source_class_of
@@ -40,8 +42,10 @@ from .load_faults import config_fault, first_line
 from .model_card import model_card
 from .model_names import public_name
 
-FORMAT_VERSION = 3
-"""3: one config.json with the source's values and digests of the weights; 2 had two configs."""
+FORMAT_VERSION = 4
+"""4: the layout's digest is of the tensors that a cache holds; 3 had that of a layout with 16-bit
+elements and states as one string, which is no longer compared. 2 had two configs."""
+READABLE_VERSIONS = (3, FORMAT_VERSION)
 REMOTE_CODE_NAME = "modeling_cacheshrink_hybrid"
 REMOTE_CODE = '''\
 """Loads this converted model through the package; `pip install cacheshrink_hybrid`."""
@@ -59,12 +63,14 @@ class Saved:
 
     Attributes:
         config: the source model's.
+        layout: what the model stores in the type in which its weights were saved.
         digests: SHA-256 of the weights' files by name.
         source_name: of the model that was converted; of a path, the last part.
     """
 
     config: PretrainedConfig
     plan: CompressionPlan
+    layout: PlannedLayout
     digests: dict[str, str]
     source_name: str
 
@@ -88,7 +94,7 @@ def write_description(
             "AutoModelForCausalLM": f"{REMOTE_CODE_NAME}.CacheShrinkForCausalLM",
         },
         VERSION_KEY: FORMAT_VERSION,
-        LAYOUT_KEY: _layout_digest(model.config, plan),
+        LAYOUT_KEY: _planned_layout(model.config, plan, source).layout.digest,
         DIGESTS_KEY: sha256_of(directory, weights),
     }
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -112,17 +118,19 @@ def read_checkpoint(directory: Path) -> Saved:
     try:
         values = json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8"))
         plan = json.loads((directory / PLAN_NAME).read_text(encoding="utf-8"))
-        if values[VERSION_KEY] != FORMAT_VERSION:
+        if values[VERSION_KEY] not in READABLE_VERSIONS:
             raise _other_version(directory, values[VERSION_KEY])
         config = CacheShrinkConfig.from_pretrained(directory).source()
+        compression = CompressionPlan.from_dict(plan)
         saved = Saved(
             config=config,
-            plan=CompressionPlan.from_dict(plan),
+            plan=compression,
+            layout=_planned_layout(config, compression, values),
             digests=values[DIGESTS_KEY],
             source_name=str(values[SOURCE_NAME_KEY]),
         )
-        digest = _layout_digest(config, saved.plan)
-        if values[LAYOUT_KEY] != digest:
+        digest = saved.layout.layout.digest
+        if values[LAYOUT_KEY] != digest and values[VERSION_KEY] == FORMAT_VERSION:
             raise _other_layout(directory, values[LAYOUT_KEY], digest)
         return saved
     except CheckpointError:
@@ -170,21 +178,27 @@ def _no_checkpoint(directory: Path, reason: str) -> CheckpointError:
 
 
 def _other_version(directory: Path, version: object) -> CheckpointError:
+    readable = " and ".join(map(str, READABLE_VERSIONS))
     return CheckpointError(
-        f"{directory} has format version {version}; this package reads {FORMAT_VERSION}, so use "
-        "the package version that wrote it, or convert the source again"
+        f"{directory} has format version {version}; this package reads {readable}, so "
+        "use the package version that wrote it, or convert the source again"
     )
 
 
-def _layout_digest(config: PretrainedConfig, plan: CompressionPlan) -> str | None:
-    layout = planned_layout(model_spec(config), plan)
-    return None if layout is None else layout.digest
+def _planned_layout(
+    config: PretrainedConfig, plan: CompressionPlan, values: dict[str, Any]
+) -> PlannedLayout:
+    """What the model stores in the type that a config.json of these values names."""
+    dtype = getattr(torch, str(values.get("dtype")), None)
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"dtype={values.get('dtype')!r} is no type of weights, such as bfloat16")
+    return planned_layout(model_spec(config), plan.latents, plan.states, dtype=dtype)
 
 
-def _other_layout(directory: Path, saved: object, computed: str | None) -> CheckpointError:
+def _other_layout(directory: Path, saved: object, computed: str) -> CheckpointError:
     return CheckpointError(
         f"{directory} was saved with the cache layout {str(saved)[:16]}, and its {PLAN_NAME} and "
-        f"{CONFIG_NAME} now give {str(computed)[:16]}: one of them was edited, or this "
+        f"{CONFIG_NAME} now give {computed[:16]}: one of them was edited, or this "
         "package lays frames out otherwise than the one that wrote it; restore the files, or load "
         "and save it again with the package that wrote it"
     )

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from ..caches.planned_layout import planned_layout
+from ..caches.planned_layout import PlannedLayout, planned_layout
 from ..checkpoint.description import read_checkpoint
 from ..checkpoint.load_faults import first_line, is_converted_directory
 from ..checkpoint.source_model import gguf_location
@@ -43,21 +44,19 @@ class _Model:
     name: str
     spec: ModelSpec
     plan: CompressionPlan | None
+    planned: PlannedLayout
 
 
 def read_model(name: str, trust_remote_code: bool) -> _Model:
     path = Path(name)
-    plan: CompressionPlan | None = None
+    short = path.stem if path.suffix == ".json" else path.name
     if is_converted_directory(path):
         saved = read_checkpoint(path)
-        config, plan = saved.config, saved.plan
-    else:
-        config = _config(name, trust_remote_code)
-    return _Model(
-        name=path.stem if path.suffix == ".json" else path.name,
-        spec=layout_spec(config),
-        plan=plan,
-    )
+        return _Model(short, layout_spec(saved.config), saved.plan, saved.layout)
+    config = _config(name, trust_remote_code)
+    spec = layout_spec(config)
+    dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.bfloat16
+    return _Model(short, spec, None, planned_layout(spec, dtype=dtype))
 
 
 def _line(
@@ -97,9 +96,7 @@ def _print_model(model: _Model, lengths: Sequence[int], ratios: tuple[float, flo
     else:
         print(plan.table(spec))
     print(fitting_table([_total(spec, plan, length, ratios) for length in lengths]))
-    layout = planned_layout(spec, plan)
-    if layout is not None:
-        print("pool: " + layout.table())
+    print("pool: " + model.planned.layout.table())
 
 
 def _config(name: str, trust_remote_code: bool) -> PretrainedConfig:

@@ -9,93 +9,90 @@ step to step.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, MutableMapping, Sequence
 
 import torch
 from torch import Tensor
-from transformers import Cache
-from transformers.cache_utils import (
-    CacheLayerMixin,
-    DynamicCache,
-    DynamicSlidingWindowLayer,
-    LinearAttentionCacheLayerMixin,
-)
+from transformers import Cache, PretrainedConfig
 
-from ..caches.pooled_layers import PooledAttentionLayer, PooledHybridLayer, PooledLinearLayer
+from ..caches.planned_layout import PlannedLayout
+from ..caches.pooled_layers import PooledAttentionLayer, PooledLinearLayer, pooled_layers
 from ..kernels.backend import Backend
 from ..kernels.states.pages import StatePlace
 from ..latents.exact_tokens import ExactTokens
 from ..pool import arena
-from ..pool.memory import RowStep, StateStep, place_in_state
+from ..pool.memory import PoolMemory, RowStep, StateStep, place_in_state
+from ..pool.state_tensors import Placement, StateShape, first_byte
 from ..pool.store import SequenceStore
 from ..states.layer import StateCacheMixin
 from .coverage import KernelCoverage
 from .step_tables import StepTables
-from .stored_shapes import StateShape, StoredShapes
 
 
-class BatchCache(Cache):
+class BatchCache(Cache, PoolMemory):
     """A view of some sequences of a store, for one forward pass after the other.
 
     Args:
         config: of the model.
-        shapes: what the model stores.
-        store: sequences with the layout of `shapes`.
+        planned: what the model stores.
+        store: sequences with its layout.
         coverage: which layers kernels take; None for none.
-        backend: of the kernels.
+        backend: who decodes, see `RowMemory`.
     """
 
-    laid_out = True
     slots_are_positions = True
-    """For kernels, which take no masks."""
+    records_past = False
 
     def __init__(
         self,
-        config,
-        shapes: StoredShapes,
+        config: PretrainedConfig,
+        planned: PlannedLayout,
         store: SequenceStore,
         coverage: KernelCoverage | None = None,
         backend: Backend = "torch",
     ) -> None:
-        self.shapes = shapes
+        self.planned = planned
         self.store = store
         self.coverage = coverage or KernelCoverage(frozenset(), frozenset(), {}, complete=False)
         self.backend = backend
-        state, frame_bytes = shapes.layout.state, shapes.layout.frame_bytes
+        state, frame_bytes = planned.layout.state, planned.layout.frame_bytes
         self._places: dict[int, dict[tuple[str, int], StatePlace]] = {}
-        for number, shape in enumerate(shapes.states):
+        for number, shape in enumerate(planned.states):
             if shape.layer_idx in self.coverage.states:
                 place = place_in_state(state, number, frame_bytes)
                 self._places.setdefault(shape.layer_idx, {})[shape.kind, shape.number] = place
         self._step: StepTables | None = None
         self._copies_states = False
         """Whether this step's states are copied out for torch, and back."""
-        super().__init__(layers=[self._layer(i, k) for i, k in enumerate(_kinds(config))])
+        super().__init__(layers=pooled_layers(config, self))
         self._ids: list[Hashable] = []
         self._lengths: list[int] = []
-        self._index: dict[tuple, tuple[Tensor, Tensor]] = {}
+        """Of the sequences that are shown; none in a step that kernels take completely."""
+        self._num_past = 0
+        """Slots before the new tokens, as models see them."""
+        self._index: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
         self._exact: dict[int, ExactTokens] = {}
-        self._copies: dict[int, dict[int, Tensor | None]] = {idx: {} for idx in shapes.exact}
+        self._copies: dict[int, dict[int, Tensor | None]] = {idx: {} for idx in planned.exact}
         self._staging: Tensor | None = None
 
-    def _layer(self, layer_idx: int, kind):
-        window = kind.sliding_window if isinstance(kind, DynamicSlidingWindowLayer) else None
-        if isinstance(kind, LinearAttentionCacheLayerMixin):
-            if isinstance(kind, CacheLayerMixin):
-                return PooledHybridLayer(self, layer_idx, window, kind.number_of_states)
-            return PooledLinearLayer(number_of_states=kind.number_of_states)
-        if isinstance(kind, CacheLayerMixin):
-            return PooledAttentionLayer(self, layer_idx, window)
-        return kind
+    def tables(self, batch_size: int, num_new: int, max_tokens: int) -> StepTables:
+        """Empty tables for a step of so many sequences; see `StepTables`."""
+        return StepTables(
+            self.planned.layout,
+            batch_size,
+            num_new,
+            max_tokens=max_tokens,
+            replay_lengths=self.planned.replay_lengths,
+            device=self.store.pool.device,
+        )
 
     def begin_step(self, step: StepTables) -> None:
         """Show a step that kernels take completely, each sequence with one new token."""
-        self._ids, self._step, self._copies_states = [], step, False
-        self._lengths = [1]  # whoever asks sees that this is not the beginning
-        for layer in self.layers:
-            if isinstance(layer, PooledAttentionLayer):
-                layer.cumulative_length = 1
+        self._ids, self._lengths = [], []
+        self._step, self._copies_states = step, False
+        # Only kernels know the lengths, of which the tables tell them. Models ask whether there is
+        # a history, and for masks, which nobody reads: the shortest will do.
+        self._show_past(1)
         self._mark_states(started=True)
 
     def begin(self, seq_ids: Sequence[Hashable], step: StepTables | None = None) -> None:
@@ -111,24 +108,28 @@ class BatchCache(Cache):
         self._index.clear()
         self._tables = {
             number: self.store.frame_table(seq_ids, number).long()
-            for number in range(len(self.shapes.layout.classes))
+            for number in range(len(self.planned.layout.classes))
         }
-        for layer in self.layers:
-            if isinstance(layer, PooledAttentionLayer):
-                layer.cumulative_length = max(self._lengths)
-        if self.shapes.states:
+        self._show_past(max(self._lengths))
+        if self.planned.states:
             read, write = self.store.state_tables(seq_ids)
             self._read, self._write = read.long(), write.long()
             self._load_states()
         self._load_exact()
 
+    def _show_past(self, num_past: int) -> None:
+        self._num_past = num_past
+        for layer in self.layers:
+            if isinstance(layer, PooledAttentionLayer):
+                layer.cumulative_length = num_past
+
     def finish(self) -> None:
         """Write the states back; the forward pass is over."""
-        if not self.shapes.states or not self._copies_states:
+        if not self.planned.states or not self._copies_states:
             return
         for layer_idx, copies in self._exact.items():
             self._copies[layer_idx] = dict(enumerate(copies.carried()))
-        for shape, view in zip(self.shapes.states, self._state_views(), strict=True):
+        for shape, view in zip(self.planned.states, self._state_views(), strict=True):
             states = self._states_of(shape)
             tensor, layer = states.get(shape.number), self.layers[shape.layer_idx]
             if tensor is None and isinstance(layer, StateCacheMixin) and shape.kind == "recurrent":
@@ -141,7 +142,7 @@ class BatchCache(Cache):
 
     def _forget_states(self) -> None:
         """Those of the last pass, also of one that did not reach its end."""
-        for shape in self.shapes.states:
+        for shape in self.planned.states:
             self._states_of(shape)[shape.number] = None
         for copies in self._copies.values():
             copies.clear()
@@ -156,7 +157,7 @@ class BatchCache(Cache):
         if not started:
             return
         torch.index_select(self._whole_frames(), 0, self._read.reshape(-1), out=self._staged())
-        for shape, view in zip(self.shapes.states, self._state_views(), strict=True):
+        for shape, view in zip(self.planned.states, self._state_views(), strict=True):
             if shape.kind == "exact":
                 self._copies[shape.layer_idx][shape.number] = view
                 continue
@@ -190,7 +191,7 @@ class BatchCache(Cache):
     def _load_exact(self) -> None:
         """Copies that the sequences had; those of their first chunk have none."""
         longest = max(self._lengths)
-        for layer_idx, (num_sinks, window) in self.shapes.exact.items():
+        for layer_idx, (num_sinks, window) in self.planned.exact.items():
             copies = self._exact[layer_idx] = ExactTokens(num_sinks, window, slack=0)
             loaded = [self._copies[layer_idx].get(number) for number in range(2)]
             found = next((tensor for tensor in loaded if tensor is not None), None)
@@ -205,7 +206,7 @@ class BatchCache(Cache):
     def _staged(self) -> Tensor:
         """Room for the state frames of the batch, (B * state frames, words), kept for the next
         step."""
-        state, frame_bytes = self.shapes.layout.state, self.store.layout.frame_bytes
+        state, frame_bytes = self.planned.layout.state, self.store.layout.frame_bytes
         words = frame_bytes // torch.int64.itemsize
         count = len(self._ids) * state.num_frames
         if self._staging is None or len(self._staging) < count:
@@ -217,20 +218,17 @@ class BatchCache(Cache):
     def _state_views(self) -> list[Tensor]:
         """The state tensors within `_staged`, (B, ...) each. Rows divide frames, so every tensor is
         one piece per sequence."""
-        layout, batch = self.shapes.layout, len(self._ids)
-        assert layout.state.seamless
+        layout, staged = self.planned.layout, self._staged()
         stride = layout.state.num_frames * layout.frame_bytes
-        views = []
-        for shape, slices in zip(self.shapes.states, layout.state.slices, strict=True):
-            size = shape.dtype.itemsize
-            start = slices[0].frame * layout.frame_bytes + slices[0].offset
-            inner = [math.prod(shape.shape[i + 1 :]) for i in range(len(shape.shape))]
-            views.append(
-                self._staged()
-                .view(shape.dtype)
-                .as_strided((batch, *shape.shape), (stride // size, *inner), start // size)
+        return [
+            shape.view(
+                staged,
+                len(self._ids),
+                first_byte(layout.state, number, layout.frame_bytes),
+                stride,
             )
-        return views
+            for number, shape in enumerate(self.planned.states)
+        ]
 
     def _states_of(self, shape: StateShape) -> MutableMapping[int, Tensor | None]:
         if shape.kind == "exact":
@@ -241,18 +239,17 @@ class BatchCache(Cache):
     # What kernels ask for
 
     def row_step(
-        self, layer: PooledAttentionLayer, batch_size: int, num_new: int, first_slots: Tensor | None
+        self, layer_idx: int, batch_size: int, num_new: int, first_slots: Tensor | None
     ) -> RowStep | None:
-        """The new tokens of a layer's sequences; None for layers that torch reads."""
         step = self._step
-        if step is None or layer.layer_idx not in self.coverage.rows:
+        if step is None or layer_idx not in self.coverage.rows:
             return None
         assert num_new == step.num_new and batch_size == len(step.context_lens)
-        number, place = self.shapes.layout.class_of_layer[layer.layer_idx]
+        number, place = self.planned.layout.class_of_layer[layer_idx]
         return RowStep(
             arena=self.store.pool.arena,
             frame_bytes=self.store.pool.frame_bytes,
-            lifetime=self.shapes.layout.classes[number],
+            lifetime=self.planned.layout.classes[number],
             place=place,
             frame_table=step.frame_tables[number],
             context_lens=step.context_lens,
@@ -264,7 +261,6 @@ class BatchCache(Cache):
         )
 
     def state_step(self, layer_idx: int, num_pending: int) -> StateStep | None:
-        """The new token of a recurrent layer's sequences; None where torch takes it."""
         step = self._step
         if step is None or self._copies_states or layer_idx not in self.coverage.states:
             return None
@@ -285,7 +281,7 @@ class BatchCache(Cache):
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Slots before the new tokens, also where no layer attends."""
-        return max(self._lengths, default=0)
+        return self._num_past
 
     def exact_tokens(self, layer_idx: int, num_sinks: int, window: int) -> ExactTokens:
         """The copies of one layer."""
@@ -293,39 +289,36 @@ class BatchCache(Cache):
 
     # What attention layers ask for otherwise
 
-    def lay_out(self) -> None:
-        """The store has its layout."""
+    def write(self, layer_idx: int, begin: int, rows: Tensor) -> None:
+        """Store rows (B, T, elements) as those of each sequence's next tokens, which are in the
+        slots from `begin` on."""
+        self.planned.rows[layer_idx].check(rows)
+        view, frames, slots = self._rows(layer_idx, begin, begin + rows.shape[1])
+        view[frames, slots] = rows.to(view.dtype)
 
-    def write(self, layer: PooledAttentionLayer, begin: int, rows: Tensor) -> None:
-        """Store rows (B, T, elements) as those of each sequence's next tokens."""
-        view, frames, slots = self._rows(layer, "new", rows.shape[1])
-        view[frames, slots] = rows
-
-    def read(
-        self, layer: PooledAttentionLayer, begin: int, end: int, *, lasting: bool = True
-    ) -> Tensor:
-        """Rows (B, end - begin, elements) of the slots [begin, end)."""
-        view, frames, slots = self._rows(layer, begin, end)
+    def read(self, layer_idx: int, begin: int, end: int, *, lasting: bool = True) -> Tensor:
+        view, frames, slots = self._rows(layer_idx, begin, end)
         return view[frames, slots]
 
-    def _rows(self, layer: PooledAttentionLayer, begin: int | str, end: int):
-        number, place = self.shapes.layout.class_of_layer[layer.layer_idx]
-        lifetime = self.shapes.layout.classes[number]
-        dtype = self.shapes.row_dtypes[layer.layer_idx]
+    def place_state(
+        self, layer_idx: int, kind: str, number: int, tensor: Tensor
+    ) -> Placement | None:
+        """None: `begin` loads states, and `finish` writes them back."""
+        return None
+
+    def _rows(self, layer_idx: int, begin: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
+        """All rows of a layer (frames, T, elements), and frame and place there of the slots
+        [begin, end) of each sequence, (B, end - begin)."""
+        number, place = self.planned.layout.class_of_layer[layer_idx]
+        lifetime = self.planned.layout.classes[number]
+        dtype = self.planned.rows[layer_idx].dtype
         view = arena.row_view(self.store.pool, lifetime, place, dtype)
         key = (number, begin, end)
         if key not in self._index:
             lengths = torch.tensor(self._lengths, device=view.device)[:, None]
-            if begin == "new":
-                positions = lengths + torch.arange(end, device=view.device)
-            else:
-                slots = torch.arange(begin, end, device=view.device)
-                positions = slots - (max(self._lengths) - lengths)
+            slots = torch.arange(begin, end, device=view.device)
+            positions = slots - (max(self._lengths) - lengths)
             T = lifetime.tokens_per_frame
             frames = self._tables[number].gather(1, positions.clamp_min(0) // T)
             self._index[key] = frames * (positions >= 0), positions.clamp_min(0) % T
         return view, *self._index[key]
-
-
-def _kinds(config) -> list:
-    return DynamicCache(config=config).layers

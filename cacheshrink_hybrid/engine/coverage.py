@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..errors import KernelUnavailableError
-from ..kernels.backend import Backend, runs_triton
+from ..kernels.backend import Backend
 from ..latents.attention import pooled_attention
 from ..latents.attention.module import LatentAttention
 from ..placement import input_device
@@ -34,13 +34,16 @@ class KernelCoverage:
 
 
 def kernel_coverage(model: PreTrainedModel, spec: ModelSpec, backend: Backend) -> KernelCoverage:
-    """What kernels take of `model` with this backend.
+    """What kernels take of `model`.
+
+    Args:
+        backend: who decodes, see `RowMemory`.
 
     Raises:
-        KernelUnavailableError: `triton`, and it cannot run on the model's device, kernels cannot
-            take a converted layer, or nothing is converted.
+        KernelUnavailableError: `triton`, and kernels cannot take a converted layer, or nothing is
+            converted.
     """
-    if not runs_triton(backend, input_device(model)):
+    if backend == "torch":
         return KernelCoverage(frozenset(), frozenset(), {}, complete=False)
     rows: set[int] = set()
     states: set[int] = set()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from ..latents.attention.module import LatentAttention
 from ..latents.attention.pooled_attention import kept_tensors
 from ..model.adapters import adapted_modules
+from .batch_cache import BatchCache
+from .model_call import ModelCall
 from .step_tables import batch_buckets
-
-if TYPE_CHECKING:
-    from .runner import Runner
 
 WARM_UP_STEPS = 2
 
@@ -28,30 +27,35 @@ WARM_UP_STEPS = 2
 class DecodeStep:
     """One new token of each of up to `batch_size` sequences.
 
+    Args:
+        call, cache: of the engine.
+        max_tokens: most tokens that a sequence may have.
+
     Attributes:
         ids, positions: of the new tokens, (batch_size, 1).
         tables: where they go.
     """
 
-    def __init__(self, runner: Runner, batch_size: int) -> None:
-        device = runner.device
-        self.runner = runner
-        self.ids = torch.zeros(batch_size, 1, dtype=torch.long, device=device)
+    def __init__(
+        self, call: ModelCall, cache: BatchCache, batch_size: int, max_tokens: int
+    ) -> None:
+        self.call, self.cache = call, cache
+        self.ids = torch.zeros(batch_size, 1, dtype=torch.long, device=call.device)
         self.positions = torch.zeros_like(self.ids)
-        self.tables = runner.tables(batch_size, 1, runner.max_tokens)
+        self.tables = cache.tables(batch_size, 1, max_tokens)
 
     def fill(self, seq_ids: Sequence[Hashable], tokens: Sequence[int]) -> None:
         """Take in these sequences, whose frames have been reserved; the rest becomes padding."""
         count = len(seq_ids)
-        self.tables.fill(self.runner.store, seq_ids)
+        self.tables.fill(self.cache.store, seq_ids)
         self.ids[:count, 0] = torch.tensor(tokens, dtype=torch.long)
         self.ids[count:] = 0
         self.positions[:, 0] = (self.tables.context_lens - 1).clamp_min(0)
 
     def __call__(self) -> Tensor:
         """Logits (batch_size, V); those of padding mean nothing."""
-        self.runner.cache.begin_step(self.tables)
-        return self.runner.logits(self.ids, self.runner.cache, self.positions, None)
+        self.cache.begin_step(self.tables)
+        return self.call(self.ids, self.cache, self.positions, None)
 
 
 class ModelPlaces:
@@ -95,9 +99,9 @@ class RecordedStep:
         with torch.cuda.graph(self.graph, pool=memory):
             self.logits = step()
         # The graph knows addresses only; what it reads has to stay alive.
-        modules = step.runner.model.modules()
-        self._kept = [kept_tensors(m) for m in modules if isinstance(m, LatentAttention)]
-        self._places = ModelPlaces(step.runner.model)
+        model = step.call.model
+        self._kept = [kept_tensors(m) for m in model.modules() if isinstance(m, LatentAttention)]
+        self._places = ModelPlaces(model)
 
     @property
     def holds(self) -> bool:
@@ -110,10 +114,19 @@ class RecordedStep:
 
 
 class DecodeSteps:
-    """Decode steps of all batch sizes, made when they are first needed."""
+    """Decode steps of all batch sizes, made when they are first needed.
 
-    def __init__(self, runner: Runner, max_batch: int) -> None:
-        self.runner = runner
+    Args:
+        call: of the model.
+        cache: whose layers kernels take, all of them.
+        max_batch: most sequences of a step.
+        max_tokens: most tokens that a sequence may have.
+    """
+
+    def __init__(
+        self, call: ModelCall, cache: BatchCache, *, max_batch: int, max_tokens: int
+    ) -> None:
+        self.call, self.cache, self.max_tokens = call, cache, max_tokens
         self.buckets = batch_buckets(max_batch)
         self._steps: dict[int, tuple[DecodeStep, Callable[[], Tensor]]] = {}
         self._records = False
@@ -142,10 +155,10 @@ class DecodeSteps:
             self._steps.clear()  # weights were moved or exchanged, or adapters put in
             self._memory = None
         if size not in self._steps:
-            step = DecodeStep(self.runner, size)
+            step = DecodeStep(self.call, self.cache, size, self.max_tokens)
             run: Callable[[], Tensor] = step
             # Adapters are switched and scaled in Python, which a recorded graph does not run.
-            if self._records and not adapted_modules(self.runner.model):
+            if self._records and not adapted_modules(self.call.model):
                 run = recorded = RecordedStep(step, self._memory)
                 self._memory = recorded.graph.pool()
             self._steps[size] = (step, run)

@@ -233,7 +233,8 @@ class LLM:
         """Queue one prompt; an iterator over its outputs, one for every token. Others go on beside
         it. Closing the iterator aborts the request, and so does losing it."""
         outbox = Outbox(every_token=True)
-        return Stream(self._dispatcher, self._request(single_prompt(prompt), params, outbox))
+        request = self._request(single_prompt(prompt), params, outbox)
+        return Stream(self._dispatcher, request, outbox)
 
     # Inside
 

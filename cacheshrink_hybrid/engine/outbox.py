@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .request import Request, RequestOutput
+from .request import Request, RequestOutput
 
 
 class Outbox:

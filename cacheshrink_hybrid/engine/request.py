@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from .outbox import Outbox
 from .sampling import SamplingParams, TokenScores, choose_token
 from .transcript import Transcript
 
@@ -54,6 +53,19 @@ class RequestOutput:
         return state | {"transcript": None, "text": self.text}
 
 
+class Owner(Protocol):
+    """Who hears of a request: the outbox of its caller.
+
+    Attributes:
+        num_open: its requests that are not over.
+    """
+
+    num_open: int
+
+    def put(self, request: Request) -> None:
+        """A request has got a token, or is over."""
+
+
 @dataclass(slots=True, eq=False)
 class Request:
     """A request that is waiting or running, or over.
@@ -74,7 +86,7 @@ class Request:
     params: SamplingParams
     max_length: int | None
     end_tokens: frozenset[int]
-    outbox: Outbox
+    outbox: Owner
     transcript: Transcript | None
     generator: torch.Generator | None
     tokens: list[int]

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..cache_argument import cache_argument
-from ..caches import make_cache
+from ..caches.planned_layout import layout_of
 from ..errors import NotSupportedError, UnsupportedModelError
-from ..families import model_spec
 from ..kernels.backend import Backend
 from ..latents.attention.module import LatentAttention
 from ..model.adapters import adapted_modules, is_of_peft
 from ..model.attached_plan import is_converted, plan_of
-from ..placement import input_device
 from ..pool.budget import frames_within
 from ..pool.frame_pool import FramePool
+from ..pool.memory import decoding_backend
 from ..pool.store import SequenceStore
 from .batch_cache import BatchCache
 from .coverage import kernel_coverage
 from .decode_steps import DecodeSteps
+from .model_call import ModelCall
 from .step_tables import StepTables
-from .stored_shapes import stored_shapes
 
 
 class Runner:
@@ -64,44 +61,30 @@ class Runner:
                 f"the engine runs plain models, not a {type(model).__name__} of peft; give "
                 "model.get_base_model(), on which its adapters act as well"
             )
-        self.model, self.device = model, input_device(model)
+        self.call = ModelCall(model)
+        self.model, self.device = model, self.call.device
         self.config = model.config.get_text_config(decoder=True)
-        spec = model_spec(self.config)
-        self.continues_in_pieces = spec.continues_in_pieces
-        self._attends = bool(spec.attention_layers)
-        self._cache_name = cache_argument(model)
-        self.coverage = kernel_coverage(model, spec, backend)
-        probe = make_cache(model, backend="torch")
-        states = plan_of(model).states if is_converted(model) else ()
-        # So many that every ring of inputs has been rewritten into its state once.
-        count = 1 + max((state.replay_length for state in states), default=1)
-        with torch.no_grad():
-            ids = torch.zeros(1, count, dtype=torch.long, device=self.device)
-            positions = torch.arange(count, device=self.device)[None]
-            try:
-                self.logits(ids, probe, positions, None)
-            except ValueError as error:
-                if self._attends:
-                    raise
-                raise UnsupportedModelError(
-                    f"this {type(model).__name__} has recurrent layers alone, and transformers "
-                    f"runs such hybrids without a cache only ({error}); use a model type without "
-                    "attention, such as mamba2"
-                ) from error
-        shapes = stored_shapes(probe)
-        least = len(shapes.layout.classes) + shapes.layout.state.num_frames
-        frames = frames_within(cache_bytes, shapes.layout.frame_bytes, least=least)
-        pool = FramePool(frames, shapes.layout.frame_bytes, device=self.device)
-        self.store = SequenceStore(shapes.layout, pool)
-        self.cache = BatchCache(self.config, shapes, self.store, self.coverage, backend)
-        slots = [lifetime.tokens_per_frame for lifetime in shapes.layout.classes]
+        self.continues_in_pieces = self.call.spec.continues_in_pieces
+        backend = decoding_backend(backend, self.device)
+        self.coverage = kernel_coverage(model, self.call.spec, backend)
+        planned = layout_of(model)
+        layout = planned.layout
+        least = len(layout.classes) + layout.state.num_frames
+        frames = frames_within(cache_bytes, layout.frame_bytes, least=least)
+        self.store = SequenceStore(
+            layout, FramePool(frames, layout.frame_bytes, device=self.device)
+        )
+        self.cache = BatchCache(self.config, planned, self.store, self.coverage, backend)
+        slots = [lifetime.tokens_per_frame for lifetime in layout.classes]
         self.max_tokens = frames * max(slots, default=1)
         positions = getattr(self.config, "max_position_embeddings", None)
         if positions is not None:
             self.max_tokens = min(self.max_tokens, positions)
-        self._dtype = model.dtype
-        self._replay_lengths = [state.replay_length for state in states]
-        self._steps = DecodeSteps(self, max_batch) if self.coverage.complete else None
+        self._steps: DecodeSteps | None = None
+        if self.coverage.complete:
+            self._steps = DecodeSteps(
+                self.call, self.cache, max_batch=max_batch, max_tokens=self.max_tokens
+            )
         if cuda_graphs is None:
             possible = self._steps is not None and self.device.type == "cuda"
             cuda_graphs = possible and not adapted_modules(model)
@@ -121,18 +104,6 @@ class Runner:
             self._steps.record()
         self.equal_lengths_only = _reads_by_slot(model)
 
-    @contextmanager
-    def _in_the_dtype_of_the_pool(self) -> Iterator[None]:
-        try:
-            yield
-        except NotSupportedError as error:
-            if self.model.dtype == self._dtype:
-                raise
-            raise NotSupportedError(
-                f"the model was {self._dtype} when this engine was made and is {self.model.dtype} "
-                "now, and the pool's rows or states are of the former; make a new LLM"
-            ) from error
-
     @torch.inference_mode(False)
     @torch.no_grad()
     def prefill(self, seq_id: Hashable, tokens: Sequence[int]) -> Tensor:
@@ -142,7 +113,7 @@ class Runner:
         ids = torch.tensor([tokens], device=self.device)
         positions = torch.arange(begin, begin + len(tokens), device=self.device)[None]
         self.cache.begin([seq_id], self._prefill_step(seq_id, begin, len(tokens)))
-        logits = self.logits(ids, self.cache, positions, None)
+        logits = self.call(ids, self.cache, positions, None)
         self.cache.finish()
         self.store.commit([seq_id])
         return logits[0]
@@ -167,11 +138,11 @@ class Runner:
             longest = int(lengths.max())
             slots = torch.arange(longest + 1, device=self.device)
             mask = (slots >= longest - lengths[:, None]).long()
-            step = self.tables(len(names), 1, longest + 1) if self.coverage.rows else None
+            step = self.cache.tables(len(names), 1, longest + 1) if self.coverage.rows else None
             if step is not None:
                 step.fill(self.store, names)
             self.cache.begin(names, step)
-            found = self.logits(ids, self.cache, lengths[:, None], mask)
+            found = self.call(ids, self.cache, lengths[:, None], mask)
             self.cache.finish()
             for i, row in zip(members, found, strict=True):
                 logits[i] = row
@@ -182,25 +153,15 @@ class Runner:
         """For layers that kernels read; None where there is no history yet, which nobody reads."""
         if not begin or not self.coverage.rows:
             return None
-        step = self.tables(1, count, begin + count)
+        step = self.cache.tables(1, count, begin + count)
         step.fill(self.store, [seq_id])
         return step
-
-    def tables(self, batch_size: int, num_new: int, max_tokens: int) -> StepTables:
-        return StepTables(
-            self.cache.shapes.layout,
-            batch_size,
-            num_new,
-            max_tokens=max_tokens,
-            replay_lengths=self._replay_lengths,
-            device=self.device,
-        )
 
     def _groups(self, seq_ids: Sequence[Hashable]) -> list[list[int]]:
         groups: dict[tuple[int, bool, int], list[int]] = {}
         for i, seq_id in enumerate(seq_ids):
             length = self.store.num_tokens(seq_id)
-            replay_length = self.cache.shapes.replay_length
+            replay_length = self.cache.planned.replay_length
             # Sequences whose coded states have been rewritten stay apart from those before it.
             key = (
                 length % replay_length,
@@ -209,20 +170,6 @@ class Runner:
             )
             groups.setdefault(key, []).append(i)
         return list(groups.values())
-
-    def logits(self, ids: Tensor, cache, positions: Tensor, mask: Tensor | None) -> Tensor:
-        """Logits (B, V) after the last token."""
-        # Without attention nobody sees other slots, and nothing depends on positions.
-        seen = {"attention_mask": mask, "position_ids": positions} if self._attends else {}
-        with self._in_the_dtype_of_the_pool():
-            output = self.model(
-                input_ids=ids,
-                use_cache=True,
-                logits_to_keep=1,
-                **seen,
-                **{self._cache_name: cache},
-            )
-        return output.logits[:, -1]
 
 
 def _reads_by_slot(model: PreTrainedModel) -> bool:

@@ -125,7 +125,7 @@ class Scheduler:
                 if _wants_prefill(request)
             )
             request = self._waiting[0]
-            room = self.store.pool.num_free + self.store.num_evictable - spoken
+            room = self.store.num_available - spoken
             if room < self.store.need(len(request.tokens) + 1) and self._running:
                 return
             self.store.create(request.request_id)

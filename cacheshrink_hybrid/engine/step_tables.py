@@ -7,7 +7,7 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ class StepTables:
         num_new: int,
         *,
         max_tokens: int,
-        replay_lengths: Sequence[int] = (),
+        replay_lengths: Iterable[int] = (),
         device: torch.device,
     ) -> None:
         self.layout = layout
@@ -79,8 +79,7 @@ class StepTables:
     def fill(self, store: SequenceStore, seq_ids: Sequence[Hashable]) -> None:
         """Show these sequences, whose new tokens are reserved; the other rows become padding."""
         count = len(seq_ids)
-        lengths = [store.num_tokens(seq_id) for seq_id in seq_ids]
-        before = torch.tensor(lengths, dtype=torch.int32).to(self.context_lens.device)
+        before = store.context_lens(seq_ids)
         self.context_lens[:count] = before + self.num_new
         self.context_lens[count:] = 0
         positions = before.long()[:, None] + torch.arange(self.num_new, device=before.device)

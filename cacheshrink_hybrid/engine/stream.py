@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from .dispatcher import Dispatcher
+from .outbox import Outbox
 from .request import Request, RequestOutput
 
 
@@ -17,9 +18,10 @@ class Stream(Iterator[RequestOutput]):
         request_id: of the request.
     """
 
-    def __init__(self, dispatcher: Dispatcher, request: Request) -> None:
+    def __init__(self, dispatcher: Dispatcher, request: Request, outbox: Outbox) -> None:
         self._dispatcher = dispatcher
         self._request = request
+        self._outbox = outbox
         self._closed = False
         self._ready: deque[RequestOutput] = deque()
         dispatcher.submit([request])
@@ -30,7 +32,7 @@ class Stream(Iterator[RequestOutput]):
             raise StopIteration
         if not self._ready:
             try:
-                self._ready.extend(self._dispatcher.wait(self._request.outbox))
+                self._ready.extend(self._dispatcher.wait(self._outbox))
             except BaseException:
                 self.close()
                 raise

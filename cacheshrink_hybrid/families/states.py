@@ -15,7 +15,7 @@ from transformers import PretrainedConfig
 
 from ..spec import PLAIN_FORM, MixerForm, StateSpec
 
-Sizes = Callable[[PretrainedConfig], dict[str, int]]
+Sizes = Callable[[PretrainedConfig], dict[str, Any]]
 
 
 def _first(config: PretrainedConfig, *names: str, default: Any = None) -> Any:
@@ -27,7 +27,7 @@ def _first(config: PretrainedConfig, *names: str, default: Any = None) -> Any:
     return default
 
 
-def mamba2_sizes(config: PretrainedConfig) -> dict[str, int]:
+def mamba2_sizes(config: PretrainedConfig) -> dict[str, Any]:
     heads = _first(config, "mamba_n_heads", "mamba_num_heads", "n_mamba_heads", "num_heads")
     width = _first(config, "mamba_d_head", "mamba_head_dim", "mamba_headdim", "head_dim")
     groups = _first(config, "mamba_n_groups", "mamba_ngroups", "n_groups")
@@ -39,26 +39,29 @@ def mamba2_sizes(config: PretrainedConfig) -> dict[str, int]:
         "num_groups": groups,
         "conv_channels": heads * width + 2 * groups * size,
         "conv_kernel": _first(config, "mamba_d_conv", "conv_kernel"),
+        "recurrent_shape": (heads, width, size),
     }
 
 
-def mamba_sizes(config: PretrainedConfig) -> dict[str, int]:
+def mamba_sizes(config: PretrainedConfig) -> dict[str, Any]:
     expand = _first(config, "mamba_expand", "expand")
     channels = _first(config, "mamba_inner_size", "intermediate_size")
     if config.model_type not in ("mamba", "falcon_mamba"):
         channels = int(expand * config.hidden_size)
-    heads = _first(config, "n_mamba_heads", default=1)
+    heads = _first(config, "n_mamba_heads")
+    size = _first(config, "mamba_d_state", "state_size")
     return {
-        "num_heads": heads,
-        "head_dim": channels // heads,
-        "state_size": _first(config, "mamba_d_state", "state_size"),
-        "num_groups": heads,
+        "num_heads": heads or 1,
+        "head_dim": channels // (heads or 1),
+        "state_size": size,
+        "num_groups": heads or 1,
         "conv_channels": channels,
         "conv_kernel": _first(config, "mamba_d_conv", "conv_kernel"),
+        "recurrent_shape": (heads, channels // heads, size) if heads else (channels, size),
     }
 
 
-def gated_delta_net_sizes(config: PretrainedConfig) -> dict[str, int]:
+def gated_delta_net_sizes(config: PretrainedConfig) -> dict[str, Any]:
     key_heads, value_heads = config.linear_num_key_heads, config.linear_num_value_heads
     key_dim, value_dim = config.linear_key_head_dim, config.linear_value_head_dim
     return {
@@ -68,10 +71,11 @@ def gated_delta_net_sizes(config: PretrainedConfig) -> dict[str, int]:
         "num_groups": key_heads,
         "conv_channels": 2 * key_heads * key_dim + value_heads * value_dim,
         "conv_kernel": config.linear_conv_kernel_dim,
+        "recurrent_shape": (value_heads, key_dim, value_dim),
     }
 
 
-def kimi_delta_sizes(config: PretrainedConfig) -> dict[str, int]:
+def kimi_delta_sizes(config: PretrainedConfig) -> dict[str, Any]:
     heads, width = config.linear_num_heads, config.linear_head_dim
     return {
         "num_heads": heads,
@@ -80,10 +84,11 @@ def kimi_delta_sizes(config: PretrainedConfig) -> dict[str, int]:
         "num_groups": heads,
         "conv_channels": 3 * heads * width,
         "conv_kernel": config.linear_conv_kernel_dim,
+        "recurrent_shape": (heads, width, width),
     }
 
 
-def short_conv_sizes(config: PretrainedConfig) -> dict[str, int]:
+def short_conv_sizes(config: PretrainedConfig) -> dict[str, Any]:
     return {
         "num_heads": 0,
         "head_dim": 0,
@@ -91,10 +96,11 @@ def short_conv_sizes(config: PretrainedConfig) -> dict[str, int]:
         "num_groups": 0,
         "conv_channels": config.hidden_size,
         "conv_kernel": config.conv_L_cache,
+        "recurrent_shape": (),
     }
 
 
-def rg_lru_sizes(config: PretrainedConfig) -> dict[str, int]:
+def rg_lru_sizes(config: PretrainedConfig) -> dict[str, Any]:
     width = _first(config, "lru_width", "hidden_size")
     return {
         "num_heads": 1,
@@ -103,6 +109,7 @@ def rg_lru_sizes(config: PretrainedConfig) -> dict[str, int]:
         "num_groups": 1,
         "conv_channels": width,
         "conv_kernel": config.conv1d_width,
+        "recurrent_shape": (width,),
     }
 
 

@@ -148,8 +148,12 @@ class ExactTokens:
         return tuple(tensor for tensor in (self._recent, self._sinks) if tensor is not None)
 
 
+def copy_dtype(dtype: torch.dtype) -> torch.dtype:
+    """16 bits: the type of the latents if they have as many, float16 otherwise."""
+    return dtype if dtype.itemsize == 2 else torch.float16
+
+
 def _half(latent: Tensor) -> Tensor:
-    """Latents at 16 bits: as they are if they are, float16 otherwise."""
-    if latent.dtype.itemsize == 2:
-        return latent
-    return latent.clamp(-FLOAT16_MAX, FLOAT16_MAX).half()
+    """Latents in `copy_dtype`."""
+    dtype = copy_dtype(latent.dtype)
+    return latent if latent.dtype == dtype else latent.clamp(-FLOAT16_MAX, FLOAT16_MAX).to(dtype)

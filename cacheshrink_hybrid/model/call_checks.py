@@ -1,5 +1,5 @@
-"""What a converted model refuses of a call: caches of another model, and rows of positions or masks
-that its latents cannot be read by.
+"""What a converted model does before every call: it tells caches what is stored, and refuses those
+of another model, and rows of positions or masks that its latents cannot be read by.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..cache_argument import given_cache
+from ..caches import HybridCache
 from ..caches.dense_cache import num_cached_tokens
 from ..errors import NotSupportedError
 from ..families import model_spec
@@ -24,16 +25,28 @@ from .attached_plan import plan_of
 
 
 def check_calls(model: PreTrainedModel) -> None:
-    """Check the rows of every call, on the inner model, which all of them go through."""
+    """Check the rows of every call, on the inner model, which all of them go through, and tell
+    caches what is stored."""
     inner = model.base_model
     names = list(inspect.signature(inner.forward).parameters)
     rotates = any(
         module.rotary for module in inner.modules() if isinstance(module, LatentAttention)
     )
+    inner.register_forward_pre_hook(partial(_plan_cache, names), with_kwargs=True)
     if rotates or model_spec(model.config).state_layers:
         own_states = frozenset(state.layer_idx for state in plan_of(model).states)
         check = partial(_check_call, names, rotates, own_states)
         inner.register_forward_pre_hook(check, with_kwargs=True)
+
+
+def _plan_cache(names: list[str], inner: Any, args: tuple, kwargs: dict[str, Any]) -> None:
+    """Tell a pooled cache what the model stores, if it was made of a config alone, or for another
+    mode of the model."""
+    if torch.compiler.is_compiling():
+        return
+    cache = given_cache(dict(zip(names, args, strict=False)) | kwargs)
+    if isinstance(cache, HybridCache):
+        cache.plan_for(inner)
 
 
 def _check_call(

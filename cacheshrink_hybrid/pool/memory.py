@@ -1,11 +1,13 @@
-"""What a step finds of one layer in a pool, as kernels take it: bytes, tables and lengths.
+"""The contract between a pool and the layers that remember in it.
 
-A cache that decodes by kernels gives these out instead of tensors of history: `RowStep` for the
-rows of an attention layer, `StateStep` for the state of a recurrent one.
+A cache over a pool is a `RowMemory` to attention layers and a `StateMemory` to recurrent ones.
+Torch is given tensors of history; kernels are given bytes, tables and lengths: a `RowStep` for the
+rows of an attention layer, a `StateStep` for the state of a recurrent one.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,10 +15,107 @@ import torch
 from torch import Tensor
 
 from ..errors import KernelUnavailableError
-from ..kernels.backend import Backend
+from ..kernels.backend import Backend, runs_triton
 from ..kernels.states.pages import StatePlace
 from .layout import LifetimeClass
 from .state_map import StateMap
+from .state_tensors import Placement
+
+
+def decoding_backend(backend: Backend, device: torch.device) -> Backend:
+    """`backend` where kernels run on a device, `torch` where they do not. This is the one place
+    that decides it; steps are told.
+
+    Raises:
+        KernelUnavailableError: `triton` was asked for and cannot run there.
+    """
+    return backend if runs_triton(backend, device) else "torch"
+
+
+class RowMemory(ABC):
+    """What a cache owes the attention layers of a model: places for the rows of their new tokens,
+    and the rows of those before.
+
+    Attributes:
+        backend: who reads and writes rows, decided before a step begins: `torch`; `auto`, kernels
+            where they can and torch elsewhere; `triton`, kernels or a refusal.
+        slots_are_positions: each sequence lies in the slots of its positions, so masks say nothing.
+            Otherwise sequences may be padded on the left, and the slots of padding count.
+    """
+
+    backend: Backend
+    slots_are_positions: bool
+
+    @abstractmethod
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Slots of a layer before the new ones; named as in transformers."""
+
+    @abstractmethod
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Slots that `query_length` new tokens of a layer see, their own included, and the first
+        of them; named as in transformers."""
+
+    @abstractmethod
+    def row_step(
+        self, layer_idx: int, batch_size: int, num_new: int, first_slots: Tensor | None
+    ) -> RowStep | None:
+        """Make room for the next `num_new` tokens of a layer, whose rows kernels write and read.
+
+        Args:
+            first_slots: first slot of each sequence that is not padding, (B,) int32, or None.
+
+        Returns:
+            None where torch has to take the step.
+        """
+
+    @abstractmethod
+    def write(self, layer_idx: int, begin: int, rows: Tensor) -> None:
+        """Store rows (B, T, elements) of a layer's tokens from slot `begin` on."""
+
+    @abstractmethod
+    def read(self, layer_idx: int, begin: int, end: int, *, lasting: bool = True) -> Tensor:
+        """Rows (B, end - begin, elements) of the slots [begin, end) of a layer.
+
+        Args:
+            lasting: False if they are done with before the next call, whose rows may then take
+                their place.
+        """
+
+
+class StateMemory(ABC):
+    """What a cache owes the recurrent layers of a model: where their states lie.
+
+    Attributes:
+        backend: who steps states, as in `RowMemory`.
+        records_past: states wait outside of the pool, because their last tokens may be taken back;
+            kernels do not step them.
+    """
+
+    backend: Backend
+    records_past: bool
+
+    @abstractmethod
+    def place_state(
+        self, layer_idx: int, kind: str, number: int, tensor: Tensor
+    ) -> Placement | None:
+        """Where a state tensor (B, ...), which has this value now, is to lie in the pool; None if
+        it stays outside.
+
+        Args:
+            kind, number: see `StateShape`.
+        """
+
+    @abstractmethod
+    def state_step(self, layer_idx: int, num_pending: int) -> StateStep | None:
+        """Take in the next token of a layer by kernels; None where torch has to take it.
+
+        Args:
+            num_pending: inputs in its replay ring.
+        """
+
+
+class PoolMemory(RowMemory, StateMemory):
+    """A cache over a pool, of a model with any layers."""
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)

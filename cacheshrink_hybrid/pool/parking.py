@@ -72,17 +72,6 @@ class Parking:
         self.evicted += 1
         return seq_id
 
-    def make_room(self, needed: int) -> None:
-        """Evict until so many frames are free.
-
-        Raises:
-            CacheFullError: there would be too few even without any parked sequence.
-        """
-        pool = self.frames.pool
-        self.check(needed, pool.num_free + self.frames.num_evictable)
-        while needed > pool.num_free:
-            self.evict()
-
     def check(self, needed: int, available: int) -> None:
         """Refuse what needs more frames than there can be."""
         if needed > available:

@@ -108,7 +108,7 @@ def perform_step(layout: Layout, frames: HeldFrames, step: Step) -> None:
             handles = frames.allocate(sum(n for _, n in growths), lifetime.kind)
             _grow_tables(growths, handles)
         copies = [(s.tables[number], entry) for s, at, entry in step.copies if at == number]
-        own_frames(frames, copies, lifetime.kind)
+        _own_frames(frames, copies, lifetime.kind)
     size = layout.state.num_frames
     states = step.new_states + step.moved_states
     if states:
@@ -130,7 +130,7 @@ def slide_windows(layout: Layout, frames: HeldFrames, step: Step) -> None:
         frames.release(going)
 
 
-def own_frames(frames: HeldFrames, entries: list[tuple[FrameTable, int]], kind: str) -> None:
+def _own_frames(frames: HeldFrames, entries: list[tuple[FrameTable, int]], kind: str) -> None:
     """Put a copy in the place of each of these entries, whose frames are shared."""
     if not entries:
         return

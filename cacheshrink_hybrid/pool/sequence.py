@@ -70,12 +70,6 @@ class FrameTable:
         self._entries[self._num_gone : count] = GONE
         self._num_gone = count
 
-    def revive_leading(self, handles: Handles) -> None:
-        """Put frames in the place of the last entries that are gone."""
-        begin = self._num_gone - len(handles)
-        self._entries[begin : self._num_gone] = handles
-        self._num_gone = begin
-
     def cut(self, count: int) -> Handles:
         """Shorten to `count` entries; returns the held ones that were cut off."""
         if count >= self._length:

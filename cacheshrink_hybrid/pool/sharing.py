@@ -1,14 +1,10 @@
-"""Sequences that share frames: copies of a prefix, and beams that change places."""
+"""Sequences that share frames."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-
-from .frame_ledger import Handles
 from .held_frames import HeldFrames
 from .layout import Layout
-from .sequence import CachedSequence, FrameTable
+from .sequence import CachedSequence
 
 
 def share_prefix(
@@ -36,54 +32,3 @@ def share_prefix(
         }
     for handles in twin.holdings():
         frames.retain(handles)
-
-
-@dataclass(frozen=True, slots=True)
-class _Content:
-    """What a sequence without a pending step remembers."""
-
-    tables: list[FrameTable]
-    first: list[int]
-    num_tokens: int
-    state: Handles | None
-    checkpoints: dict[int, Handles]
-
-    def holdings(self) -> Iterator[Handles]:
-        """Every group of frames in it."""
-        for table in self.tables:
-            yield table.held
-        for state in (self.state, *self.checkpoints.values()):
-            if state is not None:
-                yield state
-
-    @classmethod
-    def of(cls, sequence: CachedSequence) -> _Content:
-        return cls(
-            [table.first_frames(len(table)) for table in sequence.tables],
-            list(sequence.first),
-            sequence.num_tokens,
-            sequence.state,
-            dict(sequence.checkpoints),
-        )
-
-    def give_to(self, sequence: CachedSequence) -> None:
-        sequence.tables = [table.first_frames(len(table)) for table in self.tables]
-        sequence.first, sequence.num_tokens = list(self.first), self.num_tokens
-        sequence.state, sequence.next_state = self.state, None
-        sequence.checkpoints = dict(self.checkpoints)
-
-
-def permute(
-    frames: HeldFrames, sequences: Sequence[CachedSequence], sources: Sequence[int]
-) -> None:
-    """Let sequence i go on from what sequence `sources[i]` holds, for all i at once."""
-    before = [_Content.of(sequence) for sequence in sequences]
-    taken = [i for i, source in enumerate(sources) if source != i]
-    for i in taken:
-        for handles in before[sources[i]].holdings():
-            frames.retain(handles)
-    given_up = [handles for i in taken for handles in sequences[i].holdings()]
-    for i in taken:
-        before[sources[i]].give_to(sequences[i])
-    for handles in given_up:
-        frames.release(handles)

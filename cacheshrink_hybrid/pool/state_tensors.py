@@ -8,7 +8,7 @@ sequence, each a byte string in the order of the layers; a state tensor is a str
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,39 +16,96 @@ import torch
 from torch import Tensor
 
 from ..lasting import lasting_tensors
-from .frame_ledger import FRAME_MASK, Handles
 from .frame_pool import FramePool
 from .state_map import ROW_ALIGNMENT, StateMap, StateRows
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
-    """Where a tensor (B, ...) lies: B pieces of `num_bytes` bytes, `stride` bytes apart."""
+class StateShape:
+    """One tensor of fixed size that a layer keeps per sequence: number `number` of its `kind`.
 
-    pool: FramePool
+    Kinds are `conv` and `recurrent`, as cache layers of transformers number their states, and
+    `exact`: copies of the most recent tokens (0) and of the first ones (1). These are like a state:
+    of one size, and written anew by every step.
+    """
+
+    layer_idx: int
+    kind: str
+    number: int
     shape: tuple[int, ...]
     dtype: torch.dtype
+
+    def rows(self) -> StateRows:
+        """Its rows for the layout: of 16 bytes or less, because tensors of any size come before
+        it, each from a multiple of 16 bytes on, and no row may be cut by a frame."""
+        num_bytes = math.prod(self.shape) * self.dtype.itemsize
+        row = math.gcd(ROW_ALIGNMENT, num_bytes)
+        return StateRows(
+            layer_idx=self.layer_idx,
+            name=f"{self.kind}{self.number}",
+            num_rows=num_bytes // row,
+            row_bytes=row,
+        )
+
+    def fits(self, tensor: Tensor) -> bool:
+        """Whether a tensor (B, ...) is of this shape and type."""
+        return (self.shape, self.dtype) == (tuple(tensor.shape[1:]), tensor.dtype)
+
+    def view(self, memory: Tensor, batch_size: int, start: int, stride: int) -> Tensor:
+        """The tensor (B, ...) in bytes: B pieces, `stride` bytes apart, the first from byte `start`
+        on."""
+        size = self.dtype.itemsize
+        inner = [math.prod(self.shape[i + 1 :]) for i in range(len(self.shape))]
+        return memory.view(self.dtype).as_strided(
+            (batch_size, *self.shape), (stride // size, *inner), start // size
+        )
+
+
+def first_byte(state: StateMap, number: int, frame_bytes: int) -> int:
+    """Where tensor `number` begins in a state whose frames are neighbours."""
+    assert state.seamless, "rows divide what tensors are aligned to, so they never straddle"
+    first = state.slices[number][0]
+    return first.frame * frame_bytes + first.offset
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where the state tensor of a batch lies: B pieces from byte `start` of the arena on, `stride`
+    bytes apart."""
+
+    pool: FramePool
+    shape: StateShape
+    batch_size: int
     start: int
     stride: int
 
+    def takes(self, tensor: Tensor) -> bool:
+        return len(tensor) == self.batch_size and self.shape.fits(tensor)
+
     def view(self) -> Tensor:
         """The tensor, looked up in the arena as it is now; it can be written to in every mode."""
-        size = self.dtype.itemsize
-        inner = [math.prod(self.shape[i + 1 :]) for i in range(1, len(self.shape))]
         with lasting_tensors(), torch.enable_grad():
-            return self.pool.arena.view(self.dtype).as_strided(
-                self.shape, (self.stride // size, *inner), self.start // size
-            )
+            return self.shape.view(self.pool.arena, self.batch_size, self.start, self.stride)
+
+
+Place = Callable[[int, Tensor], Placement | None]
+"""Where tensor `number`, which has this value now, is to lie; None for memory of its own."""
 
 
 class PooledStates(MutableMapping):
-    """Tensors by number, as a cache layer of transformers keeps them; each is None, a tensor of its
-    own, or placed in the pool. What is assigned to a placed tensor is written to the pool, as long
-    as it has its shape and type."""
+    """Tensors by number, as a cache layer of transformers keeps them; each is None, in the pool, or
+    a tensor of its own. What is assigned is copied to the pool where it has a place there.
 
-    def __init__(self, values: MutableMapping[int, Any]) -> None:
-        self._values: dict[int, Tensor | Placement | None] = dict(values)
+    Args:
+        values: tensors to begin with.
+        place: finds places.
+    """
+
+    def __init__(self, values: Mapping[int, Tensor | None], place: Place) -> None:
+        self._place = place
+        self._values: dict[int, Tensor | Placement | None] = {}
         self._views: dict[int, tuple[Tensor, Tensor]] = {}
+        self.update(values)
 
     def __getitem__(self, number: int) -> Tensor | None:
         value = self._values[number]
@@ -62,16 +119,19 @@ class PooledStates(MutableMapping):
 
     def __setitem__(self, number: int, value: Tensor | None) -> None:
         old = self._values.get(number)
-        if (
-            isinstance(old, Placement)
-            and value is not None
-            and (old.shape, old.dtype) == (tuple(value.shape), value.dtype)
-        ):
-            view = self[number]
-            assert view is not None
-            view.copy_(value.detach())
-        else:
+        if value is None or not value.numel():
             self._values[number] = value
+            return
+        if not (isinstance(old, Placement) and old.takes(value)):
+            self._values[number] = value
+            place = self._place(number, value)
+            if place is None:
+                return
+            self._values[number] = place
+            self._views.pop(number, None)
+        view = self[number]
+        assert view is not None
+        view.copy_(value.detach())
 
     def __getstate__(self) -> dict[str, Any]:
         """Without views, which a copy would have of memory of their own."""
@@ -90,57 +150,8 @@ class PooledStates(MutableMapping):
         """Tensors that are not in the pool."""
         return [value for value in self._values.values() if isinstance(value, Tensor)]
 
-    def place(self, number: int, placement: Placement) -> None:
-        """Move a tensor into the pool."""
-        value = self[number]
-        assert value is not None
-        self._values[number] = placement
-        self._views.pop(number, None)
-        placement.view().copy_(value)
-
     def take_out(self) -> None:
-        """Give every placed tensor memory of its own again."""
+        """Give every tensor memory of its own again."""
         for number, value in self._values.items():
             if isinstance(value, Placement):
                 self._values[number] = value.view().clone()
-
-
-@dataclass(frozen=True, slots=True)
-class StateTensor:
-    """One state tensor (B, ...) of a layer: number `number` of its `kind`, conv or recurrent."""
-
-    layer_idx: int
-    kind: str
-    number: int
-    tensor: Tensor
-
-    def rows(self) -> StateRows:
-        """Its rows for the layout: of 16 bytes or less, because tensors of any size come before
-        it, each from a multiple of 16 bytes on, and no row may be cut by a frame."""
-        num_bytes = self.tensor[0].numel() * self.tensor.dtype.itemsize
-        row = math.gcd(ROW_ALIGNMENT, num_bytes)
-        return StateRows(
-            layer_idx=self.layer_idx,
-            name=f"{self.kind}{self.number}",
-            num_rows=num_bytes // row,
-            row_bytes=row,
-        )
-
-
-def placements(
-    pool: FramePool, state: StateMap, handles: Handles, tensors: Sequence[StateTensor]
-) -> list[Placement]:
-    """Places of state tensors, one per entry of `state.rows`, in a run of B * state.num_frames
-    neighbouring frames."""
-    assert state.seamless, "rows divide what tensors are aligned to, so they never straddle"
-    first = int(handles[0] & FRAME_MASK)
-    return [
-        Placement(
-            pool=pool,
-            shape=tuple(entry.tensor.shape),
-            dtype=entry.tensor.dtype,
-            start=(first + slices[0].frame) * pool.frame_bytes + slices[0].offset,
-            stride=state.num_frames * pool.frame_bytes,
-        )
-        for slices, entry in zip(state.slices, tensors, strict=True)
-    ]

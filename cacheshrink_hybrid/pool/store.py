@@ -10,14 +10,14 @@ Sequences share frames. A fork copies nothing; a shared, partly filled last fram
 its first new row is written, and a shared state is read from the old frames and written to fresh
 ones. A call that raises has changed nothing.
 
-What each operation does to one sequence stands in a module of its own: `step`, `sharing`,
+What each operation does to one sequence stands in a module of its own: `reservation`, `sharing`,
 `parking`, `going_back`. The store looks sequences up, refuses what does not fit, and finds the
 frames.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
@@ -27,14 +27,13 @@ from . import frame_tables
 from .accounts import StoreStatistics, check_accounts, store_statistics
 from .frame_ledger import Handles
 from .frame_pool import FramePool
-from .going_back import Shift, check_resume, cut_middle, cut_tail, plan_middle_cut
+from .going_back import check_resume, cut_tail
 from .held_frames import HeldFrames
 from .layout import Layout
 from .parking import Parking
 from .reservation import perform_step, plan_step, slide_windows
 from .roster import Roster
-from .sequence import CachedSequence
-from .sharing import permute, share_prefix
+from .sharing import share_prefix
 
 
 class SequenceStore:
@@ -45,9 +44,6 @@ class SequenceStore:
         pool: frames of `layout.frame_bytes` bytes, all free.
         history: tokens kept beyond every window, so that so many can be removed again.
         policy: which parked sequence is evicted first; see `eviction`.
-        rotated_layers: layers whose rows hold keys that were rotated by their position; None for
-            all. Latents are rotated when they are read, so they belong to no position.
-        shift: turns rows of such layers, for `remove` in the middle.
 
     Attributes:
         table_changes: grows whenever a step gives a sequence other frames than it had; between two
@@ -61,8 +57,6 @@ class SequenceStore:
         *,
         history: int = 0,
         policy: str = "lru",
-        rotated_layers: Collection[int] | None = None,
-        shift: Shift | None = None,
     ) -> None:
         if pool.frame_bytes != layout.frame_bytes or pool.num_held:
             raise FrameError(
@@ -73,9 +67,6 @@ class SequenceStore:
         self.pool = pool
         self.history = history
         self.table_changes = 0
-        layers = set(layout.class_of_layer)
-        self._rotated_layers = layers & set(layers if rotated_layers is None else rotated_layers)
-        self._shift = shift
         self._roster = Roster(len(layout.classes))
         self._frames = HeldFrames(pool)
         self._runs: dict[Hashable, Handles] = {}
@@ -96,23 +87,14 @@ class SequenceStore:
         return self._parking.evicted
 
     @property
-    def num_evictable(self) -> int:
-        """Frames that evicting every parked sequence would make free."""
-        return self._frames.num_evictable
-
-    @property
-    def copied_bytes(self) -> int:
-        """Bytes of frames copied before a write, so far."""
-        return self._frames.copied_bytes
+    def num_available(self) -> int:
+        """Frames that are free, or would be if every parked sequence were evicted."""
+        return self.pool.num_free + self._frames.num_evictable
 
     def need(self, num_tokens: int) -> int:
         """Frames that a new sequence needs to take `num_tokens` tokens at once."""
         kv = sum(-(-num_tokens // lifetime.tokens_per_frame) for lifetime in self.layout.classes)
         return kv + self.layout.state.num_frames
-
-    def can_admit(self, num_tokens: int) -> bool:
-        """Whether a new sequence could take `num_tokens` tokens now: the whole admission rule."""
-        return self.pool.num_free + self.num_evictable >= self.need(num_tokens)
 
     def num_tokens(self, seq_id: Hashable) -> int:
         return self._roster.known(seq_id).num_tokens
@@ -152,10 +134,6 @@ class SequenceStore:
         """Let a parked sequence run on."""
         self._parking.wake(self._roster.known(seq_id))
 
-    def reset(self, seq_id: Hashable) -> None:
-        """Empty a running sequence, checkpoints included."""
-        self.remove(seq_id, 0)
-
     # Steps
 
     def reserve(self, seq_ids: Sequence[Hashable], counts: int | Sequence[int]) -> None:
@@ -178,8 +156,7 @@ class SequenceStore:
             step = plan_step(self.layout, self._frames, sequences, counts, self.history)
             if step.num_needed <= self.pool.num_free + step.num_freed:
                 break
-            most = self.pool.num_free + self.num_evictable + step.num_unpinned
-            self._parking.check(step.num_needed, most)
+            self._parking.check(step.num_needed, self.num_available + step.num_unpinned)
             self._parking.evict()
         perform_step(self.layout, self._frames, step)
         self.table_changes += step.changes_tables
@@ -251,11 +228,6 @@ class SequenceStore:
         origin.uses += 1
         self._roster.touch(origin)
 
-    def reorder(self, seq_ids: Sequence[Hashable], sources: Sequence[int]) -> None:
-        """Let sequence i go on from what sequence `sources[i]` of the list holds, for all i at
-        once; as beams do."""
-        permute(self._frames, self._roster.all_ready(seq_ids), sources)
-
     # Frames beside sequences
 
     def hold_run(self, name: Hashable, count: int) -> Handles:
@@ -317,37 +289,18 @@ class SequenceStore:
             places = sorted((p for p in kept if p <= position), reverse=True)
         return next((place for place in places if self.can_resume(seq_id, place)), 0)
 
-    def remove(self, seq_id: Hashable, begin: int, end: int | None = None) -> None:
-        """Forget the tokens [begin, end); later ones move down to `begin`.
-
-        Removing a tail goes back to an earlier state of the sequence. Removing from the middle
-        renumbers keys; their rows are copied to where they now belong.
-
-        Args:
-            end: None for all from `begin` on.
+    def remove(self, seq_id: Hashable, begin: int) -> None:
+        """Forget the tokens from `begin` on: go back to an earlier state of the sequence.
 
         Raises:
             NotSupportedError: the sequence could not go on exactly: tokens that the next one sees
-                have left a window, no recurrent state is kept at `begin`, a recurrent state has
-                taken the tokens in the middle, or keys were rotated and there is no `shift`.
-            CacheFullError: rows in the middle are shared and there are no frames to copy them.
+                have left a window, or no recurrent state is kept at `begin`.
         """
         sequence = self._roster.ready(seq_id)
-        num_tokens = sequence.num_tokens
-        end = num_tokens if end is None else end
-        if not 0 <= begin <= end <= num_tokens:
-            raise SequenceError(
-                f"tokens [{begin}, {end}) of sequence {seq_id!r} cannot be removed; it has "
-                f"{num_tokens}"
-            )
-        if begin == end:
-            return
-        if end == num_tokens:
+        if begin != sequence.num_tokens:
             check_resume(self.layout, sequence, begin)
             cut_tail(self.layout, self._frames, sequence, begin)
-        else:
-            self._remove_middle(sequence, begin, end)
-        self._roster.touch(sequence)
+            self._roster.touch(sequence)
 
     # Tables and bytes
 
@@ -378,18 +331,3 @@ class SequenceStore:
     def check_integrity(self) -> None:
         """Raise `FrameError` unless every reference and pin is that of exactly one sequence."""
         check_accounts(self.layout, self._frames, self._roster, self._runs.values())
-
-    # Inside
-
-    def _remove_middle(self, sequence: CachedSequence, begin: int, end: int) -> None:
-        unshiftable = self._rotated_layers if self._shift is None else ()
-        cut = plan_middle_cut(self.layout, self._frames, sequence, begin, end, unshiftable)
-        self._parking.make_room(cut.num_needed)
-        cut_middle(
-            self.layout,
-            self._frames,
-            sequence,
-            cut,
-            rotated_layers=self._rotated_layers,
-            shift=self._shift,
-        )

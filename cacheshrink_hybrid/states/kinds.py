@@ -23,9 +23,8 @@ class MixerKind:
         mixer: `module:class` of the compressed mixer, a `RecurrentMixer`.
         methods: rows of `STATE_METHODS` that its recurrence commutes with, its default first.
         folded_columns: by method, convolution channels that go with every dropped state channel.
-        wide_inputs: how many of a token's inputs are as wide as its output, M * P.
-        exact_inputs: positions of those that a ring keeps in float32, one number per head: what the
-            decay is computed from.
+        inputs: of one token to the recurrence, in the order of the ring: `values` (M * P), `writes`
+            (B or keys, all ranks) and `decays`, what a head's decay is computed from (M, float32).
         replayed: a kernel replays its ring.
     """
 
@@ -33,10 +32,14 @@ class MixerKind:
     title: str
     mixer: str
     methods: tuple[str, ...]
+    inputs: tuple[str, ...]
     folded_columns: dict[str, int] = field(default_factory=dict)
-    wide_inputs: int = 1
-    exact_inputs: tuple[int, ...] = ()
     replayed: bool = True
+
+    @property
+    def exact_inputs(self) -> tuple[int, ...]:
+        """Positions of the inputs that a ring keeps in float32."""
+        return tuple(i for i, name in enumerate(self.inputs) if name == "decays")
 
     def mixer_class(self) -> Any:
         return imported(self.mixer)
@@ -57,21 +60,21 @@ MIXER_KINDS: dict[str, MixerKind] = {
             methods=("oblique", "select", "prune", "principal"),
             # B's channel; and C's, unless what reads the others is refitted.
             folded_columns={"select": 1, "prune": 2},
-            exact_inputs=(1,),
+            inputs=("values", "decays", "writes"),
         ),
         MixerKind(
             name="gated_delta_net",
             title="Gated DeltaNet",
             mixer=f"{_MIXERS}.gated_delta_net:GatedDeltaNetMixer",
             methods=("orthonormal",),
-            exact_inputs=(2, 3),
+            inputs=("writes", "values", "decays", "decays"),
         ),
         MixerKind(
             name="mamba",
             title="Mamba-1",
             mixer=f"{_MIXERS}.mamba1:Mamba1Mixer",
             methods=("select", "prune"),
-            wide_inputs=2,
+            inputs=("values", "values", "writes"),
             replayed=False,
         ),
     )

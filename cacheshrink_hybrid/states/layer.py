@@ -194,6 +194,7 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin, Derived):
                 with lasting_tensors():
                     ring = flat.new_zeros(shape, dtype=self.layout.input_dtype(i))
                 self.recurrent_states[1 + i] = ring
+                ring = self.recurrent_states[1 + i]  # maybe copied to where it is kept
                 self.is_recurrent_states_initialized[1 + i] = True
             ring[:, known:left] = flat[:, flat.shape[1] - left + known :]
         self.number_of_states = 1 + len(inputs)

@@ -53,6 +53,14 @@ class Recurrence(Protocol):
         ...
 
 
+def stored_dtype(dtype: torch.dtype, codec: StateCodec) -> torch.dtype:
+    """Type of convolution columns and of the inputs in the ring of a model with such weights: 16
+    bits, unless the state and the model are exact throughout."""
+    if dtype in (torch.float16, torch.bfloat16):
+        return dtype
+    return torch.float32 if codec.lossless else torch.float16
+
+
 def saturated(x: Tensor, dtype: torch.dtype) -> Tensor:
     """`x` as it is stored in `dtype`, at most as large as that holds."""
     if dtype not in (x.dtype, torch.float32):

@@ -74,6 +74,11 @@ class StatePlan:
         return self.codec().row_bytes
 
     @property
+    def ring_inputs(self) -> tuple[tuple[int, bool], ...]:
+        """(elements, kept in float32) of each input of one token, in the order of the ring."""
+        return _ring_inputs(self.mixer, self.codec().num_heads, self.head_dim, self.ranks)
+
+    @property
     def ring_bytes(self) -> int:
         return (self.replay_length - 1) * self.ring_bytes_per_token
 
@@ -94,7 +99,7 @@ class StatePlan:
                 the model and its states are float32 throughout.
         """
         wide = element_bytes // BYTES_16BIT if self.codec().lossless else 1
-        exact = _exact_ring_bytes(self.mixer, self.codec().num_heads)
+        exact = sum(width * BYTES_32BIT for width, is_exact in self.ring_inputs if is_exact)
         ring = (self.ring_bytes_per_token - exact) * wide + exact
         codes = self.recurrent_bytes if num_tokens >= self.replay_length else 0
         return codes + (self.replay_length - 1) * ring + self.conv_bytes * wide
@@ -127,9 +132,13 @@ def ring_bytes_per_token(
 ) -> int:
     """Bytes of one token's inputs: values and keys (or B) at 16 bits, what the decay is computed
     from in float32, except Mamba-1's step sizes, of which there is one per channel."""
-    values = mixer.wide_inputs * num_heads * head_dim
-    return (values + sum(ranks)) * BYTES_16BIT + _exact_ring_bytes(mixer, num_heads)
+    inputs = _ring_inputs(mixer, num_heads, head_dim, ranks)
+    return sum(width * (BYTES_32BIT if exact else BYTES_16BIT) for width, exact in inputs)
 
 
-def _exact_ring_bytes(mixer: MixerKind, num_heads: int) -> int:
-    return len(mixer.exact_inputs) * num_heads * BYTES_32BIT
+def _ring_inputs(
+    mixer: MixerKind, num_heads: int, head_dim: int, ranks: Sequence[int]
+) -> tuple[tuple[int, bool], ...]:
+    """(elements, kept in float32) of one token's inputs to the recurrence, in their order."""
+    widths = {"values": num_heads * head_dim, "writes": sum(ranks), "decays": num_heads}
+    return tuple((widths[name], name == "decays") for name in mixer.inputs)

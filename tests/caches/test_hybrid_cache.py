@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cacheshrink_hybrid import HybridCache, LatentCache, cache_bytes, make_cache
-from cacheshrink_hybrid.caches.pooled_layers import PooledAttentionLayer, PooledLinearLayer
+from cacheshrink_hybrid.caches.planned_layout import layout_of
+from cacheshrink_hybrid.caches.pooled_layers import PooledLinearLayer
 from cacheshrink_hybrid.errors import CacheFullError, NotSupportedError
 from cacheshrink_hybrid.families import model_spec
 from tests.families.tiny_configs import CASES, tiny_model
@@ -58,9 +59,9 @@ def test_a_step_reads_the_history_of_each_layer_once(
     seen = []
     read = HybridCache.read
 
-    def counted(self: HybridCache, layer: PooledAttentionLayer, *args, **kwargs) -> Tensor:
-        seen.append(layer.layer_idx)
-        return read(self, layer, *args, **kwargs)
+    def counted(self: HybridCache, layer_idx: int, *args, **kwargs) -> Tensor:
+        seen.append(layer_idx)
+        return read(self, layer_idx, *args, **kwargs)
 
     monkeypatch.setattr(HybridCache, "read", counted)
     feed(model, cache, random_ids(BATCH, 1), 10)
@@ -104,8 +105,6 @@ def test_everything_lies_in_frames(case: str) -> None:
     assert (counted.state > 0) == any(isinstance(x, PooledLinearLayer) for x in cache.layers)
     arena = cache.store.pool.arena.untyped_storage().data_ptr()
     for layer in cache.layers:
-        if isinstance(layer, PooledAttentionLayer):
-            assert layer.first is None
         if isinstance(layer, PooledLinearLayer):
             for states in (layer.conv_states, layer.recurrent_states):
                 tensors = [tensor for tensor in states.values() if tensor is not None]
@@ -116,13 +115,27 @@ def test_everything_lies_in_frames(case: str) -> None:
     assert counted.kv - useful <= (2 * classes * frame_bytes) * BATCH
 
 
-def test_before_the_second_step_tokens_are_kept_as_they_came() -> None:
-    model, cache = model_of("llama"), make_cache(model_of("llama"))
+@pytest.mark.parametrize("case", ["llama", "mistral-window", "bamba"])
+def test_the_first_pass_is_in_the_pool_at_once(case: str) -> None:
+    model, cache = model_of(case), make_cache(model_of(case))
     assert cache.nbytes() == 0
-    feed(model, cache, random_ids(1, 9), 0)
-    assert not cache.laid_out
-    plan = pair("llama", "auto", ratio=4.0, metric="activation").plan
-    assert cache.nbytes() == 9 * plan.bytes_per_token * 2
+    feed(model, cache, random_ids(1, 60), 0)
+    assert not cache.loose_states()
+    layout = layout_of(model).layout
+    assert cache.nbytes() == layout.frame_bytes * layout.frames_for(60)
+
+
+@pytest.mark.parametrize("converted", [True, False])
+@pytest.mark.parametrize("case", ["llama", "gpt2", "bamba"])
+def test_made_of_a_config_alone(case: str, converted: bool) -> None:
+    """Weights in another type than the config says."""
+    model = copy.deepcopy(model_of(case) if converted else pair(case).source).bfloat16()
+    model.config.dtype = torch.float32
+    caches = make_cache(model), HybridCache(model.config)
+    logits = [logits_in_pieces(model, random_ids(2, 12), [9, 1, 2], cache) for cache in caches]
+    assert torch.equal(*logits)
+    assert caches[0].planned == caches[1].planned == layout_of(model)
+    assert not caches[1].loose_states()
 
 
 @pytest.mark.parametrize("case", ["llama", "mistral-window", "bamba"])
@@ -278,7 +291,7 @@ def test_frames_go_with_the_cache() -> None:
 
 def test_an_upper_limit() -> None:
     model, ids = model_of("llama"), random_ids(1, 200)
-    per_token = sum(layer.row_width * 4 for layer in filled_layers(model))
+    per_token = sum(row.width * 4 for row in layout_of(model).rows.values())
     cache = make_cache(model, max_bytes=per_token * 100)
     feed(model, cache, ids[:, :40], 0)
     with pytest.raises(CacheFullError, match=r"may take \d+; feed fewer"):
@@ -286,12 +299,6 @@ def test_an_upper_limit() -> None:
             feed(model, cache, ids[:, t : t + 1], t)
     assert t < 100
     assert cache.store.pool.nbytes <= per_token * 100
-
-
-def filled_layers(model: PreTrainedModel) -> list[PooledAttentionLayer]:
-    cache = make_cache(model)
-    feed(model, cache, random_ids(1, 2), 0)
-    return [layer for layer in cache.layers if isinstance(layer, PooledAttentionLayer)]
 
 
 def test_another_batch_or_precision_is_refused() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cacheshrink_hybrid import load_mla_model, save_mla_model
+from cacheshrink_hybrid.caches.planned_layout import layout_of
 from cacheshrink_hybrid.checkpoint.savable_model import SavableModel
 from cacheshrink_hybrid.cli.arguments import load_any
 from cacheshrink_hybrid.cli.inspect import read_model
@@ -29,6 +30,20 @@ def saved(tmp_path: Path) -> Path:
 
 def edit_json(path: Path, **values) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_the_layout_of_an_older_version_is_not_compared(saved: Path) -> None:
+    """It was of 16-bit elements and of states as one string."""
+    config, outdated = saved / "config.json", "0" * 64
+    edit_json(config, cache_layout=outdated)
+    with pytest.raises(CheckpointError, match=r"cache layout 0{16}"):
+        load_mla_model(saved)
+    edit_json(config, format_version=3)
+    model, _ = load_mla_model(saved)
+    save_mla_model(model, word_tokenizer(), saved.parent / "again")
+    again = json.loads((saved.parent / "again" / "config.json").read_text())
+    assert again["format_version"] == 4 and again["cache_layout"] != outdated
+    assert again["cache_layout"] == layout_of(model).layout.digest
 
 
 LOADERS: dict[str, Callable] = {

@@ -50,7 +50,6 @@ class Shadowed:
     ) -> None:
         self.layout = layout
         self.pool = FramePool(num_frames, layout.frame_bytes, poison=True)
-        settings = {"rotated_layers": (), **settings}
         self.store = SequenceStore(layout, self.pool, history=history, **settings)
         self.twins: dict[int, Twin] = {}
         self.random = np.random.default_rng(seed)
@@ -140,29 +139,17 @@ class Shadowed:
         for rows in twin.rows.values():
             del rows[num_tokens:]
 
-    def remove(self, seq_id: int, begin: int, end: int) -> bool:
+    def remove(self, seq_id: int, begin: int) -> bool:
         twin = self.twins[seq_id]
-
-        def change() -> None:
-            if end == twin.num_tokens:
-                self._cut(twin, begin)
-            else:
-                for rows in twin.rows.values():
-                    del rows[begin:end]
-
-        return self.attempt(lambda: self.store.remove(seq_id, begin, end), change)
+        return self.attempt(
+            lambda: self.store.remove(seq_id, begin), lambda: self._cut(twin, begin)
+        )
 
     def checkpoint(self, seq_id: int) -> None:
         twin = self.twins[seq_id]
         self.store.checkpoint(seq_id)
         if twin.state:
             twin.checkpoints[twin.num_tokens] = twin.state
-
-    def reorder(self, seq_ids: list[int], sources: list[int]) -> None:
-        self.store.reorder(seq_ids, sources)
-        before = {seq_id: self.twins[seq_id] for seq_id in seq_ids}
-        for seq_id, source in zip(seq_ids, sources, strict=True):
-            self.twins[seq_id] = copy.deepcopy(before[seq_ids[source]])
 
     def park(self, seq_id: int) -> None:
         self.store.park(seq_id, saved_flops=float(self.random.integers(1, 100)))

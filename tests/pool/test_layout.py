@@ -7,14 +7,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from cacheshrink_hybrid.caches.planned_layout import layer_rows, layer_states
 from cacheshrink_hybrid.errors import PlanError
 from cacheshrink_hybrid.evaluation.reference_models import REFERENCE_MODELS
-from cacheshrink_hybrid.families import model_spec
 from cacheshrink_hybrid.pool.layout import LayerRows, Layout, compile_layout
 from cacheshrink_hybrid.pool.state_map import StateRows
-from tests.families.tiny_configs import CASES, tiny_config
-from tests.models import pair
 
 
 def random_parts(seed: int) -> tuple[list[LayerRows], list[StateRows]]:
@@ -153,33 +149,6 @@ def test_pure_and_hashed() -> None:
     other = compile_layout(model.layer_rows(2.0), model.state_rows())
     assert other.digest != layouts[0].digest
     assert compile_layout(model.layer_rows(4.0)[::-1], model.state_rows()) == layouts[0]
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_rows_of_a_spec_and_a_plan(case: str) -> None:
-    spec = model_spec(tiny_config(case))
-    if not spec.attention_layers:
-        return
-    assert sum(row.row_bytes for row in layer_rows(spec)) == spec.bytes_per_token
-    made = pair(case, "auto", ratio=4.0, metric="activation")
-    assert sum(row.row_bytes for row in layer_rows(spec, made.plan)) == made.plan.bytes_per_token
-    wide = layer_rows(spec, made.plan, element_bytes=4)
-    assert sum(row.row_bytes for row in wide) == 2 * made.plan.bytes_per_token
-
-
-@pytest.mark.parametrize("case", ["bamba", "jamba", "qwen3_next", "lfm2", "llama"])
-def test_states_of_a_spec(case: str) -> None:
-    spec = model_spec(tiny_config(case))
-    states = layer_states(spec)
-    assert sum(state.num_bytes for state in states) == spec.bytes_per_sequence
-    if states:
-        assert compile_layout(layer_rows(spec), states).state.seamless
-
-
-def test_coded_rows_do_not_depend_on_the_models_precision() -> None:
-    made = pair("llama", "auto", ratio=4.0, metric="activation", cache_bits="auto")
-    spec = model_spec(made.source.config)
-    assert layer_rows(spec, made.plan, element_bytes=4) == layer_rows(spec, made.plan)
 
 
 @pytest.mark.parametrize(

@@ -41,23 +41,14 @@ def test_parked_frames_are_held_until_they_are_needed() -> None:
     assert lot.frames.num_evictable == 0
     lot.parking.park(first, 0.0)
     assert lot.frames.num_evictable == 2 and lot.frames.pool.num_free == 1
-    lot.parking.make_room(1)
+    lot.parking.check(3, lot.frames.pool.num_free + lot.frames.num_evictable)
     assert first.seq_id in lot.roster
-    lot.parking.make_room(2)
+    assert lot.parking.evict() == first.seq_id
     assert first.seq_id not in lot.roster and lot.frames.pool.num_free == 3
     assert lot.parking.evicted == 1
     with pytest.raises(CacheFullError, match=r"4 frames .* are needed, 3 of 6 are free"):
-        lot.parking.make_room(4)
+        lot.parking.check(4, lot.frames.pool.num_free + lot.frames.num_evictable)
     assert second.seq_id in lot.roster
-
-
-def test_what_cannot_be_had_evicts_nobody() -> None:
-    lot = Lot()
-    lot.parking.park(lot.sequence(0, 2), 0.0)
-    lot.sequence(1, 3)
-    with pytest.raises(CacheFullError, match=r"4 frames .* are needed, 3 of 6"):
-        lot.parking.make_room(4)
-    assert 0 in lot.roster and lot.parking.evicted == 0
 
 
 def test_who_wakes_is_not_evicted() -> None:

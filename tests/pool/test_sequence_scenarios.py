@@ -2,7 +2,7 @@
 
 A token's key is a small number, its row one byte. The story says which keys each new token sees, in
 the order of their positions, itself last. The stories are those by which key-value caches of other
-engines are tested: windows, shared prefixes, removal at the end and in the middle, full caches.
+engines are tested: windows, shared prefixes, removal at the end, full caches.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from cacheshrink_hybrid.errors import CacheFullError, NotSupportedError, SequenceError
+from cacheshrink_hybrid.errors import CacheFullError, SequenceError
 from cacheshrink_hybrid.pool import arena
 from cacheshrink_hybrid.pool.frame_pool import FramePool
 from cacheshrink_hybrid.pool.layout import LayerRows, compile_layout
@@ -29,7 +29,6 @@ class Story:
         window: int | None = None,
         history: int = 0,
         num_frames: int = 16,
-        shift: str | None = None,
         state: bool = False,
     ) -> None:
         self.window = window
@@ -38,10 +37,7 @@ class Story:
             [LayerRows(layer_idx=0, row_bytes=32, window=window)], states, tokens_per_frame=8
         )
         self.pool = FramePool(num_frames, layout.frame_bytes, poison=True)
-        hooks = {"add": lambda _, rows, distance: rows + distance, "same": lambda _, rows, d: rows}
-        self.store = SequenceStore(
-            layout, self.pool, history=history, shift=hooks[shift] if shift else None
-        )
+        self.store = SequenceStore(layout, self.pool, history=history)
         self.lifetime = layout.classes[0]
 
     def step(self, **keys: Sequence[int]) -> dict[str, list[list[int]]]:
@@ -115,17 +111,15 @@ def test_sequences_do_not_see_each_other() -> None:
     assert story.step(a=[5], b=[6]) == {"a": [[1, 2, 5]], "b": [[3, 4, 6]]}
 
 
-def test_removal_at_the_end_and_at_the_beginning() -> None:
-    story = Story(shift="add")
+def test_removal_at_the_end() -> None:
+    story = Story()
     story.step(a=[1, 2], b=[3, 4])
     story.store.remove("a", 1)
     assert story.step(a=[5], b=[6]) == {"a": [[1, 5]], "b": [[3, 4, 6]]}
-    story.store.remove("a", 0, 1)
-    assert story.step(a=[7, 8]) == {"a": [[4, 7], [4, 7, 8]]}
 
 
 def test_a_shared_prefix() -> None:
-    story = Story(shift="same")
+    story = Story()
     story.step(a=[1, 2, 3, 4])
     story.store.copy_prefix("a", "b", 2)
     assert story.step(b=[5, 6]) == {"b": [[1, 2, 5], [1, 2, 5, 6]]}
@@ -157,11 +151,10 @@ def test_resuming_in_a_window_with_history() -> None:
 
 
 def test_removal_then_many_more() -> None:
-    story = Story(shift="add", num_frames=2)
+    story = Story(num_frames=2)
     story.step(a=list(range(101, 117)))
-    story.store.remove("a", 2, 4)
     story.store.remove("a", 13)
-    expected = [101, 102, *range(103, 114)]
+    expected = list(range(101, 114))
     assert story.stored("a") == expected
     assert story.step(a=[17, 18, 19])["a"][-1] == [*expected, 17, 18, 19]
 
@@ -184,25 +177,6 @@ def test_a_batch_is_refused_as_a_whole() -> None:
     assert story.stored("a") == list(range(9))
     assert story.store.num_tokens("b") == 0
     assert story.step(b=[7]) == {"b": [[7]]}
-
-
-def test_no_shift_no_removal_in_the_middle() -> None:
-    story = Story()
-    story.step(a=[1, 2, 3, 4])
-    with pytest.raises(NotSupportedError, match="no shift"):
-        story.store.remove("a", 1, 2)
-    assert story.stored("a") == [1, 2, 3, 4]
-    story.store.remove("a", 0)
-    assert story.pool.num_held == 0
-
-
-def test_shared_keys_are_copied_before_they_are_turned() -> None:
-    story = Story(shift="add")
-    story.step(a=[11, 12, 13, 14])
-    story.store.fork("a", "b")
-    story.store.remove("a", 1, 2)
-    assert story.stored("a") == [11, 12, 13]
-    assert story.stored("b") == [11, 12, 13, 14]
 
 
 def test_removing_a_shared_tail_keeps_the_other_owner() -> None:
@@ -238,6 +212,6 @@ def test_states_go_back_to_the_last_checkpoint_before() -> None:
     assert story.store.checkpoints("a") == [10, 20]
     story.store.remove("a", 10)
     assert story.store.checkpoints("a") == [10]
-    story.store.reset("a")
+    story.store.remove("a", 0)
     assert story.store.checkpoints("a") == []
     assert story.pool.num_held == 0

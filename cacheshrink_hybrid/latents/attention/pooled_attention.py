@@ -1,6 +1,6 @@
 """Whether a latent attention module meets its history in the pool by kernels, and how it does.
 
-A cache that decodes by kernels has a `backend`, and gives out a `RowStep`. The module then writes
+A cache that decodes by kernels is a `RowMemory` that gives out a `RowStep`. The module then writes
 the rows of the new tokens and reads all rows where they lie; nothing of the size of the history is
 written.
 """
@@ -16,8 +16,7 @@ from torch import Tensor
 from ...codecs.row_layout import RowLayout
 from ...codecs.straight_through import has_gradients
 from ...errors import KernelUnavailableError
-from ...kernels.backend import Backend, runs_triton
-from ...pool.memory import RowStep
+from ...pool.memory import RowMemory, RowStep
 from ..exact_tokens import ExactTokens
 from ..plan import LatentPlan
 from .dense_read import MAX_DECODE_TOKENS, Angles
@@ -60,26 +59,24 @@ def row_step(
         KernelUnavailableError: the cache's backend is `triton`, and that cannot run here, or
             kernels cannot take this step.
     """
-    backend: Backend = getattr(cache, "backend", "torch")
-    if backend == "torch" or not runs_triton(backend, hidden.device):
+    if not isinstance(cache, RowMemory) or cache.backend == "torch":
         return None
     reason, first_slots = why_not(module, hidden), None
-    layer = cache.layers[layer_idx]
-    if reason is None and not layer.cumulative_length:
+    if reason is None and not cache.get_seq_length(layer_idx):
         return None  # without history there is nothing to read
     if reason is None and has_gradients(module, hidden):
         reason = "kernels have no backward pass; decode within torch.no_grad()"
+    batch, num_new = hidden.shape[:2]
     if reason is None and not cache.slots_are_positions:
-        batch, num_new = hidden.shape[:2]
-        num_keys, first_key = layer.get_mask_sizes(num_new)
+        num_keys, first_key = cache.get_mask_sizes(num_new, layer_idx)
         reason, first_slots = first_visible(
-            mask, batch, num_new, num_keys, first_key, layer.sliding_window
+            mask, batch, num_new, num_keys, first_key, module.sliding_window
         )
     if reason is not None:
-        if backend == "triton":
+        if cache.backend == "triton":
             raise KernelUnavailableError(f"layer {layer_idx} is not read by kernels: {reason}")
         return None
-    return cache.row_step(layer, *hidden.shape[:2], first_slots)
+    return cache.row_step(layer_idx, batch, num_new, first_slots)
 
 
 def why_not(module: LatentAttention, like: Tensor) -> str | None:

@@ -22,7 +22,7 @@ from ...linear_map import is_plain
 from ...precision import without_autocast
 from ...spec import MixerForm
 from ..layer import StateCacheMixin, state_layer
-from ..layout import StateLayout, rounded
+from ..layout import StateLayout, rounded, stored_dtype
 from ..plan import StatePlan
 from ..scans.coded import scan_through_codes
 from ..scans.passes import Pass
@@ -205,14 +205,11 @@ class RecurrentMixer(Derived, nn.Module):
     def state_layout(self) -> StateLayout:
         """How this mixer's states lie in a cache."""
         assert self.state_plan is not None
-        dtype = self.conv1d.weight.dtype
-        if dtype not in (torch.float16, torch.bfloat16):
-            dtype = torch.float32 if self._codec.lossless else torch.float16
         return StateLayout(
             codec=self._codec,
             replay_length=self.state_plan.replay_length,
             conv_columns=self.state_plan.conv_kernel - 1,
-            dtype=dtype,
+            dtype=stored_dtype(self.conv1d.weight.dtype, self._codec),
             exact_inputs=self.state_plan.mixer.exact_inputs,
         )
 

@@ -18,12 +18,11 @@ from torch import Tensor, nn
 
 from ...codecs.straight_through import has_gradients
 from ...errors import KernelUnavailableError
-from ...kernels.backend import Backend, runs_triton
 from ...kernels.states.conv_update_project import ConvPages, conv_update_project
 from ...kernels.states.pages import StatePages, StateSegment, check_head_sizes
 from ...kernels.states.replay_ring import InputRing
 from ...linear_map import is_plain
-from ...pool.memory import StateStep
+from ...pool.memory import StateMemory, StateStep
 from ..layer import StateCacheMixin
 from ..layout import StateLayout
 from ..plan import StatePlan
@@ -61,11 +60,10 @@ def state_in_pool(
         KernelUnavailableError: the cache's backend is `triton`, and that cannot run here, or
             kernels cannot take this step.
     """
-    backend: Backend = getattr(cache, "backend", "torch")
-    if backend == "torch" or not runs_triton(backend, hidden.device):
+    if not isinstance(cache, StateMemory) or cache.backend == "torch":
         return None
     reason = why_not(mixer)
-    if reason is None and getattr(cache, "records_past", False):
+    if reason is None and cache.records_past:
         reason = (
             "the past is recorded, as assisted decoding does, outside of the pool; use "
             "backend='auto', or decode without assistance"
@@ -75,7 +73,7 @@ def state_in_pool(
     if reason is None and has_gradients(mixer, hidden):
         reason = "kernels have no backward pass; decode within torch.no_grad()"
     if reason is not None:
-        if backend == "triton":
+        if cache.backend == "triton":
             raise KernelUnavailableError(
                 f"layer {mixer.layer_idx} is not stepped by kernels: {reason}"
             )
