@@ -122,6 +122,14 @@ def test_families_are_those_of_the_rows() -> None:
     assert set(FAMILIES) | recurrent == set(re.findall(r"[a-z]\w+(?=[,.]| \()", section))
 
 
+def test_sizes_in_the_readme_are_those_of_the_published_configs() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = (ROOT / "eval/results/reference_models.md").read_text(encoding="utf-8")
+    (row,) = (line for line in table.splitlines() if "granite-4.0-h-small" in line)
+    for size in row.replace("|", " ").split()[-2:]:
+        assert size in text
+
+
 @pytest.mark.parametrize("document", print_figures.DOCUMENTS)
 def test_figures_are_those_of_the_results(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
