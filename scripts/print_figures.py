@@ -85,6 +85,7 @@ def script() -> str:
         "set -euo pipefail",
         ': "${MODELS:?directory of the models that docs/MEASURED.md names}"',
         ': "${DATA:?directory of the texts that docs/MEASURED.md names}"',
+        "export OMP_NUM_THREADS=1  # but where a command has --threads",
         f"mkdir -p {OUTPUT}",
     ]
     for study in STUDIES:
