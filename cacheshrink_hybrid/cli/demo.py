@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import argparse
 import copy
+import os
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from ..calibration.text import calibration_sequences
 from ..checkpoint.load import load_mla_model
 from ..checkpoint.save import save_mla_model
 from ..config import CompressionConfig
-from ..conversion.convert import convert_to_mla
+from ..conversion.convert import convert_model
+from ..conversion.statistics import model_statistics
 from ..demo import model_path
 from ..demo.corpus import held_out_text, training_text
 from ..evaluation import generate_samples, measure_cache_memory, measure_perplexity, measure_recall
@@ -26,6 +30,8 @@ from .report import write_json
 SHOWN_RATIO = 4.0
 CONTEXT_TOKENS = 1024
 CHARACTERS_PER_DOCUMENT = 4096
+DISTANCES = (64, 256, 1024)
+NUM_CALIBRATION_SAMPLES = 64
 PROMPTS = (
     # Something to remember, other text, and a question; the answer is in the cache only.
     (
@@ -37,56 +43,61 @@ PROMPTS = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Study:
+    """How much is read: every how manieth document, and exercises per kind and distance."""
+
+    stride: int
+    num_exercises: int
+
+
+SHORT, FULL = Study(2, 4), Study(1, 8)
+
+
 def run(given: argparse.Namespace) -> int:
-    spec = source_spec(model_path())
-    check_points({f"{r:g}": CompressionConfig(compression_ratio=r) for r in given.ratios}, spec)
-    documents = held_out_text()[:: 4 if given.quick else 1]
-    texts = [document[:CHARACTERS_PER_DOCUMENT] for document in documents]
-    distances = (64, 256) if given.quick else (64, 256, 1024)
-    exercises = 2 if given.quick else 8
+    if "OMP_NUM_THREADS" not in os.environ:
+        # Threads that share matrices this small wait more than they compute, and they wait by
+        # spinning: beside another busy program two take twenty times as long as one.
+        torch.set_num_threads(1)
+    configs = {
+        f"{ratio:g}x": CompressionConfig(
+            compression_ratio=ratio, num_calibration_samples=NUM_CALIBRATION_SAMPLES
+        )
+        for ratio in given.ratios
+    }
+    check_points(configs, source_spec(model_path()))
+    study = FULL if given.full else SHORT
+    texts = [text[:CHARACTERS_PER_DOCUMENT] for text in held_out_text()[:: study.stride]]
     tokenizer = AutoTokenizer.from_pretrained(model_path())
-
-    def measure(name: str, model) -> dict[str, Any]:
-        print(f"measuring {name} ...", flush=True)
-        spec = model_spec(model.config)
-        stored = plan_of(model).bytes_per_token if is_converted(model) else spec.bytes_per_token
-        perplexity = measure_perplexity(
-            model, tokenizer, texts, max_length=CONTEXT_TOKENS, batch_size=4, progress=True
-        )
-        recall = measure_recall(model, tokenizer, distances, num_exercises=exercises, progress=True)
-        served = copy.deepcopy(model).to(torch.bfloat16)
-        memory = measure_cache_memory(served, [CONTEXT_TOKENS])["per_sequence_length"]
-        live = memory[CONTEXT_TOKENS]
-        return {
-            "model": name,
-            "bytes_per_token": stored,
-            "perplexity": perplexity.perplexity,
-            **{f"recall@{distance}": recall[distance]["mean"] for distance in distances},
-            f"live KV bytes, {CONTEXT_TOKENS} tokens": live["live_bytes"],
-            "state bytes": live["state_bytes"],
-        }
-
     source = AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.float32).eval()
-    records = [measure("source", source)]
-    shown_ratio = min(given.ratios, key=lambda ratio: abs(ratio - SHOWN_RATIO))
-    shown = None
-    for ratio in given.ratios:
-        print(f"converting at {ratio:g}x ...", flush=True)
-        model, _ = convert_to_mla(
-            model_path(),
-            compression_ratio=ratio,
-            dtype=torch.float32,
-            calibration_texts=training_text(),
-            num_calibration_samples=16 if given.quick else 64,
-        )
-        records.append(measure(f"{ratio:g}x", model))
-        if ratio == shown_ratio:
-            shown = model
-    assert shown is not None
 
-    base = records[0]["perplexity"]
-    for record in records:
-        record["perplexity change"] = f"{100 * (record['perplexity'] / base - 1):+.2f} %"
+    def measured(name: str, model: PreTrainedModel) -> dict[str, Any]:
+        record = _record(name, model, tokenizer, texts, study.num_exercises)
+        before = records[0]["perplexity"] if records else record["perplexity"]
+        record["perplexity change"] = f"{100 * (record['perplexity'] / before - 1):+.2f} %"
+        recall = " / ".join(f"{record[f'recall@{distance}']:.3f}" for distance in DISTANCES)
+        print(
+            f"{name}: {record['bytes_per_token']} KV bytes per token, perplexity "
+            f"{record['perplexity']:.3f} ({record['perplexity change']}), recall {recall}",
+            flush=True,
+        )
+        return record
+
+    print(f"recall is over {' / '.join(map(str, DISTANCES))} tokens", flush=True)
+    records: list[dict[str, Any]] = []
+    records.append(measured("source", source))
+    first = next(iter(configs.values()))
+    sequences = calibration_sequences(tokenizer, training_text(), first)
+    statistics = model_statistics(source, first, sequences, progress=True)
+    shown_ratio = min(given.ratios, key=lambda ratio: abs(ratio - SHOWN_RATIO))
+    shown = source
+    for name, config in configs.items():
+        model = copy.deepcopy(source)
+        convert_model(model, config, statistics=statistics, calibrated_on="python-docs")
+        records.append(measured(name, model))
+        if config.compression_ratio == shown_ratio:
+            shown = model
+
     print("\n" + format_table(records))
     title = "The shipped model, before and after"
     plot_tradeoff(given.output / "tradeoff.png", records, title, joined=True)
@@ -106,8 +117,36 @@ def run(given: argparse.Namespace) -> int:
         same = torch.equal(shown(ids).logits, loaded(ids).logits)
     write_json(
         given.output / "results.json",
-        {"program": "demo", "models": records, "samples": samples, "reload_is_bit_equal": same},
+        {
+            "program": "demo",
+            "full": given.full,
+            "models": records,
+            "samples": samples,
+            "reload_is_bit_equal": same,
+        },
     )
     print(f"\nsaved to {directory} and loaded again: logits bit-equal: {same}")
     print(f"table and plot: {given.output / 'results.json'}, {given.output / 'tradeoff.png'}")
     return 0 if same else 1
+
+
+def _record(
+    name: str, model: PreTrainedModel, tokenizer, texts: list[str], num_exercises: int
+) -> dict[str, Any]:
+    """Size, perplexity, recall and live bytes of `model`, a row of the table."""
+    spec = model_spec(model.config)
+    stored = plan_of(model).bytes_per_token if is_converted(model) else spec.bytes_per_token
+    perplexity = measure_perplexity(
+        model, tokenizer, texts, max_length=CONTEXT_TOKENS, batch_size=4
+    )
+    recall = measure_recall(model, tokenizer, DISTANCES, num_exercises=num_exercises)
+    served = copy.deepcopy(model).to(torch.bfloat16)
+    live = measure_cache_memory(served, [CONTEXT_TOKENS])["per_sequence_length"][CONTEXT_TOKENS]
+    return {
+        "model": name,
+        "bytes_per_token": stored,
+        "perplexity": perplexity.perplexity,
+        **{f"recall@{distance}": recall[distance]["mean"] for distance in DISTANCES},
+        f"live KV bytes, {CONTEXT_TOKENS} tokens": live["live_bytes"],
+        "state bytes": live["state_bytes"],
+    }

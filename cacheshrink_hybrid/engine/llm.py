@@ -56,7 +56,7 @@ class LLM:
         prefill_chunk: most tokens of a prompt per step. Models that cannot continue a prompt in
             pieces get it whole.
         backend: `triton` decodes by kernels or refuses, `torch` never does, `auto` takes kernels
-            on a CUDA device for the layers that they can read (`llm.runner.coverage` tells which,
+            on a CUDA device for the layers that they can read (`LLM.runner.coverage` tells which,
             and why not the others). None for the model's `kernel_backend`. Of a prompt, kernels
             read what earlier chunks left in the pool; recurrent states scan it in torch.
         cuda_graphs: record decode steps and replay them. None where it is possible: on a CUDA

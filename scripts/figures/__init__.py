@@ -1,0 +1,1 @@
+"""Measured figures: which command measures each, and how README.md and docs/ show it."""

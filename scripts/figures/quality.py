@@ -1,0 +1,177 @@
+"""What is lost: tables of perplexity and recall. Each takes the results of its study, in order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .markdown import percent, table
+
+Results = list[dict[str, Any]]
+
+_OURS, _PEER = "cacheshrink_hybrid", "cacheshrink"
+_METHODS = {
+    (_OURS, "auto:auto"): "coded (default)",
+    (_OURS, "per_head:auto"): "coded, keys per head",
+    (_OURS, "rotate:auto"): "coded, keys stored rotated",
+    (_OURS, "auto:16"): "16-bit latents, rank alone",
+    (_OURS, "separate:16"): "16-bit, K and V separate",
+    (_PEER, "separate"): "cacheshrink 0.1.5, separate",
+    (_PEER, "auto"): "cacheshrink 0.1.5, auto",
+}
+_STATES = {
+    "2:float32:1": "2x, rank",
+    "2:float16:1": "2x, float16",
+    "4:float16:1": "4x, rank and float16",
+    "8:int8:2": "8x, rank and int8, every 2 tokens",
+    "2:float32:1:prune": "2x, channels dropped",
+    "4:float32:1:prune": "4x, channels dropped",
+}
+
+_MODELS = {
+    "model": "shipped hybrid",
+    "demo": "shipped hybrid",
+    "mamba2-recall": "Mamba-2 alone",
+}
+_VARIANTS = {
+    "stiefel": "default",
+    "unconstrained": "bases without the manifold",
+    "bare": "without norms, queries, outputs",
+    "text": "from the text alone",
+}
+
+
+def demo(results: Results) -> str:
+    distances = (64, 256, 1024)
+    rows = []
+    for record in results[0]["models"]:
+        source = record["model"] == "source"
+        rows.append(
+            (
+                "source, 16 bit" if source else record["model"],
+                str(record["bytes_per_token"]),
+                f"{record['perplexity']:.3f}",
+                "" if source else record["perplexity change"],
+                " / ".join(f"{record[f'recall@{distance}']:.3f}" for distance in distances),
+                f"{record['live KV bytes, 1024 tokens']:,}",
+            )
+        )
+    head = (
+        "model",
+        "KV bytes per token",
+        "perplexity",
+        "change",
+        "recall at 64 / 256 / 1024 tokens",
+        "live KV bytes, 1024 tokens",
+    )
+    return table(head, rows)
+
+
+def peers(results: Results) -> str:
+    records = [record for result in results for record in result["records"]]
+    models = list(dict.fromkeys(record["checkpoint"] for record in records))
+    found = {
+        (record["ratio"], record["package"], record["method"], record["checkpoint"]): percent(
+            record["perplexity_increase_percent"]
+        )
+        for record in records
+    }
+    rows = []
+    for ratio in sorted({record["ratio"] for record in records} - {1.0}):
+        for (package, method), name in _METHODS.items():
+            cells = [found.get((ratio, package, method, model), "") for model in models]
+            if any(cells):
+                rows.append((f"{ratio:g}x, {name}", *cells))
+    return table(("perplexity over the source", *models), rows)
+
+
+def sweep(results: Results) -> str:
+    return table(
+        ("", "KV bytes per token", "ratio", "perplexity", "change"),
+        (
+            (
+                point["model"],
+                str(point["bytes_per_token"]),
+                f"{point['ratio']:.3g}",
+                f"{point['perplexity']:.3f}",
+                percent(point["change_percent"]),
+            )
+            for point in results[0]["points"]
+        ),
+    )
+
+
+def drift(results: Results) -> str:
+    rows = []
+    kinds = sorted({record["read"] for result in results for record in result["records"]})
+    for result in results:
+        records = [record for record in result["records"] if record["setting"] == "coded"]
+        model = result["settings"]["model"]
+        for ratio in sorted({record["ratio"] for record in records}):
+            for calibrated in kinds:
+                found = {
+                    record["read"]: percent(record["increase_percent"])
+                    for record in records
+                    if (record["ratio"], record["calibrated_on"]) == (ratio, calibrated)
+                }
+                if found:
+                    cells = (found.get(kind, "") for kind in kinds)
+                    rows.append((f"{model}, {ratio:g}x, calibrated on {calibrated}", *cells))
+    return table(("perplexity over the source, read:", *kinds), rows)
+
+
+def states(results: Results) -> str:
+    rows = []
+    for result in results:
+        points = {point["point"]: point for point in result["points"]}
+        model = result["arguments"]["model"]
+        model = _MODELS.get(model, model)
+        if result["arguments"]["recall_samples"] == 0:
+            model += ", calibrated on text alone"
+        rows.append(
+            (
+                model,
+                "perplexity",
+                f"{points['source']['perplexity']:.3f}",
+                *tuple(percent(points[p]["change %"]) if p in points else "" for p in _STATES),
+            )
+        )
+        if "recall 64" in points["source"]:
+            values = (points[p]["recall 64"] if p in points else None for p in ("source", *_STATES))
+            rows.append((model, "recall at 64", *("" if v is None else f"{v:.3f}" for v in values)))
+    return table(("model", "measured", "source", *_STATES.values()), rows)
+
+
+def long_states(results: Results) -> str:
+    drift = results[0]["drift"]
+    changes = [stretch["change %"] for stretch in drift["stretches"]]
+    return table(
+        ("coded states against float32 states of the same ranks", "perplexity"),
+        (
+            ("first quarter", percent(drift["first quarter %"])),
+            ("last quarter", percent(drift["last quarter %"])),
+            ("best thousand tokens", percent(min(changes))),
+            ("worst thousand tokens", percent(max(changes))),
+        ),
+    )
+
+
+def finetuning(results: Results) -> str:
+    rows = []
+    for result in results:
+        scored = "validation stories" if result["settings"]["validation"] else "held-out"
+        for record in result["records"]:
+            change = f"{record['before_percent']:+.1f} %", f"{record['after_percent']:+.1f} %"
+            recall = ""
+            if "recall_before" in record:
+                recall = f"{record['recall_before']:.3f} to {record['recall_after']:.3f}"
+            ratio, bits, *state = record["case"].split(":")
+            case = f"{ratio}x {'coded' if bits == 'auto' else 'by rank alone'}"
+            case += "".join(f", states {ratio}x" for ratio in state)
+            variant = _VARIANTS[record["variant"]]
+            if record["learning_rate_scale"] != 1:
+                variant += f", steps x {record['learning_rate_scale']:g}"
+            model = _MODELS.get(record["checkpoint"], record["checkpoint"])
+            row = (model, case, variant, scored, str(record["seed"]), *change, recall)
+            rows.append(row)
+    head = ("model", "case", "trained", "text", "seed", "before", "after", "recall")
+    return table(head, rows)

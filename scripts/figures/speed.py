@@ -1,0 +1,160 @@
+"""What is gained in memory and spent in time. Each takes the results of its study, in order."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import Any
+
+from .markdown import table
+
+Results = list[dict[str, Any]]
+
+_READS = {
+    ("nope", "joint:16"): "no RoPE, 16 bit (`absorb`)",
+    ("nope", "joint:auto"): "no RoPE, coded",
+    ("rope", "joint:16"): "RoPE, 16 bit, joint latent (`reconstruct`)",
+    ("rope", "per_head:16"): "RoPE, 16 bit, keys per head",
+    ("rope", "rotate:16"): "RoPE, 16 bit, keys stored rotated",
+    ("rope", "joint:auto"): "RoPE, coded, joint latent",
+}
+
+_ALLOCATORS = {
+    "fixed_dual 0.474": "two fixed pools",
+    "lcm": "pages of a common multiple",
+    "uniform_page": "uniform pages",
+    "two_ended": "a compacting allocator",
+}
+
+
+def allocators(results: Results) -> str:
+    replays = results[0]["replays"]
+    models = list(dict.fromkeys(replay["model"] for replay in replays))
+    running = {
+        (replay["width"], replay["allocator"], replay["model"]): replay["concurrency"]
+        for replay in replays
+        if replay["trace"] == "churn" and "concurrency" in replay
+    }
+    rows = []
+    for width in dict.fromkeys(replay["width"] for replay in replays):
+        for other, name in _ALLOCATORS.items():
+            cells = []
+            for model in models:
+                least = running.get((width, other, model))
+                bound = running[width, "bytes alone", model]
+                frames = running[width, "frames", model]
+                cells.append(f"{frames / least:.2f} ({bound / least:.2f})" if least else "-")
+            rows.append((f"{width}, over {name}", *cells))
+    return table(("times as many requests", *models), rows)
+
+
+def engine(results: Results) -> str:
+    return table(
+        ("serving", "requests", "tokens/s", "speed-up", "peak MiB", "preemptions", "equal outputs"),
+        (
+            (
+                run["serving"],
+                str(run["requests"]),
+                f"{run['tokens/s']:.0f}",
+                f"{run['speed-up']:.1f}" if "speed-up" in run else "",
+                f"{run['peak MiB']:.1f}" if "peak MiB" in run else "",
+                str(run.get("preemptions", "")),
+                run.get("equal outputs", ""),
+            )
+            for run in results[0]["runs"]
+        ),
+    )
+
+
+def pooled_decoding(results: Results) -> str:
+    return table(
+        ("model", "batch", "dense, ms/step", "pooled, ms/step", "pooled over dense, tokens/s"),
+        (
+            (
+                run["model"],
+                str(run["batch"]),
+                f"{run['dense ms/step']:.1f}",
+                f"{run['pooled ms/step']:.1f}",
+                f"{run['pooled / dense tokens/s']:.2f}",
+            )
+            for run in results[0]["runs"]
+        ),
+    )
+
+
+def decoding(results: Results) -> str:
+    ratios = [
+        {(r["positions"], r["method"]): r["decode_ratio"] for r in result["records"]}
+        for result in results
+    ]
+    threads = [result["settings"]["threads"] for result in results]
+    head = ("share of the source's tokens/s", *(f"{n} thread{'s' * (n > 1)}" for n in threads))
+    return table(
+        head,
+        (
+            (name, *(f"{ratio[key]:.2f}" for ratio in ratios))
+            for key, name in _READS.items()
+            if all(key in ratio for ratio in ratios)
+        ),
+    )
+
+
+def hybrid_decoding(results: Results) -> str:
+    widths = [result["settings"]["hidden_size"] or 192 for result in results]
+    names = [run["model"] for run in results[0]["runs"][1:]]
+    shares = [{run["model"]: run["decode_ratio"] for run in result["runs"]} for result in results]
+    return table(
+        ("share of the source's tokens/s", *(f"{width} channels" for width in widths)),
+        ((name, *(f"{share[name]:.2f}" for share in shares)) for name in names),
+    )
+
+
+def beside_the_peer(results: Results) -> str:
+    rows = []
+    for record in results[0]["records"]:
+        speed = (record.get("speed") or {}).get("2048")
+        if speed:
+            ours = record["package"] == "cacheshrink_hybrid"
+            name = "this package" if ours else f"cacheshrink 0.1.5, {record['method']}"
+            rows.append(
+                (
+                    name,
+                    f"{speed['decode_tokens_per_second']:.1f}",
+                    f"{speed['source_decode_tokens_per_second']:.1f}",
+                    f"{speed['decode_ratio']:.2f}",
+                )
+            )
+    return table(("decoding, RoPE, 2x, 16 bit", "tokens/s", "its source", "share"), rows)
+
+
+def training_speed(results: Results) -> str:
+    speeds = results[0]["throughput"]["tokens_per_second"]
+    base = median(speeds["source_kv"])
+    names = {
+        "source_kv": "the source's K and V projections, by transformers",
+        "lm": "the converted model, from the text alone",
+        "distillation": "the converted model, with the original beside it (default)",
+    }
+    return table(
+        ("training", "tokens/s", "share"),
+        (
+            (name, f"{median(speeds[key]):,.0f}", f"{median(speeds[key]) / base:.2f}")
+            for key, name in names.items()
+        ),
+    )
+
+
+def scale(results: Results) -> str:
+    rows = []
+    for result in results:
+        settings = result["settings"]
+        tokens = settings["sequences"] * settings["length"]
+        bits = "few-bit" if settings.get("cache_bits", "16") == "auto" else "16-bit"
+        rows.append(
+            (
+                f"{settings['layers']} layers of {settings['hidden']}, {bits} latents",
+                f"{tokens:,}",
+                f"{result['convert_seconds'] / 60:.1f}",
+                f"{result['peak_beyond_weights_bytes'] / 2**30:.1f}",
+            )
+        )
+    return table(("random Llama", "calibration tokens", "minutes", "GiB beyond weights"), rows)

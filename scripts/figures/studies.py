@@ -1,0 +1,305 @@
+"""Every measured figure of the documentation: a row each, in the order of measuring.
+
+Commands are run in the checkout's root, in bash, with `OMP_NUM_THREADS=1`, and with `MODELS` and
+`DATA` set to directories that docs/MEASURED.md describes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from . import quality, speed
+
+OUTPUT = "out/figures"
+RESULTS = "eval/results"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """One table of the documentation.
+
+    Attributes:
+        name: of its block in the documents.
+        commands: lines that measure it and leave `results` behind.
+        results: JSON files under `eval/results`, in the order in which `shown` takes them.
+        shown: from the contents of these files to Markdown.
+    """
+
+    name: str
+    commands: tuple[str, ...]
+    results: tuple[str, ...]
+    shown: Callable[[list[dict[str, Any]]], str]
+
+
+def _program(name: str, arguments: str, kept: str, written: str | None = None) -> tuple[str, str]:
+    """A program that writes a directory, and the copy of what is kept of it."""
+    directory = f"{OUTPUT}/{kept}"
+    return (
+        " ".join(("cacheshrink-hybrid", name, *arguments.split(), "--output", directory)),
+        f"cp {directory}/{written or name}.json {RESULTS}/{kept}.json",
+    )
+
+
+def _states(name: str, model: str, arguments: str) -> tuple[str, str]:
+    return _program("states", f"{model} {arguments} --calibration-samples 16", name)
+
+
+def _finetuning(name: str, arguments: str) -> str:
+    return (
+        f"python -m scripts.measure_finetuning {arguments} --threads 1 "
+        f"--json {RESULTS}/finetune/{name}.json"
+    )
+
+
+_SHIPPED = "cacheshrink_hybrid/demo/model"
+_STORIES = "$DATA/tinystories/sample.txt"
+_LLAMAS = "$MODELS/stories260K $MODELS/babyllama-char105 $MODELS/babyllama-char361"
+_POINTS = "2:float32:1 2:float16:1 4:float16:1 8:int8:2"
+_SCORED = "--max-chars 1060 --batch-size 15"
+_TRACES = "agentic_burst chat churn mixed_long uniform_short " + " ".join(
+    f"$DATA/workloads/{name}"
+    for name in (
+        "azure_llm_2023_code.csv",
+        "azure_llm_2023_conv.csv",
+        "mooncake_conversation_trace.jsonl",
+        "sharegpt_lengths.json",
+    )
+)
+_PEERS = f"python -m scripts.compare_peers {_LLAMAS} --text {_STORIES} --threads 1"
+
+STUDIES = (
+    Study(
+        name="demo",
+        commands=_program("demo", "", "demo", "results"),
+        results=("demo.json",),
+        shown=quality.demo,
+    ),
+    Study(
+        name="peers",
+        commands=(
+            f"{_PEERS} --methods auto:auto auto:16 separate:16 per_head:auto rotate:auto "
+            f"--peer-methods auto separate --repetitions 1 --json {RESULTS}/compare_peers.json",
+            f"{_PEERS} --ratios 8 12 16 --methods auto:auto --peer-methods separate "
+            f"--repetitions 1 --json {RESULTS}/compare_peers_high.json",
+        ),
+        results=("compare_peers.json", "compare_peers_high.json"),
+        shown=quality.peers,
+    ),
+    Study(
+        name="sweep",
+        commands=(
+            f"cacheshrink-hybrid sweep {_SHIPPED} --dtype float32 --max-length 1024 --samples 8 "
+            f"--calibration-samples 64 --output {RESULTS}/sweep_demo",
+        ),
+        results=("sweep_demo/sweep.json",),
+        shown=quality.sweep,
+    ),
+    Study(
+        name="drift",
+        commands=(
+            f"python -m scripts.measure_drift $MODELS/granite-recall-3M --kinds books=$DATA/books "
+            f"docs=python-docs stories={_STORIES} wiki=$DATA/wikitext-2/test.txt --samples 12 "
+            f"--max-length 384 --letters 60 --threads 1 --json {RESULTS}/drift.json",
+            f"python -m scripts.measure_drift $MODELS/stories260K --kinds books=$DATA/books "
+            f"stories={_STORIES} wiki=$DATA/wikitext-2/test.txt --samples 32 --max-length 240 "
+            f"--threads 1 --json {RESULTS}/drift_llama.json",
+        ),
+        results=("drift.json", "drift_llama.json"),
+        shown=quality.drift,
+    ),
+    Study(
+        name="states",
+        commands=(
+            f"python -m scripts.figures.texts $DATA/books {OUTPUT}/texts",
+            *_states(
+                "states_demo",
+                _SHIPPED,
+                f"--points {_POINTS} 2:float32:1:prune 4:float32:1:prune {_SCORED} "
+                "--distances 64 256 --exercises 5",
+            ),
+            *_states(
+                "states_recall",
+                "$MODELS/granite-recall-3M",
+                f"--points {_POINTS} --text {OUTPUT}/texts/book.txt "
+                f"--calibration {OUTPUT}/texts/other_books.txt --batch-size 15 --distances 2 "
+                "--exercises 8 --kinds letters text",
+            ),
+            *_states(
+                "states_mamba2",
+                "eval/models/mamba2-recall",
+                f"--points {_POINTS} 2:float32:1:prune 4:float32:1:prune {_SCORED} "
+                "--distances 64 256 --exercises 32 --kinds text keys",
+            ),
+            *_states(
+                "states_mamba2_text_alone",
+                "eval/models/mamba2-recall",
+                f"--points {_POINTS} {_SCORED} --recall-samples 0 --distances 64 256 "
+                "--exercises 32 --kinds text keys",
+            ),
+        ),
+        results=(
+            "states_demo.json",
+            "states_recall.json",
+            "states_mamba2.json",
+            "states_mamba2_text_alone.json",
+        ),
+        shown=quality.states,
+    ),
+    Study(
+        name="long states",
+        commands=(
+            f"python -m scripts.figures.texts $DATA/books {OUTPUT}/texts",
+            *_states(
+                "states_drift_demo",
+                _SHIPPED,
+                f"--points 8:int8:4 --drift 20000 --text {OUTPUT}/texts/beginnings.txt "
+                "--batch-size 15",
+            ),
+        ),
+        results=("states_drift_demo.json",),
+        shown=quality.long_states,
+    ),
+    Study(
+        name="finetuning",
+        commands=tuple(
+            _finetuning(name, arguments)
+            for name, arguments in (
+                (
+                    "stories260K_16",
+                    f"$MODELS/stories260K --text {_STORIES} --cases 16:auto --seeds 0 1 2 "
+                    "--repetitions 0",
+                ),
+                (
+                    "stories260K_16_unconstrained",
+                    f"$MODELS/stories260K --text {_STORIES} --cases 16:auto "
+                    "--variants unconstrained --repetitions 0",
+                ),
+                (
+                    "stories260K_8",
+                    f"$MODELS/stories260K --text {_STORIES} --cases 8:auto --repetitions 0",
+                ),
+                (
+                    "stories260K_4",
+                    f"$MODELS/stories260K --text {_STORIES} --cases 4:16 --repetitions 0",
+                ),
+                (
+                    "babyllama-char361_16",
+                    f"$MODELS/babyllama-char361 --text {_STORIES} --cases 16:auto --samples 60 "
+                    "--repetitions 0",
+                ),
+                (
+                    "demo",
+                    "--demo --cases 8:auto:4 --steps 60 --batch-size 4 --max-length 256 "
+                    "--samples 16 --repetitions 0",
+                ),
+                (
+                    "validation_16_auto",
+                    f"$MODELS/stories260K --text {_STORIES} --cases 16:auto --validation "
+                    "--learning-rate-scales 1.0 0.5 1.5 --repetitions 0",
+                ),
+                (
+                    "validation_16_auto_text",
+                    f"$MODELS/stories260K --text {_STORIES} --cases 16:auto --validation "
+                    "--variants text --repetitions 0",
+                ),
+            )
+        ),
+        results=tuple(
+            f"finetune/{name}.json"
+            for name in (
+                "stories260K_16",
+                "stories260K_16_unconstrained",
+                "stories260K_8",
+                "stories260K_4",
+                "babyllama-char361_16",
+                "demo",
+                "validation_16_auto",
+                "validation_16_auto_text",
+            )
+        ),
+        shown=quality.finetuning,
+    ),
+    Study(
+        name="training speed",
+        commands=(
+            _finetuning(
+                "throughput",
+                f"$MODELS/stories260K --text {_STORIES} --cases 4:16 --steps 20 --samples 16",
+            ),
+        ),
+        results=("finetune/throughput.json",),
+        shown=speed.training_speed,
+    ),
+    Study(
+        name="allocators",
+        commands=(
+            f"cacheshrink-hybrid allocator --traces churn --output {OUTPUT}/allocator",
+            f"cp {OUTPUT}/allocator/allocator.json {RESULTS}/allocator_churn.json",
+            f"cp {OUTPUT}/allocator/allocator.md {RESULTS}/allocator_churn.md",
+            # Every trace: the page that docs/MEASURED.md links to.
+            f"cacheshrink-hybrid allocator --traces {_TRACES} --output {OUTPUT}/allocators",
+            f"cp {OUTPUT}/allocators/allocator.json {OUTPUT}/allocators/allocator.md "
+            f"{OUTPUT}/allocators/allocator.png {RESULTS}",
+        ),
+        results=("allocator_churn.json",),
+        shown=speed.allocators,
+    ),
+    Study(
+        name="engine",
+        commands=_program("throughput", "", "throughput"),
+        results=("throughput.json",),
+        shown=speed.engine,
+    ),
+    Study(
+        name="pooled decoding",
+        commands=(f"python -m scripts.bench_cache | tail -n 1 > {RESULTS}/bench_cache.json",),
+        results=("bench_cache.json",),
+        shown=speed.pooled_decoding,
+    ),
+    Study(
+        name="decoding",
+        commands=tuple(
+            f"python -m scripts.bench_decode --contexts 2048 --num-new 12 --repetitions 3 "
+            f"--methods joint:16 joint:auto per_head:16 rotate:16 --threads {threads} "
+            f"--json {RESULTS}/{name}.json"
+            for threads, name in ((1, "bench_decode"), (2, "bench_decode_2_threads"))
+        ),
+        results=("bench_decode.json", "bench_decode_2_threads.json"),
+        shown=speed.decoding,
+    ),
+    Study(
+        name="hybrid decoding",
+        commands=(
+            "python -m scripts.bench_hybrid_decode --threads 1 "
+            f"--json {RESULTS}/bench_hybrid_decode.json",
+            "python -m scripts.bench_hybrid_decode --hidden-size 1024 --num-new 24 "
+            f"--repetitions 3 --threads 1 --json {RESULTS}/bench_hybrid_decode_1024.json",
+        ),
+        results=("bench_hybrid_decode.json", "bench_hybrid_decode_1024.json"),
+        shown=speed.hybrid_decoding,
+    ),
+    Study(
+        name="decoding beside the peer",
+        commands=(
+            f"python -m scripts.compare_peers $MODELS/stories260K --text {_STORIES} --ratios 2 "
+            "--methods joint:16 --peer-methods auto separate --samples 8 --calibration-samples 16 "
+            "--num-new 16 --repetitions 3 --speed-contexts 2048 --threads 1 "
+            f"--json {RESULTS}/compare_peers_speed.json",
+        ),
+        results=("compare_peers_speed.json",),
+        shown=speed.beside_the_peer,
+    ),
+    Study(
+        name="scale",
+        commands=(
+            "python -m scripts.measure_scale --cache-bits 16 --threads 1 "
+            f"--json {RESULTS}/measure_scale.json",
+            "python -m scripts.measure_scale --sequences 2 --threads 1 "
+            f"--json {RESULTS}/measure_scale_coded.json",
+        ),
+        results=("measure_scale.json", "measure_scale_coded.json"),
+        shown=speed.scale,
+    ),
+)
