@@ -34,6 +34,7 @@ from ..latents.attention.parts import AttentionParts
 from ..latents.attention.slot_rotary import check_positions
 from ..latents.fit.bases import LatentFactors
 from ..plan import CompressionPlan
+from ..pool.memory import RowMemory
 from ..spec import ModelSpec
 from ..states.fit.observe import mixer_modules
 from ..states.fit.planner import StateFactors
@@ -298,7 +299,7 @@ def _check_call(
         return
     given = dict(zip(names, args, strict=False)) | kwargs
     cache = given_cache(given)
-    if cache is None or getattr(cache, "slots_are_positions", False):
+    if cache is None or (isinstance(cache, RowMemory) and cache.slots_are_positions):
         return  # sequences of different lengths, which only the cache knows
     for layer_idx, layer in enumerate(cache.layers):
         if isinstance(layer, StateCacheMixin) and layer_idx not in own_states:
