@@ -11,13 +11,14 @@ does no other work; each name below is loaded when it is first used.
 
 from typing import TYPE_CHECKING
 
-from .checkpoint.registration import register_when_imported as _register_when_imported
 from .lazy import lazy_names
+from .registration import register_when_imported as _register_when_imported
 from .version import __version__
 
 if TYPE_CHECKING:
     from .caches import HybridCache, LatentCache, cache_bytes, make_cache
-    from .checkpoint.checkpoint import load_mla_model, save_mla_model
+    from .checkpoint.load import load_mla_model
+    from .checkpoint.save import save_mla_model
     from .config import CompressionConfig
     from .conversion.convert import convert_model, convert_to_mla
     from .errors import CacheShrinkError
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
         measure_recall,
     )
     from .families import model_spec
-    from .model.latent_model import plan_of
+    from .model.attached_plan import plan_of
     from .model.original_model import compression_disabled
     from .plan import CompressionPlan
     from .training import MLATrainer, TrainingConfig
@@ -75,14 +76,14 @@ _HOMES = {
     "convert_model": "conversion.convert",
     "convert_to_mla": "conversion.convert",
     "generate_samples": "evaluation",
-    "load_mla_model": "checkpoint.checkpoint",
+    "load_mla_model": "checkpoint.load",
     "make_cache": "caches",
     "measure_cache_memory": "evaluation",
     "measure_perplexity": "evaluation",
     "measure_recall": "evaluation",
     "model_spec": "families",
-    "plan_of": "model.latent_model",
-    "save_mla_model": "checkpoint.checkpoint",
+    "plan_of": "model.attached_plan",
+    "save_mla_model": "checkpoint.save",
 }
 
 

@@ -4,8 +4,9 @@ Every message has four parts: what is wrong, what was given, what is allowed, an
 leaf also inherits the builtin that a caller would expect, so `except ValueError` keeps working.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields
+from difflib import get_close_matches
 from typing import Any
 
 
@@ -83,3 +84,17 @@ def misplaced_settings(record: Any) -> Iterator[str]:
                 f"{field.name} is a {type(value).__name__}, and settings are numbers and names; "
                 "check the order of the arguments"
             )
+
+
+def unknown_names(given: Iterable[str], known: Iterable[str]) -> str | None:
+    """Which of the given names are not known, all that are, and what may have been meant; None if
+    none is unknown."""
+    known = list(known)
+    unknown = [name for name in given if name not in known]
+    if not unknown:
+        return None
+    fault = f"{', '.join(unknown)}; known are {', '.join(known)}"
+    for name in unknown:
+        for meant in get_close_matches(name, known, n=1):
+            fault += f"; is {meant} meant by {name}?"
+    return fault

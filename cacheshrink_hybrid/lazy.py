@@ -1,4 +1,4 @@
-"""Packages whose names are loaded when they are first used, so that importing them is cheap."""
+"""Names that are imported when they are first used, so that what speaks of them stays cheap."""
 
 from __future__ import annotations
 
@@ -24,3 +24,9 @@ def lazy_names(
         return getattr(import_module(f".{homes[name]}", package), name)
 
     return find, lambda: sorted({*vars(sys.modules[package]), *homes})
+
+
+def imported(path: str) -> Any:
+    """What `module:name` names."""
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)

@@ -45,6 +45,36 @@ class AttentionSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MixerForm:
+    """How a family builds its mixers, where those of one kind differ.
+
+    Attributes:
+        output, norm: names of the output projection, and of a delta net's gated norm before it.
+        projections: of a delta net's inputs: `apart` (one layer each), `joined` (`in_proj_qkv`
+            gives [q | k | v]) or `by_head` (`in_proj_qkvz`, `in_proj_ba`, grouped by key head).
+        negative_eigenvalues: a delta net's flag `allow_neg_eigval` lets beta reach to 2.
+        multipliers: Mamba-2 scales its input by `ssm_in_multiplier` and what is projected from it
+            by `mup_vector`.
+        optional_norm: Mamba-2's flag `mamba_rms_norm` says whether there is a gated norm.
+        several_scans: Mamba-1 runs `n_mamba_heads` scans side by side, with stacked weights, and
+            projects [x | gate] channel by channel.
+        inner_norms: Mamba-1 normalises dt, B and C, at full width, before they are used.
+    """
+
+    output: str = "out_proj"
+    norm: str = "norm"
+    projections: str = "apart"
+    negative_eigenvalues: bool = False
+    multipliers: bool = False
+    optional_norm: bool = False
+    several_scans: bool = False
+    inner_norms: bool = False
+
+
+PLAIN_FORM = MixerForm()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StateSpec:
     """What one recurrent layer keeps per sequence, however long the sequence is.
 
@@ -61,6 +91,7 @@ class StateSpec:
         conv_kernel: W, its width; a cache of transformers keeps W columns.
         recurrent_shape: axes of the recurrent state in a cache of transformers; empty without one.
         module_name: path of the mixer in the model.
+        form: how the mixer is built.
     """
 
     kind: str
@@ -72,6 +103,7 @@ class StateSpec:
     conv_kernel: int
     recurrent_shape: tuple[int, ...]
     module_name: str
+    form: MixerForm = PLAIN_FORM
 
     @property
     def recurrent_bytes(self) -> int:

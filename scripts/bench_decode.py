@@ -36,8 +36,8 @@ from transformers import (
 )
 
 from cacheshrink_hybrid import CompressionConfig, convert_model, plan_of
-from cacheshrink_hybrid.config import HEADWISE_METHODS
-from cacheshrink_hybrid.model.latent_model import is_converted
+from cacheshrink_hybrid.methods import LATENT_KINDS
+from cacheshrink_hybrid.model.attached_plan import is_converted
 from cacheshrink_hybrid.text_tables import format_table
 
 from .benchmark import (
@@ -164,7 +164,8 @@ def methods_for(position: str, args: argparse.Namespace) -> list[str]:
     """The methods that a model with (`rope`) or without (`nope`) RoPE can be converted by."""
     if position == "rope":
         return list(args.methods)
-    return [m for m in args.methods if m.partition(":")[0] not in HEADWISE_METHODS]
+    kinds = {m: LATENT_KINDS.get(m.partition(":")[0]) for m in args.methods}
+    return [m for m, kind in kinds.items() if kind is None or not kind.rotary_only]
 
 
 def convert(model: PreTrainedModel, ratio: float, name: str, args: argparse.Namespace) -> None:

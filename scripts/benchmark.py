@@ -134,7 +134,7 @@ def spread(items: Sequence[str], number: int) -> list[str]:
 def empty_cache(model: PreTrainedModel) -> Cache:
     """The cache that `generate` would make for `model`."""
     from cacheshrink_hybrid import make_cache
-    from cacheshrink_hybrid.model.latent_model import is_converted
+    from cacheshrink_hybrid.model.attached_plan import is_converted
 
     if not is_converted(model):
         return DynamicCache(config=model.config)
@@ -146,7 +146,7 @@ def dense_cache(model: PreTrainedModel) -> Cache:
     """A cache of plain tensors for `model`, so that bytes can be counted to the token; the pool of
     `empty_cache` holds whole frames of the same rows."""
     from cacheshrink_hybrid.caches import LatentCache
-    from cacheshrink_hybrid.model.latent_model import is_converted
+    from cacheshrink_hybrid.model.attached_plan import is_converted
 
     if not is_converted(model):
         return DynamicCache(config=model.config)

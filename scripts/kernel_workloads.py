@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from cacheshrink_hybrid.codecs.levels import lloyd_max_levels
+from cacheshrink_hybrid.codecs import RowFormat
+from cacheshrink_hybrid.codecs.row_layout import Kind, RowLayout
 from cacheshrink_hybrid.kernels.backend import Backend
 from cacheshrink_hybrid.kernels.latents.append import latent_append
 from cacheshrink_hybrid.kernels.latents.decode import KeyUp, LatentRead, latent_decode
 from cacheshrink_hybrid.kernels.latents.paged_rows import PagedRows
-from cacheshrink_hybrid.kernels.latents.row_layout import RowLayout, row_levels
 from cacheshrink_hybrid.kernels.states.gdn_step import gdn_step
 from cacheshrink_hybrid.kernels.states.pages import CODE_BYTES, StatePages, StatePlace, StateSegment
 from cacheshrink_hybrid.kernels.states.ssd_step import ssd_step
@@ -26,12 +26,12 @@ Run = Callable[[], object]
 FILLED_AT_ONCE = 65536
 
 CODECS = {
-    "float16": lambda rank: RowLayout.uniform(rank, torch.float16, alignment=16),
-    "float8": lambda rank: RowLayout.uniform(rank, torch.float8_e4m3fn, alignment=16),
-    "8": lambda rank: RowLayout.of_bits([(rank, 8)], alignment=16),
-    "4": lambda rank: RowLayout.of_bits([(rank, 4)], alignment=16),
-    "mixed": lambda rank: RowLayout.of_bits(
-        [(rank // 4, 8), (rank // 2, 4), (rank // 4, 2)], alignment=16
+    "float16": lambda rank: RowLayout.of_runs([(rank, Kind.FLOAT16)], alignment=16),
+    "float8": lambda rank: RowLayout.of_runs([(rank, Kind.E4M3)], alignment=16),
+    "8": lambda rank: RowFormat(alignment=16).layout([(rank, 8)]),
+    "4": lambda rank: RowFormat(alignment=16).layout([(rank, 4)]),
+    "mixed": lambda rank: RowFormat(alignment=16).layout(
+        [(rank // 4, 8), (rank // 2, 4), (rank // 4, 2)]
     ),
 }
 
@@ -69,11 +69,9 @@ def latent_rows(
     num_frames = batch * frames_each + 1
     arena = torch.zeros(num_frames * frame_bytes, dtype=torch.uint8, device=device)
     order = torch.randperm(num_frames - 1, device=device).int() + 1
-    levels = row_levels(lloyd_max_levels(4), lloyd_max_levels(2)).to(device)
     rows = PagedRows(
         arena=arena,
         layout=layout,
-        levels=levels if layout.uses_tables else None,
         frame_bytes=frame_bytes,
         frame_tokens=frame_tokens,
     )
@@ -136,7 +134,7 @@ def rebuilt_attention(
     backend: Backend = "auto",
 ) -> Workload:
     """Decoding with keys rebuilt per head from 8-bit latents, values joint."""
-    layout = RowLayout.of_bits([(rank * key_heads, 8), (value_rank, 8)], alignment=16)
+    layout = RowFormat(alignment=16).layout([(rank * key_heads, 8), (value_rank, 8)])
     rows, table, lens = latent_rows(layout, batch, context, frame_tokens, device)
     angles = torch.arange(context, device=device)[:, None] * 1e4 ** -torch.linspace(
         0, 1, head_dim // 2, device=device

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import torch
 
+from cacheshrink_hybrid.codecs import RowFormat
+from cacheshrink_hybrid.codecs.row_layout import Kind, RowLayout
 from cacheshrink_hybrid.kernels.latents.append.kernel import latent_append_triton
 from cacheshrink_hybrid.kernels.latents.decode import KeyUp, LatentRead
 from cacheshrink_hybrid.kernels.latents.decode.kernel import latent_decode_triton
 from cacheshrink_hybrid.kernels.latents.decode.tiles import Tiles
 from cacheshrink_hybrid.kernels.latents.paged_rows import PagedRows
-from cacheshrink_hybrid.kernels.latents.row_layout import LEVELS_SIZE, Kind, RowLayout
 
 from .compile_kernels import meta
 
 LAYOUTS = {
-    "float32": RowLayout.uniform(128, torch.float32, alignment=16),
-    "float16": RowLayout.uniform(128, torch.float16, alignment=16),
-    "bfloat16": RowLayout.uniform(128, torch.bfloat16, alignment=16),
-    "e4m3": RowLayout.uniform(128, torch.float8_e4m3fn, alignment=16),
-    "8": RowLayout.of_bits([(128, 8)], alignment=16),
-    "4": RowLayout.of_bits([(128, 4)], alignment=16),
-    "mixed": RowLayout.of_bits([(32, 8), (96, 4), (64, 2)], alignment=16),
-    "float16-512": RowLayout.uniform(512, torch.float16, alignment=16),
-    "8-512": RowLayout.of_bits([(512, 8)], alignment=16),
-    "4-512": RowLayout.of_bits([(512, 4)], alignment=16),
+    "float32": RowLayout.of_runs([(128, Kind.FLOAT32)], alignment=16),
+    "float16": RowLayout.of_runs([(128, Kind.FLOAT16)], alignment=16),
+    "bfloat16": RowLayout.of_runs([(128, Kind.BFLOAT16)], alignment=16),
+    "e4m3": RowLayout.of_runs([(128, Kind.E4M3)], alignment=16),
+    "8": RowFormat(alignment=16).layout([(128, 8)]),
+    "4": RowFormat(alignment=16).layout([(128, 4)]),
+    "mixed": RowFormat(alignment=16).layout([(32, 8), (96, 4), (64, 2)]),
+    "float16-512": RowLayout.of_runs([(512, Kind.FLOAT16)], alignment=16),
+    "8-512": RowFormat(alignment=16).layout([(512, 8)]),
+    "4-512": RowFormat(alignment=16).layout([(512, 4)]),
 }
 
 
@@ -32,7 +33,6 @@ def rows_of(layout: RowLayout, *, frame_tokens: int = 64) -> PagedRows:
     return PagedRows(
         arena=meta(1024 * frame_bytes, dtype=torch.uint8),
         layout=layout,
-        levels=None if not layout.uses_tables else meta(LEVELS_SIZE, dtype=torch.float32),
         frame_bytes=frame_bytes,
         frame_tokens=frame_tokens,
     )
@@ -78,7 +78,7 @@ NARROW = RowLayout.of_runs(
     ]
 )
 # Runs of 4, and no gains: what tiny models have at few bytes.
-PLAIN = RowLayout.of_bits([(4, 4), (20, 2)], gains=False)
+PLAIN = RowFormat(gains=False).layout([(4, 4), (20, 2)])
 
 
 def everything(*, rebuilt: bool, query_dtype: torch.dtype = torch.float16):
@@ -162,7 +162,7 @@ def rebuilt(
     def run() -> None:
         key_rank = 8 * 64 if per_head else 64
         runs = [(key_rank, bits), (value_rank, bits)]
-        layout = RowLayout.of_bits(runs, alignment=16)
+        layout = RowFormat(alignment=16).layout(runs)
         angles = meta(32768, 64)
         key_up = KeyUp(
             weight=meta(8, 128, 64, dtype=torch.bfloat16),

@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from cacheshrink_hybrid import CompressionConfig, convert_model, plan_of
 from cacheshrink_hybrid.calibration.text import load_texts
-from cacheshrink_hybrid.conversion.convert import model_statistics
+from cacheshrink_hybrid.conversion.statistics import model_statistics
 from cacheshrink_hybrid.demo.corpus import PYTHON_DOCS
 from cacheshrink_hybrid.errors import ConfigError
 from cacheshrink_hybrid.text_tables import format_table

@@ -52,11 +52,12 @@ from .benchmark import (
 
 TARGET_BYTES = 2 * 2**30
 PHASES = {
-    "calibrate": ("calibrate", "weight_statistics"),
-    "factorize": ("make_unit", "factorize", "full_rank_factors", "code_channels"),
-    "install": ("convert_in_place",),
+    "calibrate": ("statistics.calibrate", "statistics.weight_statistics"),
+    "factorize": ("convert.plan_model",),
+    "install": ("convert.convert_in_place",),
 }
-"""Phase -> functions of `cacheshrink_hybrid.conversion.convert` that are timed as that phase."""
+"""Phase -> functions of `cacheshrink_hybrid.conversion` that are timed as that phase, by the module
+that calls them."""
 
 
 class Phases:
@@ -238,7 +239,6 @@ def measured_conversion(
     model: PreTrainedModel, args: argparse.Namespace, phases: Phases
 ) -> tuple[float, int]:
     """Convert `model` in place; seconds in all, and the highest resident bytes."""
-    module = importlib.import_module("cacheshrink_hybrid.conversion.convert")
     config = CompressionConfig(
         compression_ratio=args.ratio,
         compression_method=args.method,
@@ -248,7 +248,9 @@ def measured_conversion(
     sequences = random_sequences(args, args.sequences, args.length)
     with ExitStack() as stack:
         for phase, names in PHASES.items():
-            for name in names:
+            for place in names:
+                home, _, name = place.partition(".")
+                module = importlib.import_module(f"cacheshrink_hybrid.conversion.{home}")
                 timed = phases.wrap(phase, getattr(module, name))
                 stack.enter_context(mock.patch.object(module, name, timed))
         reset_peak()

@@ -18,7 +18,7 @@ from cacheshrink_hybrid.caches import make_cache
 from cacheshrink_hybrid.config import CompressionConfig
 from cacheshrink_hybrid.conversion.convert import convert_model
 from cacheshrink_hybrid.families import model_spec
-from cacheshrink_hybrid.model.latent_model import plan_of
+from cacheshrink_hybrid.model.attached_plan import plan_of
 from cacheshrink_hybrid.plan import CompressionPlan
 from tests.families.tiny_configs import tiny_model
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cacheshrink_hybrid.latents.fit.bases import LatentFactors, Unit
+from cacheshrink_hybrid.latents.fit.factors import LatentFactors, Unit
 
 
 def random_spd(size: int, seed: int, *, spread: float = 3.0) -> Tensor:

@@ -22,7 +22,7 @@ from transformers import (
 
 from cacheshrink_hybrid import load_mla_model, plan_of, save_mla_model
 from cacheshrink_hybrid.checkpoint.auto_config import CacheShrinkConfig
-from cacheshrink_hybrid.checkpoint.checkpoint import load_model
+from cacheshrink_hybrid.checkpoint.savable_model import SavableModel
 from cacheshrink_hybrid.errors import CheckpointError, ConfigError
 from tests.families.tiny_configs import CASES, tiny_model
 from tests.models import logits_of, pair, random_ids
@@ -49,7 +49,7 @@ def values_of(config: PretrainedConfig) -> dict:
 LOADERS: dict[str, Callable] = {
     "AutoModel": AutoModelForCausalLM.from_pretrained,
     "own class": type(converted()).from_pretrained,
-    "load_model": load_model,
+    "any class": SavableModel.from_pretrained,
     "load_mla_model": lambda path, **kwargs: load_mla_model(path, **kwargs)[0],
 }
 loaders = pytest.mark.parametrize("load", LOADERS.values(), ids=LOADERS)
@@ -107,7 +107,7 @@ def test_nothing_is_allocated_on_the_meta_device(load: Callable, saved: Path) ->
     assert {p.device.type for p in load(saved, device_map="meta").parameters()} == {"meta"}
 
 
-@pytest.mark.parametrize("name", ["AutoModel", "own class", "load_model"])
+@pytest.mark.parametrize("name", ["AutoModel", "own class", "any class"])
 def test_loading_info(name: str, saved: Path) -> None:
     model, info = LOADERS[name](saved, output_loading_info=True)
     assert plan_of(model) == plan_of(converted())
@@ -189,7 +189,7 @@ def test_values_that_the_weights_do_not_fit(name: str, load: Callable, saved: Pa
 
 def test_values_of_another_type(saved: Path) -> None:
     with pytest.raises(ConfigError, match="hidden_size='x' is no value that a LlamaConfig takes"):
-        load_model(saved, hidden_size="x")
+        SavableModel.from_pretrained(saved, hidden_size="x")
 
 
 @loaders
@@ -201,7 +201,7 @@ def test_devices_that_are_not_here(device_map, load: Callable, saved: Path) -> N
 
 def test_a_config_of_something_else(saved: Path) -> None:
     with pytest.raises(ConfigError, match="is no config of a causal language model; give what Au"):
-        load_model(saved, config="config.json")
+        SavableModel.from_pretrained(saved, config="config.json")
 
 
 def test_model_from_config_alone(saved: Path) -> None:
@@ -219,7 +219,7 @@ def test_subfolder(saved: Path, tmp_path: Path) -> None:
     for load in (*LOADERS.values(), AutoTokenizer.from_pretrained):
         load(tmp_path, subfolder="deep")
     with pytest.raises(CheckpointError, match="is no directory"):
-        load_model(tmp_path, subfolder="other")
+        SavableModel.from_pretrained(tmp_path, subfolder="other")
 
 
 @loaders

@@ -18,7 +18,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from cacheshrink_hybrid import convert_to_mla, plan_of
 from cacheshrink_hybrid.errors import UnsupportedModelError
 from cacheshrink_hybrid.latents.attention.module import LatentAttention
-from cacheshrink_hybrid.model.latent_model import LatentModel, is_converted, source_class_of
+from cacheshrink_hybrid.model.attached_plan import is_converted
+from cacheshrink_hybrid.model.latent_model import LatentModel, source_class_of
 from cacheshrink_hybrid.states.mixers.mixer import RecurrentMixer
 from tests.families.tiny_configs import CASES, tiny_model
 from tests.models import converted_copy, logits_of, pair, random_ids

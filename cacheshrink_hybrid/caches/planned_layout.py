@@ -25,7 +25,7 @@ from ..pool.layout import LayerRows, Layout, compile_layout
 from ..pool.state_map import StateRows
 from ..pool.state_tensors import StateShape
 from ..spec import LayerSpec, ModelSpec
-from ..states.layer import stored_dtype
+from ..states.layout import stored_dtype
 from ..states.mixers.mixer import RecurrentMixer
 from ..states.plan import StatePlan
 

@@ -16,9 +16,10 @@ from transformers import PreTrainedModel
 from ..errors import CalibrationError
 from ..families import layer_list_of
 from ..latents.attention.parts import AttentionParts
-from ..latents.fit.metrics import METRIC_CLASSES, all_observing, sampled_loss
+from ..latents.fit.metrics import all_observing, sampled_loss
 from ..latents.fit.observe import frozen_and_checkpointed, observed_inputs
 from ..latents.fit.statistics import LatentStatistics, Moments, Samples
+from ..methods import METRICS
 from ..placement import input_device
 from ..states.fit.observe import StateCalibration
 
@@ -48,7 +49,7 @@ def calibrate(
         model: the source model, unconverted. It is left as it was.
         parts: its attention modules.
         sequences: token ids, (1, T) each, without padding.
-        metric: `fisher`, `score` or `activation`.
+        metric: one of `METRICS` that reads text.
         seed: seeds the labels that `fisher` samples from the model.
         states: watches recurrent layers in the same passes.
         progress: show a progress bar.
@@ -56,10 +57,11 @@ def calibrate(
     Raises:
         CalibrationError: no tokens, or non-finite activations or gradients.
     """
-    metrics = [METRIC_CLASSES[metric](part) for part in parts]
+    observer = METRICS[metric].observer_class()
+    metrics = [observer(part) for part in parts]
     moments = [Moments(2 * part.kv_width) for part in parts]
     samples = [Samples() for _ in parts]
-    needs_backward = METRIC_CLASSES[metric].needs_backward
+    needs_backward = METRICS[metric].backward
     generator = torch.Generator().manual_seed(seed)
     counting = True
     num_tokens = 0

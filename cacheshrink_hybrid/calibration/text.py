@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..checkpoint.loading import first_line, hub_is_offline
+from ..checkpoint.load_faults import first_line, hub_is_offline
 from ..config import CompressionConfig
 from ..demo.corpus import PYTHON_DOCS, held_out_text, training_text
 from ..errors import CalibrationError

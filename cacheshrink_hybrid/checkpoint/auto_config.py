@@ -71,15 +71,15 @@ def _source_config_class(values: dict[str, Any]) -> type[PreTrainedConfig]:
 
 @cache
 def saved_config_class(source_class: Any) -> Any:
-    """`source_class` as the config of a saved model, known to `AutoModelForCausalLM`."""
+    """`source_class` as the config of a saved model. `AutoModelForCausalLM` makes of it what it
+    makes of `CacheShrinkConfig`, which importing the package has told it."""
     from transformers import AutoModelForCausalLM
 
-    from ..auto import CacheShrinkForCausalLM
-
+    model_class = AutoModelForCausalLM._model_mapping[CacheShrinkConfig]
     namespace = {"__module__": __name__, "__doc__": source_class.__doc__, "model_type": MODEL_TYPE}
     bases = (source_class, CacheShrinkConfig)  # the source's defaults are those that count
     saved_class = type(f"Latent{source_class.__name__}", bases, namespace)
-    AutoModelForCausalLM.register(saved_class, CacheShrinkForCausalLM, exist_ok=True)
+    AutoModelForCausalLM.register(saved_class, model_class, exist_ok=True)
     return saved_class
 
 

@@ -60,6 +60,14 @@ _REFUSED_WHEN_SAVED: dict[str, tuple[tuple[Any, ...], str]] = {
     "fusion_config": ((None,), "fusions replace modules of the source"),
 }
 
+_REFUSED_BY_SAVING: dict[str, tuple[tuple[Any, ...], str]] = {
+    "variant": ((None, ""), "a converted model is saved in the precision it has; use model.to()"),
+    "distributed_checkpoint": ((False,), "parts are not saved by themselves"),
+    "safe_serialization": ((True,), "pickled weights are not written"),
+}
+"""Argument of `from_pretrained` or `save_pretrained` -> values that ask for nothing, and why others
+are refused."""
+
 
 def taken(kwargs: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     """Those of `kwargs` with these names, which are removed from it."""
@@ -69,14 +77,30 @@ def taken(kwargs: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
 def refuse_for_saved_models(kwargs: dict[str, Any]) -> None:
     """Raise `ConfigError` for arguments that a converted model cannot be loaded with, and take
     those away that ask for nothing."""
-    faults = []
-    for name, (neutral, reason) in _REFUSED_WHEN_SAVED.items():
-        if name in kwargs and kwargs.pop(name) not in neutral:
-            faults.append(f"{name} ({reason})")
+    faults = _taken_faults(kwargs, _REFUSED_WHEN_SAVED)
     if faults:
         raise ConfigError(
             f"a converted model cannot be loaded with {'; '.join(faults)}; leave it out"
         )
+
+
+def refuse_for_saving(kwargs: dict[str, Any]) -> None:
+    """The same for arguments that a converted model cannot be saved with."""
+    faults = _taken_faults(kwargs, _REFUSED_BY_SAVING)
+    if faults:
+        raise ConfigError(
+            f"a converted model cannot be saved with {'; '.join(faults)}; leave it out"
+        )
+
+
+def _taken_faults(
+    kwargs: dict[str, Any], refused: Mapping[str, tuple[tuple[Any, ...], str]]
+) -> list[str]:
+    return [
+        f"{name} ({reason})"
+        for name, (neutral, reason) in refused.items()
+        if name in kwargs and kwargs.pop(name) not in neutral
+    ]
 
 
 def refuse_unknown(kwargs: Mapping[str, Any], what: str, known: Iterable[str]) -> None:

@@ -24,8 +24,8 @@ from ..errors import ConfigError, UnsupportedModelError
 from ..families import model_spec
 from ..spec import ModelSpec
 from .files import CONFIG_NAME, shown
-from .loading import GGUF_SUFFIX, check_device_map, device_fault
-from .loading import loading as readable
+from .load_faults import GGUF_SUFFIX, check_device_map, device_fault
+from .load_faults import loading as readable
 from .pretrained_arguments import HUB_ARGUMENTS, MODEL_ARGUMENTS, refuse_unknown, taken
 from .tokenizer_files import load_tokenizer
 

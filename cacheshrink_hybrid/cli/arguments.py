@@ -16,12 +16,12 @@ from transformers import (
 )
 
 from ..calibration.text import load_texts
-from ..checkpoint.checkpoint import load_mla_model
-from ..checkpoint.loading import device_fault, is_converted_directory, loading
+from ..checkpoint.load import load_mla_model
+from ..checkpoint.load_faults import device_fault, is_converted_directory, loading
 from ..checkpoint.source_model import gguf_location
 from ..checkpoint.tokenizer_files import load_tokenizer
 from ..config import CompressionConfig
-from ..conversion.convert import check_convertible
+from ..conversion.refusals import check_convertible
 from ..errors import ConfigError, PlanError
 from ..families import model_spec
 from ..spec import ModelSpec

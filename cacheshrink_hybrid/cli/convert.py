@@ -6,7 +6,7 @@ import argparse
 
 import torch
 
-from ..checkpoint.checkpoint import save_mla_model
+from ..checkpoint.save import save_mla_model
 from ..conversion.convert import convert_to_mla
 from .parsers.convert import settings
 

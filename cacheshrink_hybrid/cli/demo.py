@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ..checkpoint.checkpoint import load_mla_model, save_mla_model
+from ..checkpoint.load import load_mla_model
+from ..checkpoint.save import save_mla_model
 from ..config import CompressionConfig
 from ..conversion.convert import convert_to_mla
 from ..demo import model_path
 from ..demo.corpus import held_out_text, training_text
 from ..evaluation import generate_samples, measure_cache_memory, measure_perplexity, measure_recall
 from ..families import model_spec
-from ..model.latent_model import is_converted, plan_of
+from ..model.attached_plan import is_converted, plan_of
 from ..text_tables import format_table
 from .arguments import check_points, source_spec
 from .plots import plot_tradeoff

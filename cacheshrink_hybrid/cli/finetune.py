@@ -12,13 +12,13 @@ import torch
 import yaml
 
 from ..calibration.text import load_texts
-from ..checkpoint.checkpoint import save_mla_model
-from ..checkpoint.loading import is_converted_directory, weight_bytes
+from ..checkpoint.load_faults import is_converted_directory, weight_bytes
+from ..checkpoint.save import save_mla_model
 from ..config import CompressionConfig
 from ..conversion.convert import convert_to_mla
 from ..demo.corpus import PYTHON_DOCS
 from ..errors import CacheShrinkWarning, ConfigError
-from ..model.latent_model import is_converted
+from ..model.attached_plan import is_converted
 from ..training import MLATrainer, TrainingConfig
 from ..training.arguments import check_launcher
 from ..training.output import check_writable

@@ -113,15 +113,13 @@ def add_settings(
     record: type,
     names: Iterable[str],
     *,
-    choices: Mapping[str, Iterable[str]],
-    types: Mapping[str, Any],
+    choices: Mapping[str, Iterable[str]] | None = None,
     unset: bool = False,
 ) -> None:
     """A flag for each of these fields of a dataclass, in the words of its docstring.
 
     Args:
         choices: allowed values by field name.
-        types: how a field is read where its default does not tell.
         unset: default to None whatever the dataclass has, so that a flag that was not given can be
             told from one that was.
     """
@@ -138,15 +136,23 @@ def add_settings(
             "help": f"{words.get(name, '')} (default: {shown})".strip().replace("%", "%%"),
             "default": None if unset else default,
         }
-        kind = types.get(name, type(default))
+        kind = _kind(by_name[name])
         if kind is bool:
             simple = not (unset or default or default is None)
             options["action"] = "store_true" if simple else argparse.BooleanOptionalAction
         else:
-            options |= {"type": kind, "choices": choices.get(name)}
+            options |= {"type": kind, "choices": (choices or {}).get(name)}
             if "tuple" in str(by_name[name].type):
                 options["nargs"] = "*"
         group.add_argument("--" + name.replace("_", "-"), **options)
+
+
+def _kind(field: Field) -> Any:
+    """How a value of a field is read: by the first type of its annotation, as of its elements."""
+    names = re.findall("bool|float|int|str", str(field.type))
+    if set(names) == {"int", "str"}:
+        return bits
+    return {"bool": bool, "float": float, "int": int, "str": str}[names[0]]
 
 
 def _default(field: Field) -> Any:

@@ -15,8 +15,8 @@ from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ..caches.planned_layout import PlannedLayout, planned_layout
-from ..checkpoint.loading import first_line, is_converted_directory
-from ..checkpoint.saved_model import read_checkpoint
+from ..checkpoint.description import read_checkpoint
+from ..checkpoint.load_faults import first_line, is_converted_directory
 from ..checkpoint.source_model import gguf_location
 from ..errors import ConfigError
 from ..families import layout_spec

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..evaluation.memory import measure_cache_memory
 from ..families import model_spec
-from ..model.latent_model import is_converted, plan_of
+from ..model.attached_plan import is_converted, plan_of
 from ..text_tables import fitting_table
 from .arguments import load_given
 from .report import byte_columns, write_json

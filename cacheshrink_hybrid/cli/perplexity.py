@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import CacheShrinkWarning
 from ..evaluation.perplexity import measure_perplexity
 from ..families import model_spec
-from ..model.latent_model import is_converted, plan_of
+from ..model.attached_plan import is_converted, plan_of
 from ..text_tables import fitting_table
 from .arguments import load_given, read_texts
 from .plots import plot_tradeoff

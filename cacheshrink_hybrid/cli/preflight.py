@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from ..byte_counts import parse_budget
 from ..checkpoint.files import files_in_the_way
-from ..checkpoint.loading import (
+from ..checkpoint.load_faults import (
     GGUF_SUFFIX,
     config_fault,
     device_fault,

@@ -16,13 +16,14 @@ from transformers import PreTrainedModel
 
 from ..calibration.text import calibration_sequences, load_texts
 from ..config import CompressionConfig
-from ..conversion.convert import convert_model, model_statistics
+from ..conversion.convert import convert_model
+from ..conversion.statistics import model_statistics
 from ..errors import ConfigError, PlanError
 from ..evaluation.cached_forward import cached_logits
 from ..evaluation.defaults import DEFAULT_CHUNK
 from ..evaluation.perplexity import measure_perplexity
 from ..evaluation.recall import measure_recall
-from ..model.latent_model import plan_of, set_state_plans
+from ..model.attached_plan import plan_of, set_state_plans
 from ..spec import ModelSpec
 from ..text_tables import fitting_table, format_table
 from ..writing import write_text

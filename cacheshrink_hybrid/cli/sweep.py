@@ -9,7 +9,9 @@ from typing import Any
 
 from ..calibration.text import calibration_sequences, load_texts
 from ..config import CompressionConfig
-from ..conversion.convert import check_convertible, convert_model, model_statistics
+from ..conversion.convert import convert_model
+from ..conversion.refusals import check_convertible
+from ..conversion.statistics import model_statistics
 from ..errors import PlanError
 from ..evaluation.perplexity import measure_perplexity
 from ..evaluation.uniform_kv import UniformKVCache, uniform_kv_bytes_per_token

@@ -33,6 +33,7 @@ LLOYD_MAX_BITS = tuple(LLOYD_MAX)
 UNIFORM_BITS = 8
 UNIFORM_CLIP = 4.5
 """Largest magnitude, in standard deviations, that 8 bits represent."""
+UNIFORM_STEP = 2 * UNIFORM_CLIP / 2**UNIFORM_BITS
 
 
 @table
@@ -45,8 +46,8 @@ def lloyd_max_levels(bits: int) -> Tensor:
 @table
 def uniform_levels() -> Tensor:
     """The 256 levels of 8 bits, ascending, float64: spaced evenly up to the clip on both sides."""
-    step = 2 * UNIFORM_CLIP / 2**UNIFORM_BITS
-    return (torch.arange(2**UNIFORM_BITS, dtype=torch.float64) + 0.5) * step - UNIFORM_CLIP
+    codes = torch.arange(2**UNIFORM_BITS, dtype=torch.float64)
+    return (codes + 0.5) * UNIFORM_STEP - UNIFORM_CLIP
 
 
 @table
@@ -58,7 +59,7 @@ def levels_of(bits: int) -> Tensor:
 def outermost_level(bits: int) -> float:
     """The largest level of a width."""
     if bits == UNIFORM_BITS:
-        return UNIFORM_CLIP - UNIFORM_CLIP / 2**UNIFORM_BITS
+        return UNIFORM_CLIP - UNIFORM_STEP / 2
     return LLOYD_MAX[bits][-1]
 
 
@@ -74,7 +75,8 @@ HEAD_GAINS = 6
 HEAD_ESCAPED_LEVELS = 16
 HEAD_NAN = 255
 """A head byte has 159 codes for its channel at gain 1, 16 for each of the gains 2, 4, .. 64, and
-one for a token whose latent is not finite."""
+one for a token whose latent is not finite. The levels lie evenly between -4.5 and 4.5, times the
+gain."""
 
 
 def head_tables() -> tuple[Tensor, Tensor]:
@@ -92,6 +94,15 @@ def head_tables() -> tuple[Tensor, Tensor]:
     values = torch.cat([ordinary, *(gain * coarse for gain in gains), nan])
     all_gains = [1.0] * HEAD_LEVELS + [g for g in gains for _ in coarse] + [math.nan]
     return values, torch.tensor(all_gains, dtype=torch.float64)
+
+
+FIRST_LEVELS2 = 2**4
+
+
+@table
+def level_tables(device: torch.device) -> Tensor:
+    """Levels of 4 bits, and from `FIRST_LEVELS2` on those of 2 bits, ascending, (20,) float32."""
+    return torch.cat([lloyd_max_levels(4), lloyd_max_levels(2)]).to(device, torch.float32)
 
 
 @table

@@ -1,4 +1,4 @@
-"""Coding latents as rows of bytes, and back (`row_format` says how rows are laid out)."""
+"""Coding latents as rows of bytes, and back (`row_layout` draws a row)."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ from .levels import (
     HEAD_NAN,
     UNIFORM_BITS,
     UNIFORM_CLIP,
+    UNIFORM_STEP,
     byte_table,
     edges_of,
     head_tables,
     outermost_level,
 )
-from .row_format import RowFormat, Run, place_runs
+from .row_format import RowFormat
 from .tables import table
 
 LARGEST = torch.finfo(torch.float32).max
-HALF_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-BYTE_DTYPES = {"uniform": None, "e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 
 
 class RowCodec:
@@ -43,21 +42,14 @@ class RowCodec:
 
     def __init__(self, runs: tuple[tuple[int, int], ...], format: RowFormat | None = None) -> None:
         self.format = RowFormat() if format is None else format
-        self.runs = place_runs(runs)
+        self.layout = self.format.layout(runs)
         self.description = ([n for n, _ in runs], [bits for _, bits in runs], *astuple(self.format))
-        self.num_channels = sum(run.channels for run in self.runs)
-        self.row_bytes = self.format.row_bytes(runs)
-        self.leveled = tuple(run for run in self.runs if self.format.uses_levels(run.bits))
-        self.scaled_widths = tuple(sorted({run.bits for run in self.leveled}, reverse=True))
-        self.after_runs = self.runs[-1].at_byte.stop
-        self.head_channel: int | None = None
-        self.head_byte: int | None = None
-        if self.leveled and self.format.scales == "static" and self.format.gains:
-            head_run = next((run for run in self.leveled if run.bits == 8), None)
-            self.head_byte = self.after_runs if head_run is None else head_run.first_byte
-            self.head_channel = None if head_run is None else head_run.first_channel
-        self.token_scales = bool(self.leveled) and self.format.scales == "token"
-        self.coded_bytes = self.after_runs + 2 * len(self.scaled_widths) * self.token_scales
+        self.runs = self.layout.runs
+        self.num_channels, self.row_bytes = self.layout.num_channels, self.layout.row_bytes
+        self.head_byte, self.head_channel = self.layout.head_byte, self.layout.head_channel
+        self.leveled = tuple(run for run in self.runs if run.kind.coded)
+        self.leveled_widths = tuple(sorted({run.bits for run in self.leveled}, reverse=True))
+        self.token_scales = bool(self.layout.scaled_widths)
         self._limit = torch.full((self.num_channels,), LARGEST, dtype=torch.float32, device="cpu")
         if self.head_byte is not None:
             for run in self.leveled:
@@ -66,7 +58,7 @@ class RowCodec:
 
     def _make_tables(self, device: torch.device) -> None:
         """Have the tables made now rather than within a graph."""
-        for bits in self.scaled_widths:
+        for bits in self.leveled_widths:
             if bits != UNIFORM_BITS:
                 _edges(bits, device)
                 _byte_table(bits, device)
@@ -106,13 +98,13 @@ class RowCodec:
                     part = part / divisors[run.bits]
                 parts.append(_pack(_codes(part, run.bits), run.bits))
             else:
-                parts.append(_as_floats(part, finite, self._float_format(run)))
+                parts.append(_as_floats(part, finite, run.kind.dtype))
         if self.token_scales:
-            scales = torch.cat([divisors[bits] for bits in self.scaled_widths], dim=-1)
+            scales = torch.cat([divisors[bits] for bits in self.layout.scaled_widths], dim=-1)
             parts.append(_as_floats(scales, finite, torch.float16))
         rows = torch.cat(parts, dim=-1)
-        if self.row_bytes > self.coded_bytes:
-            rows = nn.functional.pad(rows, (0, self.row_bytes - self.coded_bytes))
+        if self.row_bytes > rows.shape[-1]:
+            rows = nn.functional.pad(rows, (0, self.row_bytes - rows.shape[-1]))
         if self.head_byte is not None:
             head = self._head_codes(latent, divisors.get(self.leveled[0].bits))
             if finite is not None:
@@ -127,9 +119,9 @@ class RowCodec:
             if beyond is None or self.head_byte is None:
                 return {}
             exponent = (beyond / UNIFORM_CLIP).clamp_min(1.0).log2().ceil()
-            return dict.fromkeys(self.scaled_widths, exponent.clamp_max(HEAD_GAINS).exp2())
+            return dict.fromkeys(self.leveled_widths, exponent.clamp_max(HEAD_GAINS).exp2())
         divisors = {}
-        for bits in self.scaled_widths:
+        for bits in self.layout.scaled_widths:
             parts = [latent[..., run.at_channel] for run in self.leveled if run.bits == bits]
             largest = torch.cat(parts, dim=-1).abs().amax(dim=-1, keepdim=True)
             scale = (largest / outermost_level(bits)).clamp(1e-6, 6e4)
@@ -162,7 +154,7 @@ class RowCodec:
             if run not in self.leveled:
                 # A single row counts as contiguous whatever its stride, so a copy is made by force.
                 aligned = packed.clone(memory_format=torch.contiguous_format)
-                parts.append(aligned.view(self._float_format(run)).to(dtype))
+                parts.append(aligned.view(run.kind.dtype).to(dtype))
                 continue
             part = _levels(packed, run.bits)
             if run.bits in factors:
@@ -176,10 +168,10 @@ class RowCodec:
         """What levels of each width are multiplied by, and the values of the head channel, (..., 1)
         each."""
         if self.token_scales:
-            at = slice(self.after_runs, self.after_runs + 2 * len(self.scaled_widths))
+            at = slice(self.layout.after_runs, self.layout.after_scales)
             stored = rows[..., at].clone(memory_format=torch.contiguous_format)
-            scales = stored.view(torch.float16).float()
-            return {bits: scales[..., i, None] for i, bits in enumerate(self.scaled_widths)}, None
+            scales = stored.view(torch.float16).float().unsqueeze(-2).unbind(-1)
+            return dict(zip(self.layout.scaled_widths, scales, strict=True)), None
         if self.head_byte is None:
             return {}, None
         head = rows[..., self.head_byte]
@@ -189,15 +181,7 @@ class RowCodec:
         if _on_host(rows) and not bool((head >= HEAD_LEVELS).any()):
             return {}, head_values  # no token is escaped
         gain = nn.functional.embedding(head.int(), _head_gains(rows.device))
-        return dict.fromkeys(self.scaled_widths, gain), head_values
-
-    def _float_format(self, run: Run) -> torch.dtype:
-        """Number format of a run that is not coded by levels."""
-        if run.bits == 16:
-            return HALF_DTYPES[self.format.half]
-        dtype = BYTE_DTYPES[self.format.byte]
-        assert dtype is not None
-        return dtype
+        return dict.fromkeys(self.leveled_widths, gain), head_values
 
     def saturated(self, latent: Tensor) -> int:
         """Number of elements of latents (..., R) that are clipped whatever the gain or scale;
@@ -210,7 +194,7 @@ class RowCodec:
                 if not self.format.gains:
                     limit = UNIFORM_CLIP
             else:
-                limit = torch.finfo(self._float_format(run)).max
+                limit = torch.finfo(run.kind.dtype).max
             count += int((latent[..., run.at_channel].abs() > limit).sum())
         return count
 
@@ -233,8 +217,7 @@ def _codes(x: Tensor, bits: int) -> Tensor:
 def _levels(packed: Tensor, bits: int) -> Tensor:
     """Levels (..., channels), float32, of bytes (..., channels * bits / 8)."""
     if bits == UNIFORM_BITS:
-        step = 2 * UNIFORM_CLIP / 2**UNIFORM_BITS
-        return packed.float().mul_(step).add_(0.5 * step - UNIFORM_CLIP)
+        return packed.float().mul_(UNIFORM_STEP).add_(0.5 * UNIFORM_STEP - UNIFORM_CLIP)
     levels = _byte_table(bits, packed.device)
     if not _on_host(packed):
         return nn.functional.embedding(packed.int(), levels).flatten(-2)

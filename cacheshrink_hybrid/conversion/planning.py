@@ -8,37 +8,26 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from ..calibration.calibrate import LatentStatistics
-from ..config import HEADWISE_METHODS, WIDTHS_OF, CompressionConfig
+from ..config import CompressionConfig
 from ..device_profile import DeviceProfile
 from ..errors import PlanError
 from ..latents.attention.parts import AttentionParts
-from ..latents.fit.bases import KeyShape, Unit, factorize, full_rank_factors, make_unit
 from ..latents.fit.bits import CodedFactors, code_channels, row_alignment
+from ..latents.fit.factors import KeyShape, Unit, make_unit
 from ..latents.fit.held_out_loss import held_out_loss
-from ..latents.fit.kinds import Reader, fastest_factors, headwise_factors
+from ..latents.fit.kinds import Reader, factorize, fastest_factors, full_rank_factors
 from ..latents.fit.read_time import read_operations, read_seconds
 from ..latents.fit.statistics import HeldOutSamples
 from ..latents.plan import ChannelRun, LatentPlan
+from ..methods import LATENT_KINDS, WIDTHS_OF
 from ..plan import CompressionPlan
 from ..spec import ModelSpec
-from ..states.fit.observe import StateStatistics, compressible_layers
+from ..states.fit.observe import StateStatistics
 from ..states.fit.planner import StateFactors, make_state_unit, plan_states
+from ..states.kinds import compressible_layers
 from ..states.plan import StatePlan
 from .ratio_limit import compressed_layers, kept_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class ModelStatistics:
-    """What calibration found in one model: per attention module, and per recurrent layer.
-
-    Attributes:
-        held_out: of each attention module on text kept from the statistics; None without.
-    """
-
-    latents: list[LatentStatistics]
-    states: list[StateStatistics] | None = None
-    held_out: list[HeldOutSamples] | None = None
+from .statistics import ModelStatistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,8 +201,8 @@ def _factors(
     budget: float,
 ) -> list[CodedFactors]:
     """Bases, ranks and widths of all modules."""
-    headwise = config.compression_method in HEADWISE_METHODS
-    if not (config.coded or headwise or config.objective != "memory"):
+    ranked = config.latent_kind is None or config.latent_kind.ranked
+    if ranked and not config.coded and config.objective == "memory":
         return [
             CodedFactors(
                 factors=factor,
@@ -228,18 +217,13 @@ def _factors(
     formats = [
         config.row_format(row_alignment(unit.width) if config.coded else 1) for unit in units
     ]
-    if headwise:
-        full = headwise_factors(units, config.compression_method)
-    elif config.objective == "memory":
-        full = list(zip(full_rank_factors(units, config), units, strict=True))
+    if config.objective == "memory":
+        full = full_rank_factors(units, config)
     else:
         readers = [
             Reader(num_heads=part.num_attention_heads, read_mode=part.read_mode) for part in parts
         ]
-        profile = DeviceProfile.parse(config.device_profile)
-        full = fastest_factors(
-            units, samples, readers, widths, budget, formats, config.objective, profile
-        )
+        full = fastest_factors(units, samples, readers, widths, budget, formats, config)
     return code_channels(
         [factor for factor, _ in full],
         [unit for _, unit in full],
@@ -286,7 +270,7 @@ def _latent_plan(
 ) -> LatentPlan:
     factors, runs = result.factors, result.runs
     frequencies = factors.frequencies
-    read_mode = part.read_mode if frequencies is None else "rotate"
+    read_mode = LATENT_KINDS[factors.method].read_mode or part.read_mode
     key_rank, value_rank = factors.key_rank, factors.value_up.shape[1]
     operations = read_operations(
         factors.method,

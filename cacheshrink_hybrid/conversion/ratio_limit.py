@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 
-from ..config import WIDTHS_OF, CompressionConfig
+from ..codecs.state import one_segment
+from ..config import CompressionConfig
 from ..errors import ConfigError, PlanError
 from ..latents.fit.bits import row_alignment, run_channels
+from ..methods import WIDTHS_OF
 from ..spec import BYTES_16BIT, LayerSpec, ModelSpec
-from ..states.fit.observe import compressible_layers
-from ..states.fit.planner import FOLDED_COLUMNS, METHODS_OF_KIND, RANKS
-
-CODE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "float8": 1}
-"""Bytes of one channel of a state in each of its codes."""
+from ..states.fit.planner import RANKS
+from ..states.kinds import MIXER_KINDS, compressible_layers
 
 
 def check_reachable(spec: ModelSpec, config: CompressionConfig) -> None:
@@ -41,7 +40,7 @@ def least_row_bytes(layer: LayerSpec, config: CompressionConfig) -> int:
     assert layer.attention is not None
     width = layer.attention.kv_width
     if not config.coded:
-        apart = config.compression_method not in ("auto", "joint")
+        apart = config.latent_kind is not None and not config.latent_kind.joint
         return BYTES_16BIT * (2 if apart else 1)
     runs = [(run_channels(2 * width), min(WIDTHS_OF[config.cache_bits]))]
     return config.row_format(row_alignment(width)).row_bytes(runs)
@@ -61,7 +60,8 @@ def _check_ratio(spec: ModelSpec, layers: tuple[LayerSpec, ...], config: Compres
 
 
 def _check_rank(layers: tuple[LayerSpec, ...], config: CompressionConfig, rank: int) -> None:
-    halves = 2 if config.compression_method == "joint" else 1
+    assert config.latent_kind is not None
+    halves = 2 if config.latent_kind.joint else 1
     full = min(
         (halves * layer.attention.kv_width for layer in layers if layer.attention is not None),
         default=rank,
@@ -117,11 +117,11 @@ def least_state_bytes(spec: ModelSpec, config: CompressionConfig) -> int:
             continue
         code = "int8" if config.state_dtype == "auto" else config.state_dtype
         channels = max(1, state.state_size // RANKS)
-        method = config.state_method
-        method = METHODS_OF_KIND[state.kind][0] if method == "auto" else method
-        folded = FOLDED_COLUMNS.get((state.kind, method), 0) * state.num_groups
+        kind = MIXER_KINDS[state.kind]
+        folded = kind.folded_columns.get(kind.method(config.state_method), 0) * state.num_groups
         columns = state.conv_channels - folded * (state.state_size - channels)
-        total += state.num_heads * state.head_dim * channels * CODE_BYTES[code]
+        codec = one_segment(state.num_heads, state.head_dim, channels, code)
+        total += codec.sizes(codec.segments[0])[0]
         total += columns * (state.conv_kernel - 1) * BYTES_16BIT
     return total
 

@@ -35,7 +35,7 @@ from ..latents.plan import ChannelRun, LatentPlan
 from ..placement import input_device
 from ..spec import LayerSpec
 from ..states.fit.planner import make_state_unit, plan_states
-from ..states.mixers.mixer import install_mixer, uninstall_mixer
+from ..states.mixers.installation import install_mixer, uninstall_mixer
 
 NUM_TOKENS = 12
 """More than the few queries that are read directly (`MAX_DECODE_TOKENS`), so that both ways of
@@ -254,7 +254,8 @@ def _full_width(module: nn.Module, layer: LayerSpec) -> Iterator[None]:
     """Within this context a source's mixer is a compressed one that keeps everything."""
     config = CompressionConfig(metric="none", state_dtype="float32", replay_length=1)
     (plan,), _ = plan_states([make_state_unit(layer, None, config)], config, math.inf)
-    mixer = install_mixer(module, plan.kind, plan)
+    assert layer.state is not None
+    mixer = install_mixer(module, layer.state, plan)
     try:
         yield
     finally:

@@ -11,8 +11,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..checkpoint.checkpoint import load_mla_model
-from ..checkpoint.loading import is_converted_directory, loading
+from ..checkpoint.load import load_mla_model
+from ..checkpoint.load_faults import is_converted_directory, loading
 from ..checkpoint.source_model import gguf_location
 
 

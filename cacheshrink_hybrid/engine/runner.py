@@ -13,7 +13,7 @@ from ..errors import NotSupportedError, UnsupportedModelError
 from ..kernels.backend import Backend
 from ..latents.attention.module import LatentAttention
 from ..model.adapters import adapted_modules, is_of_peft
-from ..model.latent_model import is_converted, plan_of
+from ..model.attached_plan import is_converted, plan_of
 from ..pool.budget import frames_within
 from ..pool.frame_pool import FramePool
 from ..pool.memory import decoding_backend

@@ -13,7 +13,7 @@ from ..caches import LatentCache, make_cache
 from ..caches.dense_cache import num_cached_tokens
 from ..errors import UnsupportedModelError
 from ..families import model_spec
-from ..model.latent_model import is_converted, plan_of
+from ..model.attached_plan import is_converted, plan_of
 from ..placement import input_device
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ..caches import LatentCache, cache_bytes, make_cache
 from ..errors import ConfigError
 from ..families import model_spec
-from ..model.latent_model import is_converted, plan_of
+from ..model.attached_plan import is_converted, plan_of
 from ..spec import BYTES_16BIT
 from .cached_forward import cached_logits
 from .defaults import DEFAULT_LENGTHS

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from ..spec import StateSpec
+from ..spec import PLAIN_FORM, MixerForm, StateSpec
 
 Sizes = Callable[[PretrainedConfig], dict[str, Any]]
 
@@ -132,25 +132,34 @@ class MixerRow:
         kind: one of `SIZES`.
         path: path of layer i's mixer in the model, with `{}` for i.
         hybrid_path: the same in layers that also have attention; None for `path`.
+        form: how they are built, where they differ from others of their kind.
     """
 
     kind: str
     path: str
     hybrid_path: str | None = None
+    form: MixerForm = PLAIN_FORM
 
 
 MIXERS: dict[str, MixerRow] = {
     "mamba": MixerRow(kind="mamba", path="backbone.layers.{}.mixer"),
-    "falcon_mamba": MixerRow(kind="mamba", path="backbone.layers.{}.mixer"),
-    "jamba": MixerRow(kind="mamba", path="model.layers.{}.mamba"),
+    "falcon_mamba": MixerRow(
+        kind="mamba", path="backbone.layers.{}.mixer", form=MixerForm(inner_norms=True)
+    ),
+    "jamba": MixerRow(kind="mamba", path="model.layers.{}.mamba", form=MixerForm(inner_norms=True)),
     "zamba": MixerRow(
         kind="mamba",
         path="model.layers.{}.mamba",
         hybrid_path="model.layers.{}.mamba_decoder.mamba",
+        form=MixerForm(several_scans=True),
     ),
     "mamba2": MixerRow(kind="mamba2", path="backbone.layers.{}.mixer"),
     "bamba": MixerRow(kind="mamba2", path="model.layers.{}.mamba"),
-    "falcon_h1": MixerRow(kind="mamba2", path="model.layers.{}.mamba"),
+    "falcon_h1": MixerRow(
+        kind="mamba2",
+        path="model.layers.{}.mamba",
+        form=MixerForm(multipliers=True, optional_norm=True),
+    ),
     "granitemoehybrid": MixerRow(kind="mamba2", path="model.layers.{}.mamba"),
     "nemotron_h": MixerRow(kind="mamba2", path="model.layers.{}.mixer"),
     "zamba2": MixerRow(
@@ -158,9 +167,21 @@ MIXERS: dict[str, MixerRow] = {
         path="model.layers.{}.mamba",
         hybrid_path="model.layers.{}.mamba_decoder.mamba",
     ),
-    "qwen3_next": MixerRow(kind="gated_delta_net", path="model.layers.{}.linear_attn"),
-    "qwen3_5_text": MixerRow(kind="gated_delta_net", path="model.layers.{}.linear_attn"),
-    "olmo_hybrid": MixerRow(kind="gated_delta_net", path="model.layers.{}.linear_attn"),
+    "qwen3_next": MixerRow(
+        kind="gated_delta_net",
+        path="model.layers.{}.linear_attn",
+        form=MixerForm(projections="by_head"),
+    ),
+    "qwen3_5_text": MixerRow(
+        kind="gated_delta_net",
+        path="model.layers.{}.linear_attn",
+        form=MixerForm(projections="joined"),
+    ),
+    "olmo_hybrid": MixerRow(
+        kind="gated_delta_net",
+        path="model.layers.{}.linear_attn",
+        form=MixerForm(output="o_proj", norm="o_norm", negative_eigenvalues=True),
+    ),
     "lfm2": MixerRow(kind="short_conv", path="model.layers.{}.conv"),
     "kimi_linear": MixerRow(kind="kimi_delta", path="model.layers.{}.self_attn"),
     "recurrent_gemma": MixerRow(kind="rg_lru", path="model.layers.{}.temporal_block"),
@@ -175,4 +196,4 @@ def state_spec(config: PretrainedConfig, layer_idx: int, hybrid: bool) -> StateS
     row = MIXERS[config.model_type]
     path = row.hybrid_path if hybrid and row.hybrid_path else row.path
     sizes = SIZES[row.kind](config)
-    return StateSpec(kind=row.kind, module_name=path.format(layer_idx), **sizes)
+    return StateSpec(kind=row.kind, module_name=path.format(layer_idx), form=row.form, **sizes)

@@ -14,6 +14,15 @@ import triton.language as tl
 INTERPRET = tl.constexpr(bool(triton.knobs.runtime.interpret))
 LOG2_E = tl.constexpr(1.4426950408889634)
 
+
+def _itself(x):
+    return x
+
+
+constant = _itself if INTERPRET else tl.constexpr
+"""Around an element of a constant tuple that one device function gives to another: before Triton
+3.8 the compiler takes it for a constant only so. The interpreter gives on what it is given."""
+
 TRITON_DTYPES = {
     torch.float32: tl.float32,
     torch.float16: tl.float16,

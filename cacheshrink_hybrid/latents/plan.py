@@ -7,6 +7,7 @@ from typing import Any
 
 from ..codecs import RowCodec, RowFormat
 from ..errors import PlanError
+from ..methods import LATENT_KINDS, LatentKind
 from ..spec import BYTES_16BIT
 
 CROP_SLACK = 32
@@ -34,7 +35,7 @@ class LatentPlan:
 
     Attributes:
         layer_ids: cache layers that the module serves; more than one for shared modules.
-        method: `joint`, `separate`, `xkv`, `per_head` or `rotate`.
+        method: a row of `LATENT_KINDS`.
         kv_lora_rank: stored channels per token, R.
         key_rank: channels that keys are rebuilt from, Rk.
         value_rank: channels that values are rebuilt from, Rv.
@@ -82,6 +83,11 @@ class LatentPlan:
     read_ns: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.method not in LATENT_KINDS:
+            raise PlanError(
+                f"method={self.method!r} of layer {self.layer_ids[0]} is unknown; one of "
+                f"{', '.join(LATENT_KINDS)} is due, or the version that made this plan"
+            )
         if sum(run.channels for run in self.runs) != self.kv_lora_rank:
             raise PlanError(
                 f"runs {self.runs} of layer {self.layer_ids[0]} do not add up to "
@@ -102,6 +108,11 @@ class LatentPlan:
                 f"key_rank={self.key_rank} has frequencies={self.frequencies}; `rotate` needs one "
                 "per pair of key channels, other modes none"
             )
+
+    @property
+    def kind(self) -> LatentKind:
+        """What is known of latents of this method."""
+        return LATENT_KINDS[self.method]
 
     @property
     def coded(self) -> bool:

@@ -1,4 +1,4 @@
-"""Putting compressed modules in the places of a source model's, and writing their weights."""
+"""Putting compressed modules in the places of a source model's."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from ..derived_class import derived_class
 from ..families import attention_at, replace_attention
 from ..latents.attention.module import LatentAttention
 from ..latents.attention.parts import AttentionParts
-from ..latents.fit.bases import LatentFactors
 from ..latents.plan import LatentPlan
 from ..plan import CompressionPlan
 from ..spec import ModelSpec
-from ..states.fit.observe import mixer_modules
 from ..states.fit.planner import StateFactors
-from ..states.mixers.mixer import RecurrentMixer, install_mixer
+from ..states.kinds import compressible_layers
+from ..states.mixers.installation import install_mixer
+from ..states.mixers.mixer import RecurrentMixer
 from ..states.plan import StatePlan
 
 
@@ -32,12 +32,14 @@ def install_states(
     *,
     keep_source: bool = False,
 ) -> None:
-    modules = mixer_modules(model, spec)
+    sources = {layer.layer_idx: layer.state for layer in compressible_layers(spec)}
     for i, plan in enumerate(plans):
         pair = None if factors is None else factors[i]
+        source = sources[plan.layer_idx]
+        assert source is not None
         mixer = install_mixer(
-            modules[plan.layer_idx],
-            plan.kind,
+            model.get_submodule(source.module_name),
+            source,
             plan,
             None if pair is None else pair.read,
             keep_source=keep_source,
@@ -75,48 +77,6 @@ def install_attention(
             if name.startswith(("_forward_hooks", "_forward_pre_hooks")):
                 getattr(place, name).update(getattr(source, name))
     return module
-
-
-@torch.no_grad()
-def write_factors(module: LatentAttention, parts: AttentionParts, factors: LatentFactors) -> None:
-    """Fold encoder, bases and mean into the module's three new projections.
-
-    kv_a_proj = E W with bias E (b - mean); k_b_proj and v_b_proj are the bases with the means as
-    biases, keys times their multiplier.
-    """
-    encoder, width = factors.encoder, parts.kv_width
-    weight = _float64(torch.cat([parts.key.weight(), parts.value.weight()]))
-    bias = -factors.mean.clone()
-    for half, projection in enumerate((parts.key, parts.value)):
-        if projection.bias() is not None:
-            bias[half * width : (half + 1) * width] += _float64(projection.bias())
-    if module.latent_reach is not None:
-        assert factors.reach is not None
-        module.latent_reach.copy_(factors.reach)
-    module.kv_a_proj.weight.copy_(encoder @ weight)
-    module.kv_a_proj.bias.copy_(encoder @ bias)
-    module.k_b_proj.weight.copy_(_key_weight(factors) * parts.key_multiplier)
-    module.k_b_proj.bias.copy_(factors.mean[:width] * parts.key_multiplier)
-    module.v_b_proj.weight.copy_(factors.value_up)
-    module.v_b_proj.bias.copy_(factors.mean[width:])
-    for layer_idx, (_, key, value) in parts.adapters.items():
-        assert module.kv_a_adapters is not None
-        down, up = module.kv_a_adapters[str(layer_idx)]
-        down.weight.copy_(torch.cat([key[0].weight, value[0].weight]))
-        ups = torch.block_diag(_float64(key[1].weight), _float64(value[1].weight))
-        up.weight.copy_(encoder @ ups)
-
-
-def _key_weight(factors: LatentFactors) -> Tensor:
-    """`key_up` in the shape of the module's key projection: (J*D, Rk), or (J, D, Rk / J)."""
-    if factors.key_heads is None:
-        return factors.key_up
-    by_head = factors.key_up.unflatten(0, (factors.num_key_heads, -1))  # (J, D, Rk)
-    return torch.stack([up[:, factors.key_heads == head] for head, up in enumerate(by_head)])
-
-
-def _float64(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", torch.float64)
 
 
 def share_bases(model: PreTrainedModel, plan: CompressionPlan) -> None:

@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,52 +26,13 @@ from transformers.cache_utils import (
     LinearAttentionCacheLayerMixin,
 )
 
-from ..codecs.state import StateCodec
-from ..codecs.straight_through import newest_straight_through, straight_through
+from ..codecs.straight_through import newest_straight_through
 from ..derived_class import Derived, derived_class
 from ..errors import NotSupportedError
 from ..lasting import lasting_tensors
 from ..precision import without_autocast
-
-
-@dataclass(frozen=True, slots=True)
-class StateLayout:
-    """What one layer stores per sequence.
-
-    Attributes:
-        codec: of the recurrent state.
-        replay_length: L, tokens from one rewriting of the state to the next.
-        conv_columns: W - 1.
-        dtype: of convolution columns and of the inputs in the ring.
-        exact_inputs: positions among the inputs that the ring keeps in float32 (step sizes, gates).
-    """
-
-    codec: StateCodec
-    replay_length: int
-    conv_columns: int
-    dtype: torch.dtype
-    exact_inputs: tuple[int, ...]
-
-    def input_dtype(self, position: int) -> torch.dtype:
-        return torch.float32 if position in self.exact_inputs else self.dtype
-
-    @property
-    def lossless(self) -> bool:
-        return self.codec.lossless and self.dtype == torch.float32
-
-
-class Recurrence(Protocol):
-    """What the layer asks of the mixer that owns it."""
-
-    def scan(
-        self, state: Tensor | None, inputs: Sequence[Tensor], reads: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """(y of the last n tokens, new state) of T inputs (B, T, ...) and n reads (B, n, ...)."""
-        ...
-
-    def read(self, state: Tensor | None, inputs: Sequence[Tensor], reads: Tensor) -> Tensor:
-        """y alone."""
-        ...
+from .layout import Recurrence, StateLayout, rounded, saturated
+from .scans.coded import boundaries, scan_with_cuts
 
 
 class StateCacheMixin(LinearAttentionCacheLayerMixin, Derived):
@@ -169,14 +129,14 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin, Derived):
                 )
             self.recorded = tuple(x.detach() for x in inputs)
             inputs = self._behind_ring(inputs)
-            cuts = [] if first or layout.lossless else _boundaries(inputs, L)
-            return self._walk(owner, inputs, reads, cuts, through_codes=True)[0]
+            cuts = [] if first or layout.lossless else boundaries(inputs, L)
+            return self._scanned(owner, inputs, reads, cuts, through_codes=True)[0]
         if L > 1:
             inputs = self._behind_ring(inputs)
-        cuts, through_codes = _boundaries(inputs, L), self.codes_every_boundary or not first
+        cuts, through_codes = boundaries(inputs, L), self.codes_every_boundary or not first
         if not self.codes_every_boundary:
             cuts = cuts[-1:]
-        y, codes = self._walk(owner, inputs, reads, cuts, through_codes=through_codes)
+        y, codes = self._scanned(owner, inputs, reads, cuts, through_codes=through_codes)
         self._store(codes, inputs, cuts)
         return y
 
@@ -193,7 +153,7 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin, Derived):
             ring = self.recurrent_states[1]
             self.recurrent_states[0] = self.layout.codec.zeros(len(ring), ring.device)
 
-    def _walk(
+    def _scanned(
         self,
         owner: Recurrence,
         inputs: Sequence[Tensor],
@@ -202,34 +162,11 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin, Derived):
         *,
         through_codes: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """Run over `inputs` from the stored state, coding it at the `cuts`.
-
-        Returns y of the last tokens, as many as there are `reads`, and the codes at the last cut.
-        Behind a cut the state is read as coded, or as it was without `through_codes`.
-        """
-        codec, total = self.layout.codec, inputs[0].shape[1]
-        unread = total - reads.shape[1]
-        state = None
-        if self.is_recurrent_states_initialized[0]:
-            state = codec.decode(self.recurrent_states[0])
-        start, outputs, codes = 0, [], None
-        for end in sorted({*cuts, total}):
-            if end not in cuts and end <= unread:
-                break  # nothing is read, nothing is coded
-            seen, part = reads, inputs
-            if start or end < total:
-                seen = reads[:, max(0, start - unread) : max(0, end - unread)]
-                part = [x[:, start:end] for x in inputs]
-            if end not in cuts:  # the last part, whose state is neither stored nor gone on from
-                outputs.append(owner.read(state, part, seen))
-                break
-            y, state = owner.scan(state, part, seen)
-            outputs.append(y)
-            start = end
-            codes = codec.encode(state.detach())
-            if through_codes and end < total:
-                state = straight_through(state, codec.decode(codes))
-        return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), codes
+        """`scan_with_cuts` from the stored state."""
+        stored = self.recurrent_states[0] if self.is_recurrent_states_initialized[0] else None
+        return scan_with_cuts(
+            owner, self.layout.codec, stored, inputs, reads, cuts, through_codes=through_codes
+        )
 
     def _behind_ring(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
         if not self.num_pending:
@@ -289,12 +226,12 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin, Derived):
         assert owner is not None
         first = not self.is_recurrent_states_initialized[0] and not self.num_pending
         inputs = self._behind_ring(recorded)
-        cuts = _boundaries(inputs, self.layout.replay_length)
+        cuts = boundaries(inputs, self.layout.replay_length)
         if first or self.layout.lossless:
             cuts = cuts[-1:]
         codes = None
         if cuts:
-            _, codes = self._walk(owner, inputs, self._no_reads, cuts, through_codes=True)
+            _, codes = self._scanned(owner, inputs, self._no_reads, cuts, through_codes=True)
         self._store(codes, inputs, cuts)
 
     @property
@@ -368,36 +305,6 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin, Derived):
 
 def _nobody() -> None:
     """In the place of a reference to a mixer."""
-
-
-def stored_dtype(dtype: torch.dtype, codec: StateCodec) -> torch.dtype:
-    """Type of convolution columns and of the inputs in the ring of a model with such weights: 16
-    bits, unless the state and the model are exact throughout."""
-    if dtype in (torch.float16, torch.bfloat16):
-        return dtype
-    return torch.float32 if codec.lossless else torch.float16
-
-
-def saturated(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """`x` as it is stored in `dtype`, at most as large as that holds."""
-    if dtype not in (x.dtype, torch.float32):
-        limit = torch.finfo(dtype).max
-        x = x.clamp(-limit, limit)
-    return x.to(dtype)
-
-
-def rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """`x` with what storing it in `dtype` leaves of it, in its own dtype; the gradient is that of
-    `x`."""
-    return straight_through(x, saturated(x.detach(), dtype).to(x.dtype))
-
-
-def _boundaries(inputs: Sequence[Tensor], replay_length: int) -> list[int]:
-    """Where the state is rewritten, if the first input stands right behind a boundary."""
-    total = inputs[0].shape[1]
-    if replay_length == 1:
-        return list(range(1, total + 1))
-    return list(range(replay_length, total + 1, replay_length))
 
 
 def state_layer(cache: Cache, layer_idx: int, layout: StateLayout) -> StateCacheMixin:

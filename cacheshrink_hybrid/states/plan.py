@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..codecs.state import StateCodec, StateSegment
+from ..errors import PlanError
+from ..methods import STATE_METHODS, StateMethod
 from ..spec import BYTES_16BIT, BYTES_32BIT
+from .kinds import DECAYS, MIXER_KINDS, VALUES, WRITES, MixerKind
+
+FULL = "full"
+"""In the place of a method: all channels, in the source's basis."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,9 +22,8 @@ class StatePlan:
 
     Attributes:
         layer_idx: cache layer.
-        kind: of the mixer, as in `StateSpec`.
-        method: `full` (all channels, in the source's basis), `oblique` or `orthonormal` (a basis
-            of r directions), `select` (r channels, what reads them refitted), `prune` (r channels).
+        kind: of the mixer, a row of `MIXER_KINDS`.
+        method: a row of `STATE_METHODS`, or `FULL`.
         state_size: N, channels of the source's state.
         head_dim: P.
         segments: heads by rank and code; together they are all heads.
@@ -49,6 +54,24 @@ class StatePlan:
     rounding_loss: float = 0.0
     relative_error: float = 0.0
 
+    def __post_init__(self) -> None:
+        for name, rows in (("kind", MIXER_KINDS), ("method", (FULL, *STATE_METHODS))):
+            if getattr(self, name) not in rows:
+                raise PlanError(
+                    f"{name}={getattr(self, name)!r} of recurrent layer {self.layer_idx} is "
+                    f"unknown; one of {', '.join(rows)} is due, or the version that made this plan"
+                )
+
+    @property
+    def mixer(self) -> MixerKind:
+        """What is known of mixers of this kind."""
+        return MIXER_KINDS[self.kind]
+
+    @property
+    def narrowing(self) -> StateMethod | None:
+        """How channels are left out; None where none is."""
+        return STATE_METHODS.get(self.method)
+
     def codec(self) -> StateCodec:
         """The codec of this layer's states."""
         return StateCodec(self.head_dim, self.segments)
@@ -65,7 +88,7 @@ class StatePlan:
     @property
     def ring_inputs(self) -> tuple[tuple[int, bool], ...]:
         """(elements, kept in float32) of each input of one token, in the order of the ring."""
-        return _ring_inputs(self.kind, self.codec().num_heads, self.head_dim, self.ranks)
+        return ring_inputs(self.mixer, self.codec().num_heads, self.head_dim, self.ranks)
 
     @property
     def ring_bytes(self) -> int:
@@ -116,21 +139,18 @@ class StatePlan:
         )
 
 
-def ring_bytes_per_token(kind: str, num_heads: int, head_dim: int, ranks: Sequence[int]) -> int:
-    """Bytes of one token's inputs: values and keys (or B) at 16 bits, what the decay is computed
-    from in float32, except Mamba-1's step sizes, of which there is one per channel."""
-    inputs = _ring_inputs(kind, num_heads, head_dim, ranks)
-    return sum(width * (BYTES_32BIT if exact else BYTES_16BIT) for width, exact in inputs)
-
-
-def _ring_inputs(
-    kind: str, num_heads: int, head_dim: int, ranks: Sequence[int]
+def ring_inputs(
+    mixer: MixerKind, num_heads: int, head_dim: int, ranks: Sequence[int]
 ) -> tuple[tuple[int, bool], ...]:
-    """(elements, kept in float32) of one token's inputs to the recurrence, in their order."""
-    values, writes = (num_heads * head_dim, False), (sum(ranks), False)
-    decays = num_heads, True
-    return {
-        "mamba2": (values, decays, writes),
-        "mamba": (values, values, writes),
-        "gated_delta_net": (writes, values, decays, decays),
-    }[kind]
+    """(elements, kept in float32) of each input of one token to the recurrence, in order."""
+    widths = {VALUES: num_heads * head_dim, WRITES: sum(ranks), DECAYS: num_heads}
+    exact = mixer.exact_inputs
+    return tuple((widths[name], i in exact) for i, name in enumerate(mixer.inputs))
+
+
+def ring_bytes_per_token(
+    mixer: MixerKind, num_heads: int, head_dim: int, ranks: Sequence[int]
+) -> int:
+    """Bytes of one token's inputs in a ring."""
+    inputs = ring_inputs(mixer, num_heads, head_dim, ranks)
+    return sum(width * (BYTES_32BIT if exact else BYTES_16BIT) for width, exact in inputs)

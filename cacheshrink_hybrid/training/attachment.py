@@ -230,7 +230,8 @@ def _learned_of_state(mixer: RecurrentMixer) -> Iterable[tuple[str, nn.Parameter
     a basis on the manifold."""
     assert mixer.state_plan is not None and mixer.state_read is not None
     yield "state_read", mixer.state_read
-    if mixer.state_plan.method == "oblique":
+    narrowing = mixer.state_plan.narrowing
+    if narrowing is not None and narrowing.learns_write:
         assert mixer.state_write is not None
         yield "state_write", mixer.state_write
 

@@ -118,7 +118,8 @@ class TrainableBases(nn.Module):
                 self._add(f"{names[0]}.{suffix}", up, root, inverse, pieces, constrained)
                 self._coded[_key(f"{names[0]}.{suffix}")] = group[0].plan.coded
         for name, mixer in (mixers or {}).items():
-            if mixer.state_plan is not None and mixer.state_plan.method == "orthonormal":
+            narrowing = mixer.state_plan and mixer.state_plan.narrowing
+            if narrowing and narrowing.constrained:
                 assert mixer.state_write is not None
                 plain = torch.eye(mixer.state_write.shape[1], dtype=torch.float64)
                 pieces = [Piece((mixer,), "state_write")]
@@ -204,11 +205,10 @@ def _independent(group: list[LatentAttention]):
     values = tuple(module.v_b_proj for module in group)
     k, v = keys[0].weight, values[0].weight
     whole, key_half, value_half = slice(0, 2 * width), slice(0, width), slice(width, 2 * width)
-    method = first.plan.method
-    if method == "joint":
+    if first.plan.kind.joint:
         yield "kv", torch.cat([k, v]), whole, [Piece(keys), Piece(values, first_row=width)]
         return
-    if method != "rotate":
+    if first.plan.read_mode != "rotate":
         yield "k", k, key_half, [Piece(keys)]
     yield "v", v, value_half, [Piece(values)]
 

@@ -18,7 +18,7 @@ from ..headwise_linear import HeadwiseLinear, by_head, in_runs
 from ..latents.attention.module import LatentAttention
 from ..latents.plan import ChannelRun, LatentPlan
 from ..model.adapters import refuse_adapters
-from ..model.latent_model import PLAN_ATTRIBUTE, plan_of
+from ..model.attached_plan import PLAN_ATTRIBUTE, plan_of
 from .targets import latent_layers
 
 CODED_STEP = 8
@@ -52,7 +52,7 @@ def cut_ranks(model: PreTrainedModel, share: float) -> PreTrainedModel:
         raise ConfigError(f"share={share!r} must be above 0 and at most 1")
     refuse_adapters(model, "cutting ranks")
     plan = plan_of(model)
-    rotated = [latent.layer_ids[0] for latent in plan.latents if latent.method == "rotate"]
+    rotated = [latent.layer_ids[0] for latent in plan.latents if latent.read_mode == "rotate"]
     if rotated:
         raise PlanError(
             f"layer {rotated[0]} stores rotated keys, whose channels stand for frequencies; "
@@ -78,14 +78,14 @@ def _channels(module: LatentAttention, share: float) -> tuple[int, int]:
     """Channels kept for keys and for values; equal in a joint latent."""
     plan = module.plan
     values = kept_channels(plan.value_rank, share, plan.coded)
-    if plan.method == "joint":
+    if plan.kind.joint:
         return values, values
-    heads = module.num_key_value_heads if plan.method == "per_head" else 1
+    heads = module.num_key_value_heads if plan.kind.per_head else 1
     return heads * kept_channels(plan.key_rank // heads, share, plan.coded), values
 
 
 def _cut_plan(plan: LatentPlan, keys: int, values: int) -> LatentPlan:
-    if plan.method == "joint":
+    if plan.kind.joint:
         runs = _first(plan.runs, 0, keys)
         rank = keys
     else:
@@ -119,7 +119,7 @@ def _cut_weights(
         module.k_b_proj.shares = cut_plan.key_shares(heads)
         kept_keys = keys // heads
         rows = in_runs(own[:, :kept_keys], module.k_b_proj.shares)
-    if whole.method != "joint":
+    if not whole.kind.joint:
         rows = torch.cat([rows, channels[whole.key_rank :][:values]])
 
     def cut(weight: nn.Parameter, pick: Callable[[Tensor], Tensor]) -> nn.Parameter:

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ..errors import ConfigError, misplaced_settings
+from ..errors import ConfigError, misplaced_settings, unknown_names
 from ..integers import NUMPY_SEEDS, count_fault, seed_fault
 
 METRICS = ("fisher", "activation")
@@ -199,10 +199,9 @@ class TrainingConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainingConfig:
-        unknown = sorted(set(values) - set(cls.__dataclass_fields__))
-        if unknown:
-            known = ", ".join(cls.__dataclass_fields__)
-            raise ConfigError(f"unknown settings {', '.join(unknown)}; known are {known}")
+        fault = unknown_names(values, cls.__dataclass_fields__)
+        if fault is not None:
+            raise ConfigError(f"unknown settings {fault}")
         return cls(**values)
 
     @classmethod

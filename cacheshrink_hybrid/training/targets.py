@@ -20,7 +20,7 @@ from ..errors import ConfigError
 from ..families import attention_at, model_spec, read_attention, read_source_attention
 from ..latents.attention.module import LatentAttention
 from ..latents.attention.parts import AttentionParts
-from ..model.latent_model import is_converted
+from ..model.attached_plan import is_converted
 from ..model.original_model import compression_disabled
 
 

@@ -24,7 +24,7 @@ from transformers.integrations import is_tensorboard_available
 from ..errors import ConfigError
 from ..evaluation.perplexity import score_sequences
 from ..model.adapters import refuse_adapters
-from ..model.latent_model import plan_of
+from ..model.attached_plan import plan_of
 from ..model.original_model import has_original_weights
 from .arguments import autocast, check_launcher, computes_in_bf16, training_arguments
 from .attachment import Attachment
@@ -135,7 +135,7 @@ class MLATrainer:
                 f"loss={config.loss!r} is about attention, but only recurrent states of this model "
                 "are compressed; take 'lm' or 'distillation'"
             )
-        if config.nested_ranks and any(latent.method == "rotate" for latent in latents):
+        if config.nested_ranks and any(latent.read_mode == "rotate" for latent in latents):
             raise ConfigError(
                 "nested_ranks do not fit keys that are stored rotated; convert with another "
                 "compression_method"

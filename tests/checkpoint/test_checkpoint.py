@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import cacheshrink_hybrid
 from cacheshrink_hybrid import load_mla_model, plan_of, save_mla_model
-from cacheshrink_hybrid.checkpoint.checkpoint import load_model
 from cacheshrink_hybrid.checkpoint.files import sha256_of
+from cacheshrink_hybrid.checkpoint.savable_model import SavableModel
 from cacheshrink_hybrid.errors import CheckpointError, ConfigError, UnsupportedModelError
 from tests.families.tiny_configs import CASES, tiny_model
 from tests.models import (
@@ -367,7 +367,7 @@ def test_directories_that_are_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no checkpoint .*convert_to_mla makes one"):
         load_mla_model(tmp_path)
     compressed().source.save_pretrained(tmp_path / "source")
-    for load in (load_mla_model, load_model):
+    for load in (load_mla_model, SavableModel.from_pretrained):
         with pytest.raises(
             CheckpointError, match=r"no checkpoint .*convert_to_mla makes"
         ) as caught:

@@ -151,7 +151,7 @@ BESIDE = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", "
 @pytest.mark.parametrize("name", BESIDE)
 def test_files_of_the_same_names_are_not_replaced(name: str, tmp_path: Path, monkeypatch) -> None:
     """Whatever a save writes, where no model of ours lies; another tokenizer's, for example."""
-    monkeypatch.setattr("cacheshrink_hybrid.checkpoint.saved_model.REMOTE_CODE_NAME", "code")
+    monkeypatch.setattr("cacheshrink_hybrid.checkpoint.description.REMOTE_CODE_NAME", "code")
     (tmp_path / name).write_text("a stranger's")
     with pytest.raises(
         CheckpointError, match=rf"of something else \({name}\), .*remove them first"
@@ -264,7 +264,7 @@ def test_a_failure_between_files_puts_the_earlier_ones_back(
 def test_a_failure_before_anything_was_moved(function: str, tmp_path: Path, monkeypatch) -> None:
     """A read-only directory, a full disk."""
     home = {"mkdtemp": "cacheshrink_hybrid.checkpoint.files.tempfile.mkdtemp"}
-    place = home.get(function, f"cacheshrink_hybrid.checkpoint.saved_model.{function}")
+    place = home.get(function, f"cacheshrink_hybrid.checkpoint.description.{function}")
     monkeypatch.setattr(place, failing_after(len, 0))
     with pytest.raises(CheckpointError, match=r"No space left .*give another directory"):
         converted().save_pretrained(tmp_path / "deep" / "model")

@@ -135,9 +135,7 @@ def test_a_card_that_cannot_be_read(tmp_path: Path, monkeypatch) -> None:
     def forbidden(path: Path) -> dict:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(
-        "cacheshrink_hybrid.checkpoint.checkpoint.model_card.metadata_load", forbidden
-    )
+    monkeypatch.setattr("cacheshrink_hybrid.checkpoint.model_card.metadata_load", forbidden)
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
     model = converted_copy(tiny_model("llama"), 4.0, "auto", metric="none")
     model.source_name = str(tmp_path)

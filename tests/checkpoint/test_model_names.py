@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cacheshrink_hybrid.checkpoint.loading import model_fault
+from cacheshrink_hybrid.checkpoint.load_faults import model_fault
 from cacheshrink_hybrid.checkpoint.model_names import is_repo_id, lasting_name, public_name
 
 NAMES = {

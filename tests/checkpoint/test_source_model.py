@@ -17,7 +17,7 @@ from cacheshrink_hybrid.checkpoint.source_model import forget_quantisation, load
 from cacheshrink_hybrid.cli import main
 from cacheshrink_hybrid.engine import LLM
 from cacheshrink_hybrid.errors import CacheShrinkError, ConfigError, UnsupportedModelError
-from cacheshrink_hybrid.model.latent_model import is_converted
+from cacheshrink_hybrid.model.attached_plan import is_converted
 from tests.families.tiny_configs import tiny_model
 from tests.gguf_files import write_tiny_gguf
 from tests.models import logits_of, random_ids, unchanged
@@ -190,11 +190,9 @@ def test_other_arguments_of_loading(tmp_path: Path) -> None:
     assert tokenizer is not None
 
 
-def test_unknown_arguments(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"takes no compresion_ratio; .* it takes cache_dir"):
-        convert_to_mla(tmp_path, compresion_ratio=4.0, **PLAIN)
-    for given in ({"revision": "main"}, {"device": "cpu"}, {"compresion_ratio": 4.0}):
-        with pytest.raises(ConfigError, match="no argument for a model object"):
+def test_arguments_of_loading_are_for_names_and_paths() -> None:
+    for given in ({"revision": "main"}, {"device": "cpu"}, {"dtype": torch.float32}):
+        with pytest.raises(ConfigError, match=f"{next(iter(given))}: no argument for a model obj"):
             convert_to_mla(tiny_model("llama"), **PLAIN, **given)
 
 

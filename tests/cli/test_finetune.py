@@ -12,13 +12,14 @@ import pytest
 import yaml
 
 from cacheshrink_hybrid.calibration.text import load_texts
-from cacheshrink_hybrid.checkpoint.checkpoint import load_mla_model, save_mla_model
+from cacheshrink_hybrid.checkpoint.load import load_mla_model
+from cacheshrink_hybrid.checkpoint.save import save_mla_model
 from cacheshrink_hybrid.cli import main
 from cacheshrink_hybrid.cli.parsers.finetune import faults, parse, parser
 from cacheshrink_hybrid.conversion.convert import convert_to_mla
 from cacheshrink_hybrid.demo import model_path
 from cacheshrink_hybrid.evaluation.perplexity import compute_perplexity
-from cacheshrink_hybrid.model.latent_model import plan_of
+from cacheshrink_hybrid.model.attached_plan import plan_of
 
 ROOT = Path(__file__).parents[2]
 FAST = ["--max-steps", "2", "--batch-size", "2", "--max-length", "48", "--logging-steps", "1"]

@@ -168,6 +168,18 @@ def test_escaped_tokens_are_told() -> None:
     assert not _codec("token").escaped(_codec("token").encode(x)).any()
 
 
+@pytest.mark.parametrize("name", ["mixed", "bf16", "e4m3"])
+def test_coding_can_be_traced(name: str) -> None:
+    """As one graph, the way accelerators run it; the rows stay the same."""
+    codec = _codec(name)
+    x = _normal(codec, 4)
+    x[1] *= 20
+    traced = torch.compile(codec.encode, backend="eager", fullgraph=True)(x)
+    assert torch.equal(traced, codec.encode(x))
+    decode = torch.compile(codec.decode, backend="eager", fullgraph=True)
+    assert torch.equal(decode(traced, torch.float32), codec.decode(traced, torch.float32))
+
+
 def test_neighbours_share_a_byte() -> None:
     codec = _codec("4")
     x = torch.zeros(1, 16)

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from cacheshrink_hybrid.checkpoint.checkpoint import load_mla_model, save_mla_model
+from cacheshrink_hybrid.checkpoint.load import load_mla_model
+from cacheshrink_hybrid.checkpoint.save import save_mla_model
 from cacheshrink_hybrid.config import CompressionConfig
 from cacheshrink_hybrid.conversion.convert import convert_model, convert_to_mla
 from cacheshrink_hybrid.errors import ConfigError, PlanError, UnsupportedModelError
 from cacheshrink_hybrid.evaluation.memory import measure_cache_memory
 from cacheshrink_hybrid.families import model_spec
-from cacheshrink_hybrid.model.latent_model import plan_of, set_state_plans
+from cacheshrink_hybrid.model.attached_plan import plan_of, set_state_plans
 from cacheshrink_hybrid.plan import CompressionPlan
 from cacheshrink_hybrid.states.mixers.mixer import RecurrentMixer
 from tests.families.tiny_configs import RECURRENT_CASES, tiny_model

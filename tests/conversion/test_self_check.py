@@ -16,7 +16,7 @@ from cacheshrink_hybrid.errors import SelfCheckError
 from cacheshrink_hybrid.families import FAMILIES, Family, model_spec, read_attention
 from cacheshrink_hybrid.families.rows import QK_NORM
 from cacheshrink_hybrid.latents.attention.module import LatentAttention
-from cacheshrink_hybrid.states.fit.observe import compressible_layers
+from cacheshrink_hybrid.states.kinds import compressible_layers
 from cacheshrink_hybrid.states.mixers.mixer import RecurrentMixer
 from tests.families.tiny_configs import CASES, RECURRENT_CASES, tiny_model
 from tests.models import unchanged

@@ -21,7 +21,8 @@ from cacheshrink_hybrid.engine.step_tables import StepTables, batch_buckets
 from cacheshrink_hybrid.errors import KernelUnavailableError, NotSupportedError
 from cacheshrink_hybrid.families import model_spec
 from cacheshrink_hybrid.kernels import backend as backends
-from cacheshrink_hybrid.states.mixers.mixer import RecurrentMixer, uninstall_mixer
+from cacheshrink_hybrid.states.mixers.installation import uninstall_mixer
+from cacheshrink_hybrid.states.mixers.mixer import RecurrentMixer
 from tests.dispatch import run_references
 from tests.families.tiny_configs import tiny_model
 from tests.models import converted_copy, random_ids

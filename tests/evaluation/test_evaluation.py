@@ -24,7 +24,7 @@ from cacheshrink_hybrid.evaluation.uniform_kv import (
     uniform_kv_bytes_per_token,
 )
 from cacheshrink_hybrid.families import model_spec
-from cacheshrink_hybrid.model.latent_model import is_converted, plan_of
+from cacheshrink_hybrid.model.attached_plan import is_converted, plan_of
 from tests.families.tiny_configs import tiny_model
 from tests.models import logits_in_pieces, logits_of, pair, random_ids
 from tests.texts import TEXTS as ALL_TEXTS

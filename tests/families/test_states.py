@@ -16,8 +16,8 @@ from cacheshrink_hybrid.errors import NotSupportedError
 from cacheshrink_hybrid.evaluation.memory import measure_cache_memory
 from cacheshrink_hybrid.families import FAMILIES, model_spec
 from cacheshrink_hybrid.families.states import MIXERS
-from cacheshrink_hybrid.model.latent_model import plan_of
-from cacheshrink_hybrid.states.fit.observe import compressible_layers
+from cacheshrink_hybrid.model.attached_plan import plan_of
+from cacheshrink_hybrid.states.kinds import compressible_layers
 from cacheshrink_hybrid.states.mixers.mixer import RecurrentMixer
 from tests.families.tiny_configs import CASES, RECURRENT_CASES, tiny_config, tiny_model
 from tests.models import (

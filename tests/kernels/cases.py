@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import torch
-
-from cacheshrink_hybrid.kernels.latents.row_layout import Kind, RowLayout
+from cacheshrink_hybrid.codecs import RowFormat
+from cacheshrink_hybrid.codecs.row_layout import Kind, RowLayout
 
 LAYOUTS = {
-    "float32": RowLayout.uniform(48, torch.float32, alignment=16),
-    "float16": RowLayout.uniform(48, torch.float16, alignment=16),
-    "bfloat16": RowLayout.uniform(48, torch.bfloat16, alignment=16),
-    "e4m3": RowLayout.uniform(48, torch.float8_e4m3fn, alignment=16),
-    "e5m2": RowLayout.uniform(48, torch.float8_e5m2, alignment=16),
-    "8": RowLayout.of_bits([(48, 8)], alignment=16),
-    "4": RowLayout.of_bits([(48, 4)], alignment=16),
-    "mixed": RowLayout.of_bits([(16, 16), (48, 8), (32, 4), (16, 2)], alignment=16),
+    "float32": RowLayout.of_runs([(48, Kind.FLOAT32)], alignment=16),
+    "float16": RowLayout.of_runs([(48, Kind.FLOAT16)], alignment=16),
+    "bfloat16": RowLayout.of_runs([(48, Kind.BFLOAT16)], alignment=16),
+    "e4m3": RowLayout.of_runs([(48, Kind.E4M3)], alignment=16),
+    "e5m2": RowLayout.of_runs([(48, Kind.E5M2)], alignment=16),
+    "8": RowFormat(alignment=16).layout([(48, 8)]),
+    "4": RowFormat(alignment=16).layout([(48, 4)]),
+    "mixed": RowFormat(alignment=16).layout([(16, 16), (48, 8), (32, 4), (16, 2)]),
     "floats": RowLayout.of_runs(
         [
             (16, Kind.FLOAT32),
@@ -26,7 +25,7 @@ LAYOUTS = {
         alignment=16,
     ),
     # Narrow: runs of 8, odd addresses, a head byte behind the runs.
-    "narrow": RowLayout.of_bits([(8, 4), (4, 2), (8, 16), (8, 4)]),
-    "plain": RowLayout.of_bits([(4, 4), (20, 2), (8, 8), (4, 4)], gains=False),
+    "narrow": RowFormat().layout([(8, 4), (4, 2), (8, 16), (8, 4)]),
+    "plain": RowFormat(gains=False).layout([(4, 4), (20, 2), (8, 8), (4, 4)]),
     "eights": RowLayout.of_runs([(8, Kind.E4M3), (16, Kind.UNIFORM8), (8, Kind.UNIFORM8)]),
 }

@@ -5,15 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cacheshrink_hybrid.codecs.levels import lloyd_max_levels
+from cacheshrink_hybrid.codecs.row_layout import RowLayout
 from cacheshrink_hybrid.kernels.latents.append import latent_append
 from cacheshrink_hybrid.kernels.latents.paged_rows import PagedRows
-from cacheshrink_hybrid.kernels.latents.row_layout import RowLayout, row_levels
 from cacheshrink_hybrid.kernels.states.pages import StatePages
-
-
-def levels() -> Tensor:
-    return row_levels(lloyd_max_levels(4), lloyd_max_levels(2))
 
 
 def empty_rows(
@@ -31,7 +26,6 @@ def empty_rows(
     return PagedRows(
         arena=arena,
         layout=layout,
-        levels=levels().to(device) if layout.uses_tables else None,
         frame_bytes=frame_bytes,
         frame_tokens=frame_tokens,
         layer_offset=layer_offset,

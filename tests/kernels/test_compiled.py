@@ -3,6 +3,7 @@ committed."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -11,9 +12,23 @@ from pathlib import Path
 
 import pytest
 
-from scripts.compile_kernels import ROOM, TABLE, WIDE_LOAD, Case, compare, measure, meta
+from scripts.compile_kernels import (
+    ROOM,
+    TABLE,
+    WIDE_LOAD,
+    Case,
+    changed,
+    compare,
+    measure,
+    meta,
+    stale,
+    variants,
+)
 
+kernel_cases = pytest.importorskip("scripts.kernel_cases", reason="needs triton")
+CASES, DECODE = kernel_cases.CASES, kernel_cases.DECODE
 ROOT = Path(__file__).parents[2]
+COMMITTED = json.loads(TABLE.read_text())
 
 
 def _toolchain() -> str | None:
@@ -29,14 +44,14 @@ def _toolchain() -> str | None:
     return None
 
 
-@pytest.mark.skipif(_toolchain() is not None, reason=str(_toolchain()))
-def test_shipped_kernels_compile_as_committed(tmp_path: Path) -> None:
-    """In a process of its own, because the interpreter takes the compiler's place in this one."""
+def compile_kernels(*arguments: str, cache: Path) -> list[str]:
+    """Lines of a run in a process of its own, because the interpreter takes the compiler's place in
+    this one."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     environment.pop("TRITON_INTERPRET", None)
-    environment["TRITON_CACHE_DIR"] = str(tmp_path)
+    environment["TRITON_CACHE_DIR"] = str(cache)
     result = subprocess.run(
-        [sys.executable, "-m", "scripts.compile_kernels"],
+        [sys.executable, "-m", "scripts.compile_kernels", *arguments],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -44,16 +59,35 @@ def test_shipped_kernels_compile_as_committed(tmp_path: Path) -> None:
         timeout=1800,
         check=False,
     )
-    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
-    assert json.loads(result.stdout.splitlines()[-1])["faults"] == 0
+    lines = result.stdout.splitlines()
+    assert result.returncode == 0, "\n".join([*lines[-30:], result.stderr[-4000:]])
+    return lines
+
+
+@pytest.mark.skipif(_toolchain() is not None, reason=str(_toolchain()))
+def test_the_committed_table_is_of_the_kernels_as_they_are(tmp_path: Path) -> None:
+    """What it says was checked when it was written. If this fails, a kernel, its launcher or a case
+    has changed since: `python -m scripts.compile_kernels --write` compiles what did."""
+    if COMMITTED["triton"] != importlib.metadata.version("triton"):
+        pytest.skip(
+            "the table is of another version of Triton, with which all kernels compile below"
+        )
+    last = compile_kernels("--keys", cache=tmp_path)[-1]
+    assert json.loads(last) == {"cases": len(CASES), "compiled": 0, "faults": 0}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(_toolchain() is not None, reason=str(_toolchain()))
+@pytest.mark.parametrize("operation", sorted({case.name.split("-")[0] for case in CASES}))
+def test_kernels_compile_with_another_triton(operation: str, tmp_path: Path) -> None:
+    if COMMITTED["triton"] == importlib.metadata.version("triton"):
+        pytest.skip("the committed table is of this version of Triton")
+    assert json.loads(compile_kernels("--only", f"{operation}-", cache=tmp_path)[-1])["faults"] == 0
 
 
 def test_hot_kernels_say_what_their_speed_rests_on() -> None:
     """Matrix units, copies that do not wait and loads of 16 bytes where rows are read; loads of 16
     bytes where states are. Appending loads a few numbers."""
-    pytest.importorskip("triton")
-    from scripts.kernel_cases import CASES, DECODE
-
     for case in CASES:
         if not case.hot or case.name.startswith(("latent_append", "conv_update_project")):
             continue
@@ -63,9 +97,7 @@ def test_hot_kernels_say_what_their_speed_rests_on() -> None:
 
 
 def test_growth_is_noticed() -> None:
-    triton = pytest.importorskip("triton")
-    committed = json.loads(TABLE.read_text())
-    committed["triton"] = triton.__version__
+    committed = {**COMMITTED, "triton": importlib.metadata.version("triton")}
     assert compare(committed["kernels"], committed) == []
     name, row = next(iter(committed["kernels"].items()))
     grown = {**row, "registers": int(row["registers"] * ROOM) + 2}
@@ -94,7 +126,7 @@ def test_the_worst_launch_counts(monkeypatch: pytest.MonkeyPatch) -> None:
         for _ in range(2):
             launch(Kernel(), (1,), p=meta(4))
 
-    table, faults = measure([Case("case", twice)], [90])
+    table, faults = measure(list(variants([Case("case", twice)], [90])))
     assert faults == []
     row = table["case/kernel/sm_90"]
     assert (row["registers"], row["shared_bytes"]) == (40, 1024)
@@ -111,10 +143,43 @@ def test_faults_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         "scripts.compile_kernels.compile_launch", lambda *_: {**found, "ptx": "ld.global.b8"}
     )
     case = Case("case", lambda: launch(Kernel(), (1,), p=meta(4)), needs=(r"ld\.global\.v4",))
-    _, faults = measure([case], [90])
+    _, faults = measure(list(variants([case], [90])))
     assert [fault.split(":")[1] for fault in faults] == [
         " 1000000 bytes of shared memory",
         " 255 registers x 512 threads",
         " 8 bytes spilled",
         " no instruction like ld\\.global\\.v4",
     ]
+
+
+def test_rows_are_of_launches_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row holds for its launches alone: a change to the kernel, its constants, its warps or to
+    what is checked of it makes another key."""
+    from cacheshrink_hybrid.kernels.launch import launch
+
+    class Kernel:
+        __name__ = "kernel"
+
+    class Source:
+        def __init__(self, item) -> None:
+            self.text = f"{kernel_text} {item.arguments}"
+
+        def hash(self) -> str:
+            return self.text
+
+    monkeypatch.setattr("scripts.compile_kernels.source_of", Source)
+
+    def case(tile: int = 16, warps: int = 4, **checked) -> Case:
+        return Case("case", lambda: launch(Kernel(), (1,), num_warps=warps, TILE=tile), **checked)
+
+    kernel_text = "one"
+    (variant,) = variants([case()], [90])
+    committed = {"case/kernel/sm_90": {"registers": 40, "key": variant.key}}
+    assert changed([case()], [90], committed) == ([], committed)
+    for other in (case(tile=32), case(warps=8), case(hot=False), case(needs=("mma",))):
+        due, kept = changed([other], [90], committed)
+        assert (len(due), kept) == (1, {})
+        assert stale(due, [other], committed) == ["case/sm_90: not compiled as it is"]
+    kernel_text = "two"
+    assert len(changed([case()], [90], committed)[0]) == 1
+    assert stale([], [], committed) == ["case/kernel/sm_90: of no case"]

@@ -20,11 +20,11 @@ from .operations import CODES, OPERATIONS, Outcome, Setting
 HERE = Path(__file__).parent
 HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 THIS = "test_every_operation.py::"
-DECODE = "latent_decode/test_latent_decode.py::"
-REBUILT = "latent_decode/test_rebuilt_keys.py::"
-APPEND = "latent_append/test_latent_append.py::"
-STEPS = "test_state_steps.py::"
-CONV = "conv_update_project/test_conv_update_project.py::"
+DECODE = "latents/decode/test_decode.py::"
+REBUILT = "latents/decode/test_rebuilt_keys.py::"
+APPEND = "latents/append/test_append.py::"
+STEPS = "states/test_state_steps.py::"
+CONV = "states/conv_update_project/test_conv_update_project.py::"
 
 COVERED: dict[str, dict[str, str]] = {
     "latent_append": {

@@ -13,7 +13,7 @@ from transformers import CompileConfig, PreTrainedModel
 
 from cacheshrink_hybrid.codecs import RowCodec
 from cacheshrink_hybrid.codecs.traced_rows import decode_rows, encode_rows
-from cacheshrink_hybrid.model.latent_model import plan_of
+from cacheshrink_hybrid.model.attached_plan import plan_of
 from tests.models import logits_of, pair, random_ids
 from tests.tolerances import assert_same_computation
 

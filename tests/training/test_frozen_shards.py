@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import PreTrainedModel
 
-from cacheshrink_hybrid.checkpoint.checkpoint import load_mla_model, save_mla_model
+from cacheshrink_hybrid.checkpoint.load import load_mla_model
+from cacheshrink_hybrid.checkpoint.save import save_mla_model
 from cacheshrink_hybrid.training import frozen_shards
 from cacheshrink_hybrid.training.attachment import Attachment
 from cacheshrink_hybrid.training.data import collate

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from cacheshrink_hybrid.caches import make_cache
-from cacheshrink_hybrid.checkpoint.checkpoint import load_mla_model, save_mla_model
+from cacheshrink_hybrid.checkpoint.load import load_mla_model
+from cacheshrink_hybrid.checkpoint.save import save_mla_model
 from cacheshrink_hybrid.errors import ConfigError, PlanError
 from cacheshrink_hybrid.latents.attention.module import LatentAttention
-from cacheshrink_hybrid.model.latent_model import plan_of
+from cacheshrink_hybrid.model.attached_plan import plan_of
 from cacheshrink_hybrid.training import MLATrainer, cut_ranks
 from cacheshrink_hybrid.training.attachment import Attachment
 from cacheshrink_hybrid.training.nested import kept_channels

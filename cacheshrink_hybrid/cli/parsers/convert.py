@@ -13,36 +13,15 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
-from ...checkpoint.loading import weight_bytes
-from ...codecs.names import SCALES, STATE_CODES
-from ...config import (
-    METHODS,
-    METRICS,
-    OBJECTIVES,
-    RANK_ALLOCATIONS,
-    STATE_METHODS,
-    CompressionConfig,
-)
+from ...checkpoint.load_faults import weight_bytes
+from ...config import CompressionConfig
+from ...config_faults import allowed_names
+from ...conversion.options import ConversionOptions
 from ...demo.corpus import PYTHON_DOCS
 from ...errors import ConfigError
-from ..flags import NOT_SET, add_model_arguments, add_settings, bits, new_parser
+from ..flags import add_model_arguments, add_settings, new_parser
 from ..preflight import DataSet, OutputDirectory, too_little_space
 
-CHOICES = {
-    "compression_method": METHODS,
-    "metric": METRICS,
-    "objective": OBJECTIVES,
-    "scales": SCALES,
-    "rank_allocation": RANK_ALLOCATIONS,
-    "state_dtype": ("auto", *STATE_CODES),
-    "state_method": STATE_METHODS,
-}
-TYPES = {
-    "cache_bits": bits,
-    **dict.fromkeys(
-        ("d_latent", "replay_length", "budget_bytes", "context_length", "num_recall_samples"), int
-    ),
-}
 GROUPS = {
     "how far, and what keys and values become": (
         "compression_ratio",
@@ -92,20 +71,10 @@ def parser() -> argparse.ArgumentParser:
                 "file, a data set on the Hub, or Python's documentation "
                 f"(default: {PYTHON_DOCS})",
             )
-            group.add_argument(
-                "--calibration-dataset-subset",
-                default=None,
-                help=f"configuration of a data set on the Hub (default: {NOT_SET})",
-            )
-        add_settings(group, CompressionConfig, names, choices=CHOICES, types=TYPES)
+            add_settings(group, ConversionOptions, ("calibration_dataset_subset",))
+        add_settings(group, CompressionConfig, names, choices=allowed_names())
         if title == "output":
-            group.add_argument(
-                "--self-check",
-                action=argparse.BooleanOptionalAction,
-                default=True,
-                help="compare every layer, rebuilt at full rank, with the source's before anything "
-                "else (default: on)",
-            )
+            add_settings(group, ConversionOptions, ("self_check",))
     return made
 
 

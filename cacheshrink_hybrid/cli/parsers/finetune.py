@@ -34,11 +34,12 @@ from typing import Any
 
 import yaml
 
-from ...checkpoint.loading import is_converted_directory
-from ...config import METHODS, CompressionConfig
-from ...errors import ConfigError
+from ...checkpoint.load_faults import is_converted_directory
+from ...config import CompressionConfig
+from ...config_faults import allowed_names
+from ...errors import ConfigError, unknown_names
 from ...training.settings import EXTRAS, LOSSES, METRICS, SCHEDULES, TrainingConfig
-from ..flags import NOT_SET, add_model_arguments, add_settings, bits, new_parser
+from ..flags import NOT_SET, add_model_arguments, add_settings, new_parser
 from ..preflight import DataSet, Model, OutputDirectory, TextFile, another_model, whole
 
 CONVERSION = (
@@ -55,15 +56,6 @@ CHOICES = {
     "metric": METRICS,
     "report_to": ("none", "tensorboard"),
     "extras": EXTRAS,
-}
-TYPES = {
-    "loss": str,
-    "extras": str,
-    "nested_ranks": float,
-    "bf16": bool,
-    "euclidean_lr": float,
-    "riemannian_lr": float,
-    **dict.fromkeys(("max_steps", "eval_steps", "early_stopping_patience", "save_steps"), int),
 }
 GROUPS = {
     "what is learned": (
@@ -139,14 +131,11 @@ def parser() -> argparse.ArgumentParser:
         conversion,
         CompressionConfig,
         CONVERSION,
-        choices={"compression_method": METHODS},
-        types={"cache_bits": bits},
+        choices=allowed_names(),
         unset=True,
     )
     for title, names in GROUPS.items():
-        add_settings(
-            made.add_argument_group(title), TrainingConfig, names, choices=CHOICES, types=TYPES
-        )
+        add_settings(made.add_argument_group(title), TrainingConfig, names, choices=CHOICES)
     return made
 
 
@@ -207,12 +196,10 @@ def _read_config(made: argparse.ArgumentParser, path: Path) -> dict[str, Any]:
     values = {str(name).replace("-", "_"): value for name, value in values.items()}
     actions = {action.dest: action for action in made._actions if action.option_strings}
     known = sorted(set(actions) - {"help", "version", "config"})
-    unknown = sorted(set(values) - set(known) - {"model"})
-    if unknown:
-        raise ConfigError(
-            f"{path} has unknown settings {', '.join(unknown)}; known are {', '.join(known)}"
-        )
     values.pop("model", None)  # a resolved config names it; the command line has it already
+    fault = unknown_names(values, known)
+    if fault is not None:
+        raise ConfigError(f"{path} has unknown settings {fault}")
     return {name: _typed(actions[name], value, path) for name, value in values.items()}
 
 

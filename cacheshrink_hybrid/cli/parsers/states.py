@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from ...calibration.exercises import RECALL_KINDS
-from ...config import METRICS, CompressionConfig
+from ...config import CompressionConfig
 from ...demo.corpus import PYTHON_DOCS
 from ...errors import ConfigError
+from ...methods import METRICS
 from ..flags import add_model_arguments, add_text_arguments, new_parser
 from ..preflight import DataSet, OutputDirectory, seed, whole
 
@@ -70,7 +71,7 @@ def _add_calibration(group: Any) -> None:
     )
     group.add_argument(
         "--metric",
-        choices=[metric for metric in METRICS if metric != "none"],
+        choices=[row.name for row in METRICS.values() if row.observer is not None],
         default="fisher",
         help="what counts as loss (default: fisher)",
     )

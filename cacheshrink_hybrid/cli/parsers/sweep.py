@@ -16,9 +16,10 @@ import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...config import METHODS, METRICS, WIDTHS_OF, CompressionConfig
+from ...config import CompressionConfig
 from ...demo.corpus import PYTHON_DOCS
 from ...errors import ConfigError
+from ...methods import LATENT_KINDS, METRICS, WIDTHS_OF, choices
 from ..flags import add_model_arguments, add_text_arguments, bits, new_parser
 from ..preflight import DataSet, OutputDirectory, ratio, seed, whole
 
@@ -47,14 +48,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--methods",
         nargs="+",
-        choices=METHODS,
+        choices=choices(LATENT_KINDS),
         default=["joint"],
         help="values of compression_method (default: joint)",
     )
     made.add_argument(
         "--metrics",
         nargs="+",
-        choices=METRICS,
+        choices=tuple(METRICS),
         default=["fisher"],
         help="what counts as loss (default: fisher)",
     )

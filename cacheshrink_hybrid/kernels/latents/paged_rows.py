@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...codecs.levels import FIRST_LEVELS2, level_tables
+from ...codecs.row_layout import RowLayout
 from ...errors import ConfigError
-from .row_layout import FIRST_LEVELS2, LEVELS_SIZE, RowLayout
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -18,9 +19,7 @@ class PagedRows:
 
     Attributes:
         arena: the pool, 1-d uint8.
-        layout: what a row holds.
-        levels: tables of `row_levels`, (20,) float32, on the arena's device; None for layouts
-            without runs of 4 or 2 bits.
+        layout: what a row holds, with static scales.
         frame_bytes: size of a frame.
         frame_tokens: tokens per frame.
         layer_offset: first byte of the layer's rows in a frame.
@@ -31,7 +30,6 @@ class PagedRows:
 
     arena: Tensor
     layout: RowLayout
-    levels: Tensor | None
     frame_bytes: int
     frame_tokens: int
     layer_offset: int = 0
@@ -54,13 +52,15 @@ class PagedRows:
                 f"{self.frame_bytes} bytes, layer_offset={self.layer_offset}, rows of "
                 f"{self.layout.row_bytes}"
             )
-        if self.layout.uses_tables:
-            if self.levels is None:
-                faults.append("runs of 4 or 2 bits need the tables of row_levels(...) as `levels`")
-            elif self.levels.shape != (LEVELS_SIZE,) or self.levels.dtype != torch.float32:
-                faults.append(f"levels are not {LEVELS_SIZE} float32 numbers; use row_levels(...)")
+        if self.layout.scaled_widths:
+            faults.append("rows have a scale per token; due are static scales")
         if faults:
             raise ConfigError("; ".join(faults))
+
+    @property
+    def levels(self) -> Tensor | None:
+        """`level_tables` on the arena's device; None for layouts without runs of 4 or 2 bits."""
+        return level_tables(self.arena.device) if self.layout.uses_tables else None
 
     @property
     def num_frames(self) -> int:
@@ -73,7 +73,7 @@ class PagedRows:
 
     def _lie_at_multiples_of(self, bits: int) -> bool:
         """Whether numbers of so many bits, if there are any, lie at multiples of their size."""
-        places = [run.first_byte for run in self.layout.runs if run.kind.bits == bits]
+        places = [run.first_byte for run in self.layout.runs if run.bits == bits]
         if not places:
             return True
         places += [self.frame_bytes, self.layer_offset, self.layout.row_bytes]
@@ -81,8 +81,8 @@ class PagedRows:
 
     def levels_of(self, bits: int) -> Tensor:
         """Levels of 4 or 2 bits, (2**bits,)."""
-        assert self.levels is not None
-        return self.levels[:FIRST_LEVELS2] if bits == 4 else self.levels[FIRST_LEVELS2:]
+        levels = level_tables(self.arena.device)
+        return levels[:FIRST_LEVELS2] if bits == 4 else levels[FIRST_LEVELS2:]
 
 
 def check_frame_table(

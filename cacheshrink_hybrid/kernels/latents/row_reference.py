@@ -5,16 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .paged_rows import PagedRows
-from .row_layout import (
-    DTYPE_OF_KIND,
-    ESCAPED_LEVELS,
-    FIRST_ESCAPED,
-    LOST,
+from ...codecs.levels import (
+    HEAD_ESCAPED_LEVELS,
+    HEAD_LEVELS,
+    HEAD_NAN,
     UNIFORM_CLIP,
     UNIFORM_STEP,
-    Kind,
 )
+from ...codecs.row_layout import Kind
+from .paged_rows import PagedRows
 
 
 def decode_rows(stored: Tensor, rows: PagedRows) -> Tensor:
@@ -26,14 +25,14 @@ def decode_rows(stored: Tensor, rows: PagedRows) -> Tensor:
         head = stored[..., layout.head_byte]
         gain = gain_of(head)[..., None]
     for run in layout.runs:
-        packed = stored[..., run.first_byte : run.first_byte + run.num_bytes].contiguous()
+        packed = stored[..., run.at_byte].contiguous()
         if not run.kind.coded:
-            parts.append(packed.view(DTYPE_OF_KIND[run.kind]).float())
+            parts.append(packed.view(run.kind.dtype).float())
             continue
         if run.kind is Kind.UNIFORM8:
             part = (packed.float() + 0.5) * UNIFORM_STEP - UNIFORM_CLIP
         else:
-            part = rows.levels_of(run.kind.bits)[unpacked(packed, run.kind.bits)]
+            part = rows.levels_of(run.bits)[unpacked(packed, run.bits)]
         if run.first_channel == layout.head_channel:
             assert head is not None
             part[..., 0] = head_level(head)
@@ -46,16 +45,17 @@ def decode_rows(stored: Tensor, rows: PagedRows) -> Tensor:
 
 def gain_of(head: Tensor) -> Tensor:
     """Gain of each head byte, float32; NaN for lost tokens."""
-    exponent = (head.long() - FIRST_ESCAPED + ESCAPED_LEVELS).clamp_min(0) // ESCAPED_LEVELS
-    return torch.where(head == LOST, torch.nan, torch.exp2(exponent.float()))
+    exponent = head.long() - HEAD_LEVELS + HEAD_ESCAPED_LEVELS
+    exponent = exponent.clamp_min(0) // HEAD_ESCAPED_LEVELS
+    return torch.where(head == HEAD_NAN, torch.nan, torch.exp2(exponent.float()))
 
 
 def head_level(head: Tensor) -> Tensor:
     """Value of the head channel that each head byte stands for, divided by the gain, float32."""
     code = head.float()
-    fine = (code + 0.5) / FIRST_ESCAPED
-    coarse = ((code - FIRST_ESCAPED) % ESCAPED_LEVELS + 0.5) / ESCAPED_LEVELS
-    return 2 * UNIFORM_CLIP * torch.where(head < FIRST_ESCAPED, fine, coarse) - UNIFORM_CLIP
+    fine = (code + 0.5) / HEAD_LEVELS
+    coarse = ((code - HEAD_LEVELS) % HEAD_ESCAPED_LEVELS + 0.5) / HEAD_ESCAPED_LEVELS
+    return 2 * UNIFORM_CLIP * torch.where(head < HEAD_LEVELS, fine, coarse) - UNIFORM_CLIP
 
 
 def unpacked(packed: Tensor, bits: int) -> Tensor:

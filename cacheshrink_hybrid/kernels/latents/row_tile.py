@@ -8,53 +8,75 @@ spent per stored element.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 
 import triton
 import triton.language as tl
 
+from ...codecs import levels
+from ...codecs.row_layout import Kind, RowLayout
 from ...errors import ConfigError
 from ..numerics import float8_value
-from .row_layout import (
-    ESCAPED_LEVELS,
-    FIRST_ESCAPED,
-    FIRST_LEVELS2,
-    LOST,
-    UNIFORM_CLIP,
-    UNIFORM_STEP,
-    Kind,
-    RowLayout,
-)
 
-FLOAT32 = tl.constexpr(int(Kind.FLOAT32))
-FLOAT16 = tl.constexpr(int(Kind.FLOAT16))
-BFLOAT16 = tl.constexpr(int(Kind.BFLOAT16))
-E4M3 = tl.constexpr(int(Kind.E4M3))
-E5M2 = tl.constexpr(int(Kind.E5M2))
-UNIFORM8 = tl.constexpr(int(Kind.UNIFORM8))
-LEVELS4 = tl.constexpr(int(Kind.LEVELS4))
-LEVELS2 = tl.constexpr(int(Kind.LEVELS2))
+FLOAT32 = tl.constexpr(Kind.FLOAT32.number)
+FLOAT16 = tl.constexpr(Kind.FLOAT16.number)
+BFLOAT16 = tl.constexpr(Kind.BFLOAT16.number)
+E4M3 = tl.constexpr(Kind.E4M3.number)
+E5M2 = tl.constexpr(Kind.E5M2.number)
+UNIFORM8 = tl.constexpr(Kind.UNIFORM8.number)
+LEVELS4 = tl.constexpr(Kind.LEVELS4.number)
+LEVELS2 = tl.constexpr(Kind.LEVELS2.number)
 
-LEVELS2_TABLE = tl.constexpr(FIRST_LEVELS2)
-CLIP = tl.constexpr(UNIFORM_CLIP)
-STEP = tl.constexpr(UNIFORM_STEP)
-FINE = tl.constexpr(FIRST_ESCAPED)
-COARSE = tl.constexpr(ESCAPED_LEVELS)
-LOST_CODE = tl.constexpr(LOST)
-
-# A piece, as a tuple of plain numbers, which is what a kernel can take as a constant.
-KIND, WIDTH, VALID, BYTE, HEAD, CODED, UNIT = map(tl.constexpr, range(7))
-IS_KEY, KEY_CHANNEL, KEY_INDEX = map(tl.constexpr, range(7, 10))
-IS_VALUE, VALUE_CHANNEL, VALUE_INDEX = map(tl.constexpr, range(10, 13))
-SHARE = tl.constexpr(13)
+FIRST_LEVELS2 = tl.constexpr(levels.FIRST_LEVELS2)
+UNIFORM_CLIP = tl.constexpr(levels.UNIFORM_CLIP)
+UNIFORM_STEP = tl.constexpr(levels.UNIFORM_STEP)
+HEAD_LEVELS = tl.constexpr(levels.HEAD_LEVELS)
+HEAD_ESCAPED_LEVELS = tl.constexpr(levels.HEAD_ESCAPED_LEVELS)
+HEAD_NAN = tl.constexpr(levels.HEAD_NAN)
 
 MIN_WIDTH = 16  # tl.dot multiplies no less
 MAX_WIDTH = 128
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """A run, or a part of one, as a kernel takes it for a constant.
+
+    Attributes:
+        kind: number of its `Kind`.
+        width: of its tile.
+        valid: channels that are not padding.
+        byte: its first one in a row.
+        head: whether it begins with the head channel.
+        coded: whether gains apply.
+        unit: what its numbers are counted in.
+        is_key, key_channel, key_index: whether it is read as keys, its first channel among them,
+            and its index among their pieces.
+        is_value, value_channel, value_index: the same of values.
+        share: from one head to the next in channels of the row, 0 for what all heads read. Where
+            heads have keys of their own, a piece is that of head 0.
+    """
+
+    kind: int
+    width: int
+    valid: int
+    byte: int
+    head: bool
+    coded: bool
+    unit: float
+    is_key: bool
+    key_channel: int
+    key_index: int
+    is_value: bool
+    value_channel: int
+    value_index: int
+    share: int
+
+
 def pieces_of(
     layout: RowLayout, *, keys: tuple[int, int], values: tuple[int, int], key_heads: int = 1
-) -> tuple[tuple, ...]:
+) -> tuple[Piece, ...]:
     """Pieces of the channels that serve as keys, values, or both.
 
     Args:
@@ -64,18 +86,11 @@ def pieces_of(
         key_heads: J, if heads have keys of their own: each run of keys then holds equally many
             channels of head 0, of head 1, and so on, and keys are no values.
 
-    Returns:
-        A tuple per piece: kind, width, channels that are not padding, first byte, whether it begins
-        with the head channel, whether gains apply, unit; then for keys, and for values: whether it
-        is read as such, its first channel among them, and its index among their pieces; last, from
-        one head to the next in channels of the row, 0 for what all heads read. Where heads have
-        keys of their own, a piece is that of head 0.
-
     Raises:
         ConfigError: runs that do not hold equally many channels of every head.
     """
     cuts = sorted({*keys, *values})
-    pieces: list[tuple] = []
+    pieces: list[Piece] = []
     counts = {"keys": 0, "values": 0}
     for first, last in pairwise(cuts):
         is_key = keys[0] <= first < keys[1]
@@ -95,21 +110,21 @@ def pieces_of(
             for skipped, width, valid in _powers_of_two(share):
                 channel = run.first_channel + skipped
                 pieces.append(
-                    (
-                        int(run.kind),
-                        width,
-                        valid,
-                        run.first_byte + skipped * run.kind.bits // 8,
-                        channel == layout.head_channel,
-                        run.kind.coded,
-                        run.kind.unit,
-                        is_key,
-                        before + skipped,
-                        counts["keys"],
-                        is_value,
-                        channel - values[0],
-                        counts["values"],
-                        share if heads > 1 else 0,
+                    Piece(
+                        kind=run.kind.number,
+                        width=width,
+                        valid=valid,
+                        byte=run.first_byte + skipped * run.bits // 8,
+                        head=channel == layout.head_channel,
+                        coded=run.kind.coded,
+                        unit=levels.UNIFORM_STEP if run.kind is Kind.UNIFORM8 else 1.0,
+                        is_key=is_key,
+                        key_channel=before + skipped,
+                        key_index=counts["keys"],
+                        is_value=is_value,
+                        value_channel=channel - values[0],
+                        value_index=counts["values"],
+                        share=share if heads > 1 else 0,
                     )
                 )
                 counts["keys"] += is_key
@@ -134,17 +149,20 @@ def _powers_of_two(channels: int) -> Iterator[tuple[int, int, int]]:
 def load_head(p_row, m_row, HEAD_BYTE: tl.constexpr):
     """Head byte, gain, and 0 or NaN for tokens that are kept or lost, each (N,)."""
     head = tl.load(p_row + HEAD_BYTE, mask=m_row, other=0).to(tl.int32)
-    exponent = tl.maximum(head - FINE + COARSE, 0) // COARSE
+    exponent = head - HEAD_LEVELS + HEAD_ESCAPED_LEVELS
+    exponent = tl.maximum(exponent, 0) // HEAD_ESCAPED_LEVELS
     gain = ((exponent + 127) << 23).to(tl.float32, bitcast=True)
-    return head, gain, tl.where(head == LOST_CODE, float("nan"), 0.0)
+    return head, gain, tl.where(head == HEAD_NAN, float("nan"), 0.0)
 
 
 @triton.jit
 def head_unit(head):
     """Value of the head channel, divided by gain and step, float32."""
-    fine = (head.to(tl.float32) + 0.5) * (2.0 * CLIP / FINE)
-    coarse = (((head - FINE) & (COARSE - 1)).to(tl.float32) + 0.5) * (2.0 * CLIP / COARSE)
-    return (tl.where(head < FINE, fine, coarse) - CLIP) * (1.0 / STEP)
+    fine = (head.to(tl.float32) + 0.5) * (2.0 * UNIFORM_CLIP / HEAD_LEVELS)
+    code = (head - HEAD_LEVELS) & (HEAD_ESCAPED_LEVELS - 1)
+    coarse = (code.to(tl.float32) + 0.5) * (2.0 * UNIFORM_CLIP / HEAD_ESCAPED_LEVELS)
+    value = tl.where(head < HEAD_LEVELS, fine, coarse) - UNIFORM_CLIP
+    return value * (1.0 / UNIFORM_STEP)
 
 
 @triton.jit
@@ -160,18 +178,18 @@ def load_bytes(p_row, m_row, FIRST: tl.constexpr, WIDTH: tl.constexpr, VALID: tl
 @triton.jit
 def load_halves(p_row, m_row, i_head, PIECE: tl.constexpr, EVEN: tl.constexpr, DTYPE: tl.constexpr):
     """A piece of 16-bit numbers, or with EVEN of 32-bit ones, (N, WIDTH), zero from VALID on."""
-    W: tl.constexpr = PIECE[WIDTH]
+    W: tl.constexpr = PIECE.width
     o = tl.arange(0, W)
-    p_row += i_head * (PIECE[SHARE] * DTYPE.primitive_bitwidth // 8)
+    p_row += i_head * (PIECE.share * DTYPE.primitive_bitwidth // 8)
     if EVEN:
         # Loaded as what they are, they go from shared memory to the matrix unit as they are.
-        p = (p_row + PIECE[BYTE]).to(tl.pointer_type(DTYPE))[:, None] + o[None, :]
-        if PIECE[VALID] < W:
-            return tl.load(p, mask=m_row[:, None] & (o < PIECE[VALID])[None, :], other=0.0)
+        p = (p_row + PIECE.byte).to(tl.pointer_type(DTYPE))[:, None] + o[None, :]
+        if PIECE.valid < W:
+            return tl.load(p, mask=m_row[:, None] & (o < PIECE.valid)[None, :], other=0.0)
         return tl.load(p, mask=m_row[:, None], other=0.0)
     else:
-        p = p_row[:, None] + (PIECE[BYTE] + 2 * o)[None, :]
-        mask = m_row[:, None] & (o < PIECE[VALID])[None, :]
+        p = p_row[:, None] + (PIECE.byte + 2 * o)[None, :]
+        mask = m_row[:, None] & (o < PIECE.valid)[None, :]
         low = tl.load(p, mask=mask, other=0).to(tl.uint16)
         high = tl.load(p + 1, mask=mask, other=0).to(tl.uint16)
         return (low | (high << 8)).to(DTYPE, bitcast=True)
@@ -180,23 +198,23 @@ def load_halves(p_row, m_row, i_head, PIECE: tl.constexpr, EVEN: tl.constexpr, D
 @triton.jit
 def load_codes(p_row, m_row, i_head, BITS: tl.constexpr, PIECE: tl.constexpr):
     """A piece of codes of 8, 4 or 2 bits, (N, WIDTH), zero from VALID on."""
-    W: tl.constexpr = PIECE[WIDTH]
-    if PIECE[SHARE] * BITS % 8 > 0:
+    W: tl.constexpr = PIECE.width
+    if PIECE.share * BITS % 8 > 0:
         # The last channels of a head and the first ones of the next share a byte.
         o = tl.arange(0, W)
-        channel = i_head * PIECE[SHARE] + o
-        p = p_row[:, None] + (PIECE[BYTE] + channel * BITS // 8)[None, :]
-        mask = m_row[:, None] & (o < PIECE[VALID])[None, :]
+        channel = i_head * PIECE.share + o
+        p = p_row[:, None] + (PIECE.byte + channel * BITS // 8)[None, :]
+        mask = m_row[:, None] & (o < PIECE.valid)[None, :]
         byte = tl.load(p, mask=mask, other=0).to(tl.int32)
         return (byte >> ((channel % (8 // BITS)) * BITS)[None, :]) & (2**BITS - 1)
-    p_row += i_head * (PIECE[SHARE] * BITS // 8)
+    p_row += i_head * (PIECE.share * BITS // 8)
     if BITS == 8:
-        return load_bytes(p_row, m_row, PIECE[BYTE], W, PIECE[VALID])
+        return load_bytes(p_row, m_row, PIECE.byte, W, PIECE.valid)
     elif BITS == 4:
-        code = load_bytes(p_row, m_row, PIECE[BYTE], W // 2, PIECE[VALID] // 2).to(tl.int32)
+        code = load_bytes(p_row, m_row, PIECE.byte, W // 2, PIECE.valid // 2).to(tl.int32)
         return tl.reshape(tl.join(code & 15, code >> 4), [code.shape[0], W])
     else:
-        code = load_bytes(p_row, m_row, PIECE[BYTE], W // 4, PIECE[VALID] // 4).to(tl.int32)
+        code = load_bytes(p_row, m_row, PIECE.byte, W // 4, PIECE.valid // 4).to(tl.int32)
         code = tl.reshape(tl.join(code & 15, code >> 4), [code.shape[0], W // 2])
         return tl.reshape(tl.join(code & 3, code >> 2), [code.shape[0], W])
 
@@ -219,39 +237,39 @@ def load_piece(
         p_row: first byte of each row, (N,).
         m_row: rows to read; others give zeros or what a zero byte stands for.
         head: head bytes, (N,), read where the piece begins with the head channel.
-        p_levels: tables of `row_levels`.
+        p_levels: `level_tables`.
         i_head: whose keys, where heads have keys of their own.
     """
-    W: tl.constexpr = PIECE[WIDTH]
-    if PIECE[KIND] == FLOAT32:
+    W: tl.constexpr = PIECE.width
+    if PIECE.kind == FLOAT32:
         return load_halves(p_row, m_row, i_head, PIECE, True, tl.float32).to(DOT)
-    elif PIECE[KIND] == FLOAT16:
+    elif PIECE.kind == FLOAT16:
         return load_halves(p_row, m_row, i_head, PIECE, EVEN, tl.float16).to(DOT)
-    elif PIECE[KIND] == BFLOAT16:
+    elif PIECE.kind == BFLOAT16:
         x = load_halves(p_row, m_row, i_head, PIECE, EVEN, tl.bfloat16)
         if tl.bfloat16 == DOT:
             return x
         else:
             return x.to(tl.float32).to(DOT)
-    elif PIECE[KIND] == E5M2:
+    elif PIECE.kind == E5M2:
         code = load_codes(p_row, m_row, i_head, 8, PIECE)
         return (code.to(tl.uint16) << 8).to(tl.float16, bitcast=True).to(DOT)
-    elif PIECE[KIND] == E4M3:
+    elif PIECE.kind == E4M3:
         code = load_codes(p_row, m_row, i_head, 8, PIECE)
         return float8_value(code, NATIVE_FLOAT8).to(DOT)
-    elif PIECE[KIND] == UNIFORM8:
+    elif PIECE.kind == UNIFORM8:
         code = load_codes(p_row, m_row, i_head, 8, PIECE)
         # 0x6400 is 1024 as a float16, whose last bit then counts 1; both differences are exact.
         x = (code.to(tl.uint16) | 0x6400).to(tl.float16, bitcast=True).to(DOT) - 1024.0 - 127.5
-        if PIECE[HEAD]:
+        if PIECE.head:
             # The head channel is the first of head 0.
             first = tl.arange(0, W) == 0
-            if PIECE[SHARE] > 0:
+            if PIECE.share > 0:
                 first = tl.arange(0, W) + i_head == 0
             x = tl.where(first[None, :], head_unit(head).to(DOT)[:, None], x)
         return x
-    elif PIECE[KIND] == LEVELS4:
+    elif PIECE.kind == LEVELS4:
         return tl.load(p_levels + load_codes(p_row, m_row, i_head, 4, PIECE)).to(DOT)
     else:
         code = load_codes(p_row, m_row, i_head, 2, PIECE)
-        return tl.load(p_levels + LEVELS2_TABLE + code).to(DOT)
+        return tl.load(p_levels + FIRST_LEVELS2 + code).to(DOT)

@@ -16,7 +16,7 @@ from ..plan import LatentPlan
 
 def make_key_projection(plan: LatentPlan, num_heads: int, head_dim: int, new: dict) -> nn.Module:
     """The projection that a layer's plan asks for, uninitialised."""
-    if plan.method == "per_head":
+    if plan.kind.per_head:
         return HeadwiseLinear(num_heads, head_dim, plan.key_shares(num_heads), **new)
     return skip_init(nn.Linear, plan.key_rank, num_heads * head_dim, **new)
 

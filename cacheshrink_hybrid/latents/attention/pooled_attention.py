@@ -13,9 +13,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from ...codecs.row_layout import RowLayout
 from ...codecs.straight_through import has_gradients
 from ...errors import KernelUnavailableError
-from ...kernels.latents.row_layout import RowLayout
 from ...pool.memory import RowMemory, RowStep
 from ..exact_tokens import ExactTokens
 from ..plan import LatentPlan

@@ -7,49 +7,24 @@ outputs. Slots are positions: slot 0 is a sequence's first token, so queries are
 
 from __future__ import annotations
 
-from functools import cache
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from ...codecs import RowCodec
-from ...codecs.levels import lloyd_max_levels
+from ...codecs.row_layout import Kind, RowLayout
 from ...errors import KernelUnavailableError
 from ...kernels.backend import Backend
 from ...kernels.latents.append import latent_append
 from ...kernels.latents.decode import KeyUp, LatentRead, latent_decode
 from ...kernels.latents.paged_rows import PagedRows
 from ...kernels.latents.prefill import latent_prefill
-from ...kernels.latents.row_layout import KIND_OF_BITS, KIND_OF_DTYPE, Kind, RowLayout, row_levels
 from ...pool.layout import LifetimeClass
 from .maps import key_map, value_map
 
 if TYPE_CHECKING:
     from .module import LatentAttention
-
-BYTE_KINDS = {"uniform": Kind.UNIFORM8, "e4m3": Kind.E4M3, "e5m2": Kind.E5M2}
-HALF_KINDS = {"float16": Kind.FLOAT16, "bfloat16": Kind.BFLOAT16}
-
-
-def layout_of_codec(codec: RowCodec) -> RowLayout:
-    """The layout of a codec's rows as kernels take it.
-
-    Raises:
-        KernelUnavailableError: rows with a scale per token, which kernels do not read.
-    """
-    row_format = codec.format
-    if row_format.scales != "static":
-        raise KernelUnavailableError(
-            f"kernels read rows with static scales, not scales={row_format.scales!r}; convert "
-            "with static scales, or read through the codec"
-        )
-    kinds = {**KIND_OF_BITS, 16: HALF_KINDS[row_format.half], 8: BYTE_KINDS[row_format.byte]}
-    runs = [(run.channels, kinds[run.bits]) for run in codec.runs]
-    layout = RowLayout.of_runs(runs, alignment=row_format.alignment, gains=row_format.gains)
-    assert (layout.row_bytes, layout.head_byte) == (codec.row_bytes, codec.head_byte)
-    return layout
 
 
 def row_layout(module: LatentAttention, dtype: torch.dtype) -> RowLayout:
@@ -62,23 +37,23 @@ def row_layout(module: LatentAttention, dtype: torch.dtype) -> RowLayout:
         KernelUnavailableError: latents that are stored in float64, or with a scale per token.
     """
     if module.codec is not None:
-        return layout_of_codec(module.codec)
-    if dtype not in KIND_OF_DTYPE:
+        if module.codec.token_scales:
+            raise KernelUnavailableError(
+                "kernels read rows with static scales, not scales='token'; convert with static "
+                "scales, or read through the codec"
+            )
+        return module.codec.layout
+    kind = Kind.of(dtype)
+    if kind is None:
         raise KernelUnavailableError(
             f"kernels do not read latents stored as {dtype}; run the model in float32, "
             "bfloat16 or float16, or convert with coded latents"
         )
-    kind = KIND_OF_DTYPE[dtype]
     return RowLayout.of_runs([(run.channels, kind) for run in module.plan.runs])
 
 
 _GAIN_OFFSETS: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
 """Of RMS norms that were tried: what their gains are above their weight, 0 or 1."""
-
-
-@cache
-def _levels(device: torch.device) -> Tensor:
-    return row_levels(lloyd_max_levels(4), lloyd_max_levels(2)).to(device)
 
 
 def rows_in_pool(
@@ -95,7 +70,6 @@ def rows_in_pool(
     return PagedRows(
         arena=arena,
         layout=layout,
-        levels=_levels(arena.device) if layout.uses_tables else None,
         frame_bytes=frame_bytes,
         frame_tokens=lifetime.tokens_per_frame,
         layer_offset=lifetime.offsets[place],

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ...methods import METRICS
 from ..attention.parts import AttentionParts
-from .metrics import METRIC_CLASSES, sampled_loss
+from .metrics import sampled_loss
 from .observe import frozen_and_checkpointed, observed_gradients, observed_inputs
 from .statistics import HeldOutSamples, Samples
 
@@ -47,12 +48,12 @@ def held_out_samples(
         model: the source model. It is left as it was.
         layers: its decoder layers, which are recomputed on the way back.
         sequences: token ids, (1, T) each, that no statistics have seen.
-        metric: as of the statistics; only `fisher` takes costs from this text.
+        metric: as of the statistics; costs are taken from this text where it has a backward pass.
         seed: seeds the labels that `fisher` samples from the model.
     """
     vectors = [Samples(PER_SEQUENCE, TOTAL) for _ in parts]
     gradients = [Samples(PER_SEQUENCE, TOTAL) for _ in parts]
-    backward = METRIC_CLASSES[metric].needs_backward
+    backward = METRICS[metric].backward
     generator = torch.Generator().manual_seed(seed)
     forward = True
 

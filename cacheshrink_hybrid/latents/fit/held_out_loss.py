@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ...codecs import RowCodec
-from .bases import Unit
-from .bits import CodedFactors, sampled_latents
+from .bits import CodedFactors
+from .distortion import sampled_latents
+from .factors import Unit
 from .statistics import HeldOutSamples
 
 

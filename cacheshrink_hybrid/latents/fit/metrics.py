@@ -1,4 +1,4 @@
-"""What an error in keys and values costs: one class per metric, with one interface.
+"""What an error in keys and values costs: one class per row of `METRICS`, with one interface.
 
 fisher       E[g g^T] / 2 with g = dLoss/dy on labels sampled from the model: the second-order
              growth of the loss, in nats per token. It has seen queries, rotation, softmax,
@@ -28,8 +28,6 @@ MAX_SCORE_DISTANCES = 64
 class ActivationMetric:
     """M = I."""
 
-    needs_backward = False
-
     def __init__(self, parts: AttentionParts) -> None:
         self.width = 2 * parts.kv_width
 
@@ -47,8 +45,6 @@ class ActivationMetric:
 
 class FisherMetric(ActivationMetric):
     """M = E[g g^T] / 2, g the gradient of the summed loss with respect to one token's y."""
-
-    needs_backward = True
 
     def __init__(self, parts: AttentionParts) -> None:
         super().__init__(parts)
@@ -172,13 +168,6 @@ def sampled_loss(logits: Tensor, generator: torch.Generator) -> Tensor:
         probabilities = torch.softmax(flat, dim=-1).cpu()
         labels = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
     return nn.functional.cross_entropy(flat, labels.to(flat.device), reduction="sum")
-
-
-METRIC_CLASSES: dict[str, type[ActivationMetric]] = {
-    "fisher": FisherMetric,
-    "score": ScoreMetric,
-    "activation": ActivationMetric,
-}
 
 
 @contextmanager

@@ -7,13 +7,18 @@ of a head lie side by side, so that who reads one head reads whole stretches of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
 from ...errors import PlanError
 from ...linalg import whitened_basis
-from .bases import LatentFactors, Unit, scaled_factors
+from .factors import Bases, LatentFactors, Unit, scaled_factors
+
+
+def per_head(units: Sequence[Unit]) -> list[Bases]:
+    return [Bases.unranked(unit, per_head_factors) for unit in units]
 
 
 def per_head_factors(unit: Unit) -> LatentFactors:

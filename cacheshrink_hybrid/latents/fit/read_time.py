@@ -12,6 +12,7 @@ with H query heads, J key heads of D, Rk key channels and Rv value channels:
 from __future__ import annotations
 
 from ...device_profile import DeviceProfile
+from ...methods import LATENT_KINDS
 
 
 def read_operations(
@@ -34,7 +35,7 @@ def read_operations(
     values = 2 * num_heads * value_rank
     if read_mode != "reconstruct":
         return values + 2 * num_heads * key_rank
-    rebuilt_by = head_dim if method == "per_head" else kv_width
+    rebuilt_by = head_dim if LATENT_KINDS[method].per_head else kv_width
     return values + 2 * rebuilt_by * key_rank + 2 * num_heads * head_dim
 
 

@@ -8,6 +8,7 @@ that of `whitened_basis`, with the moments averaged over all angles: Hermitian m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -15,7 +16,11 @@ from torch import Tensor
 
 from ...errors import PlanError
 from ...linalg import whitened_basis
-from .bases import KeyShape, LatentFactors, Unit, scaled_factors
+from .factors import Bases, KeyShape, LatentFactors, Unit, scaled_factors
+
+
+def rotated(units: Sequence[Unit]) -> list[Bases]:
+    return [Bases.unranked(rotated_unit(unit), rotate_factors) for unit in units]
 
 
 def rotated_unit(unit: Unit) -> Unit:

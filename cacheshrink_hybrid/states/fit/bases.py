@@ -49,6 +49,39 @@ class StateBasis:
         return self.write[:, :rank], read[:, :rank]
 
 
+@dataclass(frozen=True, slots=True)
+class GroupMoments:
+    """Second moments of what one group's states meet, (N, N) each.
+
+    Attributes:
+        reads: Sig_C.
+        writes: of what is written, E[B B^T] or E[k k^T].
+        costs: Sig_U.
+    """
+
+    reads: Tensor
+    writes: Tensor
+    costs: Tensor
+
+
+def oblique(group: GroupMoments) -> StateBasis:
+    return oblique_basis(group.reads, group.costs)
+
+
+def orthonormal(group: GroupMoments) -> StateBasis:
+    """Directions of what is written and of what reads, one weighed as the other."""
+    moment = group.writes / group.writes.trace() + group.reads / group.reads.trace()
+    return orthonormal_basis(moment, group.reads, group.costs)
+
+
+def selected(group: GroupMoments) -> StateBasis:
+    return selected_channels(group.reads, group.costs)
+
+
+def pruned(group: GroupMoments) -> StateBasis:
+    return selected_channels(group.reads, group.costs, refit=False)
+
+
 def state_loss(reads: Tensor, costs: Tensor, write: Tensor, read: Tensor) -> float:
     """tr(Sig_C E^T Sig_U E) with E = I - write @ read^T."""
     error = torch.eye(len(reads), dtype=reads.dtype) - write @ read.T

@@ -14,22 +14,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from ...errors import CalibrationError
 from ...linear_map import weight_and_bias
+from ...methods import METRICS
 from ...spec import LayerSpec, ModelSpec
-from ..mixers.gated_delta_net import GatedDeltaNetMixer
-from ..mixers.mamba1 import Mamba1Mixer
-from ..mixers.mamba2 import Mamba2Mixer
-from ..mixers.mixer import COMPRESSIBLE_KINDS, RecurrentMixer, observed_mixers
-from ..scans.delta_rule import delta_scan_with_corrections
-from ..scans.selective import selective_step
-from ..scans.ssd import CHUNK, gated_scan, per_head
-
-MAMBA1_SAMPLES = 8
-"""Every how many tokens Mamba-1's states are looked at; its scan shows them one by one."""
+from ..kinds import compressible_layers
+from ..mixers.installation import observed_mixers
+from ..mixers.mixer import RecurrentMixer
+from .bases import GroupMoments
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +52,10 @@ class StateStatistics:
     outputs: float
     memory: Tensor
     num_tokens: int
+
+    def group(self, index: int) -> GroupMoments:
+        """Moments of one group."""
+        return GroupMoments(self.reads[index], self.writes[index], self.costs[index])
 
     @property
     def group_states(self) -> Tensor:
@@ -89,19 +88,18 @@ class StateCalibration:
     Args:
         model: the source model.
         spec: its spec.
-        metric: `fisher`, `score` or `activation`, as for keys and values. `score` weighs an output
-            with its column of the output projection.
+        metric: a row of `METRICS` that reads text, as for keys and values.
     """
 
     def __init__(self, model: PreTrainedModel, spec: ModelSpec, metric: str) -> None:
-        self.metric = metric
+        self.metric = METRICS[metric]
         self.counting = True
         self.layers = compressible_layers(spec)
-        self._mixers = {
-            layer.layer_idx: (model.get_submodule(layer.state.module_name), layer.state.kind)
+        self._mixers = [
+            (model.get_submodule(layer.state.module_name), layer.state)
             for layer in self.layers
             if layer.state is not None
-        }
+        ]
         self._sums = {layer.layer_idx: _Layer(layer) for layer in self.layers}
 
     @contextmanager
@@ -113,7 +111,7 @@ class StateCalibration:
     def _see(
         self, mixer: RecurrentMixer, inputs: Sequence[Tensor], reads: Tensor, y: Tensor
     ) -> None:
-        if self.metric == "fisher" and not y.requires_grad:
+        if self.metric.backward and not y.requires_grad:
             y.requires_grad_(True)  # also when a checkpointed layer runs again on the way back
         if not self.counting:
             return
@@ -123,7 +121,7 @@ class StateCalibration:
             sums.reads += _moment(kept[1])
             sums.outputs += float(y.detach().double().square().sum())
             sums.tokens += y.shape[0] * y.shape[1]
-        if self.metric == "fisher":
+        if self.metric.backward:
 
             def on_gradient(gradient: Tensor) -> None:
                 # Nothing is recorded for what is computed here, inside the backward pass.
@@ -144,7 +142,7 @@ class StateCalibration:
         gradient: Tensor | None,
     ) -> None:
         weights = None if gradient is not None else self._output_weights(mixer, reads)
-        for costs, states, decay, writes in _passes(mixer, inputs, reads, gradient):
+        for costs, states, decay, writes in mixer.passes(inputs, reads, gradient):
             sums.writes += _moment(writes)
             sums.log_decay += decay.double().sum((0, 1)).cpu()
             if costs is not None:
@@ -163,10 +161,10 @@ class StateCalibration:
     def _output_weights(self, mixer: RecurrentMixer, reads: Tensor) -> Tensor:
         """(M, P): what an output's squared error counts without a gradient."""
         M = len(self._sums[mixer.layer_idx].log_decay)
-        projection = mixer.o_proj if hasattr(mixer, "o_proj") else mixer.out_proj
-        if self.metric == "activation":
-            return torch.ones(projection.in_features, device=reads.device).view(M, -1)
-        columns = weight_and_bias(projection)[0].detach().float().square().sum(0).view(M, -1)
+        weight = weight_and_bias(mixer.output_projection)[0]
+        if not self.metric.weighs_outputs:
+            return torch.ones(weight.shape[1], device=reads.device).view(M, -1)
+        columns = weight.detach().float().square().sum(0).view(M, -1)
         return columns / columns.mean()
 
     def statistics(self) -> list[StateStatistics]:
@@ -182,7 +180,7 @@ class StateCalibration:
             raise CalibrationError("no calibration tokens were given; pass calibration_texts")
         states = sums.states / max(1, sums.looks)
         costs = sums.costs / sums.tokens
-        if self.metric != "fisher":
+        if not self.metric.backward:
             costs = states.unflatten(0, (sums.groups, -1)).sum(1)
         result = StateStatistics(
             layer_idx=sums.layer_idx,
@@ -204,80 +202,7 @@ class StateCalibration:
         return result
 
 
-def compressible_layers(spec: ModelSpec) -> tuple[LayerSpec, ...]:
-    """The recurrent layers that a conversion can change."""
-    return tuple(
-        layer
-        for layer in spec.state_layers
-        if layer.state is not None and layer.state.kind in COMPRESSIBLE_KINDS
-    )
-
-
 def _moment(vectors: Tensor) -> Tensor:
     """Sum of outer products of vectors (B, T, G, N), (G, N, N), float64 on the CPU."""
     rows = vectors.flatten(0, 1).transpose(0, 1).to("cpu", torch.float64)
     return rows.transpose(-1, -2) @ rows
-
-
-def _passes(
-    mixer: RecurrentMixer, inputs: Sequence[Tensor], reads: Tensor, gradient: Tensor | None
-) -> Iterator[tuple[Tensor | None, Tensor, Tensor, Tensor]]:
-    """(u (B, T, M, N) or None, a state (B, M, P, N), decay (B, T, M), writes (B, T, G, N)) of one
-    stretch of tokens after another."""
-    groups = reads.shape[2]
-    if isinstance(mixer, Mamba1Mixer):
-        yield from _mamba1_passes(mixer, inputs, reads, gradient)
-        return
-    if isinstance(mixer, Mamba2Mixer):
-        x, dt, write = inputs
-        write = write.unflatten(-1, (groups, -1))
-        values, log_decay = x * dt[..., None], dt * -torch.exp(mixer.A_log.detach().float())
-    else:
-        assert isinstance(mixer, GatedDeltaNetMixer)
-        key, value, log_decay, beta = inputs
-        write = key.unflatten(-1, (groups, -1))
-        _, _, values = delta_scan_with_corrections(
-            None, write, value, log_decay, beta, reads[:, :0]
-        )
-    M = values.shape[2]
-    keys = per_head(write, M)
-    state = None
-    for start in range(0, values.shape[1], CHUNK):
-        part = slice(start, start + CHUNK)
-        # With the roles of values and keys exchanged, the scan's state is S^T, and what g reads
-        # from it is u = S^T g.
-        read = values[:, part][:, :0] if gradient is None else gradient[:, part].float()
-        costs, state = gated_scan(state, keys[:, part], log_decay[:, part], values[:, part], read)
-        yield (
-            None if gradient is None else costs,
-            state.transpose(-1, -2),
-            log_decay[:, part],
-            write[:, part],
-        )
-
-
-def _mamba1_passes(
-    mixer: Mamba1Mixer, inputs: Sequence[Tensor], reads: Tensor, gradient: Tensor | None
-) -> Iterator[tuple[Tensor | None, Tensor, Tensor, Tensor]]:
-    x, dt, write = inputs
-    write = write.unflatten(-1, (reads.shape[2], -1))
-    A = mixer.decay_rates().detach()
-    state = x.new_zeros(x.shape[0], *x.shape[2:], write.shape[-1])
-    for start in range(0, x.shape[1], MAMBA1_SAMPLES):
-        part = slice(start, start + MAMBA1_SAMPLES)
-        costs = []
-        for t in range(*part.indices(x.shape[1])):
-            _, state = selective_step(state, x[:, t], dt[:, t], A, write[:, t], reads[:, t])
-            if gradient is not None:
-                costs.append(torch.einsum("bmp,bmpn->bmn", gradient[:, t].float(), state))
-        decay = (dt[:, part, ..., None] * A).mean((-1, -2))
-        yield (torch.stack(costs, dim=1) if costs else None), state, decay, write[:, part]
-
-
-def mixer_modules(model: PreTrainedModel, spec: ModelSpec) -> dict[int, nn.Module]:
-    """The mixers that can be compressed, by cache layer."""
-    return {
-        layer.layer_idx: model.get_submodule(layer.state.module_name)
-        for layer in compressible_layers(spec)
-        if layer.state is not None
-    }

@@ -17,10 +17,12 @@ from torch import Tensor
 from ...codecs.state import ROW_ALIGNMENT, StateCodec, StateSegment
 from ...config import CompressionConfig
 from ...errors import PlanError
+from ...methods import STATE_METHODS
 from ...ranks import Spectrum, global_ranks
 from ...spec import BYTES_16BIT, LayerSpec
+from ..kinds import MIXER_KINDS, MixerKind
 from ..plan import StatePlan, ring_bytes_per_token
-from .bases import StateBasis, oblique_basis, orthonormal_basis, selected_channels, state_loss
+from .bases import StateBasis, state_loss
 from .observe import StateStatistics
 
 RELATIVE_ERROR = {
@@ -31,14 +33,6 @@ RELATIVE_ERROR = {
     "float8": 2.6e-2,
 }
 """Root mean square error of one coding, relative to the root mean square of a channel."""
-METHODS_OF_KIND = {
-    "mamba2": ("oblique", "select", "prune", "principal"),
-    "gated_delta_net": ("orthonormal",),
-    "mamba": ("select", "prune"),
-}
-"""What a kind of mixer allows; the first is its default."""
-FOLDED_COLUMNS = {("mamba2", "select"): 1, ("mamba2", "prune"): 2}
-"""Convolution channels that go with every dropped state channel: B's, and C's unless refitted."""
 RANKS = 16
 """How many ranks a state can have, so that its rows stay regular: multiples of N / 16."""
 REPLAY_LENGTHS = (1, 2, 4, 8, 16)
@@ -60,7 +54,7 @@ class StateUnit:
     Attributes:
         layer: its spec.
         statistics: None without calibration; then all channels are kept.
-        method: of `METHODS_OF_KIND`, or `full`.
+        method: a row of `STATE_METHODS`, or `full`.
         bases: one per group.
         quantum: ranks come in multiples of this.
     """
@@ -83,7 +77,22 @@ class StateUnit:
         spec = self.layer.state
         assert spec is not None
         dropped = sum(spec.state_size - rank for rank in ranks)
-        return spec.conv_channels - FOLDED_COLUMNS.get((spec.kind, self.method), 0) * dropped
+        return spec.conv_channels - self.folded_columns * dropped
+
+    @property
+    def selects(self) -> bool:
+        """Whether some of the source's channels are kept, instead of directions."""
+        return self.method in STATE_METHODS and STATE_METHODS[self.method].selects
+
+    @property
+    def kind(self) -> MixerKind:
+        assert self.layer.state is not None
+        return MIXER_KINDS[self.layer.state.kind]
+
+    @property
+    def folded_columns(self) -> int:
+        """Convolution channels that go with every dropped state channel."""
+        return self.kind.folded_columns.get(self.method, 0)
 
 
 def make_state_unit(
@@ -96,29 +105,20 @@ def make_state_unit(
     """
     spec = layer.state
     assert spec is not None
-    allowed = METHODS_OF_KIND[spec.kind]
-    method = allowed[0] if config.state_method == "auto" else config.state_method
-    if method not in allowed:
+    kind = MIXER_KINDS[spec.kind]
+    method = kind.method(config.state_method)
+    if method not in kind.methods:
         raise PlanError(
             f"state_method={method!r} cannot be used with the {spec.kind} mixer of layer "
-            f"{layer.layer_idx}: its recurrence commutes with {' and '.join(allowed)} only; "
+            f"{layer.layer_idx}: its recurrence commutes with {' and '.join(kind.methods)} only; "
             "leave state_method out"
         )
     most = max(1, spec.state_size // RANKS)
     quantum = next(step for step in range(most, 0, -1) if spec.state_size % step == 0)
     if statistics is None:
         return StateUnit(layer, None, "full", (), spec.state_size)
-    bases = []
-    for g in range(spec.num_groups):
-        reads, costs = statistics.reads[g], statistics.costs[g]
-        if method == "oblique":
-            bases.append(oblique_basis(reads, costs))
-        elif method in ("select", "prune"):
-            bases.append(selected_channels(reads, costs, refit=method == "select"))
-        else:
-            writes = statistics.writes[g]
-            moment = writes / writes.trace() + reads / reads.trace()
-            bases.append(orthonormal_basis(moment, reads, costs))
+    basis = STATE_METHODS[method].function()
+    bases = [basis(statistics.group(g)) for g in range(spec.num_groups)]
     return StateUnit(layer, statistics, method, tuple(bases), quantum)
 
 
@@ -241,7 +241,7 @@ def _channel_bytes(unit: StateUnit, codes: Sequence[str], group: int, replay: in
         size += one - (1 if codes[head] == "float16" else 0)
     spec = unit.layer.state
     assert spec is not None
-    columns = FOLDED_COLUMNS.get((spec.kind, unit.method), 0) * (spec.conv_kernel - 1)
+    columns = unit.folded_columns * (spec.conv_kernel - 1)
     return size + (replay - 1 + columns) * BYTES_16BIT
 
 
@@ -258,7 +258,7 @@ def _plan(unit: StateUnit, codes: Sequence[str], ranks: tuple[int, ...], replay:
     )
     full = min(ranks) == N
     channels = None
-    if unit.method in ("select", "prune") and not full:
+    if not full and unit.selects:
         chosen = [basis.channels for basis in unit.bases]
         channels = tuple(
             tuple(order[:rank]) for order, rank in zip(chosen, ranks, strict=True) if order
@@ -285,7 +285,7 @@ def _plan(unit: StateUnit, codes: Sequence[str], ranks: tuple[int, ...], replay:
         replay_length=replay,
         conv_channels=unit.conv_channels(ranks),
         conv_kernel=spec.conv_kernel,
-        ring_bytes_per_token=ring_bytes_per_token(spec.kind, M, P, ranks),
+        ring_bytes_per_token=ring_bytes_per_token(unit.kind, M, P, ranks),
         predicted_loss=cut,
         rounding_loss=rounding,
         relative_error=error,

@@ -2,21 +2,24 @@
 left out but not mixed; what reads the kept ones is refitted.
 
 B and C are linear in the convolved x, so selection and refit go into the weights that compute them,
-unless they are normalised in between (Jamba, Falcon-Mamba). Dropped columns of A always go.
+unless they are normalised in between. Dropped columns of A always go.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ...kernels.states.mamba1_step import mamba1_step
 from ...linear_map import is_plain
 from ..plan import StatePlan
+from ..scans.passes import Pass, selective_passes
 from ..scans.selective import selective_scan
 from .mixer import RecurrentMixer, masked
+from .pool_step import PooledState
 
 
 class Mamba1Mixer(RecurrentMixer):
@@ -26,16 +29,11 @@ class Mamba1Mixer(RecurrentMixer):
 
     @property
     def num_scan_heads(self) -> int:
-        """M: Zamba runs several scans side by side, the others one."""
-        return getattr(self, "n_mamba_heads", 1)
-
-    @property
-    def normalises(self) -> bool:
-        """Whether B and C are normalised at full width before they are used."""
-        return hasattr(self, "b_layernorm")
+        """M."""
+        return self.n_mamba_heads if self.form.several_scans else 1
 
     def state_matrices(self, plan: StatePlan) -> tuple[str, ...]:
-        return ("state_write", "state_read") if self.normalises else ()
+        return ("state_write", "state_read") if self.form.inner_norms else ()
 
     def folded_weights(self, plan: StatePlan, read: Tensor | None) -> dict[str, Tensor]:
         assert plan.channels is not None
@@ -46,9 +44,9 @@ class Mamba1Mixer(RecurrentMixer):
         for head, kept in enumerate(plan.channels):
             narrow[head, :, : len(kept)] = by_head[head][:, list(kept)]
         folded = {"A_log": narrow.view(*A_log.shape[:-1], plan.width)}
-        if self.normalises:
+        if self.form.inner_norms:
             return folded
-        name = "x_proj_weight" if hasattr(self, "x_proj_weight") else "x_proj.weight"
+        name = "x_proj_weight" if self.form.several_scans else "x_proj.weight"
         weight = self.get_parameter(name).detach()
         steps, write, read_out = weight.view(M, -1, weight.shape[-1]).split(
             [self.time_step_rank, N, N], dim=1
@@ -67,7 +65,7 @@ class Mamba1Mixer(RecurrentMixer):
         M = self.num_scan_heads
         rank = self.time_step_rank
         projected = self.in_proj(masked(hidden_states, attention_mask))
-        if hasattr(self, "n_mamba_heads"):  # Zamba: [x | gate] channel by channel
+        if self.form.several_scans:  # [x | gate] channel by channel
             x, gate = projected.unflatten(-1, (-1, 2)).unbind(-1)
         else:
             x, gate = projected.chunk(2, dim=-1)
@@ -76,7 +74,7 @@ class Mamba1Mixer(RecurrentMixer):
         selected = self._selected(x)
         width = (selected.shape[-1] - rank) // 2  # N, or r where channels are folded away
         step, write, read = selected.split([rank, width, width], dim=-1)
-        if self.normalises:
+        if self.form.inner_norms:
             step = self.dt_layernorm(step)
             write, read = self.b_layernorm(write), self.c_layernorm(read)
         dt = nn.functional.softplus(self._step_sizes(step).float())
@@ -85,17 +83,17 @@ class Mamba1Mixer(RecurrentMixer):
         read = self.narrowed(read, self.state_read)
         y = self.advanced((x, dt, self.packed(write)), read, layer)
         y = (y + x * self.D.float().view(M, -1)).flatten(2) * nn.functional.silu(gate.float())
-        return self.out_proj(y.to(hidden_states.dtype))
+        return self.output_projection(y.to(hidden_states.dtype))
 
     def _selected(self, x: Tensor) -> Tensor:
         """[dt | B | C] of x (B, T, M, P), (B, T, M, rank + 2 N), or 2 r."""
-        if hasattr(self, "x_proj_weight"):
+        if self.form.several_scans:
             return torch.einsum("btmp,mkp->btmk", x, self.x_proj_weight)
         return self.x_proj(x)
 
     def _step_sizes(self, step: Tensor) -> Tensor:
         """Step sizes before the softplus, (B, T, M, P)."""
-        if hasattr(self, "dt_proj_weight"):
+        if self.form.several_scans:
             steps = torch.einsum("btmk,mpk->btmp", step, self.dt_proj_weight)
             return steps.float() + self.dt_proj_bias.float()
         if not is_plain(self.dt_proj):
@@ -113,3 +111,18 @@ class Mamba1Mixer(RecurrentMixer):
         x, dt, write = inputs
         write = self.unpacked(write, self.num_scan_heads)
         return selective_scan(state, x, dt, self.decay_rates(), write, reads)
+
+    def passes(
+        self, inputs: Sequence[Tensor], reads: Tensor, gradient: Tensor | None
+    ) -> Iterator[Pass]:
+        x, dt, write = inputs
+        write = write.unflatten(-1, (reads.shape[2], -1))
+        return selective_passes(x, dt, self.decay_rates().detach(), write, reads, gradient)
+
+    def step_in_pool(self, state: PooledState, inputs: Sequence[Tensor], read: Tensor) -> Tensor:
+        x, dt, write = inputs
+        write = self.unpacked(write[:, None], self.num_scan_heads)[:, 0]
+        A, backend = self.decay_rates(), state.step.backend
+        return mamba1_step(
+            x, dt, A, write, read, pages=state.pages, **state.tables, backend=backend
+        )

@@ -9,13 +9,16 @@ out. Only where what reads the kept channels is refitted, C stays complete and i
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ...kernels.states.ssd_replay import ReplayRing, ssd_replay_flush, ssd_replay_read
+from ...kernels.states.ssd_step import ssd_step
 from ..plan import StatePlan
+from ..scans.passes import Pass, gated_passes
 from ..scans.ssd import ssd_read, ssd_scan
 from .mixer import RecurrentMixer, kept_rows, masked
 from .pool_step import PooledState
@@ -24,13 +27,12 @@ from .pool_step import PooledState
 class Mamba2Mixer(RecurrentMixer):
     """Inputs of a token: x (M, P), dt (M,), B (sum of ranks); it reads with C (G, r)."""
 
-    exact_inputs = (1,)
     foldable = ("in_proj.weight", "conv1d.weight")
 
     def state_matrices(self, plan: StatePlan) -> tuple[str, ...]:
         if plan.channels is None:
             return "state_write", "state_read"
-        return ("state_read",) if plan.method == "select" else ()
+        return ("state_read",) if _refits(plan) else ()
 
     def folded_weights(self, plan: StatePlan, read: Tensor | None) -> dict[str, Tensor]:
         rows = self._rows(plan)
@@ -46,7 +48,7 @@ class Mamba2Mixer(RecurrentMixer):
         """Kept rows of the input projection, [gate | x | B | C | dt]."""
         inner, wide = self.num_heads * self.head_dim, self.n_groups * self.ssm_state_size
         written = kept_rows(plan)
-        read = torch.arange(wide) if plan.method == "select" else written
+        read = torch.arange(wide) if _refits(plan) else written
         steps = torch.arange(self.num_heads)
         starts = (torch.arange(2 * inner), 2 * inner, 2 * inner + wide, 2 * (inner + wide))
         return torch.cat([starts[0], starts[1] + written, starts[2] + read, starts[3] + steps])
@@ -54,10 +56,10 @@ class Mamba2Mixer(RecurrentMixer):
     def mix(self, hidden_states: Tensor, attention_mask: Tensor | None, layer: Any) -> Tensor:
         M, P = self.num_heads, self.head_dim
         hidden = masked(hidden_states, attention_mask)
-        if hasattr(self, "ssm_in_multiplier"):  # Falcon-H1
+        if self.form.multipliers:
             hidden = hidden * self.ssm_in_multiplier
         projected = self.in_proj(hidden)
-        if hasattr(self, "mup_vector"):
+        if self.form.multipliers:
             projected = projected * self._multipliers()
         conv_channels = self.conv1d.weight.shape[0]
         gate, x_B_C, dt = projected.split([M * P, conv_channels, M], dim=-1)
@@ -68,11 +70,11 @@ class Mamba2Mixer(RecurrentMixer):
             dt = dt.clamp(*self.time_step_limit)
         y = self.advanced((x, dt, write), read, layer)
         y = (y + x * self.D.float()[:, None]).flatten(2)
-        if getattr(self, "mamba_rms_norm", True):
+        if not self.form.optional_norm or self.mamba_rms_norm:
             y = self.norm(y, gate)
         else:
             y = y * nn.functional.silu(gate.float())
-        return self.out_proj(y.to(hidden_states.dtype))
+        return self.output_projection(y.to(hidden_states.dtype))
 
     def _convolved_parts(
         self, columns: Tensor, attention_mask: Tensor | None, layer: Any
@@ -108,7 +110,7 @@ class Mamba2Mixer(RecurrentMixer):
         return x.unflatten(-1, (M, P)), write, read
 
     def _multipliers(self) -> Tensor:
-        """Falcon-H1's factors of the input projection's rows."""
+        """Factors of the input projection's rows."""
         vector = self.mup_vector
         if not self.folded:
             return vector
@@ -129,3 +131,39 @@ class Mamba2Mixer(RecurrentMixer):
         x, dt, write = inputs
         A = -torch.exp(self.A_log.float())
         return ssd_read(state, x, dt, A, self.unpacked(write, self.n_groups), reads)
+
+    def passes(
+        self, inputs: Sequence[Tensor], reads: Tensor, gradient: Tensor | None
+    ) -> Iterator[Pass]:
+        x, dt, write = inputs
+        A = -torch.exp(self.A_log.detach().float())
+        write = write.unflatten(-1, (reads.shape[2], -1))
+        return gated_passes(write, x * dt[..., None], dt * A, gradient)
+
+    def step_in_pool(self, state: PooledState, inputs: Sequence[Tensor], read: Tensor) -> Tensor:
+        x, dt, write = inputs
+        write = self.unpacked(write[:, None], self.n_groups)[:, 0]
+        A = -torch.exp(self.A_log.float())
+        step, backend = state.step, state.step.backend
+        if state.layout.replay_length == 1:
+            return ssd_step(
+                x, dt, A, write, read, pages=state.pages, **state.tables, backend=backend
+            )
+        # A ring begins in the frames that are written; the cache has copied what it held.
+        ring = state.ring(ReplayRing, self.n_groups, "values", "steps", "writes")
+        table = step.write_table
+        shared: dict[str, Any] = {
+            "pages": state.pages,
+            "ring": ring,
+            "num_pending": step.num_pending,
+            "backend": backend,
+        }
+        y = ssd_replay_read(x, dt, A, write, read, table=table, **shared)
+        full = torch.where((step.num_pending == ring.length)[:, None], table, -1)
+        ssd_replay_flush(A, newest=(x, dt, write), read_table=table, write_table=full, **shared)
+        return y
+
+
+def _refits(plan: StatePlan) -> bool:
+    """Whether C stays complete, to be read by what makes up for the dropped channels."""
+    return plan.narrowing is not None and plan.narrowing.refits

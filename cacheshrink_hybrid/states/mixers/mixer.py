@@ -9,7 +9,6 @@ projections, norms, hooks and parameter names stay the source's.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,13 +16,16 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from ...cache_argument import cache_argument, take_cache
-from ...derived_class import Derived, derived_class
+from ...derived_class import Derived
 from ...errors import NotSupportedError
 from ...linear_map import is_plain
 from ...precision import without_autocast
-from ..layer import StateCacheMixin, StateLayout, rounded, state_layer, stored_dtype
+from ...spec import MixerForm
+from ..layer import StateCacheMixin, state_layer
+from ..layout import StateLayout, rounded, stored_dtype
 from ..plan import StatePlan
 from ..scans.coded import scan_through_codes
+from ..scans.passes import Pass
 from .pool_step import PooledState, state_in_pool
 
 Observer = Callable[["RecurrentMixer", Sequence[Tensor], Tensor, Tensor], None]
@@ -36,6 +38,7 @@ class RecurrentMixer(Derived, nn.Module):
     """Common part; comes before the source's class in a compressed mixer's bases.
 
     Attributes:
+        form: how the source builds it.
         state_plan: what is stored; None while the mixer is only observed, at full width.
         state_write: L, (G, N, r); None at full width, and where it is folded into other weights.
         state_read: R, (G, N, r); None likewise.
@@ -45,7 +48,7 @@ class RecurrentMixer(Derived, nn.Module):
     """
 
     name_prefix = "Compressed"
-    exact_inputs: tuple[int, ...] = ()
+    form: MixerForm
     foldable: tuple[str, ...] = ()
     """Parameters that `folded_weights` may make shorter, as far as a module has them."""
     layer_idx: int
@@ -148,6 +151,24 @@ class RecurrentMixer(Derived, nn.Module):
         """y of `scan` where nobody needs the state."""
         return self.scan(state, inputs, reads)[0]
 
+    def step_in_pool(self, state: PooledState, inputs: Sequence[Tensor], read: Tensor) -> Tensor:
+        """What one token (B, ...) reads, (B, M, P), from a state in the pool, which takes it in."""
+        raise NotImplementedError
+
+    def passes(
+        self, inputs: Sequence[Tensor], reads: Tensor, gradient: Tensor | None
+    ) -> Iterator[Pass]:
+        """What calibration looks at, one stretch of tokens after another.
+
+        Args:
+            gradient: of the loss with respect to y, (B, T, M, P); None without one.
+        """
+        raise NotImplementedError
+
+    @property
+    def output_projection(self) -> nn.Module:
+        return getattr(self, self.form.output)
+
     def forward(self, hidden_states, *, attention_mask=None, **kwargs):
         """The mixer's output (B, T, E) for the T new tokens.
 
@@ -189,7 +210,7 @@ class RecurrentMixer(Derived, nn.Module):
             replay_length=self.state_plan.replay_length,
             conv_columns=self.state_plan.conv_kernel - 1,
             dtype=stored_dtype(self.conv1d.weight.dtype, self._codec),
-            exact_inputs=self.exact_inputs,
+            exact_inputs=self.state_plan.mixer.exact_inputs,
         )
 
     def convolved(self, columns: Tensor, layer: Any) -> Tensor:
@@ -296,83 +317,3 @@ def masked(hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
     if attention_mask is None or attention_mask.ndim != 2:
         return hidden_states
     return (hidden_states * attention_mask[:, :, None]).to(hidden_states.dtype)
-
-
-def mixer_class(kind: str) -> type[RecurrentMixer]:
-    """The compressed mixer of a kind."""
-    from .gated_delta_net import GatedDeltaNetMixer
-    from .mamba1 import Mamba1Mixer
-    from .mamba2 import Mamba2Mixer
-
-    return {
-        "mamba2": Mamba2Mixer,
-        "mamba": Mamba1Mixer,
-        "gated_delta_net": GatedDeltaNetMixer,
-    }[kind]
-
-
-COMPRESSIBLE_KINDS = ("mamba2", "mamba", "gated_delta_net")
-
-
-def install_mixer(
-    module: nn.Module,
-    kind: str,
-    plan: StatePlan | None,
-    read: Tensor | None = None,
-    *,
-    keep_source: bool = False,
-) -> RecurrentMixer:
-    """Turn a source's mixer into a compressed one, in place; see `compress_state`."""
-    source_class: Any = type(module)
-    kind_class: Any = mixer_class(kind)
-    module.__class__ = derived_class(kind_class, source_class)
-    assert isinstance(module, RecurrentMixer)
-    module.compress_state(plan, read, keep_source=keep_source)
-    return module
-
-
-MIXER_ATTRIBUTES = (
-    "state_plan",
-    "state_observer",
-    "compression_disabled",
-    "folded",
-    "_codec",
-    "_ranks_differ",
-)
-
-
-def uninstall_mixer(module: RecurrentMixer) -> None:
-    """Give a mixer its source's class back."""
-    for name in ("state_write", "state_read"):
-        del module._parameters[name]
-    del module._modules["source_weights"]
-    for name in MIXER_ATTRIBUTES:
-        module.__dict__.pop(name, None)
-    module.__class__ = module.made_of[1]
-
-
-def unfoldable_weight(module: nn.Module, kind: str) -> str | None:
-    """Name of a weight of a source's mixer that is no parameter of its own, so that folding could
-    not replace it: a parametrized, pruned or offloaded one. None if there is none."""
-    for name in mixer_class(kind).foldable:
-        path, _, leaf = name.rpartition(".")
-        owner = getattr(module, path, None) if path else module
-        if owner is None or not hasattr(owner, leaf):
-            continue
-        parameter = owner._parameters.get(leaf)
-        if parameter is None or parameter.is_meta:
-            return name
-    return None
-
-
-@contextmanager
-def observed_mixers(mixers: dict[int, tuple[nn.Module, str]], observer: Observer):
-    """Within this context `observer` sees what each mixer (module, kind) writes and reads."""
-    installed = [install_mixer(module, kind, None) for module, kind in mixers.values()]
-    for mixer in installed:
-        mixer.state_observer = observer
-    try:
-        yield
-    finally:
-        for mixer in installed:
-            uninstall_mixer(mixer)

@@ -11,34 +11,44 @@ no basis: there the launch convolves only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeVar
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...codecs.straight_through import has_gradients
 from ...errors import KernelUnavailableError
 from ...kernels.states.conv_update_project import ConvPages, conv_update_project
-from ...kernels.states.gdn_replay import DeltaRing, gdn_replay_step
-from ...kernels.states.gdn_step import gdn_step
-from ...kernels.states.mamba1_step import mamba1_step
 from ...kernels.states.pages import StatePages, StateSegment, check_head_sizes
 from ...kernels.states.replay_ring import InputRing
-from ...kernels.states.ssd_replay import ReplayRing, ssd_replay_flush, ssd_replay_read
-from ...kernels.states.ssd_step import ssd_step
 from ...linear_map import is_plain
 from ...pool.memory import StateMemory, StateStep
-from ..layer import StateCacheMixin, StateLayout
+from ..layer import StateCacheMixin
+from ..layout import StateLayout
+from ..plan import StatePlan
 
 Ring = TypeVar("Ring", bound=InputRing)
 
-if TYPE_CHECKING:
-    from .mixer import RecurrentMixer
+
+class SteppedMixer(Protocol):
+    """What a step asks of its mixer, a `RecurrentMixer`."""
+
+    layer_idx: int
+    state_plan: StatePlan | None
+    state_write: nn.Parameter | None
+    state_read: nn.Parameter | None
+    compression_disabled: bool
+    conv1d: Any
+
+    def state_layout(self) -> StateLayout: ...
+
+    def step_in_pool(
+        self, state: PooledState, inputs: Sequence[Tensor], read: Tensor
+    ) -> Tensor: ...
 
 
 def state_in_pool(
-    mixer: RecurrentMixer, cache: Any, layer: StateCacheMixin, hidden: Tensor
+    mixer: SteppedMixer, cache: Any, layer: StateCacheMixin, hidden: Tensor
 ) -> PooledState | None:
     """The state of a mixer for one token by kernels, or None where torch takes it: always for a
     pass that begins a sequence or brings several tokens, whose scan reads the state once.
@@ -72,7 +82,7 @@ def state_in_pool(
     return None if step is None else PooledState(mixer, layer, step)
 
 
-def why_not(mixer: RecurrentMixer) -> str | None:
+def why_not(mixer: SteppedMixer) -> str | None:
     """What keeps kernels from stepping a mixer's state; None if nothing does."""
     plan = mixer.state_plan
     if plan is None or mixer.compression_disabled:
@@ -82,8 +92,9 @@ def why_not(mixer: RecurrentMixer) -> str | None:
             f"its convolution is computed by a {type(mixer.conv1d).__name__} that is wrapped or "
             "has hooks"
         )
-    if plan.replay_length > 1 and plan.kind == "mamba":
-        return "no kernel replays the inputs of Mamba-1; convert with replay_length=1"
+    if plan.replay_length > 1 and not plan.mixer.replayed:
+        title = plan.mixer.title
+        return f"no kernel replays the inputs of {title}; convert with replay_length=1"
     try:
         check_head_sizes(_segments(mixer.state_layout()), plan.head_dim)
     except KernelUnavailableError as fault:
@@ -94,11 +105,11 @@ def why_not(mixer: RecurrentMixer) -> str | None:
 class PooledState:
     """A mixer's state in the pool, for one token; takes the place of its cache layer."""
 
-    def __init__(self, mixer: RecurrentMixer, layer: StateCacheMixin, step: StateStep) -> None:
+    def __init__(self, mixer: SteppedMixer, layer: StateCacheMixin, step: StateStep) -> None:
         assert mixer.state_plan is not None
         self.mixer, self.layer, self.step = mixer, layer, step
         self.layout = layer.layout
-        self.kind, self.head_dim = mixer.state_plan.kind, mixer.state_plan.head_dim
+        self.head_dim = mixer.state_plan.head_dim
 
     @property
     def tables(self) -> dict[str, Tensor]:
@@ -189,9 +200,9 @@ class PooledState:
             **shared,
         )
 
-    def advance(self, owner: RecurrentMixer, inputs: Sequence[Tensor], reads: Tensor) -> Tensor:
+    def advance(self, owner: SteppedMixer, inputs: Sequence[Tensor], reads: Tensor) -> Tensor:
         """Take one token in and return what it reads, y (B, 1, M, P)."""
-        y = STEPS[self.kind](self, owner, [x[:, 0] for x in inputs], reads[:, 0])
+        y = owner.step_in_pool(self, [x[:, 0] for x in inputs], reads[:, 0])
         self.layer.count_token()
         return y[:, None]
 
@@ -201,67 +212,3 @@ def _segments(layout: StateLayout) -> tuple[StateSegment, ...]:
         StateSegment(heads=segment.heads, rank=segment.rank, code=segment.code)
         for segment in layout.codec.stored_segments
     )
-
-
-def _mamba2(state: PooledState, mixer: Any, inputs: Sequence[Tensor], read: Tensor) -> Tensor:
-    x, dt, write = inputs
-    write = mixer.unpacked(write[:, None], mixer.n_groups)[:, 0]
-    A = -torch.exp(mixer.A_log.float())
-    step, backend = state.step, state.step.backend
-    if state.layout.replay_length == 1:
-        return ssd_step(x, dt, A, write, read, pages=state.pages, **state.tables, backend=backend)
-    # A ring begins in the frames that are written; the cache has copied what it held.
-    ring = state.ring(ReplayRing, mixer.n_groups, "values", "steps", "writes")
-    table = step.write_table
-    shared: dict[str, Any] = {
-        "pages": state.pages,
-        "ring": ring,
-        "num_pending": step.num_pending,
-        "backend": backend,
-    }
-    y = ssd_replay_read(x, dt, A, write, read, table=table, **shared)
-    full = torch.where((step.num_pending == ring.length)[:, None], table, -1)
-    ssd_replay_flush(A, newest=(x, dt, write), read_table=table, write_table=full, **shared)
-    return y
-
-
-def _mamba1(state: PooledState, mixer: Any, inputs: Sequence[Tensor], read: Tensor) -> Tensor:
-    x, dt, write = inputs
-    write = mixer.unpacked(write[:, None], mixer.num_scan_heads)[:, 0]
-    A, backend = mixer.decay_rates(), state.step.backend
-    return mamba1_step(x, dt, A, write, read, pages=state.pages, **state.tables, backend=backend)
-
-
-def _delta_net(state: PooledState, mixer: Any, inputs: Sequence[Tensor], query: Tensor) -> Tensor:
-    key, value, log_decay, beta = inputs
-    key = mixer.unpacked(key[:, None], mixer.num_k_heads)[:, 0]
-    if state.layout.replay_length > 1:
-        return gdn_replay_step(
-            key,
-            value,
-            log_decay,
-            beta,
-            query,
-            pages=state.pages,
-            ring=state.ring(DeltaRing, mixer.num_k_heads, "writes", "values", "decays", "betas"),
-            table=state.step.write_table,
-            num_pending=state.step.num_pending,
-            backend=state.step.backend,
-        )
-    return gdn_step(
-        key,
-        value,
-        log_decay,
-        beta,
-        query,
-        pages=state.pages,
-        **state.tables,
-        backend=state.step.backend,
-    )
-
-
-STEPS: dict[str, Callable[[PooledState, Any, Sequence[Tensor], Tensor], Tensor]] = {
-    "mamba2": _mamba2,
-    "mamba": _mamba1,
-    "gated_delta_net": _delta_net,
-}

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
+from cacheshrink_hybrid.codecs import RowFormat
+from cacheshrink_hybrid.codecs.row_layout import Kind, RowLayout
 from cacheshrink_hybrid.errors import ConfigError
-from cacheshrink_hybrid.kernels.latents.row_layout import Kind, RowLayout
-from cacheshrink_hybrid.kernels.latents.row_tile import (
-    BYTE,
-    KEY_CHANNEL,
-    KIND,
-    SHARE,
-    VALID,
-    pieces_of,
-)
+from cacheshrink_hybrid.kernels.latents.row_tile import Piece, pieces_of
 
 SECTOR_BYTES = 32
 """What a GPU's caches fetch at least."""
 
 
-def _bits(piece: tuple, head: int) -> range:
+def _bits(piece: Piece, head: int) -> range:
     """Bits of a row that the program of a head reads for a piece."""
-    bits = Kind(piece[KIND.value]).bits
-    first = 8 * piece[BYTE.value] + head * piece[SHARE.value] * bits
-    return range(first, first + piece[VALID.value] * bits)
+    bits = next(kind.bits for kind in Kind if kind.number == piece.kind)
+    first = 8 * piece.byte + head * piece.share * bits
+    return range(first, first + piece.valid * bits)
 
 
-def _sectors(pieces: tuple[tuple, ...], num_heads: int) -> int:
+def _sectors(pieces: tuple[Piece, ...], num_heads: int) -> int:
     """Sectors of an aligned row that the programs of all heads fetch."""
     return sum(
         len({bit // 8 // SECTOR_BYTES for piece in pieces for bit in _bits(piece, head)})
@@ -35,7 +28,7 @@ def _sectors(pieces: tuple[tuple, ...], num_heads: int) -> int:
     )
 
 
-def _pieces(layout: RowLayout, key_rank: int, num_heads: int) -> tuple[tuple, ...]:
+def _pieces(layout: RowLayout, key_rank: int, num_heads: int) -> tuple[Piece, ...]:
     values = (key_rank, layout.num_channels)
     return pieces_of(layout, keys=(0, key_rank), values=values, key_heads=num_heads)
 
@@ -43,7 +36,7 @@ def _pieces(layout: RowLayout, key_rank: int, num_heads: int) -> tuple[tuple, ..
 def test_a_head_fetches_its_own_keys_only() -> None:
     """8 heads of 64 channels and 256 of values, 8 bits each. If neighbours in a row belonged to
     other heads, each program would fetch all of a row: 2.4 times as much."""
-    layout = RowLayout.of_bits([(8 * 64, 8), (256, 8)], alignment=16)
+    layout = RowFormat(alignment=16).layout([(8 * 64, 8), (256, 8)])
     fetched = SECTOR_BYTES * _sectors(_pieces(layout, 8 * 64, 8), 8)
     assert fetched == 8 * (64 + 256)
     assert 8 * layout.row_bytes / fetched == 2.4
@@ -56,8 +49,8 @@ def test_mixed_widths(num_heads: int) -> None:
     shares = ((16, 16), (32, 8), (16, 4), (8, 2))
     runs = [(num_heads * channels, bits) for channels, bits in shares]
     key_rank = sum(channels for channels, _ in runs)
-    layout = RowLayout.of_bits([*runs, (64, 8)], alignment=16)
-    keys = tuple(piece for piece in _pieces(layout, key_rank, num_heads) if piece[SHARE.value])
+    layout = RowFormat(alignment=16).layout([*runs, (64, 8)])
+    keys = tuple(piece for piece in _pieces(layout, key_rank, num_heads) if piece.share)
     most = sum(-(-channels * bits // 8 // SECTOR_BYTES) + 1 for channels, bits in shares)
     assert _sectors(keys, num_heads) <= num_heads * most
     in_step = -(-sum(channels * bits // 8 for channels, bits in runs) // SECTOR_BYTES)
@@ -71,19 +64,19 @@ def test_pieces_of_all_heads_are_the_keys(runs: list[tuple[int, int]]) -> None:
     """Heads read every bit of the keys, none of them twice, and each its channels in order."""
     num_heads = 3
     key_rank = sum(channels for channels, _ in runs)
-    layout = RowLayout.of_bits([*runs, (16, 8)])
-    keys = [piece for piece in _pieces(layout, key_rank, num_heads) if piece[SHARE.value]]
+    layout = RowFormat().layout([*runs, (16, 8)])
+    keys = [piece for piece in _pieces(layout, key_rank, num_heads) if piece.share]
     read = [bit for head in range(num_heads) for piece in keys for bit in _bits(piece, head)]
     assert sorted(read) == list(range(sum(channels * bits for channels, bits in runs)))
     channel = 0
     for piece in keys:
-        assert piece[KEY_CHANNEL.value] == channel
-        channel += piece[VALID.value]
+        assert piece.key_channel == channel
+        channel += piece.valid
     assert channel == key_rank // num_heads
 
 
 def test_keys_of_single_heads_are_no_values() -> None:
-    layout = RowLayout.uniform(64, torch.float16)
+    layout = RowLayout.of_runs([(64, Kind.FLOAT16)])
     with pytest.raises(ConfigError, match="cannot be values as well"):
         pieces_of(layout, keys=(0, 64), values=(0, 64), key_heads=2)
     with pytest.raises(ConfigError, match="not shared evenly by 3 heads"):

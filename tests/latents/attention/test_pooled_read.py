@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from cacheshrink_hybrid.codecs import RowCodec, RowFormat
 from cacheshrink_hybrid.errors import KernelUnavailableError
 from cacheshrink_hybrid.kernels.latents.paged_rows import PagedRows
 from cacheshrink_hybrid.latents.attention.dense_read import read_latents
@@ -15,7 +14,6 @@ from cacheshrink_hybrid.latents.attention.pooled_read import (
     append_to_pool,
     decode_from_pool,
     latent_read,
-    layout_of_codec,
     row_layout,
     rows_in_pool,
 )
@@ -113,25 +111,11 @@ def _interpreting() -> bool:
     return bool(INTERPRET.value)
 
 
-@pytest.mark.parametrize(
-    "row_format",
-    [
-        RowFormat(alignment=16),
-        RowFormat(gains=False),
-        RowFormat(byte="e5m2", half="bfloat16"),
-        RowFormat(byte="e4m3"),
-    ],
-)
-def test_layout_of_codec(row_format: RowFormat) -> None:
-    codec = RowCodec(((16, 16), (24, 8), (8, 4), (8, 2)), row_format)
-    layout = layout_of_codec(codec)
-    assert (layout.row_bytes, layout.head_byte) == (codec.row_bytes, codec.head_byte)
-    assert layout.num_channels == codec.num_channels
-
-
 def test_scales_per_token_are_refused() -> None:
+    model = pair("llama", "joint", 4.0, cache_bits=8, scales="token").converted
+    module = next(module for module in model.modules() if isinstance(module, LatentAttention))
     with pytest.raises(KernelUnavailableError, match="scales='token'"):
-        layout_of_codec(RowCodec(((16, 8),), RowFormat(scales="token")))
+        row_layout(module, torch.float32)
 
 
 def test_norms_over_all_heads_are_refused() -> None:

@@ -11,9 +11,11 @@ import torch
 from cacheshrink_hybrid.calibration.calibrate import Moments
 from cacheshrink_hybrid.config import CompressionConfig
 from cacheshrink_hybrid.errors import FactorizationError, PlanError
-from cacheshrink_hybrid.latents.fit.bases import METHODS, LatentFactors, Unit, factorize, make_unit
+from cacheshrink_hybrid.latents.fit.factors import LatentFactors, Unit, make_unit
+from cacheshrink_hybrid.latents.fit.kinds import factorize
 from cacheshrink_hybrid.latents.fit.statistics import LatentStatistics
 from cacheshrink_hybrid.linalg import whitened_basis
+from cacheshrink_hybrid.methods import LATENT_KINDS
 from cacheshrink_hybrid.spec import BYTES_16BIT
 from tests.moments import random_spd, random_unit, restored
 from tests.tolerances import FLOAT64
@@ -22,6 +24,7 @@ WIDTH = 6
 FULL_BYTES = 2 * WIDTH * BYTES_16BIT
 SEEDS = range(4)
 EXACT_LOSS = 1e-20
+METHODS = ["auto", *(kind.name for kind in LATENT_KINDS.values() if kind.ranked)]
 
 every_method = pytest.mark.parametrize("method", METHODS)
 

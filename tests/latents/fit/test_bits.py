@@ -6,15 +6,13 @@ import pytest
 import torch
 
 from cacheshrink_hybrid.codecs import RowCodec, RowFormat
-from cacheshrink_hybrid.config import WIDTHS_OF, CompressionConfig
+from cacheshrink_hybrid.config import CompressionConfig
 from cacheshrink_hybrid.errors import PlanError
-from cacheshrink_hybrid.latents.fit.bases import Unit, full_rank_factors
-from cacheshrink_hybrid.latents.fit.bits import (
-    CodedFactors,
-    channel_costs,
-    channel_variances,
-    code_channels,
-)
+from cacheshrink_hybrid.latents.fit.bits import CodedFactors, code_channels
+from cacheshrink_hybrid.latents.fit.distortion import channel_costs, channel_variances
+from cacheshrink_hybrid.latents.fit.factors import Unit
+from cacheshrink_hybrid.latents.fit.kinds import full_rank_factors
+from cacheshrink_hybrid.methods import WIDTHS_OF
 
 WIDTH = 32  # J * D
 
@@ -44,7 +42,7 @@ def _coded(
     **format,
 ) -> list[CodedFactors]:
     config = CompressionConfig(compression_method=method, cache_bits="auto")
-    factors = full_rank_factors(units, config)
+    factors = [factor for factor, _ in full_rank_factors(units, config)]
     return code_channels(
         factors,
         units,
@@ -63,7 +61,7 @@ def _codec(result: CodedFactors) -> RowCodec:
 def _sampled(outliers: bool, **format):
     """Results for one module whose samples have tokens that are far out, or none."""
     unit = _units(1)[0]
-    factor = full_rank_factors([unit], CompressionConfig(cache_bits="auto"))[0]
+    ((factor, _),) = full_rank_factors([unit], CompressionConfig(cache_bits="auto"))
     root = torch.linalg.cholesky(unit.covariance)
     generator = torch.Generator().manual_seed(3)
     y = torch.randn(4_000, 2 * WIDTH, generator=generator, dtype=torch.float64) @ root.T

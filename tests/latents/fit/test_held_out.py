@@ -7,7 +7,8 @@ import torch
 
 from cacheshrink_hybrid.calibration.calibrate import decoder_layers
 from cacheshrink_hybrid.config import CompressionConfig
-from cacheshrink_hybrid.conversion.convert import convert_model, model_statistics
+from cacheshrink_hybrid.conversion.convert import convert_model
+from cacheshrink_hybrid.conversion.statistics import model_statistics
 from cacheshrink_hybrid.families import model_spec, read_attention
 from cacheshrink_hybrid.latents.fit.held_out import held_out_samples, split_sequences
 from cacheshrink_hybrid.plan import CompressionPlan

@@ -9,8 +9,9 @@ import torch
 
 from cacheshrink_hybrid.codecs import RowFormat
 from cacheshrink_hybrid.errors import PlanError
-from cacheshrink_hybrid.latents.fit.bases import KeyShape
-from cacheshrink_hybrid.latents.fit.bits import channel_costs, channel_variances, code_channels
+from cacheshrink_hybrid.latents.fit.bits import code_channels
+from cacheshrink_hybrid.latents.fit.distortion import channel_costs, channel_variances
+from cacheshrink_hybrid.latents.fit.factors import KeyShape
 from cacheshrink_hybrid.latents.fit.per_head import per_head_factors
 from cacheshrink_hybrid.linalg import whitened_basis
 from tests.moments import random_unit

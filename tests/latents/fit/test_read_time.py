@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 
 from cacheshrink_hybrid.codecs import RowFormat
+from cacheshrink_hybrid.config import CompressionConfig
 from cacheshrink_hybrid.device_profile import DEVICE_PROFILES, DeviceProfile
 from cacheshrink_hybrid.errors import ConfigError
-from cacheshrink_hybrid.latents.fit.bases import KeyShape
+from cacheshrink_hybrid.latents.fit.factors import KeyShape
 from cacheshrink_hybrid.latents.fit.kinds import Reader, fastest_factors
 from cacheshrink_hybrid.latents.fit.read_time import read_operations, read_seconds
 from tests.moments import random_unit
@@ -58,8 +59,7 @@ def _chosen(objective: str, bandwidth: float, matrix_rate: float, **shape) -> st
         (2, 4, 8, 16),
         60,
         [RowFormat()],
-        objective,
-        DeviceProfile(name="x", bandwidth=bandwidth, matrix_rate=matrix_rate),
+        CompressionConfig(objective=objective, device_profile=f"{bandwidth}:{matrix_rate}"),
     )
     return factors[0][0].method
 

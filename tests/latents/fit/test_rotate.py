@@ -10,8 +10,8 @@ from torch import Tensor
 
 from cacheshrink_hybrid.errors import PlanError
 from cacheshrink_hybrid.latents.attention.slot_rotary import turn_channels
-from cacheshrink_hybrid.latents.fit.bases import KeyShape, Unit
-from cacheshrink_hybrid.latents.fit.bits import channel_costs, channel_variances
+from cacheshrink_hybrid.latents.fit.distortion import channel_costs, channel_variances
+from cacheshrink_hybrid.latents.fit.factors import KeyShape, Unit
 from cacheshrink_hybrid.latents.fit.rotate import rotate_factors, rotated_unit
 from tests.moments import random_unit
 

@@ -9,8 +9,8 @@ from cacheshrink_hybrid.calibration.calibrate import calibrate
 from cacheshrink_hybrid.errors import CalibrationError
 from cacheshrink_hybrid.families import model_spec, read_attention
 from cacheshrink_hybrid.linalg import check_positive_semidefinite
-from cacheshrink_hybrid.states.fit.observe import StateCalibration, _passes
-from cacheshrink_hybrid.states.mixers.mixer import observed_mixers
+from cacheshrink_hybrid.states.fit.observe import StateCalibration
+from cacheshrink_hybrid.states.mixers.installation import observed_mixers
 from tests.families.tiny_configs import tiny_model
 from tests.models import calibration_ids, random_ids, unchanged
 
@@ -22,13 +22,13 @@ def test_what_a_gradient_reads_from_a_state(case: str) -> None:
     """u_t = S_t^T g_t, with the states S_t found by scanning to each token."""
     model = tiny_model(case)
     layer = model_spec(model.config).state_layers[0]
-    mixers = {0: (model.get_submodule(layer.state.module_name), layer.state.kind)}
+    mixers = [(model.get_submodule(layer.state.module_name), layer.state)]
     seen = []
     with observed_mixers(mixers, lambda *pass_: seen.append(pass_)), torch.no_grad():
         model(random_ids(1, 70))
         mixer, inputs, reads, y = seen[0]
         gradient = torch.randn_like(y)
-        passes = list(_passes(mixer, inputs, reads, gradient))
+        passes = list(mixer.passes(inputs, reads, gradient))
         costs = torch.cat([costs for costs, *_ in passes], dim=1)
         for t in (0, 5, 63, 64, 69):
             _, state = mixer.scan(None, [x[:, : t + 1] for x in inputs], reads[:, :0])

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cacheshrink_hybrid.calibration.text import load_texts, token_sequences
 from cacheshrink_hybrid.config import CompressionConfig
-from cacheshrink_hybrid.conversion.convert import model_statistics
+from cacheshrink_hybrid.conversion.statistics import model_statistics
 from cacheshrink_hybrid.demo import model_path
 from cacheshrink_hybrid.demo.corpus import PYTHON_DOCS
 from cacheshrink_hybrid.families import model_spec
@@ -21,8 +21,8 @@ from cacheshrink_hybrid.states.fit.bases import (
     orthonormal_basis,
     selected_channels,
 )
-from cacheshrink_hybrid.states.fit.observe import compressible_layers
-from cacheshrink_hybrid.states.mixers.mixer import observed_mixers
+from cacheshrink_hybrid.states.kinds import compressible_layers
+from cacheshrink_hybrid.states.mixers.installation import observed_mixers
 
 LENGTH = 256
 RANKS = (4, 8, 16)
@@ -65,11 +65,11 @@ def errors() -> dict[str, list[float]]:
     config = CompressionConfig(metric="activation", state_ratio=2.0)
     statistics = model_statistics(model, config, fitted).states
     assert statistics is not None
-    mixers = {
-        layer.layer_idx: (model.get_submodule(layer.state.module_name), layer.state.kind)
+    mixers = [
+        (model.get_submodule(layer.state.module_name), layer.state)
         for layer in compressible_layers(model_spec(model.config))
         if layer.state is not None
-    }
+    ]
     seen = []
     with torch.no_grad(), observed_mixers(mixers, lambda *passed: seen.append(passed)):
         for ids in held_out:

@@ -11,14 +11,17 @@ import torch
 from torch import Tensor
 
 from cacheshrink_hybrid import compression_disabled
-from cacheshrink_hybrid.checkpoint.checkpoint import load_mla_model, save_mla_model
+from cacheshrink_hybrid.checkpoint.load import load_mla_model
+from cacheshrink_hybrid.checkpoint.save import save_mla_model
 from cacheshrink_hybrid.config import CompressionConfig
-from cacheshrink_hybrid.conversion.convert import convert_model, model_statistics
+from cacheshrink_hybrid.conversion.convert import convert_model
+from cacheshrink_hybrid.conversion.statistics import model_statistics
 from cacheshrink_hybrid.errors import UnsupportedModelError
 from cacheshrink_hybrid.families import model_spec
-from cacheshrink_hybrid.model.latent_model import plan_of
+from cacheshrink_hybrid.model.attached_plan import plan_of
 from cacheshrink_hybrid.states.fit.planner import make_state_unit
-from cacheshrink_hybrid.states.mixers.mixer import RecurrentMixer, install_mixer
+from cacheshrink_hybrid.states.mixers.installation import install_mixer
+from cacheshrink_hybrid.states.mixers.mixer import RecurrentMixer
 from tests.families.tiny_configs import tiny_model
 from tests.models import (
     Pair,
@@ -89,7 +92,7 @@ def unfolded(source, kept: list[Tensor]):
     model = copy.deepcopy(source)
     for layer, matrix in zip(model_spec(model.config).state_layers, kept, strict=True):
         module = model.get_submodule(layer.state.module_name)
-        mixer = install_mixer(module, layer.state.kind, None)
+        mixer = install_mixer(module, layer.state, None)
         scan = mixer.scan
         mixer.scan = lambda state, inputs, reads, scan=scan, matrix=matrix: scan(
             state, inputs, torch.einsum("gnk,btgk->btgn", matrix, reads)

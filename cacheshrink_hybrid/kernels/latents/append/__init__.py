@@ -27,7 +27,7 @@ def latent_append(
     that passes its reach gets the smallest power of two, up to 64, that brings these channels
     within 4.5. Floats are rounded to nearest even and clipped to the largest finite number. A token
     with a channel that is not finite is written as lost. Rows without gains have no code for either
-    (see `row_layout`).
+    (see `codecs.row_layout`).
 
     Args:
         latent: (N, R), floating point.
@@ -59,7 +59,7 @@ def latent_append(
         faults.append("reach is given, but these rows have no gains; leave it out")
     if faults:
         raise ConfigError("; ".join(faults))
-    if uses_triton(backend, latent, rows.arena, rows.levels, slot_mapping, center, reach):
+    if uses_triton(backend, latent, rows.arena, slot_mapping, center, reach):
         from .kernel import latent_append_triton
 
         latent_append_triton(latent, rows, slot_mapping, center=center, reach=reach)

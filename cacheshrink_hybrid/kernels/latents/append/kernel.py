@@ -9,33 +9,26 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ....codecs import levels
 from ...launch import launch
-from ...numerics import float8_code, rounded
+from ...numerics import constant, float8_code, rounded
 from ..paged_rows import PagedRows
-from ..row_layout import MAX_GAIN_EXPONENT
 from ..row_tile import (
-    BYTE,
-    CLIP,
-    COARSE,
-    CODED,
     E4M3,
     E5M2,
-    FINE,
+    FIRST_LEVELS2,
     FLOAT16,
     FLOAT32,
-    HEAD,
-    KEY_CHANNEL,
-    KIND,
-    LEVELS2_TABLE,
+    HEAD_ESCAPED_LEVELS,
+    HEAD_LEVELS,
+    HEAD_NAN,
     LEVELS4,
-    LOST_CODE,
     UNIFORM8,
-    VALID,
-    WIDTH,
+    UNIFORM_CLIP,
     pieces_of,
 )
 
-GAINS = tl.constexpr(MAX_GAIN_EXPONENT)
+HEAD_GAINS = tl.constexpr(levels.HEAD_GAINS)
 
 
 @triton.jit
@@ -50,8 +43,8 @@ def _channels(p_x, p_center, m_t, o_c, m_c):
 
 @triton.jit
 def _position(x):
-    """Place of x between -CLIP and CLIP, 0 to 1."""
-    return tl.div_rn(x, 2.0 * CLIP) + 0.5
+    """Place of x between -4.5 and 4.5, 0 to 1."""
+    return tl.div_rn(x, 2.0 * UNIFORM_CLIP) + 0.5
 
 
 @triton.jit
@@ -89,26 +82,26 @@ def _write_codes(
     p_x, p_center, p_out, p_levels, m_t, kept, inverse, PIECE: tl.constexpr, BLOCK_T: tl.constexpr
 ):
     """Write a coded piece, but for the head byte; the first channel, divided by the gain, (T,)."""
-    PER_BYTE: tl.constexpr = 4 if PIECE[KIND] > LEVELS4 else 2 if PIECE[KIND] == LEVELS4 else 1
-    N: tl.constexpr = PIECE[WIDTH] // PER_BYTE
+    PER_BYTE: tl.constexpr = 4 if PIECE.kind > LEVELS4 else 2 if PIECE.kind == LEVELS4 else 1
+    N: tl.constexpr = PIECE.width // PER_BYTE
     o = tl.arange(0, N)
-    m_c = o < PIECE[VALID] // PER_BYTE
+    m_c = o < PIECE.valid // PER_BYTE
     m_out = m_t[:, None] & m_c[None, :]
     first = tl.zeros([BLOCK_T], tl.float32)
     byte = tl.zeros([BLOCK_T, N], tl.int32)
     for j in tl.static_range(PER_BYTE):
         x = _channels(p_x, p_center, m_t, o * PER_BYTE + j, m_c)
         x = tl.where(kept[:, None], x, 0.0) * inverse[:, None]
-        if PIECE[KIND] == UNIFORM8:
+        if PIECE.kind == UNIFORM8:
             code = tl.floor(_position(x) * 256)
             byte = tl.maximum(tl.minimum(code, 255.0), 0.0).to(tl.int32)
-            if PIECE[HEAD]:
+            if PIECE.head:
                 first = tl.sum(tl.where((o == 0)[None, :], x, 0.0), 1)
                 m_out = m_out & (o > 0)[None, :]
-        elif PIECE[KIND] == LEVELS4:
+        elif PIECE.kind == LEVELS4:
             byte = byte | (_level_codes(x, p_levels, 4) << (4 * j))
         else:
-            byte = byte | (_level_codes(x, p_levels + LEVELS2_TABLE, 2) << (2 * j))
+            byte = byte | (_level_codes(x, p_levels + FIRST_LEVELS2, 2) << (2 * j))
     tl.store(p_out[:, None] + o[None, :], byte.to(tl.uint8), mask=m_out)
     return first
 
@@ -116,21 +109,21 @@ def _write_codes(
 @triton.jit
 def _write_floats(p_x, p_center, p_out, m_t, kept, PIECE: tl.constexpr, EVEN: tl.constexpr):
     """Write a piece of floats; NaN throughout for lost tokens."""
-    o = tl.arange(0, PIECE[WIDTH])
-    m_c = o < PIECE[VALID]
+    o = tl.arange(0, PIECE.width)
+    m_c = o < PIECE.valid
     m_out = m_t[:, None] & m_c[None, :]
     x = _channels(p_x, p_center, m_t, o, m_c)
     x = tl.where(kept[:, None], x, float("nan"))
-    if PIECE[KIND] == FLOAT32:
+    if PIECE.kind == FLOAT32:
         word = tl.where(x == x, x.to(tl.uint32, bitcast=True), 0x7FC00000)
         p_word = p_out.to(tl.pointer_type(tl.uint32))
         tl.store(p_word[:, None] + o[None, :], word.to(tl.uint32), mask=m_out)
-    elif PIECE[KIND] == E4M3:
+    elif PIECE.kind == E4M3:
         tl.store(p_out[:, None] + o[None, :], float8_code(_clipped(x, 448.0)), mask=m_out)
-    elif PIECE[KIND] == E5M2:
+    elif PIECE.kind == E5M2:
         tl.store(p_out[:, None] + o[None, :], _float8_e5m2(_clipped(x, 57344.0)), mask=m_out)
     else:
-        if PIECE[KIND] == FLOAT16:
+        if PIECE.kind == FLOAT16:
             half = _clipped(x, 65504.0).to(tl.float16)
             word = tl.where(x == x, half.to(tl.uint16, bitcast=True), 0x7E00)
         else:
@@ -177,46 +170,47 @@ def latent_append_fwd_kernel(
     lost = tl.zeros([BLOCK_T], tl.int32)
     largest = tl.zeros([BLOCK_T], tl.float32)
     for i in tl.static_range(len(PIECES)):
-        o_c = PIECES[i][KEY_CHANNEL] + tl.arange(0, PIECES[i][WIDTH])
-        m_c = tl.arange(0, PIECES[i][WIDTH]) < PIECES[i][VALID]
+        o_c = PIECES[i].key_channel + tl.arange(0, PIECES[i].width)
+        m_c = tl.arange(0, PIECES[i].width) < PIECES[i].valid
         x = _channels(p_x, p_center, m_t, o_c, m_c)
         lost = tl.maximum(lost, tl.max((x - x != 0.0).to(tl.int32), 1))
-        if PIECES[i][CODED] and HEAD_BYTE >= 0:
+        if PIECES[i].coded and HEAD_BYTE >= 0:
             magnitude = tl.abs(x)
             if p_reach is not None:
                 limit = tl.load(p_reach + o_c, mask=m_c, other=0.0).to(tl.float32)[None, :]
                 beyond = magnitude > limit
             else:
-                beyond = magnitude > CLIP
+                beyond = magnitude > UNIFORM_CLIP
             largest = tl.maximum(largest, tl.max(tl.where(beyond, magnitude, 0.0), 1))
     kept = lost == 0
-    largest = tl.div_rn(tl.where(kept, largest, 0.0), CLIP)
+    largest = tl.div_rn(tl.where(kept, largest, 0.0), UNIFORM_CLIP)
     exponent = tl.zeros([BLOCK_T], tl.int32)
-    for i in tl.static_range(GAINS):
+    for i in tl.static_range(HEAD_GAINS):
         exponent += (largest > 2**i).to(tl.int32)
     inverse = ((127 - exponent) << 23).to(tl.float32, bitcast=True)
 
     head_value = tl.zeros([BLOCK_T], tl.float32)
     for i in tl.static_range(len(PIECES)):
-        p_piece = p_x + PIECES[i][KEY_CHANNEL]
+        p_piece = p_x + PIECES[i].key_channel
         p_mean = p_center
         if p_center is not None:
-            p_mean = p_center + PIECES[i][KEY_CHANNEL]
-        p_out = p_row + PIECES[i][BYTE]
-        if PIECES[i][CODED]:
+            p_mean = p_center + PIECES[i].key_channel
+        p_out = p_row + PIECES[i].byte
+        if PIECES[i].coded:
             first = _write_codes(
-                p_piece, p_mean, p_out, p_levels, m_t, kept, inverse, PIECES[i], BLOCK_T
+                p_piece, p_mean, p_out, p_levels, m_t, kept, inverse, constant(PIECES[i]), BLOCK_T
             )
-            if PIECES[i][HEAD]:
+            if PIECES[i].head:
                 head_value = first
         else:
-            _write_floats(p_piece, p_mean, p_out, m_t, kept, PIECES[i], EVEN)
+            _write_floats(p_piece, p_mean, p_out, m_t, kept, constant(PIECES[i]), EVEN)
     if HEAD_BYTE >= 0:
         place = tl.maximum(tl.minimum(_position(head_value), 1.0), 0.0)
-        fine = tl.minimum(tl.floor(place * FINE), FINE - 1.0).to(tl.int32)
-        coarse = tl.minimum(tl.floor(place * COARSE), COARSE - 1.0).to(tl.int32)
-        head = tl.where(exponent > 0, (exponent - 1) * COARSE + FINE + coarse, fine)
-        head = tl.where(kept, head, LOST_CODE)
+        fine = tl.minimum(tl.floor(place * HEAD_LEVELS), HEAD_LEVELS - 1.0).to(tl.int32)
+        coarse = tl.floor(place * HEAD_ESCAPED_LEVELS)
+        coarse = tl.minimum(coarse, HEAD_ESCAPED_LEVELS - 1.0).to(tl.int32)
+        escaped = (exponent - 1) * HEAD_ESCAPED_LEVELS + HEAD_LEVELS + coarse
+        head = tl.where(kept, tl.where(exponent > 0, escaped, fine), HEAD_NAN)
         tl.store(p_row + HEAD_BYTE, head.to(tl.uint8), mask=m_t)
     if END < ROW_BYTES:
         o = tl.arange(0, 16)
@@ -235,8 +229,6 @@ def latent_append_triton(
     """See `latent_append`."""
     layout = rows.layout
     channels = layout.num_channels
-    last = layout.runs[-1]
-    end = last.first_byte + last.num_bytes + (layout.head_byte == last.first_byte + last.num_bytes)
     block_t = 4
     launch(
         latent_append_fwd_kernel,
@@ -253,7 +245,7 @@ def latent_append_triton(
         layer_offset=rows.layer_offset,
         CHANNELS=channels,
         PIECES=pieces_of(layout, keys=(0, channels), values=(0, channels)),
-        END=end,
+        END=layout.after_scales,
         ROW_BYTES=layout.row_bytes,
         FRAME_BYTES=rows.frame_bytes,
         FRAME_TOKENS=rows.frame_tokens,

@@ -5,16 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..paged_rows import PagedRows
-from ..row_layout import (
-    DTYPE_OF_KIND,
-    ESCAPED_LEVELS,
-    FIRST_ESCAPED,
-    LOST,
-    MAX_GAIN_EXPONENT,
+from ....codecs.levels import (
+    HEAD_ESCAPED_LEVELS,
+    HEAD_GAINS,
+    HEAD_LEVELS,
+    HEAD_NAN,
     UNIFORM_CLIP,
-    Kind,
 )
+from ....codecs.row_layout import Kind
+from ..paged_rows import PagedRows
 from ..row_reference import packed_codes
 
 # Devices differ in the NaN that they make; these are the quiet ones of the standard.
@@ -57,33 +56,31 @@ def encode_rows(x: Tensor, rows: PagedRows, reach: Tensor | None) -> Tensor:
     exponent = _gain_exponent(x, rows, reach)
     scaled = x * torch.exp2(-exponent)[:, None]
     for run in layout.runs:
-        at_channel = slice(run.first_channel, run.first_channel + run.channels)
-        at_byte = slice(run.first_byte, run.first_byte + run.num_bytes)
         if not run.kind.coded:
-            dtype = DTYPE_OF_KIND[run.kind]
+            dtype = run.kind.dtype
             limit = torch.finfo(dtype).max
-            part = x[:, at_channel].clamp(-limit, limit).to(dtype).view(torch.uint8)
+            part = x[:, run.at_channel].clamp(-limit, limit).to(dtype).view(torch.uint8)
             lost = torch.tensor(NAN_BYTES[run.kind], dtype=torch.uint8, device=x.device)
             lost = lost.repeat(run.channels)
-            stored[:, at_byte] = torch.where(finite[:, None], part, lost)
+            stored[:, run.at_byte] = torch.where(finite[:, None], part, lost)
         elif run.kind is Kind.UNIFORM8:
-            position = (scaled[:, at_channel] / (2 * UNIFORM_CLIP) + 0.5) * 256
-            stored[:, at_byte] = position.floor().clamp(0, 255).to(torch.uint8)
+            position = (scaled[:, run.at_channel] / (2 * UNIFORM_CLIP) + 0.5) * 256
+            stored[:, run.at_byte] = position.floor().clamp(0, 255).to(torch.uint8)
         else:
-            levels = rows.levels_of(run.kind.bits)
+            levels = rows.levels_of(run.bits)
             edges = 0.5 * (levels[1:] + levels[:-1])
-            codes = torch.bucketize(scaled[:, at_channel].contiguous(), edges)
-            stored[:, at_byte] = packed_codes(codes, run.kind.bits)
+            codes = torch.bucketize(scaled[:, run.at_channel].contiguous(), edges)
+            stored[:, run.at_byte] = packed_codes(codes, run.bits)
     if layout.head_byte is not None:
         value = torch.zeros_like(exponent)
         if layout.head_channel is not None:
             value = scaled[:, layout.head_channel]
         position = (value / (2 * UNIFORM_CLIP) + 0.5).clamp(0.0, 1.0)
-        fine = (position * FIRST_ESCAPED).floor().clamp_max(FIRST_ESCAPED - 1)
-        coarse = (position * ESCAPED_LEVELS).floor().clamp_max(ESCAPED_LEVELS - 1)
-        escaped = FIRST_ESCAPED + (exponent - 1) * ESCAPED_LEVELS + coarse
+        fine = (position * HEAD_LEVELS).floor().clamp_max(HEAD_LEVELS - 1)
+        coarse = (position * HEAD_ESCAPED_LEVELS).floor().clamp_max(HEAD_ESCAPED_LEVELS - 1)
+        escaped = HEAD_LEVELS + (exponent - 1) * HEAD_ESCAPED_LEVELS + coarse
         head = torch.where(exponent > 0, escaped, fine)
-        head = torch.where(finite, head, LOST)
+        head = torch.where(finite, head, HEAD_NAN)
         stored[:, layout.head_byte] = head.to(torch.uint8)
     return stored
 
@@ -94,9 +91,9 @@ def _gain_exponent(x: Tensor, rows: PagedRows, reach: Tensor | None) -> Tensor:
         return x.new_zeros(x.shape[0])
     coded = torch.zeros(x.shape[1], dtype=torch.bool, device=x.device)
     for run in rows.layout.runs:
-        coded[run.first_channel : run.first_channel + run.channels] = run.kind.coded
+        coded[run.at_channel] = run.kind.coded
     magnitude = x[:, coded].abs()
     limit = UNIFORM_CLIP if reach is None else reach.float()[coded]
     largest = (magnitude * (magnitude > limit)).amax(dim=-1) / UNIFORM_CLIP
-    powers = torch.exp2(torch.arange(MAX_GAIN_EXPONENT, device=x.device).float())
+    powers = torch.exp2(torch.arange(HEAD_GAINS, device=x.device).float())
     return (largest[:, None] > powers).sum(-1).float()

@@ -69,7 +69,7 @@ def latent_decode(
     check_frame_table(frame_table, context_lens, query.shape[0], first_slots)
     if num_splits is not None and not 1 <= num_splits <= 64:
         raise ConfigError(f"num_splits={num_splits} must be in [1, 64], or None to choose")
-    tensors = (query, rows.arena, rows.levels, frame_table, context_lens, offset, first_slots)
+    tensors = (query, rows.arena, frame_table, context_lens, offset, first_slots)
     tensors = (*tensors, *(beside or ()))
     if uses_triton(backend, *tensors):
         from .kernel import latent_decode_triton

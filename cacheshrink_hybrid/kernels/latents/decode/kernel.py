@@ -13,22 +13,9 @@ import triton.language as tl
 from torch import Tensor
 
 from ...launch import has_native_float8, launch, num_multiprocessors
-from ...numerics import LOG2_E, TRITON_DTYPES, dot_dtype, product, rounded
+from ...numerics import LOG2_E, TRITON_DTYPES, constant, dot_dtype, product, rounded
 from ..paged_rows import PagedRows
-from ..row_tile import (
-    CODED,
-    IS_KEY,
-    IS_VALUE,
-    KEY_INDEX,
-    UNIT,
-    VALID,
-    VALUE_CHANNEL,
-    VALUE_INDEX,
-    WIDTH,
-    load_head,
-    load_piece,
-    pieces_of,
-)
+from ..row_tile import load_head, load_piece, pieces_of
 from .key_tile import key_parts, query_part, query_piece, rebuilt_keys, vector_part, weight_part
 from .merge import merge_splits
 from .read import LatentRead
@@ -112,28 +99,28 @@ def latent_decode_fwd_kernel(
     queries = ()
     if RANK == 0:
         for i in tl.static_range(len(PIECES)):
-            if PIECES[i][IS_KEY]:
-                q = query_piece(p_q, m_m, PIECES[i])
+            if PIECES[i].is_key:
+                q = query_piece(p_q, m_m, constant(PIECES[i]))
                 largest = tl.maximum(largest, tl.max(tl.abs(q), 1))
                 queries = queries + (q,)
     for i in tl.static_range(len(PARTS)):
-        q = query_part(p_q, m_m, PARTS[i])
+        q = query_part(p_q, m_m, constant(PARTS[i]))
         largest = tl.maximum(largest, tl.max(tl.abs(q), 1))
         queries = queries + (q,)
     ups = ()
     biases = ()
     for i in tl.static_range(len(PARTS)):
         p_u = p_up + i_head * QUERY_WIDTH * RANK
-        ups = ups + (weight_part(p_u, RANK, PARTS[i], PIECES, DOT),)
-        biases = biases + (vector_part(p_bias + i_head * QUERY_WIDTH, PARTS[i]),)
+        ups = ups + (weight_part(p_u, RANK, constant(PARTS[i]), PIECES, DOT),)
+        biases = biases + (vector_part(p_bias + i_head * QUERY_WIDTH, constant(PARTS[i])),)
     scaled = ()
     for i in tl.static_range(len(queries)):
         scaled = scaled + ((queries[i] / largest[:, None]).to(DOT),)
     queries = scaled
     accs = ()
     for i in tl.static_range(len(PIECES)):
-        if PIECES[i][IS_VALUE]:
-            accs = accs + (tl.zeros([BLOCK_M, PIECES[i][WIDTH]], tl.float32),)
+        if PIECES[i].is_value:
+            accs = accs + (tl.zeros([BLOCK_M, constant(PIECES[i].width)], tl.float32),)
     factor = largest * scale
     bonus = tl.zeros([BLOCK_M], tl.float32)
     if p_offset is not None:
@@ -165,7 +152,7 @@ def latent_decode_fwd_kernel(
         tiles = ()
         for i in tl.static_range(len(PIECES)):
             tile = load_piece(
-                p_row, m_n, head, p_levels, i_head, PIECES[i], EVEN, NATIVE_FLOAT8, DOT
+                p_row, m_n, head, p_levels, i_head, constant(PIECES[i]), EVEN, NATIVE_FLOAT8, DOT
             )
             tiles = tiles + (tile,)
 
@@ -173,15 +160,11 @@ def latent_decode_fwd_kernel(
             s_plain = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
             s_coded = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
             for i in tl.static_range(len(PIECES)):
-                if PIECES[i][IS_KEY]:
-                    if PIECES[i][CODED]:
-                        s_coded = product(
-                            queries[PIECES[i][KEY_INDEX]], tl.trans(tiles[i]), s_coded
-                        )
+                if PIECES[i].is_key:
+                    if PIECES[i].coded:
+                        s_coded = product(queries[PIECES[i].key_index], tl.trans(tiles[i]), s_coded)
                     else:
-                        s_plain = product(
-                            queries[PIECES[i][KEY_INDEX]], tl.trans(tiles[i]), s_plain
-                        )
+                        s_plain = product(queries[PIECES[i].key_index], tl.trans(tiles[i]), s_plain)
             s = s_plain + s_coded * gain[None, :]
         else:
             keys = rebuilt_keys(
@@ -209,14 +192,14 @@ def latent_decode_fwd_kernel(
         p_coded = (p * gain[None, :]).to(DOT)
         mixed = ()
         for i in tl.static_range(len(PIECES)):
-            if PIECES[i][IS_VALUE]:
-                if PIECES[i][CODED]:
+            if PIECES[i].is_value:
+                if PIECES[i].coded:
                     mixed = mixed + (
-                        product(p_coded, tiles[i], accs[PIECES[i][VALUE_INDEX]] * alpha[:, None]),
+                        product(p_coded, tiles[i], accs[PIECES[i].value_index] * alpha[:, None]),
                     )
                 else:
                     mixed = mixed + (
-                        product(p_plain, tiles[i], accs[PIECES[i][VALUE_INDEX]] * alpha[:, None]),
+                        product(p_plain, tiles[i], accs[PIECES[i].value_index] * alpha[:, None]),
                     )
         accs = mixed
         m_i = m_new
@@ -236,17 +219,17 @@ def latent_decode_fwd_kernel(
             norm = l_i + tl.exp2(sink - m_new)
             shrunk = ()
             for i in tl.static_range(len(PIECES)):
-                if PIECES[i][IS_VALUE]:
-                    shrunk = shrunk + (accs[PIECES[i][VALUE_INDEX]] * shrink[:, None],)
+                if PIECES[i].is_value:
+                    shrunk = shrunk + (accs[PIECES[i].value_index] * shrink[:, None],)
             accs = shrunk
         norm = tl.where(norm == 0.0, 1.0, norm)
         tl.store(p_total + o_out, l_i / norm, mask=m_m)
     for i in tl.static_range(len(PIECES)):
-        if PIECES[i][IS_VALUE]:
-            o_c = tl.arange(0, PIECES[i][WIDTH])
-            mask = m_m[:, None] & (o_c < PIECES[i][VALID])[None, :]
-            p_o = p_out + o_out[:, None] * VALUE_WIDTH + (PIECES[i][VALUE_CHANNEL] + o_c)[None, :]
-            mean = accs[PIECES[i][VALUE_INDEX]] * (PIECES[i][UNIT] / norm)[:, None]
+        if PIECES[i].is_value:
+            o_c = tl.arange(0, PIECES[i].width)
+            mask = m_m[:, None] & (o_c < PIECES[i].valid)[None, :]
+            p_o = p_out + o_out[:, None] * VALUE_WIDTH + (PIECES[i].value_channel + o_c)[None, :]
+            mean = accs[PIECES[i].value_index] * (PIECES[i].unit / norm)[:, None]
             tl.store(p_o, rounded(mean, OUT), mask=mask)
 
 

@@ -5,23 +5,32 @@ The D channels of a rebuilt key go in *parts*: where keys are rotated, the first
 halves of the rotated channels, which turn into each other, and then the rest, if there is any.
 """
 
+from dataclasses import dataclass
+
 import triton
 import triton.language as tl
 
-from ...numerics import product
-from ..row_tile import CODED, IS_KEY, KEY_CHANNEL, KEY_INDEX, MIN_WIDTH, UNIT, VALID, WIDTH
-
-# A part, as a tuple of plain numbers.
-FIRST, CHANNELS, BLOCK, TURNS = map(tl.constexpr, range(4))
+from ...numerics import constant, product
+from ..row_tile import MIN_WIDTH
 
 
-def key_parts(head_dim: int, rotary_dim: int) -> tuple[tuple[int, int, int, bool], ...]:
-    """Parts of a key: first channel, channels, their number as a power of two, and whether they
-    turn."""
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part as a kernel takes it for a constant: first channel, channels, their number as a power
+    of two, and whether they turn."""
+
+    first: int
+    channels: int
+    block: int
+    turns: bool
+
+
+def key_parts(head_dim: int, rotary_dim: int) -> tuple[Part, ...]:
+    """Parts of a key."""
     half = rotary_dim // 2
     cuts = [(0, half, True), (half, half, True), (2 * half, head_dim - 2 * half, False)]
     return tuple(
-        (first, channels, max(MIN_WIDTH, triton.next_power_of_2(channels)), turns)
+        Part(first, channels, max(MIN_WIDTH, triton.next_power_of_2(channels)), turns)
         for first, channels, turns in cuts
         if channels
     )
@@ -30,18 +39,18 @@ def key_parts(head_dim: int, rotary_dim: int) -> tuple[tuple[int, int, int, bool
 @triton.jit
 def query_piece(p_row, m_row, PIECE: tl.constexpr):
     """Channels of the queries that meet a piece, (M, WIDTH) float32, in the piece's unit."""
-    o = tl.arange(0, PIECE[WIDTH])
-    mask = m_row[:, None] & (o < PIECE[VALID])[None, :]
-    q = tl.load(p_row[:, None] + (PIECE[KEY_CHANNEL] + o)[None, :], mask=mask, other=0.0)
-    return q.to(tl.float32) * PIECE[UNIT]
+    o = tl.arange(0, PIECE.width)
+    mask = m_row[:, None] & (o < PIECE.valid)[None, :]
+    q = tl.load(p_row[:, None] + (PIECE.key_channel + o)[None, :], mask=mask, other=0.0)
+    return q.to(tl.float32) * PIECE.unit
 
 
 @triton.jit
 def query_part(p_row, m_row, PART: tl.constexpr):
     """A part of the queries, (M, BLOCK) float32, zero behind its channels."""
-    o = tl.arange(0, PART[BLOCK])
-    mask = m_row[:, None] & (o < PART[CHANNELS])[None, :]
-    return tl.load(p_row[:, None] + (PART[FIRST] + o)[None, :], mask=mask, other=0.0).to(tl.float32)
+    o = tl.arange(0, PART.block)
+    mask = m_row[:, None] & (o < PART.channels)[None, :]
+    return tl.load(p_row[:, None] + (PART.first + o)[None, :], mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -49,23 +58,23 @@ def weight_part(
     p_up, RANK: tl.constexpr, PART: tl.constexpr, PIECES: tl.constexpr, DOT: tl.constexpr
 ):
     """Transposed blocks (channels of a piece, channels of a part) of a key weight, by key piece."""
-    o_d = tl.arange(0, PART[BLOCK])
+    o_d = tl.arange(0, PART.block)
     blocks = ()
     for i in tl.static_range(len(PIECES)):
-        if PIECES[i][IS_KEY]:
-            o_c = tl.arange(0, PIECES[i][WIDTH])
-            mask = (o_c < PIECES[i][VALID])[:, None] & (o_d < PART[CHANNELS])[None, :]
-            o_up = (PART[FIRST] + o_d)[None, :] * RANK + (PIECES[i][KEY_CHANNEL] + o_c)[:, None]
+        if PIECES[i].is_key:
+            o_c = tl.arange(0, PIECES[i].width)
+            mask = (o_c < PIECES[i].valid)[:, None] & (o_d < PART.channels)[None, :]
+            o_up = (PART.first + o_d)[None, :] * RANK + (PIECES[i].key_channel + o_c)[:, None]
             block = tl.load(p_up + o_up, mask=mask, other=0.0).to(tl.float32)
-            blocks = blocks + ((block * PIECES[i][UNIT]).to(DOT),)
+            blocks = blocks + ((block * PIECES[i].unit).to(DOT),)
     return blocks
 
 
 @triton.jit
 def vector_part(p, PART: tl.constexpr):
     """A part of a vector over a key's channels, (BLOCK,) float32."""
-    o_d = tl.arange(0, PART[BLOCK])
-    return tl.load(p + PART[FIRST] + o_d, mask=o_d < PART[CHANNELS], other=0.0).to(tl.float32)
+    o_d = tl.arange(0, PART.block)
+    return tl.load(p + PART.first + o_d, mask=o_d < PART.channels, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -73,14 +82,14 @@ def _key_part(
     tiles, weights, gain, bias, PIECES: tl.constexpr, N: tl.constexpr, PART: tl.constexpr
 ):
     """A part of the keys (N, BLOCK) that the key pieces among `tiles` stand for."""
-    plain = tl.zeros([N, PART[BLOCK]], tl.float32)
-    coded = tl.zeros([N, PART[BLOCK]], tl.float32)
+    plain = tl.zeros([N, constant(PART.block)], tl.float32)
+    coded = tl.zeros([N, constant(PART.block)], tl.float32)
     for i in tl.static_range(len(PIECES)):
-        if PIECES[i][IS_KEY]:
-            if PIECES[i][CODED]:
-                coded = product(tiles[i], weights[PIECES[i][KEY_INDEX]], coded)
+        if PIECES[i].is_key:
+            if PIECES[i].coded:
+                coded = product(tiles[i], weights[PIECES[i].key_index], coded)
             else:
-                plain = product(tiles[i], weights[PIECES[i][KEY_INDEX]], plain)
+                plain = product(tiles[i], weights[PIECES[i].key_index], plain)
     return plain + coded * gain[:, None] + bias[None, :]
 
 
@@ -105,7 +114,8 @@ def rebuilt_keys(
     for each part."""
     keys = ()
     for i in tl.static_range(len(PARTS)):
-        keys = keys + (_key_part(tiles, weights[i], gain, biases[i], PIECES, N, PARTS[i]),)
+        part = _key_part(tiles, weights[i], gain, biases[i], PIECES, N, constant(PARTS[i]))
+        keys = keys + (part,)
     if p_norm is not None:
         square = tl.full([N], EPSILON * HEAD_DIM, tl.float32)
         for i in tl.static_range(len(PARTS)):
@@ -113,12 +123,13 @@ def rebuilt_keys(
         shrink = tl.sqrt_rn(HEAD_DIM / square)[:, None]
         normed = ()
         for i in tl.static_range(len(PARTS)):
-            normed = normed + (keys[i] * shrink * vector_part(p_norm, PARTS[i])[None, :],)
+            gains = vector_part(p_norm, constant(PARTS[i]))
+            normed = normed + (keys[i] * shrink * gains[None, :],)
         keys = normed
-    if PARTS[0][TURNS]:
-        o_d = tl.arange(0, PARTS[0][BLOCK])
-        o_angle = o_n[:, None] * PARTS[0][CHANNELS] + o_d[None, :]
-        m_angle = m_n[:, None] & (o_d < PARTS[0][CHANNELS])[None, :]
+    if PARTS[0].turns:
+        o_d = tl.arange(0, PARTS[0].block)
+        o_angle = o_n[:, None] * PARTS[0].channels + o_d[None, :]
+        m_angle = m_n[:, None] & (o_d < PARTS[0].channels)[None, :]
         cos = tl.load(p_cos + o_angle, mask=m_angle, other=0.0).to(tl.float32)
         sin = tl.load(p_sin + o_angle, mask=m_angle, other=0.0).to(tl.float32)
         first, second = keys[0], keys[1]  # type: ignore[misc]

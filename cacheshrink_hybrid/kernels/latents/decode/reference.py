@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ....codecs.row_layout import RowLayout
 from ..paged_rows import PagedRows
-from ..row_layout import RowLayout
 from ..row_reference import gather_latents
 from .read import KeyUp, LatentRead
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ..row_layout import RowLayout
+from ....codecs.row_layout import RowLayout
 
 MAX_SPLITS = 64
 

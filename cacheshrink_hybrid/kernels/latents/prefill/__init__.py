@@ -57,7 +57,7 @@ def latent_prefill(
             f"query_lens is {query_lens.dtype} {tuple(query_lens.shape)}; due is int32 "
             f"({query.shape[0]},)"
         )
-    tensors = (query, rows.arena, rows.levels, frame_table, context_lens, query_lens, offset)
+    tensors = (query, rows.arena, frame_table, context_lens, query_lens, offset)
     tensors = (*tensors, first_slots, *(beside or ()))
     if uses_triton(backend, *tensors):
         from ..decode.kernel import latent_decode_triton

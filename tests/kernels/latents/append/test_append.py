@@ -8,7 +8,6 @@ import torch
 from cacheshrink_hybrid.codecs import RowCodec, RowFormat
 from cacheshrink_hybrid.errors import ConfigError, KernelUnavailableError
 from cacheshrink_hybrid.kernels.latents.append import latent_append
-from cacheshrink_hybrid.kernels.latents.row_layout import RowLayout
 from cacheshrink_hybrid.kernels.latents.row_reference import decode_rows
 
 from ...cases import LAYOUTS
@@ -70,8 +69,8 @@ def test_reading_back(name: str, device: torch.device) -> None:
     kept = torch.arange(8, device=device) != 2
     error = (read - latent)[kept].abs()
     for run in layout.runs:
-        bound = {32: 1e-7, 16: 0.011, 8: 0.26, 4: 0.34, 2: 1.28}[run.kind.bits]
-        assert error[:, run.first_channel : run.first_channel + run.channels].max() < bound
+        bound = {32: 1e-7, 16: 0.011, 8: 0.26, 4: 0.34, 2: 1.28}[run.bits]
+        assert error[:, run.at_channel].max() < bound
 
 
 @pytest.mark.parametrize(
@@ -80,8 +79,7 @@ def test_reading_back(name: str, device: torch.device) -> None:
 @pytest.mark.parametrize("gains", [True, False])
 def test_rows_are_those_of_the_codec(runs, gains: bool, device: torch.device) -> None:
     codec = RowCodec(runs, RowFormat(gains=gains))
-    layout = RowLayout.of_bits(runs, gains=gains)
-    assert (layout.row_bytes, layout.head_byte) == (codec.row_bytes, codec.head_byte)
+    layout = codec.layout
     latent = random_latents(40, layout.num_channels).to(device)
     rows = empty_rows(layout, device=device, num_frames=5, layer_offset=0)
     latent_append(latent, rows, torch.arange(40, device=device), backend="triton")
@@ -108,7 +106,7 @@ def test_bad_arguments(device: torch.device) -> None:
     with pytest.raises(ConfigError, match=r"do not lie at multiples of 4 bytes: .* layer_offset=2"):
         empty_rows(LAYOUTS["float32"], device=device, num_frames=2, layer_offset=2)
     with pytest.raises(ConfigError, match="do not fit a frame"):
-        type(rows)(arena=rows.arena, layout=layout, levels=None, frame_bytes=256, frame_tokens=8)
+        type(rows)(arena=rows.arena, layout=layout, frame_bytes=256, frame_tokens=8)
 
 
 def test_triton_is_refused_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:

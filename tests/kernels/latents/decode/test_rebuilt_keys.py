@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from cacheshrink_hybrid.codecs import RowFormat
+from cacheshrink_hybrid.codecs.row_layout import Kind, RowLayout
 from cacheshrink_hybrid.errors import ConfigError
 from cacheshrink_hybrid.kernels.latents.append import latent_append
 from cacheshrink_hybrid.kernels.latents.decode import KeyUp, LatentRead, latent_decode
 from cacheshrink_hybrid.kernels.latents.decode.reference import rebuilt_keys
-from cacheshrink_hybrid.kernels.latents.row_layout import RowLayout
 from cacheshrink_hybrid.kernels.latents.row_reference import gather_latents
 
 from ...checks import assert_close
@@ -23,11 +24,11 @@ LENS = [45, 0, 8, 17]
 
 # Layout, rank of a head's keys, value rank, per head, head dim, rotated channels.
 CASES = {
-    "joint-mixed": (RowLayout.of_bits([(16, 16), (32, 8), (16, 4)]), 64, 64, False, 32, 32),
-    "joint-partial": (RowLayout.of_bits([(64, 8)]), 40, 48, False, 24, 8),
-    "joint-unrotated": (RowLayout.of_bits([(32, 4)]), 32, 32, False, 20, 0),
+    "joint-mixed": (RowFormat().layout([(16, 16), (32, 8), (16, 4)]), 64, 64, False, 32, 32),
+    "joint-partial": (RowFormat().layout([(64, 8)]), 40, 48, False, 24, 8),
+    "joint-unrotated": (RowFormat().layout([(32, 4)]), 32, 32, False, 20, 0),
     "per-head-mixed": (
-        RowLayout.of_bits([(16, 16), (32, 8), (16, 4), (16, 2), (24, 4)], alignment=16),
+        RowFormat(alignment=16).layout([(16, 16), (32, 8), (16, 4), (16, 2), (24, 4)]),
         40,
         24,
         True,
@@ -36,15 +37,15 @@ CASES = {
     ),
     # Runs whose heads meet within a byte.
     "per-head-split-bytes": (
-        RowLayout.of_bits([(6, 4), (12, 2), (40, 8), (24, 4)]),
+        RowFormat().layout([(6, 4), (12, 2), (40, 8), (24, 4)]),
         29,
         24,
         True,
         20,
         8,
     ),
-    "joint-normalised": (RowLayout.of_bits([(32, 8)]), 24, 32, False, 20, 12),
-    "per-head-float8": (RowLayout.uniform(72, torch.float8_e4m3fn), 20, 32, True, 32, 16),
+    "joint-normalised": (RowFormat().layout([(32, 8)]), 24, 32, False, 20, 12),
+    "per-head-float8": (RowLayout.of_runs([(72, Kind.E4M3)]), 20, 32, True, 32, 16),
 }
 
 
@@ -103,7 +104,7 @@ def test_reference_is_attention_with_rotated_keys() -> None:
     """Rebuilding keys in the latents' basis gives the attention that the keys came from."""
     num_tokens, head_dim, half = 19, 12, 4
     keys, values = torch.randn(J, num_tokens, head_dim), torch.randn(num_tokens, 16)
-    layout = RowLayout.uniform(J * head_dim + 16, torch.float16)
+    layout = RowLayout.of_runs([(J * head_dim + 16, Kind.FLOAT16)])
     # The latent is the keys themselves, head after head.
     latent = torch.cat([keys.transpose(0, 1).reshape(num_tokens, -1), values], dim=-1).half()
     for per_head in (True, False):
@@ -138,7 +139,7 @@ def test_reference_is_attention_with_rotated_keys() -> None:
 
 
 def test_reference_normalises_keys_before_it_rotates_them() -> None:
-    layout, head_dim, half = RowLayout.uniform(16, torch.float16), 12, 4
+    layout, head_dim, half = RowLayout.of_runs([(16, Kind.FLOAT16)]), 12, 4
     rows, table, _ = filled_rows(layout, [9], device=torch.device("cpu"), outliers=False)
     norm = torch.nn.RMSNorm(head_dim, eps=0.3)
     torch.nn.init.uniform_(norm.weight, 0.5, 2.0)
@@ -156,7 +157,7 @@ def test_reference_normalises_keys_before_it_rotates_them() -> None:
 
 
 def test_reference_finds_the_channels_of_a_head_in_every_run() -> None:
-    layout = RowLayout.of_bits([(6, 8), (12, 4), (8, 8)])
+    layout = RowFormat().layout([(6, 8), (12, 4), (8, 8)])
     latent = torch.randn(1, 5, 26)
     key_up = KeyUp(weight=torch.eye(9).repeat(J, 1, 1), bias=torch.zeros(J, 9), per_head=True)
     keys = rebuilt_keys(latent, layout, key_up)
@@ -177,7 +178,7 @@ def test_keys_stored_rotated(device: torch.device) -> None:
     values = torch.randn(num_tokens, 16)
     latent = torch.cat([torch.view_as_real(stored).flatten(1), values], dim=1).to(device)
     key_rank = 2 * half * J
-    layout = RowLayout.uniform(key_rank + 16, torch.float16, alignment=16)
+    layout = RowLayout.of_runs([(key_rank + 16, Kind.FLOAT16)], alignment=16)
     rows = empty_rows(layout, device=device, num_frames=5)
     table = frame_tables([num_tokens], 8, num_frames=5)
     latent_append(latent, rows, slots_of(table, [num_tokens], 8).to(device), backend="torch")
@@ -216,7 +217,7 @@ def test_bad_arguments(device: torch.device) -> None:
         scale=1.0,
         key_up=KeyUp(weight=key_up.weight[:, :, :18], bias=key_up.bias, per_head=True),
     )
-    heads = RowLayout.of_bits([(3, 8), (61, 8)])
+    heads = RowFormat().layout([(3, 8), (61, 8)])
     rows, table, context = filled_rows(heads, [9], device=device)
     with pytest.raises(ConfigError, match="not shared evenly by 2 heads"):
         latent_decode(query, rows, table, context, read=uneven, backend="triton")

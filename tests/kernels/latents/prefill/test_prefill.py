@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from cacheshrink_hybrid.codecs.row_layout import RowLayout
 from cacheshrink_hybrid.errors import ConfigError
 from cacheshrink_hybrid.kernels.latents.decode import KeyUp, LatentRead
 from cacheshrink_hybrid.kernels.latents.prefill import latent_prefill
-from cacheshrink_hybrid.kernels.latents.row_layout import RowLayout
 
 from ...cases import LAYOUTS
 from ...checks import assert_close

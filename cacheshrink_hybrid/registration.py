@@ -17,7 +17,7 @@ from typing import Any
 def _register_config() -> None:
     from transformers.models.auto.configuration_auto import AutoConfig
 
-    from .auto_config import MODEL_TYPE, CacheShrinkConfig
+    from .auto import MODEL_TYPE, CacheShrinkConfig
 
     AutoConfig.register(MODEL_TYPE, CacheShrinkConfig, exist_ok=True)
 
@@ -25,8 +25,7 @@ def _register_config() -> None:
 def _register_model() -> None:
     from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-    from ..auto import CacheShrinkForCausalLM
-    from .auto_config import CacheShrinkConfig
+    from .auto import CacheShrinkConfig, CacheShrinkForCausalLM
 
     AutoModelForCausalLM.register(CacheShrinkConfig, CacheShrinkForCausalLM, exist_ok=True)
 

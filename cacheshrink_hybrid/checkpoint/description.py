@@ -11,7 +11,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PretrainedConfig
 
-from ..auto import REMOTE_CODE_NAME, remote_code
 from ..caches.planned_layout import PlannedLayout, planned_layout
 from ..errors import CheckpointError
 from ..families import model_spec
@@ -39,7 +38,7 @@ from .files import (
     sha256_of,
     shown,
 )
-from .loading import config_fault, first_line
+from .load_faults import config_fault, first_line
 from .model_card import model_card
 from .model_names import public_name
 
@@ -47,6 +46,15 @@ FORMAT_VERSION = 4
 """4: the layout's digest is of the tensors that a cache holds; 3 had that of a layout with 16-bit
 elements and states as one string, which is no longer compared. 2 had two configs."""
 READABLE_VERSIONS = (3, FORMAT_VERSION)
+REMOTE_CODE_NAME = "modeling_cacheshrink_hybrid"
+REMOTE_CODE = '''\
+"""Loads this converted model through the package; `pip install cacheshrink_hybrid`."""
+
+from cacheshrink_hybrid.auto import CacheShrinkConfig, CacheShrinkForCausalLM
+
+__all__ = ["CacheShrinkConfig", "CacheShrinkForCausalLM"]
+'''
+"""What `trust_remote_code=True` runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +100,7 @@ def write_description(
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     values = json.dumps(plan.to_dict(), indent=2)
     (directory / PLAN_NAME).write_text(values + "\n", encoding="utf-8")
-    (directory / f"{REMOTE_CODE_NAME}.py").write_text(remote_code(), encoding="utf-8")
+    (directory / f"{REMOTE_CODE_NAME}.py").write_text(REMOTE_CODE, encoding="utf-8")
     if card:
         text = model_card(model, plan)
         (directory / CARD_NAME).write_text(text, encoding="utf-8", errors="replace")

@@ -11,7 +11,7 @@ import pytest
 
 from cacheshrink_hybrid import load_mla_model, save_mla_model
 from cacheshrink_hybrid.caches.planned_layout import layout_of
-from cacheshrink_hybrid.checkpoint.checkpoint import load_model
+from cacheshrink_hybrid.checkpoint.savable_model import SavableModel
 from cacheshrink_hybrid.cli.arguments import load_any
 from cacheshrink_hybrid.cli.inspect import read_model
 from cacheshrink_hybrid.engine import LLM
@@ -48,7 +48,7 @@ def test_the_layout_of_an_older_version_is_not_compared(saved: Path) -> None:
 
 LOADERS: dict[str, Callable] = {
     "load_mla_model": load_mla_model,
-    "load_model": load_model,
+    "any class": SavableModel.from_pretrained,
     "LLM": LLM,
     "commands": lambda path: load_any(
         str(path), device="cpu", dtype="auto", trust_remote_code=False
@@ -74,7 +74,7 @@ def test_a_config_of_another_type(
 def test_code_of_others_is_not_asked_for(name: str, saved: Path, monkeypatch) -> None:
     """Neither of a model nor of a tokenizer; `trust_remote_code=True` runs it."""
     monkeypatch.setattr("builtins.input", lambda _: pytest.fail("asked on standard input"))
-    if name != "load_model":
+    if name != "any class":
         auto_map = {"AutoTokenizer": [None, "code.Tokenizer"]}
         edit_json(saved / "tokenizer_config.json", auto_map=auto_map, tokenizer_class="Unheard")
         with pytest.raises(ValueError, match="trust_remote_code=True"):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cacheshrink_hybrid import convert_to_mla, load_mla_model
-from cacheshrink_hybrid.checkpoint.loading import device_fault, first_line, weight_bytes
+from cacheshrink_hybrid.checkpoint.load_faults import device_fault, first_line, weight_bytes
 from cacheshrink_hybrid.cli.arguments import load_any
 from cacheshrink_hybrid.errors import ConfigError
 from tests.families.tiny_configs import tiny_model

@@ -1,0 +1,31 @@
+"""How a conversion goes about it, beside what it makes; known without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConversionOptions:
+    """How a conversion goes about it, which leaves no trace in its result.
+
+    Attributes:
+        device, dtype: where and in what precision to load and convert a name or a path.
+        trust_remote_code: passed to `from_pretrained`; code from the Hub runs only if True.
+        calibration_dataset_subset: configuration of a data set on the Hub.
+        self_check: before anything else, compare every layer that is to be replaced, rebuilt at
+            full rank, with the source's on a few tokens.
+        inplace: rewrite a model object itself. False leaves it alone and converts a copy, which
+            takes the memory of its weights once more.
+    """
+
+    device: str | torch.device | None = None
+    dtype: torch.dtype | str | None = None
+    trust_remote_code: bool = False
+    calibration_dataset_subset: str | None = None
+    self_check: bool = True
+    inplace: bool = True

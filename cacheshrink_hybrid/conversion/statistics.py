@@ -1,0 +1,101 @@
+"""What calibration finds in one model, for its latents and its states, shown the same text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..calibration.amount import warn_of_little_text
+from ..calibration.calibrate import LatentStatistics, calibrate, decoder_layers, weight_statistics
+from ..config import CompressionConfig
+from ..errors import PlanError
+from ..families import check_shared_weights, model_spec, read_attention
+from ..latents.attention.parts import AttentionParts
+from ..latents.fit.held_out import held_out_samples, split_sequences
+from ..latents.fit.statistics import HeldOutSamples
+from ..model.adapters import refuse_adapters
+from ..spec import ModelSpec
+from ..states.fit.observe import StateCalibration, StateStatistics
+from ..states.kinds import compressible_layers
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatistics:
+    """What calibration found in one model: per attention module, and per recurrent layer.
+
+    Attributes:
+        held_out: of each attention module on text kept from the statistics; None without.
+    """
+
+    latents: list[LatentStatistics]
+    states: list[StateStatistics] | None = None
+    held_out: list[HeldOutSamples] | None = None
+
+
+def model_statistics(
+    model: PreTrainedModel,
+    config: CompressionConfig,
+    sequences: Iterable[Tensor],
+    *,
+    progress: bool = False,
+) -> ModelStatistics:
+    """Calibrate once what several conversions of equal models can share.
+
+    States are calibrated as well if `config` changes them.
+    """
+    refuse_adapters(model, "calibrating")
+    spec = model_spec(model.config)
+    parts = compressed_parts(model, spec, config)
+    return statistics_of(model, spec, parts, config, sequences, progress)
+
+
+def compressed_parts(
+    model: PreTrainedModel, spec: ModelSpec, config: CompressionConfig
+) -> list[AttentionParts]:
+    """The attention modules that are not left as they are, taken apart."""
+    parts = read_attention(model, spec)
+    check_shared_weights(parts)
+    if config.xkv_skip_early_layers >= max(1, len(parts)):
+        raise PlanError(
+            f"xkv_skip_early_layers={config.xkv_skip_early_layers} leaves none of the "
+            f"{len(parts)} attention layers to share a basis; skip fewer"
+        )
+    return parts[config.xkv_skip_early_layers :] if config.keep_early_layers_original else parts
+
+
+def statistics_of(
+    model: PreTrainedModel,
+    spec: ModelSpec,
+    parts: list[AttentionParts],
+    config: CompressionConfig,
+    sequences: Iterable[Tensor],
+    progress: bool,
+) -> ModelStatistics:
+    """What `config` needs of these attention modules, and of states if it changes them."""
+    if config.metric == "none":
+        return ModelStatistics(latents=[weight_statistics(part) for part in parts])
+    watched = config.changes_states and bool(compressible_layers(spec))
+    states = StateCalibration(model, spec, config.metric) if watched else None
+    fitted, held_out = split_sequences(list(sequences)) if parts else (sequences, [])
+    latents = calibrate(
+        model,
+        parts,
+        fitted,
+        metric=config.metric,
+        seed=config.seed,
+        states=states,
+        progress=progress,
+    )
+    warn_of_little_text(latents)
+    return ModelStatistics(
+        latents,
+        None if states is None else states.statistics(),
+        held_out_samples(
+            model, decoder_layers(model), parts, held_out, metric=config.metric, seed=config.seed
+        )
+        if held_out
+        else None,
+    )

@@ -1,0 +1,191 @@
+"""A model's attention modules, taken apart and replaced, as its family's row says."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..errors import UnsupportedModelError
+from ..latents.attention.parts import AttentionParts
+from ..latents.attention.slot_rotary import SlotRotary
+from ..spec import AttentionSpec, ModelSpec
+from .layers import family_of
+from .rows import Family
+
+LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
+
+
+def read_attention(model: PreTrainedModel, spec: ModelSpec) -> list[AttentionParts]:
+    """Take the model's attention modules apart, one entry per set of weights, in layer order.
+
+    Raises:
+        UnsupportedModelError: if a module is not built as its family's row says.
+    """
+    family = family_of(model.config)
+    parts = []
+    for layers in spec.shared_modules().values():
+        sources = {
+            layer.layer_idx: _submodule(model, family.attention.format(layer.layer_idx))
+            for layer in layers
+        }
+        attention_spec = layers[0].attention
+        assert attention_spec is not None
+        part = _take_apart(model, family, sources, attention_spec)
+        parts.append(part)
+    return parts
+
+
+def read_source_attention(model: PreTrainedModel, spec: ModelSpec) -> list[AttentionParts]:
+    """As `read_attention`, of the source attention that a converted model keeps beside its latent
+    one (`store_original_weights=True`); modules that were not converted are left out."""
+    family = family_of(model.config)
+    parts = []
+    for layers in spec.shared_modules().values():
+        places = {layer.layer_idx: attention_at(model, layer.layer_idx) for layer in layers}
+        sources = {
+            layer_idx: place.source_attention
+            for layer_idx, place in places.items()
+            if getattr(place, "source_attention", None) is not None
+        }
+        attention_spec = layers[0].attention
+        assert attention_spec is not None
+        if sources:
+            parts.append(_take_apart(model, family, sources, attention_spec))
+    return parts
+
+
+def check_shared_weights(parts: list[AttentionParts]) -> None:
+    """Raise `UnsupportedModelError` if layers that should share one module's weights do not."""
+    for part in parts:
+        for layer_idx, source in part.sources.items():
+            key = getattr(source, part.key.name)
+            if key is not part.key.module and key.weight is not part.key.module.weight:
+                raise UnsupportedModelError(
+                    f"layers {part.layer_ids[0]} and {layer_idx} should share their attention "
+                    "weights, but do not; call model.tie_weights() first"
+                )
+
+
+def _take_apart(
+    model: PreTrainedModel, family: Family, sources: dict[int, nn.Module], spec: AttentionSpec
+) -> AttentionParts:
+    layer_idx, source = next(iter(sources.items()))
+    H, J, D = spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim
+    try:
+        query, key, value = family.projections(source, H, J, D)
+        output = getattr(source, family.output)
+        norms = [getattr(source, name) for name in family.norms or ()]
+    except AttributeError as error:
+        raise _unlike_row(family, layer_idx, str(error)) from error
+    q_norm, k_norm = norms or (None, None)
+    due = {"query": H * D * (2 if family.gated else 1), "key": J * D, "value": J * D}
+    for name, projection in (("query", query), ("key", key), ("value", value)):
+        rows = projection.weight().shape[0]
+        if rows != due[name]:
+            raise _unlike_row(family, layer_idx, f"{name} has {rows} rows, {due[name]} are due")
+    return AttentionParts(
+        sources=sources,
+        num_attention_heads=H,
+        num_key_value_heads=J,
+        head_dim=D,
+        query=query,
+        key=key,
+        value=value,
+        output=output,
+        gated=family.gated,
+        q_norm=q_norm,
+        k_norm=k_norm,
+        norm_spans_heads=family.norm_spans_heads,
+        key_multiplier=float(getattr(source, "key_multiplier", 1.0)),
+        scaling=float(source.scaling),
+        softcap=getattr(source, "attn_logit_softcapping", None),
+        sinks=getattr(source, "sinks", None),
+        sliding_window=spec.sliding_window,
+        dropout=_dropout(source),
+        residual_dropout=getattr(source, "resid_dropout", None),
+        rotary=_rotary(model, family, source, layer_idx) if spec.uses_rope else None,
+        adapters=_adapters(source, sources),
+    )
+
+
+def _dropout(source: nn.Module) -> float:
+    for name in ("attention_dropout", "dropout"):
+        if hasattr(source, name):
+            return float(getattr(source, name))
+    module = getattr(source, "attn_dropout", None)
+    return float(module.p) if module is not None else 0.0
+
+
+def _rotary(model: PreTrainedModel, family: Family, source: nn.Module, layer_idx: int):
+    rotary_emb = model.base_model.rotary_emb
+    extra = (model.config.layer_types[layer_idx],) if family.rope_by_layer_type else ()
+    rope_type = rotary_emb.rope_type
+    if extra:
+        rope_type = rope_type[extra[0]]
+    return SlotRotary(
+        rotary_emb,
+        sys.modules[type(source).__module__].apply_rotary_pos_emb,
+        extra=extra,
+        position_axes=family.position_axes,
+        depends_on_length=rope_type in LENGTH_DEPENDENT_ROPE,
+    )
+
+
+def _adapters(source: nn.Module, sources: dict[int, nn.Module]) -> dict:
+    """Per-layer low-rank additions of a shared module (Zamba2), by cache layer."""
+    if not hasattr(source, "linear_q_adapter_list"):
+        return {}
+    lists = [getattr(source, f"linear_{name}_adapter_list") for name in "qkv"]
+    return {
+        layer_idx: tuple(adapters[source.layer_dic[layer_idx]] for adapters in lists)
+        for layer_idx in sources
+    }
+
+
+def _submodule(model: nn.Module, path: str) -> nn.Module:
+    try:
+        return model.get_submodule(path)
+    except AttributeError as error:
+        raise UnsupportedModelError(
+            f"the model has no module {path!r}, where its family keeps its attention; convert a "
+            "plain causal language model (AutoModelForCausalLM)"
+        ) from error
+
+
+def attention_at(model: PreTrainedModel, layer_idx: int) -> nn.Module:
+    """The attention module of one cache layer, converted or not."""
+    return _submodule(model, family_of(model.config).attention.format(layer_idx))
+
+
+def _unlike_row(family: Family, layer_idx: int, detail: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"attention of layer {layer_idx} is not built as the row of {family.model_type!r} says: "
+        f"{detail}; was the model converted or patched before?"
+    )
+
+
+def replace_attention(
+    model: PreTrainedModel, layer_ids: tuple[int, ...], make: Callable[[], nn.Module]
+) -> nn.Module:
+    """Put one new module in the place of the attention of all `layer_ids`; returns it."""
+    family = family_of(model.config)
+    new = make()
+    for layer_idx in layer_ids:
+        parent, _, name = family.attention.format(layer_idx).rpartition(".")
+        place = new if layer_idx == layer_ids[0] else _alias(new)
+        setattr(model.get_submodule(parent), name, place)
+    return new
+
+
+def _alias(module: nn.Module) -> nn.Module:
+    """A module with the weights and sub-modules of another, and hooks of its own, so that a hook
+    that is registered at each place in the model runs once per call."""
+    twin = copy.copy(module)
+    for name, value in vars(module).items():
+        if "_hooks" in name:
+            setattr(twin, name, copy.copy(value))
+    return twin

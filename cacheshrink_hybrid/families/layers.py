@@ -1,0 +1,151 @@
+"""What every layer of a model caches, read from its config by its family's row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from transformers import PretrainedConfig
+from transformers.integrations.heterogeneity.configuration_utils import (
+    AmbiguousGlobalPerLayerAttributeError,
+)
+
+from ..errors import UnsupportedModelError
+from ..spec import AttentionSpec, LayerSpec, ModelSpec
+from .rows import FAMILIES, LAYOUTS, REFUSED, Family
+from .states import MIXERS, state_spec
+
+ATTENTION_LAYERS = {
+    "full_attention",
+    "attention",
+    "sliding_attention",
+    "hybrid",
+    "sliding_hybrid",
+}
+MIXER_LAYERS = {"linear_attention", "mamba", "conv", "hybrid", "sliding_hybrid"}
+CACHELESS_LAYERS = {"moe", "mlp"}
+
+
+def family_of(config: PretrainedConfig) -> Family:
+    """The row of a config's family.
+
+    Raises:
+        UnsupportedModelError: for native-latent, refused and unknown families.
+    """
+    model_type = config.model_type
+    if model_type in FAMILIES:
+        return FAMILIES[model_type]
+    if model_type in REFUSED:
+        raise UnsupportedModelError(
+            f"model_type={model_type!r} is not converted: {REFUSED[model_type]}"
+        )
+    if getattr(config, "kv_lora_rank", None):
+        raise UnsupportedModelError(
+            f"model_type={model_type!r} already caches latents (kv_lora_rank="
+            f"{config.kv_lora_rank}); it has no keys and values to compress, use it as it is"
+        )
+    raise UnsupportedModelError(
+        f"model_type={model_type!r} is unknown; supported are {', '.join(sorted(FAMILIES))}. "
+        "To add one, write its row in cacheshrink_hybrid/families/rows.py"
+    )
+
+
+def model_spec(config: PretrainedConfig) -> ModelSpec:
+    """What every layer of the model caches, read from its config; needs no weights."""
+    with _one_size_for_all(config):
+        family = family_of(config)
+        _refuse_other_attention(config)
+        return _spec(config, family)
+
+
+def layout_spec(config: PretrainedConfig) -> ModelSpec:
+    """What every layer caches, also for families whose layout is known but that are not converted.
+
+    Its bytes are what one may count on; `model_spec` is what one may convert.
+
+    Raises:
+        UnsupportedModelError: for families whose layout is unknown.
+    """
+    layout = LAYOUTS.get(config.model_type)
+    with _one_size_for_all(config):
+        return model_spec(config) if layout is None else _spec(config, layout)
+
+
+@contextmanager
+def _one_size_for_all(config: PretrainedConfig) -> Iterator[None]:
+    """Refuse configs whose layers differ in size, of which transformers gives no value at all."""
+    try:
+        yield
+    except AmbiguousGlobalPerLayerAttributeError as error:
+        raise UnsupportedModelError(
+            f"this {config.model_type} config gives its layers sizes of their own "
+            f"(per_layer_config; {str(error).partition('. ')[0]}), and only models whose layers "
+            "are alike are converted"
+        ) from error
+
+
+def _spec(config: PretrainedConfig, family: Family) -> ModelSpec:
+    layers: list[LayerSpec] = []
+    attention_ids: list[int] = []
+    kinds = _layer_types(config) if family.layer_types is None else family.layer_types(config)
+    for i, kind in enumerate(kinds):
+        attention = None
+        if kind in ATTENTION_LAYERS:
+            num_heads, num_kv_heads, head_dim = family.head_sizes(config)
+            attention_ids.append(i)
+            number = len(attention_ids) - 1
+            # transformers ties shared blocks together with the embeddings, or not at all.
+            if getattr(config, "tie_word_embeddings", False):
+                number = family.shares_with(config, number)
+            owner = attention_ids[number]
+            attention = AttentionSpec(
+                num_attention_heads=num_heads,
+                num_key_value_heads=num_kv_heads,
+                head_dim=head_dim,
+                uses_rope=family.uses_rope(config, i),
+                sliding_window=(
+                    family.window(config)
+                    if kind in ("sliding_attention", "sliding_hybrid")
+                    else None
+                ),
+                module_name=family.attention.format(owner),
+            )
+        recurrent = kind in MIXER_LAYERS and config.model_type in MIXERS
+        state = state_spec(config, i, attention is not None) if recurrent else None
+        mixer = state.kind if state is not None else None
+        layers.append(LayerSpec(layer_idx=i, attention=attention, mixer=mixer, state=state))
+    return ModelSpec(
+        model_type=config.model_type,
+        layers=tuple(layers),
+        continues_in_pieces=family.continues_in_pieces,
+    )
+
+
+def layer_list_of(config: PretrainedConfig) -> str:
+    """Path of the model's list of decoder layers."""
+    if config.model_type in MIXERS:
+        return MIXERS[config.model_type].path.partition(".{}")[0]
+    return family_of(config).attention.partition(".{}")[0]
+
+
+def _layer_types(config: PretrainedConfig) -> list[str]:
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        windowed = getattr(config, "sliding_window", None) is not None
+        kinds = ["sliding_attention" if windowed else "full_attention"] * config.num_hidden_layers
+    unknown = sorted(set(kinds) - ATTENTION_LAYERS - MIXER_LAYERS - CACHELESS_LAYERS)
+    if unknown:
+        raise UnsupportedModelError(
+            f"layer types {', '.join(unknown)} of model_type={config.model_type!r} are unknown; "
+            f"known are {', '.join(sorted(ATTENTION_LAYERS | MIXER_LAYERS | CACHELESS_LAYERS))}"
+        )
+    return list(kinds)
+
+
+def _refuse_other_attention(config: PretrainedConfig) -> None:
+    for flag in ("use_bidirectional_attention", "add_cross_attention"):
+        if getattr(config, flag, False):
+            raise UnsupportedModelError(
+                f"{flag}=True: the model is no causal decoder with one cache; only causal "
+                "self-attention can be converted"
+            )

@@ -1,0 +1,237 @@
+"""The nouns of fitting: a module's moments, its bases up to their ranks, and finished factors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...linalg import check_positive_semidefinite, damped, projection_loss
+from ...methods import LATENT_KINDS
+from ...ranks import Spectrum
+from .statistics import LatentStatistics
+
+SPREAD_FLOOR = 1e-2
+"""Least standard deviation, as a share of the largest, that a channel is scaled by."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyShape:
+    """How the keys of one module split up.
+
+    Attributes:
+        num_heads, head_dim: J and D.
+        rotary_dim: rotated channels of a head, pairs (i, i + rotary_dim / 2); 0 for none.
+        cannot_rotate: why keys cannot be stored rotated; None if they can.
+    """
+
+    num_heads: int
+    head_dim: int
+    rotary_dim: int = 0
+    cannot_rotate: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """One attention module to be factorised.
+
+    Attributes:
+        covariance, metric: of y = [k; v], (2*J*D, 2*J*D); the metric is positive definite.
+        mean: (2*J*D,).
+        num_layers: layers that the module serves.
+        keys: how its keys split up; needed by `per_head` and `rotate`.
+    """
+
+    covariance: Tensor
+    metric: Tensor
+    mean: Tensor
+    num_layers: int
+    keys: KeyShape | None = None
+
+    @property
+    def width(self) -> int:
+        """J * D."""
+        return self.mean.shape[0] // 2
+
+    def half(self, half: int) -> tuple[Tensor, Tensor]:
+        """Covariance and metric of the keys (0) or of the values (1) alone."""
+        part = slice(half * self.width, (half + 1) * self.width)
+        return self.covariance[part, part], self.metric[part, part]
+
+
+def make_unit(
+    statistics: LatentStatistics, num_layers: int, damping: float, keys: KeyShape | None = None
+) -> Unit:
+    """Check and damp the statistics of one module.
+
+    Raises:
+        FactorizationError: if covariance or metric is not finite and positive semi-definite.
+    """
+    metric = check_positive_semidefinite(statistics.metric, "the metric")
+    return Unit(
+        covariance=check_positive_semidefinite(statistics.covariance, "the covariance"),
+        metric=damped(metric, damping),
+        mean=statistics.mean,
+        num_layers=num_layers,
+        keys=keys,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentFactors:
+    """y = [k; v] ~ mean + U c with c = E (y - mean), for one attention module.
+
+    Keys are `key_up` times the first Rk channels of c, values `value_up` times the last Rv.
+
+    Attributes:
+        method: one of `LATENT_KINDS`.
+        encoder: E, (R, 2*J*D). Channels have unit variance, or less where they hardly vary.
+        key_up: (J*D, Rk).
+        value_up: (J*D, Rv).
+        mean: (2*J*D,).
+        loss: expected loss per layer in the metric's units.
+        expected_error: E|y - y^|^2.
+        error_bound: upper bound of it from the discarded spectrum: loss / smallest eigenvalue of M.
+        relative_error: expected_error over the total variance.
+        basis_group: modules with the same number share `key_up` and `value_up`.
+        reach: of coded channels, see `RowCodec.encode`, (R,); None if they are not coded.
+        frequencies: for `rotate`, the rotary frequency of each pair of key channels, (Rk / 2,); -1
+            where a pair is not rotated.
+        key_heads: for `per_head`, the head that each key channel belongs to, (Rk,).
+    """
+
+    method: str
+    encoder: Tensor
+    key_up: Tensor
+    value_up: Tensor
+    mean: Tensor
+    loss: float
+    expected_error: float
+    error_bound: float
+    relative_error: float
+    basis_group: int | None = None
+    reach: Tensor | None = None
+    frequencies: Tensor | None = None
+    key_heads: Tensor | None = None
+
+    @property
+    def key_rank(self) -> int:
+        """Rk."""
+        return self.key_up.shape[1]
+
+    @property
+    def value_offset(self) -> int:
+        """First channel that values are made of; 0 in a joint latent."""
+        return self.encoder.shape[0] - self.value_up.shape[1]
+
+    @property
+    def up(self) -> Tensor:
+        """U = [key_up; value_up] over all channels, (2*J*D, R)."""
+        return _stacked(self.key_up, self.value_up, self.encoder.shape[0])
+
+    def atoms(self) -> list[Tensor]:
+        """Channels that must stay side by side, (n, size) for each part that may be reordered."""
+        channels = torch.arange(self.encoder.shape[0])
+        kind = LATENT_KINDS[self.method]
+        if kind.joint:
+            return [channels[:, None]]
+        keys, values = channels[: self.key_rank], channels[self.key_rank :, None]
+        if self.key_heads is not None:  # one channel of every head
+            return [
+                keys[self.key_heads.argsort(stable=True)].view(self.num_key_heads, -1).T,
+                values,
+            ]
+        return [keys.view(-1, kind.key_step), values]
+
+    @property
+    def num_key_heads(self) -> int:
+        """J, for `per_head`; 1 otherwise."""
+        return 1 if self.key_heads is None else int(self.key_heads.max()) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Bases:
+    """Bases of some modules, whose ranks are still to be chosen.
+
+    Attributes:
+        units: the modules, with moments as this kind of latent sees them.
+        spectra: of the bases whose ranks are to be chosen, which these modules share; none where
+            all directions stay, for a later choice of channels.
+        at: from the ranks, one per spectrum, to the factors of each module.
+    """
+
+    units: tuple[Unit, ...]
+    spectra: tuple[Spectrum, ...]
+    at: Callable[[Sequence[int]], list[LatentFactors]]
+
+    @classmethod
+    def unranked(cls, unit: Unit, factors: Callable[[Unit], LatentFactors]) -> Bases:
+        """Of one module whose directions all stay.
+
+        Args:
+            factors: all of them, of this unit.
+        """
+        return cls((unit,), (), lambda ranks: [factors(unit)])
+
+    def at_full_rank(self) -> list[tuple[LatentFactors, Unit]]:
+        """Factors with all directions, for a later choice of channels, each with its unit."""
+        factors = self.at([len(spectrum.values) for spectrum in self.spectra])
+        return list(zip(factors, self.units, strict=True))
+
+
+Fit = Callable[..., list[Bases]]
+"""What a row of `LATENT_KINDS` names: a function of a list of units, and by name of the settings
+that its row lists, which gives `Bases` that cover the units in order."""
+
+
+def scaled_factors(
+    unit: Unit,
+    method: str,
+    key_up: Tensor,
+    value_up: Tensor,
+    down: Tensor,
+    group: int | None = None,
+) -> LatentFactors:
+    """Factors with channels of unit variance, and their losses.
+
+    Args:
+        key_up: (J*D, Rk).
+        value_up: (J*D, Rv).
+        down: encoder, (R, 2*J*D).
+        group: `basis_group`, whose bases keep their scale.
+    """
+    full_up = _stacked(key_up, value_up, down.shape[0])
+    identity = torch.eye(2 * unit.width, dtype=torch.float64)
+    loss = max(0.0, projection_loss(full_up, down, unit.covariance, unit.metric))
+    error = max(0.0, projection_loss(full_up, down, unit.covariance, identity))
+    variance = float(unit.covariance.trace())
+    if group is None:
+        spread = torch.einsum("rn,nm,rm->r", down, unit.covariance, down).clamp_min(0).sqrt()
+        # Errors of the layers before reach all directions alike, so those that hardly vary must
+        # not be blown up to unit variance: what comes with the text would be a multiple of it.
+        scale = (spread.square() + (SPREAD_FLOOR * spread.max()) ** 2).sqrt().clamp_min(1e-30)
+        down = down / scale[:, None]
+        key_up = key_up * scale[: key_up.shape[1]]
+        value_up = value_up * scale[-value_up.shape[1] :]
+    return LatentFactors(
+        method=method,
+        encoder=down,
+        key_up=key_up,
+        value_up=value_up,
+        mean=unit.mean,
+        loss=loss,
+        expected_error=error,
+        error_bound=loss / float(torch.linalg.eigvalsh(unit.metric)[0]),
+        relative_error=error / variance if variance > 0 else 0.0,
+        basis_group=group,
+    )
+
+
+def _stacked(key_up: Tensor, value_up: Tensor, rank: int) -> Tensor:
+    width = key_up.shape[0]
+    up = torch.zeros(2 * width, rank, dtype=torch.float64)
+    up[:width, : key_up.shape[1]] = key_up
+    up[width:, rank - value_up.shape[1] :] = value_up
+    return up

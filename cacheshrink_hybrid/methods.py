@@ -1,0 +1,188 @@
+"""What a user chooses by name, one row each: how keys and values are stored, what counts as loss,
+and how recurrent states are narrowed.
+
+A row has what the rest of the package must know of a choice, and where the function or class is
+that carries it out, which is imported when it is needed: nothing here imports torch. A choice is
+added by a row here and that function.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .lazy import imported
+
+AUTO = "auto"
+"""In the place of a name: leave the choice to the conversion."""
+OBJECTIVES = ("memory", "speed", "auto")
+RANK_ALLOCATIONS = ("global", "uniform")
+WIDTHS_OF: dict[int | str, tuple[int, ...]] = {
+    AUTO: (2, 4, 8, 16),
+    16: (16,),
+    8: (8,),
+    4: (4,),
+    "fp8": (8,),
+    "fp8_e5m2": (8,),
+    "fp16": (16,),
+    "bf16": (16,),
+}
+"""Widths in bits that a setting of `cache_bits` lets a run of channels have, besides 0."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatentKind:
+    """A kind of latent that keys and values are stored in.
+
+    Attributes:
+        name: as `compression_method` and in `LatentPlan.method`.
+        fit: `module:function` from modules to their bases, see `latents.fit.factors.Fit`.
+        settings: of `CompressionConfig`, that only this method uses; its function gets them by
+            name.
+        joint: keys and values are made of the same channels; else of channels apart.
+        per_head: the keys of each head are made of channels of its own.
+        key_step: key channels that are kept or dropped together.
+        read_mode: how keys are read, see `LatentPlan`; None for what suits the module best.
+        rotary_only: for modules that rotate their keys; others get a joint latent.
+        ranked: its bases have spectra, so that ranks can be given or be equal everywhere; else
+            channels are chosen one by one.
+        coded: its latents can be coded in few bits.
+    """
+
+    name: str
+    fit: str
+    settings: tuple[str, ...] = ()
+    joint: bool = False
+    per_head: bool = False
+    key_step: int = 1
+    read_mode: str | None = None
+    rotary_only: bool = False
+    ranked: bool = True
+    coded: bool = True
+
+    @property
+    def mixes_keys(self) -> bool:
+        """Whether any key channels of a run may be mixed with each other."""
+        return not self.per_head and self.key_step == 1
+
+    def function(self) -> Any:
+        return imported(self.fit)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """What counts as loss.
+
+    Attributes:
+        name: as `metric`.
+        observer: `module:class` that watches a module and gives its matrix M, see
+            `latents.fit.metrics`; None where no text is read.
+        backward: takes the gradients of a backward pass.
+        weighs_outputs: without them, errors of a state count by the output projection.
+        settings: of `CompressionConfig`, that have no effect with other metrics.
+    """
+
+    name: str
+    observer: str | None
+    backward: bool = False
+    weighs_outputs: bool = False
+    settings: tuple[str, ...] = ()
+
+    def observer_class(self) -> Any:
+        assert self.observer is not None
+        return imported(self.observer)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateMethod:
+    """A way of leaving channels of recurrent states out.
+
+    Attributes:
+        name: as `state_method` and in `StatePlan.method`.
+        basis: `module:function` from the moments of a group to its nested bases, see
+            `states.fit.bases.GroupMoments`.
+        selects: keeps some of the source's channels, instead of directions.
+        refits: what reads the channels that are kept makes up for the others.
+        learns_write: training may change what is written, and not only what is read.
+        constrained: directions are orthonormal, and training keeps them so.
+    """
+
+    name: str
+    basis: str
+    selects: bool = False
+    refits: bool = False
+    learns_write: bool = False
+    constrained: bool = False
+
+    def function(self) -> Any:
+        return imported(self.basis)
+
+
+_FIT = "cacheshrink_hybrid.latents.fit"
+LATENT_KINDS: dict[str, LatentKind] = {
+    row.name: row
+    for row in (
+        LatentKind(name="joint", fit=f"{_FIT}.bases:joint", joint=True),
+        LatentKind(name="separate", fit=f"{_FIT}.bases:separate"),
+        LatentKind(
+            name="xkv",
+            fit=f"{_FIT}.bases:shared_by_groups",
+            settings=(
+                "cross_layer_group_size",
+                "xkv_skip_early_layers",
+                "keep_early_layers_original",
+            ),
+            coded=False,
+        ),
+        LatentKind(
+            name="per_head",
+            fit=f"{_FIT}.per_head:per_head",
+            per_head=True,
+            rotary_only=True,
+            ranked=False,
+        ),
+        LatentKind(
+            name="rotate",
+            fit=f"{_FIT}.rotate:rotated",
+            key_step=2,
+            read_mode="rotate",
+            rotary_only=True,
+            ranked=False,
+        ),
+    )
+}
+METRICS: dict[str, Metric] = {
+    row.name: row
+    for row in (
+        Metric(
+            name="fisher",
+            observer=f"{_FIT}.metrics:FisherMetric",
+            backward=True,
+            settings=("metric_damping", "seed"),
+        ),
+        Metric(
+            name="score",
+            observer=f"{_FIT}.metrics:ScoreMetric",
+            weighs_outputs=True,
+            settings=("metric_damping",),
+        ),
+        Metric(name="activation", observer=f"{_FIT}.metrics:ActivationMetric"),
+        Metric(name="none", observer=None),
+    )
+}
+_BASES = "cacheshrink_hybrid.states.fit.bases"
+STATE_METHODS: dict[str, StateMethod] = {
+    row.name: row
+    for row in (
+        StateMethod(name="oblique", basis=f"{_BASES}:oblique", learns_write=True),
+        StateMethod(name="orthonormal", basis=f"{_BASES}:orthonormal", constrained=True),
+        StateMethod(name="select", basis=f"{_BASES}:selected", selects=True, refits=True),
+        StateMethod(name="prune", basis=f"{_BASES}:pruned", selects=True),
+        StateMethod(name="principal", basis=f"{_BASES}:orthonormal"),
+    )
+}
+
+
+def choices(rows: dict[str, Any]) -> tuple[str, ...]:
+    """What a setting may be whose rows these are: `auto`, or one of them."""
+    return AUTO, *rows

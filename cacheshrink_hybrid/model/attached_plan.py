@@ -1,0 +1,54 @@
+"""The plan that a converted model carries. A config may be shared by several models, converted or
+not, so the plan is the model's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from transformers import PreTrainedModel
+
+from ..errors import PlanError, UnsupportedModelError
+from ..plan import CompressionPlan
+from ..states.mixers.mixer import RecurrentMixer
+from ..states.plan import StatePlan
+
+PLAN_ATTRIBUTE = "cacheshrink_plan"
+"""Attribute of a converted model: its plan."""
+
+
+def plan_of(model: PreTrainedModel) -> CompressionPlan:
+    """The plan of a converted model.
+
+    Raises:
+        UnsupportedModelError: if the model was not converted.
+    """
+    plan = getattr(model, PLAN_ATTRIBUTE, None)
+    if plan is None:
+        raise UnsupportedModelError(
+            f"this {type(model).__name__} is not converted; run convert_to_mla or load_mla_model"
+        )
+    return plan
+
+
+def is_converted(model: PreTrainedModel) -> bool:
+    return getattr(model, PLAN_ATTRIBUTE, None) is not None
+
+
+def set_state_plans(model: PreTrainedModel, plans: Sequence[StatePlan]) -> None:
+    """Let a converted model store its states in other codes or with another replay length; its
+    caches are made anew. Ranks and channels are those of its weights and stay."""
+    plan = plan_of(model)
+    for old, new in zip(plan.states, plans, strict=True):
+        if (old.layer_idx, old.ranks, old.channels) != (new.layer_idx, new.ranks, new.channels):
+            raise PlanError(
+                f"layer {old.layer_idx} has ranks {old.ranks} and layer {new.layer_idx} is to have "
+                f"{new.ranks}; only codes and replay lengths can change after a conversion"
+            )
+    mixers = {
+        module.layer_idx: module for module in model.modules() if isinstance(module, RecurrentMixer)
+    }
+    for new in plans:
+        mixers[new.layer_idx].use_plan(new)
+    setattr(model, PLAN_ATTRIBUTE, replace(plan, states=tuple(plans)))

@@ -1,0 +1,81 @@
+"""What a converted model tells the cache of a call, and what it refuses: caches of another model,
+and rows of positions or masks that its latents cannot be read by.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..cache_argument import given_cache
+from ..caches import HybridCache
+from ..caches.dense_cache import num_cached_tokens
+from ..errors import NotSupportedError
+from ..families import model_spec
+from ..latents.attention.left_padding import check_padding
+from ..latents.attention.module import LatentAttention
+from ..latents.attention.slot_rotary import check_positions
+from ..pool.memory import RowMemory
+from ..states.layer import StateCacheMixin
+from .attached_plan import plan_of
+
+
+def check_calls(model: PreTrainedModel) -> None:
+    """Check the rows of every call, on the inner model, which all of them go through, and tell
+    caches what is stored."""
+    inner = model.base_model
+    names = list(inspect.signature(inner.forward).parameters)
+    rotates = any(
+        module.rotary for module in inner.modules() if isinstance(module, LatentAttention)
+    )
+    inner.register_forward_pre_hook(partial(_plan_cache, names), with_kwargs=True)
+    if rotates or model_spec(model.config).state_layers:
+        own_states = frozenset(state.layer_idx for state in plan_of(model).states)
+        check = partial(_check_call, names, rotates, own_states)
+        inner.register_forward_pre_hook(check, with_kwargs=True)
+
+
+def _plan_cache(
+    names: list[str], inner: PreTrainedModel, args: tuple, kwargs: dict[str, Any]
+) -> None:
+    """Tell a pooled cache what the model stores, if it was made of a config alone, or for another
+    mode of the model."""
+    if torch.compiler.is_compiling():
+        return
+    cache = given_cache(dict(zip(names, args, strict=False)) | kwargs)
+    if isinstance(cache, HybridCache):
+        cache.plan_for(inner)
+
+
+def _check_call(
+    names: list[str],
+    rotates: bool,
+    own_states: frozenset[int],
+    inner: nn.Module,
+    args: tuple,
+    kwargs: dict[str, Any],
+) -> None:
+    if torch.compiler.is_compiling():
+        return
+    given = dict(zip(names, args, strict=False)) | kwargs
+    cache = given_cache(given)
+    if cache is None or (isinstance(cache, RowMemory) and cache.slots_are_positions):
+        return  # sequences of different lengths, which only the cache knows
+    for layer_idx, layer in enumerate(cache.layers):
+        if isinstance(layer, StateCacheMixin) and layer_idx not in own_states:
+            raise NotSupportedError(
+                f"layer {layer_idx} of this cache holds states in codes of another model, and the "
+                "layer of this one is not converted; give each model a cache of its own"
+            )
+    past = num_cached_tokens(cache)
+    if not isinstance(past, int) or past == 0:
+        return  # a static cache counts on the device; looking would stall it
+    mask = given.get("attention_mask")
+    check_padding(mask)
+    if rotates:
+        check_positions(given.get("position_ids"), mask, past)

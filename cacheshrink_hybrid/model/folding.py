@@ -1,0 +1,52 @@
+"""Folding a layer's encoder, bases and mean into the projections of its compressed module."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..latents.attention.module import LatentAttention
+from ..latents.attention.parts import AttentionParts
+from ..latents.fit.factors import LatentFactors
+
+
+@torch.no_grad()
+def write_factors(module: LatentAttention, parts: AttentionParts, factors: LatentFactors) -> None:
+    """Fold encoder, bases and mean into the module's three new projections.
+
+    kv_a_proj = E W with bias E (b - mean); k_b_proj and v_b_proj are the bases with the means as
+    biases, keys times their multiplier.
+    """
+    encoder, width = factors.encoder, parts.kv_width
+    weight = _float64(torch.cat([parts.key.weight(), parts.value.weight()]))
+    bias = -factors.mean.clone()
+    for half, projection in enumerate((parts.key, parts.value)):
+        if projection.bias() is not None:
+            bias[half * width : (half + 1) * width] += _float64(projection.bias())
+    if module.latent_reach is not None:
+        assert factors.reach is not None
+        module.latent_reach.copy_(factors.reach)
+    module.kv_a_proj.weight.copy_(encoder @ weight)
+    module.kv_a_proj.bias.copy_(encoder @ bias)
+    module.k_b_proj.weight.copy_(_key_weight(factors) * parts.key_multiplier)
+    module.k_b_proj.bias.copy_(factors.mean[:width] * parts.key_multiplier)
+    module.v_b_proj.weight.copy_(factors.value_up)
+    module.v_b_proj.bias.copy_(factors.mean[width:])
+    for layer_idx, (_, key, value) in parts.adapters.items():
+        assert module.kv_a_adapters is not None
+        down, up = module.kv_a_adapters[str(layer_idx)]
+        down.weight.copy_(torch.cat([key[0].weight, value[0].weight]))
+        ups = torch.block_diag(_float64(key[1].weight), _float64(value[1].weight))
+        up.weight.copy_(encoder @ ups)
+
+
+def _key_weight(factors: LatentFactors) -> Tensor:
+    """`key_up` in the shape of the module's key projection: (J*D, Rk), or (J, D, Rk / J)."""
+    if factors.key_heads is None:
+        return factors.key_up
+    by_head = factors.key_up.unflatten(0, (factors.num_key_heads, -1))  # (J, D, Rk)
+    return torch.stack([up[:, factors.key_heads == head] for head, up in enumerate(by_head)])
+
+
+def _float64(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", torch.float64)
