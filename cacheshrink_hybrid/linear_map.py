@@ -41,11 +41,8 @@ def is_plain(module: nn.Module) -> bool:
         return False
     if "forward" in vars(module):
         return False
-    return all(
-        getattr(hook, "only_looks_on", False)
-        for hooks in (module._forward_hooks, module._forward_pre_hooks)
-        for hook in hooks.values()
-    )
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    return not hooks or all(getattr(hook, "only_looks_on", False) for hook in hooks)
 
 
 def images(module: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,13 +22,11 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply
 
 from cacheshrink_hybrid.codecs import RowFormat
 from cacheshrink_hybrid.kernels.backend import Backend
+from cacheshrink_hybrid.latents.attention.head import LatentHead
+from cacheshrink_hybrid.latents.attention.kernel_view import latent_read, row_layout
 from cacheshrink_hybrid.latents.attention.module import LatentAttention
 from cacheshrink_hybrid.latents.attention.parts import AttentionParts, Projection
-from cacheshrink_hybrid.latents.attention.pooled_read import (
-    latent_read,
-    prefill_from_pool,
-    row_layout,
-)
+from cacheshrink_hybrid.latents.attention.pool_read import read_pool
 from cacheshrink_hybrid.latents.attention.prefill import (
     expanded_operations,
     expanded_prefill,
@@ -90,8 +88,8 @@ class Chunk:
         )
 
 
-def latent_layer(chunk: Chunk, *, rank: int, bits: int, rotated: bool) -> LatentAttention:
-    """A layer with random weights that stores `rank` channels of `bits` bits, joint for keys and
+def latent_head(chunk: Chunk, *, rank: int, bits: int, rotated: bool) -> LatentHead:
+    """Of a layer with random weights that stores `rank` channels of `bits` bits, joint for keys and
     values; `rotated` ones rebuild their keys, the others absorb queries."""
     H, J, D, width = chunk.heads, chunk.key_heads, chunk.head_dim, 16
     config = LlamaConfig(
@@ -131,29 +129,29 @@ def latent_layer(chunk: Chunk, *, rank: int, bits: int, rotated: bool) -> Latent
         for linear in (layer.k_b_proj, layer.v_b_proj):
             nn.init.normal_(linear.weight, std=rank**-0.5)
             nn.init.normal_(linear.bias)
-    return layer.requires_grad_(False).eval()
+    return layer.requires_grad_(False).eval().head
 
 
 def chunk_over_latents(
     chunk: Chunk, *, rank: int, bits: int, rotated: bool, backend: Backend = "auto"
 ) -> list[Workload]:
     """The same chunk over the same rows, met where they lie and expanded."""
-    layer = latent_layer(chunk, rank=rank, bits=bits, rotated=rotated)
+    head = latent_head(chunk, rank=rank, bits=bits, rotated=rotated)
     query = chunk.query()
-    layout = row_layout(layer, chunk.dtype)
+    layout = row_layout(head, chunk.dtype)
     rows, table, lens = latent_rows(layout, chunk.batch, chunk.num_slots, 64, chunk.device)
-    read = latent_read(layer, chunk.num_slots, query)
+    read = latent_read(head, chunk.num_slots, query)
     H, J, D = chunk.heads, chunk.key_heads, chunk.head_dim
     moved = chunk.batch * chunk.num_slots * layout.row_bytes + 4 * table.numel() + 2 * query.nbytes
     # Blocks of keys and values are written and read once.
     blocks = 2 * 2 * chunk.batch * chunk.num_slots * J * D * chunk.dtype.itemsize
-    pays = expanding_pays(layer, read, chunk.num_new)
+    pays = expanding_pays(head, read, chunk.num_new)
 
     def met() -> object:
-        return prefill_from_pool(layer, query, rows, table, lens, read=read, backend=backend)
+        return read_pool(head, query, rows, table, lens, read=read, backend=backend)
 
     def expanded() -> object:
-        return expanded_prefill(layer, query, rows, table, chunk.num_slots)
+        return expanded_prefill(head, query, rows, table, chunk.num_slots)
 
     kind = f"{'rebuilt' if rotated else 'absorbed'} {bits}"
     sizes = {"codec": str(bits), "rank": rank, "heads": H, "kind": kind}
@@ -161,7 +159,7 @@ def chunk_over_latents(
         chunk.workload(
             f"paged {kind} R={rank}",
             moved,
-            chunk.pairs * latent_operations(layer, read, chunk.num_new),
+            chunk.pairs * latent_operations(head, read, chunk.num_new),
             met,
             **sizes,
             chosen=not pays,
@@ -169,7 +167,7 @@ def chunk_over_latents(
         chunk.workload(
             f"expanded {kind} R={rank}",
             moved + blocks,
-            chunk.pairs * expanded_operations(layer, read, chunk.num_new),
+            chunk.pairs * expanded_operations(head, read, chunk.num_new),
             expanded,
             **sizes,
             chosen=pays,

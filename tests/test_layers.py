@@ -37,7 +37,7 @@ LAYERS = """
 """From the ground up: a part may import parts of its own line and of lines above it here, but none
 from the other side of a bar."""
 
-WITH_CIRCLES = ("kernels", "latents", "states")
+WITH_CIRCLES = ("kernels", "states")
 """Parts that have files which import each other in a circle."""
 
 

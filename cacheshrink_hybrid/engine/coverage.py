@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from ..errors import KernelUnavailableError
 from ..kernels.backend import Backend
-from ..latents.attention import pooled_attention
+from ..latents.attention import kernel_view
 from ..latents.attention.module import LatentAttention
 from ..placement import input_device
 from ..spec import ModelSpec
@@ -53,7 +53,7 @@ def kernel_coverage(model: PreTrainedModel, spec: ModelSpec, backend: Backend) -
     for module in model.modules():
         if isinstance(module, LatentAttention):
             like = torch.empty(0, dtype=model.dtype, device=input_device(model))
-            reason = pooled_attention.why_not(module, like)
+            reason = kernel_view.why_not(module.head, like)
             if module.plan.keeps_exact:
                 reason = (
                     "the engine keeps exact_sinks and exact_window where torch reads them; "

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..latents.attention.kernel_view import kept_tensors
 from ..latents.attention.module import LatentAttention
-from ..latents.attention.pooled_attention import kept_tensors
 from ..model.adapters import adapted_modules
 from .batch_cache import BatchCache
 from .model_call import ModelCall
@@ -100,7 +100,8 @@ class RecordedStep:
             self.logits = step()
         # The graph knows addresses only; what it reads has to stay alive.
         model = step.call.model
-        self._kept = [kept_tensors(m) for m in model.modules() if isinstance(m, LatentAttention)]
+        modules = model.modules()
+        self._kept = [kept_tensors(m.head) for m in modules if isinstance(m, LatentAttention)]
         self._places = ModelPlaces(model)
 
     @property

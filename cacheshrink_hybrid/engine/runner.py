@@ -179,7 +179,7 @@ def _reads_by_slot(model: PreTrainedModel) -> bool:
         latent.read_mode == "rotate" for latent in plan_of(model).latents
     )
     return stores_rotated or any(
-        module.rotary is not None and module.rotary.depends_on_length
+        module.head.rotary is not None and module.head.rotary.depends_on_length
         for module in model.modules()
         if isinstance(module, LatentAttention)
     )

@@ -26,35 +26,28 @@ def read_attention(model: PreTrainedModel, spec: ModelSpec) -> list[AttentionPar
         UnsupportedModelError: if a module is not built as its family's row says.
     """
     family = family_of(model.config)
-    parts = []
-    for layers in spec.shared_modules().values():
-        sources = {
-            layer.layer_idx: _submodule(model, family.attention.format(layer.layer_idx))
-            for layer in layers
-        }
-        attention_spec = layers[0].attention
-        assert attention_spec is not None
-        part = _take_apart(model, family, sources, attention_spec)
-        parts.append(part)
-    return parts
+    return _read(model, spec, lambda idx: _submodule(model, family.attention.format(idx)))
 
 
 def read_source_attention(model: PreTrainedModel, spec: ModelSpec) -> list[AttentionParts]:
     """As `read_attention`, of the source attention that a converted model keeps beside its latent
     one (`store_original_weights=True`); modules that were not converted are left out."""
-    family = family_of(model.config)
+    return _read(
+        model, spec, lambda idx: getattr(attention_at(model, idx), "source_attention", None)
+    )
+
+
+def _read(
+    model: PreTrainedModel, spec: ModelSpec, source_of: Callable[[int], nn.Module | None]
+) -> list[AttentionParts]:
     parts = []
+    rotaries: dict[tuple, SlotRotary] = {}
     for layers in spec.shared_modules().values():
-        places = {layer.layer_idx: attention_at(model, layer.layer_idx) for layer in layers}
-        sources = {
-            layer_idx: place.source_attention
-            for layer_idx, place in places.items()
-            if getattr(place, "source_attention", None) is not None
-        }
-        attention_spec = layers[0].attention
-        assert attention_spec is not None
+        found = {layer.layer_idx: source_of(layer.layer_idx) for layer in layers}
+        sources = {idx: source for idx, source in found.items() if source is not None}
         if sources:
-            parts.append(_take_apart(model, family, sources, attention_spec))
+            assert layers[0].attention is not None
+            parts.append(_take_apart(model, sources, layers[0].attention, rotaries))
     return parts
 
 
@@ -71,8 +64,17 @@ def check_shared_weights(parts: list[AttentionParts]) -> None:
 
 
 def _take_apart(
-    model: PreTrainedModel, family: Family, sources: dict[int, nn.Module], spec: AttentionSpec
+    model: PreTrainedModel,
+    sources: dict[int, nn.Module],
+    spec: AttentionSpec,
+    rotaries: dict[tuple, SlotRotary],
 ) -> AttentionParts:
+    """The module of these layers.
+
+    Args:
+        rotaries: of the layers before them, by what the rotary embedding is asked for.
+    """
+    family = family_of(model.config)
     layer_idx, source = next(iter(sources.items()))
     H, J, D = spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim
     try:
@@ -107,7 +109,7 @@ def _take_apart(
         sliding_window=spec.sliding_window,
         dropout=_dropout(source),
         residual_dropout=getattr(source, "resid_dropout", None),
-        rotary=_rotary(model, family, source, layer_idx) if spec.uses_rope else None,
+        rotary=_rotary(model, source, layer_idx, rotaries) if spec.uses_rope else None,
         adapters=_adapters(source, sources),
     )
 
@@ -120,19 +122,26 @@ def _dropout(source: nn.Module) -> float:
     return float(module.p) if module is not None else 0.0
 
 
-def _rotary(model: PreTrainedModel, family: Family, source: nn.Module, layer_idx: int):
-    rotary_emb = model.base_model.rotary_emb
+def _rotary(
+    model: PreTrainedModel,
+    source: nn.Module,
+    layer_idx: int,
+    rotaries: dict[tuple, SlotRotary],
+) -> SlotRotary:
+    """The rotation of a layer, one for all layers that are rotated alike."""
+    family, rotary_emb = family_of(model.config), model.base_model.rotary_emb
     extra = (model.config.layer_types[layer_idx],) if family.rope_by_layer_type else ()
     rope_type = rotary_emb.rope_type
     if extra:
         rope_type = rope_type[extra[0]]
-    return SlotRotary(
+    rotary = SlotRotary(
         rotary_emb,
         sys.modules[type(source).__module__].apply_rotary_pos_emb,
         extra=extra,
         position_axes=family.position_axes,
         depends_on_length=rope_type in LENGTH_DEPENDENT_ROPE,
     )
+    return rotaries.setdefault(extra, rotary)
 
 
 def _adapters(source: nn.Module, sources: dict[int, nn.Module]) -> dict:

@@ -6,9 +6,9 @@ torch    the reference, on any device
 
 That is for tensors. Of a model, `auto` also leaves the layers to torch that no kernel reads: rows
 with a scale per token, norms that span all key heads, rotations other than of channel pairs
-(i, i + rotary dim / 2), angles that depend on the length of the text, replayed inputs of Mamba-1,
-and in the engine exact sinks and windows. `triton` refuses them by name (`why_not` of
-`latents.attention.pooled_attention` and `states.mixers.pool_step`).
+(i, i + rotary dim / 2), angles that depend on the length of the text, latents without a channel of
+values, replayed inputs of Mamba-1, and in the engine exact sinks and windows. `triton` refuses them
+by name (`why_not` of `latents.attention.kernel_view` and `states.mixers.pool_step`).
 """
 
 from __future__ import annotations

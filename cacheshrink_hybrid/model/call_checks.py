@@ -1,5 +1,5 @@
-"""What a converted model tells the cache of a call, and what it refuses: caches of another model,
-and rows of positions or masks that its latents cannot be read by.
+"""What a converted model does before every call: it tells caches what is stored, and refuses those
+of another model, and rows of positions or masks that its latents cannot be read by.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from ..families import model_spec
 from ..latents.attention.left_padding import check_padding
 from ..latents.attention.module import LatentAttention
 from ..latents.attention.slot_rotary import check_positions
-from ..pool.memory import RowMemory
 from ..states.layer import StateCacheMixin
 from .attached_plan import plan_of
 
@@ -31,7 +30,7 @@ def check_calls(model: PreTrainedModel) -> None:
     inner = model.base_model
     names = list(inspect.signature(inner.forward).parameters)
     rotates = any(
-        module.rotary for module in inner.modules() if isinstance(module, LatentAttention)
+        module.head.rotary for module in inner.modules() if isinstance(module, LatentAttention)
     )
     inner.register_forward_pre_hook(partial(_plan_cache, names), with_kwargs=True)
     if rotates or model_spec(model.config).state_layers:
@@ -40,9 +39,7 @@ def check_calls(model: PreTrainedModel) -> None:
         inner.register_forward_pre_hook(check, with_kwargs=True)
 
 
-def _plan_cache(
-    names: list[str], inner: PreTrainedModel, args: tuple, kwargs: dict[str, Any]
-) -> None:
+def _plan_cache(names: list[str], inner: Any, args: tuple, kwargs: dict[str, Any]) -> None:
     """Tell a pooled cache what the model stores, if it was made of a config alone, or for another
     mode of the model."""
     if torch.compiler.is_compiling():
@@ -64,7 +61,7 @@ def _check_call(
         return
     given = dict(zip(names, args, strict=False)) | kwargs
     cache = given_cache(given)
-    if cache is None or (isinstance(cache, RowMemory) and cache.slots_are_positions):
+    if cache is None or getattr(cache, "slots_are_positions", False):
         return  # sequences of different lengths, which only the cache knows
     for layer_idx, layer in enumerate(cache.layers):
         if isinstance(layer, StateCacheMixin) and layer_idx not in own_states:

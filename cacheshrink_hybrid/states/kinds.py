@@ -12,13 +12,6 @@ from ..lazy import imported
 from ..methods import AUTO
 from ..spec import LayerSpec, ModelSpec
 
-VALUES = "values"
-"""M * P numbers: what is written, and step sizes that each channel has for itself."""
-WRITES = "writes"
-"""The stored channels of all groups: B, or keys."""
-DECAYS = "decays"
-"""M numbers: what the decay of a head is computed from, and beta."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MixerKind:
@@ -30,8 +23,8 @@ class MixerKind:
         mixer: `module:class` of the compressed mixer, a `RecurrentMixer`.
         methods: rows of `STATE_METHODS` that its recurrence commutes with, its default first.
         folded_columns: by method, convolution channels that go with every dropped state channel.
-        inputs: of a token to the recurrence, in order: `VALUES` and `WRITES`, at 16 bits in a ring,
-            and `DECAYS`, in float32.
+        inputs: of one token to the recurrence, in the order of the ring: `values` (M * P), `writes`
+            (B or keys, all ranks) and `decays`, what a head's decay is computed from (M, float32).
         replayed: a kernel replays its ring.
     """
 
@@ -46,7 +39,7 @@ class MixerKind:
     @property
     def exact_inputs(self) -> tuple[int, ...]:
         """Positions of the inputs that a ring keeps in float32."""
-        return tuple(i for i, name in enumerate(self.inputs) if name == DECAYS)
+        return tuple(i for i, name in enumerate(self.inputs) if name == "decays")
 
     def mixer_class(self) -> Any:
         return imported(self.mixer)
@@ -67,21 +60,21 @@ MIXER_KINDS: dict[str, MixerKind] = {
             methods=("oblique", "select", "prune", "principal"),
             # B's channel; and C's, unless what reads the others is refitted.
             folded_columns={"select": 1, "prune": 2},
-            inputs=(VALUES, DECAYS, WRITES),
+            inputs=("values", "decays", "writes"),
         ),
         MixerKind(
             name="gated_delta_net",
             title="Gated DeltaNet",
             mixer=f"{_MIXERS}.gated_delta_net:GatedDeltaNetMixer",
             methods=("orthonormal",),
-            inputs=(WRITES, VALUES, DECAYS, DECAYS),
+            inputs=("writes", "values", "decays", "decays"),
         ),
         MixerKind(
             name="mamba",
             title="Mamba-1",
             mixer=f"{_MIXERS}.mamba1:Mamba1Mixer",
             methods=("select", "prune"),
-            inputs=(VALUES, VALUES, WRITES),
+            inputs=("values", "values", "writes"),
             replayed=False,
         ),
     )

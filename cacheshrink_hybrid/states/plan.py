@@ -7,13 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..codecs.state import StateCodec, StateSegment
-from ..errors import PlanError
 from ..methods import STATE_METHODS, StateMethod
 from ..spec import BYTES_16BIT, BYTES_32BIT
-from .kinds import DECAYS, MIXER_KINDS, VALUES, WRITES, MixerKind
-
-FULL = "full"
-"""In the place of a method: all channels, in the source's basis."""
+from .kinds import MIXER_KINDS, MixerKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +19,7 @@ class StatePlan:
     Attributes:
         layer_idx: cache layer.
         kind: of the mixer, a row of `MIXER_KINDS`.
-        method: a row of `STATE_METHODS`, or `FULL`.
+        method: `full` (all channels, in the source's basis) or a row of `STATE_METHODS`.
         state_size: N, channels of the source's state.
         head_dim: P.
         segments: heads by rank and code; together they are all heads.
@@ -54,14 +50,6 @@ class StatePlan:
     rounding_loss: float = 0.0
     relative_error: float = 0.0
 
-    def __post_init__(self) -> None:
-        for name, rows in (("kind", MIXER_KINDS), ("method", (FULL, *STATE_METHODS))):
-            if getattr(self, name) not in rows:
-                raise PlanError(
-                    f"{name}={getattr(self, name)!r} of recurrent layer {self.layer_idx} is "
-                    f"unknown; one of {', '.join(rows)} is due, or the version that made this plan"
-                )
-
     @property
     def mixer(self) -> MixerKind:
         """What is known of mixers of this kind."""
@@ -88,7 +76,7 @@ class StatePlan:
     @property
     def ring_inputs(self) -> tuple[tuple[int, bool], ...]:
         """(elements, kept in float32) of each input of one token, in the order of the ring."""
-        return ring_inputs(self.mixer, self.codec().num_heads, self.head_dim, self.ranks)
+        return _ring_inputs(self.mixer, self.codec().num_heads, self.head_dim, self.ranks)
 
     @property
     def ring_bytes(self) -> int:
@@ -139,18 +127,18 @@ class StatePlan:
         )
 
 
-def ring_inputs(
-    mixer: MixerKind, num_heads: int, head_dim: int, ranks: Sequence[int]
-) -> tuple[tuple[int, bool], ...]:
-    """(elements, kept in float32) of each input of one token to the recurrence, in order."""
-    widths = {VALUES: num_heads * head_dim, WRITES: sum(ranks), DECAYS: num_heads}
-    exact = mixer.exact_inputs
-    return tuple((widths[name], i in exact) for i, name in enumerate(mixer.inputs))
-
-
 def ring_bytes_per_token(
     mixer: MixerKind, num_heads: int, head_dim: int, ranks: Sequence[int]
 ) -> int:
-    """Bytes of one token's inputs in a ring."""
-    inputs = ring_inputs(mixer, num_heads, head_dim, ranks)
+    """Bytes of one token's inputs: values and keys (or B) at 16 bits, what the decay is computed
+    from in float32, except Mamba-1's step sizes, of which there is one per channel."""
+    inputs = _ring_inputs(mixer, num_heads, head_dim, ranks)
     return sum(width * (BYTES_32BIT if exact else BYTES_16BIT) for width, exact in inputs)
+
+
+def _ring_inputs(
+    mixer: MixerKind, num_heads: int, head_dim: int, ranks: Sequence[int]
+) -> tuple[tuple[int, bool], ...]:
+    """(elements, kept in float32) of one token's inputs to the recurrence, in their order."""
+    widths = {"values": num_heads * head_dim, "writes": sum(ranks), "decays": num_heads}
+    return tuple((widths[name], name == "decays") for name in mixer.inputs)

@@ -200,7 +200,7 @@ def _sharing(modules: dict[str, LatentAttention]) -> list[list[str]]:
 def _independent(group: list[LatentAttention]):
     """(name, U, its part of [k; v], pieces) of each independent basis of modules that share it."""
     first = group[0]
-    width = first.num_key_value_heads * first.head_dim
+    width = first.head.kv_width
     keys = tuple(module.k_b_proj for module in group)
     values = tuple(module.v_b_proj for module in group)
     k, v = keys[0].weight, values[0].weight

@@ -68,7 +68,6 @@ def cut_ranks(model: PreTrainedModel, share: float) -> PreTrainedModel:
             _cut_weights(module, plans[ids], shared)
     for module in latent_layers(model).values():  # all places of shared modules
         module.plan = plans[module.plan.layer_ids]
-        module.codec = module.plan.codec() if module.plan.coded else None
     latents = tuple(plans[latent.layer_ids] for latent in plan.latents)
     setattr(model, PLAN_ATTRIBUTE, replace(plan, latents=latents))
     return model
@@ -80,7 +79,7 @@ def _channels(module: LatentAttention, share: float) -> tuple[int, int]:
     values = kept_channels(plan.value_rank, share, plan.coded)
     if plan.kind.joint:
         return values, values
-    heads = module.num_key_value_heads if plan.kind.per_head else 1
+    heads = module.head.num_key_value_heads if plan.kind.per_head else 1
     return heads * kept_channels(plan.key_rank // heads, share, plan.coded), values
 
 
@@ -114,7 +113,7 @@ def _cut_weights(
     channels = torch.arange(whole.kv_lora_rank, device=module.kv_a_proj.weight.device)
     rows, kept_keys = channels[:keys], keys
     if isinstance(module.k_b_proj, HeadwiseLinear):
-        heads = module.num_key_value_heads
+        heads = module.head.num_key_value_heads
         own = by_head(channels[: whole.key_rank], heads, module.k_b_proj.shares)
         module.k_b_proj.shares = cut_plan.key_shares(heads)
         kept_keys = keys // heads

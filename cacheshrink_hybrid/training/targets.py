@@ -136,14 +136,12 @@ def observed_input(
 def rebuilt_key_value(module: LatentAttention, x: Tensor, layer_idx: int) -> Tensor:
     """y^ = [k^; v^] (B, T, 2*J*D) that a module's latents of inputs x (B, T, E) stand for, keys
     before norm and rotation."""
-    latent = module.kv_a_proj(x)
-    if module.kv_a_adapters is not None:
-        latent = latent + module.kv_a_adapters[str(layer_idx)](x)
-    if module.codec is not None:
-        rows = module.codec.encode(latent, module.latent_reach)
-        latent = straight_through(latent, module.codec.decode(rows, latent.dtype))
-    keys = module.k_b_proj(latent[..., : module.plan.key_rank])
-    return torch.cat([keys, module.v_b_proj(module.value_channels(latent))], dim=-1)
+    head, latent = module.head, module.latent(x, layer_idx)
+    if head.codec is not None:
+        coded = head.decoded(head.encoded(latent), latent.dtype)
+        latent = straight_through(latent, coded)
+    keys = head.key_up(head.key_channels(latent))
+    return torch.cat([keys, head.value_up(head.value_channels(latent))], dim=-1)
 
 
 class RebuiltObserver:

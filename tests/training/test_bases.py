@@ -82,7 +82,7 @@ def test_model_is_the_same_before_during_and_after(case, method, settings, count
         during = model.train()(ids, use_cache=False).logits
         assert during.requires_grad
         scale = expected.abs().max()
-        if attachment.modules and not any(m.codec for m in attachment.modules.values()):
+        if attachment.modules and not any(m.plan.coded for m in attachment.modules.values()):
             assert (during - expected).abs().max() < 2e-4 * scale
         during.float().square().mean().backward()
         for item in attachment.parameters:

@@ -1,4 +1,4 @@
-"""How attention reads a context of latents: the read modes of a plan, for few and for many queries.
+"""Reading a context of latents that comes as a tensor, by torch.
 
 Few queries (decoding) form their scores against the latents and mix latents, so values are never
 expanded. Many queries (prefill) expand keys and values once and call the attention function that
@@ -7,39 +7,38 @@ the model is configured with (SDPA, FlashAttention, eager, ...).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .maps import key_map, unlike_matrices, value_map
-from .slot_rotary import in_pairs
-
-if TYPE_CHECKING:
-    from .module import LatentAttention
+from .head import LatentHead
+from .paired_keys import keeps_pairs, products_in_pairs
+from .rotation import Angles
 
 # Up to this many query tokens, scores over the whole context are cheaper than expanded values, and
 # small enough to hold. Covers decoding and the verification step of assisted decoding.
 MAX_DECODE_TOKENS = 8
 
-Angles = tuple[Tensor, Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor, Any], tuple[Tensor, Tensor | None]]
+"""An attention function of queries (B, H, T, D), keys and values (B, J, S, D) and a mask."""
 
 
-def reads_directly(module: LatentAttention, query: Tensor, mask) -> bool:
+def reads_directly(head: LatentHead, query: Tensor, mask: Any) -> bool:
     """Whether scores are formed against the latents, rather than by expanding K and V.
 
     Projections that are no matrix, such as those with an adapter per sequence, are run over the
     whole context.
     """
     plain_mask = mask is None or (isinstance(mask, Tensor) and mask.ndim == 4)
-    if query.shape[2] > MAX_DECODE_TOKENS or module.training or not plain_mask:
+    if query.shape[2] > MAX_DECODE_TOKENS or not plain_mask:
         return False
-    return unlike_matrices(module, query) is None
+    return head.unlike_matrices(query) is None
 
 
 def without_empty_slots(
-    module: LatentAttention,
+    head: LatentHead,
     query: Tensor,
     num_keys: int,
     first_query_slot: int | Tensor,
@@ -53,22 +52,18 @@ def without_empty_slots(
     slots that nothing was written to yet, so None stands only where such a function reads them.
     """
     num_new = query.shape[2]
-    if num_new > MAX_DECODE_TOKENS and module.softcap is None:
+    if num_new > MAX_DECODE_TOKENS and head.softcap is None:
         return None
     slots = torch.arange(num_keys, device=query.device) + first_key_slot
     own = torch.arange(num_new, device=query.device)[:, None] + first_query_slot
     visible = slots <= own
-    if module.sliding_window is not None:
-        visible &= slots > own - module.sliding_window
+    if head.window is not None:
+        visible &= slots > own - head.window
     return visible[None, None]
 
 
 def read_latents(
-    module: LatentAttention,
-    query: Tensor,
-    latent: Tensor,
-    mask: Tensor | None,
-    angles: Angles | None,
+    head: LatentHead, query: Tensor, latent: Tensor, mask: Tensor | None, angles: Angles | None
 ) -> tuple[Tensor, Tensor]:
     """Few queries against many latents.
 
@@ -82,109 +77,77 @@ def read_latents(
         Heads' outputs (B, T, H*D) and probabilities (B, H, T, S).
     """
     # What all scores of a query have in common, softmax does not see.
-    alone = module.softcap is None and module.sinks is None
-    scores = scores_of(module, query, latent, angles, up_to_constants=alone)
-    probabilities = probabilities_of(module, scores, mask)
-    output = mixed_values(module, probabilities, latent, complete=module.sinks is None)
-    return output, probabilities
+    alone = head.softcap is None and head.sinks is None
+    products = products_of(head, query, latent, angles, up_to_constants=alone)
+    probabilities = probabilities_of(head, products, mask)
+    return mixed(head, probabilities, latent, complete=head.sinks is None), probabilities
 
 
-def scores_of(
-    module: LatentAttention,
+def products_of(
+    head: LatentHead,
     query: Tensor,
     latent: Tensor,
     angles: Angles | None,
     *,
     up_to_constants: bool = False,
 ) -> Tensor:
-    """Products of queries (B, H, T, D) and the keys in latents (B, S, R), (B, H, T, S).
+    """Products of queries (B, H, T, D) and the keys of latents (B, S, R), (B, H, T, S).
 
     Args:
         up_to_constants: leave out what is the same for all keys that a query meets.
     """
-    B, H, T, D = query.shape
-    J, G = module.num_key_value_heads, module.num_key_value_groups
-    grouped = query.reshape(B, J, G * T, D)
-    if module.plan.read_mode != "reconstruct":
-        weight, bias = key_map(module, query)
-        absorbed = torch.matmul(grouped, weight).reshape(B, H * T, -1)
-        scores = torch.matmul(absorbed, latent[..., : module.plan.key_rank].transpose(1, 2))
-        if not up_to_constants:
-            offset = torch.matmul(grouped, bias[:, :, None])
-            scores = scores.view(B, J, G * T, -1) + offset
-    elif angles is not None and module.keeps_pairs(query, angles):
-        k = module.keys_in_pairs(latent, *angles)
-        scores = torch.matmul(in_pairs(grouped), k.permute(0, 2, 3, 1))
-    else:
-        k = module.keys(latent, angles)
-        scores = torch.matmul(grouped, k.transpose(2, 3))
-    return scores.reshape(B, H, T, -1)
+    B, H, T, _ = query.shape
+    if not head.rebuilds_keys:
+        absorbed, offset = head.absorbed(query, offset=not up_to_constants)
+        channels = head.key_channels(latent).transpose(1, 2)
+        products = torch.matmul(absorbed, channels)
+        if offset is not None:
+            products = products + offset[..., None]
+        return products.view(B, H, T, -1)
+    if angles is not None and keeps_pairs(head, query, angles):
+        return products_in_pairs(head, query, latent, angles)
+    return head.products(query, head.keys(latent, angles))
 
 
-def probabilities_of(module: LatentAttention, scores: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax of products (B, H, T, S) with scaling, softcap, mask and sinks of the module."""
-    dtype = scores.dtype
-    scores = scores * module.scaling
-    if module.softcap is not None:
-        scores = torch.tanh(scores / module.softcap) * module.softcap
-    scores = masked(scores, mask)
-    if module.sinks is not None:
+def probabilities_of(head: LatentHead, products: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax of the scores of products (B, H, T, S), with a mask and the head's sinks."""
+    dtype = products.dtype
+    scores = masked(head.scores(products), mask)
+    if head.sinks is not None:
         B, H, T, _ = scores.shape
-        sinks = module.sinks.to(scores.dtype).view(1, H, 1, 1).expand(B, H, T, 1)
+        sinks = head.sinks.to(scores.dtype).view(1, H, 1, 1).expand(B, H, T, 1)
         scores = torch.cat([scores, sinks], dim=-1)
-    at_least = torch.promote_types(dtype, torch.float32)
-    probabilities = torch.softmax(scores, dim=-1, dtype=at_least).to(dtype)
-    return probabilities if module.sinks is None else probabilities[..., :-1]
+    if dtype.itemsize >= torch.float32.itemsize:
+        probabilities = torch.softmax(scores, dim=-1)
+    else:
+        probabilities = torch.softmax(scores, dim=-1, dtype=torch.float32).to(dtype)
+    return probabilities if head.sinks is None else probabilities[..., :-1]
 
 
-def mixed_values(
-    module: LatentAttention, probabilities: Tensor, latent: Tensor, *, complete: bool = False
+def mixed(
+    head: LatentHead, probabilities: Tensor, latent: Tensor, *, complete: bool = False
 ) -> Tensor:
     """Heads' outputs (B, T, H*D) of probabilities (B, H, T, S) over latents (B, S, R).
 
     Args:
         complete: the probabilities of each query add up to one.
     """
-    B, H, T, _ = probabilities.shape
-    J, G, D = module.num_key_value_heads, module.num_key_value_groups, module.head_dim
-    mixed = torch.matmul(probabilities.reshape(B, H * T, -1), module.value_channels(latent))
-    weight, bias = value_map(module, latent)
-    heads = torch.matmul(mixed.view(B, J, G * T, -1), weight.transpose(1, 2))
-    mean = bias[:, None]
-    if not complete:
-        mean = mean * probabilities.sum(-1, keepdim=True).view(B, J, G * T, 1)
-    heads = heads + mean
-    return heads.view(B, H, T, D).transpose(1, 2).reshape(B, T, H * D)
+    rows = probabilities.flatten(1, 2)
+    channels = torch.matmul(rows, head.value_channels(latent))
+    return head.outputs(channels, None if complete else rows.sum(-1))
 
 
 def read_expanded(
-    module: LatentAttention,
+    head: LatentHead,
     query: Tensor,
     latent: Tensor,
-    mask,
+    mask: Any,
     angles: Angles | None,
-    kwargs: dict,
+    attend: Attend,
 ) -> tuple[Tensor, Tensor | None]:
-    """Many queries: expand keys and values once and call the configured attention function."""
-    k = module.keys(latent, angles)
-    v = module.values(latent)
-    implementation = module.config._attn_implementation
-    if module.softcap is not None and implementation == "sdpa":
-        implementation = "eager"  # SDPA has no softcap
-    attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
-    extra = {"softcap": module.softcap, "s_aux": module.sinks}
-    output, weights = attend(
-        module,
-        query,
-        k,
-        v,
-        mask,
-        dropout=module.dropout if module.training else 0.0,
-        scaling=module.scaling,
-        sliding_window=module.sliding_window,
-        **{name: value for name, value in extra.items() if value is not None},
-        **kwargs,
-    )
+    """Many queries: expand keys and values once and call an attention function; returns what
+    `read_latents` does, probabilities where the function gives them."""
+    output, weights = attend(query, head.keys(latent, angles), head.values(latent), mask)
     return output.reshape(*output.shape[:2], -1), weights
 
 
@@ -204,7 +167,7 @@ def masked(scores: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def eager_attention(
-    module: LatentAttention,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -213,12 +176,14 @@ def eager_attention(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[Tensor, Tensor]:
-    """The attention formula with all options of the module, written out: (B, T, H, D) and
-    (B, H, T, S). What else the interface passes repeats these options."""
-    group = module.num_key_value_groups
+    """The attention formula with all options of a head, written out: (B, T, H, D) and (B, H, T, S).
+
+    Args:
+        module: with a `head`. What else the interface passes repeats its options.
+    """
+    head: LatentHead = module.head
+    group = head.num_attention_heads // head.num_key_value_heads
     key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
-    probabilities = probabilities_of(
-        module, torch.matmul(query, key.transpose(2, 3)), attention_mask
-    )
+    probabilities = probabilities_of(head, torch.matmul(query, key.transpose(2, 3)), attention_mask)
     dropped = nn.functional.dropout(probabilities, p=dropout, training=module.training)
     return torch.matmul(dropped, value).transpose(1, 2).contiguous(), probabilities

@@ -68,18 +68,42 @@ def first_visible(
     return known[asked]
 
 
+def first_visible_slots(mask: Any, batch: int, num_keys: int, device: torch.device) -> Tensor:
+    """Slot of each row's first token that is not padding, (B,), from a 4-d mask or None; `num_keys`
+    where there is none yet.
+
+    Raises:
+        NotSupportedError: for masks in another form.
+    """
+    if mask is None:
+        return torch.zeros(batch, dtype=torch.long, device=device)
+    if not (isinstance(mask, Tensor) and mask.ndim == 4):
+        raise NotSupportedError(
+            "exact_sinks and exact_window need 4-d attention masks, which this attention "
+            "implementation does not make; use attn_implementation 'sdpa' or 'eager'"
+        )
+    return _first_of(_visible(mask[:, 0, -1, :num_keys])).expand(batch)
+
+
+def _visible(mask: Tensor) -> Tensor:
+    """A boolean or additive mask as a boolean one."""
+    return mask if mask.dtype == torch.bool else mask > 0.5 * torch.finfo(mask.dtype).min
+
+
+def _first_of(seen: Tensor) -> Tensor:
+    """Where the first one lies along the last axis; its length where there is none."""
+    return torch.where(seen.any(-1), seen.long().argmax(-1), seen.shape[-1])
+
+
 def _found(
     mask: Tensor, batch: int, num_new: int, num_keys: int, first_key: int, window: int | None
 ) -> Found:
     if mask.ndim == 2:
         visible = mask[:, -num_keys:].bool()[:, None]
     else:
-        visible = mask[:, 0, :, :num_keys]
-        if visible.dtype != torch.bool:
-            visible = visible > 0.5 * torch.finfo(mask.dtype).min
+        visible = _visible(mask[:, 0, :, :num_keys])
     count, key = visible.shape[-1], torch.arange(visible.shape[-1], device=mask.device)
-    seen = visible.any(dim=1)
-    hidden = torch.where(seen.any(-1), seen.long().argmax(-1), count)
+    hidden = _first_of(visible.any(dim=1))
     due, matters = key >= hidden[:, None, None], torch.ones_like(visible[..., :1])
     if mask.ndim == 4:
         query = torch.arange(count - num_new, count, device=mask.device)[:, None]

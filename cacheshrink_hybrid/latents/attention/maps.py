@@ -1,67 +1,83 @@
-"""From latents to keys and to values as matrices, head by head, whatever modules compute them."""
+"""From channels of a latent to keys or to values of all heads, whatever module computes it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ...headwise_linear import in_runs
+from ...headwise_linear import headwise_linear, in_runs
 from ...linear_map import images, is_linear, is_plain
 
-if TYPE_CHECKING:
-    from .module import LatentAttention
 
-Units = Callable[["LatentAttention", Tensor], Tensor]
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+class HeadMap:
+    """An affine map from channels (..., channels) to all heads (..., J*D).
 
-
-def key_map(module: LatentAttention, like: Tensor) -> tuple[Tensor, Tensor]:
-    """What `k_b_proj` computes, as a weight (J, D, Rk) and a bias (J, D); where heads have channels
-    of their own, the weight is (J, D, Rk / J).
-
-    Args:
-        like: a tensor of the latents' type and device.
+    Attributes:
+        name: of the projection in its module.
+        projection: what computes it: a linear layer, or whatever stands in the place of one
+            (an adapter around it, a quantized or offloaded weight, a hook).
+        num_heads, head_dim: J and D.
+        num_channels: that the projection takes.
+        shares: where heads have channels of their own, those of one head in each run of the input
+            (`headwise_linear.by_head`); None where all heads read all channels.
     """
-    return _by_head(module, module.k_b_proj, _key_units, like)
 
+    name: str
+    projection: nn.Module
+    num_heads: int
+    head_dim: int
+    num_channels: int
+    shares: tuple[int, ...] | None = None
 
-def value_map(module: LatentAttention, like: Tensor) -> tuple[Tensor, Tensor]:
-    """What `v_b_proj` computes, as a weight (J, D, Rv) and a bias (J, D)."""
-    return _by_head(module, module.v_b_proj, _value_units, like)
+    def __call__(self, channels: Tensor) -> Tensor:
+        return self.projection(channels)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the projection computes what its weight and bias say."""
+        return is_plain(self.projection)
 
-def unlike_matrices(module: LatentAttention, like: Tensor) -> str | None:
-    """Name and class of a projection that `key_map` or `value_map` cannot describe, or None."""
-    for name, units in (("k_b_proj", _key_units), ("v_b_proj", _value_units)):
-        projection = getattr(module, name)
-        if not is_plain(projection) and not is_linear(projection, units(module, like)):
-            return f"{name} (a {type(projection).__name__})"
-    return None
+    def is_matrix(self, like: Tensor) -> bool:
+        """Whether it is one affine map for all tokens and sequences; for `like` see `matrix`."""
+        return self.is_plain or is_linear(self.projection, self._units(like))
 
+    def matrix(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The map as it is now: a weight (J, D, channels) and a bias (J, D); where heads have
+        channels of their own, the weight is (J, D, channels / J).
 
-def _by_head(
-    module: LatentAttention, projection: nn.Module, units: Units, like: Tensor
-) -> tuple[Tensor, Tensor]:
-    if is_plain(projection):
-        weight, bias = projection.weight, projection.bias
-    else:
-        columns, bias = images(projection, units(module, like))
-        weight = columns.T
-    heads = module.num_key_value_heads, module.head_dim
-    return weight.reshape(*heads, -1), bias.reshape(heads)
+        Args:
+            like: a tensor of the channels' type and device.
+        """
+        heads = self.num_heads, self.head_dim
+        if self.is_plain:
+            weight, bias = self.projection.weight, self.projection.bias
+            return weight.view(*heads, -1), bias.view(heads)
+        columns, bias = images(self.projection, self._units(like))
+        return columns.T.reshape(*heads, -1), bias.view(heads)
 
+    def in_order(self, channels: Tensor, order: Tensor) -> Tensor:
+        """What a plain projection gives, (..., J, D), with its outputs in another order.
 
-def _key_units(module: LatentAttention, like: Tensor) -> Tensor:
-    """Inputs of `k_b_proj` whose images are the columns of its weight."""
-    if module.plan.method != "per_head":
-        return torch.eye(module.plan.key_rank, dtype=like.dtype, device=like.device)
-    heads = module.num_key_value_heads
-    shares = module.plan.key_shares(heads)
-    own = torch.eye(sum(shares), dtype=like.dtype, device=like.device)
-    return in_runs(own[:, None].expand(-1, heads, -1), shares)
+        Args:
+            channels: (..., channels).
+            order: of the outputs, (J*D,).
+        """
+        weight, heads = self.projection.weight, (self.num_heads, self.head_dim)
+        bias = self.projection.bias.index_select(0, order)
+        if self.shares is None:
+            outputs = nn.functional.linear(channels, weight.index_select(0, order), bias)
+        else:
+            rows = weight.flatten(0, 1).index_select(0, order).view_as(weight)
+            outputs = headwise_linear(channels, rows, bias, self.shares)
+        return outputs.unflatten(-1, heads)
 
-
-def _value_units(module: LatentAttention, like: Tensor) -> Tensor:
-    return torch.eye(module.plan.value_rank, dtype=like.dtype, device=like.device)
+    def _units(self, like: Tensor) -> Tensor:
+        """Inputs whose images are the columns of the weight."""
+        place = {"dtype": like.dtype, "device": like.device}
+        if self.shares is None:
+            return torch.eye(self.num_channels, **place)
+        own = torch.eye(sum(self.shares), **place)
+        return in_runs(own[:, None].expand(-1, self.num_heads, -1), self.shares)

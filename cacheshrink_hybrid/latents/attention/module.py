@@ -2,7 +2,7 @@
 
 Per token the module stores c = E (y - mean) of y = [k; v], R numbers, as one 1-headed "key" with an
 empty "value", so every cache of transformers holds it as it is. Reading follows the plan
-(`latent_read`):
+(`head`):
 
     absorb       scores (U_k^T q) . c, output U_v (sum p c)            no rotation, no key norm
     reconstruct  k = rotate(norm(U_k c + mean)), scores q . k, output U_v (sum p c)
@@ -16,29 +16,26 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
-from transformers.cache_utils import StaticLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ...cache_argument import cache_argument, take_cache
-from ...codecs.straight_through import newest_straight_through
-from ...codecs.traced_rows import decode_rows, encode_rows
 from ...derived_class import Derived
-from ...errors import NotSupportedError
-from ...lasting import lasting_tensors
-from ...linear_map import is_plain
-from ..exact_tokens import ExactTokens
 from ..plan import LatentPlan
-from .dense_read import read_expanded, read_latents, reads_directly, without_empty_slots
-from .exact_read import first_visible_slots, read_with_exact
-from .key_projection import linear_in_order, make_key_projection
-from .maps import key_map, unlike_matrices
+from .attend import attend_by_kernels, attend_by_torch
+from .cached_layer import CachedLayer
+from .dense_read import eager_attention
+from .head import LatentHead
+from .key_projection import key_shares, make_key_projection
+from .maps import HeadMap
 from .parts import AttentionParts
-from .pooled_attention import attend_in_pool, row_step
-from .slot_rotary import in_pairs, turn_channels, turn_pairs_
+from .split_heads import split_query
 
 
 class LatentAttention(Derived, nn.Module):
@@ -63,33 +60,22 @@ class LatentAttention(Derived, nn.Module):
     def __init__(self, parts: AttentionParts, plan: LatentPlan, *, keep_source: bool = False):
         nn.Module.__init__(self)
         weight = parts.key.weight()
+        J, D = parts.num_key_value_heads, parts.head_dim
         new = {"device": weight.device, "dtype": weight.dtype}
         self.config = parts.source.config
         self.layer_idx = parts.layer_ids[0] if len(parts.layer_ids) == 1 else None
         self.plan = plan
-        self.num_attention_heads = parts.num_attention_heads
-        self.num_key_value_heads = parts.num_key_value_heads
-        self.num_key_value_groups = parts.num_attention_heads // parts.num_key_value_heads
-        self.head_dim = parts.head_dim
-        self.gated = parts.gated
-        self.norm_spans_heads = parts.norm_spans_heads
-        self.scaling = parts.scaling
-        self.softcap = parts.softcap
-        self.sliding_window = parts.sliding_window
-        self.dropout = parts.dropout
+        self.num_key_value_groups = parts.num_attention_heads // J
         self.is_causal = True
-        self.rotary = parts.rotary
-        if self.rotary is not None:  # now, rather than within a graph
-            self.rotary.try_formula(self.head_dim, weight.dtype, weight.dtype)
-        self.codec = plan.codec() if plan.coded else None
+        self.gated = parts.gated
+        self.dropout = parts.dropout
+        self.compression_disabled = False
         reach = torch.empty(plan.kv_lora_rank, **new)
         self.latent_reach = nn.Parameter(reach, requires_grad=False) if plan.coded else None
-        self.compression_disabled = False
-        self._pair_frequencies: Tensor | None = None
 
         self.q_proj = parts.query.as_linear()
         self.kv_a_proj = skip_init(nn.Linear, weight.shape[1], plan.kv_lora_rank, **new)
-        self.k_b_proj = make_key_projection(plan, self.num_key_value_heads, self.head_dim, new)
+        self.k_b_proj = make_key_projection(plan, J, D, new)
         self.v_b_proj = skip_init(nn.Linear, plan.value_rank, parts.kv_width, **new)
         self.o_proj = parts.output
         self.q_norm = parts.q_norm
@@ -97,6 +83,19 @@ class LatentAttention(Derived, nn.Module):
         self.sinks = parts.sinks
         self.residual_dropout = parts.residual_dropout
         self.q_adapters, self.kv_a_adapters = _adapters(parts, plan, new)
+        if parts.rotary is not None:  # now, rather than within a graph
+            parts.rotary.try_formula(D, weight.dtype, weight.dtype)
+        self._head = LatentHead(
+            num_attention_heads=parts.num_attention_heads,
+            num_key_value_heads=J,
+            head_dim=D,
+            scale=parts.scaling,
+            softcap=parts.softcap,
+            window=parts.sliding_window,
+            norm_spans_heads=parts.norm_spans_heads,
+            rotary=parts.rotary,
+            **self._standing(J, D),
+        )
         old, own = _projections(parts.source), _projections(self)
         self.replaced_names = tuple(name for name in old if name not in own)
         self.new_names = tuple(name for name in own if name not in old)
@@ -159,21 +158,23 @@ class LatentAttention(Derived, nn.Module):
             raise TypeError("LatentAttention takes its arguments by name, except hidden_states")
         layer_idx = self.layer_idx if layer_idx is None else layer_idx
         assert layer_idx is not None, "a shared module is called with its layer_idx"
-        query, gate = self.project_query(hidden_states, layer_idx)
-        latent = self.kv_a_proj(hidden_states)
-        if self.kv_a_adapters is not None:
-            latent = latent + self.kv_a_adapters[str(layer_idx)](hidden_states)
-
-        step = row_step(self, cache, layer_idx, hidden_states, attention_mask)
+        head, layer = self.head, CachedLayer(cache, layer_idx)
+        query, gate = self._query(head, hidden_states, layer_idx)
+        latent = self.latent(hidden_states, layer_idx)
+        step = layer.row_step(head, self, hidden_states, attention_mask)
+        weights = None
         if step is not None:
-            copies = None
-            if self.plan.keeps_exact:
-                copies = self._exact_tokens(cache, layer_idx, step.num_slots - query.shape[2])
-            output = attend_in_pool(self, query, latent, step, position_embeddings, copies)
-            weights = None
+            output = attend_by_kernels(head, query, latent, layer, position_embeddings, step)
         else:
-            output, weights = self._attend(
-                query, latent, position_embeddings, attention_mask, cache, layer_idx, kwargs
+            output, weights = attend_by_torch(
+                head,
+                query,
+                latent,
+                layer,
+                position_embeddings,
+                attention_mask,
+                partial(self.attend_expanded, **kwargs),
+                training=self.training,
             )
         if gate is not None:
             output = output * torch.sigmoid(gate)
@@ -182,186 +183,94 @@ class LatentAttention(Derived, nn.Module):
             output = self.residual_dropout(output)
         return output, weights
 
-    def _attend(
-        self,
-        query: Tensor,
-        latent: Tensor,
-        position_embeddings: tuple[Tensor, Tensor] | None,
-        attention_mask,
-        cache,
-        layer_idx: int,
-        kwargs: dict,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Heads' outputs (B, T, H*D) of queries (B, H, T, D) over what the cache gives out with the
-        new latents (B, T, R), and probabilities."""
-        first_query_slot: int | Tensor = 0
-        first_key_slot: int | Tensor = 0
-        num_keys = query.shape[2]
-        if cache is not None and layer_idx < len(
-            cache.layers
-        ):  # a bare cache makes them as they come
-            layer = cache.layers[layer_idx]
-            _refuse_values(layer, layer_idx)
-            num_keys, first_key_slot = layer.get_mask_sizes(query.shape[2])
-            first_query_slot = layer.get_seq_length() + 0  # a copy: update() counts in place
-        query_angles, key_angles = self._angles(
-            query, position_embeddings, cache is None, first_query_slot, first_key_slot, num_keys
+    @property
+    def head(self) -> LatentHead:
+        """What readers see of this module: kept until another plan, module or parameter stands in
+        the place of one that it was made of."""
+        kept = self._head
+        if (
+            kept.plan is self.plan
+            and kept.key_up.projection is self.k_b_proj
+            and kept.value_up.projection is self.v_b_proj
+            and kept.key_norm is self.k_norm
+            and kept.sinks is self.sinks
+            and kept.reach is self.latent_reach
+        ):
+            return kept
+        made = replace(kept, **self._standing(kept.num_key_value_heads, kept.head_dim))
+        if not torch.compiler.is_compiling():
+            self._head = made
+        return made
+
+    def _standing(self, num_heads: int, head_dim: int) -> dict[str, Any]:
+        """The parts of a head that another plan, module or parameter of this one replaces."""
+        plan = self.plan
+        key_up = HeadMap(
+            name="k_b_proj",
+            projection=self.k_b_proj,
+            num_heads=num_heads,
+            head_dim=head_dim,
+            num_channels=plan.key_rank,
+            shares=key_shares(plan, num_heads),
         )
-        if query_angles is not None:
-            assert self.rotary is not None
-            query = self.rotary.rotate(query, *query_angles)
-            if self.plan.frequencies is not None:
-                latent = turn_channels(latent, self.frequencies(latent.device), *query_angles)
+        value_up = HeadMap(
+            name="v_b_proj",
+            projection=self.v_b_proj,
+            num_heads=num_heads,
+            head_dim=head_dim,
+            num_channels=plan.value_rank,
+        )
+        return {
+            "plan": plan,
+            "key_up": key_up,
+            "value_up": value_up,
+            "key_norm": self.k_norm,
+            "sinks": self.sinks,
+            "codec": plan.codec() if plan.coded else None,
+            "reach": self.latent_reach,
+        }
 
-        # What is cached: the latent, or its row of bytes, as one head's key.
-        stored = latent
-        if self.codec is not None:
-            stored = encode_rows(self.codec, latent, self.latent_reach)
-        if cache is not None:
-            stored = cache.update(stored[:, None], stored[:, None, :, :0], layer_idx)[0][:, 0]
-            if attention_mask is None and isinstance(cache.layers[layer_idx], StaticLayer):
-                attention_mask = without_empty_slots(
-                    self, query, stored.shape[1], first_query_slot, first_key_slot
-                )
-        new, exact = latent, None
-        latent = stored
-        if self.codec is not None:
-            latent = decode_rows(self.codec, stored, query.dtype)
-            first_new = first_query_slot - first_key_slot
-            latent = newest_straight_through(new, latent, first_new, dim=1)
+    def latent(self, x: Tensor, layer_idx: int) -> Tensor:
+        """Latents (B, T, R), as they are before they are stored, of inputs (B, T, E)."""
+        latent = self.kv_a_proj(x)
+        if self.kv_a_adapters is not None:
+            latent = latent + self.kv_a_adapters[str(layer_idx)](x)
+        return latent
 
-        # Training reads every token as coded, also where it runs a pass again for its gradients.
-        learns = self.training and (cache is None or torch.is_grad_enabled())
-        if self.plan.keeps_exact and not (learns and cache is None):
-            unlike = unlike_matrices(self, query)
-            if unlike is not None:
-                raise NotSupportedError(
-                    f"{unlike} of layer {layer_idx} is not one linear map for all tokens, which "
-                    "exact_sinks and exact_window read with; merge the adapter, remove the hook, "
-                    "or convert without exact tokens"
-                )
-            copies = self._exact_tokens(cache, layer_idx, first_query_slot)
-            first = first_visible_slots(attention_mask, new.shape[0], latent.shape[1], new.device)
-            exact = copies.update(new, first + first_key_slot)
-        if exact is not None and not learns:
-            output, weights = read_with_exact(
-                self,
-                query,
-                latent,
-                exact,
-                first_key_slot + latent.shape[1] - query.shape[2],
-                first_key_slot,
-                attention_mask,
-                key_angles,
-            )
-        elif reads_directly(self, query, attention_mask):
-            output, weights = read_latents(self, query, latent, attention_mask, key_angles)
-        else:
-            output, weights = read_expanded(self, query, latent, attention_mask, key_angles, kwargs)
-        return output, weights
-
-    def _exact_tokens(self, cache, layer_idx: int, first_query_slot: int | Tensor) -> ExactTokens:
-        """Where the exact copies of this layer are kept.
-
-        Raises:
-            NotSupportedError: for caches that cannot keep them.
-        """
-        if cache is None:
-            return ExactTokens(self.plan.exact_sinks, self.plan.exact_window)
-        if not hasattr(cache, "exact_tokens"):
-            raise NotSupportedError(
-                f"a {type(cache).__name__} cannot keep exact_sinks and exact_window; use "
-                "make_cache(model), which is also what generate() makes by default"
-            )
-        copies = cache.exact_tokens(layer_idx, self.plan.exact_sinks, self.plan.exact_window)
-        assert copies.num_tokens == first_query_slot, "rows and copies are of the same tokens"
-        return copies
-
-    def frequencies(self, device: torch.device) -> Tensor:
-        """Rotary frequency of each pair of key channels, (Rk / 2,), kept on the device."""
-        kept = self._pair_frequencies
-        if kept is None or kept.device != device:
-            with lasting_tensors():
-                kept = torch.tensor(self.plan.frequencies, device=device)
-            self._pair_frequencies = kept
-        return kept
-
-    def _angles(
-        self,
-        query: Tensor,
-        position_embeddings: tuple[Tensor, Tensor] | None,
-        alone: bool,
-        first_query_slot: int | Tensor,
-        first_key_slot: int | Tensor,
-        num_keys: int,
-    ) -> tuple[tuple[Tensor, Tensor] | None, tuple[Tensor, Tensor] | None]:
-        """Angles of the new queries, and of the keys that are rotated when they are read.
-
-        Without history the model's own positions serve, unless keys are stored rotated, which later
-        queries must find rotated by their slot.
-        """
-        if self.rotary is None or position_embeddings is None:
-            return None, None
-        stores_rotated = self.plan.read_mode == "rotate"
-        if alone or (num_keys == query.shape[2] and not stores_rotated):
-            angles = position_embeddings, position_embeddings
-        else:
-            angles = self.rotary.window_angles(first_query_slot, first_key_slot, num_keys, query)
-        return angles[0], None if stores_rotated else angles[1]
-
-    def project_query(self, x: Tensor, layer_idx: int | None) -> tuple[Tensor, Tensor | None]:
+    def _query(self, head: LatentHead, x: Tensor, layer_idx: int) -> tuple[Tensor, Tensor | None]:
         """Queries before rotation (B, H, T, D), and the gate (B, T, H*D) or None."""
-        return project_query(self, x, self.q_adapters and self.q_adapters[str(layer_idx)])
+        q = self.q_proj(x)
+        if self.q_adapters is not None:
+            q = q + self.q_adapters[str(layer_idx)](x)
+        return split_query(q, head.head_dim, self.q_norm, head.norm_spans_heads, gated=self.gated)
 
-    def keys(self, latent: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
-        """Keys as the scores see them, (B, J, S, D), of latents (B, S, R)."""
-        k = self.k_b_proj(latent[..., : self.plan.key_rank])
-        k = _normed_heads(k, self.k_norm, self.head_dim, self.norm_spans_heads)
-        k = k.transpose(1, 2)
-        if angles is not None:
-            assert self.rotary is not None
-            k = self.rotary.rotate(k, *angles)
-        return k
+    def attend_expanded(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs
+    ) -> tuple[Tensor, Tensor | None]:
+        """The attention function that the model is configured with: (B, T, H, D), and probabilities
+        where it gives them.
 
-    def keeps_pairs(self, query: Tensor, angles: tuple[Tensor, Tensor]) -> bool:
-        """Whether keys may be rebuilt by `keys_in_pairs`."""
-        if self.k_norm is not None or self.rotary is None or torch.is_grad_enabled():
-            return False  # rotated in place, with weights that carry no gradient
-        if not is_plain(self.k_b_proj) or torch.is_autocast_enabled(query.device.type):
-            return False  # keys would not be float32
-        return self.rotary.turns_halves(query, angles[0])
-
-    def keys_in_pairs(self, latent: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """`keys` as (B, S, J, D) with channels in pairs, so that they are rotated where they are;
-        half the memory traffic of rotating copies, which is what decoding on a CPU waits for."""
-        weight, bias = key_map(self, latent)
-        # A copy of the rows, made anew each time: they may be written to behind anybody's back.
-        weight = weight.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
-        shares = self.plan.key_shares(len(weight)) if self.plan.method == "per_head" else None
-        channels = latent[..., : self.plan.key_rank]
-        k = linear_in_order(channels, weight, in_pairs(bias), shares)
-        assert self.rotary is not None
-        turn_pairs_(k, self.rotary.turns(cos, sin))
-        return k
-
-    def values(self, latent: Tensor) -> Tensor:
-        """Values (B, J, S, D) of latents (B, S, R)."""
-        v = self.v_b_proj(self.value_channels(latent))
-        return v.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-
-    def value_channels(self, latent: Tensor) -> Tensor:
-        """The channels (B, S, Rv) that values are made of."""
-        return latent[..., self.plan.kv_lora_rank - self.plan.value_rank :]
-
-
-def _refuse_values(layer: Any, layer_idx: int) -> None:
-    """Refuse a cache layer that holds values, which latents have none of."""
-    values = vars(layer).get("values")  # pooled layers would read their history to answer
-    if isinstance(values, Tensor) and values.shape[-1]:
-        raise NotSupportedError(
-            f"layer {layer_idx} of the cache holds keys and values, as prefix tuning or a source "
-            "model writes them, and this model reads latents; give it a cache that it filled "
-            "itself, and tune prompts (PromptTuningConfig) or adapters instead of prefixes"
+        Args:
+            query, key, value: (B, H, T, D) and (B, J, S, D).
+            mask: as the function takes it.
+            kwargs: further arguments of it.
+        """
+        head, implementation = self.head, self.config._attn_implementation
+        if head.softcap is not None and implementation == "sdpa":
+            implementation = "eager"  # SDPA has no softcap
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
+        options = {"softcap": head.softcap, "s_aux": head.sinks}
+        return attend(
+            self,
+            query,
+            key,
+            value,
+            mask,
+            dropout=self.dropout if self.training else 0.0,
+            scaling=head.scale,
+            sliding_window=head.window,
+            **{name: option for name, option in options.items() if option is not None},
+            **kwargs,
         )
 
 
@@ -369,33 +278,6 @@ def _projections(module: nn.Module) -> list[str]:
     """Names of the children with a weight that is a matrix."""
     weights = {name: getattr(child, "weight", None) for name, child in module.named_children()}
     return [name for name, weight in weights.items() if weight is not None and weight.ndim > 1]
-
-
-def project_query(attention, x: Tensor, adapter: nn.Module | None) -> tuple[Tensor, Tensor | None]:
-    """Queries before rotation (B, H, T, D), and the gate (B, T, H*D) or None.
-
-    Args:
-        attention: anything with `q_proj`, `q_norm`, `gated`, `head_dim` and `norm_spans_heads`.
-        x: (B, T, E).
-        adapter: low-rank addition to the projection, or None.
-    """
-    q = attention.q_proj(x)
-    if adapter is not None:
-        q = q + adapter(x)
-    gate = None
-    if attention.gated:
-        q, gate = q.unflatten(-1, (-1, 2 * attention.head_dim)).chunk(2, dim=-1)
-        q, gate = q.flatten(-2), gate.flatten(-2)
-    q = _normed_heads(q, attention.q_norm, attention.head_dim, attention.norm_spans_heads)
-    return q.transpose(1, 2), gate
-
-
-def _normed_heads(x: Tensor, norm: nn.Module | None, head_dim: int, spans_heads: bool) -> Tensor:
-    """(B, T, heads * D) -> (B, T, heads, D), normalised before or after the split."""
-    if norm is not None and spans_heads:
-        x = norm(x)
-    x = x.unflatten(-1, (-1, head_dim))
-    return norm(x) if norm is not None and not spans_heads else x
 
 
 def _adapters(

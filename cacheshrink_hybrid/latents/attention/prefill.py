@@ -10,25 +10,21 @@ has not been measured on a GPU.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from ...kernels.latents.decode import LatentRead
 from ...kernels.latents.paged_rows import PagedRows
-
-if TYPE_CHECKING:
-    from .module import LatentAttention
+from .head import LatentHead, joined
 
 BLOCK_SLOTS = 2048
 ROWS_PER_PROGRAM = 64
 FLASH_DTYPES = (torch.float16, torch.bfloat16)
 
 
-def latent_operations(module: LatentAttention, read: LatentRead, num_new: int) -> int:
+def latent_operations(head: LatentHead, read: LatentRead, num_new: int) -> int:
     """Operations per slot of history by `latent_prefill`, for `num_new` queries of each head."""
-    H, J, D = module.num_attention_heads, module.num_key_value_heads, module.head_dim
+    H, J, D = head.num_attention_heads, head.num_key_value_heads, head.head_dim
     rows = num_new * H
     if read.key_up is None:
         return 2 * rows * (read.key_rank + read.value_rank)
@@ -37,24 +33,24 @@ def latent_operations(module: LatentAttention, read: LatentRead, num_new: int) -
     return 2 * programs * rank * D + 2 * rows * (D + read.value_rank)
 
 
-def expanded_operations(module: LatentAttention, read: LatentRead, num_new: int) -> int:
+def expanded_operations(head: LatentHead, read: LatentRead, num_new: int) -> int:
     """The same for keys and values that are expanded once."""
-    H, J, D = module.num_attention_heads, module.num_key_value_heads, module.head_dim
+    H, J, D = head.num_attention_heads, head.num_key_value_heads, head.head_dim
     rank = read.key_rank if read.key_up is None else read.key_up.weight.shape[2]
     return 2 * J * D * (rank + read.value_rank) + 4 * num_new * H * D
 
 
-def expanding_pays(module: LatentAttention, read: LatentRead, num_new: int) -> bool:
+def expanding_pays(head: LatentHead, read: LatentRead, num_new: int) -> bool:
     """Whether fewer operations are done by expanding, and torch's attention can do them: it knows
     neither windows nor a softcap."""
     if read.window is not None or read.softcap is not None:
         return False
-    latent = latent_operations(module, read, num_new)
-    return expanded_operations(module, read, num_new) < latent
+    latent = latent_operations(head, read, num_new)
+    return expanded_operations(head, read, num_new) < latent
 
 
 def expanded_prefill(
-    module: LatentAttention,
+    head: LatentHead,
     query: Tensor,
     rows: PagedRows,
     frame_table: Tensor,
@@ -72,52 +68,51 @@ def expanded_prefill(
     begin = num_slots - T
     mixed = torch.zeros(B, H, T, D, dtype=torch.float32, device=query.device)
     total = torch.full((B, H, T), -torch.inf, device=query.device)
-    if module.sinks is not None:
-        total = module.sinks.float()[None, :, None].expand(B, H, T)
+    if head.sinks is not None:
+        total = head.sinks.float()[None, :, None].expand(B, H, T)
     blocks = [(at, min(at + block_slots, begin)) for at in range(0, begin, block_slots)]
     for first, last in [*blocks, (begin, num_slots)]:
-        latent = _latents(module, rows, frame_table, first, last, query.dtype)
+        latent = _latents(head, rows, frame_table, first, last, query.dtype)
         angles = None
-        if module.plan.read_mode == "reconstruct" and module.rotary is not None:
-            cos, sin = module.rotary.angles(num_slots, query)
+        if head.rebuilds_keys and head.rotary is not None:
+            cos, sin = head.rotary.angles(num_slots, query)
             angles = cos[:, first:last], sin[:, first:last]
-        key, value = module.keys(latent, angles), module.values(latent)
-        output, weight = attention_with_sums(
-            query, key, value, scale=module.scaling, causal=first == begin
-        )
+        key, value = head.keys(latent, angles), head.values(latent)
+        output, weight = attention_with_sums(head, query, key, value, causal=first == begin)
         merged = torch.logaddexp(total, weight)
         mixed = mixed * torch.exp(total - merged)[..., None]
         mixed = mixed + output.float() * torch.exp(weight - merged)[..., None]
         total = merged
-    return mixed.to(query.dtype).transpose(1, 2).reshape(B, T, H * D)
+    return joined(mixed.to(query.dtype), H)
 
 
 def attention_with_sums(
-    query: Tensor, key: Tensor, value: Tensor, *, scale: float, causal: bool
+    head: LatentHead, query: Tensor, key: Tensor, value: Tensor, *, causal: bool
 ) -> tuple[Tensor, Tensor]:
     """Attention of (B, H, T, D) over keys and values (B, J, S, D), and the log-sum-exp of the
-    scores, (B, H, T) float32.
+    scores, (B, H, T) float32; without sinks and window.
 
     Args:
         causal: query t sees the keys up to t; then S = T. Otherwise every query sees all.
     """
     group = query.shape[1] // key.shape[1]
-    key, value = (x.repeat_interleave(group, dim=1) for x in (key, value))
-    flash = query.shape[-1] % 8 == 0
+    flash = query.shape[-1] % 8 == 0 and head.softcap is None
     if query.device.type == "cuda" and query.dtype in FLASH_DTYPES and flash:
+        key, value = (x.repeat_interleave(group, dim=1) for x in (key, value))
         attend = torch.ops.aten._scaled_dot_product_flash_attention
-        output, sums = attend(query, key, value, 0.0, causal, False, scale=scale)[:2]
+        output, sums = attend(query, key, value, 0.0, causal, False, scale=head.scale)[:2]
         return output, sums[..., : query.shape[2]].float()
-    scores = torch.matmul(query.float() * scale, key.float().transpose(2, 3))
+    scores = head.scores(head.products(query.float(), key.float()))
     if causal:
         past = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
         scores = scores.masked_fill(~past, -torch.inf)
     sums = torch.logsumexp(scores, dim=-1)
-    return torch.matmul(torch.exp(scores - sums[..., None]), value.float()), sums
+    weights, value = torch.exp(scores - sums[..., None]), value.float()
+    return torch.matmul(weights, value.repeat_interleave(group, dim=1)), sums
 
 
 def _latents(
-    module: LatentAttention,
+    head: LatentHead,
     rows: PagedRows,
     frame_table: Tensor,
     first: int,
@@ -132,6 +127,6 @@ def _latents(
     in_frames = in_frames[:, rows.layer_offset : rows.layer_offset + T * row_bytes]
     stored = in_frames[frames].view(len(frames), -1, row_bytes)
     stored = stored[:, first - first_frame * T : last - first_frame * T]
-    if module.codec is not None:
-        return module.codec.decode(stored, dtype)
-    return stored.contiguous().view(dtype)
+    if head.codec is None:
+        stored = stored.contiguous().view(dtype)
+    return head.decoded(stored, dtype)

@@ -10,19 +10,17 @@ inputs for which slots and positions do not run in step.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from ...errors import NotSupportedError
 from ...lasting import lasting_tensors
+from .rotation import Angles, in_pairs, turn_channels, turn_pairs_, turned_halves, turning_pairs
 
 ApplyRotary = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
-
-_PAIR_ANGLES: WeakKeyDictionary[nn.Module, dict[tuple, tuple[Tensor, Tensor]]] = WeakKeyDictionary()
+Place = tuple[torch.dtype, torch.device]
 
 Frequencies = list[tuple[Tensor, int]]
 """The buffers of a rotary embedding, each with the number of times that it was written to."""
@@ -31,7 +29,8 @@ Frequencies = list[tuple[Tensor, int]]
 class SlotRotary:
     """Angles of cache slots, and their application to queries or keys.
 
-    Not a module: it refers to the model's rotary embedding and owns no weights.
+    Not a module: it refers to the model's rotary embedding and owns no weights. All layers that are
+    rotated alike share one, since they ask for the same angles in one step.
 
     Args:
         rotary_emb: the model's rotary embedding, called with (x, position_ids, *extra).
@@ -59,12 +58,13 @@ class SlotRotary:
         self.depends_on_length = depends_on_length
         # What is kept between calls. Each is looked up once and replaced as a whole, so that
         # threads with other texts may do the same at any time.
-        self._angles: tuple[Tensor, Tensor] | None = None
-        self._turns: tuple[Tensor, Tensor] | None = None
+        self._angles: dict[Place, Angles] = {}
+        self._pair_angles: dict[Place, Angles] = {}
+        self._turns: tuple[tuple[Tensor, Tensor], ...] = ()
         self._halves: bool | None = None
         self._formula: dict[tuple[torch.dtype, torch.dtype], bool] = {}
         self._rotated: dict[int, int | None] = {}
-        self._step: tuple[tuple, Any] | None = None
+        self._step: tuple[tuple, dict[tuple[int, int], tuple[Angles, Angles]]] | None = None
         self._frequencies: Frequencies = []
 
     def _forget_other_frequencies(self) -> None:
@@ -80,13 +80,10 @@ class SlotRotary:
             a is not b or m != n for (a, m), (b, n) in zip(now, known, strict=True)
         ):
             self._frequencies = now
-            self._angles = self._turns = self._step = None
-            if known:
-                _PAIR_ANGLES.pop(self.rotary_emb, None)
+            self._angles, self._pair_angles = {}, {}
+            self._turns, self._step = (), None
 
-    def angles(
-        self, num_slots: int, like: Tensor, last: int | Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def angles(self, num_slots: int, like: Tensor, last: int | Tensor | None = None) -> Angles:
         """cos and sin of slots 0 .. num_slots-1, each (1, num_slots, rotary dim), as `like`.
 
         `last` is the last slot in use, where frequencies depend on the length; None for all.
@@ -95,43 +92,37 @@ class SlotRotary:
             return self._compute(num_slots, like, last)
         if not torch.compiler.is_compiling():
             self._forget_other_frequencies()
-        kept = self._angles
-        if kept is None or kept[0].shape[1] < num_slots or not _matches(kept[0], like):
+        kept = self._angles.get((like.dtype, like.device))
+        if kept is None or kept[0].shape[1] < num_slots:
             if torch.compiler.is_compiling():
                 return self._compute(num_slots, like, last)
             # Room for as many again, so that decoding does not recompute at every step.
-            kept = self._angles = self._compute(2 * num_slots, like)
+            kept = self._angles[like.dtype, like.device] = self._compute(2 * num_slots, like)
         return kept[0][:, :num_slots], kept[1][:, :num_slots]
 
-    def pair_angles(self, num_slots: int, num_pairs: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    def pair_angles(self, num_slots: int, num_pairs: int, like: Tensor) -> Angles:
         """cos and sin of each channel pair at slots 0 .. num_slots-1 or more, (slots, pairs) each,
-        contiguous; one copy for all layers with this embedding."""
+        contiguous."""
         self._forget_other_frequencies()
-        tables = _PAIR_ANGLES.setdefault(self.rotary_emb, {})
-        key = (self.extra, like.dtype, like.device)
-        kept = tables.get(key)
+        kept = self._pair_angles.get((like.dtype, like.device))
         if kept is None or len(kept[0]) < num_slots:
             # A power of two, so that decoding does not copy at every step.
             cos, sin = self._compute(1 << (num_slots - 1).bit_length(), like)
             with lasting_tensors():
                 kept = cos[0, :, :num_pairs].contiguous(), sin[0, :, :num_pairs].contiguous()
-            tables[key] = kept
+            self._pair_angles[like.dtype, like.device] = kept
         return kept
 
     def kept_pair_angles(self) -> object:
         """What `pair_angles` gave out last, by type and device."""
-        return dict(_PAIR_ANGLES.get(self.rotary_emb, {}))
+        return dict(self._pair_angles)
 
-    def _compute(
-        self, num_slots: int, like: Tensor, last: int | Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def _compute(self, num_slots: int, like: Tensor, last: int | Tensor | None = None) -> Angles:
         """`angles` without looking at what is kept."""
         with lasting_tensors(), torch.no_grad():
             return self._computed(num_slots, like, last)
 
-    def _computed(
-        self, num_slots: int, like: Tensor, last: int | Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    def _computed(self, num_slots: int, like: Tensor, last: int | Tensor | None) -> Angles:
         position_ids = torch.arange(num_slots, device=like.device)[None]
         if self.depends_on_length and last is not None:
             # Empty slots of a static cache do not make the text longer.
@@ -143,7 +134,7 @@ class SlotRotary:
 
     def window_angles(
         self, first_query: int | Tensor, first_key: int, num_keys: int, query: Tensor
-    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    ) -> tuple[Angles, Angles]:
         """Angles of new queries and of the keys they read.
 
         Args:
@@ -158,15 +149,16 @@ class SlotRotary:
         """
         num_new = query.shape[2]
         at_key = slice(first_key, first_key + num_keys)
-        step = (first_query, first_key, num_keys, num_new, query.dtype, query.device)
+        step, window = (first_query, num_new, query.dtype, query.device), (first_key, num_keys)
         keeps = isinstance(first_query, int) and not (
             self.depends_on_length or torch.compiler.is_compiling()
         )
         if keeps:
             self._forget_other_frequencies()
-        kept = self._step
-        if keeps and kept is not None and kept[0] == step:
-            return kept[1]
+        kept = self._step if keeps else None
+        known = kept[1] if kept is not None and kept[0] == step else {}
+        if window in known:
+            return known[window]
         if isinstance(first_query, int):
             num_slots = max(first_query + num_new, at_key.stop)
             cos, sin = self.angles(num_slots, query, first_query + num_new - 1)
@@ -179,8 +171,8 @@ class SlotRotary:
         if at_key != slice(0, cos.shape[1]):
             of_keys = cos[:, at_key], sin[:, at_key]
         found = (cos[:, at_query], sin[:, at_query]), of_keys
-        if keeps:  # the same for the next layer
-            self._step = (step, found)
+        if keeps:  # the same for other layers, of which some may have another window
+            self._step = (step, {**known, window: found})
         return found
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -218,15 +210,18 @@ class SlotRotary:
     def turns(self, cos: Tensor, sin: Tensor) -> Tensor:
         """cos + i sin of the first half of the channels, (B or 1, S, D/2), for `turn_pairs_`.
 
-        All layers read the same slots in one step, so the last result is kept with what it is of.
+        Layers read the same slots in one step, or those of two windows, so the last results are
+        kept with what they are of.
         """
         kept = self._turns
-        if kept is None or kept[0] is not cos:
-            half = cos.shape[-1] // 2
-            with lasting_tensors():
-                turn = torch.complex(cos[..., :half].contiguous(), sin[..., :half].contiguous())
-            self._turns = kept = (cos, turn)
-        return kept[1]
+        for of, turn in kept:
+            if of is cos:
+                return turn
+        half = cos.shape[-1] // 2
+        with lasting_tensors():
+            turn = torch.complex(cos[..., :half].contiguous(), sin[..., :half].contiguous())
+        self._turns = (*kept[-1:], (cos, turn))
+        return turn
 
     def turns_halves(self, x: Tensor, cos: Tensor) -> bool:
         """Whether rotation is the complex multiplication of channel pairs (i, i + D/2), and can be
@@ -265,49 +260,13 @@ class SlotRotary:
             if width > head_dim or angles.shape[-1] != given:
                 continue
             turned = self.rotate(probe, angles.cos(), angles.sin())
-            pairs, order = in_pairs(probe[..., :width])[:, 0], torch.arange(half, device=device)
-            due = turn_channels(pairs, order, angles.cos(), angles.sin())
+            pairs = turning_pairs(range(half), device)
+            paired = in_pairs(probe[..., :width])[:, 0]
+            due = turn_channels(paired, pairs, angles.cos(), angles.sin())
             same = torch.allclose(in_pairs(turned[..., :width])[:, 0], due, atol=1e-5)
             if same and torch.equal(turned[..., width:], probe[..., width:]):
                 return width
         return None
-
-
-def turned_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Channels i and i + D/2 of x (B, heads, T, D) rotated by angles (B or 1, T, D) as most models
-    write it: x cos + [-x2, x1] sin."""
-    half = x.shape[-1] // 2
-    crossed = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-    return x * cos[:, None] + crossed * sin[:, None]
-
-
-def turn_channels(latent: Tensor, frequencies: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the first channels of latents (B, T, R), which are pairs (real, imaginary).
-
-    Args:
-        frequencies: of each pair; -1 for pairs that stay as they are.
-        cos, sin: (B or 1, T, rotary dim), of which the first half is one per frequency.
-    """
-    still = frequencies < 0
-    cos = torch.where(still, 1.0, cos[..., frequencies.clamp_min(0)]).to(latent.dtype)
-    sin = torch.where(still, 0.0, sin[..., frequencies.clamp_min(0)]).to(latent.dtype)
-    real, imaginary = latent[..., : 2 * len(frequencies)].unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack([real * cos - imaginary * sin, imaginary * cos + real * sin], dim=-1)
-    return torch.cat([turned.flatten(-2), latent[..., 2 * len(frequencies) :]], dim=-1)
-
-
-def in_pairs(x: Tensor) -> Tensor:
-    """Channels (..., D) in the order 0, D/2, 1, D/2 + 1, ..., so that a pair lies side by side."""
-    return x.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
-
-
-def turn_pairs_(x: Tensor, turn: Tensor) -> None:
-    """Rotate x (B, S, heads, D), channels in pairs, in place by turns (B or 1, S, D/2)."""
-    torch.view_as_complex(x.unflatten(-1, (-1, 2))).mul_(turn[:, :, None])
-
-
-def _matches(kept: Tensor, like: Tensor) -> bool:
-    return kept.dtype == like.dtype and kept.device == like.device
 
 
 def check_positions(position_ids: Tensor | None, attention_mask: object, past: int) -> None:

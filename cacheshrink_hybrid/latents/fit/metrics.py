@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from ...errors import CalibrationError
 from ...linear_map import weight_and_bias
-from ..attention.module import project_query
 from ..attention.parts import AttentionParts
+from ..attention.split_heads import split_query
 from .observe import observed_gradients
 from .statistics import Moments
 
@@ -76,8 +76,12 @@ class ScoreMetric(ActivationMetric):
 
     def see(self, x: Tensor, layer_idx: int, key_value: Tensor) -> None:
         parts = self.parts
-        adapter = parts.adapters[layer_idx][0] if parts.adapters else None
-        query, _ = project_query(_QueryView(parts), x, adapter)
+        q = parts.query.as_linear()(x)
+        if parts.adapters:
+            q = q + parts.adapters[layer_idx][0](x)
+        query, _ = split_query(
+            q, parts.head_dim, parts.q_norm, parts.norm_spans_heads, gated=parts.gated
+        )
         self.queries.add(query.transpose(1, 2).flatten(2))
         self.longest = max(self.longest, x.shape[1])
         keys = key_value[..., : parts.kv_width]
@@ -139,17 +143,6 @@ class ScoreMetric(ActivationMetric):
             per_query = columns.unflatten(1, (group, D))
             blocks.append(torch.einsum("egd,egc->dc", per_query, per_query))
         return torch.block_diag(*blocks)
-
-
-class _QueryView:
-    """The attributes that `project_query` reads, taken from parts."""
-
-    def __init__(self, parts: AttentionParts) -> None:
-        self.q_proj = parts.query.as_linear()
-        self.q_norm = parts.q_norm
-        self.gated = parts.gated
-        self.head_dim = parts.head_dim
-        self.norm_spans_heads = parts.norm_spans_heads
 
 
 def _normalized(metric: Tensor, covariance: Tensor) -> Tensor:

@@ -46,11 +46,18 @@ def test_the_cache_holds_the_planned_bytes(case: str, batch: int) -> None:
     converted, plan = pair(case, **CODED).converted, pair(case, **CODED).plan
     cache = make_cache(converted)
     window = min(
-        (m.sliding_window or LENGTH) for m in converted.modules() if isinstance(m, LatentAttention)
+        (m.head.window or LENGTH) for m in converted.modules() if isinstance(m, LatentAttention)
     )
     num_tokens = min(LENGTH, window)
     logits_in_pieces(converted, random_ids(batch, num_tokens), [num_tokens], cache)
-    assert cache_bytes(cache).kv == plan.bytes_per_token * num_tokens * batch
+    held, planned = cache_bytes(cache).kv, plan.bytes_per_token * num_tokens * batch
+    assert cache.planned is not None
+    assert (
+        held
+        == batch * cache.planned.layout.frames_for(num_tokens) * cache.planned.layout.frame_bytes
+    )
+    spare = batch * max(lifetime.tokens_per_frame for lifetime in cache.planned.layout.classes)
+    assert planned <= held <= planned + spare * plan.bytes_per_token
     stored = [
         layer.keys.dtype for layer in cache.layers if getattr(layer, "keys", None) is not None
     ]
@@ -61,11 +68,12 @@ def test_the_cache_holds_the_planned_bytes(case: str, batch: int) -> None:
 def test_reading_equals_the_decoded_latents(case: str) -> None:
     converted = pair(case, **CODED).converted
     module = next(m for m in converted.modules() if isinstance(m, LatentAttention))
-    assert module.codec is not None
+    codec, reach = module.head.codec, module.latent_reach
+    assert codec is not None
     latent = torch.randn(2, 5, module.plan.kv_lora_rank, generator=torch.Generator().manual_seed(0))
-    rows = module.codec.encode(latent, module.latent_reach)
-    decoded = module.codec.decode(rows, torch.float32)
-    assert torch.equal(module.codec.encode(decoded, module.latent_reach), rows)
+    rows = codec.encode(latent, reach)
+    decoded = codec.decode(rows, torch.float32)
+    assert torch.equal(codec.encode(decoded, reach), rows)
 
 
 @pytest.mark.parametrize("case", ["llama", "gpt2", "gemma2"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ def test_a_window_over_everything_reads_nothing_coded(case: str) -> None:
     uncoded = copy.deepcopy(converted)
     for module in uncoded.modules():
         if isinstance(module, LatentAttention):
-            module.codec = None
+            module.plan = replace(module.plan, row_format=None)
     due = logits_in_pieces(uncoded, ids, equal_pieces(LENGTH, 7))
     coded = logits_in_pieces(_converted(case), ids, equal_pieces(LENGTH, 7))
     assert (found - due).abs().max() < 1e-3

@@ -134,14 +134,14 @@ def attention_of(case: str, implementation: str) -> LatentAttention:
 def test_masks(case: str, num_new: int, num_keys: int, mask_name: str) -> None:
     attention = attention_of(case, "eager")
     mask = masks(num_new, num_keys)[mask_name]
-    query = torch.randn(2, attention.num_attention_heads, num_new, attention.head_dim)
-    latent = torch.randn(2, num_keys, attention.plan.kv_lora_rank)
+    head, expand = attention.head, attention.attend_expanded
+    query = torch.randn(2, head.num_attention_heads, num_new, head.head_dim)
+    latent = torch.randn(2, num_keys, head.plan.kv_lora_rank)
     angles = None
-    if attention.rotary is not None:
-        first = num_keys - num_new
-        angles = attention.rotary.window_angles(first, 0, num_keys, query)[1]
-    read, read_weights = dense_read.read_latents(attention, query, latent, mask, angles)
-    expanded, weights = dense_read.read_expanded(attention, query, latent, mask, angles, {})
+    if head.rotary is not None:
+        angles = head.rotary.window_angles(num_keys - num_new, 0, num_keys, query)[1]
+    read, read_weights = dense_read.read_latents(head, query, latent, mask, angles)
+    expanded, weights = dense_read.read_expanded(head, query, latent, mask, angles, expand)
     assert bool(torch.isfinite(read).all())
     assert bool(torch.isfinite(expanded).all())
     assert_same_computation(read, expanded)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from cacheshrink_hybrid.kernels.latents.decode import LatentRead
-from cacheshrink_hybrid.latents.attention.module import LatentAttention
-from cacheshrink_hybrid.latents.attention.pooled_read import (
-    append_to_pool,
-    latent_read,
-    prefill_from_pool,
-    row_layout,
-    rows_in_pool,
-)
+from cacheshrink_hybrid.latents.attention.kernel_view import latent_read, row_layout
+from cacheshrink_hybrid.latents.attention.pool_read import append_to_pool, read_pool, rows_in_pool
 from cacheshrink_hybrid.latents.attention.prefill import (
     attention_with_sums,
     expanded_operations,
@@ -22,7 +18,7 @@ from cacheshrink_hybrid.latents.attention.prefill import (
     latent_operations,
 )
 from cacheshrink_hybrid.pool.layout import LayerRows, compile_layout
-from tests.models import pair
+from tests.latents.attention.heads import head_of
 from tests.tolerances import assert_same_computation
 
 CASES = {
@@ -35,19 +31,12 @@ CASES = {
 }
 
 
-def module_of(name: str, cache_bits: int | str = "auto") -> LatentAttention:
-    case, method = CASES[name]
-    model = pair(case, method, 4.0, cache_bits=cache_bits).converted
-    modules = [module for module in model.modules() if isinstance(module, LatentAttention)]
-    return next(module for module in modules if module.sliding_window is None)
-
-
 @pytest.mark.parametrize("name", CASES)
 @torch.no_grad()
 def test_equals_prefill_over_latents(name: str) -> None:
-    module = module_of(name)
+    head = head_of(*CASES[name], windowed=False)
     num_slots, num_new, batch = 37, 11, 2
-    layout = row_layout(module, torch.float32)
+    layout = row_layout(head, torch.float32)
     frames = compile_layout(
         [LayerRows(layer_idx=0, row_bytes=48), LayerRows(layer_idx=1, row_bytes=layout.row_bytes)],
         tokens_per_frame=8,
@@ -58,27 +47,28 @@ def test_equals_prefill_over_latents(name: str) -> None:
     table = (torch.randperm(10).int() + 1).view(batch, 5)
     token = torch.arange(num_slots)
     slots = (table.long()[:, token // T] * T + token % T).flatten()
-    latent = torch.randn(batch * num_slots, module.plan.kv_lora_rank)
-    append_to_pool(module, latent, rows, slots, backend="torch")
-    query = torch.randn(batch, module.num_attention_heads, num_new, module.head_dim)
-    due = prefill_from_pool(
-        module,
+    latent = torch.randn(batch * num_slots, head.plan.kv_lora_rank)
+    append_to_pool(head, latent, rows, slots, backend="torch")
+    query = torch.randn(batch, head.num_attention_heads, num_new, head.head_dim)
+    due = read_pool(
+        head,
         query,
         rows,
         table,
         torch.full((batch,), num_slots, dtype=torch.int32),
-        read=latent_read(module, num_slots, query),
+        read=latent_read(head, num_slots, query),
         backend="torch",
     )
     for block_slots in (5, 8, 64):
-        got = expanded_prefill(module, query, rows, table, num_slots, block_slots=block_slots)
+        got = expanded_prefill(head, query, rows, table, num_slots, block_slots=block_slots)
         assert_same_computation(got, due)
 
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_attention_with_sums(causal: bool) -> None:
+    head = replace(head_of("gpt2", "joint"), num_key_value_heads=3, scale=0.4)
     query, key, value = torch.randn(2, 6, 9, 8), torch.randn(2, 3, 9, 8), torch.randn(2, 3, 9, 8)
-    got, sums = attention_with_sums(query, key, value, scale=0.4, causal=causal)
+    got, sums = attention_with_sums(head, query, key, value, causal=causal)
     due = torch.nn.functional.scaled_dot_product_attention(
         query, key, value, is_causal=causal, scale=0.4, enable_gqa=True
     )
@@ -91,13 +81,13 @@ def test_attention_with_sums(causal: bool) -> None:
 def test_expanding_pays_from_some_length_on() -> None:
     """Hand-counted for H = 4, J = 2, D = 8: absorbed latents of 24 + 24 channels cost 2 * 4 * 48
     per token; expanding 2 * 2 * 8 * 48 once and 4 * 4 * 8 per token."""
-    module = module_of("absorbed")
-    H, D = module.num_attention_heads, module.head_dim
+    head = head_of(*CASES["absorbed"], windowed=False)
+    H, D = head.num_attention_heads, head.head_dim
     read = LatentRead(key_rank=24, value_rank=24, scale=1.0)
-    J = module.num_key_value_heads
-    assert latent_operations(module, read, 5) == 2 * 5 * H * 48
-    assert expanded_operations(module, read, 5) == 2 * J * D * 48 + 4 * 5 * H * D
-    pays = [expanding_pays(module, read, n) for n in (1, 10_000)]
+    J = head.num_key_value_heads
+    assert latent_operations(head, read, 5) == 2 * 5 * H * 48
+    assert expanded_operations(head, read, 5) == 2 * J * D * 48 + 4 * 5 * H * D
+    pays = [expanding_pays(head, read, n) for n in (1, 10_000)]
     assert pays == [False, D < 24]
     windowed = LatentRead(key_rank=24, value_rank=24, scale=1.0, window=9)
-    assert not expanding_pays(module, windowed, 10_000)
+    assert not expanding_pays(head, windowed, 10_000)

@@ -175,6 +175,23 @@ def test_rotation_keeps_lengths_and_depends_on_differences_only(case: str) -> No
             assert_same_computation(same, same[..., :1].expand_as(same))
 
 
+@pytest.mark.parametrize(("case", "kinds"), [("llama", 1), ("gemma3_text", 2)])
+def test_layers_that_are_rotated_alike_share_their_angles(case: str, kinds: int) -> None:
+    found = [rotary for rotary, _ in rotaries(case)]
+    assert len({id(rotary) for rotary in found}) == kinds < len(found)
+
+
+def test_windows_of_one_step_are_worked_out_once() -> None:
+    """Layers with and without a sliding window take turns."""
+    rotary, head_dim = rotaries("llama")[0]
+    query = torch.zeros(1, 2, 1, head_dim)
+    windows = [rotary.window_angles(9, *window, query) for window in [(0, 10), (6, 4)] * 2]
+    assert windows[2] is windows[0] and windows[3] is windows[1]
+    turns = [rotary.turns(*keys) for _, keys in windows]
+    assert turns[2] is turns[0] and turns[3] is turns[1]
+    assert torch.equal(turns[1], turns[0][:, 6:])
+
+
 def test_kept_angles_follow_dtype_and_length() -> None:
     rotary, _ = rotaries("llama")[0]
     short = rotary.angles(4, torch.zeros(1))[0]

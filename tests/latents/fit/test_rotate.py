@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cacheshrink_hybrid.errors import PlanError
-from cacheshrink_hybrid.latents.attention.slot_rotary import turn_channels
+from cacheshrink_hybrid.latents.attention.rotation import turn_channels, turning_pairs
 from cacheshrink_hybrid.latents.fit.distortion import channel_costs, channel_variances
 from cacheshrink_hybrid.latents.fit.factors import KeyShape, Unit
 from cacheshrink_hybrid.latents.fit.rotate import rotate_factors, rotated_unit
@@ -47,7 +47,8 @@ def test_channels_turn_with_the_keys(name: str) -> None:
     y = torch.randn(5, 2 * J * D, generator=generator, dtype=torch.float64)
     angles = torch.randn(5, SHAPES[name].rotary_dim // 2, generator=generator).double()
     latents = (y - unit.mean) @ factors.encoder.T
-    turned = turn_channels(latents[None], factors.frequencies, angles.cos(), angles.sin())[0]
+    pairs = turning_pairs(factors.frequencies.tolist(), latents.device)
+    turned = turn_channels(latents[None], pairs, angles.cos(), angles.sin())[0]
     keys = turned[:, : factors.key_rank] @ factors.key_up.T
     due = _rotated_keys(y[:, : J * D], SHAPES[name], angles)
     still = unit.mean[: J * D].view(J, D)[:, SHAPES[name].rotary_dim :]

@@ -1,0 +1,209 @@
+"""The noun of attention over latents: what a layer computes with, and each formula once.
+
+Of a latent c per token, keys are k = rotate(norm(U_k c + b_k)) and values v = U_v c + b_v. Neither
+has to be formed: where keys are neither normalised nor rotated as they are read, the products are
+
+    q . k = (U_k^T q) . c + q . b_k                 absorbed queries
+    sum p v = U_v (sum p c) + (sum p) b_v           mixed latents
+
+Readers are functions of a head, queries and a context: `dense_read` and `exact_read` of tensors,
+`pool_read` and `prefill` of bytes in the pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ...codecs import RowCodec
+from ...codecs.traced_rows import decode_rows, encode_rows
+from ...lasting import lasting_tensors
+from ..plan import LatentPlan
+from .maps import HeadMap
+from .rotation import Angles, turn_channels, turning_pairs
+from .slot_rotary import SlotRotary
+from .split_heads import split_heads
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LatentHead:
+    """All heads of one attention layer over latents, as readers see them.
+
+    Modules and parameters are those of the layer, so that weights may change at any time; the
+    layer makes another head when others stand in their places.
+
+    Attributes:
+        plan: of the layer's latents.
+        num_attention_heads, num_key_value_heads, head_dim: H, J and D.
+        scale, softcap: products s of queries and keys give scores scale * s, and then
+            softcap * tanh(score / softcap); no softcap if None.
+        window: a query sees so many slots, its own included; None for all before it.
+        sinks: (H,) logits that take part in the softmax without a value; None for none.
+        key_up, value_up: from key and value channels to keys and values.
+        key_norm, norm_spans_heads: norm of keys before their rotation, see `split_heads`.
+        rotary: rotation of queries and keys by their slot; None for none.
+        codec, reach: how latents become rows of bytes, and how far their channels reach, (R,);
+            None where latents are stored as they are.
+    """
+
+    plan: LatentPlan
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    scale: float
+    softcap: float | None = None
+    window: int | None = None
+    sinks: Tensor | None = None
+    key_up: HeadMap
+    value_up: HeadMap
+    key_norm: nn.Module | None = None
+    norm_spans_heads: bool = False
+    rotary: SlotRotary | None = None
+    codec: RowCodec | None = None
+    reach: Tensor | None = None
+    _notes: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def noted(self, name: Hashable, find: Callable[[], Found]) -> Found:
+        """Keeps what `find` gives under a name, for what does not depend on the values of weights.
+        While a graph is traced nothing is kept."""
+        if torch.compiler.is_compiling():
+            return find()
+        if name not in self._notes:
+            with lasting_tensors():
+                self._notes[name] = find()
+        return self._notes[name]
+
+    @property
+    def kv_width(self) -> int:
+        """J * D."""
+        return self.num_key_value_heads * self.head_dim
+
+    # How keys are met
+
+    @property
+    def rebuilds_keys(self) -> bool:
+        """Whether keys are rebuilt from latents and then normalised and rotated; else queries are
+        absorbed."""
+        return self.plan.read_mode == "reconstruct"
+
+    @property
+    def stores_rotated(self) -> bool:
+        """Whether the key channels of a latent are rotated by its slot before they are stored."""
+        return self.plan.read_mode == "rotate"
+
+    def unlike_matrices(self, like: Tensor) -> str | None:
+        """Name and class of a projection that is no matrix, so that nothing can be absorbed into
+        it; None if there is none. For `like` see `HeadMap.matrix`."""
+        for up in (self.key_up, self.value_up):
+            if not up.is_matrix(like):
+                return f"{up.name} (a {type(up.projection).__name__})"
+        return None
+
+    # What is stored
+
+    def turned(self, query: Tensor, latent: Tensor, angles: Angles) -> tuple[Tensor, Tensor]:
+        """New queries (B, H, T, D), and latents (B, T, R) as they are stored, rotated by the angles
+        of their slots."""
+        assert self.rotary is not None
+        query = self.rotary.rotate(query, *angles)
+        frequencies, device = self.plan.frequencies, latent.device
+        if frequencies is not None:
+            pairs = self.noted(("pairs", device), lambda: turning_pairs(frequencies, device))
+            latent = turn_channels(latent, pairs, *angles)
+        return query, latent
+
+    def encoded(self, latent: Tensor) -> Tensor:
+        """What is stored of latents (B, T, R): their rows of bytes, or the latents themselves."""
+        if self.codec is None:
+            return latent
+        return encode_rows(self.codec, latent, self.reach)
+
+    def decoded(self, stored: Tensor, dtype: torch.dtype) -> Tensor:
+        """Latents (B, S, R) of what is stored of them."""
+        if self.codec is None:
+            return stored
+        return decode_rows(self.codec, stored, dtype)
+
+    # What is read
+
+    def key_channels(self, latent: Tensor) -> Tensor:
+        """The channels (B, S, Rk) that keys are made of."""
+        plan = self.plan
+        return latent if plan.key_rank == plan.kv_lora_rank else latent[..., : plan.key_rank]
+
+    def value_channels(self, latent: Tensor) -> Tensor:
+        """The channels (B, S, Rv) that values are made of."""
+        first = self.plan.kv_lora_rank - self.plan.value_rank
+        return latent[..., first:] if first else latent
+
+    def keys(self, latent: Tensor, angles: Angles | None) -> Tensor:
+        """Keys (B, J, S, D) of latents (B, S, R), normalised, and rotated by angles of their slots
+        if such are given."""
+        outputs = self.key_up(self.key_channels(latent))
+        k = split_heads(outputs, self.head_dim, self.key_norm, self.norm_spans_heads)
+        if angles is not None:
+            assert self.rotary is not None
+            k = self.rotary.rotate(k, *angles)
+        return k
+
+    def values(self, latent: Tensor) -> Tensor:
+        """Values (B, J, S, D) of latents (B, S, R)."""
+        v = self.value_up(self.value_channels(latent))
+        return v.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+
+    def absorbed(self, query: Tensor, *, offset: bool = True) -> tuple[Tensor, Tensor | None]:
+        """Queries (B, H, T, D) as key channels see them, (B, H * T, Rk), and what the keys' bias
+        adds to all products of a query, (B, H * T); None unless asked for."""
+        B, H, T, _ = query.shape
+        grouped = self.grouped(query)
+        weight, bias = self.key_up.matrix(query)
+        absorbed = torch.matmul(grouped, weight).view(B, H * T, -1)
+        if not offset:
+            return absorbed, None
+        return absorbed, torch.matmul(grouped, bias[:, :, None]).view(B, H * T)
+
+    def products(self, query: Tensor, keys: Tensor) -> Tensor:
+        """Products (B, H, T, S) of queries (B, H, T, D) and keys (B, J, S, D)."""
+        products = torch.matmul(self.grouped(query), keys.transpose(2, 3))
+        return products.view(*query.shape[:3], -1)
+
+    def grouped(self, x: Tensor) -> Tensor:
+        """(B, H, T, n) or (B, H * T, n) as (B, J, G * T, n): what meets the keys of one head, side
+        by side."""
+        rows = x.shape[1] if x.ndim == 3 else x.shape[1] * x.shape[2]
+        return x.reshape(x.shape[0], self.num_key_value_heads, rows // self.num_key_value_heads, -1)
+
+    def scores(self, products: Tensor) -> Tensor:
+        """Scores of the products of queries and keys, in any shape."""
+        scores = products * self.scale
+        if self.softcap is not None:
+            scores = torch.tanh(scores / self.softcap) * self.softcap
+        return scores
+
+    def outputs(self, mixed: Tensor, total: Tensor | None = None) -> Tensor:
+        """Heads' outputs (B, T, H*D) of mixed value channels (B, H * T, Rv).
+
+        Args:
+            total: sums of the probabilities that they were mixed with, (B, H * T); None if they add
+                up to one.
+        """
+        weight, bias = self.value_up.matrix(mixed)
+        heads = torch.matmul(self.grouped(mixed), weight.transpose(1, 2))
+        mean = bias[:, None]
+        if total is not None:
+            mean = self.grouped(total[..., None]).to(heads.dtype) * mean
+        return joined(heads + mean, self.num_attention_heads)
+
+
+def joined(heads: Tensor, num_heads: int) -> Tensor:
+    """Heads' outputs (B, J, G * T, D) or (B, H, T, D) as (B, T, H*D)."""
+    B, first, second, D = heads.shape
+    if first * second == num_heads:  # one token
+        return heads.view(B, 1, num_heads * D)
+    return heads.view(B, num_heads, -1, D).transpose(1, 2).reshape(B, -1, num_heads * D)

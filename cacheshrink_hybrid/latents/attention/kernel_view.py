@@ -1,0 +1,180 @@
+"""What kernels have to know of a head to read its rows in the pool, and what keeps them from it.
+
+Slots are positions: slot 0 is a sequence's first token, so queries are rotated by theirs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...codecs.row_layout import Kind, RowLayout
+from ...errors import KernelUnavailableError
+from ...kernels.latents.decode import KeyUp, LatentRead
+from .head import LatentHead
+
+
+def row_layout(head: LatentHead, dtype: torch.dtype) -> RowLayout:
+    """The layout of a head's rows, worked out once.
+
+    Args:
+        dtype: of latents that are stored as they are.
+
+    Raises:
+        KernelUnavailableError: latents that are stored in float64, or with a scale per token.
+    """
+    return head.noted(("row_layout", dtype), lambda: _layout(head, dtype))
+
+
+def _layout(head: LatentHead, dtype: torch.dtype) -> RowLayout:
+    if head.codec is not None:
+        if head.codec.token_scales:
+            raise KernelUnavailableError(
+                "kernels read rows with static scales, not scales='token'; convert with static "
+                "scales, or read through the codec"
+            )
+        return head.codec.layout
+    kind = Kind.of(dtype)
+    if kind is None:
+        raise KernelUnavailableError(
+            f"kernels do not read latents stored as {dtype}; run the model in float32, "
+            "bfloat16 or float16, or convert with coded latents"
+        )
+    return RowLayout.of_runs([(run.channels, kind) for run in head.plan.runs])
+
+
+def why_not(head: LatentHead, like: Tensor) -> str | None:
+    """What keeps kernels from reading a head's rows; None if nothing does.
+
+    Args:
+        like: a tensor of the activations' type and device.
+    """
+    unlike = head.unlike_matrices(like)
+    if unlike is not None:
+        return f"its {unlike} is not one linear map for all tokens"
+    return head.noted(("why_not", like.dtype), lambda: _fault(head, like))
+
+
+def _fault(head: LatentHead, like: Tensor) -> str | None:
+    if head.rotary is not None and head.rotary.depends_on_length:
+        return "its angles depend on the length of the text"
+    try:
+        row_layout(head, like.dtype)
+        latent_read(head, 1, like)
+    except KernelUnavailableError as fault:
+        return str(fault)
+    return None
+
+
+def latent_read(head: LatentHead, num_slots: int, like: Tensor) -> LatentRead:
+    """What `latent_decode` has to know of a head, with its weights as they are now.
+
+    Args:
+        num_slots: slots for which angles are needed.
+        like: a tensor of the queries' type and device.
+
+    Raises:
+        KernelUnavailableError: norms of keys other than the RMS norm of a head's channels,
+            rotations other than of channel pairs (i, i + rotary dim / 2), sliding windows that
+            exact copies cover, and latents without a channel of keys or of values.
+    """
+    plan, window = head.plan, head.window
+    if not (plan.key_rank and plan.value_rank):
+        raise KernelUnavailableError(
+            f"kernels read channels of keys and of values; this layer has key_rank={plan.key_rank} "
+            f"and value_rank={plan.value_rank}, so torch reads its rows"
+        )
+    if window is not None and plan.exact_window:
+        # The window of rows begins where that of copies ends, and the queries are moved there.
+        window -= plan.exact_window
+        if window < 1:
+            raise KernelUnavailableError(
+                f"its exact_window of {plan.exact_window} tokens covers its sliding window of "
+                f"{head.window}, so that no rows are read"
+            )
+    return LatentRead(
+        key_rank=plan.key_rank,
+        value_rank=plan.value_rank,
+        scale=head.scale,
+        window=window,
+        softcap=head.softcap,
+        sinks=head.sinks,
+        key_up=_key_up(head, num_slots, like) if head.rebuilds_keys else None,
+    )
+
+
+def _key_up(head: LatentHead, num_slots: int, like: Tensor) -> KeyUp:
+    norm_weight, epsilon = None, 0.0
+    if head.key_norm is not None:
+        norm_weight, epsilon = rms_gains(head, like.device)
+    weight, bias = head.key_up.matrix(like)
+    cos = sin = None
+    if head.rotary is not None:
+        channels = head.rotary.rotated_halves(head.head_dim)
+        if channels is None:
+            raise KernelUnavailableError(
+                "kernels rotate channel pairs (i, i + rotary dim / 2); this model rotates "
+                "otherwise, so its keys are rebuilt by the module"
+            )
+        cos, sin = head.rotary.pair_angles(num_slots, channels // 2, like)
+    return KeyUp(
+        weight=weight.detach().contiguous(),
+        bias=bias.detach(),
+        cos=cos,
+        sin=sin,
+        norm_weight=norm_weight,
+        norm_epsilon=epsilon,
+        per_head=head.key_up.shares is not None,
+    )
+
+
+@torch.no_grad()
+def rms_gains(head: LatentHead, device: torch.device) -> tuple[Tensor, float]:
+    """Gains (D,), float32, and epsilon of a norm of keys, with its weight as it is now.
+
+    Raises:
+        KernelUnavailableError: any other norm than that of the mean square over a head's channels.
+    """
+    norm: Any = head.key_norm
+    epsilon = getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+    if epsilon is not None and not head.norm_spans_heads:
+        plain = not (norm._forward_hooks or norm._forward_pre_hooks or "forward" in vars(norm))
+        if plain:
+            offset = head.noted(
+                "gain offset", lambda: _gain_offset(norm, epsilon, head.head_dim, device)
+            )
+            if offset is not None:
+                return norm.weight.float() + offset, float(epsilon)
+        gains = _tried_gains(norm, epsilon, head.head_dim, device)
+        if gains is not None:
+            return gains, float(epsilon)
+    raise KernelUnavailableError(
+        f"kernels normalise keys by the mean square of a head's channels; this model's "
+        f"{type(norm).__name__} does otherwise"
+    )
+
+
+def _gain_offset(norm: Any, epsilon: float, width: int, device: torch.device) -> float | None:
+    """What the gains of a norm are above its weight, 0 or 1; None if they are something else."""
+    gains = _tried_gains(norm, epsilon, width, device)
+    if gains is None:
+        return None
+    offsets = (0.0, 1.0)
+    return next((o for o in offsets if torch.allclose(gains, norm.weight.float() + o, 1e-5)), None)
+
+
+def _tried_gains(norm: Any, epsilon: float, width: int, device: torch.device) -> Tensor | None:
+    """Gains (D,) of a norm if it divides by the root of the mean square; None if it does
+    otherwise."""
+    probe = torch.linspace(-1, 2, width, device=device)[None]
+    gains = norm(torch.ones_like(probe))[0].float() * (1 + epsilon) ** 0.5
+    due = probe * torch.rsqrt(probe.square().mean() + epsilon) * gains
+    return gains if torch.allclose(norm(probe).float(), due, rtol=1e-2, atol=1e-2) else None
+
+
+def kept_tensors(head: LatentHead) -> object:
+    """What reading by kernels keeps between steps for a head, for those who have to keep it alive:
+    a recorded graph knows its addresses only."""
+    return head, None if head.rotary is None else head.rotary.kept_pair_angles()

@@ -1,0 +1,30 @@
+"""What kernels are told of a head, and what they are not for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cacheshrink_hybrid.errors import KernelUnavailableError
+from cacheshrink_hybrid.latents.attention.kernel_view import latent_read, row_layout, why_not
+from tests.latents.attention.heads import head_of
+
+
+def test_scales_per_token_are_refused() -> None:
+    with pytest.raises(KernelUnavailableError, match="scales='token'"):
+        row_layout(head_of("llama", "joint", cache_bits=8, scales="token"), torch.float32)
+
+
+def test_norms_over_all_heads_are_refused() -> None:
+    with pytest.raises(KernelUnavailableError, match="mean square of a head's channels"):
+        latent_read(head_of("olmo2", "joint"), 1, torch.empty(0))
+
+
+def test_layers_that_keep_nothing_of_their_values_are_refused() -> None:
+    """As small budgets make them; `auto` then leaves them to torch."""
+    head = head_of("llama", "joint")
+    assert why_not(head, torch.empty(0)) is None
+    reason = why_not(replace(head, plan=replace(head.plan, value_rank=0)), torch.empty(0))
+    assert reason is not None and "value_rank=0" in reason
