@@ -4,7 +4,7 @@
 # Compiling the model alone is right. With optimizer.step() inside torch.compile, also by the backend
 # "eager", which generates no code, the weight is no longer orthonormal, and is still called a
 # ManifoldParameter.
-# Seen: W^T W off the identity by 0.1 or more after three compiled steps; plain ones 2e-7.
+# Seen: W^T W off the identity by 1e-2 after three compiled steps, by 1e-7 after plain ones.
 set -euo pipefail
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
@@ -54,5 +54,5 @@ def trained(compiled):
 
 distances = {compiled: off(trained(compiled)) for compiled in (False, True)}
 print("plain:", distances[False], "| compiled:", distances[True], type(trained(True)).__name__)
-assert distances[False] < 1e-5 and distances[True] > 1e-2, "changed"
+assert distances[False] < 1e-5 and distances[True] > 1e-3, "changed"
 PYTHON
