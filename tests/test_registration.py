@@ -23,6 +23,8 @@ ORDERS = {
         THEIRS,
     ),
     "theirs first": (THEIRS, OURS),
+    "what saved models import": ("import cacheshrink_hybrid.auto", THEIRS),
+    "deep inside ours": ("import cacheshrink_hybrid.checkpoint.auto_config", THEIRS),
 }
 
 

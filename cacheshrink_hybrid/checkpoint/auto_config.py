@@ -7,7 +7,6 @@ from functools import cache
 from typing import Any
 
 from transformers import PreTrainedConfig
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ..errors import CheckpointError
 from .files import MODEL_TYPE
@@ -60,6 +59,9 @@ class CacheShrinkConfig(PreTrainedConfig):
 
 
 def _source_config_class(values: dict[str, Any]) -> type[PreTrainedConfig]:
+    # At the top, this import would ask `registration` for the class above before it is there.
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
     source_type = values.get(SOURCE_TYPE_KEY)
     if source_type not in CONFIG_MAPPING:
         raise CheckpointError(
