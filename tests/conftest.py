@@ -24,21 +24,10 @@ if not torch.cuda.is_available():
 
 import transformers
 
-QUICK_FAMILIES = {
-    "gpt2": "learned positions, fused projections with biases",
-    "llama": "rotary positions, grouped queries",
-    "gemma2": "windows, softcaps",
-    "gpt_oss": "sinks, mixture of experts",
-    "qwen3": "norms of queries and keys",
-    "jamba": "Mamba-1",
-    "granitemoehybrid": "Mamba-2, multipliers",
-    "qwen3_next": "delta rule, gates",
-    "zamba2-adapters": "one attention for several layers, with adapters",
-    "mamba2": "no attention",
-}
-"""Cases of `tiny_configs` that `--quick` keeps, and what each is there for."""
+from tests.families.tiny_configs import AXES
+
 QUICK_PARAMETERS = 1
-"""Of the sets of parameters of a test, how many `--quick` runs; one per family above in tests of
+"""Of the sets of parameters of a test, how many `--quick` runs; one family per axis in tests of
 identity."""
 
 
@@ -50,7 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     if config.getoption("--quick"):
         terminalreporter.write_line(
-            f"--quick left out: tests marked slow; all families but {', '.join(QUICK_FAMILIES)}; "
+            f"--quick left out: tests marked slow; all families but {', '.join(AXES)}; "
             f"outside of test_identity.py all but {QUICK_PARAMETERS} of each test's sets of "
             "parameters; the oldest transformers"
         )
@@ -88,9 +77,9 @@ def _quick(items: list[pytest.Item]) -> set[pytest.Item]:
             by_test.setdefault(item.nodeid.partition("[")[0], []).append(item)
     kept = set()
     for name, found in by_test.items():
-        some = [item for item in found if _case(item) in QUICK_FAMILIES] or found
+        some = [item for item in found if _case(item) in AXES] or found
         of_identity = some[0].path.name == "test_identity.py"
-        count = min(len(some), len(QUICK_FAMILIES) if of_identity else QUICK_PARAMETERS)
+        count = min(len(some), len(AXES) if of_identity else QUICK_PARAMETERS)
         first = zlib.crc32(name.encode())
         kept |= {some[(first + i * len(some) // count) % len(some)] for i in range(count)}
     return kept
