@@ -10,6 +10,8 @@ export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 # One thread per worker: more would fight over the same cores. nproc heeds OMP_NUM_THREADS.
 workers="${WORKERS:-$(nproc)}"
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+# Workers and the processes that tests start read bytecode again, pytest's of the tests as well.
+unset PYTHONDONTWRITEBYTECODE
 # Groups are those of tests/conftest.py, which also brings the slow ones to the front.
 in_groups=(-n "$workers" --dist loadgroup --no-loadscope-reorder --durations=25)
 ruff format --check .

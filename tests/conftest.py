@@ -6,11 +6,13 @@ runs, and which ones share a process.
 from __future__ import annotations
 
 import os
+import zlib
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -22,21 +24,11 @@ if not torch.cuda.is_available():
 
 import transformers
 
-QUICK_FAMILIES = {
-    "gpt2": "learned positions, fused projections with biases",
-    "llama": "rotary positions, grouped queries",
-    "gemma2": "windows, softcaps",
-    "gpt_oss": "sinks, mixture of experts",
-    "qwen3": "norms of queries and keys",
-    "jamba": "Mamba-1",
-    "granitemoehybrid": "Mamba-2, multipliers",
-    "qwen3_next": "delta rule, gates",
-    "zamba2-adapters": "one attention for several layers, with adapters",
-    "mamba2": "no attention",
-}
-"""Cases of `tiny_configs` that `--quick` keeps, and what each is there for."""
-QUICK_PARAMETERS = 4
-"""Of a test with more sets of parameters than these, `--quick` runs these many, evenly spread."""
+from tests.families.tiny_configs import AXES
+
+QUICK_PARAMETERS = 1
+"""Of the sets of parameters of a test, how many `--quick` runs; one family per axis in tests of
+identity."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -44,14 +36,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--quick", action="store_true", help=text)
 
 
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if config.getoption("--quick"):
+        terminalreporter.write_line(
+            f"--quick left out: tests marked slow; all families but {', '.join(AXES)}; "
+            f"outside of test_identity.py all but {QUICK_PARAMETERS} of each test's sets of "
+            "parameters; the oldest transformers"
+        )
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--quick"):
         kept = _quick(items)
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = [item for item in items if item in kept]
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        for item in items:
+            item.add_marker(pytest.mark.xdist_group(_group(item)))
+        items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 def _case(item: pytest.Item) -> object:
@@ -60,25 +62,26 @@ def _case(item: pytest.Item) -> object:
 
 
 def _group(item: pytest.Item) -> str:
-    """Tests of one group run in one process, where models of a family are made once."""
-    slow = item.get_closest_marker("slow")
+    """Tests of one group run in one process, after each other: models of a family are made once."""
+    slow, case = item.get_closest_marker("slow"), _case(item)
     if slow is not None:
         return str(slow.kwargs.get("group", item.name))
-    case = _case(item)
     return case if isinstance(case, str) else item.path.stem
 
 
 def _quick(items: list[pytest.Item]) -> set[pytest.Item]:
+    """Another part of the families and parameters for every test, but the same in every run."""
     by_test: dict[str, list[pytest.Item]] = {}
     for item in items:
         if item.get_closest_marker("slow") is None:
             by_test.setdefault(item.nodeid.partition("[")[0], []).append(item)
     kept = set()
-    for found in by_test.values():
-        families = [item for item in found if _case(item) in QUICK_FAMILIES]
-        some = families or found
-        step = max(1, len(some) / QUICK_PARAMETERS)
-        kept |= {some[int(i * step)] for i in range(min(len(some), QUICK_PARAMETERS))}
+    for name, found in by_test.items():
+        some = [item for item in found if _case(item) in AXES] or found
+        of_identity = some[0].path.name == "test_identity.py"
+        count = min(len(some), len(AXES) if of_identity else QUICK_PARAMETERS)
+        first = zlib.crc32(name.encode())
+        kept |= {some[(first + i * len(some) // count) % len(some)] for i in range(count)}
     return kept
 
 

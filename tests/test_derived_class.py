@@ -96,6 +96,7 @@ def generate_in_child(model: PreTrainedModel, ids: torch.Tensor, path: str) -> N
     torch.save(model.generate(ids, max_new_tokens=3, do_sample=False), path)
 
 
+@pytest.mark.slow
 def test_a_spawned_process_takes_a_model(tmp_path: Path) -> None:
     model, ids = with_states("granitemoehybrid"), random_ids(1, 8)
     context = torch.multiprocessing.get_context("spawn")

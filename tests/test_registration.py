@@ -41,6 +41,7 @@ def run(*lines: str) -> list:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
 def test_order_of_imports(order: tuple[str, ...], saved: Path) -> None:
     loaded, finder = run(

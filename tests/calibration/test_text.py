@@ -103,6 +103,7 @@ def test_file_that_is_no_text(tmp_path: Path) -> None:
         load_texts(None, path)
 
 
+@pytest.mark.slow
 def test_documentation_of_python() -> None:
     train = load_texts(None, "python-docs", num_samples=3)
     held_out = load_texts(None, "python-docs", num_samples=3, split="test")

@@ -188,6 +188,7 @@ def test_bfloat16_checkpoint_loads_as_bfloat16(tmp_path: Path) -> None:
     assert_bit_equal(loaded, converted)
 
 
+@pytest.mark.slow
 def test_another_process_loads_it_with_remote_code(saved: Path, tmp_path: Path) -> None:
     """Without importing the package first, from another directory, offline."""
     program = (

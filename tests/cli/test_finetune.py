@@ -40,6 +40,7 @@ def finetune(*arguments: object) -> int:
     return main(["finetune", *map(str, arguments)])
 
 
+@pytest.mark.slow
 def test_from_source_to_checkpoint(tmp_path: Path, stories: Path, capsys) -> None:
     """A source model is converted and trained; what comes out loads, and can be trained on."""
     output = tmp_path / "out"
@@ -89,6 +90,7 @@ def test_two_processes_with_frozen_weights_cut(tmp_path: Path, stories: Path) ->
     assert found == pytest.approx(metrics["perplexity_after"], rel=1e-2)
 
 
+@pytest.mark.slow
 def test_resolved_config_is_a_config(tmp_path: Path, stories: Path) -> None:
     first = tmp_path / "first"
     arguments = [model_path(), "--data", stories, "--compression-ratio", 8, *PLAIN]
@@ -192,6 +194,7 @@ def test_data_of_the_command_line_wins(tmp_path: Path, stories: Path) -> None:
     assert arguments_of(["model", "--config", str(config)]).data == ["python-docs"]
 
 
+@pytest.mark.slow
 def test_worse_than_before_is_said(tmp_path: Path, stories: Path, capsys) -> None:
     """And the weights from before training are what is saved."""
     output = tmp_path / "out"

@@ -92,6 +92,7 @@ def test_sweep_over_states(case: str, tmp_path: Path) -> None:
     assert (output / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["mamba", "falcon_mamba", "mamba2"])
 def test_models_without_attention_run_through_all_programs(
     case: str, tmp_path: Path, capsys: pytest.CaptureFixture

@@ -37,6 +37,7 @@ def test_sizes() -> None:
     assert 0.1 < held_out / (held_out + training) < 0.2
 
 
+@pytest.mark.slow
 def test_reading_is_deterministic() -> None:
     first = corpus.training_text()
     corpus._documents.cache_clear()

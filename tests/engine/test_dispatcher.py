@@ -171,6 +171,7 @@ def test_aborts_of_waiting_and_preempted_requests() -> None:
 # Streams that are left
 
 
+@pytest.mark.slow
 def test_streams_that_are_lost_or_closed() -> None:
     llm = engine()
     for end in ("close", "lose", "never started", "body fails"):

@@ -105,6 +105,7 @@ def decoded(runner: Runner, seq_ids: list[int], steps: int) -> Tensor:
     return torch.stack(found)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels run compiled")
 @pytest.mark.parametrize("name", INTERPRETED)
 def test_interpreted_kernels_give_the_logits_of_torch(name: str) -> None:

@@ -97,6 +97,7 @@ def test_coded_rows() -> None:
     assert tokens_of(outputs) == one_by_one(model, prompts(), 12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["llama", "mistral-window", "bamba", "jamba"])
 def test_a_pool_of_a_quarter_of_the_need_serves_all(case: str) -> None:
     model = model_of(case)

@@ -142,6 +142,7 @@ def test_static_cache(case: str, length: int) -> None:
         assert_same_logits(actual, logits_of(made.source, ids))
 
 
+@pytest.mark.slow(group="graphs")
 @pytest.mark.parametrize("case", ["gpt2", "llama", "qwen3", "gemma2", "mistral-window"])
 def test_no_graph_breaks(case: str) -> None:
     model = copy.deepcopy(pair(case, "auto", ratio=4.0, metric="activation").converted)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cacheshrink_hybrid.families import model_spec
-from tests.families.tiny_configs import CASES, tiny_config, tiny_model
+from tests.families.tiny_configs import AXES, CASES, tiny_config, tiny_model
 from tests.models import (
     Pair,
     calibration_ids,
@@ -59,8 +59,10 @@ def test_prefill_and_decode(case: str, method: str) -> None:
     )
 
 
-@pytest.mark.parametrize("length", [1, 3, 16])
-@pytest.mark.parametrize("case", CONTINUING)
+@pytest.mark.parametrize(
+    ("case", "length"),
+    [*itertools.product(CONTINUING, (3, 16)), *((case, 1) for case in CONTINUING if case in AXES)],
+)
 def test_continuation_in_pieces(case: str, length: int) -> None:
     source, converted = of_case(case).both()
     ids = random_ids(2, NUM_TOKENS)

@@ -348,6 +348,22 @@ RECURRENT_CASES: dict[str, dict] = {
 """Models without attention."""
 
 
+AXES = {
+    "gpt2": "learned positions, fused projections with biases",
+    "llama": "rotary positions, grouped queries",
+    "gemma2": "windows, softcaps",
+    "gpt_oss": "sinks, mixture of experts",
+    "qwen3": "norms of queries and keys",
+    "jamba": "Mamba-1",
+    "granitemoehybrid": "Mamba-2, multipliers",
+    "qwen3_next": "delta rule, gates",
+    "zamba2-adapters": "one attention for several layers, with adapters",
+    "mamba2": "no attention",
+}
+"""One case of every way in which families differ: all that quick tests, and tests of what does not
+depend on the family, are run on."""
+
+
 def tiny_config(case: str, **changes) -> PretrainedConfig:
     """The config of one case, with `changes` to its values."""
     values = {**(CASES | RECURRENT_CASES)[case], **changes}

@@ -1,6 +1,11 @@
-"""The row layouts that every kernel on latents is tested with."""
+"""The row layouts that every kernel on latents is tested with, and what is combined with them."""
 
 from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import torch
 
 from cacheshrink_hybrid.codecs import RowFormat
 from cacheshrink_hybrid.codecs.row_layout import Kind, RowLayout
@@ -29,3 +34,12 @@ LAYOUTS = {
     "plain": RowFormat(gains=False).layout([(4, 4), (20, 2), (8, 8), (4, 4)]),
     "eights": RowLayout.of_runs([(8, Kind.E4M3), (16, Kind.UNIFORM8), (8, Kind.UNIFORM8)]),
 }
+
+
+def combined(*values: Any) -> list[tuple]:
+    """Sets of parameters of a test, each a list of values: every combination on a GPU; in the
+    interpreter, which takes a hundred times longer, only so many that each value occurs."""
+    lists = [list(some) for some in values]
+    if torch.cuda.is_available():
+        return list(product(*lists))
+    return [tuple(some[i % len(some)] for some in lists) for i in range(max(map(len, lists)))]

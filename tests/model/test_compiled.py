@@ -46,6 +46,7 @@ def few_bit_model() -> PreTrainedModel:
     return model
 
 
+@pytest.mark.slow
 def test_one_pass() -> None:
     steps: list[int] = []
     for model in (pair("llama").source, few_bit_model()):
@@ -58,6 +59,7 @@ def test_one_pass() -> None:
     assert steps[1] < LARGEST_GRAPH * steps[0]
 
 
+@pytest.mark.slow
 def test_generate() -> None:
     steps: list[int] = []
     for original in (pair("llama").source, few_bit_model()):
@@ -71,6 +73,7 @@ def test_generate() -> None:
     assert steps[1] < LARGEST_GRAPH * steps[0]
 
 
+@pytest.mark.slow
 def test_training_step() -> None:
     """Through AOTAutograd, whose backward graph passes the codes straight through."""
     model = few_bit_model().train()

@@ -155,7 +155,7 @@ class Lives(RuleBasedStateMachine):
             self.shadowed.check()
 
 
-TestLives = pytest.mark.filterwarnings("ignore")(Lives.TestCase)
+TestLives = pytest.mark.slow(pytest.mark.filterwarnings("ignore")(Lives.TestCase))
 TestLives.settings = settings(
     max_examples=40,
     stateful_step_count=40,

@@ -178,7 +178,7 @@ def frozen_bytes(before: dict[str, Tensor], after: dict[str, Tensor]) -> int:
     return sum({tensor.data_ptr(): tensor.nbytes for tensor in same}.values())
 
 
-@pytest.mark.slow
+@pytest.mark.slow(group="two processes")
 @pytest.mark.parametrize("name", TRAININGS)
 def test_two_processes(name: str, two_processes: Path, tmp_path: Path) -> None:
     """Losses and weights are those of whole weights bit for bit, and of one process; also when

@@ -79,6 +79,7 @@ def test_whole_share_changes_nothing() -> None:
     assert torch.equal(logits_of(model, random_ids(1, 8)), expected)
 
 
+@pytest.mark.slow
 def test_training_with_nested_ranks_serves_the_smaller_model() -> None:
     """The cut model is better after training that saw it than after training that did not."""
     texts = [random_ids(1, 24, seed=i)[0] for i in range(4)]

@@ -11,9 +11,8 @@ import torch
 from tests.subprocesses import run_python
 from tests.training.processes import LOSSES, MAX_STEPS, trained
 
-pytestmark = [pytest.mark.slow]
 
-
+@pytest.mark.slow(group="two processes")
 @pytest.mark.parametrize("loss", LOSSES)
 def test_two_processes_equal_one(loss: str, two_processes: Path, tmp_path: Path) -> None:
     """The same global batch, of sequences of unequal lengths."""
@@ -27,6 +26,7 @@ def test_two_processes_equal_one(loss: str, two_processes: Path, tmp_path: Path)
         )
 
 
+@pytest.mark.slow
 def test_killed_training_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
     """kill -9 in the fifth step; resumed from the fourth's checkpoint, bit for bit."""
     arguments = "tests.training.processes", "killed", tmp_path / "killed", 4

@@ -137,6 +137,7 @@ def test_accumulation_equals_a_larger_batch_and_drops_nothing() -> None:
     assert small["tokens"] == large["tokens"] == 2 * sum(len(ids) - 1 for ids in texts)
 
 
+@pytest.mark.slow
 def test_resumed_training_is_the_uninterrupted_one(tmp_path: Path) -> None:
     """Bit for bit, from the last checkpoint that is whole."""
     settings = dict(save_steps=2, save_total_limit=3, max_steps=6, nested_ranks=(1.0, 0.5))
@@ -172,6 +173,7 @@ def test_resumed_training_is_the_uninterrupted_one(tmp_path: Path) -> None:
         assert torch.equal(a, b), name
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_nothing() -> None:
     for loss in ("lm", "reconstruction"):
         plain = train(student(), loss=loss)

@@ -89,6 +89,7 @@ def test_fisher_is_the_second_moment_of_the_gradients(case: str) -> None:
         assert_close(statistics.covariance, torch.cov(y.T, correction=0))
 
 
+@pytest.mark.slow
 def test_fisher_predicts_the_growth_of_the_loss() -> None:
     """e^T M e is the expected divergence from the model's own predictions, in nats per token, of
     a small error e at one token's keys and values, summed over all tokens it reaches."""

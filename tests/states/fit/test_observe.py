@@ -17,6 +17,7 @@ from tests.models import calibration_ids, random_ids, unchanged
 CASES = ["granitemoehybrid", "bamba", "qwen3_next", "jamba", "zamba"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_what_a_gradient_reads_from_a_state(case: str) -> None:
     """u_t = S_t^T g_t, with the states S_t found by scanning to each token."""
@@ -39,6 +40,7 @@ def test_what_a_gradient_reads_from_a_state(case: str) -> None:
         torch.testing.assert_close(last, state, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["fisher", "score", "activation"])
 @pytest.mark.parametrize("case", CASES)
 def test_calibration_leaves_the_model_as_it_was(case: str, metric: str) -> None:
@@ -59,6 +61,7 @@ def test_calibration_leaves_the_model_as_it_was(case: str, metric: str) -> None:
         assert torch.all(found.memory > 0)
 
 
+@pytest.mark.slow
 def test_states_do_not_change_what_is_found_for_keys_and_values() -> None:
     model = tiny_model("granitemoehybrid")
     spec = model_spec(model.config)

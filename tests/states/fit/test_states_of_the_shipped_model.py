@@ -95,6 +95,7 @@ def errors() -> dict[str, list[float]]:
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("i", range(len(RANKS)), ids=[f"rank {rank}" for rank in RANKS])
 def test_oblique_is_best_and_axis_aligned_selection_worst(i: int) -> None:
     by_method = {name: values[i] for name, values in errors().items()}

@@ -10,14 +10,13 @@ from cacheshrink_hybrid.errors import ConfigError, KernelUnavailableError
 from cacheshrink_hybrid.kernels.latents.append import latent_append
 from cacheshrink_hybrid.kernels.latents.row_reference import decode_rows
 
-from ...cases import LAYOUTS
+from ...cases import LAYOUTS, combined
 from ...pools import empty_rows, random_latents
 
 every_layout = pytest.mark.parametrize("name", LAYOUTS)
 
 
-@every_layout
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("name", "dtype"), combined(LAYOUTS, [torch.float32, torch.bfloat16]))
 def test_bytes_equal_the_reference(name: str, dtype: torch.dtype, device: torch.device) -> None:
     layout = LAYOUTS[name]
     latent = random_latents(23, layout.num_channels).to(device, dtype)

@@ -11,7 +11,7 @@ from cacheshrink_hybrid.kernels.latents.decode import LatentRead, latent_decode
 from cacheshrink_hybrid.kernels.latents.prefill import latent_prefill
 from cacheshrink_hybrid.kernels.latents.row_reference import gather_latents
 
-from ...cases import LAYOUTS
+from ...cases import LAYOUTS, combined
 from ...checks import assert_close
 from ...pools import filled_rows
 
@@ -31,8 +31,7 @@ def _ranks(name: str) -> tuple[int, int]:
     return (channels // 2 + 4) // 4 * 4, channels * 3 // 4 // 4 * 4
 
 
-@every_layout
-@pytest.mark.parametrize("num_splits", [1, 3])
+@pytest.mark.parametrize(("name", "num_splits"), combined(LAYOUTS, [1, 3]))
 def test_equals_reference(name: str, num_splits: int, device: torch.device) -> None:
     rows, table, lens = filled_rows(LAYOUTS[name], RAGGED, device=device)
     key_rank, value_rank = _ranks(name)
@@ -56,9 +55,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("tokens", [1, 3])
-@pytest.mark.parametrize("num_splits", [1, 4])
-@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize(("option", "num_splits", "tokens"), combined(OPTIONS, [4, 1], [3, 1]))
 def test_options(option: str, num_splits: int, tokens: int, device: torch.device) -> None:
     lens = [70, 3, 0, 33]
     rows, table, context = filled_rows(LAYOUTS["mixed"], lens, device=device)

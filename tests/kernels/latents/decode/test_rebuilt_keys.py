@@ -16,6 +16,7 @@ from cacheshrink_hybrid.kernels.latents.decode import KeyUp, LatentRead, latent_
 from cacheshrink_hybrid.kernels.latents.decode.reference import rebuilt_keys
 from cacheshrink_hybrid.kernels.latents.row_reference import gather_latents
 
+from ...cases import combined
 from ...checks import assert_close
 from ...pools import empty_rows, filled_rows, frame_tables, slots_of
 
@@ -75,8 +76,7 @@ def _read(name: str, key_up: KeyUp, **options) -> LatentRead:
     )
 
 
-@pytest.mark.parametrize("num_splits", [1, 2])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "num_splits"), combined(CASES, [1, 2]))
 def test_equals_reference(name: str, num_splits: int, device: torch.device) -> None:
     rows, table, context = filled_rows(CASES[name][0], LENS, device=device, outliers=False)
     read = _read(name, _key_up(name, device), softcap=4.0, window=30)

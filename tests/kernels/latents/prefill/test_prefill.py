@@ -39,12 +39,14 @@ def _check(layout: RowLayout, read: LatentRead, width: int, device: torch.device
     assert_close(results[0][1], results[1][1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [None, 12])
 def test_absorbed(window: int | None, device: torch.device) -> None:
     read = LatentRead(key_rank=64, value_rank=80, scale=0.2, window=window)
     _check(LAYOUTS["mixed"], read, 64, device)
 
 
+@pytest.mark.slow
 def test_rebuilt(device: torch.device) -> None:
     angles = torch.arange(64, device=device)[:, None] * 0.5 ** torch.arange(8, device=device)
     key_up = KeyUp(

@@ -104,6 +104,7 @@ def test_kernel_equals_reference(name: str, dtype: torch.dtype, device: torch.de
         mine.arena.copy_(pages.arena)  # a number may round to either of two codes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_replay_is_the_recurrence(backend: str, device: torch.device) -> None:
     pages, ring, table = _setup("float32", torch.float32, device)

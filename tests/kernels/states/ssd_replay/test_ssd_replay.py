@@ -77,6 +77,7 @@ def _inputs(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return x, torch.rand(B, M, device=device), write, read
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
@@ -142,6 +143,7 @@ def test_ranks_change_nothing_but_where_inputs_lie(device: torch.device) -> None
     torch.testing.assert_close(found[1], found[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 def test_replay_is_the_recurrence(backend: str, device: torch.device) -> None:
     pages, ring, table = _setup("float32", torch.float32, device)
