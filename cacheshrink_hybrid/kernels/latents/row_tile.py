@@ -18,6 +18,7 @@ from ...codecs import levels
 from ...codecs.row_layout import Kind, RowLayout
 from ...errors import ConfigError
 from ..numerics import float8_value
+from .paged_rows import PagedRows
 
 # Device functions see numbers of modules only as these.
 FLOAT32 = tl.constexpr(Kind.FLOAT32.number)
@@ -38,6 +39,24 @@ HEAD_NAN = tl.constexpr(levels.HEAD_NAN)
 
 MIN_WIDTH = 16  # tl.dot multiplies no less
 MAX_WIDTH = 128
+
+
+@dataclass(frozen=True, slots=True)
+class FramedRows:
+    """How rows lie in frames, as a kernel takes it for a constant; no head byte is -1."""
+
+    row_bytes: int
+    frame_bytes: int
+    frame_tokens: int
+    head_byte: int
+    even: bool
+
+    @staticmethod
+    def of(rows: PagedRows) -> "FramedRows":
+        head_byte = -1 if rows.layout.head_byte is None else rows.layout.head_byte
+        return FramedRows(
+            rows.layout.row_bytes, rows.frame_bytes, rows.frame_tokens, head_byte, rows.even
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,9 +166,9 @@ def _powers_of_two(channels: int) -> Iterator[tuple[int, int, int]]:
 
 
 @triton.jit
-def load_head(p_row, m_row, HEAD_BYTE: tl.constexpr):
+def load_head(p_row, m_row, ROWS: tl.constexpr):
     """Head byte, gain, and 0 or NaN for tokens that are kept or lost, each (N,)."""
-    head = tl.load(p_row + HEAD_BYTE, mask=m_row, other=0).to(tl.int32)
+    head = tl.load(p_row + ROWS.head_byte, mask=m_row, other=0).to(tl.int32)
     exponent = head - HEAD_LEVELS + HEAD_ESCAPED_LEVELS
     exponent = tl.maximum(exponent, 0) // HEAD_ESCAPED_LEVELS
     gain = ((exponent + 127) << 23).to(tl.float32, bitcast=True)

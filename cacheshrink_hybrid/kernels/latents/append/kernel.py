@@ -25,6 +25,7 @@ from ..row_tile import (
     LEVELS4,
     UNIFORM8,
     UNIFORM_CLIP,
+    FramedRows,
     pieces_of,
 )
 
@@ -138,18 +139,15 @@ def latent_append_fwd_kernel(
     CHANNELS: tl.constexpr,
     PIECES: tl.constexpr,
     END: tl.constexpr,
-    ROW_BYTES: tl.constexpr,
-    FRAME_BYTES: tl.constexpr,
-    FRAME_TOKENS: tl.constexpr,
-    HEAD_BYTE: tl.constexpr,
-    EVEN: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
     o_t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     m_t = o_t < num_tokens
     slot = tl.load(p_slots + o_t, mask=m_t, other=-1)
     m_t = m_t & (slot >= 0)
-    o_byte = (slot // FRAME_TOKENS) * FRAME_BYTES + layer_offset + (slot % FRAME_TOKENS) * ROW_BYTES
+    o_byte = (slot // ROWS.frame_tokens) * ROWS.frame_bytes + layer_offset
+    o_byte += (slot % ROWS.frame_tokens) * ROWS.row_bytes
     p_row = p_arena + tl.where(m_t, o_byte, 0)
     p_x = p_latent + o_t.to(tl.int64) * CHANNELS
 
@@ -160,7 +158,7 @@ def latent_append_fwd_kernel(
         m_c = tl.arange(0, PIECES[i].width) < PIECES[i].valid
         x = _channels(p_x, p_center, m_t, o_c, m_c)
         lost = tl.maximum(lost, tl.max((x - x != 0.0).to(tl.int32), 1))
-        if PIECES[i].coded and HEAD_BYTE >= 0:
+        if PIECES[i].coded and ROWS.head_byte >= 0:
             magnitude = tl.abs(x)
             if p_reach is not None:
                 limit = tl.load(p_reach + o_c, mask=m_c, other=0.0).to(tl.float32)[None, :]
@@ -189,18 +187,18 @@ def latent_append_fwd_kernel(
             if PIECES[i].head:
                 head_value = first
         else:
-            _write_floats(p_piece, p_mean, p_out, m_t, kept, constant(PIECES[i]), EVEN)
-    if HEAD_BYTE >= 0:
+            _write_floats(p_piece, p_mean, p_out, m_t, kept, constant(PIECES[i]), ROWS.even)
+    if ROWS.head_byte >= 0:
         place = tl.maximum(tl.minimum(_position(head_value), 1.0), 0.0)
         fine = tl.minimum(tl.floor(place * HEAD_LEVELS), HEAD_LEVELS - 1.0).to(tl.int32)
         coarse = tl.floor(place * HEAD_ESCAPED_LEVELS)
         coarse = tl.minimum(coarse, HEAD_ESCAPED_LEVELS - 1.0).to(tl.int32)
         escaped = (exponent - 1) * HEAD_ESCAPED_LEVELS + HEAD_LEVELS + coarse
         head = tl.where(kept, tl.where(exponent > 0, escaped, fine), HEAD_NAN)
-        tl.store(p_row + HEAD_BYTE, head.to(tl.uint8), mask=m_t)
-    if END < ROW_BYTES:
+        tl.store(p_row + ROWS.head_byte, head.to(tl.uint8), mask=m_t)
+    if ROWS.row_bytes > END:
         o = tl.arange(0, 16)
-        m_out = m_t[:, None] & (o < ROW_BYTES - END)[None, :]
+        m_out = m_t[:, None] & (o < ROWS.row_bytes - END)[None, :]
         tl.store(p_row[:, None] + END + o[None, :], tl.zeros([BLOCK_T, 16], tl.uint8), mask=m_out)
 
 
@@ -232,10 +230,6 @@ def latent_append_triton(
         CHANNELS=channels,
         PIECES=pieces_of(layout, keys=(0, channels), values=(0, channels)),
         END=layout.after_scales,
-        ROW_BYTES=layout.row_bytes,
-        FRAME_BYTES=rows.frame_bytes,
-        FRAME_TOKENS=rows.frame_tokens,
-        HEAD_BYTE=-1 if layout.head_byte is None else layout.head_byte,
-        EVEN=rows.even,
+        ROWS=FramedRows.of(rows),
         BLOCK_T=block_t,
     )

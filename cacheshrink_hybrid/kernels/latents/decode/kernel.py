@@ -15,7 +15,7 @@ from torch import Tensor
 from ...launch import has_native_float8, launch, num_multiprocessors
 from ...numerics import LOG2_E, TRITON_DTYPES, constant, dot_dtype, product, rounded
 from ..paged_rows import PagedRows
-from ..row_tile import load_head, load_piece, pieces_of
+from ..row_tile import FramedRows, load_head, load_piece, pieces_of
 from .key_tile import key_parts, query_part, query_piece, rebuilt_keys, vector_part, weight_part
 from .merge import merge_splits
 from .read import LatentRead
@@ -51,11 +51,7 @@ def latent_decode_fwd_kernel(
     QUERY_WIDTH: tl.constexpr,
     VALUE_WIDTH: tl.constexpr,
     PIECES: tl.constexpr,
-    EVEN: tl.constexpr,
-    ROW_BYTES: tl.constexpr,
-    FRAME_BYTES: tl.constexpr,
-    FRAME_TOKENS: tl.constexpr,
-    HEAD_BYTE: tl.constexpr,
+    ROWS: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
     RANK: tl.constexpr,
@@ -88,7 +84,7 @@ def latent_decode_fwd_kernel(
     if p_first_slots is not None:
         first_seen = tl.load(p_first_slots + i_seq)
     start, stop, first, last = block_range(
-        context, new, first_seen, i_split, num_splits, max_frames * FRAME_TOKENS,
+        context, new, first_seen, i_split, num_splits, max_frames * ROWS.frame_tokens,
         GROUP, WINDOW, BLOCK_M, BLOCK_N,
     )  # fmt: skip
 
@@ -136,19 +132,24 @@ def latent_decode_fwd_kernel(
             m_n = m_n & (o_n >= first)
         if p_first_slots is not None:
             m_n = m_n & (o_n >= first_seen)
-        p_row, m_n = row_pointers(
-            p_arena, p_frames, block, m_n, layer_offset, ROW_BYTES, FRAME_BYTES, FRAME_TOKENS,
-            BLOCK_N,
-        )  # fmt: skip
+        p_row, m_n = row_pointers(p_arena, p_frames, block, m_n, layer_offset, ROWS, BLOCK_N)
         head = tl.zeros([BLOCK_N], tl.int32)
         gain = tl.full([BLOCK_N], 1.0, tl.float32)
         lost = tl.zeros([BLOCK_N], tl.float32)
-        if HEAD_BYTE >= 0:
-            head, gain, lost = load_head(p_row, m_n, HEAD_BYTE)
+        if ROWS.head_byte >= 0:
+            head, gain, lost = load_head(p_row, m_n, ROWS)
         tiles = ()
         for i in tl.static_range(len(PIECES)):
             tile = load_piece(
-                p_row, m_n, head, p_levels, i_head, constant(PIECES[i]), EVEN, NATIVE_FLOAT8, DOT
+                p_row,
+                m_n,
+                head,
+                p_levels,
+                i_head,
+                constant(PIECES[i]),
+                ROWS.even,
+                NATIVE_FLOAT8,
+                DOT,
             )
             tiles = tiles + (tile,)
 
@@ -309,11 +310,7 @@ def latent_decode_triton(
         QUERY_WIDTH=width,
         VALUE_WIDTH=read.value_rank,
         PIECES=pieces,
-        EVEN=rows.even,
-        ROW_BYTES=layout.row_bytes,
-        FRAME_BYTES=rows.frame_bytes,
-        FRAME_TOKENS=rows.frame_tokens,
-        HEAD_BYTE=-1 if layout.head_byte is None else layout.head_byte,
+        ROWS=FramedRows.of(rows),
         WINDOW=read.window or 0,
         SOFTCAP=read.softcap or 0.0,
         RANK=0 if key_up is None else key_up.weight.shape[2],

@@ -48,24 +48,22 @@ def row_pointers(
     block,
     m_n,
     layer_offset,
-    ROW_BYTES: tl.constexpr,
-    FRAME_BYTES: tl.constexpr,
-    FRAME_TOKENS: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """First byte of the row of each slot of a block, and which of the slots `m_n` have a frame."""
     o_block = tl.arange(0, BLOCK_N)
     o_n = block * BLOCK_N + o_block
-    if FRAME_TOKENS % BLOCK_N == 0:
+    if ROWS.frame_tokens % BLOCK_N == 0:
         # A tile lies in one frame, whose number the whole program shares.
         first_slot = block * BLOCK_N
-        frame = tl.load(p_frames + first_slot // FRAME_TOKENS)
+        frame = tl.load(p_frames + first_slot // ROWS.frame_tokens)
         m_n = tl.where(frame >= 0, m_n, False)
-        o_byte = tl.maximum(frame, 0).to(tl.int64) * FRAME_BYTES + layer_offset
-        p_tile = p_arena + o_byte + (first_slot % FRAME_TOKENS) * ROW_BYTES
-        return p_tile + o_block * ROW_BYTES, m_n
+        o_byte = tl.maximum(frame, 0).to(tl.int64) * ROWS.frame_bytes + layer_offset
+        p_tile = p_arena + o_byte + (first_slot % ROWS.frame_tokens) * ROWS.row_bytes
+        return p_tile + o_block * ROWS.row_bytes, m_n
     else:
-        frame = tl.load(p_frames + o_n // FRAME_TOKENS, mask=m_n, other=-1)
+        frame = tl.load(p_frames + o_n // ROWS.frame_tokens, mask=m_n, other=-1)
         m_n = m_n & (frame >= 0)
-        o_byte = tl.maximum(frame, 0).to(tl.int64) * FRAME_BYTES + layer_offset
-        return p_arena + o_byte + (o_n % FRAME_TOKENS) * ROW_BYTES, m_n
+        o_byte = tl.maximum(frame, 0).to(tl.int64) * ROWS.frame_bytes + layer_offset
+        return p_arena + o_byte + (o_n % ROWS.frame_tokens) * ROWS.row_bytes, m_n
