@@ -15,10 +15,10 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
-from ..latents.exact_tokens import ExactTokens
+from ..latents.exact_tokens import ExactMemory, ExactTokens
 
 
-class LatentCache(DynamicCache):
+class LatentCache(DynamicCache, ExactMemory):
     """A `DynamicCache` that can say how much memory it holds, and that keeps the exact copies of
     layers whose plan asks for them.
 

@@ -190,7 +190,10 @@ class HybridCache(LatentCache, PoolMemory):
             first: tensor that is stored.
         """
         if self.planned is None:
-            self.planned = planned_layout(model_spec(self.config), dtype=first.dtype)
+            # Under autocast some layers give out the narrower type and others float32.
+            mixed = torch.is_autocast_enabled(first.device.type)
+            dtype = torch.float32 if mixed else first.dtype
+            self.planned = planned_layout(model_spec(self.config), dtype=dtype)
         layout = self.planned.layout
         num_frames = batch_size * layout.frames_for(num_tokens + 1) + 1
         num_frames = frames_allowed(num_frames, layout.frame_bytes, self.max_bytes, num_frames)

@@ -62,8 +62,6 @@ class StateSegment:
     def __post_init__(self) -> None:
         if self.code not in STATE_CODES:
             raise PlanError(f"state code {self.code!r} is unknown; one of {STATE_CODES} is due")
-        if self.rank < 1:
-            raise PlanError(f"rank {self.rank} of {len(self.heads)} heads must be at least 1")
 
 
 @dataclass(frozen=True)

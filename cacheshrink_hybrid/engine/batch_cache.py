@@ -19,7 +19,7 @@ from ..caches.planned_layout import PlannedLayout
 from ..caches.pooled_layers import PooledAttentionLayer, PooledLinearLayer, pooled_layers
 from ..kernels.backend import Backend
 from ..kernels.states.pages import StatePlace
-from ..latents.exact_tokens import ExactTokens
+from ..latents.exact_tokens import ExactMemory, ExactTokens
 from ..pool import arena
 from ..pool.memory import PoolMemory, RowStep, StateStep, place_in_state
 from ..pool.state_tensors import Placement, StateShape, first_byte
@@ -29,7 +29,7 @@ from .coverage import KernelCoverage
 from .step_tables import StepTables
 
 
-class BatchCache(Cache, PoolMemory):
+class BatchCache(Cache, PoolMemory, ExactMemory):
     """A view of some sequences of a store, for one forward pass after the other.
 
     Args:
@@ -284,7 +284,6 @@ class BatchCache(Cache, PoolMemory):
         return self._num_past
 
     def exact_tokens(self, layer_idx: int, num_sinks: int, window: int) -> ExactTokens:
-        """The copies of one layer."""
         return self._exact[layer_idx]
 
     # What attention layers ask for otherwise

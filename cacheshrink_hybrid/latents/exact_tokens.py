@@ -8,6 +8,7 @@ before the window are kept too, so that removing the last tokens restores it.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -146,6 +147,14 @@ class ExactTokens:
     def tensors(self) -> tuple[Tensor, ...]:
         """What is held, for counting bytes."""
         return tuple(tensor for tensor in (self._recent, self._sinks) if tensor is not None)
+
+
+class ExactMemory(ABC):
+    """What a cache owes attention layers of which some tokens are to stay exact."""
+
+    @abstractmethod
+    def exact_tokens(self, layer_idx: int, num_sinks: int, window: int) -> ExactTokens:
+        """The copies of one layer."""
 
 
 def copy_dtype(dtype: torch.dtype) -> torch.dtype:

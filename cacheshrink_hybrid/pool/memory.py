@@ -3,6 +3,9 @@
 A cache over a pool is a `RowMemory` to attention layers and a `StateMemory` to recurrent ones.
 Torch is given tensors of history; kernels are given bytes, tables and lengths: a `RowStep` for the
 rows of an attention layer, a `StateStep` for the state of a recurrent one.
+
+The two are base classes, not structural protocols: layers meet caches of all kinds and tell a
+memory from the others by `isinstance`, in every layer of every step.
 """
 
 from __future__ import annotations

@@ -9,12 +9,12 @@ import weakref
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from cacheshrink_hybrid import HybridCache, LatentCache, cache_bytes, make_cache
 from cacheshrink_hybrid.caches.planned_layout import layout_of
 from cacheshrink_hybrid.caches.pooled_layers import PooledLinearLayer
-from cacheshrink_hybrid.errors import CacheFullError, NotSupportedError
+from cacheshrink_hybrid.errors import CacheFullError, NotSupportedError, UnsupportedModelError
 from cacheshrink_hybrid.families import model_spec
 from tests.families.tiny_configs import CASES, tiny_model
 from tests.models import converted_copy, logits_in_pieces, pair, prefill_then_decode, random_ids
@@ -143,6 +143,24 @@ def test_generate_makes_this_cache(case: str) -> None:
     output = model_of(case).generate(random_ids(1, 9), **GREEDY, return_dict_in_generate=True)
     assert type(output.past_key_values) is HybridCache
     check(output.past_key_values)
+
+
+@pytest.mark.parametrize("case", ["llama", "bamba", "qwen3_next"])
+def test_under_autocast(case: str) -> None:
+    """Where layers give out tensors of two types; states that are not as planned stay outside."""
+    for model in (pair(case).source, model_of(case)):
+        caches = dense(model), make_cache(model), HybridCache(model.config)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            due, *logits = (
+                logits_in_pieces(model, random_ids(2, 12), [9, 1, 2], cache) for cache in caches
+            )
+        assert all(torch.equal(found, due) for found in logits)
+
+
+def test_models_that_no_config_tells_of_are_refused() -> None:
+    config = AutoConfig.for_model("bloom", hidden_size=16, n_layer=1, n_head=2, vocab_size=9)
+    with pytest.raises(UnsupportedModelError, match="'bloom' is unknown"):
+        make_cache(AutoModelForCausalLM.from_config(config))
 
 
 MODES = {

@@ -92,6 +92,8 @@ class StatePages:
         heads = sorted(head for segment in self.format.segments for head in segment.heads)
         if not heads or heads != list(range(len(heads))):
             faults.append(f"segments hold heads {heads}; due is every head once")
+        if any(segment.rank < 1 for segment in self.format.segments):
+            faults.append("a segment has no channels; ranks must be at least 1")
         if faults:
             raise ConfigError("; ".join(faults))
 

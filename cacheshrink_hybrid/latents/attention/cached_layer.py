@@ -11,7 +11,7 @@ from transformers.cache_utils import StaticLayer
 from ...codecs.straight_through import has_gradients
 from ...errors import KernelUnavailableError, NotSupportedError
 from ...pool.memory import RowMemory, RowStep
-from ..exact_tokens import ExactTokens
+from ..exact_tokens import ExactMemory, ExactTokens
 from ..plan import LatentPlan
 from .head import LatentHead
 from .kernel_view import why_not
@@ -90,7 +90,7 @@ class CachedLayer:
         """
         if self.cache is None:
             return ExactTokens(plan.exact_sinks, plan.exact_window)
-        if not hasattr(self.cache, "exact_tokens"):
+        if not isinstance(self.cache, ExactMemory):
             raise NotSupportedError(
                 f"a {type(self.cache).__name__} cannot keep exact_sinks and exact_window; use "
                 "make_cache(model), which is also what generate() makes by default"

@@ -166,7 +166,8 @@ class LatentHead:
         absorbed = torch.matmul(grouped, weight).view(B, H * T, -1)
         if not offset:
             return absorbed, None
-        return absorbed, torch.matmul(grouped, bias[:, :, None]).view(B, H * T)
+        mean = bias.view(self.num_key_value_heads, self.head_dim, 1)
+        return absorbed, torch.matmul(grouped, mean).view(B, H * T)
 
     def products(self, query: Tensor, keys: Tensor) -> Tensor:
         """Products (B, H, T, S) of queries (B, H, T, D) and keys (B, J, S, D)."""
@@ -195,7 +196,7 @@ class LatentHead:
         """
         weight, bias = self.value_up.matrix(mixed)
         heads = torch.matmul(self.grouped(mixed), weight.transpose(1, 2))
-        mean = bias[:, None]
+        mean = bias.view(self.num_key_value_heads, 1, self.head_dim)
         if total is not None:
             mean = self.grouped(total[..., None]).to(heads.dtype) * mean
         return joined(heads + mean, self.num_attention_heads)

@@ -121,7 +121,7 @@ def _key_up(head: LatentHead, num_slots: int, like: Tensor) -> KeyUp:
         cos, sin = head.rotary.pair_angles(num_slots, channels // 2, like)
     return KeyUp(
         weight=weight.detach().contiguous(),
-        bias=bias.detach(),
+        bias=bias.detach().view(weight.shape[:2]),
         cos=cos,
         sin=sin,
         norm_weight=norm_weight,

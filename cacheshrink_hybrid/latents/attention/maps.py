@@ -45,7 +45,7 @@ class HeadMap:
         return self.is_plain or is_linear(self.projection, self._units(like))
 
     def matrix(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """The map as it is now: a weight (J, D, channels) and a bias (J, D); where heads have
+        """The map as it is now: a weight (J, D, channels) and a bias (J*D,); where heads have
         channels of their own, the weight is (J, D, channels / J).
 
         Args:
@@ -53,10 +53,9 @@ class HeadMap:
         """
         heads = self.num_heads, self.head_dim
         if self.is_plain:
-            weight, bias = self.projection.weight, self.projection.bias
-            return weight.view(*heads, -1), bias.view(heads)
+            return self.projection.weight.view(*heads, -1), self.projection.bias
         columns, bias = images(self.projection, self._units(like))
-        return columns.T.reshape(*heads, -1), bias.view(heads)
+        return columns.T.reshape(*heads, -1), bias
 
     def in_order(self, channels: Tensor, order: Tensor) -> Tensor:
         """What a plain projection gives, (..., J, D), with its outputs in another order.

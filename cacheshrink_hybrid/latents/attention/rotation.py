@@ -62,5 +62,5 @@ def in_pairs(x: Tensor) -> Tensor:
 
 
 def turn_pairs_(x: Tensor, turn: Tensor) -> None:
-    """Rotate x (B, S, heads, D), channels in pairs, in place by turns (B or 1, S, D/2)."""
-    torch.view_as_complex(x.unflatten(-1, (-1, 2))).mul_(turn[:, :, None])
+    """Rotate x (B, S, heads, D), channels in pairs, in place by turns (B or 1, S, 1, D/2)."""
+    torch.view_as_complex(x.unflatten(-1, (-1, 2))).mul_(turn)

@@ -208,7 +208,7 @@ class SlotRotary:
         return known
 
     def turns(self, cos: Tensor, sin: Tensor) -> Tensor:
-        """cos + i sin of the first half of the channels, (B or 1, S, D/2), for `turn_pairs_`.
+        """cos + i sin of the first half of the channels, (B or 1, S, 1, D/2), for `turn_pairs_`.
 
         Layers read the same slots in one step, or those of two windows, so the last results are
         kept with what they are of.
@@ -220,6 +220,7 @@ class SlotRotary:
         half = cos.shape[-1] // 2
         with lasting_tensors():
             turn = torch.complex(cos[..., :half].contiguous(), sin[..., :half].contiguous())
+            turn = turn[:, :, None]
         self._turns = (*kept[-1:], (cos, turn))
         return turn
 

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...codecs.state import StateCodec
-from ...codecs.state_format import ROW_ALIGNMENT, StateSegment
+from ...codecs.state_format import ROW_ALIGNMENT, StateFormat, StateSegment
 from ...config import CompressionConfig
 from ...errors import PlanError
 from ...methods import STATE_METHODS
@@ -79,11 +78,6 @@ class StateUnit:
         assert spec is not None
         dropped = sum(spec.state_size - rank for rank in ranks)
         return spec.conv_channels - self.folded_columns * dropped
-
-    @property
-    def selects(self) -> bool:
-        """Whether some of the source's channels are kept, instead of directions."""
-        return self.method in STATE_METHODS and STATE_METHODS[self.method].selects
 
     @property
     def kind(self) -> MixerKind:
@@ -180,11 +174,7 @@ def _plans(
     budget_bytes: float,
 ) -> list[StatePlan]:
     codes = [codes_of(unit) for unit in units]
-    empty = [
-        _plan(unit, code, (0,) * unit.sizes[3], replay)
-        for unit, code in zip(units, codes, strict=True)
-    ]
-    fixed = sum(plan.bytes_per_sequence for plan in empty)
+    fixed = sum(_fixed_bytes(unit, code, replay) for unit, code in zip(units, codes, strict=True))
     spectra = []
     for unit, code in zip(units, codes, strict=True):
         for g in range(unit.sizes[3]):
@@ -231,15 +221,32 @@ def _gains(unit: StateUnit, group: int) -> Tensor:
     return torch.cummin(gains, dim=0).values
 
 
+def _head_bytes(head_dim: int, code: str) -> tuple[int, int]:
+    """Bytes of a head's codes and scales: those at any rank, and those of each channel."""
+    at_one, at_two = (
+        StateFormat(head_dim, (StateSegment(heads=(0,), rank=rank, code=code),)).num_bytes
+        for rank in (1, 2)
+    )
+    return 2 * at_one - at_two, at_two - at_one
+
+
+def _fixed_bytes(unit: StateUnit, codes: Sequence[str], replay: int) -> int:
+    """Bytes of one unit beside those of its channels."""
+    M, P, _, G = unit.sizes
+    spec = unit.layer.state
+    assert spec is not None
+    heads = sum(_head_bytes(P, code)[0] for code in codes)
+    row = -(-heads // ROW_ALIGNMENT) * ROW_ALIGNMENT
+    nothing = (0,) * G
+    ring = (replay - 1) * ring_bytes_per_token(unit.kind, M, P, nothing)
+    return row + ring + unit.conv_channels(nothing) * (spec.conv_kernel - 1) * BYTES_16BIT
+
+
 def _channel_bytes(unit: StateUnit, codes: Sequence[str], group: int, replay: int) -> int:
     """Bytes of one more channel of one group."""
     M, P, _, G = unit.sizes
     heads = range(group * (M // G), (group + 1) * (M // G))
-    size = 0
-    for head in heads:
-        codec = StateCodec(P, (StateSegment(heads=(0,), rank=1, code=codes[head]),))
-        one = sum(codec.sizes(codec.segments[0]))
-        size += one - (1 if codes[head] == "float16" else 0)
+    size = sum(_head_bytes(P, codes[head])[1] for head in heads)
     spec = unit.layer.state
     assert spec is not None
     columns = unit.folded_columns * (spec.conv_kernel - 1)
@@ -259,14 +266,14 @@ def _plan(unit: StateUnit, codes: Sequence[str], ranks: tuple[int, ...], replay:
     )
     full = min(ranks) == N
     channels = None
-    if not full and unit.selects:
+    if not full and STATE_METHODS[unit.method].selects:
         chosen = [basis.channels for basis in unit.bases]
         channels = tuple(
             tuple(order[:rank]) for order, rank in zip(chosen, ranks, strict=True) if order
         )
     statistics = unit.statistics
     cut = error = rounding = 0.0
-    if statistics is not None and min(ranks) > 0:
+    if statistics is not None:
         for g, basis in enumerate(unit.bases):
             cut += float(basis.loss[ranks[g]])
             if ranks[g] < N:

@@ -222,6 +222,8 @@ def test_bad_arguments(device: torch.device) -> None:
         function(*inputs, pages=pages, read_table=read, write_table=write[:, :1].contiguous())
     with pytest.raises(ConfigError, match="due is every head once"):
         replace(pages, format=StateFormat(16, _segments(((0, 2), 16, "float32"))))
+    with pytest.raises(ConfigError, match="ranks must be at least 1"):
+        replace(pages, format=StateFormat(16, _segments((ALL, 0, "float32"))))
     assert torch.equal(pages.arena, before)
 
 

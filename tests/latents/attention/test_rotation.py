@@ -34,7 +34,7 @@ def test_halves_and_pairs_in_place() -> None:
             alone = turned_halves(x[row : row + 1], cos[at], sin[at])
             torch.testing.assert_close(due[row : row + 1], alone)
         pairs = in_pairs(x).transpose(1, 2).contiguous()
-        turn_pairs_(pairs, turn)
+        turn_pairs_(pairs, turn[:, :, None])
         torch.testing.assert_close(pairs, in_pairs(due).transpose(1, 2))
 
 
