@@ -47,7 +47,7 @@ def test_from_source_to_checkpoint(tmp_path: Path, stories: Path, capsys) -> Non
     config = tmp_path / "config.yaml"
     config.write_text(
         "max-steps: 50\nloss: distillation\ncompression_ratio: 8\nextras: [norms]\n"
-        f"data: {stories}\nnested_ranks: [1.0, 0.5]\n"
+        f"data: {stories}\nnum_calibration_samples: 4\nnested_ranks: [1.0, 0.5]\n"
     )
     model = model_path()
     assert finetune(model, "--config", config, "--output", output, *FAST) == 0

@@ -77,6 +77,7 @@ def test_bytes_and_operations_of_a_chunk() -> None:
     assert {met.sizes["chosen"], expanded.sizes["chosen"]} == {True, False}
 
 
+@pytest.mark.slow
 def test_small_workloads_agree_with_references() -> None:
     pytest.importorskip("triton")
     gpu = torch.cuda.is_available()

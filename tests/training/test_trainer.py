@@ -121,11 +121,13 @@ def test_the_original_stays_while_extras_train() -> None:
         torch.testing.assert_close(logits_of(twin, ids), expected)
 
 
+@pytest.mark.slow
 def test_loss_is_distillation_where_the_original_is_at_hand() -> None:
     assert train(student())["settings"]["loss"] == "distillation"
     assert train(student(store_original_weights=False))["settings"]["loss"] == "lm"
 
 
+@pytest.mark.slow
 def test_accumulation_equals_a_larger_batch_and_drops_nothing() -> None:
     """Five sequences of unequal lengths: 4 + 1, as 2 + 2 and 1, give the same steps."""
     texts = [ids[: 16 - 2 * i] for i, ids in enumerate(dataset(5))]
@@ -263,6 +265,7 @@ def test_unconstrained() -> None:
     assert stats["orthonormality_error"] is None
 
 
+@pytest.mark.slow
 def test_teacher_of_its_own() -> None:
     """A teacher model teaches the same as the source weights that were kept."""
     kept = train(student(), use_distillation=True)
