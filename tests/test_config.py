@@ -34,7 +34,7 @@ REFUSED = {
         {"d_latent": 8, "compression_ratio": 2.0, "compression_method": "joint"},
         "d_latent=8 and compression_ratio=2.0 both fix the size; give one",
     ),
-    "rank-without-method": ({"d_latent": 8}, "give compression_method 'joint', 'separate' or"),
+    "rank-without-method": ({"d_latent": 8}, "give compression_method 'joint', 'separate'"),
     "damping-zero": ({"metric_damping": 0.0}, "metric_damping=0.0 must lie between 0 and 1"),
     "damping-text": ({"metric_damping": "a"}, "metric_damping='a' must lie between 0 and 1"),
     "damping-nan": ({"metric_damping": math.nan}, "metric_damping=nan must lie between"),

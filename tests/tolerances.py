@@ -30,11 +30,15 @@ def largest_difference(actual: Tensor, expected: Tensor) -> float:
 
 
 def assert_same_logits(actual: Tensor, expected: Tensor) -> None:
-    assert largest_difference(actual, expected) < LOGITS[expected.dtype]
+    _assert_below(largest_difference(actual, expected), LOGITS[expected.dtype])
 
 
 def assert_same_computation(actual: Tensor, expected: Tensor) -> None:
-    assert largest_difference(actual, expected) < SAME_COMPUTATION
+    _assert_below(largest_difference(actual, expected), SAME_COMPUTATION)
+
+
+def _assert_below(difference: float, limit: float) -> None:
+    assert difference < limit, f"differs by {difference:.3g}, where less than {limit:.3g} is due"
 
 
 def assert_within_bfloat16_noise(actual: Tensor, source: Tensor, exact: Tensor) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from ..calibration.text import calibration_sequences, load_texts
@@ -69,26 +70,33 @@ def run(given: argparse.Namespace) -> int:
             name = f"{series} {metric}"
             record = _record(name, byte_columns(spec, plan), perplexity(model), f"{name} {label}")
             records.append(record)
+            _write(given.output, records)  # what is measured is kept, whatever happens after it
             print(
                 f"{record['model']}: {record['bytes_per_token']} KV bytes per token, "
                 f"{record['state_bytes']} of state, perplexity {record['perplexity']:.4g}",
                 flush=True,
             )
-    base, size = records[0], size_key(records)
-    for record in records:
-        record["ratio"] = base[size] / record[size]
-        record["change_percent"] = 100 * (record["perplexity"] / base["perplexity"] - 1)
-        record["front"] = not any(_beats(other, record, size) for other in records)
-    shown = [{k: v for k, v in record.items() if k != "series"} for record in records]
-    print("\n" + fitting_table(shown))
-    write_text(given.output / "sweep.md", format_table(shown) + "\n")
-    write_json(given.output / "sweep.json", {"program": "sweep", "points": records})
+    print("\n" + fitting_table(_write(given.output, records)))
     plot_front(
         given.output / "sweep.png",
         records,
         f"{short_name(given.model)}: perplexity against cache size",
     )
     return 0
+
+
+def _write(output: Path, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Compare the points so far with the source and with each other, and write them as a table and
+    as JSON; returns the table's records."""
+    base, size = records[0], size_key(records)
+    for record in records:
+        record["ratio"] = base[size] / record[size]
+        record["change_percent"] = 100 * (record["perplexity"] / base["perplexity"] - 1)
+        record["front"] = not any(_beats(other, record, size) for other in records)
+    shown = [{k: v for k, v in record.items() if k != "series"} for record in records]
+    write_text(output / "sweep.md", format_table(shown) + "\n")
+    write_json(output / "sweep.json", {"program": "sweep", "points": records})
+    return shown
 
 
 def _check_ratios(given: argparse.Namespace, spec: ModelSpec) -> None:

@@ -91,8 +91,13 @@ def chosen_config(
             f"{', '.join(given)} and config both give settings; put all of them into config"
         )
     if use_calibration != config.reads_text:
+        remedy = (
+            "it reads no text; give use_calibration=False with it"
+            if use_calibration
+            else "it reads text; leave metric out, or give metric='none'"
+        )
         raise ConfigError(
             f"use_calibration={use_calibration} and metric={config.metric!r} contradict each "
-            "other: metric='none' is the one that needs no text; leave metric out, or change it"
+            f"other: {remedy}"
         )
     return config
