@@ -16,6 +16,8 @@ from ..spec import AttentionSpec, ModelSpec
 from .layers import family_of
 from .rows import Family
 
+DROPOUTS = ("attention_dropout", "dropout", "attn_dropout", "resid_dropout")
+"""Attributes of attention modules of transformers that hold a dropout, as a number or a module."""
 LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 
 
@@ -89,6 +91,10 @@ def _take_apart(
         rows = projection.weight().shape[0]
         if rows != due[name]:
             raise _unlike_row(family, layer_idx, f"{name} has {rows} rows, {due[name]} are due")
+    held = {*vars(source), *(name for name, _ in source.named_children())}
+    unread = sorted(name for name in held if "dropout" in name and name not in DROPOUTS)
+    if unread:
+        raise _unlike_row(family, layer_idx, f"{', '.join(unread)} is a dropout of another name")
     return AttentionParts(
         sources=sources,
         num_attention_heads=H,
