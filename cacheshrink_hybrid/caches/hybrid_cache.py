@@ -209,6 +209,26 @@ class HybridCache(LatentCache, PoolMemory):
         self._states = BatchStates(self.layers, self._batch, states)
         self.backend = decoding_backend(self._wish, first.device)
 
+    def _lay_out_for(self, rows: Tensor) -> None:
+        """Make the pool anew for rows of this type, in the layers that have none yet: autocast, and
+        weights of several types, bring others than the model's."""
+        assert self.planned is not None
+        held = {
+            layer.layer_idx: (first, self.read(layer.layer_idx, first, layer.cumulative_length))
+            for layer in self._attention_layers
+            if layer.cumulative_length
+            for first in [layer.first_seen(layer.cumulative_length)]
+        }
+        self._states.take_out()
+        self.planned = self.planned.with_row_type(rows.dtype, held)
+        self._lay_out(len(rows), rows.shape[1], rows)
+        for layer_idx, (begin, stored) in held.items():
+            self._make_room(len(stored), begin + stored.shape[1])
+            self._rows.write(layer_idx, begin, stored)
+        for layer in linear_layers(self.layers).values():
+            for states in states_of(layer):
+                states.update(dict(states))  # each to its new place
+
     def _batch_size(self) -> int:
         if self.store is not None and self._batch.ids:
             return len(self._batch.ids)
@@ -229,6 +249,9 @@ class HybridCache(LatentCache, PoolMemory):
         if self.store is None:
             self._lay_out(len(rows), rows.shape[1], rows)
         assert self.planned is not None
+        planned, layer = self.planned.rows[layer_idx], self.layers[layer_idx]
+        if planned.comes_as_another_type(rows) and not layer.cumulative_length:
+            self._lay_out_for(rows)
         self.planned.rows[layer_idx].check(rows)
         self._make_room(len(rows), begin + rows.shape[1])
         self._rows.write(layer_idx, begin, rows)

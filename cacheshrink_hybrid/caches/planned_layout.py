@@ -8,8 +8,8 @@ checkpoint has its digest.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -51,6 +51,12 @@ class RowShape:
             window=self.window,
         )
 
+    def comes_as_another_type(self, rows: Tensor) -> bool:
+        """Whether rows (..., elements) are of this width, and of a type that this would round."""
+        floats = rows.is_floating_point() and self.dtype.is_floating_point
+        exact = torch.promote_types(rows.dtype, self.dtype) == self.dtype
+        return floats and not exact and rows.shape[-1] == self.width
+
     def check(self, rows: Tensor) -> None:
         """Refuse rows (..., elements) that are no such rows, or would lose precision as such."""
         exact = torch.promote_types(rows.dtype, self.dtype) == self.dtype
@@ -86,6 +92,19 @@ class PlannedLayout:
         """Tokens after which every coded state has been rewritten; sequences whose lengths leave
         the same rest have rings that are filled alike."""
         return math.lcm(*self.replay_lengths)
+
+    def with_row_type(self, dtype: torch.dtype, kept: Collection[int]) -> PlannedLayout:
+        """The same with rows of this type in all layers but those that are kept, and those whose
+        rows are bytes."""
+        rows = {
+            idx: row
+            if idx in kept or not row.dtype.is_floating_point
+            else replace(row, dtype=dtype)
+            for idx, row in self.rows.items()
+        }
+        states = tuple(shape.rows() for shape in self.states)
+        layout = _compiled(tuple(row.rows() for row in rows.values()), states)
+        return replace(self, layout=layout, rows=rows)
 
 
 def layout_of(model: PreTrainedModel) -> PlannedLayout:

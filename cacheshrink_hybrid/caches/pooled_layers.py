@@ -77,7 +77,7 @@ class PooledAttentionLayer(CacheLayerMixin):
         self.cumulative_length = begin + count
         if begin == 0:
             return key_states, value_states
-        first = self._first_seen(begin)
+        first = self.first_seen(begin)
         keys, values = self._tensors(first, begin + count, lasting=False)
         if key_states.is_floating_point():
             # Autocast may compute in a narrower type than that of the rows.
@@ -99,9 +99,9 @@ class PooledAttentionLayer(CacheLayerMixin):
         if not self.is_initialized:
             return None
         end = self.cumulative_length
-        return self._tensors(self._first_seen(end), end)[which]
+        return self._tensors(self.first_seen(end), end)[which]
 
-    def _first_seen(self, position: int) -> int:
+    def first_seen(self, position: int) -> int:
         """First position that the query at `position` sees."""
         if self.sliding_window is None:
             return 0
@@ -125,7 +125,7 @@ class PooledAttentionLayer(CacheLayerMixin):
         return self.cumulative_length
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        first = self._first_seen(self.cumulative_length)
+        first = self.first_seen(self.cumulative_length)
         return self.cumulative_length - first + query_length, first
 
     def get_max_length(self) -> int:

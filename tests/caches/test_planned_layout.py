@@ -19,6 +19,7 @@ from cacheshrink_hybrid.model.latent_model import plan_of
 from cacheshrink_hybrid.states.layer import StateCacheMixin
 from tests.families.tiny_configs import CASES, RECURRENT_CASES, tiny_config, tiny_model
 from tests.models import converted_copy, logits_in_pieces, pair, random_ids
+from tests.tolerances import largest_difference
 
 EVERY = (*CASES, *RECURRENT_CASES)
 RECURRENT = [case for case in EVERY if model_spec(tiny_config(case)).state_layers]
@@ -177,3 +178,29 @@ def test_a_source_models_cache_does_not_take_latents() -> None:
     logits_in_pieces(source, random_ids(1, 4), [4], cache)
     with pytest.raises(NotSupportedError, match="another model"):
         made.converted(random_ids(1, 4), past_key_values=cache)
+
+
+MIXED = ["llama", "qwen3", "gemma2", "mistral-window", "granitemoehybrid", "jamba", "falcon_h1"]
+
+
+@pytest.mark.parametrize("case", MIXED)
+@pytest.mark.parametrize("autocast", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("converted", [True, False])
+def test_rows_are_stored_in_the_type_in_which_they_come(
+    case: str, autocast: torch.dtype, converted: bool
+) -> None:
+    """Autocast brings others than that of the weights, which here differ among each other."""
+    made = pair(case, "joint", ratio=2.0, metric="activation")
+    model = copy.deepcopy(made.converted if converted else made.source).bfloat16()
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.data = parameter.data.float()
+    ids = random_ids(2, 20)
+    with torch.autocast("cpu", dtype=autocast), torch.no_grad():
+        pooled, dense = (
+            logits_in_pieces(model, ids, [9, *[1] * 11], cache)
+            for cache in (make_cache(model), LatentCache(config=model.config))
+        )
+    # A dense window is rotated from its own first slot on, which 16 bits round otherwise.
+    windowed = any(row.window for row in layout_of(model).rows.values())
+    assert largest_difference(pooled, dense) <= (0.05 if windowed else 0.0)
