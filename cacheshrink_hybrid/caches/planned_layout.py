@@ -107,9 +107,13 @@ class PlannedLayout:
         return replace(self, layout=layout, rows=rows)
 
 
-def layout_of(model: PreTrainedModel) -> PlannedLayout:
+def layout_of(model: PreTrainedModel, *, autocast: bool = False) -> PlannedLayout:
     """What a model stores as it is now: converted or not, in the type of its weights, with
     compression switched off or on.
+
+    Args:
+        autocast: it computes under autocast, where some layers give out the narrower type and
+            others float32; all that layers give out is stored in float32 then.
 
     Raises:
         UnsupportedModelError: its config does not tell what it stores.
@@ -128,7 +132,8 @@ def layout_of(model: PreTrainedModel) -> PlannedLayout:
         and not module.compression_disabled
     ]
     spec = model_spec(model.config.get_text_config(decoder=True))
-    return planned_layout(spec, latents.values(), states, dtype=model.dtype)
+    dtype = torch.float32 if autocast else model.dtype
+    return planned_layout(spec, latents.values(), states, dtype=dtype, mixer_dtype=model.dtype)
 
 
 def planned_layout(
@@ -137,12 +142,14 @@ def planned_layout(
     states: Iterable[StatePlan] = (),
     *,
     dtype: torch.dtype,
+    mixer_dtype: torch.dtype | None = None,
 ) -> PlannedLayout:
     """What a model of this spec stores.
 
     Args:
         latents, states: plans of the layers that are converted; others are as in the source.
-        dtype: of the model's weights.
+        dtype: of what the model's layers give out.
+        mixer_dtype: of the weights of compressed mixers, if that is another.
 
     Raises:
         PlanError: the model remembers nothing.
@@ -157,7 +164,7 @@ def planned_layout(
         shape
         for layer in spec.state_layers
         for shape in (
-            _coded_shapes(coded[layer.layer_idx], dtype)
+            _coded_shapes(coded[layer.layer_idx], mixer_dtype or dtype)
             if layer.layer_idx in coded
             else _source_shapes(layer, dtype)
         )

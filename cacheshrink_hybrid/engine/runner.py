@@ -67,7 +67,8 @@ class Runner:
         self.continues_in_pieces = self.call.spec.continues_in_pieces
         backend = decoding_backend(backend, self.device)
         self.coverage = kernel_coverage(model, self.call.spec, backend)
-        planned = layout_of(model)
+        autocast = torch.is_autocast_enabled(self.device.type)
+        planned = layout_of(model, autocast=autocast)
         layout = planned.layout
         least = len(layout.classes) + layout.state.num_frames
         frames = frames_within(cache_bytes, layout.frame_bytes, least=least)

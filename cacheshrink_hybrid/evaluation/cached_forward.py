@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 
 from ..cache_argument import cache_argument
 from ..caches import LatentCache, make_cache
@@ -15,6 +15,15 @@ from ..errors import UnsupportedModelError
 from ..families import model_spec
 from ..model.attached_plan import is_converted, plan_of
 from ..placement import input_device
+
+
+def _new_cache(model: PreTrainedModel) -> Cache:
+    """The cache of `generate()`: ours, or transformers' own for models of families that we do not
+    know, which others are measured against."""
+    try:
+        return make_cache(model)
+    except UnsupportedModelError:
+        return DynamicCache(config=model.config)
 
 
 def cached_logits(
@@ -29,7 +38,7 @@ def cached_logits(
         chunk_length: tokens per forward pass, at most.
         cache: the cache to fill, from where it stands; None for a new one.
     """
-    cache = make_cache(model) if cache is None else cache
+    cache = _new_cache(model) if cache is None else cache
     if isinstance(cache, LatentCache):
         cache.codes_every_boundary = True
     name = cache_argument(model)

@@ -42,11 +42,10 @@ def check_calls(model: PreTrainedModel) -> None:
 def _plan_cache(names: list[str], inner: Any, args: tuple, kwargs: dict[str, Any]) -> None:
     """Tell a pooled cache what the model stores, if it was made of a config alone, or for another
     mode of the model."""
-    if torch.compiler.is_compiling():
-        return
     cache = given_cache(dict(zip(names, args, strict=False)) | kwargs)
     if isinstance(cache, HybridCache):
-        cache.plan_for(inner)
+        # No graph is made of that: such a cache is none that a whole graph can be made with.
+        torch.compiler.disable(cache.plan_for)(inner)
 
 
 def _check_call(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from cacheshrink_hybrid.caches import HybridCache, LatentCache, make_cache
 from cacheshrink_hybrid.evaluation.cached_forward import cached_logits
@@ -29,3 +30,21 @@ def test_chunks_read_states_as_decoding_does(case: str, replay_length: int, dens
     assert_same_logits(torch.cat(chunked, 1), torch.cat(stepwise, 1))
     # A prefill codes its state once, so it computes something else, by more than is tolerated.
     assert largest_difference(once, torch.cat(stepwise, 1)) > LOGITS[torch.float32]
+
+
+def test_models_of_unknown_families_are_measured_too() -> None:
+    """By transformers' own cache; they are what others are compared with."""
+    config = AutoConfig.for_model(
+        "persimmon",
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    ids = torch.randint(0, 64, (2, 11))
+    with torch.no_grad():
+        due = model(ids).logits
+        chunks = torch.cat([logits for _, logits in cached_logits(model, ids, 4)], dim=1)
+    assert_same_logits(chunks, due)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
@@ -78,3 +80,23 @@ def test_engine(name: str) -> None:
         llm = LLM(model, None, cache_memory="4MiB")
         outputs = llm.generate(prompts, SamplingParams(max_tokens=4, ignore_eos=True))
     assert [len(output.token_ids) for output in outputs] == [4, 4]
+
+
+@pytest.mark.parametrize("case", ["llama", "qwen3", "granitemoehybrid", "qwen3_next", "falcon_h1"])
+@pytest.mark.parametrize("bits", [16, "auto"])
+def test_another_type_than_the_weights(case: str, bits: int | str) -> None:
+    """Models in bfloat16 under autocast to float16, by `generate()` and by the engine."""
+    made = pair(case, "joint", ratio=2.0, metric="activation", cache_bits=bits).converted
+    model = copy.deepcopy(made).bfloat16()
+    prompts = [random_ids(1, length)[0].tolist() for length in (5, 9)]
+    with torch.autocast("cpu", dtype=torch.float16):
+        llm = LLM(model, None, cache_memory="4MiB")
+        outputs = llm.generate(prompts, SamplingParams(max_tokens=3, ignore_eos=True))
+        due = [
+            model.generate(
+                torch.tensor([prompt]), max_new_tokens=3, min_new_tokens=3, do_sample=False
+            )
+            for prompt in prompts
+        ]
+    for prompt, output, ids in zip(prompts, outputs, due, strict=True):
+        assert list(output.token_ids) == ids[0, len(prompt) :].tolist()

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 from transformers import CompileConfig, PreTrainedModel
 
+from cacheshrink_hybrid import HybridCache
 from cacheshrink_hybrid.codecs import RowCodec
 from cacheshrink_hybrid.codecs.traced_rows import decode_rows, encode_rows
 from cacheshrink_hybrid.model.attached_plan import plan_of
@@ -74,6 +75,15 @@ def test_generate() -> None:
 
 
 @pytest.mark.slow
+def test_a_cache_made_of_a_config_alone() -> None:
+    """It is told what is stored, also where the model is compiled."""
+    model = pair("llama", "auto", ratio=4.0, metric="activation", cache_bits="auto").converted
+    ids = random_ids(1, 12)
+    compiled = torch.compile(model, backend="eager")
+    actual = compiled(ids, past_key_values=HybridCache(model.config)).logits
+    assert_same_computation(actual, model(ids, past_key_values=HybridCache(model.config)).logits)
+
+
 def test_training_step() -> None:
     """Through AOTAutograd, whose backward graph passes the codes straight through."""
     model = few_bit_model().train()
