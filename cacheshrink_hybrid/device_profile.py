@@ -30,7 +30,7 @@ class DeviceProfile:
         if text in DEVICE_PROFILES:
             return DEVICE_PROFILES[text]
         try:
-            bandwidth, matrix_rate = (float(part) for part in text.split(":"))
+            bandwidth, matrix_rate = (float(part) for part in str(text).split(":"))
         except ValueError:
             bandwidth = matrix_rate = 0.0
         if not (0 < bandwidth < float("inf") and 0 < matrix_rate < float("inf")):

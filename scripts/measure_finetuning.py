@@ -133,7 +133,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("checkpoints", nargs="*", type=Path, help="local checkpoint directories")
     parser.add_argument("--text", type=Path, default=None, help="text file with documents")
     parser.add_argument("--demo", action="store_true", help="the shipped model, with recall")
-    parser.add_argument("--cases", nargs="+", default=["4:16", "8:auto", "16:auto"])
+    parser.add_argument(
+        "--cases",
+        nargs="+",
+        type=_case,
+        default=["4:16", "8:auto", "16:auto"],
+        help="compression ratio : cache bits [: state ratio]",
+    )
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["stiefel"])
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=8)
@@ -145,6 +151,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--repetitions", type=int, default=3, help="of the throughput; 0 for none")
     common_arguments(parser)
     return parser
+
+
+def _case(text: str) -> str:
+    if text.count(":") not in (1, 2):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no case; give RATIO:BITS or RATIO:BITS:STATE_RATIO, such as 16:auto"
+        )
+    return text
 
 
 def measure_checkpoint(checkpoint: Path, args: argparse.Namespace) -> list[dict[str, Any]]:

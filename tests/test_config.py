@@ -51,6 +51,7 @@ REFUSED = {
         {"device_profile": "TPU", "objective": "speed"},
         "'TPU' is unknown; choose one of H200, H100, A100, CPU, or give BYTES_PER_SECOND",
     ),
+    "device-none": ({"device_profile": None, "objective": "speed"}, "device_profile=None is unk"),
     "device-unused": ({"device_profile": "A100"}, "used by objective='speed' and 'auto' only"),
     "objective-and-method": (
         {"objective": "speed", "compression_method": "joint"},

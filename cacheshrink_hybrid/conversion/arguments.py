@@ -94,7 +94,7 @@ def chosen_config(
         remedy = (
             "it reads no text; give use_calibration=False with it"
             if use_calibration
-            else "it reads text; leave metric out, or give metric='none'"
+            else "that metric reads text; give metric='none' with it, or leave metric out"
         )
         raise ConfigError(
             f"use_calibration={use_calibration} and metric={config.metric!r} contradict each "
