@@ -250,7 +250,7 @@ class HybridCache(LatentCache, PoolMemory):
             self._lay_out(len(rows), rows.shape[1], rows)
         assert self.planned is not None
         planned, layer = self.planned.rows[layer_idx], self.layers[layer_idx]
-        if planned.comes_as_another_type(rows) and not layer.cumulative_length:
+        if planned.rounds(rows) and not layer.cumulative_length:
             self._lay_out_for(rows)
         self.planned.rows[layer_idx].check(rows)
         self._make_room(len(rows), begin + rows.shape[1])

@@ -51,17 +51,15 @@ class RowShape:
             window=self.window,
         )
 
-    def comes_as_another_type(self, rows: Tensor) -> bool:
-        """Whether rows (..., elements) are of this width, and of a type that this would round."""
+    def rounds(self, rows: Tensor) -> bool:
+        """Whether rows (..., elements) of numbers would lose precision if they were stored so."""
         floats = rows.is_floating_point() and self.dtype.is_floating_point
-        exact = torch.promote_types(rows.dtype, self.dtype) == self.dtype
-        return floats and not exact and rows.shape[-1] == self.width
+        return floats and torch.promote_types(rows.dtype, self.dtype) != self.dtype
 
     def check(self, rows: Tensor) -> None:
         """Refuse rows (..., elements) that are no such rows, or would lose precision as such."""
-        exact = torch.promote_types(rows.dtype, self.dtype) == self.dtype
         alike = rows.is_floating_point() == self.dtype.is_floating_point
-        if rows.shape[-1] != self.width or not (exact and alike):
+        if rows.shape[-1] != self.width or not alike or self.rounds(rows):
             raise NotSupportedError(
                 f"layer {self.layer_idx} of this cache stores {self.width} elements of "
                 f"{self.dtype} per token; got {rows.shape[-1]} of {rows.dtype}. The cache was made "
