@@ -9,6 +9,7 @@ of `trained`, and what `sharding` says.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -68,6 +69,7 @@ def trained(
 
 
 def main(way: str, output: Path, *rest: str) -> None:
+    gc.freeze()  # as in tests/conftest.py
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     if way == "killed":
@@ -78,6 +80,7 @@ def main(way: str, output: Path, *rest: str) -> None:
         torch.save(found, output / f"{loss}.{dist.get_rank()}.pt")
     for name in sharding.TRAININGS:
         sharding.train_whole_and_cut(name, output)
+    gc.unfreeze()
 
 
 if __name__ == "__main__":
