@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..chat_template import chat_ids
 from ..errors import ConfigError
 
 ALLOWED = (
@@ -81,26 +82,12 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Ids:
 def encode_chat(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], **template: Any
 ) -> Ids:
-    """Token ids of a conversation in the tokenizer's chat template.
+    """Token ids of a conversation in the tokenizer's chat template, up to where the answer begins.
 
     Raises:
         ConfigError: there is no such template, or something else than messages.
     """
-    readable = isinstance(messages, Sequence) and len(messages) > 0
-    if not readable or not all(isinstance(one, Mapping) and "role" in one for one in messages):
-        raise ConfigError(
-            f"{type(messages).__name__} {messages!r:.60} is no conversation; give a list of "
-            "messages such as {'role': 'user', 'content': '...'}"
-        )
-    if tokenizer.chat_template is None:
-        raise ConfigError(
-            "this tokenizer has no chat template; set tokenizer.chat_template, or give the prompt "
-            "as text"
-        )
-    settings: dict[str, Any] = {"add_generation_prompt": True, **template}
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, **settings)
-    # The template writes all special tokens itself.
-    return tuple(tokenizer(str(text), add_special_tokens=False).input_ids)
+    return tuple(chat_ids(tokenizer, messages, **{"add_generation_prompt": True, **template}))
 
 
 def _is_token(value: object) -> bool:
