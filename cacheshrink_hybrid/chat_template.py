@@ -23,7 +23,7 @@ def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def check_conversation(messages: object) -> None:
+def check_conversation(messages: Any) -> None:
     """Raise `ConfigError` for what is no list of messages."""
     readable = isinstance(messages, Sequence) and len(messages) > 0
     if not readable or not all(isinstance(one, Mapping) and "role" in one for one in messages):

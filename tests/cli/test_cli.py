@@ -88,6 +88,43 @@ def test_recall(converted: Path, tmp_path: Path) -> None:
     assert measured["mean"] > 0.8
 
 
+def test_retrieval(converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    json_file = tmp_path / "r.json"
+    arguments = [MODEL, str(converted), "--lengths", "320", "--texts", "2", "--questions", "1"]
+    arguments += ["--tasks", "needle", "--dtype", "float32", "--json", str(json_file)]
+    assert main(["retrieval", *arguments]) == 0
+    models = json.loads(json_file.read_text())["models"]
+    first, second = (models[name]["results"][0] for name in (MODEL, str(converted)))
+    assert (first["task"], first["length"], first["questions"]) == ("needle", 320, 2)
+    assert (first["log_probability_change"], first["log_probability_change_error"]) == (0, 0)
+    change = second["log_probability"] - first["log_probability"]
+    assert second["log_probability_change"] == pytest.approx(change)
+    assert second["log_probability_change_error"] > 0
+    pairs = zip(first["answers"], second["answers"], strict=True)
+    assert all(a["code"] == b["code"] and a["depth"] == b["depth"] for a, b in pairs)
+    out = capsys.readouterr().out
+    assert f"read exactly by {MODEL}: all tokens\n" in out
+    assert f"read exactly by {converted}: none\n" in out
+
+
+def test_retrieval_beyond_the_positions_or_in_other_tokens(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_model("llama").save_pretrained(tmp_path / "other")
+    word_tokenizer().save_pretrained(tmp_path / "other")
+    few = ["--texts", "1", "--questions", "1", "--tasks", "needle"]
+    assert main(["retrieval", MODEL, "--lengths", "5000", *few]) == 2
+    assert "5000 tokens are beyond the 4096 positions of this model; give" in (
+        capsys.readouterr().err
+    )
+    assert main(["retrieval", MODEL, str(tmp_path / "other"), "--lengths", "300", *few]) == 2
+    assert "has another tokenizer than" in capsys.readouterr().err
+    assert main(["retrieval", str(tmp_path / "other"), *few]) == 2
+    assert "has 256 positions, fewer than any usual length; give --lengths" in (
+        capsys.readouterr().err
+    )
+
+
 def test_generate(converted: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [str(converted), "--prompt", "Return the", "--max-new-tokens", "8"]
     assert main(["generate", *arguments, "--dtype", "float32"]) == 0
