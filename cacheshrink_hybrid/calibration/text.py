@@ -11,12 +11,12 @@ from urllib.request import getproxies
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from ..checkpoint.load_faults import first_line, hub_is_offline
 from ..config import CompressionConfig
 from ..demo.corpus import PYTHON_DOCS, held_out_text, training_text
 from ..errors import CalibrationError
+from ..text_ids import text_ids
 from .exercises import RecallKind, recall_exercises
 
 TEXT_COLUMNS = ("text", "content", "document")
@@ -157,12 +157,6 @@ def checked_texts(texts: object, name: str) -> list[str]:
     return kept
 
 
-def token_ids(tokenizer, text: str) -> list[int]:
-    """All tokens of a text, which are cut afterwards, so without a warning of its length."""
-    quiet = {"verbose": False} if isinstance(tokenizer, PreTrainedTokenizerBase) else {}
-    return tokenizer(text, **quiet).input_ids
-
-
 def token_sequences(
     tokenizer, texts: Sequence[str], *, max_length: int, num_sequences: int | None = None
 ) -> list[Tensor]:
@@ -174,7 +168,7 @@ def token_sequences(
     Raises:
         CalibrationError: if all texts together have fewer than 16 tokens.
     """
-    tokens = [torch.tensor([token_ids(tokenizer, text)]).long() for text in texts]
+    tokens = [torch.tensor([text_ids(tokenizer, text)]).long() for text in texts]
     total = sum(ids.shape[1] for ids in tokens)
     if total < MIN_TOKENS:
         raise CalibrationError(

@@ -157,6 +157,19 @@ class TextFile:
             yield f"{value} cannot be read ({error.strerror}); give a file that can"
 
 
+class TaskFolder:
+    """A folder with YAML files of tasks."""
+
+    def __call__(self, text: str) -> Path:
+        return Path(os.path.expanduser(text))
+
+    def faults(self, value: Path) -> Iterator[str]:
+        if not value.is_dir():
+            yield f"{value} is no folder; give one with YAML files of lm-eval's tasks"
+        elif not any(value.rglob("*.yaml")):
+            yield f"{value} holds no .yaml file; give a folder with tasks of lm-eval"
+
+
 class NamedOrFile:
     """One of some names, or a file."""
 
@@ -279,3 +292,8 @@ def too_little_space(directory: Path, needed_bytes: int) -> Iterator[str]:
 def no_matplotlib() -> Iterator[str]:
     if importlib.util.find_spec("matplotlib") is None:
         yield "plots need matplotlib; pip install 'cacheshrink_hybrid[eval]'"
+
+
+def no_lm_eval() -> Iterator[str]:
+    if importlib.util.find_spec("lm_eval") is None:
+        yield "tasks need lm-eval; pip install 'cacheshrink_hybrid[lm-eval]'"

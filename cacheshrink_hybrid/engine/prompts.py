@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..chat_template import chat_ids
 from ..errors import ConfigError
+from ..text_ids import text_ids
 
 ALLOWED = (
     "a prompt is text, token ids (a list, tuple, array or tensor of integers, one-dimensional) or "
@@ -70,13 +71,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Ids:
             f"character {error.start} of the text, {text[error.start]!r}, is half of a pair and no "
             "character; repair the text where it was decoded"
         ) from error
-    ids = tuple(tokenizer(text).input_ids)
-    bos, bos_id = tokenizer.bos_token, tokenizer.bos_token_id
-    if bos and text.startswith(bos) and ids[:2] == (bos_id, bos_id):
-        plain = tokenizer(text, add_special_tokens=False).input_ids
-        if plain[:2] != [bos_id, bos_id]:
-            return ids[1:]
-    return ids
+    return tuple(text_ids(tokenizer, text))
 
 
 def encode_chat(
