@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..byte_counts import parse_budget
+from ..calibration.chats import load_chats
 from ..checkpoint.files import files_in_the_way
 from ..checkpoint.load_faults import (
     GGUF_SUFFIX,
@@ -26,7 +27,7 @@ from ..checkpoint.load_faults import (
     model_fault,
 )
 from ..demo.corpus import PYTHON_DOCS
-from ..errors import ConfigError
+from ..errors import CalibrationError, ConfigError
 from ..integers import LARGEST, SEEDS, shown
 from ..writing import space_fault, write_fault
 
@@ -155,6 +156,19 @@ class TextFile:
             yield f"{value} is no text in UTF-8 (byte {error.start}); give a text file"
         except OSError as error:
             yield f"{value} cannot be read ({error.strerror}); give a file that can"
+
+
+class ChatFile(TextFile):
+    """A JSON file of conversations."""
+
+    def faults(self, value: Path) -> Iterator[str]:
+        found = list(super().faults(value))
+        yield from found
+        if not found:
+            try:
+                load_chats(value)
+            except CalibrationError as error:
+                yield str(error)
 
 
 class TaskFolder:

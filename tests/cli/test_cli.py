@@ -13,7 +13,7 @@ from cacheshrink_hybrid.cli import PROGRAMS, main, perplexity
 from cacheshrink_hybrid.cli.recall import at_chance
 from cacheshrink_hybrid.demo import model_path
 from tests.families.tiny_configs import tiny_model
-from tests.texts import word_tokenizer
+from tests.texts import CHAT, chat_tokenizer, word_tokenizer
 
 MODEL = str(model_path())
 
@@ -123,6 +123,21 @@ def test_retrieval_beyond_the_positions_or_in_other_tokens(
     assert "has 256 positions, fewer than any usual length; give --lengths" in (
         capsys.readouterr().err
     )
+
+
+def test_convert_on_chats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_model("llama").save_pretrained(tmp_path / "source")
+    chat_tokenizer().save_pretrained(tmp_path / "source")
+    chats = tmp_path / "chats.jsonl"
+    arguments = [str(tmp_path / "source"), str(tmp_path / "small"), "--calibration-chats"]
+    chats.write_text("hello")
+    assert main(["convert", *arguments, str(chats)]) == 2
+    assert f"error: --calibration-chats: line 1 of {chats} is no JSON" in capsys.readouterr().err
+    chats.write_text("\n".join(json.dumps({"messages": CHAT}) for _ in range(5)))
+    assert main(["convert", *arguments, str(chats)]) == 0
+    assert f"calibrating on {chats}: 5 sequences" in capsys.readouterr().out
+    assert main(["convert", MODEL, str(tmp_path / "other"), *arguments[2:], str(chats)]) == 2
+    assert "has no chat template, and conversations take one" in capsys.readouterr().err
 
 
 def test_generate(converted: Path, capsys: pytest.CaptureFixture[str]) -> None:
