@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from ..evaluation.defaults import RETRIEVAL_LENGTHS
 from ..evaluation.paired import mean_with_error, paired_difference
 from ..evaluation.retrieval import ALL, Answer, check_positions, exact_reads, measure_retrieval
-from ..evaluation.retrieval_texts import Question, retrieval_texts
+from ..evaluation.retrieval_questions import Question, retrieval_texts
 from ..text_tables import fitting_table
 from .arguments import load_given, read_texts
 from .report import write_json

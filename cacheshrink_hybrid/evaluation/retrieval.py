@@ -18,7 +18,7 @@ from ..errors import ConfigError
 from ..model.attached_plan import is_converted, plan_of
 from .defaults import DEFAULT_CHUNK
 from .live_context import LiveContext
-from .retrieval_texts import Question
+from .retrieval_questions import Question
 
 ALL = "all tokens"
 

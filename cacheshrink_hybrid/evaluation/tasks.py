@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import ConfigError
 from .defaults import DEFAULT_CHUNK
-from .lm_eval_model import lm_eval_model
+from .live_model import lm_eval_model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

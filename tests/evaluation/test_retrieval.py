@@ -17,7 +17,7 @@ from cacheshrink_hybrid.evaluation.retrieval import (
     exact_reads,
     measure_retrieval,
 )
-from cacheshrink_hybrid.evaluation.retrieval_texts import Question, retrieval_texts
+from cacheshrink_hybrid.evaluation.retrieval_questions import Question, retrieval_texts
 from tests.families.tiny_configs import tiny_model
 from tests.models import pair, random_ids
 

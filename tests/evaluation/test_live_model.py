@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from cacheshrink_hybrid.errors import CacheShrinkWarning, ConfigError
-from cacheshrink_hybrid.evaluation.lm_eval_model import LiveModel, lm_eval_model
+from cacheshrink_hybrid.evaluation.live_model import LiveModel, lm_eval_model
 from tests.engine.tokenizers import byte_level_tokenizer
 from tests.families.tiny_configs import tiny_model
 from tests.models import logits_of, pair

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from cacheshrink_hybrid.demo import model_path
 from cacheshrink_hybrid.errors import ConfigError
 from cacheshrink_hybrid.evaluation.defaults import RETRIEVAL_TASKS
-from cacheshrink_hybrid.evaluation.retrieval_texts import TASKS, Question, retrieval_texts
+from cacheshrink_hybrid.evaluation.retrieval_questions import TASKS, Question, retrieval_texts
 from tests.engine.tokenizers import byte_fallback_tokenizer, byte_level_tokenizer
 from tests.texts import CHAT_TEMPLATE
 
