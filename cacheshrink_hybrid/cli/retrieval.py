@@ -134,7 +134,7 @@ def notes(records: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     for name, record in records.items():
         yield f"read exactly by {name}: {record['read_exactly']}"
         for result in record["results"]:
-            if result["facts_read_exactly"] and record["read_exactly"] != ALL:
+            if result["facts_read_exactly"] and not record["read_exactly"].startswith(ALL):
                 yield (
                     f"note: {result['facts_read_exactly']} of {result['questions']} facts of "
                     f"{result['task']} at {result['length']} tokens lie among these"

@@ -20,7 +20,7 @@ from .defaults import DEFAULT_CHUNK
 from .live_context import LiveContext
 from .retrieval_questions import Question
 
-ALL = "all tokens"
+ALL = "all keys and values"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,18 +49,20 @@ class ExactReads:
         sinks: first tokens of a sequence that some layer reads exactly.
         window: most recent tokens, the last one included, that some layer reads exactly.
         everything: whether no layer's keys and values were converted.
+        states: whether recurrent states are read exactly.
     """
 
     sinks: int
     window: int
     everything: bool
+    states: bool
 
     def words(self) -> str:
-        if self.everything:
-            return ALL
-        if not self.sinks and not self.window:
-            return "none"
-        return f"the first {self.sinks} and the last {self.window} tokens"
+        words = ALL
+        if not self.everything:
+            some = self.sinks or self.window
+            words = f"the first {self.sinks} and the last {self.window} tokens" if some else "none"
+        return words if self.states else f"{words}; recurrent states as conversion codes them"
 
     def cover(self, question: Question) -> bool:
         """Whether the fact that a question is about is among them, if in part."""
@@ -69,11 +71,13 @@ class ExactReads:
 
 
 def exact_reads(model: PreTrainedModel) -> ExactReads:
-    latents = plan_of(model).latents if is_converted(model) else ()
+    plan = plan_of(model) if is_converted(model) else None
+    latents = () if plan is None else plan.latents
     return ExactReads(
         sinks=max((latent.exact_sinks for latent in latents), default=0),
         window=max((latent.exact_window for latent in latents), default=0),
         everything=not latents,
+        states=plan is None or not plan.states,
     )
 
 

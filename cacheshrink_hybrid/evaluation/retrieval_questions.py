@@ -93,7 +93,7 @@ def retrieval_texts(
     documents: Sequence[str],
     *,
     num_texts: int = 4,
-    num_questions: int = 4,
+    num_questions: int = 2,
     seed: int = 0,
 ) -> list[tuple[Question, ...]]:
     """The questions of each of `num_texts` texts, the same for the same arguments.
@@ -247,7 +247,9 @@ def _prompt(tokenizer: PreTrainedTokenizerBase, draft: _Draft, text: str, key: s
         for turn in turns
         for role, content in zip(("user", "assistant"), turn, strict=True)
     ]
-    return chat_text(tokenizer, messages[:-1], add_generation_prompt=True) + turns[-1][1]
+    # Templates of models that think would have the answer begin inside of their thoughts.
+    how = {"add_generation_prompt": True, "enable_thinking": False}
+    return chat_text(tokenizer, messages[:-1], **how) + turns[-1][1]
 
 
 def _asking(key: str) -> str:

@@ -103,7 +103,7 @@ def test_retrieval(converted: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     pairs = zip(first["answers"], second["answers"], strict=True)
     assert all(a["code"] == b["code"] and a["depth"] == b["depth"] for a, b in pairs)
     out = capsys.readouterr().out
-    assert f"read exactly by {MODEL}: all tokens\n" in out
+    assert f"read exactly by {MODEL}: all keys and values\n" in out
     assert f"read exactly by {converted}: none\n" in out
 
 

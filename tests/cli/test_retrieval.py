@@ -14,7 +14,7 @@ def test_notes() -> None:
     covered = FOUND | {"exact": 0.0, "facts_read_exactly": 1}
     other = {"read_exactly": windowed, "results": [covered]}
     assert list(notes({"a": source, "b": other})) == [
-        "read exactly by a: all tokens",
+        f"read exactly by a: {ALL}",
         f"read exactly by b: {windowed}",
         "note: 1 of 8 facts of keys at 1024 tokens lie among these",
     ]

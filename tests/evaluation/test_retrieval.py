@@ -87,7 +87,7 @@ def test_beyond_the_positions() -> None:
 @pytest.mark.parametrize(
     ("settings", "words", "covered"),
     [
-        (None, "all tokens", True),
+        (None, "all keys and values", True),
         ({}, "none", False),
         ({"exact_sinks": 4, "exact_window": 8}, "the first 4 and the last 8 tokens", False),
         ({"exact_sinks": 10}, "the first 10 and the last 0 tokens", False),
@@ -106,6 +106,12 @@ def test_which_tokens_are_read_exactly(settings: dict | None, words: str, covere
     assert reads.words() == words
     assert reads.cover(QUESTION) is covered
     assert isinstance(reads, ExactReads)
+
+
+def test_states_that_are_not_read_exactly_are_named() -> None:
+    model = pair("qwen3_next", state_dtype="int8").converted
+    assert exact_reads(model).words().endswith("; recurrent states as conversion codes them")
+    assert exact_reads(tiny_model("qwen3_next")).words() == "all keys and values"
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
@@ -9,6 +10,7 @@ from itertools import pairwise
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from cacheshrink_hybrid.chat_template import chat_text
 from cacheshrink_hybrid.demo import model_path
 from cacheshrink_hybrid.errors import ConfigError
 from cacheshrink_hybrid.evaluation.defaults import RETRIEVAL_TASKS
@@ -97,6 +99,16 @@ def test_a_chat_is_in_its_template_and_other_prompts_have_the_leading_token() ->
         assert end in prompt[-60:]
         assert question.prompt_ids.count(tokenizer.bos_token_id) == 1
         assert question.prompt_ids[0] == tokenizer.bos_token_id
+
+
+def test_models_that_think_answer_at_once() -> None:
+    tokenizer = copy.deepcopy(chatting())
+    tokenizer.chat_template += "{% if enable_thinking is not false %}<think>{% endif %}"
+    ((question,),) = retrieval_texts(
+        tokenizer, "needle", 900, DOCUMENTS, num_texts=1, num_questions=1
+    )
+    assert "<think>" not in tokenizer.decode(question.prompt_ids)
+    assert "<think>" in chat_text(tokenizer, [{"role": "user", "content": "a"}])
 
 
 def test_the_same_for_a_seed() -> None:

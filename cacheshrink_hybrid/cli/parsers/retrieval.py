@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
         f"{' '.join(map(str, RETRIEVAL_LENGTHS))} that the first model has positions for)",
     )
     made.add_argument("--texts", type=whole(), default=8, help="per task and length (default: 8)")
-    made.add_argument("--questions", type=whole(), default=4, help="about each text (default: 4)")
+    made.add_argument("--questions", type=whole(), default=2, help="about each text (default: 2)")
     made.add_argument(
         "--chunk-length",
         type=whole(),
