@@ -53,7 +53,7 @@ def measure_tasks(
     Args:
         model: converted or not.
         folder: of YAML files of tasks; no other tasks are known.
-        tasks: names; None for all of them.
+        tasks: names, also of groups; None for all of them.
         limit: documents of each task, from the first on; None for all.
         num_fewshot: examples before each question; None for what tasks say, or none.
         chat: ask in the tokenizer's chat template.
@@ -66,7 +66,8 @@ def measure_tasks(
     asked = lm_eval_model(model, tokenizer, chunk_length)
     if chat:
         asked.chat_template(True)
-    known = task_names(folder)
+    manager = _manager(folder)
+    known = sorted(manager.all_tasks)
     unknown = sorted(set(tasks or ()) - set(known))
     if unknown or not known:
         raise ConfigError(
@@ -75,7 +76,7 @@ def measure_tasks(
         )
     from lm_eval import evaluate
 
-    loaded = _manager(folder).load(list(tasks or known))
+    loaded = manager.load(list(tasks or manager.all_subtasks))
     for task in loaded["tasks"].values():
         if num_fewshot is not None or task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=num_fewshot or 0)
@@ -83,8 +84,8 @@ def measure_tasks(
     found: Any = evaluate(asked, loaded, limit=limit, bootstrap_iters=0, apply_chat_template=chat)
     return [
         result
-        for task, figures in found["results"].items()
-        for result in _results(task, figures, found["samples"][task])
+        for task, samples in found["samples"].items()
+        for result in _results(task, found["results"][task], samples)
     ]
 
 

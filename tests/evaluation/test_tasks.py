@@ -68,6 +68,17 @@ def test_figures_by_document(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow("lm-eval")
+def test_groups_of_tasks(tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason=NO_LM_EVAL)
+    write_text_tasks(tmp_path, DOCUMENTS, num_documents=1)
+    group = {"group": "both", "task": ["last_word", "whole_text"]}
+    (tmp_path / "both.yaml").write_text(yaml.safe_dump(group))
+    found = measure_tasks(tiny_model("llama"), word_tokenizer(), tmp_path, ["both"])
+    assert {one.task for one in found} == {"last_word", "whole_text"}
+    assert "both" not in task_names(tmp_path)
+
+
+@pytest.mark.slow("lm-eval")
 def test_questions_in_the_chat_template(tmp_path: Path) -> None:
     pytest.importorskip("lm_eval", reason=NO_LM_EVAL)
     write_text_tasks(tmp_path, DOCUMENTS, num_documents=2)
