@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -25,3 +26,22 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
         eos_token="<eos>",
         padding_side="left",
     )
+
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+CHAT = [
+    {"role": "user", "content": "one two"},
+    {"role": "assistant", "content": "three"},
+    {"role": "user", "content": "four"},
+]
+
+
+@cache
+def chat_tokenizer() -> PreTrainedTokenizerFast:
+    """`word_tokenizer` with a chat template."""
+    tokenizer = copy.deepcopy(word_tokenizer())
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer

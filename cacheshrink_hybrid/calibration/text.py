@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import itertools
 import socket
 from collections.abc import Sequence
+from itertools import islice, zip_longest
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
+from ..chat_template import Conversation, chat_ids, chat_text
 from ..checkpoint.load_faults import first_line, hub_is_offline
 from ..config import CompressionConfig
 from ..demo.corpus import PYTHON_DOCS, held_out_text, training_text
 from ..errors import CalibrationError
+from ..text_ids import text_ids
 from .exercises import RecallKind, recall_exercises
 
+T = TypeVar("T")
 TEXT_COLUMNS = ("text", "content", "document")
 HUB_NAMES = {"wikitext": ("Salesforce/wikitext", "wikitext-2-raw-v1")}
 """Data sets by a shorter name: id on the Hub, and the configuration to take without another."""
@@ -55,7 +58,7 @@ def load_texts(
         CalibrationError: nothing usable, or a plain string where a list is due.
     """
     if texts is not None:
-        return _spread(checked_texts(texts, "texts"), num_samples)
+        return evenly_spread(checked_texts(texts, "texts"), num_samples)
     path = Path(dataset)
     offline = path.is_file() or str(dataset) == PYTHON_DOCS
     if offline and subset is not None:
@@ -66,9 +69,11 @@ def load_texts(
     if path.is_file():
         documents = _read(path).split(DOCUMENT_SEPARATOR)
         documents = [document.strip() for document in documents]
-        return _spread(checked_texts(documents, str(path)), num_samples)
+        return evenly_spread(checked_texts(documents, str(path)), num_samples)
     if str(dataset) == PYTHON_DOCS:
-        return _spread(list(training_text() if split == "train" else held_out_text()), num_samples)
+        return evenly_spread(
+            list(training_text() if split == "train" else held_out_text()), num_samples
+        )
     return _stream(str(dataset), subset, split, num_samples)
 
 
@@ -83,10 +88,12 @@ def _read(path: Path) -> str:
         raise CalibrationError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _spread(texts: list[str], num_samples: int | None) -> list[str]:
-    if num_samples is None or num_samples >= len(texts):
-        return texts
-    return [texts[i * len(texts) // num_samples] for i in range(num_samples)]
+def evenly_spread(documents: Sequence[T], number: int | None) -> list[T]:
+    """So many of the documents, at equal distances; all of them for None or where there are
+    fewer."""
+    if number is None or number >= len(documents):
+        return list(documents)
+    return [documents[i * len(documents) // number] for i in range(number)]
 
 
 def _stream(dataset: str, subset: str | None, split: str, num_samples: int | None) -> list[str]:
@@ -105,7 +112,7 @@ def _stream(dataset: str, subset: str | None, split: str, num_samples: int | Non
                 f"{', '.join(TEXT_COLUMNS)} is needed, or pass the texts themselves"
             )
         long_enough = (row[column] for row in rows if len(row[column].split()) >= MIN_WORDS)
-        found = list(itertools.islice(long_enough, num_samples))
+        found = list(islice(long_enough, num_samples))
     except (OSError, ValueError) as error:
         if isinstance(error, CalibrationError):
             raise
@@ -157,12 +164,6 @@ def checked_texts(texts: object, name: str) -> list[str]:
     return kept
 
 
-def token_ids(tokenizer, text: str) -> list[int]:
-    """All tokens of a text, which are cut afterwards, so without a warning of its length."""
-    quiet = {"verbose": False} if isinstance(tokenizer, PreTrainedTokenizerBase) else {}
-    return tokenizer(text, **quiet).input_ids
-
-
 def token_sequences(
     tokenizer, texts: Sequence[str], *, max_length: int, num_sequences: int | None = None
 ) -> list[Tensor]:
@@ -174,7 +175,13 @@ def token_sequences(
     Raises:
         CalibrationError: if all texts together have fewer than 16 tokens.
     """
-    tokens = [torch.tensor([token_ids(tokenizer, text)]).long() for text in texts]
+    return _cut([text_ids(tokenizer, text) for text in texts], max_length, num_sequences)
+
+
+def _cut(
+    documents: Sequence[Sequence[int]], max_length: int, num_sequences: int | None
+) -> list[Tensor]:
+    tokens = [torch.tensor([ids]).long() for ids in documents]
     total = sum(ids.shape[1] for ids in tokens)
     if total < MIN_TOKENS:
         raise CalibrationError(
@@ -219,17 +226,29 @@ def recall_sequences(
 
 
 def calibration_sequences(
-    tokenizer, texts: Sequence[str], config: CompressionConfig
+    tokenizer,
+    texts: Sequence[str],
+    config: CompressionConfig,
+    chats: Sequence[Conversation] = (),
 ) -> list[Tensor]:
-    """What calibration reads, token ids (1, T) each: the texts, then exercises in remembering.
+    """What calibration reads, token ids (1, T) each: the texts and the chats in turn, then
+    exercises in remembering.
+
+    Args:
+        chats: conversations, which the tokenizer's chat template turns into text.
 
     Raises:
-        CalibrationError: if all texts together have fewer than 16 tokens.
+        CalibrationError: if everything together has fewer than 16 tokens.
+        ConfigError: chats without a chat template, or that it refuses.
     """
     length = config.max_calibration_length
-    sequences = token_sequences(
-        tokenizer, texts, max_length=length, num_sequences=config.num_calibration_samples
+    kinds = (
+        [chat_ids(tokenizer, chat) for chat in chats],
+        [text_ids(tokenizer, text) for text in texts],
     )
+    documents = [ids for pair in zip_longest(*kinds) for ids in pair if ids is not None]
+    sequences = _cut(documents, length, config.num_calibration_samples)
+    filler = texts or [chat_text(tokenizer, chat) for chat in chats]
     return sequences + recall_sequences(
-        tokenizer, texts, config.recall_samples, max_length=length, seed=config.seed
+        tokenizer, filler, config.recall_samples, max_length=length, seed=config.seed
     )

@@ -47,6 +47,7 @@ def load_source(
     dtype: torch.dtype | str | None = None,
     trust_remote_code: bool = False,
     check: Callable[[ModelSpec], None] = lambda spec: None,
+    check_tokenizer: Callable[[PreTrainedTokenizerBase], None] = lambda tokenizer: None,
     **loading: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A source model in evaluation mode, and its tokenizer unless one is given.
@@ -57,6 +58,7 @@ def load_source(
     Args:
         name: Hub name, local directory, or a GGUF file.
         check: raises if a model of this spec is not wanted, before its weights are loaded.
+        check_tokenizer: raises if such a tokenizer is not, before that as well.
         loading: of `SOURCE_ARGUMENTS`.
 
     Raises:
@@ -90,6 +92,7 @@ def load_source(
             how["quantization_config"] = UNPACKED_WHEN_LOADED[method](dequantize=True)
         if tokenizer is None:
             tokenizer = load_tokenizer(name, **where)
+        check_tokenizer(tokenizer)
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype or "auto", **how, **where)
     if device is not None or "device_map" not in how:
         model = model.to(device or "cpu")

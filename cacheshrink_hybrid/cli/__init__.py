@@ -31,6 +31,8 @@ PROGRAMS = {
     "perplexity": "measure perplexity through the cache",
     "memory": "count the bytes of live caches",
     "recall": "measure how much a model remembers, by distance",
+    "retrieval": "measure what models find in a long text, beside their source",
+    "tasks": "ask questions of lm-eval through the cache",
     "states": "perplexity and recall against bytes of recurrent state",
     "sweep": "perplexity against stored bytes over ratios, methods and codes",
     "allocator": "replay request traces over cache allocators",

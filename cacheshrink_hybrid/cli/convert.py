@@ -21,6 +21,7 @@ def run(given: argparse.Namespace) -> int:
         use_calibration=METRICS[given.metric].reads_text,
         calibration_dataset=given.calibration_dataset,
         calibration_dataset_subset=given.calibration_dataset_subset,
+        calibration_chats=given.calibration_chats,
         self_check=given.self_check,
         **settings(given),
     )

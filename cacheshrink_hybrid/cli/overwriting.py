@@ -7,9 +7,17 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from .preflight import DataSet, Model, NamedOrFile, OutputDirectory, OutputFile, TextFile
+from .preflight import (
+    DataSet,
+    Model,
+    NamedOrFile,
+    OutputDirectory,
+    OutputFile,
+    TaskFolder,
+    TextFile,
+)
 
-READ = (DataSet, Model, NamedOrFile, TextFile)
+READ = (DataSet, Model, NamedOrFile, TaskFolder, TextFile)
 """Types of arguments that name something to read."""
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..byte_counts import parse_budget
+from ..calibration.chats import load_chats
 from ..checkpoint.files import files_in_the_way
 from ..checkpoint.load_faults import (
     GGUF_SUFFIX,
@@ -26,7 +27,7 @@ from ..checkpoint.load_faults import (
     model_fault,
 )
 from ..demo.corpus import PYTHON_DOCS
-from ..errors import ConfigError
+from ..errors import CalibrationError, ConfigError
 from ..integers import LARGEST, SEEDS, shown
 from ..writing import space_fault, write_fault
 
@@ -157,6 +158,32 @@ class TextFile:
             yield f"{value} cannot be read ({error.strerror}); give a file that can"
 
 
+class ChatFile(TextFile):
+    """A JSON file of conversations."""
+
+    def faults(self, value: Path) -> Iterator[str]:
+        found = list(super().faults(value))
+        yield from found
+        if not found:
+            try:
+                load_chats(value)
+            except CalibrationError as error:
+                yield str(error)
+
+
+class TaskFolder:
+    """A folder with YAML files of tasks."""
+
+    def __call__(self, text: str) -> Path:
+        return Path(os.path.expanduser(text))
+
+    def faults(self, value: Path) -> Iterator[str]:
+        if not value.is_dir():
+            yield f"{value} is no folder; give one with YAML files of lm-eval's tasks"
+        elif not any(value.rglob("*.yaml")):
+            yield f"{value} holds no .yaml file; give a folder with tasks of lm-eval"
+
+
 class NamedOrFile:
     """One of some names, or a file."""
 
@@ -279,3 +306,8 @@ def too_little_space(directory: Path, needed_bytes: int) -> Iterator[str]:
 def no_matplotlib() -> Iterator[str]:
     if importlib.util.find_spec("matplotlib") is None:
         yield "plots need matplotlib; pip install 'cacheshrink_hybrid[eval]'"
+
+
+def no_lm_eval() -> Iterator[str]:
+    if importlib.util.find_spec("lm_eval") is None:
+        yield "tasks need lm-eval; pip install 'cacheshrink_hybrid[lm-eval]'"

@@ -13,10 +13,11 @@ import torch
 
 from ..calibration.amount import positions_of, within_positions
 from ..calibration.calibrate import LatentStatistics
-from ..calibration.text import calibration_sequences, load_texts
+from ..calibration.material import CalibrationMaterial, load_material
+from ..calibration.text import calibration_sequences
+from ..chat_template import chat_text
 from ..checkpoint.source_model import check_language_model, forget_quantisation, load_source
 from ..config import CompressionConfig
-from ..demo.corpus import PYTHON_DOCS
 from ..errors import ConfigError
 from ..families import model_spec
 from ..lasting import lasting_tensors
@@ -59,7 +60,7 @@ def convert_to_mla(
     tokenizer: PreTrainedTokenizerBase | None = None,
     use_calibration: bool = True,
     calibration_texts: Sequence[str] | None = None,
-    calibration_dataset: str | Path = PYTHON_DOCS,
+    calibration_dataset: str | Path | None = None,
     config: CompressionConfig | None = None,
     verbose: bool = True,
     **settings: Any,
@@ -77,13 +78,14 @@ def convert_to_mla(
         calibration_texts: texts to calibrate on; they win over `calibration_dataset`.
         calibration_dataset: `python-docs` (documentation that every Python has), path of a local
             text file (documents separated by lines `<|endoftext|>`), or the name of a data set on
-            the Hub, such as `wikitext`. Best is text of the kind that the model will read.
+            the Hub, such as `wikitext`. Best is text of the kind that the model will read. Without
+            one it is `python-docs`, or `calibration_chats` alone where they are given.
         config: all settings of the compression in one record, instead of by name.
         verbose: print the plan and show a progress bar.
         settings: every other setting of `CompressionConfig` (how far, and by which method: see
             `help(CompressionConfig)`) and of `conversion.options.ConversionOptions` (`device`,
-            `dtype`, `self_check`, `inplace`, ...); for names and paths also arguments of
-            `from_pretrained`: `revision`, `token`, `subfolder`, `device_map`,
+            `dtype`, `calibration_chats`, `self_check`, `inplace`, ...); for names and paths also
+            arguments of `from_pretrained`: `revision`, `token`, `subfolder`, `device_map`,
             `attn_implementation`, `gguf_file`, ... (`source_model.SOURCE_ARGUMENTS`).
 
     Returns:
@@ -119,8 +121,12 @@ def convert_to_mla(
         raise ConfigError("; ".join([*faults, str(error)])) from error
     if faults:
         raise ConfigError("; ".join(faults))
-    if not use_calibration and calibration_texts is not None:
-        raise ConfigError("calibration_texts are not used with use_calibration=False; drop one")
+    for name, given in (
+        ("calibration_texts", calibration_texts),
+        ("calibration_chats", options.calibration_chats),
+    ):
+        if not use_calibration and given is not None:
+            raise ConfigError(f"{name} are not used with use_calibration=False; drop one")
     source = model_name_or_path
     if isinstance(source, torch.nn.Module):
         if use_calibration and tokenizer is None:
@@ -128,15 +134,22 @@ def convert_to_mla(
                 "a model object needs tokenizer=... to calibrate on text (or use_calibration=False)"
             )
         _check_object(source, options, loading)
-    texts: list[str] = []
+    material = CalibrationMaterial()
     if use_calibration:  # first, so that a text that is not there costs no loading
-        texts = load_texts(
+        material = load_material(
             calibration_texts,
             calibration_dataset,
             options.calibration_dataset_subset,
-            num_samples=chosen.num_calibration_samples,
+            options.calibration_chats,
+            chosen.num_calibration_samples,
         )
+
+    def check_chats(tokenizer: PreTrainedTokenizerBase) -> None:
+        for chat in material.chats:
+            chat_text(tokenizer, chat)
+
     if isinstance(source, torch.nn.Module):
+        check_chats(tokenizer)
         model = source if options.inplace else copy.deepcopy(source)
     else:
         model, tokenizer = load_source(
@@ -146,15 +159,15 @@ def convert_to_mla(
             dtype=options.dtype,
             trust_remote_code=options.trust_remote_code,
             check=lambda spec: check_convertible(spec, chosen),
+            check_tokenizer=check_chats,
             **loading,
         )
     sequences: list[Tensor] = []
     calibrated_on = ""
     if use_calibration:
         chosen = within_positions(chosen, model)
-        sequences = calibration_sequences(tokenizer, texts, chosen)
-        name = "texts of the caller" if calibration_texts is not None else str(calibration_dataset)
-        calibrated_on = f"{name}: {_amount(sequences, model_spec(model.config))}"
+        sequences = calibration_sequences(tokenizer, material.texts, chosen, material.chats)
+        calibrated_on = f"{material.name}: {_amount(sequences, model_spec(model.config))}"
         if verbose:
             print(f"calibrating on {calibrated_on}", flush=True)
     convert_model(

@@ -6,7 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
     import torch
+
+    from ..chat_template import Conversation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +22,10 @@ class ConversionOptions:
         device, dtype: where and in what precision to load and convert a name or a path.
         trust_remote_code: passed to `from_pretrained`; code from the Hub runs only if True.
         calibration_dataset_subset: configuration of a data set on the Hub.
+        calibration_chats: conversations to calibrate a chat model on, lists of messages with `role`
+            and `content`, or a JSON file of them; the tokenizer's chat template turns them into
+            text. Where texts are given as well, either gives half of the samples, and more where
+            the other has fewer.
         self_check: before anything else, compare every layer that is to be replaced, rebuilt at
             full rank, with the source's on a few tokens.
         inplace: rewrite a model object itself. False leaves it alone and converts a copy, which
@@ -27,5 +36,6 @@ class ConversionOptions:
     dtype: torch.dtype | str | None = None
     trust_remote_code: bool = False
     calibration_dataset_subset: str | None = None
+    calibration_chats: Sequence[Conversation] | str | Path | None = None
     self_check: bool = True
     inplace: bool = True

@@ -17,6 +17,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..end_tokens import end_tokens
 from ..errors import CacheFullError, ConfigError
 from ..kernels.backend import Backend, check_backend
 from ..placement import input_device
@@ -109,7 +110,7 @@ class LLM:
         self._loose = Outbox()
         """Of requests that `add_request` took."""
         self._dispatcher = Dispatcher(self._scheduler, self._loose)
-        self._end_tokens = _end_tokens(model)
+        self._end_tokens = end_tokens(model)
         self._decoder = None if tokenizer is None else Decoder(tokenizer)
 
     # Requests
@@ -315,11 +316,3 @@ class LLM:
         if not slots:
             return None
         return bisect_right(range(1, total * min(slots) + 1), total, key=self.store.need)
-
-
-def _end_tokens(model: PreTrainedModel) -> frozenset[int]:
-    config: Any = getattr(model, "generation_config", None) or model.config
-    tokens = config.eos_token_id
-    if tokens is None:
-        return frozenset()
-    return frozenset(tokens if isinstance(tokens, (list, tuple)) else [int(tokens)])

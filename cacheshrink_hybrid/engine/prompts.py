@@ -10,7 +10,9 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..chat_template import chat_ids
 from ..errors import ConfigError
+from ..text_ids import text_ids
 
 ALLOWED = (
     "a prompt is text, token ids (a list, tuple, array or tensor of integers, one-dimensional) or "
@@ -69,38 +71,18 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Ids:
             f"character {error.start} of the text, {text[error.start]!r}, is half of a pair and no "
             "character; repair the text where it was decoded"
         ) from error
-    ids = tuple(tokenizer(text).input_ids)
-    bos, bos_id = tokenizer.bos_token, tokenizer.bos_token_id
-    if bos and text.startswith(bos) and ids[:2] == (bos_id, bos_id):
-        plain = tokenizer(text, add_special_tokens=False).input_ids
-        if plain[:2] != [bos_id, bos_id]:
-            return ids[1:]
-    return ids
+    return tuple(text_ids(tokenizer, text))
 
 
 def encode_chat(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], **template: Any
 ) -> Ids:
-    """Token ids of a conversation in the tokenizer's chat template.
+    """Token ids of a conversation in the tokenizer's chat template, up to where the answer begins.
 
     Raises:
         ConfigError: there is no such template, or something else than messages.
     """
-    readable = isinstance(messages, Sequence) and len(messages) > 0
-    if not readable or not all(isinstance(one, Mapping) and "role" in one for one in messages):
-        raise ConfigError(
-            f"{type(messages).__name__} {messages!r:.60} is no conversation; give a list of "
-            "messages such as {'role': 'user', 'content': '...'}"
-        )
-    if tokenizer.chat_template is None:
-        raise ConfigError(
-            "this tokenizer has no chat template; set tokenizer.chat_template, or give the prompt "
-            "as text"
-        )
-    settings: dict[str, Any] = {"add_generation_prompt": True, **template}
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, **settings)
-    # The template writes all special tokens itself.
-    return tuple(tokenizer(str(text), add_special_tokens=False).input_ids)
+    return tuple(chat_ids(tokenizer, messages, **{"add_generation_prompt": True, **template}))
 
 
 def _is_token(value: object) -> bool:

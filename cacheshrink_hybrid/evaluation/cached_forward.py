@@ -17,7 +17,7 @@ from ..model.attached_plan import is_converted, plan_of
 from ..placement import input_device
 
 
-def _new_cache(model: PreTrainedModel) -> Cache:
+def new_cache(model: PreTrainedModel) -> Cache:
     """The cache of `generate()`: ours, or transformers' own for models of families that we do not
     know, which others are measured against."""
     try:
@@ -31,14 +31,15 @@ def cached_logits(
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield (position of the first token, logits (B, chunk, V)) for each chunk of `ids` (B, T).
 
-    Models whose recurrent scan cannot continue from a cache in pieces get all tokens at once. Coded
-    recurrent states are coded as often as in decoding, however long the chunks.
+    Models whose recurrent scan cannot continue from a cache in pieces get all tokens at once, and
+    one by one behind a filled cache. Coded recurrent states are coded as often as in decoding,
+    however long the chunks.
 
     Args:
         chunk_length: tokens per forward pass, at most.
         cache: the cache to fill, from where it stands; None for a new one.
     """
-    cache = _new_cache(model) if cache is None else cache
+    cache = new_cache(model) if cache is None else cache
     if isinstance(cache, LatentCache):
         cache.codes_every_boundary = True
     name = cache_argument(model)
@@ -46,7 +47,7 @@ def cached_logits(
     ids = ids.to(input_device(model))
     num_tokens = ids.shape[1]
     if not continues_in_pieces(model):
-        chunk_length = num_tokens
+        chunk_length = 1 if past else num_tokens
     for start in range(0, num_tokens, chunk_length):
         end = min(start + chunk_length, num_tokens)
         position_ids = torch.arange(past + start, past + end, device=ids.device)[None]

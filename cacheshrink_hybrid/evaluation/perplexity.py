@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..calibration.text import checked_texts, token_ids
+from ..calibration.text import checked_texts
 from ..errors import CalibrationError, ConfigError
+from ..text_ids import text_ids
 from .cached_forward import cached_logits
 from .defaults import DEFAULT_CHUNK
 
@@ -166,7 +167,7 @@ def _scored(
 
 def _windows(tokenizer, texts: Sequence[str], max_length: int, stride: int) -> Iterator[Window]:
     for text in texts:
-        ids = torch.tensor(token_ids(tokenizer, text))
+        ids = torch.tensor(text_ids(tokenizer, text))
         for start in range(0, len(ids), stride):
             num_context = 1 if start == 0 else max(1, max_length - stride)
             window = ids[start : start + max_length]

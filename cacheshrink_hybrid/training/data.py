@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from ..calibration.text import checked_texts, token_ids
+from ..calibration.text import checked_texts
 from ..errors import CalibrationError, ConfigError
+from ..text_ids import text_ids
 from .next_token import IGNORED
 
 MIN_TOKENS = 2
@@ -40,7 +41,7 @@ def training_sequences(tokenizer, dataset: Iterable, max_length: int) -> list[Te
             raise ConfigError("texts need a tokenizer; give MLATrainer(model, tokenizer)")
     sequences = []
     for item in items:
-        ids = torch.as_tensor(token_ids(tokenizer, item) if isinstance(item, str) else item)
+        ids = torch.as_tensor(text_ids(tokenizer, item) if isinstance(item, str) else item)
         if ids.ndim == 2 and ids.shape[0] == 1:
             ids = ids[0]
         if ids.ndim != 1 or ids.is_floating_point():

@@ -13,7 +13,7 @@ from cacheshrink_hybrid.cli import PROGRAMS, main, perplexity
 from cacheshrink_hybrid.cli.recall import at_chance
 from cacheshrink_hybrid.demo import model_path
 from tests.families.tiny_configs import COMMON, tiny_model
-from tests.texts import word_tokenizer
+from tests.texts import CHAT, chat_tokenizer, word_tokenizer
 
 MODEL = str(model_path())
 ROOT = Path(__file__).parents[2]
@@ -87,6 +87,58 @@ def test_recall(converted: Path, tmp_path: Path) -> None:
     assert main(["recall", *arguments, "--json", str(json_file)]) == 0
     measured = json.loads(json_file.read_text())["models"][str(converted)]["64"]
     assert measured["mean"] > 0.8
+
+
+def test_retrieval(converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    json_file = tmp_path / "r.json"
+    arguments = [MODEL, str(converted), "--lengths", "320", "--texts", "2", "--questions", "1"]
+    arguments += ["--tasks", "needle", "--dtype", "float32", "--json", str(json_file)]
+    assert main(["retrieval", *arguments]) == 0
+    models = json.loads(json_file.read_text())["models"]
+    first, second = (models[name]["results"][0] for name in (MODEL, str(converted)))
+    assert (first["task"], first["length"], first["questions"]) == ("needle", 320, 2)
+    assert (first["log_probability_change"], first["log_probability_change_error"]) == (0, 0)
+    change = second["log_probability"] - first["log_probability"]
+    assert second["log_probability_change"] == pytest.approx(change)
+    assert second["log_probability_change_error"] > 0
+    pairs = zip(first["answers"], second["answers"], strict=True)
+    assert all(a["code"] == b["code"] and a["depth"] == b["depth"] for a, b in pairs)
+    out = capsys.readouterr().out
+    assert f"read exactly by {MODEL}: all keys and values\n" in out
+    assert f"read exactly by {converted}: none\n" in out
+
+
+def test_retrieval_beyond_the_positions_or_in_other_tokens(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny_model("llama").save_pretrained(tmp_path / "other")
+    word_tokenizer().save_pretrained(tmp_path / "other")
+    few = ["--texts", "1", "--questions", "1", "--tasks", "needle"]
+    assert main(["retrieval", MODEL, "--lengths", "5000", *few]) == 2
+    assert "5000 tokens are beyond the 4096 positions of this model; give" in (
+        capsys.readouterr().err
+    )
+    assert main(["retrieval", MODEL, str(tmp_path / "other"), "--lengths", "300", *few]) == 2
+    assert "has another tokenizer than" in capsys.readouterr().err
+    assert main(["retrieval", str(tmp_path / "other"), *few]) == 2
+    assert "has 256 positions, fewer than any usual length; give --lengths" in (
+        capsys.readouterr().err
+    )
+
+
+def test_convert_on_chats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_model("llama").save_pretrained(tmp_path / "source")
+    chat_tokenizer().save_pretrained(tmp_path / "source")
+    chats = tmp_path / "chats.jsonl"
+    arguments = [str(tmp_path / "source"), str(tmp_path / "small"), "--calibration-chats"]
+    chats.write_text("hello")
+    assert main(["convert", *arguments, str(chats)]) == 2
+    assert f"error: --calibration-chats: line 1 of {chats} is no JSON" in capsys.readouterr().err
+    chats.write_text("\n".join(json.dumps({"messages": CHAT}) for _ in range(5)))
+    assert main(["convert", *arguments, str(chats)]) == 0
+    assert f"calibrating on {chats}: 5 sequences" in capsys.readouterr().out
+    assert main(["convert", MODEL, str(tmp_path / "other"), *arguments[2:], str(chats)]) == 2
+    assert "has no chat template, and conversations take one" in capsys.readouterr().err
 
 
 def test_generate(converted: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,17 @@ from cacheshrink_hybrid.version import __version__
 from tests.subprocesses import run_python
 
 ROOT = Path(__file__).parents[2]
-EVAL = ("allocator", "memory", "perplexity", "recall", "states", "sweep", "throughput")
+EVAL = (
+    "allocator",
+    "memory",
+    "perplexity",
+    "recall",
+    "retrieval",
+    "states",
+    "sweep",
+    "tasks",
+    "throughput",
+)
 MODULES = ["cacheshrink_hybrid", *(f"eval.{name}" for name in EVAL), "training.finetune"]
 # Runs a module with some arguments and says how it ended and whether it had imported the heavy.
 RUN = """

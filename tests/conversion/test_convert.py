@@ -28,7 +28,7 @@ from cacheshrink_hybrid.errors import (
 )
 from tests.families.tiny_configs import COMMON, tiny_model
 from tests.models import calibration_ids, converted_copy, logits_of, random_ids, unchanged
-from tests.texts import TEXTS, word_tokenizer
+from tests.texts import CHAT, TEXTS, chat_tokenizer, word_tokenizer
 
 QUIET = {"verbose": False}
 WITH_TEXT = {"tokenizer": word_tokenizer(), "calibration_texts": TEXTS, **QUIET}
@@ -89,6 +89,17 @@ BAD_ARGUMENTS = {
         ConfigError,
         "calibration_texts are not used with use_calibration=False; drop one",
     ),
+    "chats-without-calibration": (
+        {"use_calibration": False, "calibration_texts": None, "calibration_chats": [CHAT]},
+        ConfigError,
+        "calibration_chats are not used with use_calibration=False; drop one",
+    ),
+    "chats-without-template": (
+        {"calibration_chats": [CHAT]},
+        ConfigError,
+        "has no chat template, and conversations take one; set tokenizer.chat_template, or give",
+    ),
+    "one-chat": ({"calibration_chats": CHAT}, CalibrationError, "holds messages, so it is one"),
     "metric-without-calibration": (
         {"use_calibration": False, "calibration_texts": None, "metric": "fisher"},
         ConfigError,
@@ -389,6 +400,25 @@ def test_kept_layers_stay_as_they_are() -> None:
     assert [latent.layer_ids for latent in plan.latents] == [(1,), (2,)]
     assert plan.kept_bytes_per_token == 64
     assert plan.compression_ratio >= 2.0
+
+
+def test_chats_are_calibrated_on_and_named() -> None:
+    chats = [[{"role": "user", "content": text}] for text in TEXTS]
+    plans = []
+    for how in ({"calibration_chats": chats}, {"calibration_texts": TEXTS}):
+        model, _ = convert_to_mla(
+            copy.deepcopy(tiny_model("llama")), tokenizer=chat_tokenizer(), **how, **QUIET
+        )
+        plans.append(plan_of(model))
+    assert plans[0].calibrated_on.startswith(f"chats of the caller: {len(TEXTS)} sequences, ")
+    assert plans[0].predicted_loss != plans[1].predicted_loss
+
+
+def test_no_weights_are_loaded_for_chats_without_a_template(tmp_path: Path) -> None:
+    tiny_model("llama").config.save_pretrained(tmp_path)  # there are none
+    word_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="has no chat template"):
+        convert_to_mla(tmp_path, calibration_chats=[CHAT], **QUIET)
 
 
 def test_no_calibration_sequences() -> None:

@@ -20,8 +20,8 @@ from ...conversion.options import ConversionOptions
 from ...demo.corpus import PYTHON_DOCS
 from ...errors import ConfigError
 from ...methods import TABLES
-from ..flags import add_model_arguments, add_settings, new_parser
-from ..preflight import DataSet, OutputDirectory, too_little_space
+from ..flags import NOT_SET, add_model_arguments, add_settings, new_parser
+from ..preflight import ChatFile, DataSet, OutputDirectory, too_little_space
 
 GROUPS = {
     "how far, and what keys and values become": (
@@ -67,10 +67,19 @@ def parser() -> argparse.ArgumentParser:
             group.add_argument(
                 "--calibration-dataset",
                 type=DataSet(),
-                default=PYTHON_DOCS,
+                default=None,
                 help="text to calibrate on, best of the kind that the model will read: a text "
                 "file, a data set on the Hub, or Python's documentation "
-                f"(default: {PYTHON_DOCS})",
+                f"(default: {PYTHON_DOCS}, or the chats alone)",
+            )
+            group.add_argument(
+                "--calibration-chats",
+                type=ChatFile(),
+                metavar="FILE",
+                default=None,
+                help="conversations to calibrate a chat model on, in its chat template: a JSON "
+                "list of lists of messages with role and content, or JSON lines. Beside a "
+                f"--calibration-dataset either gives half (default: {NOT_SET})",
             )
             add_settings(group, ConversionOptions, ("calibration_dataset_subset",))
         add_settings(group, CompressionConfig, names, choices=allowed_names(), tables=TABLES)
