@@ -31,13 +31,11 @@ class CompressionConfig:
             or `BYTES_PER_SECOND:OPERATIONS_PER_SECOND`.
         d_latent: explicit number of latent channels instead of a ratio: per layer for `joint`,
             for K and for V each with `separate` and `xkv`.
-        cache_bits: bits per stored latent element. `auto` chooses 16, 8, 4, 2 or 0 for every run of
-            channels by what it is worth, and 16 throughout where ranks are fixed (`d_latent`,
+        cache_bits: bits per stored latent element. `auto` chooses 16, 8, 6 to 1 or 0 for every run
+            of channels by what it is worth, and 16 throughout where ranks are fixed (`d_latent`,
             `uniform`, `xkv`) or nothing is to be saved (ratio 1); 8 and 4 choose between that
             width and 0; 16 stores latents as they are, in the model's dtype. `fp8` (e4m3),
             `fp8_e5m2`, `fp16` and `bf16` store all kept channels in that number format.
-        scales: of few-bit channels: `static` (calibrated once, tokens that reach further escape by
-            a gain, where that is worth its byte) or `token` (a float16 scale per token and width).
         hadamard: mix the channels of each run by a Hadamard matrix before they are coded.
         exact_sinks: first tokens of a sequence that stay at 16 bits, beside few-bit rows, in layers
             without a sliding window.
@@ -86,7 +84,6 @@ class CompressionConfig:
     objective: str = "memory"
     device_profile: str = "H100"
     cache_bits: int | str = "auto"
-    scales: str = "static"
     hadamard: bool = False
     exact_sinks: int = 0
     exact_window: int = 0
@@ -148,7 +145,6 @@ class CompressionConfig:
     def row_format(self, alignment: int) -> RowFormat:
         """How this setting of `cache_bits` writes rows."""
         return RowFormat(
-            scales=self.scales,
             half="bfloat16" if self.cache_bits == "bf16" else "float16",
             byte={"fp8": "e4m3", "fp8_e5m2": "e5m2"}.get(str(self.cache_bits), "uniform"),
             alignment=alignment,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from .codecs.names import SCALES, STATE_CODES
+from .codecs.names import STATE_CODES
 from .device_profile import DeviceProfile
 from .errors import ConfigError
 from .integers import count_fault, seed_fault
@@ -27,7 +27,6 @@ def allowed_names() -> dict[str, tuple[str, ...]]:
     return {
         "compression_method": choices(LATENT_KINDS),
         "objective": OBJECTIVES,
-        "scales": SCALES,
         "metric": tuple(METRICS),
         "rank_allocation": RANK_ALLOCATIONS,
         "state_dtype": (AUTO, *STATE_CODES),
@@ -163,10 +162,10 @@ def _faults_of_reading(config: Any) -> Iterator[str]:
             "them out"
         )
     leveled = config.coded and config.cache_bits in ("auto", 8, 4)
-    if not leveled and (config.scales != "static" or config.hadamard):
+    if not leveled and config.hadamard:
         yield (
-            "scales and hadamard are for few-bit levels, which these settings do not use "
-            f"(cache_bits={config.cache_bits!r}); leave them out"
+            "hadamard is for few-bit levels, which these settings do not use "
+            f"(cache_bits={config.cache_bits!r}); leave it out"
         )
 
 

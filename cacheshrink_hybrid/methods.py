@@ -18,7 +18,7 @@ AUTO = "auto"
 OBJECTIVES = ("memory", "speed", "auto")
 RANK_ALLOCATIONS = ("global", "uniform")
 WIDTHS_OF: dict[int | str, tuple[int, ...]] = {
-    AUTO: (2, 4, 8, 16),
+    AUTO: (1, 2, 3, 4, 5, 6, 8, 16),
     16: (16,),
     8: (8,),
     4: (4,),

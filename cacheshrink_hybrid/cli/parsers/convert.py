@@ -33,7 +33,6 @@ GROUPS = {
         "context_length",
         "objective",
         "device_profile",
-        "scales",
         "hadamard",
         "exact_sinks",
         "exact_window",

@@ -29,7 +29,7 @@ def held_out_loss(result: CodedFactors, unit: Unit, samples: HeldOutSamples, cod
     if coded:
         codec = RowCodec(result.runs, result.row_format)
         latents = sampled_latents(factor, unit, samples.vectors)
-        rows = codec.encode(latents.float(), factor.reach)
+        rows = codec.encode(latents.float(), factor.costs)
         distortion = (codec.decode(rows, torch.float32) - latents).square().mean(0)
         loss += float(_channel_costs(factor.up, unit, samples) @ distortion)
     return loss

@@ -2,12 +2,13 @@
 
 Starting from nothing, the step that saves most loss per byte is taken while the budget lasts: along
 the lower convex hull of each run's losses, so steps that pay late are not missed. Bytes are those
-of the finished rows, with gains or scales and padding.
+of the finished rows, with gains and padding.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,11 +24,13 @@ class ChannelGroup:
 
     Attributes:
         module: index of the attention module.
+        part: of its row; runs of one width and part are one run.
         channels: their positions in the module's full-rank latent, by falling loss.
         losses: expected loss by width in bits, summed over channels and layers.
     """
 
     module: int
+    part: int
     channels: Tensor
     losses: dict[int, float]
 
@@ -49,8 +52,12 @@ def water_fill(
         chosen[ids[0]] = widths[0]
 
     def module_bytes(module: int) -> int:
-        runs = [(len(groups[i].channels), chosen[i]) for i in members[module] if chosen[i]]
-        return formats[module].row_bytes(runs) * num_layers[module]
+        runs: Counter[tuple[int, int]] = Counter()
+        for i in members[module]:
+            if chosen[i]:
+                runs[groups[i].part, chosen[i]] += len(groups[i].channels)
+        sizes = [(channels, bits) for (_, bits), channels in runs.items()]
+        return formats[module].row_bytes(sizes) * num_layers[module]
 
     spent = [module_bytes(module) for module in range(len(formats))]
     if sum(spent) > budget_bytes:
