@@ -43,6 +43,8 @@ class CompressionConfig:
         metric: what counts as loss: `fisher` (the model's own loss, one backward pass), `score`
             (queries and output projection, no backward pass), `activation` (plain PCA), `none`
             (weights only, no text).
+        fisher_labels: whose next tokens the loss of `fisher` is of: those of the `text`, or drawn
+            from the `model`.
         rank_allocation: `global` (one budget over all layers, ranks where the loss is) or
             `uniform`.
         metric_damping: share of its largest eigenvalue added to the diagonal of the metric
@@ -75,7 +77,7 @@ class CompressionConfig:
             that return) beside the calibration text, which seldom asks for what a state alone
             remembers. None: a quarter of `num_calibration_samples`, at least 8, where recurrent
             states are to be compressed, else none.
-        seed: seeds the labels that the `fisher` metric samples.
+        seed: seeds the labels that the `fisher` metric draws from the model.
     """
 
     compression_ratio: float = DEFAULT_RATIO
@@ -88,6 +90,7 @@ class CompressionConfig:
     exact_sinks: int = 0
     exact_window: int = 0
     metric: str = "fisher"
+    fisher_labels: str = "text"
     rank_allocation: str = "global"
     metric_damping: float = 1e-4
     cross_layer_group_size: int = 4

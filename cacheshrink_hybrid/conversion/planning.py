@@ -208,7 +208,6 @@ def _factors(
                 factors=factor,
                 runs=((factor.encoder.shape[0], 16),),
                 row_format=config.row_format(alignment=1),
-                clipped_share=0.0,
             )
             for factor in factorize(units, config, budget)
         ]
@@ -297,7 +296,6 @@ def _latent_plan(
         expected_error=factors.expected_error,
         error_bound=factors.error_bound,
         relative_error=factors.relative_error,
-        clipped_share=result.clipped_share,
     )
     profile = DeviceProfile.parse(config.device_profile)
     return replace(plan, read_ns=1e9 * read_seconds(profile, plan.bytes_per_token, operations))

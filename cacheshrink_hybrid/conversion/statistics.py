@@ -15,6 +15,7 @@ from ..errors import PlanError
 from ..families import check_shared_weights, model_spec, read_attention
 from ..latents.attention.parts import AttentionParts
 from ..latents.fit.held_out import held_out_samples, split_sequences
+from ..latents.fit.metrics import Labels
 from ..latents.fit.statistics import HeldOutSamples
 from ..model.adapters import refuse_adapters
 from ..spec import ModelSpec
@@ -80,12 +81,14 @@ def statistics_of(
     watched = config.changes_states and bool(compressible_layers(spec))
     states = StateCalibration(model, spec, config.metric) if watched else None
     fitted, held_out = split_sequences(list(sequences)) if parts else (sequences, [])
+    sinks = [config.exact_sinks if part.sliding_window is None else 0 for part in parts]
     latents = calibrate(
         model,
         parts,
         fitted,
         metric=config.metric,
-        seed=config.seed,
+        labels=Labels(config.fisher_labels, config.seed),
+        sinks=sinks,
         states=states,
         progress=progress,
     )
@@ -94,7 +97,13 @@ def statistics_of(
         latents,
         None if states is None else states.statistics(),
         held_out_samples(
-            model, decoder_layers(model), parts, held_out, metric=config.metric, seed=config.seed
+            model,
+            decoder_layers(model),
+            parts,
+            held_out,
+            metric=config.metric,
+            labels=Labels(config.fisher_labels, config.seed),
+            sinks=sinks,
         )
         if held_out
         else None,

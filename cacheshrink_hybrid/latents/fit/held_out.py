@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel
 
 from ...methods import METRICS
 from ..attention.parts import AttentionParts
-from .metrics import sampled_loss
+from .metrics import Labels
 from .observe import frozen_and_checkpointed, observed_gradients, observed_inputs
 from .statistics import HeldOutSamples, Samples
 
@@ -40,7 +41,8 @@ def held_out_samples(
     sequences: Sequence[Tensor],
     *,
     metric: str,
-    seed: int = 0,
+    labels: Labels | None = None,
+    sinks: Sequence[int] | None = None,
 ) -> list[HeldOutSamples]:
     """Keys and values of each attention module on `sequences`, and what errors in them cost there.
 
@@ -49,26 +51,27 @@ def held_out_samples(
         layers: its decoder layers, which are recomputed on the way back.
         sequences: token ids, (1, T) each, that no statistics have seen.
         metric: as of the statistics; costs are taken from this text where it has a backward pass.
-        seed: seeds the labels that `fisher` samples from the model.
+        labels, sinks: as of the statistics.
     """
     vectors = [Samples(PER_SEQUENCE, TOTAL) for _ in parts]
     gradients = [Samples(PER_SEQUENCE, TOTAL) for _ in parts]
     backward = METRICS[metric].backward
-    generator = torch.Generator().manual_seed(seed)
+    labels = Labels() if labels is None else labels
+    sinks = [0] * len(parts) if sinks is None else sinks
     forward = True
 
     with ExitStack() as stack:
         stack.enter_context(frozen_and_checkpointed(model, layers))
-        for part, kept, costs in zip(parts, vectors, gradients, strict=True):
+        for part, kept, costs, skipped in zip(parts, vectors, gradients, sinks, strict=True):
 
             @torch.no_grad()
-            def see(x: Tensor, layer_idx: int, part=part, kept=kept) -> None:
+            def see(x: Tensor, layer_idx: int, part=part, kept=kept, skipped=skipped) -> None:
                 if forward:  # a checkpointed layer runs a second time on the way back
-                    kept.add(part.key_value(x, layer_idx))
+                    kept.add(part.key_value(x, layer_idx)[:, skipped:])
 
             stack.enter_context(observed_inputs(part, see))
             if backward:
-                stack.enter_context(observed_gradients(part, costs.add))
+                stack.enter_context(observed_gradients(part, partial(_add_behind, costs, skipped)))
         for ids in sequences:
             forward = True
             with torch.set_grad_enabled(backward):
@@ -76,8 +79,13 @@ def held_out_samples(
             forward = False
             if backward:
                 with torch.enable_grad():
-                    sampled_loss(logits, generator).backward()
+                    labels.loss(logits, ids).backward()
     return [
         HeldOutSamples(vectors=kept.stacked(), gradients=costs.stacked() if backward else None)
         for kept, costs in zip(vectors, gradients, strict=True)
     ]
+
+
+def _add_behind(samples: Samples, sinks: int, gradients: Tensor) -> None:
+    """Keep some of the gradients (tokens, n) of one sequence, none of its sinks'."""
+    samples.add(gradients[sinks:])
