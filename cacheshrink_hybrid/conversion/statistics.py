@@ -14,9 +14,8 @@ from ..config import CompressionConfig
 from ..errors import PlanError
 from ..families import check_shared_weights, model_spec, read_attention
 from ..latents.attention.parts import AttentionParts
-from ..latents.fit.held_out import held_out_samples, split_sequences
+from ..latents.fit.held_out import HeldOutText, held_out_text, split_sequences
 from ..latents.fit.metrics import Labels
-from ..latents.fit.statistics import HeldOutSamples
 from ..model.adapters import refuse_adapters
 from ..spec import ModelSpec
 from ..states.fit.observe import StateCalibration, StateStatistics
@@ -28,12 +27,12 @@ class ModelStatistics:
     """What calibration found in one model: per attention module, and per recurrent layer.
 
     Attributes:
-        held_out: of each attention module on text kept from the statistics; None without.
+        held_out: text kept from the statistics, and what was found on it; None without.
     """
 
     latents: list[LatentStatistics]
     states: list[StateStatistics] | None = None
-    held_out: list[HeldOutSamples] | None = None
+    held_out: HeldOutText | None = None
 
 
 def model_statistics(
@@ -96,7 +95,7 @@ def statistics_of(
     return ModelStatistics(
         latents,
         None if states is None else states.statistics(),
-        held_out_samples(
+        held_out_text(
             model,
             decoder_layers(model),
             parts,

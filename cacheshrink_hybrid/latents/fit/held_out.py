@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -27,6 +28,21 @@ PER_SEQUENCE, TOTAL = 256, 2048
 """Tokens that are looked at, of each held-out sequence and of all."""
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class HeldOutText:
+    """Sequences that no statistics have seen.
+
+    Attributes:
+        sequences: token ids, (1, T) each.
+        losses: mean loss of the source model on each, in nats per token.
+        samples: of each attention module.
+    """
+
+    sequences: list[Tensor]
+    losses: list[float]
+    samples: list[HeldOutSamples]
+
+
 def split_sequences(sequences: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """(to fit on, held out): every tenth is held out, none of fewer than ten."""
     held_out = list(sequences[HELD_OUT_SHARE - 1 :: HELD_OUT_SHARE])
@@ -34,7 +50,7 @@ def split_sequences(sequences: Sequence[Tensor]) -> tuple[list[Tensor], list[Ten
     return kept, held_out
 
 
-def held_out_samples(
+def held_out_text(
     model: PreTrainedModel,
     layers: Sequence[nn.Module],
     parts: Sequence[AttentionParts],
@@ -43,8 +59,9 @@ def held_out_samples(
     metric: str,
     labels: Labels | None = None,
     sinks: Sequence[int] | None = None,
-) -> list[HeldOutSamples]:
-    """Keys and values of each attention module on `sequences`, and what errors in them cost there.
+) -> HeldOutText:
+    """Keys and values of each attention module on `sequences`, what errors in them cost there, and
+    the losses of the model.
 
     Args:
         model: the source model. It is left as it was.
@@ -58,6 +75,7 @@ def held_out_samples(
     backward = METRICS[metric].backward
     labels = Labels() if labels is None else labels
     sinks = [0] * len(parts) if sinks is None else sinks
+    losses: list[float] = []
     forward = True
 
     with ExitStack() as stack:
@@ -77,13 +95,21 @@ def held_out_samples(
             with torch.set_grad_enabled(backward):
                 logits = model(input_ids=ids.to(model.device), use_cache=False).logits
             forward = False
+            losses.append(next_token_loss(logits.detach(), ids))
             if backward:
                 with torch.enable_grad():
                     labels.loss(logits, ids).backward()
-    return [
+    samples = [
         HeldOutSamples(vectors=kept.stacked(), gradients=costs.stacked() if backward else None)
         for kept, costs in zip(vectors, gradients, strict=True)
     ]
+    return HeldOutText(list(sequences), losses, samples)
+
+
+def next_token_loss(logits: Tensor, ids: Tensor) -> float:
+    """Mean cross-entropy of the next tokens of one sequence, (1, T, V) and (1, T), in nats."""
+    labels = ids[0, 1:].to(logits.device)
+    return float(nn.functional.cross_entropy(logits[0, :-1].float(), labels))
 
 
 def _add_behind(samples: Samples, sinks: int, gradients: Tensor) -> None:
