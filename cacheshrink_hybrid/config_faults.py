@@ -12,6 +12,7 @@ from .errors import ConfigError
 from .integers import count_fault, seed_fault
 from .methods import (
     AUTO,
+    FISHER_LABELS,
     LATENT_KINDS,
     METRICS,
     OBJECTIVES,
@@ -28,6 +29,7 @@ def allowed_names() -> dict[str, tuple[str, ...]]:
         "compression_method": choices(LATENT_KINDS),
         "objective": OBJECTIVES,
         "metric": tuple(METRICS),
+        "fisher_labels": FISHER_LABELS,
         "rank_allocation": RANK_ALLOCATIONS,
         "state_dtype": (AUTO, *STATE_CODES),
         "state_method": choices(STATE_METHODS),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .gain_search import GainSearch, codes_of, level_table
 from .gains import LOST, gain_table
-from .levels import UNIFORM_BITS, UNIFORM_CLIP, UNIFORM_STEP, byte_codes, outermost_level
+from .levels import UNIFORM_BITS, UNIFORM_CLIP, UNIFORM_STEP, byte_codes
 from .row_format import RowFormat
 from .row_layout import Run
 from .tables import table
@@ -52,8 +52,7 @@ class RowCodec:
         """Rows (..., row_bytes), uint8, of latents (..., R).
 
         Coded channels are divided by the gain of their row, which is chosen by the error of the
-        row. What lies beyond the largest gain, or beyond the range of a float, is clipped;
-        `clipped` counts it.
+        row. What lies beyond the largest gain, or beyond the range of a float, is clipped.
 
         Args:
             latent: channels of unit variance.
@@ -112,20 +111,6 @@ class RowCodec:
         return nn.functional.embedding(
             rows[..., self.gain_byte].int(), gain_table(rows.device)[:, None]
         )
-
-    def clipped(self, latent: Tensor, rows: Tensor) -> int:
-        """Number of elements of latents (..., R) that lie beyond the outermost level, times the
-        gain, of their rows (..., row_bytes), or beyond the range of their floats."""
-        gains = self.gains(rows)
-        count = 0
-        for run in self.runs:
-            part = latent[..., run.at_channel].abs()
-            if not run.kind.coded:
-                count += int((part > torch.finfo(run.kind.dtype).max).sum())
-                continue
-            limit = outermost_level(run.bits)
-            count += int((part > (limit if gains is None else limit * gains)).sum())
-        return count
 
 
 def _levels(rows: Tensor, run: Run) -> Tensor:

@@ -20,10 +20,12 @@ from ..demo.corpus import PYTHON_DOCS
 from ..errors import ConfigError
 from ..families import model_spec
 from ..lasting import lasting_tensors
+from ..latents.fit.held_out import split_sequences
 from ..model.adapters import refuse_adapters
-from ..model.attached_plan import plan_of
+from ..model.attached_plan import attach_certificate, plan_of
 from ..model.original_model import remember_source_values
 from ..plan import CompressionPlan
+from ..spec import ModelSpec
 from ..states.kinds import compressible_layers
 from .arguments import (
     chosen_config,
@@ -32,6 +34,7 @@ from .arguments import (
     sorted_out,
     tokenizer_faults,
 )
+from .certify import certify
 from .in_place import convert_in_place
 from .options import ConversionOptions
 from .planning import plan_model
@@ -152,8 +155,7 @@ def convert_to_mla(
         chosen = within_positions(chosen, model)
         sequences = calibration_sequences(tokenizer, texts, chosen)
         name = "texts of the caller" if calibration_texts is not None else str(calibration_dataset)
-        tokens = sum(ids.numel() for ids in sequences)
-        calibrated_on = f"{name}: {len(sequences)} sequences, {tokens:,} tokens"
+        calibrated_on = f"{name}: {_amount(sequences, model_spec(model.config))}"
         if verbose:
             print(f"calibrating on {calibrated_on}", flush=True)
     convert_model(
@@ -167,6 +169,13 @@ def convert_to_mla(
     if verbose:
         print(plan_of(model).table(model_spec(model.config)))
     return model, tokenizer
+
+
+def _amount(sequences: Sequence[Tensor], spec: ModelSpec) -> str:
+    """How much text that is, and how much of it bases of keys and values are not fitted to."""
+    words = f"{len(sequences)} sequences, {sum(ids.numel() for ids in sequences):,} tokens"
+    held_out = len(split_sequences(sequences)[1]) if spec.attention_layers else 0
+    return f"{words}, {held_out} of the sequences held out" if held_out else words
 
 
 def _check_object(
@@ -234,6 +243,10 @@ def convert_model(
         state_factors=planned.states,
     )
     forget_quantisation(model)
+    if statistics.held_out is not None:
+        if progress:
+            print("measuring the loss on held-out text", flush=True)
+        attach_certificate(model, certify(model, statistics.held_out, self_check=self_check))
     if config.store_original_weights:
         remember_source_values(model)
-    return planned.plan
+    return plan_of(model)

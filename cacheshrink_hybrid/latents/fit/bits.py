@@ -49,13 +49,11 @@ class CodedFactors:
         factors: reduced to the kept channels, in the order of their runs.
         runs: (channels, bits) of each run.
         row_format: how rows are written.
-        clipped_share: share of calibration elements beyond the outermost level of their rows.
     """
 
     factors: LatentFactors
     runs: Runs
     row_format: RowFormat
-    clipped_share: float
 
 
 def row_alignment(kv_width: int) -> int:
@@ -331,9 +329,4 @@ def _measured(
         costs=relative,
         relative_error=error / float(unit.covariance.trace().clamp_min(1e-300)),
     )
-    return CodedFactors(
-        factors=measured,
-        runs=runs,
-        row_format=format,
-        clipped_share=codec.clipped(exact, rows) / max(1, exact.numel()),
-    )
+    return CodedFactors(factors=measured, runs=runs, row_format=format)
