@@ -46,7 +46,7 @@ CASES = [
             rebuilt(bits, per_head=per_head),
             needs=DECODE,
         )
-        for per_head, bits in [(True, 16), (True, 8), (False, 16), (False, 8)]
+        for per_head, bits in [(True, 16), (True, 8), (True, 5), (False, 16), (False, 8)]
     ),
     Case(
         "latent_decode-rebuilt-normalized-joint-8",
@@ -56,6 +56,7 @@ CASES = [
     Case("latent_decode-narrow-absorb", everything(rebuilt=False), hot=False),
     Case("latent_decode-narrow-rebuilt", everything(rebuilt=True), hot=False),
     Case("latent_append-mixed", append("mixed"), everywhere=True),
+    Case("latent_append-mixed-512", append("mixed-512")),
     Case("latent_append-float32", append("float32"), hot=False),
     Case("latent_decode-plain", decode_plain, hot=False),
     Case("latent_append-narrow", append_narrow, hot=False),

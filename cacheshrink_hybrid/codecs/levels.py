@@ -119,6 +119,7 @@ EDGE_STEPS = 512
 EDGE_REACH = 4.0
 """Thresholds lie at multiples of 1 / 512 between -4 and 4, so that a table finds the level of a
 number by the step that it lies in. That moves them by a hundredth of a cell at most."""
+NUM_STEPS = int(2 * EDGE_REACH * EDGE_STEPS)
 
 
 @table
@@ -162,6 +163,18 @@ def row_tables(device: torch.device) -> Tensor:
     from `FIRST_GAIN` on the gain of each byte (`gains`), (382,) float32."""
     levels = torch.cat([lloyd_max_levels(bits) for bits in LLOYD_MAX])
     return torch.cat([levels.float(), gain_table(torch.device("cpu"))]).to(device)
+
+
+def first_step(bits: int) -> int:
+    """Where the steps of a width, 1 to 6, begin in `step_tables`."""
+    return (bits - 1) * NUM_STEPS
+
+
+@table
+def step_tables(device: torch.device) -> Tensor:
+    """What kernels that code look up: `step_codes` of 1 to 6 bits, one width after the other,
+    (6 * 4096,) uint8."""
+    return torch.cat([step_codes(bits) for bits in LLOYD_MAX]).to(device)
 
 
 @table

@@ -123,11 +123,10 @@ def _levels(rows: Tensor, run: Run) -> Tensor:
         packed = rows[..., plane.at_byte]
         words = _code_words(plane.bits, rows.device)
         found = words.index_select(0, packed.reshape(-1).int()).view(torch.uint8)
-        found = found.view(*packed.shape[:-1], -1)
+        found = found.view(*packed.shape[:-1], -1)[..., : run.channels]
         codes = found if codes is None else codes | (found << shift)
         shift += plane.bits
     assert codes is not None
-    codes = codes[..., : run.channels]
     levels = level_table(run.bits, rows.device)
     return levels.index_select(0, codes.reshape(-1).int()).view(codes.shape)
 

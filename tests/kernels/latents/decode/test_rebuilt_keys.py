@@ -29,7 +29,7 @@ CASES = {
     "joint-partial": (RowFormat().layout([(64, 8)]), 40, 48, False, 24, 8),
     "joint-unrotated": (RowFormat().layout([(32, 4)]), 32, 32, False, 20, 0),
     "per-head-mixed": (
-        RowFormat(alignment=16).layout([(16, 16), (32, 8), (16, 4), (16, 2), (24, 4)]),
+        RowFormat(alignment=16).layout([(16, 16), (32, 8), (16, 6), (16, 1), (24, 4)]),
         40,
         24,
         True,
@@ -38,7 +38,7 @@ CASES = {
     ),
     # Runs whose heads meet within a byte.
     "per-head-split-bytes": (
-        RowFormat().layout([(6, 4), (12, 2), (40, 8), (24, 4)]),
+        RowFormat().layout([(6, 5), (12, 3), (40, 8), (24, 6)]),
         29,
         24,
         True,
