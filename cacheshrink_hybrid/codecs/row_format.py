@@ -7,7 +7,14 @@ from dataclasses import dataclass
 
 from ..errors import ConfigError
 from .names import BYTE_FORMATS, HALF_FORMATS
-from .row_layout import MAX_ALIGNMENT, PLANES, Kind, RowLayout
+from .row_layout import (
+    MAX_ALIGNMENT,
+    PLANES,
+    Kind,
+    RowLayout,
+    padded_row_bytes,
+    plane_bytes,
+)
 
 KIND_OF_HALF = dict(zip(HALF_FORMATS, (Kind.FLOAT16, Kind.BFLOAT16), strict=True))
 KIND_OF_BYTE = dict(zip(BYTE_FORMATS, (Kind.UNIFORM8, Kind.E4M3, Kind.E5M2), strict=True))
@@ -71,5 +78,10 @@ class RowFormat:
         )
 
     def row_bytes(self, runs: Sequence[tuple[int, int]]) -> int:
-        """Bytes of a row of these (channels, bits)."""
-        return self.layout(runs).row_bytes
+        """Bytes of a row of these (channels, bits), without drawing it."""
+        kinds = [(channels, self.kind(bits)) for channels, bits in runs]
+        return padded_row_bytes(
+            sum(plane_bytes(channels, bits) for channels, kind in kinds for bits in kind.planes),
+            has_gain=self.gains and any(kind.coded for _, kind in kinds),
+            alignment=self.alignment,
+        )

@@ -39,8 +39,9 @@ PLANES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2)}
 
 
 class Kind(Enum):
-    """Number format of a run: its number among them, bits of a channel, and the name in torch of
-    what is stored as it is. Coded kinds come last."""
+    """Number format of a run: its number among them, bits of a channel, the name in torch of what
+    is stored as it is, whether it is coded, and the bits of each plane, all bits where numbers lie
+    whole. Coded kinds come last."""
 
     FLOAT32 = (0, 32, "float32")
     FLOAT16 = (1, 16, "float16")
@@ -57,15 +58,8 @@ class Kind(Enum):
 
     def __init__(self, number: int, bits: int, float_name: str | None) -> None:
         self.number, self.bits, self.float_name = number, bits, float_name
-
-    @property
-    def coded(self) -> bool:
-        return self.float_name is None
-
-    @property
-    def planes(self) -> tuple[int, ...]:
-        """Bits of each plane; one of all bits where numbers lie whole."""
-        return PLANES.get(self.bits, (self.bits,))
+        self.coded = float_name is None
+        self.planes = PLANES.get(bits, (bits,))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -80,6 +74,16 @@ class Kind(Enum):
         """The kind of numbers that are stored as they are; None if rows hold no such numbers."""
         name = str(dtype).removeprefix("torch.")
         return next((kind for kind in Kind if kind.float_name == name), None)
+
+
+def plane_bytes(channels: int, bits: int) -> int:
+    """Bytes of a plane of `bits` bits of so many channels."""
+    return -(-channels * bits // 8)
+
+
+def padded_row_bytes(run_bytes: int, *, has_gain: bool, alignment: int) -> int:
+    """Length of a row whose runs take so many bytes."""
+    return -(-(run_bytes + GAIN_BYTES * has_gain) // alignment) * alignment
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +113,7 @@ class Run:
         """A run whose planes lie back to back."""
         planes = []
         for bits in kind.planes:
-            planes.append(Plane(bits, first_byte, -(-channels * bits // 8)))
+            planes.append(Plane(bits, first_byte, plane_bytes(channels, bits)))
             first_byte += planes[-1].num_bytes
         return Run(kind, first_channel, channels, tuple(planes))
 
@@ -196,8 +200,7 @@ class RowLayout:
         if not placed:
             raise ConfigError("a row has no runs; give at least one of (channels, kind)")
         gain_byte = byte if gains and any(run.kind.coded for run in placed) else None
-        byte += GAIN_BYTES * (gain_byte is not None)
-        row_bytes = -(-byte // alignment) * alignment
+        row_bytes = padded_row_bytes(byte, has_gain=gain_byte is not None, alignment=alignment)
         return RowLayout(tuple(placed), row_bytes, gain_byte)
 
     def between(self, first: int, last: int) -> tuple[Run, ...]:
@@ -222,7 +225,7 @@ class RowLayout:
                 Plane(
                     plane.bits,
                     plane.first_byte + skipped * plane.bits // 8,
-                    -(-(stop - start) * plane.bits // 8),
+                    plane_bytes(stop - start, plane.bits),
                 )
                 for plane in run.planes
             )

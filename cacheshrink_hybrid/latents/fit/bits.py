@@ -33,7 +33,7 @@ WIDE_ROW_ALIGNMENT = 16
 """Rows of latents that are not narrow start at multiples of what a GPU thread loads at once."""
 FIRST_BITS = 4
 """Width of the rows that gains are first taken from."""
-SAMPLED_TOKENS = 4096
+SAMPLED_TOKENS = 2048
 """Calibration tokens that codes are tried on, at the most."""
 
 Runs = tuple[tuple[int, int], ...]
@@ -137,7 +137,8 @@ class _Module:
         widths: tuple[int, ...],
     ) -> None:
         self.index, self.factor, self.unit, self.widths = index, factor, unit, widths
-        latents = sampled_latents(factor, unit, sample).float()
+        sample = None if sample is None else sample[:: -(-len(sample) // SAMPLED_TOKENS)]
+        latents = sampled_latents(factor, unit, sample)
         self.latents = latents[:: -(-len(latents) // SAMPLED_TOKENS)]
         self.costs = channel_costs(factor, unit)
         self._gains: Tensor | None = None

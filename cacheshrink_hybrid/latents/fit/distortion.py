@@ -42,17 +42,16 @@ def measured_distortion(
 
 
 def sampled_latents(factor: LatentFactors, unit: Unit, sample: Tensor | None) -> Tensor:
-    """Sampled latents (tokens, R), float64."""
+    """Sampled latents (tokens, R), float32."""
     generator = torch.Generator().manual_seed(0)
     if sample is None:
         variance = channel_variances(factor, unit)
-        normal = torch.randn(4096, len(variance), generator=generator, dtype=torch.float64)
-        return normal * variance.sqrt()
-    latents = (sample.double() - factor.mean) @ factor.encoder.T
+        return torch.randn(4096, len(variance), generator=generator) * variance.sqrt().float()
+    latents = (sample - factor.mean.float()) @ factor.encoder.T.float()
     if factor.frequencies is not None:
         # Stored keys are rotated by their position, which meets every phase in a long text.
         pairs = torch.view_as_complex(latents[:, : factor.key_rank].unflatten(-1, (-1, 2)))
-        phases = 2 * torch.pi * torch.rand(pairs.shape, generator=generator, dtype=torch.float64)
+        phases = 2 * torch.pi * torch.rand(pairs.shape, generator=generator)
         phases = phases * (factor.frequencies >= 0)
         turned = torch.view_as_real(pairs * torch.polar(torch.ones_like(phases), phases))
         latents = torch.cat([turned.flatten(-2), latents[:, factor.key_rank :]], dim=-1)

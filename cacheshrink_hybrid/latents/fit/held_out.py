@@ -24,7 +24,7 @@ from .statistics import HeldOutSamples, Samples
 
 HELD_OUT_SHARE = 10
 """One sequence of so many is held out; fewer sequences than that are all needed for fitting."""
-PER_SEQUENCE, TOTAL = 256, 2048
+PER_SEQUENCE, TOTAL = 256, 1024
 """Tokens that are looked at, of each held-out sequence and of all."""
 
 

@@ -43,22 +43,26 @@ def water_fill(
     num_layers: Sequence[int],
 ) -> list[int]:
     """Width of each group, 0 for dropped, by falling loss per byte along its convex hull."""
-    members = [
-        [i for i, group in enumerate(groups) if group.module == module]
-        for module in range(len(formats))
-    ]
     chosen = [0] * len(groups)
-    for ids in members:  # every module keeps at least one run
-        chosen[ids[0]] = widths[0]
+    sizes = [len(group.channels) for group in groups]
+    runs: list[Counter[tuple[int, int]]] = [Counter() for _ in formats]
+    """Of each module, channels by part and width."""
+
+    def choose(i: int, bits: int) -> None:
+        own, part = runs[groups[i].module], groups[i].part
+        own[part, chosen[i]] -= sizes[i]
+        own[part, bits] += sizes[i]
+        chosen[i] = bits
 
     def module_bytes(module: int) -> int:
-        runs: Counter[tuple[int, int]] = Counter()
-        for i in members[module]:
-            if chosen[i]:
-                runs[groups[i].part, chosen[i]] += len(groups[i].channels)
-        sizes = [(channels, bits) for (_, bits), channels in runs.items()]
-        return formats[module].row_bytes(sizes) * num_layers[module]
+        stored = [(n, bits) for (_, bits), n in runs[module].items() if bits and n]
+        return formats[module].row_bytes(stored) * num_layers[module]
 
+    started: set[int] = set()
+    for i, group in enumerate(groups):  # every module keeps at least one run
+        if group.module not in started:
+            started.add(group.module)
+            choose(i, widths[0])
     spent = [module_bytes(module) for module in range(len(formats))]
     if sum(spent) > budget_bytes:
         raise PlanError(
@@ -76,7 +80,7 @@ def water_fill(
         for wider in widths:
             if wider > chosen[i] and (i, wider) not in refused:
                 gain = group.losses[chosen[i]] - group.losses[wider]
-                more = len(group.channels) * (wider - chosen[i]) * num_layers[group.module]
+                more = sizes[i] * (wider - chosen[i]) * num_layers[group.module]
                 if gain > 0:
                     steps.append((-gain / more, i, wider))
         if steps:
@@ -87,13 +91,13 @@ def water_fill(
     while heap:
         _, i, wider = heapq.heappop(heap)
         module, before = groups[i].module, chosen[i]
-        chosen[i] = wider
+        choose(i, wider)
         due = module_bytes(module)
         if total + due - spent[module] <= budget_bytes:
             total += due - spent[module]
             spent[module] = due
         else:
-            chosen[i] = before
+            choose(i, before)
             refused.add((i, wider))  # with what is left, perhaps a smaller step
         push(i)
     return chosen
