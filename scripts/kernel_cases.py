@@ -32,6 +32,9 @@ CASES = [
         if name != "float32"
     ),
     Case("latent_decode-absorb-8-64heads", absorb("8", heads=64), needs=(*DECODE, WARPGROUP)),
+    Case(
+        "latent_decode-absorb-mixed-64heads", absorb("mixed", heads=64), needs=(*DECODE, WARPGROUP)
+    ),
     # Frames of 16 slots, and of 24, where tiles cannot lie in one frame.
     Case("latent_decode-absorb-8-frames16", absorb("8", frame_tokens=16), needs=DECODE),
     Case("latent_decode-absorb-mixed-frames16", absorb("mixed", frame_tokens=16), needs=DECODE),

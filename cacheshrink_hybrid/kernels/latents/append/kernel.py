@@ -14,7 +14,8 @@ from ....codecs.levels import step_tables
 from ...launch import launch
 from ...numerics import constant, float8_code, rounded
 from ..paged_rows import PagedRows
-from ..row_tile import E4M3, E5M2, FIRST_GAIN, FLOAT16, FLOAT32, FramedRows, pieces_of
+from ..pieces import FramedRows, pieces_of
+from ..row_tile import E4M3, E5M2, FIRST_GAIN, FLOAT16, FLOAT32
 from .gain_search import codes_of, gain_codes
 
 LOST = tl.constexpr(gains.LOST)

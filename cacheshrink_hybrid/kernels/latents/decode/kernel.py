@@ -15,7 +15,8 @@ from torch import Tensor
 from ...launch import has_native_float8, launch, num_multiprocessors
 from ...numerics import LOG2_E, TRITON_DTYPES, constant, dot_dtype, product, rounded
 from ..paged_rows import PagedRows
-from ..row_tile import FramedRows, load_gain, load_piece, pieces_of
+from ..pieces import FramedRows, pieces_of
+from ..row_tile import load_gain, load_piece
 from .key_tile import key_parts, query_part, query_piece, rebuilt_keys, vector_part, weight_part
 from .merge import merge_splits
 from .read import LatentRead

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from ...numerics import constant, product
-from ..row_tile import MIN_WIDTH
+from ..pieces import MIN_WIDTH
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ def choose_tiles(num_rows: int, channels: int, layout: RowLayout, *, exact: bool
     if exact:
         return Tiles(16, 32, 8, 1)
     block_m = 16 if num_rows <= 16 else 32 if num_rows <= 32 else 64
+    # Looking up levels takes registers, most of all for the narrow pieces of several runs.
     looked_up = any(run.kind.bits in PLANES for run in layout.runs)
     if looked_up and (channels > 256 or (block_m == 32 and len(layout.runs) > 1)):
         block_m = 16

@@ -9,7 +9,7 @@ import pytest
 from cacheshrink_hybrid.codecs import RowFormat
 from cacheshrink_hybrid.codecs.row_layout import PLANES, Kind, RowLayout
 from cacheshrink_hybrid.errors import ConfigError
-from cacheshrink_hybrid.kernels.latents.row_tile import Piece, pieces_of
+from cacheshrink_hybrid.kernels.latents.pieces import Piece, pieces_of
 
 SECTOR_BYTES = 32
 """What a GPU's caches fetch at least."""
