@@ -31,8 +31,9 @@ COARSE = 4
 OCTAVES = 8
 """Down to so many octaves below a gain that leaves nothing beyond the levels, the formula is looked
 at."""
-TRIED = tuple(range(-COARSE + 1, COARSE))
-"""Codes around the formula's least value that are tried by coding the row."""
+TRIED = tuple(range(-2, 8))
+"""Codes around the formula's least value that are tried by coding the row: larger gains above all,
+which lose less than the formula says, because inner levels lie closer together than outer ones."""
 
 
 @table

@@ -18,8 +18,8 @@ LAYOUTS = {
     "e5m2": RowLayout.of_runs([(48, Kind.E5M2)], alignment=16),
     "8": RowFormat(alignment=16).layout([(48, 8)]),
     "4": RowFormat(alignment=16).layout([(48, 4)]),
-    "mixed": RowFormat(alignment=16).layout([(16, 16), (48, 8), (32, 4), (16, 2)]),
-    "planes": RowFormat(alignment=16).layout([(16, 6), (24, 5), (24, 3), (8, 1)]),
+    "mixed": RowFormat(alignment=16).layout([(16, 16), (48, 8), (32, 5), (16, 3)]),
+    "planes": RowFormat(alignment=16).layout([(16, 6), (24, 4), (24, 2), (8, 1)]),
     "floats": RowLayout.of_runs(
         [
             (16, Kind.FLOAT32),
