@@ -209,9 +209,21 @@ class HybridCache(LatentCache, PoolMemory):
         self._states = BatchStates(self.layers, self._batch, states)
         self.backend = decoding_backend(self._wish, first.device)
 
+    def _comes_otherwise(self, layer_idx: int, rows: Tensor) -> bool:
+        """Whether these first rows of a layer would be rounded; or are the first of all, and of a
+        narrower type, as the model may have been cast since the cache was made."""
+        assert self.planned is not None
+        planned = self.planned.rows[layer_idx]
+        if planned.rounds(rows):
+            return True
+        empty = not any(layer.cumulative_length for layer in self._attention_layers)
+        # Autocast may narrow some layers only, and end within a text.
+        casts = torch.is_autocast_enabled(rows.device.type)
+        return empty and not casts and planned.wastes(rows)
+
     def _lay_out_for(self, rows: Tensor) -> None:
-        """Make the pool anew for rows of this type, in the layers that have none yet: autocast, and
-        weights of several types, bring others than the model's."""
+        """Make the pool anew for rows of this type, in the layers that have none yet: autocast,
+        weights of several types, and casts bring others than the model had."""
         assert self.planned is not None
         held = {
             layer.layer_idx: (first, self.read(layer.layer_idx, first, layer.cumulative_length))
@@ -249,8 +261,7 @@ class HybridCache(LatentCache, PoolMemory):
         if self.store is None:
             self._lay_out(len(rows), rows.shape[1], rows)
         assert self.planned is not None
-        planned, layer = self.planned.rows[layer_idx], self.layers[layer_idx]
-        if planned.rounds(rows) and not layer.cumulative_length:
+        if not self.layers[layer_idx].cumulative_length and self._comes_otherwise(layer_idx, rows):
             self._lay_out_for(rows)
         self.planned.rows[layer_idx].check(rows)
         self._make_room(len(rows), begin + rows.shape[1])

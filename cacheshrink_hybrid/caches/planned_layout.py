@@ -56,6 +56,11 @@ class RowShape:
         floats = rows.is_floating_point() and self.dtype.is_floating_point
         return floats and torch.promote_types(rows.dtype, self.dtype) != self.dtype
 
+    def wastes(self, rows: Tensor) -> bool:
+        """Whether rows (..., elements) of numbers are of a narrower type."""
+        floats = rows.is_floating_point() and self.dtype.is_floating_point
+        return floats and rows.dtype != self.dtype and not self.rounds(rows)
+
     def check(self, rows: Tensor) -> None:
         """Refuse rows (..., elements) that are no such rows, or would lose precision as such."""
         alike = rows.is_floating_point() == self.dtype.is_floating_point

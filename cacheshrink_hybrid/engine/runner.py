@@ -68,6 +68,7 @@ class Runner:
         backend = decoding_backend(backend, self.device)
         self.coverage = kernel_coverage(model, self.call.spec, backend)
         autocast = torch.is_autocast_enabled(self.device.type)
+        self._widest = torch.float32 if autocast else model.dtype
         planned = layout_of(model, autocast=autocast)
         layout = planned.layout
         least = len(layout.classes) + layout.state.num_frames
@@ -110,6 +111,7 @@ class Runner:
     def prefill(self, seq_id: Hashable, tokens: Sequence[int]) -> Tensor:
         """Append tokens to one sequence, whose frames have been reserved; logits (V,) after the
         last of them."""
+        self._check_autocast()
         begin = self.store.num_tokens(seq_id)
         ids = torch.tensor([tokens], device=self.device)
         positions = torch.arange(begin, begin + len(tokens), device=self.device)[None]
@@ -149,6 +151,17 @@ class Runner:
                 logits[i] = row
         self.store.commit(seq_ids)
         return torch.stack(logits)
+
+    def _check_autocast(self) -> None:
+        """Refuse autocast to a type that what is stored would be rounded from."""
+        if not torch.is_autocast_enabled(self.device.type):
+            return
+        dtype = torch.get_autocast_dtype(self.device.type)
+        if torch.promote_types(dtype, self._widest) != self._widest:
+            raise NotSupportedError(
+                f"this engine was made outside of autocast, and stores {self._widest}, the type of "
+                f"the weights; autocast to {dtype} is on. Make another one within it"
+            )
 
     def _prefill_step(self, seq_id: Hashable, begin: int, count: int) -> StepTables | None:
         """For layers that kernels read; None where there is no history yet, which nobody reads."""

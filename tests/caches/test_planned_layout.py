@@ -204,3 +204,41 @@ def test_rows_are_stored_in_the_type_in_which_they_come(
     # A dense window is rotated from its own first slot on, which 16 bits round otherwise.
     windowed = any(row.window for row in layout_of(model).rows.values())
     assert largest_difference(pooled, dense) <= (0.05 if windowed else 0.0)
+
+
+@pytest.mark.parametrize("case", ["llama", "granitemoehybrid"])
+@pytest.mark.parametrize("converted", [True, False])
+def test_an_unused_cache_takes_the_type_of_a_model_that_was_cast(
+    case: str, converted: bool
+) -> None:
+    """Wider or narrower than when the cache was made."""
+    made = pair(case, "joint", ratio=2.0, metric="activation")
+    model = copy.deepcopy(made.converted if converted else made.source)
+    ids = random_ids(2, 12)
+    for dtype in (torch.bfloat16, torch.float32, torch.float16):
+        cache = make_cache(model)
+        model.to(dtype)
+        logits = logits_in_pieces(model, ids, [9, 1, 1, 1], cache)
+        due = logits_in_pieces(model, ids, [9, 1, 1, 1], LatentCache(config=model.config))
+        assert torch.equal(logits, due)
+        assert {row.dtype for row in cache.planned.rows.values()} == {dtype}
+
+
+@pytest.mark.parametrize("converted", [True, False])
+def test_a_cache_in_use_keeps_its_type(converted: bool) -> None:
+    """It takes narrower rows and refuses wider ones; after a reset it takes what comes."""
+    made = pair("llama", "joint", ratio=2.0, metric="activation")
+    model = copy.deepcopy(made.converted if converted else made.source)
+    ids = random_ids(2, 12)
+    cache = make_cache(model)
+    model(ids[:, :9], past_key_values=cache)
+    model.half()(ids[:, :1], past_key_values=cache)
+    assert {row.dtype for row in cache.planned.rows.values()} == {torch.float32}
+    cache.reset()
+    model(ids[:, :9], past_key_values=cache)
+    assert {row.dtype for row in cache.planned.rows.values()} == {torch.float16}
+    with pytest.raises(NotSupportedError, match="in another precision; make a new one"):
+        model.float()(ids[:, :1], past_key_values=cache)
+    cache.reset()
+    model(ids[:, :9], past_key_values=cache)
+    assert {row.dtype for row in cache.planned.rows.values()} == {torch.float32}

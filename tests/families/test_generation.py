@@ -143,8 +143,9 @@ def test_static_cache(case: str, length: int) -> None:
 
 
 @pytest.mark.slow(group="graphs")
-@pytest.mark.parametrize("case", ["gpt2", "llama", "qwen3", "gemma2", "mistral-window"])
+@pytest.mark.parametrize("case", ["gpt2", "qwen3", "gemma2"])
 def test_no_graph_breaks(case: str) -> None:
+    """No rotation; norms of keys; windows beside layers that see everything."""
     model = copy.deepcopy(pair(case, "auto", ratio=4.0, metric="activation").converted)
     ids = random_ids(1, 14)
     torch._dynamo.reset()

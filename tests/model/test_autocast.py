@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from cacheshrink_hybrid.engine import LLM, SamplingParams
+from cacheshrink_hybrid.errors import NotSupportedError
 from tests.families.tiny_configs import tiny_model
 from tests.models import converted_copy, logits_in_pieces, pair, prefill_then_decode, random_ids
 
@@ -100,3 +101,20 @@ def test_another_type_than_the_weights(case: str, bits: int | str) -> None:
         ]
     for prompt, output, ids in zip(prompts, outputs, due, strict=True):
         assert list(output.token_ids) == ids[0, len(prompt) :].tolist()
+
+
+def test_an_engine_that_was_made_outside() -> None:
+    """It takes autocast to what its weights' type holds, and refuses others before it runs."""
+    model = copy.deepcopy(pair("granitemoehybrid", cache_bits="auto", ratio=2.0).converted)
+    prompts = [random_ids(1, 5)[0].tolist()]
+    params = SamplingParams(max_tokens=2, ignore_eos=True)
+    engines = [LLM(copy.deepcopy(model), None, cache_memory="4MiB")]
+    engines.append(LLM(model.bfloat16(), None, cache_memory="4MiB"))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for llm in engines:
+            assert len(llm.generate(prompts, params)[0].token_ids) == 2
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert len(engines[0].generate(prompts, params)[0].token_ids) == 2
+        with pytest.raises(NotSupportedError, match=r"outside of autocast, and stores torch\.bf"):
+            engines[1].generate(prompts, params)
+    assert len(engines[1].generate(prompts, params)[0].token_ids) == 2

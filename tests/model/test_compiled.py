@@ -82,6 +82,7 @@ def test_a_cache_made_of_a_config_alone() -> None:
     assert_same_computation(actual, model(ids, past_key_values=HybridCache(model.config)).logits)
 
 
+@pytest.mark.slow
 def test_training_step() -> None:
     """Through AOTAutograd, whose backward graph passes the codes straight through."""
     model = few_bit_model().train()
