@@ -61,7 +61,6 @@ REFUSED = {
         {"compression_method": "rotate", "d_latent": 8},
         "d_latent and rank_allocation are for compression_method 'joint'",
     ),
-    "hadamard-unused": ({"hadamard": True, "cache_bits": 16}, "few-bit levels, which these .* not"),
     "labels": ({"fisher_labels": "mine"}, "'mine' is unknown; choose one of text, model"),
     "labels-unused": (
         {"fisher_labels": "model", "metric": "score"},

@@ -75,11 +75,12 @@ def _rows(model: LatentModel, plan: CompressionPlan) -> list[str]:
             f"{plan.source_bytes_per_token:,} | {plan.bytes_per_token:,} "
             f"({plan.compression_ratio:.2f}x) |"
         )
+    included = "exact ones and states" if spec.state_layers else "exact ones"
     for length in CARD_LENGTHS:
         before = spec.kv_bytes(length) + spec.bytes_per_sequence
         after = plan.bytes_at(spec, length)
         rows.append(
-            f"| bytes of {length // 1024}k tokens, exact ones and states included | "
+            f"| bytes of {length // 1024}k tokens, {included} included | "
             f"{before:,} | {after:,} ({before / after:.2f}x) |"
         )
     if plan.states:

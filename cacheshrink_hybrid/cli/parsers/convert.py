@@ -47,6 +47,7 @@ GROUPS = {
         "max_calibration_length",
         "num_recall_samples",
         "metric",
+        "fisher_labels",
         "metric_damping",
         "seed",
     ),
