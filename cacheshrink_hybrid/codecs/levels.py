@@ -118,7 +118,7 @@ def outermost_level(bits: int) -> float:
 EDGE_STEPS = 512
 EDGE_REACH = 4.0
 """Thresholds lie at multiples of 1 / 512 between -4 and 4, so that a table finds the level of a
-number by the step that it lies in. That moves them by a hundredth of a cell at most."""
+number by the step that it lies in. That moves them by a sixtieth of a cell at most."""
 NUM_STEPS = int(2 * EDGE_REACH * EDGE_STEPS)
 
 

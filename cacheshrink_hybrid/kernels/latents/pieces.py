@@ -105,6 +105,7 @@ class Piece:
         return self.levels is not None
 
 
+@cache
 def pieces_of(
     layout: RowLayout, *, keys: tuple[int, int], values: tuple[int, int], key_heads: int = 1
 ) -> tuple[Piece, ...]:
