@@ -61,7 +61,7 @@ class GainSearch:
         if costs is None:
             weights = torch.ones_like(self._outermost, device=latent.device)
         else:
-            weights = torch.cat([costs[run.at_channel] for run in self.runs]).float()
+            weights = torch.cat([costs.float()[run.at_channel] for run in self.runs])
         likely = self._likely(channels.abs(), weights)
         tried = torch.tensor(TRIED, device=latent.device)[:, None] + likely
         tried = tried.clamp(0, LARGEST_CODE)  # (tried, N)
@@ -70,7 +70,7 @@ class GainSearch:
         for run, part in zip(self.runs, parts, strict=True):
             weight = weights[first : first + run.channels]
             error = rounded_levels(part / gains, run.bits) * gains - part
-            errors = errors + torch.matmul(error.square(), weight)
+            errors = errors + (error.square() * weight).sum(-1)
             first += run.channels
         return tried.gather(0, errors.argmin(dim=0)[None])[0]
 
@@ -78,7 +78,7 @@ class GainSearch:
         """Codes (N,) where the formula of `gains` is least, of those `COARSE` apart, for magnitudes
         (N, Rc) of all coded channels."""
         outermost = self._outermost.to(magnitudes.device)
-        within = torch.dot(self._distortions.to(magnitudes.device), weights)
+        within = (self._distortions.to(magnitudes.device) * weights).sum()
         reach = (magnitudes / outermost).amax(dim=-1)
         highest = (STEPS * reach.log2()).ceil() + UNIT_CODE
         steps = torch.arange(OCTAVES * STEPS // COARSE, device=magnitudes.device)
@@ -86,7 +86,7 @@ class GainSearch:
         codes = codes.clamp_min(0)
         gains = gain_table(magnitudes.device)[codes]
         beyond = (magnitudes - gains[..., None] * outermost).clamp_min_(0.0).square_()
-        formula = within * gains.square() + torch.matmul(beyond, weights)
+        formula = within * gains.square() + (beyond * weights).sum(-1)
         return codes.gather(0, formula.argmin(dim=0)[None])[0]
 
 

@@ -6,6 +6,9 @@ nothing at that resolution and decodes by one multiplication.
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -142,11 +145,10 @@ def normal_distortion(bits: int) -> float:
     and of evenly spaced levels a twelfth of the squared step."""
     if bits == UNIFORM_BITS:
         return UNIFORM_STEP**2 / 12
-    levels = lloyd_max_levels(bits)
-    edges = 0.5 * (levels[1:] + levels[:-1])
-    below = torch.special.ndtr(torch.cat([edges, edges.new_tensor([torch.inf])]))
-    shares = below.diff(prepend=below.new_zeros(1))
-    return float(1 - (levels.square() * shares).sum())
+    positive = LLOYD_MAX[bits]
+    edges = [0.0, *(0.5 * (low + high) for low, high in pairwise(positive)), math.inf]
+    shares = [math.erf(high / 2**0.5) - math.erf(low / 2**0.5) for low, high in pairwise(edges)]
+    return 1 - sum(level**2 * share for level, share in zip(positive, shares, strict=True))
 
 
 FIRST_GAIN = 2**7 - 2

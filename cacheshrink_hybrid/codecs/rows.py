@@ -7,7 +7,7 @@ from dataclasses import astuple
 import torch
 from torch import Tensor, nn
 
-from .gain_search import GainSearch, codes_of, level_table
+from .gain_search import GainSearch, codes_of, level_table, rounded_levels
 from .gains import LOST, gain_table
 from .levels import UNIFORM_BITS, UNIFORM_CLIP, UNIFORM_STEP, byte_codes
 from .row_format import RowFormat
@@ -42,6 +42,7 @@ class RowCodec:
         host = torch.device("cpu")
         for run in coded:
             codes_of(torch.zeros(1), run.bits)
+            rounded_levels(torch.zeros(1), run.bits)
             if run.bits != UNIFORM_BITS:
                 level_table(run.bits, host)
                 for plane in run.planes:
