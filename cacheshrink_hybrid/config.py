@@ -31,18 +31,18 @@ class CompressionConfig:
             or `BYTES_PER_SECOND:OPERATIONS_PER_SECOND`.
         d_latent: explicit number of latent channels instead of a ratio: per layer for `joint`,
             for K and for V each with `separate` and `xkv`.
-        cache_bits: bits per stored latent element. `auto` chooses 16, 8, 4, 2 or 0 for every run of
-            channels by what it is worth, and 16 throughout where ranks are fixed (`d_latent`,
+        cache_bits: bits per stored latent element. `auto` chooses 16, 8, 6 to 1 or 0 for every run
+            of channels by what it is worth, and 16 throughout where ranks are fixed (`d_latent`,
             `uniform`, `xkv`) or nothing is to be saved (ratio 1); 8 and 4 choose between that
             width and 0; 16 stores latents as they are, in the model's dtype. `fp8` (e4m3),
             `fp8_e5m2`, `fp16` and `bf16` store all kept channels in that number format.
-        scales: of few-bit channels: `static` (calibrated once, tokens that reach further escape by
-            a gain, where that is worth its byte) or `token` (a float16 scale per token and width).
         hadamard: mix the channels of each run by a Hadamard matrix before they are coded.
         exact_sinks: first tokens of a sequence that stay at 16 bits, beside few-bit rows, in layers
             without a sliding window.
         exact_window: most recent tokens that stay at 16 bits.
         metric: what counts as loss.
+        fisher_labels: whose next tokens the loss of `fisher` is of: those of the `text`, or drawn
+            from the `model`.
         rank_allocation: `global` (one budget over all layers, ranks where the loss is) or
             `uniform`.
         metric_damping: share of its largest eigenvalue added to the diagonal of the metric
@@ -70,7 +70,7 @@ class CompressionConfig:
             that return) beside the calibration text, which seldom asks for what a state alone
             remembers. None: a quarter of `num_calibration_samples`, at least 8, where recurrent
             states are to be compressed, else none.
-        seed: seeds the labels that the `fisher` metric samples.
+        seed: seeds the labels that the `fisher` metric draws from the model.
     """
 
     compression_ratio: float = DEFAULT_RATIO
@@ -79,11 +79,11 @@ class CompressionConfig:
     objective: str = "memory"
     device_profile: str = "H100"
     cache_bits: int | str = "auto"
-    scales: str = "static"
     hadamard: bool = False
     exact_sinks: int = 0
     exact_window: int = 0
     metric: str = "fisher"
+    fisher_labels: str = "text"
     rank_allocation: str = "global"
     metric_damping: float = 1e-4
     cross_layer_group_size: int = 4
@@ -141,7 +141,6 @@ class CompressionConfig:
     def row_format(self, alignment: int) -> RowFormat:
         """How this setting of `cache_bits` writes rows."""
         return RowFormat(
-            scales=self.scales,
             half="bfloat16" if self.cache_bits == "bf16" else "float16",
             byte={"fp8": "e4m3", "fp8_e5m2": "e5m2"}.get(str(self.cache_bits), "uniform"),
             alignment=alignment,

@@ -6,12 +6,13 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from .codecs.names import SCALES, STATE_CODES
+from .codecs.names import STATE_CODES
 from .device_profile import DeviceProfile
 from .errors import ConfigError
 from .integers import count_fault, seed_fault
 from .methods import (
     AUTO,
+    FISHER_LABELS,
     LATENT_KINDS,
     METRICS,
     OBJECTIVES,
@@ -27,8 +28,8 @@ def allowed_names() -> dict[str, tuple[str, ...]]:
     return {
         "compression_method": choices(LATENT_KINDS),
         "objective": OBJECTIVES,
-        "scales": SCALES,
         "metric": tuple(METRICS),
+        "fisher_labels": FISHER_LABELS,
         "rank_allocation": RANK_ALLOCATIONS,
         "state_dtype": (AUTO, *STATE_CODES),
         "state_method": choices(STATE_METHODS),
@@ -163,10 +164,10 @@ def _faults_of_reading(config: Any) -> Iterator[str]:
             "them out"
         )
     leveled = config.coded and config.cache_bits in ("auto", 8, 4)
-    if not leveled and (config.scales != "static" or config.hadamard):
+    if not leveled and config.hadamard:
         yield (
-            "scales and hadamard are for few-bit levels, which these settings do not use "
-            f"(cache_bits={config.cache_bits!r}); leave them out"
+            "hadamard is for few-bit levels, which these settings do not use "
+            f"(cache_bits={config.cache_bits!r}); leave it out"
         )
 
 

@@ -17,8 +17,10 @@ AUTO = "auto"
 """In the place of a name: leave the choice to the conversion."""
 OBJECTIVES = ("memory", "speed", "auto")
 RANK_ALLOCATIONS = ("global", "uniform")
+FISHER_LABELS = ("text", "model")
+"""Whose next tokens the loss of the `fisher` metric is of."""
 WIDTHS_OF: dict[int | str, tuple[int, ...]] = {
-    AUTO: (2, 4, 8, 16),
+    AUTO: (1, 2, 3, 4, 5, 6, 8, 16),
     16: (16,),
     8: (8,),
     4: (4,),
@@ -180,7 +182,7 @@ METRICS: dict[str, Metric] = {
             observer=f"{_FIT}.metrics:FisherMetric",
             backward=True,
             unit="nats/token",
-            settings=("metric_damping", "seed"),
+            settings=("metric_damping", "fisher_labels", "seed"),
         ),
         Metric(
             name="score",

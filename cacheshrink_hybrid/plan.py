@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from .certificate import Certificate
 from .latents.plan import LatentPlan
 from .methods import METRICS
 from .spec import LayerSpec, ModelSpec
@@ -32,6 +33,8 @@ class CompressionPlan:
             as every model keeps them, and convolution columns at 16 bits.
         kept_state_bytes: part of them in recurrent layers left as they are.
         calibrated_on: the text that bases were fitted to, in words; empty for none.
+        certificate: what the conversion was measured to cost; None where no text was held out, and
+            once the model was trained.
     """
 
     model_type: str
@@ -44,6 +47,7 @@ class CompressionPlan:
     source_state_bytes: int = 0
     kept_state_bytes: int = 0
     calibrated_on: str = ""
+    certificate: Certificate | None = None
 
     @property
     def state_bytes(self) -> int:
@@ -115,7 +119,9 @@ class CompressionPlan:
     def from_dict(cls, values: dict[str, Any]) -> CompressionPlan:
         latents = tuple(LatentPlan.from_dict(latent) for latent in values["latents"])
         states = tuple(StatePlan.from_dict(state) for state in values.get("states", ()))
-        return cls(**{**values, "latents": latents, "states": states})
+        certificate = values.get("certificate")
+        measured = None if certificate is None else Certificate.from_dict(certificate)
+        return cls(**{**values, "latents": latents, "states": states, "certificate": measured})
 
     def rows(self, spec: ModelSpec) -> list[dict[str, Any]]:
         """One record per cache layer, in order: what it stores before and after."""
@@ -193,6 +199,8 @@ def plan_table(plan: CompressionPlan, spec: ModelSpec) -> str:
             f"{plan.source_state_bytes} -> {plan.state_bytes} bytes of state per sequence "
             f"({plan.state_ratio:.2f}x)" + (f", {state_prediction(plan)}" if plan.states else "")
         )
+    if plan.certificate is not None:
+        lines.append(str(plan.certificate))
     return "\n".join(lines)
 
 

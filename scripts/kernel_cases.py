@@ -32,6 +32,9 @@ CASES = [
         if name != "float32"
     ),
     Case("latent_decode-absorb-8-64heads", absorb("8", heads=64), needs=(*DECODE, WARPGROUP)),
+    Case(
+        "latent_decode-absorb-mixed-64heads", absorb("mixed", heads=64), needs=(*DECODE, WARPGROUP)
+    ),
     # Frames of 16 slots, and of 24, where tiles cannot lie in one frame.
     Case("latent_decode-absorb-8-frames16", absorb("8", frame_tokens=16), needs=DECODE),
     Case("latent_decode-absorb-mixed-frames16", absorb("mixed", frame_tokens=16), needs=DECODE),
@@ -46,7 +49,7 @@ CASES = [
             rebuilt(bits, per_head=per_head),
             needs=DECODE,
         )
-        for per_head, bits in [(True, 16), (True, 8), (False, 16), (False, 8)]
+        for per_head, bits in [(True, 16), (True, 8), (True, 5), (False, 16), (False, 8)]
     ),
     Case(
         "latent_decode-rebuilt-normalized-joint-8",
@@ -56,6 +59,7 @@ CASES = [
     Case("latent_decode-narrow-absorb", everything(rebuilt=False), hot=False),
     Case("latent_decode-narrow-rebuilt", everything(rebuilt=True), hot=False),
     Case("latent_append-mixed", append("mixed"), everywhere=True),
+    Case("latent_append-mixed-512", append("mixed-512")),
     Case("latent_append-float32", append("float32"), hot=False),
     Case("latent_decode-plain", decode_plain, hot=False),
     Case("latent_append-narrow", append_narrow, hot=False),

@@ -32,7 +32,7 @@ CODECS = {
     "8": lambda rank: RowFormat(alignment=16).layout([(rank, 8)]),
     "4": lambda rank: RowFormat(alignment=16).layout([(rank, 4)]),
     "mixed": lambda rank: RowFormat(alignment=16).layout(
-        [(rank // 4, 8), (rank // 2, 4), (rank // 4, 2)]
+        [(rank // 8, 6), (rank // 8, 5), (rank // 4, 4), (rank // 4, 3), (rank // 4, 2)]
     ),
 }
 

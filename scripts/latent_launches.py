@@ -21,10 +21,12 @@ LAYOUTS = {
     "e4m3": RowLayout.of_runs([(128, Kind.E4M3)], alignment=16),
     "8": RowFormat(alignment=16).layout([(128, 8)]),
     "4": RowFormat(alignment=16).layout([(128, 4)]),
-    "mixed": RowFormat(alignment=16).layout([(32, 8), (96, 4), (64, 2)]),
+    "6": RowFormat(alignment=16).layout([(128, 6)]),
+    "mixed": RowFormat(alignment=16).layout([(32, 6), (32, 5), (64, 4), (32, 3), (32, 2)]),
     "float16-512": RowLayout.of_runs([(512, Kind.FLOAT16)], alignment=16),
     "8-512": RowFormat(alignment=16).layout([(512, 8)]),
     "4-512": RowFormat(alignment=16).layout([(512, 4)]),
+    "mixed-512": RowFormat(alignment=16).layout([(64, 6), (64, 5), (128, 4), (128, 3), (128, 2)]),
 }
 
 
@@ -68,8 +70,8 @@ def absorb(
 # Odd addresses, every kind of number, runs of 8: what tiny models have.
 NARROW = RowLayout.of_runs(
     [
-        (8, Kind.LEVELS4),
-        (4, Kind.LEVELS2),
+        (8, Kind.LEVELS5),
+        (4, Kind.LEVELS3),
         (8, Kind.FLOAT16),
         (8, Kind.BFLOAT16),
         (8, Kind.E4M3),
@@ -78,7 +80,7 @@ NARROW = RowLayout.of_runs(
     ]
 )
 # Runs of 4, and no gains: what tiny models have at few bytes.
-PLAIN = RowFormat(gains=False).layout([(4, 4), (20, 2)])
+PLAIN = RowFormat(gains=False).layout([(4, 4), (20, 1)])
 
 
 def everything(*, rebuilt: bool, query_dtype: torch.dtype = torch.float16):
@@ -104,7 +106,7 @@ def everything(*, rebuilt: bool, query_dtype: torch.dtype = torch.float16):
             meta(2, dtype=torch.int32),
             read=LatentRead(
                 key_rank=44,
-                value_rank=20 if rebuilt else 60,
+                value_rank=20 if rebuilt else 56,
                 scale=0.1,
                 window=100,
                 softcap=30.0,
@@ -125,12 +127,12 @@ def append_narrow() -> None:
     channels = NARROW.num_channels
     latent = meta(64, channels, dtype=torch.float32)
     slots = meta(64, dtype=torch.int64)
-    latent_append_triton(latent, rows, slots, center=meta(channels), reach=meta(channels))
+    latent_append_triton(latent, rows, slots, center=meta(channels), costs=meta(channels))
 
 
 def append_plain() -> None:
     latent, slots = meta(64, PLAIN.num_channels, dtype=torch.float32), meta(64, dtype=torch.int64)
-    latent_append_triton(latent, rows_of(PLAIN, frame_tokens=8), slots, center=None, reach=None)
+    latent_append_triton(latent, rows_of(PLAIN, frame_tokens=8), slots, center=None, costs=None)
 
 
 def decode_plain() -> None:
@@ -196,7 +198,7 @@ def append(name: str):
             rows,
             meta(64, dtype=torch.int64),
             center=None,
-            reach=None if rows.layout.head_byte is None else meta(rows.layout.num_channels),
+            costs=meta(rows.layout.num_channels, dtype=torch.float32),
         )
 
     return run

@@ -61,8 +61,11 @@ REFUSED = {
         {"compression_method": "rotate", "d_latent": 8},
         "d_latent and rank_allocation are for compression_method 'joint'",
     ),
-    "scales": ({"scales": "row"}, "'row' is unknown; choose one of static, token"),
-    "scales-unused": ({"scales": "token", "cache_bits": 16}, "few-bit levels, which these .* not"),
+    "labels": ({"fisher_labels": "mine"}, "'mine' is unknown; choose one of text, model"),
+    "labels-unused": (
+        {"fisher_labels": "model", "metric": "score"},
+        "fisher_labels='model' has no effect with metric='score'",
+    ),
     "hadamard-unused": ({"hadamard": True, "cache_bits": "fp8"}, "few-bit levels"),
     "group-without-xkv": (
         {"cross_layer_group_size": 2},

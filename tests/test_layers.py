@@ -14,8 +14,8 @@ import cacheshrink_hybrid
 PACKAGE = Path(cacheshrink_hybrid.__file__).parent
 
 LAYERS = """
-    errors version lazy lasting integers byte_counts writing precision placement text_tables
-    chat_template end_tokens text_ids
+    errors version certificate lazy lasting integers byte_counts writing precision placement
+    text_tables chat_template end_tokens text_ids
     codecs
     methods spec config config_faults linalg ranks device_profile cache_argument derived_class
     headwise_linear linear_map

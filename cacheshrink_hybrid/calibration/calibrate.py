@@ -5,7 +5,7 @@ Memory does not depend on the amount of text: per attention module two (2*J*D)^2
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 
 import torch
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from ..errors import CalibrationError
 from ..families import layer_list_of
 from ..latents.attention.parts import AttentionParts
-from ..latents.fit.metrics import all_observing, sampled_loss
+from ..latents.fit.metrics import Labels, all_observing
 from ..latents.fit.observe import frozen_and_checkpointed, observed_inputs
 from ..latents.fit.statistics import LatentStatistics, Moments, Samples
 from ..methods import METRICS
@@ -28,7 +28,6 @@ __all__ = [
     "Moments",
     "calibrate",
     "decoder_layers",
-    "sampled_loss",
     "weight_statistics",
 ]
 
@@ -39,7 +38,8 @@ def calibrate(
     sequences: Iterable[Tensor],
     *,
     metric: str,
-    seed: int = 0,
+    labels: Labels | None = None,
+    sinks: Sequence[int] | None = None,
     states: StateCalibration | None = None,
     progress: bool = False,
 ) -> list[LatentStatistics]:
@@ -50,7 +50,9 @@ def calibrate(
         parts: its attention modules.
         sequences: token ids, (1, T) each, without padding.
         metric: one of `METRICS` that reads text.
-        seed: seeds the labels that `fisher` samples from the model.
+        labels: that the loss of `fisher` is of; None for those of the text.
+        sinks: first tokens of a sequence that each module reads exactly, which do not count; None
+            for none.
         states: watches recurrent layers in the same passes.
         progress: show a progress bar.
 
@@ -58,23 +60,33 @@ def calibrate(
         CalibrationError: no tokens, or non-finite activations or gradients.
     """
     observer = METRICS[metric].observer_class()
-    metrics = [observer(part) for part in parts]
+    labels = Labels() if labels is None else labels
+    sinks = [0] * len(parts) if sinks is None else sinks
+    metrics = [observer(part, skipped) for part, skipped in zip(parts, sinks, strict=True)]
     moments = [Moments(2 * part.kv_width) for part in parts]
     samples = [Samples() for _ in parts]
     needs_backward = METRICS[metric].backward
-    generator = torch.Generator().manual_seed(seed)
     counting = True
     num_tokens = 0
 
     with ExitStack() as stack:
         stack.enter_context(frozen_and_checkpointed(model, decoder_layers(model)))
         stack.enter_context(all_observing(metrics))
-        for part, moment, sample, one_metric in zip(parts, moments, samples, metrics, strict=True):
+        watched = zip(parts, moments, samples, metrics, sinks, strict=True)
+        for part, moment, sample, one_metric, skipped in watched:
 
             @torch.no_grad()
-            def see(x, layer_idx, part=part, moment=moment, sample=sample, one_metric=one_metric):
+            def see(
+                x,
+                layer_idx,
+                part=part,
+                moment=moment,
+                sample=sample,
+                one_metric=one_metric,
+                skipped=skipped,
+            ):
                 if counting:  # a checkpointed layer runs a second time on the way back
-                    key_value = part.key_value(x, layer_idx)
+                    key_value = part.key_value(x, layer_idx)[:, skipped:]
                     moment.add(key_value)
                     sample.add(key_value)
                     one_metric.see(x, layer_idx, key_value)
@@ -94,9 +106,14 @@ def calibrate(
                 states.counting = False
             if needs_backward:
                 with torch.enable_grad():
-                    sampled_loss(logits, generator).backward()
+                    labels.loss(logits, ids).backward()
     if not num_tokens:
         raise CalibrationError("no calibration tokens were given; pass calibration_texts")
+    if not all(moment.count for moment in moments):
+        raise CalibrationError(
+            f"calibration sequences are no longer than the {max(sinks)} first tokens that stay "
+            "exact; give longer calibration_texts, or fewer exact_sinks"
+        )
     return [
         _checked(
             LatentStatistics(

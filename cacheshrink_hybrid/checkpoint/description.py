@@ -42,10 +42,9 @@ from .load_faults import config_fault, first_line
 from .model_card import model_card
 from .model_names import public_name
 
-FORMAT_VERSION = 4
-"""4: the layout's digest is of the tensors that a cache holds; 3 had that of a layout with 16-bit
-elements and states as one string, which is no longer compared. 2 had two configs."""
-READABLE_VERSIONS = (3, FORMAT_VERSION)
+FORMAT_VERSION = 5
+"""5: rows of levels in planes, with gains that are chosen by error and the costs that this takes; 4
+had rows of other bytes."""
 REMOTE_CODE_NAME = "modeling_cacheshrink_hybrid"
 REMOTE_CODE = '''\
 """Loads this converted model through the package; `pip install cacheshrink_hybrid`."""
@@ -118,7 +117,7 @@ def read_checkpoint(directory: Path) -> Saved:
     try:
         values = json.loads((directory / CONFIG_NAME).read_text(encoding="utf-8"))
         plan = json.loads((directory / PLAN_NAME).read_text(encoding="utf-8"))
-        if values[VERSION_KEY] not in READABLE_VERSIONS:
+        if values[VERSION_KEY] != FORMAT_VERSION:
             raise _other_version(directory, values[VERSION_KEY])
         config = CacheShrinkConfig.from_pretrained(directory).source()
         compression = CompressionPlan.from_dict(plan)
@@ -130,7 +129,7 @@ def read_checkpoint(directory: Path) -> Saved:
             source_name=str(values[SOURCE_NAME_KEY]),
         )
         digest = saved.layout.layout.digest
-        if values[LAYOUT_KEY] != digest and values[VERSION_KEY] == FORMAT_VERSION:
+        if values[LAYOUT_KEY] != digest:
             raise _other_layout(directory, values[LAYOUT_KEY], digest)
         return saved
     except CheckpointError:
@@ -178,9 +177,8 @@ def _no_checkpoint(directory: Path, reason: str) -> CheckpointError:
 
 
 def _other_version(directory: Path, version: object) -> CheckpointError:
-    readable = " and ".join(map(str, READABLE_VERSIONS))
     return CheckpointError(
-        f"{directory} has format version {version}; this package reads {readable}, so "
+        f"{directory} has format version {version}; this package reads {FORMAT_VERSION}, so "
         "use the package version that wrote it, or convert the source again"
     )
 

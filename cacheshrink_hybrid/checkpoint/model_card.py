@@ -18,6 +18,7 @@ from .model_names import is_repo_id, public_name
 if TYPE_CHECKING:
     from ..model.latent_model import LatentModel
 
+CARD_LENGTHS = (1024, 8192, 32768)
 CARD = """\
 ---
 {metadata}---
@@ -74,6 +75,14 @@ def _rows(model: LatentModel, plan: CompressionPlan) -> list[str]:
             f"{plan.source_bytes_per_token:,} | {plan.bytes_per_token:,} "
             f"({plan.compression_ratio:.2f}x) |"
         )
+    included = "exact ones and states" if spec.state_layers else "exact ones"
+    for length in CARD_LENGTHS:
+        before = spec.kv_bytes(length) + spec.bytes_per_sequence
+        after = plan.bytes_at(spec, length)
+        rows.append(
+            f"| bytes of {length // 1024}k tokens, {included} included | "
+            f"{before:,} | {after:,} ({before / after:.2f}x) |"
+        )
     if plan.states:
         rows.append(
             "| bytes per sequence of recurrent states, the source at 32 bits | "
@@ -90,6 +99,9 @@ def _loss(plan: CompressionPlan) -> str:
         losses.append(f"Keys and values: {key_value_prediction(plan)}.")
     if plan.states:
         losses.append(f"Recurrent states: {state_prediction(plan)}.")
+    if plan.certificate is not None:
+        told = str(plan.certificate)
+        losses.append(f"{told[0].upper()}{told[1:]}.")
     return "\n".join(
         [
             *losses,

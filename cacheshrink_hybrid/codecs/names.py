@@ -1,7 +1,5 @@
 """Names of codes as settings give them, known without torch."""
 
-SCALES = ("static", "token")
-"""What scales few-bit levels: calibrated once, or a float16 scale per token and width."""
 HALF_FORMATS = ("float16", "bfloat16")
 """Number formats of 16-bit channels."""
 BYTE_FORMATS = ("uniform", "e4m3", "e5m2")

@@ -6,12 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..errors import ConfigError
-from .names import BYTE_FORMATS, HALF_FORMATS, SCALES
-from .row_layout import MAX_ALIGNMENT, Kind, RowLayout
+from .names import BYTE_FORMATS, HALF_FORMATS
+from .row_layout import (
+    MAX_ALIGNMENT,
+    PLANES,
+    Kind,
+    RowLayout,
+    padded_row_bytes,
+    plane_bytes,
+)
 
 KIND_OF_HALF = dict(zip(HALF_FORMATS, (Kind.FLOAT16, Kind.BFLOAT16), strict=True))
 KIND_OF_BYTE = dict(zip(BYTE_FORMATS, (Kind.UNIFORM8, Kind.E4M3, Kind.E5M2), strict=True))
-WIDTHS = (16, 8, 4, 2)
+KIND_OF_LEVELS = {kind.bits: kind for kind in Kind if kind.bits in PLANES}
+WIDTHS = (16, 8, *KIND_OF_LEVELS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,10 +27,8 @@ class RowFormat:
     """Everything about a row but its runs.
 
     Attributes:
-        scales: `static`, nothing per channel or token but gains; or `token`, a scale per token and
-            width.
-        gains: whether tokens that reach further than static levels have a gain. Narrow rows, where
-            a byte is much, may go without.
+        gains: whether a row with coded channels has a gain. Narrow rows, where a byte is much, may
+            go without.
         half: number format of 16-bit channels, `float16` or `bfloat16`.
         byte: what 8-bit channels hold: `uniform` levels, or floats `e4m3` or `e5m2`.
         alignment: rows are a multiple of this many bytes, 16 at the most.
@@ -31,24 +37,17 @@ class RowFormat:
         ConfigError: for anything else.
     """
 
-    scales: str = "static"
     gains: bool = True
     half: str = "float16"
     byte: str = "uniform"
     alignment: int = 1
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("scales", SCALES),
-            ("half", HALF_FORMATS),
-            ("byte", BYTE_FORMATS),
-        ):
+        for name, allowed in (("half", HALF_FORMATS), ("byte", BYTE_FORMATS)):
             if getattr(self, name) not in allowed:
                 raise ConfigError(
                     f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(allowed)}"
                 )
-        if self.scales == "token" and not self.gains:
-            raise ConfigError("gains=False is for static scales; scales per token need no gains")
         if not 1 <= self.alignment <= MAX_ALIGNMENT:
             raise ConfigError(f"alignment={self.alignment} must be in [1, {MAX_ALIGNMENT}] bytes")
 
@@ -56,7 +55,7 @@ class RowFormat:
         """What runs of a width hold.
 
         Raises:
-            ConfigError: a width that is not 16, 8, 4 or 2.
+            ConfigError: a width that is none of `WIDTHS`.
         """
         if bits not in WIDTHS:
             raise ConfigError(f"a run of {bits} bits cannot be stored; one of {WIDTHS} is due")
@@ -64,21 +63,25 @@ class RowFormat:
             return KIND_OF_HALF[self.half]
         if bits == 8:
             return KIND_OF_BYTE[self.byte]
-        return Kind.LEVELS4 if bits == 4 else Kind.LEVELS2
+        return KIND_OF_LEVELS[bits]
 
     def layout(self, runs: Sequence[tuple[int, int]]) -> RowLayout:
         """Layout of (channels, bits) in channel order.
 
         Raises:
-            ConfigError: a width that is not 16, 8, 4 or 2, or a run that does not fill whole bytes.
+            ConfigError: a width that is none of `WIDTHS`, or a run without channels.
         """
         return RowLayout.of_runs(
             [(channels, self.kind(bits)) for channels, bits in runs],
             alignment=self.alignment,
             gains=self.gains,
-            token_scales=self.scales == "token",
         )
 
     def row_bytes(self, runs: Sequence[tuple[int, int]]) -> int:
-        """Bytes of a row of these (channels, bits)."""
-        return self.layout(runs).row_bytes
+        """Bytes of a row of these (channels, bits), without drawing it."""
+        kinds = [(channels, self.kind(bits)) for channels, bits in runs]
+        return padded_row_bytes(
+            sum(plane_bytes(channels, bits) for channels, kind in kinds for bits in kind.planes),
+            has_gain=self.gains and any(kind.coded for _, kind in kinds),
+            alignment=self.alignment,
+        )

@@ -18,12 +18,12 @@ from .row_format import RowFormat
 from .rows import RowCodec
 
 
-def encode_rows(codec: RowCodec, latent: Tensor, reach: Tensor | None) -> Tensor:
+def encode_rows(codec: RowCodec, latent: Tensor, costs: Tensor | None) -> Tensor:
     """`codec.encode`, in graphs too; codes have no gradient."""
-    latent, reach = latent.detach(), None if reach is None else reach.detach()
+    latent, costs = latent.detach(), None if costs is None else costs.detach()
     if torch.compiler.is_compiling() and latent.device.type == "cpu":
-        return torch.ops.cacheshrink_hybrid.encode_rows(latent, reach, *codec.description)
-    return codec.encode(latent, reach)
+        return torch.ops.cacheshrink_hybrid.encode_rows(latent, costs, *codec.description)
+    return codec.encode(latent, costs)
 
 
 def decode_rows(codec: RowCodec, rows: Tensor, dtype: torch.dtype) -> Tensor:
@@ -33,8 +33,8 @@ def decode_rows(codec: RowCodec, rows: Tensor, dtype: torch.dtype) -> Tensor:
     return codec.decode(rows, dtype)
 
 
-def _format(scales: str, gains: bool, half: str, byte: str, alignment: int) -> RowFormat:
-    return RowFormat(scales=scales, gains=gains, half=half, byte=byte, alignment=alignment)
+def _format(gains: bool, half: str, byte: str, alignment: int) -> RowFormat:
+    return RowFormat(gains=gains, half=half, byte=byte, alignment=alignment)
 
 
 @cache
@@ -47,17 +47,15 @@ def _codec(channels: list[int], bits: list[int], *fields: Any) -> RowCodec:
     return _described(tuple(zip(channels, bits, strict=True)), *fields)
 
 
-DESCRIPTION = (
-    "int[] channels, int[] bits, str scales, bool gains, str half, str byte, int alignment"
-)
+DESCRIPTION = "int[] channels, int[] bits, bool gains, str half, str byte, int alignment"
 LIBRARY = torch.library.Library("cacheshrink_hybrid", "DEF")
-LIBRARY.define(f"encode_rows(Tensor latent, Tensor? reach, {DESCRIPTION}) -> Tensor")
+LIBRARY.define(f"encode_rows(Tensor latent, Tensor? costs, {DESCRIPTION}) -> Tensor")
 LIBRARY.define(f"decode_rows(Tensor rows, ScalarType dtype, {DESCRIPTION}) -> Tensor")
 
 
 @torch.library.impl(LIBRARY, "encode_rows", "CPU")
-def _encode(latent: Tensor, reach: Tensor | None, *description: Any) -> Tensor:
-    return _codec(*description).encode(latent, reach)
+def _encode(latent: Tensor, costs: Tensor | None, *description: Any) -> Tensor:
+    return _codec(*description).encode(latent, costs)
 
 
 @torch.library.impl(LIBRARY, "decode_rows", "CPU")
@@ -67,7 +65,7 @@ def _decode(rows: Tensor, dtype: torch.dtype, *description: Any) -> Tensor:
 
 @torch.library.register_fake("cacheshrink_hybrid::encode_rows", lib=LIBRARY)
 def _shape_of_rows(
-    latent: Tensor, reach: Tensor | None, channels: list[int], bits: list[int], *fields: Any
+    latent: Tensor, costs: Tensor | None, channels: list[int], bits: list[int], *fields: Any
 ) -> Tensor:
     row_bytes = _format(*fields).row_bytes(list(zip(channels, bits, strict=True)))
     return latent.new_empty((*latent.shape[:-1], row_bytes), dtype=torch.uint8)

@@ -23,7 +23,7 @@ from ..families import model_spec
 from ..lasting import lasting_tensors
 from ..latents.fit.held_out import split_sequences
 from ..model.adapters import refuse_adapters
-from ..model.attached_plan import plan_of
+from ..model.attached_plan import attach_certificate, plan_of
 from ..model.original_model import remember_source_values
 from ..plan import CompressionPlan
 from ..spec import ModelSpec
@@ -35,6 +35,7 @@ from .arguments import (
     sorted_out,
     tokenizer_faults,
 )
+from .certify import certify
 from .in_place import convert_in_place
 from .options import ConversionOptions
 from .planning import plan_model
@@ -255,6 +256,10 @@ def convert_model(
         state_factors=planned.states,
     )
     forget_quantisation(model)
+    if statistics.held_out is not None:
+        if progress:
+            print("measuring the loss on held-out text", flush=True)
+        attach_certificate(model, certify(model, statistics.held_out, self_check=self_check))
     if config.store_original_weights:
         remember_source_values(model)
-    return planned.plan
+    return plan_of(model)

@@ -14,10 +14,10 @@ from ..errors import PlanError
 from ..latents.attention.parts import AttentionParts
 from ..latents.fit.bits import CodedFactors, code_channels, row_alignment
 from ..latents.fit.factors import KeyShape, Unit, make_unit
+from ..latents.fit.held_out import HeldOutText
 from ..latents.fit.held_out_loss import held_out_loss
 from ..latents.fit.kinds import Reader, factorize, fastest_factors, full_rank_factors
 from ..latents.fit.read_time import read_operations, read_seconds
-from ..latents.fit.statistics import HeldOutSamples
 from ..latents.plan import ChannelRun, LatentPlan
 from ..methods import LATENT_KINDS, WIDTHS_OF
 from ..plan import CompressionPlan
@@ -95,7 +95,7 @@ def plan_model(
 def _scored(
     planned: PlannedModel,
     units: list[Unit],
-    held_out: list[HeldOutSamples] | None,
+    held_out: HeldOutText | None,
     config: CompressionConfig,
 ) -> PlannedModel:
     """With the loss of keys and values on held-out text, where there is any."""
@@ -108,7 +108,7 @@ def _scored(
             * len(latent.layer_ids),
         )
         for latent, result, unit, samples in zip(
-            planned.plan.latents, planned.latents, units, held_out, strict=True
+            planned.plan.latents, planned.latents, units, held_out.samples, strict=True
         )
     )
     return replace(planned, plan=replace(planned.plan, latents=latents))
@@ -208,8 +208,6 @@ def _factors(
                 factors=factor,
                 runs=((factor.encoder.shape[0], 16),),
                 row_format=config.row_format(alignment=1),
-                escaped_share=0.0,
-                saturated_share=0.0,
             )
             for factor in factorize(units, config, budget)
         ]
@@ -298,8 +296,6 @@ def _latent_plan(
         expected_error=factors.expected_error,
         error_bound=factors.error_bound,
         relative_error=factors.relative_error,
-        escaped_share=result.escaped_share,
-        saturated_share=result.saturated_share,
     )
     profile = DeviceProfile.parse(config.device_profile)
     return replace(plan, read_ns=1e9 * read_seconds(profile, plan.bytes_per_token, operations))

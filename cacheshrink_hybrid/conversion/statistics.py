@@ -14,8 +14,8 @@ from ..config import CompressionConfig
 from ..errors import PlanError
 from ..families import check_shared_weights, model_spec, read_attention
 from ..latents.attention.parts import AttentionParts
-from ..latents.fit.held_out import held_out_samples, split_sequences
-from ..latents.fit.statistics import HeldOutSamples
+from ..latents.fit.held_out import HeldOutText, held_out_text, split_sequences
+from ..latents.fit.metrics import Labels
 from ..model.adapters import refuse_adapters
 from ..spec import ModelSpec
 from ..states.fit.observe import StateCalibration, StateStatistics
@@ -27,12 +27,12 @@ class ModelStatistics:
     """What calibration found in one model: per attention module, and per recurrent layer.
 
     Attributes:
-        held_out: of each attention module on text kept from the statistics; None without.
+        held_out: text kept from the statistics, and what was found on it; None without.
     """
 
     latents: list[LatentStatistics]
     states: list[StateStatistics] | None = None
-    held_out: list[HeldOutSamples] | None = None
+    held_out: HeldOutText | None = None
 
 
 def model_statistics(
@@ -80,12 +80,14 @@ def statistics_of(
     watched = config.changes_states and bool(compressible_layers(spec))
     states = StateCalibration(model, spec, config.metric) if watched else None
     fitted, held_out = split_sequences(list(sequences)) if parts else (sequences, [])
+    sinks = [config.exact_sinks if part.sliding_window is None else 0 for part in parts]
     latents = calibrate(
         model,
         parts,
         fitted,
         metric=config.metric,
-        seed=config.seed,
+        labels=Labels(config.fisher_labels, config.seed),
+        sinks=sinks,
         states=states,
         progress=progress,
     )
@@ -93,8 +95,14 @@ def statistics_of(
     return ModelStatistics(
         latents,
         None if states is None else states.statistics(),
-        held_out_samples(
-            model, decoder_layers(model), parts, held_out, metric=config.metric, seed=config.seed
+        held_out_text(
+            model,
+            decoder_layers(model),
+            parts,
+            held_out,
+            metric=config.metric,
+            labels=Labels(config.fisher_labels, config.seed),
+            sinks=sinks,
         )
         if held_out
         else None,

@@ -4,11 +4,11 @@ auto     Triton for CUDA tensors where Triton is installed, else the reference
 triton   the kernel, or `KernelUnavailableError`; on a CPU it runs under TRITON_INTERPRET=1
 torch    the reference, on any device
 
-That is for tensors. Of a model, `auto` also leaves the layers to torch that no kernel reads: rows
-with a scale per token, norms that span all key heads, rotations other than of channel pairs
-(i, i + rotary dim / 2), angles that depend on the length of the text, latents without a channel of
-values, replayed inputs of Mamba-1, and in the engine exact sinks and windows. `triton` refuses them
-by name (`why_not` of `latents.attention.kernel_view` and `states.mixers.pool_step`).
+That is for tensors. Of a model, `auto` also leaves the layers to torch that no kernel reads: norms
+that span all key heads, rotations other than of channel pairs (i, i + rotary dim / 2), angles that
+depend on the length of the text, latents without a channel of values, replayed inputs of Mamba-1,
+and in the engine exact sinks and windows. `triton` refuses them by name (`why_not` of
+`latents.attention.kernel_view` and `states.mixers.pool_step`).
 """
 
 from __future__ import annotations

@@ -56,8 +56,6 @@ class LatentPlan:
         expected_error: E|y - y^|^2 of y = [k; v], in activation units.
         error_bound: upper bound on `expected_error` that follows from the cut-off spectrum alone.
         relative_error: `expected_error` divided by the total variance of y.
-        escaped_share: share of calibration tokens that needed a gain.
-        saturated_share: share of calibration elements that are clipped whatever the gain.
         read_ns: modelled time that one decode step spends on one cached token.
     """
 
@@ -78,8 +76,6 @@ class LatentPlan:
     expected_error: float = 0.0
     error_bound: float = 0.0
     relative_error: float = 0.0
-    escaped_share: float = 0.0
-    saturated_share: float = 0.0
     read_ns: float = 0.0
 
     def __post_init__(self) -> None:

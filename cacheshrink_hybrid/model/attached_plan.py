@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from transformers import PreTrainedModel
 
+from ..certificate import Certificate
 from ..errors import PlanError, UnsupportedModelError
 from ..plan import CompressionPlan
 from ..states.mixers.mixer import RecurrentMixer
@@ -36,6 +37,12 @@ def is_converted(model: PreTrainedModel) -> bool:
     return getattr(model, PLAN_ATTRIBUTE, None) is not None
 
 
+def attach_certificate(model: PreTrainedModel, certificate: Certificate | None) -> None:
+    """What the model as it is now was measured to cost; None once its weights or codes are no
+    longer those that were measured."""
+    setattr(model, PLAN_ATTRIBUTE, replace(plan_of(model), certificate=certificate))
+
+
 def set_state_plans(model: PreTrainedModel, plans: Sequence[StatePlan]) -> None:
     """Let a converted model store its states in other codes or with another replay length; its
     caches are made anew. Ranks and channels are those of its weights and stay."""
@@ -51,4 +58,4 @@ def set_state_plans(model: PreTrainedModel, plans: Sequence[StatePlan]) -> None:
     }
     for new in plans:
         mixers[new.layer_idx].use_plan(new)
-    setattr(model, PLAN_ATTRIBUTE, replace(plan, states=tuple(plans)))
+    setattr(model, PLAN_ATTRIBUTE, replace(plan, states=tuple(plans), certificate=None))

@@ -23,9 +23,9 @@ def write_factors(module: LatentAttention, parts: AttentionParts, factors: Laten
     for half, projection in enumerate((parts.key, parts.value)):
         if projection.bias() is not None:
             bias[half * width : (half + 1) * width] += _float64(projection.bias())
-    if module.latent_reach is not None:
-        assert factors.reach is not None
-        module.latent_reach.copy_(factors.reach)
+    if module.latent_costs is not None:
+        assert factors.costs is not None
+        module.latent_costs.copy_(factors.costs)
     module.kv_a_proj.weight.copy_(encoder @ weight)
     module.kv_a_proj.bias.copy_(encoder @ bias)
     module.k_b_proj.weight.copy_(_key_weight(factors) * parts.key_multiplier)

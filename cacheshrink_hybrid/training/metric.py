@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..calibration.calibrate import sampled_loss
 from ..errors import CalibrationError
 from ..latents.attention.module import LatentAttention
+from ..latents.fit.metrics import Labels
 from ..latents.fit.statistics import Moments
 from ..linear_map import looking_on
 from ..placement import input_device
@@ -42,7 +42,7 @@ def output_metrics(
     if metric == "activation" or not modules:
         return {name: torch.eye(width, dtype=torch.float64) for name, width in widths.items()}
     moments = {name: Moments(width) for name, width in widths.items()}
-    generator = torch.Generator().manual_seed(seed)
+    labels = Labels("model", seed)
     with ExitStack() as stack:
         stack.enter_context(_expanding(model))
         for name, module in modules.items():
@@ -50,7 +50,7 @@ def output_metrics(
         for ids in sequences:
             with torch.enable_grad():
                 logits = model(input_ids=ids.to(input_device(model)), use_cache=False).logits
-                sampled_loss(logits, generator).backward()
+                labels.loss(logits, ids).backward()
     for name, moment in moments.items():
         if moment.count == 0:
             raise CalibrationError("no tokens to measure the metric on; give training texts")

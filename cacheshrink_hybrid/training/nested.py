@@ -138,5 +138,5 @@ def _cut_weights(
     module.k_b_proj.weight = cut(module.k_b_proj.weight, lambda w: w[..., :kept_keys])
     module.v_b_proj.weight = cut(module.v_b_proj.weight, lambda w: w[..., :values])
     module.k_b_proj.in_features, module.v_b_proj.in_features = keys, values
-    if module.latent_reach is not None:
-        module.latent_reach = cut(module.latent_reach, lambda r: r[rows])
+    if module.latent_costs is not None:
+        module.latent_costs = cut(module.latent_costs, lambda r: r[rows])

@@ -24,7 +24,7 @@ from transformers.integrations import is_tensorboard_available
 from ..errors import ConfigError
 from ..evaluation.perplexity import score_sequences
 from ..model.adapters import refuse_adapters
-from ..model.attached_plan import plan_of
+from ..model.attached_plan import attach_certificate, plan_of
 from ..model.original_model import has_original_weights
 from .arguments import autocast, check_launcher, computes_in_bf16, training_arguments
 from .attachment import Attachment
@@ -216,6 +216,7 @@ class MLATrainer:
                 config, arguments, attachment, sequences, measured, checkpoint, keep_best
             )
         self.model.eval()
+        attach_certificate(self.model, None)  # of the weights as they were
         return stats | {
             "perplexity_of": "training" if eval_dataset is None else "evaluation",
             "settings": config.to_dict(),

@@ -222,7 +222,6 @@ def test_gradients_are_refused() -> None:
 @pytest.mark.parametrize(
     ("case", "settings", "reason"),
     [
-        ("llama", {"scales": "token"}, "scales='token'"),
         ("mistral-window", {"exact_window": 8}, "covers its sliding window of 8"),
         ("olmo2", {}, "mean square of a head's channels"),
         ("jamba", {"state_ratio": 1.5, "replay_length": 2}, "replays the inputs of Mamba-1"),

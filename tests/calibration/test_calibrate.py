@@ -10,6 +10,7 @@ import torch
 from cacheshrink_hybrid.calibration.calibrate import calibrate, weight_statistics
 from cacheshrink_hybrid.errors import CalibrationError
 from cacheshrink_hybrid.families import model_spec, read_attention
+from cacheshrink_hybrid.latents.fit.metrics import Labels
 from cacheshrink_hybrid.methods import METRICS
 from tests.families.tiny_configs import CASES, tiny_model
 from tests.models import calibration_ids, logits_of, random_ids, unchanged
@@ -20,7 +21,7 @@ every_metric = pytest.mark.parametrize("metric", [m for m in METRICS if METRICS[
 def run(model, metric: str, sequences=None, seed: int = 0):
     parts = read_attention(model, model_spec(model.config))
     given = calibration_ids() if sequences is None else sequences
-    return calibrate(model, parts, given, metric=metric, seed=seed)
+    return calibrate(model, parts, given, metric=metric, labels=Labels("model", seed))
 
 
 @every_metric
@@ -113,6 +114,13 @@ def test_covariance_and_metric_fit_the_weights(case: str) -> None:
             assert matrix.shape == shape
             assert matrix.dtype == torch.float64
             assert float(torch.linalg.eigvalsh(matrix)[-1]) > 0
+
+
+def test_sequences_of_sinks_alone() -> None:
+    model = tiny_model("llama")
+    parts = read_attention(model, model_spec(model.config))
+    with pytest.raises(CalibrationError, match=r"no longer than the 4 first tokens.*give longer"):
+        calibrate(model, parts, calibration_ids(2, 4), metric="fisher", sinks=[4] * len(parts))
 
 
 def test_no_tokens() -> None:

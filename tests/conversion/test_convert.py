@@ -273,7 +273,9 @@ def test_same_seed_same_weights(method: str, metric: str) -> None:
 
 def test_another_seed_other_weights() -> None:
     source = tiny_model("llama")
-    first, second = (converted_copy(source, 4.0, seed=seed) for seed in (0, 1))
+    first, second = (
+        converted_copy(source, 4.0, fisher_labels="model", seed=seed) for seed in (0, 1)
+    )
     name = "model.layers.0.self_attn.kv_a_proj.weight"
     assert not torch.equal(first.state_dict()[name], second.state_dict()[name])
 

@@ -18,7 +18,6 @@ SETTINGS = {
     "coded": {},
     "8 bits": {"cache_bits": 8},
     "fp8": {"cache_bits": "fp8"},
-    "token scales": {"scales": "token"},
     "16 bits": {"cache_bits": 16, "compression_method": "joint"},
     "separate": {"cache_bits": 16, "compression_method": "separate"},
     "xkv": {"compression_method": "xkv", "cross_layer_group_size": 2},

@@ -18,7 +18,8 @@ LAYOUTS = {
     "e5m2": RowLayout.of_runs([(48, Kind.E5M2)], alignment=16),
     "8": RowFormat(alignment=16).layout([(48, 8)]),
     "4": RowFormat(alignment=16).layout([(48, 4)]),
-    "mixed": RowFormat(alignment=16).layout([(16, 16), (48, 8), (32, 4), (16, 2)]),
+    "mixed": RowFormat(alignment=16).layout([(16, 16), (48, 8), (32, 5), (16, 3)]),
+    "planes": RowFormat(alignment=16).layout([(16, 6), (24, 4), (24, 2), (8, 1)]),
     "floats": RowLayout.of_runs(
         [
             (16, Kind.FLOAT32),
@@ -29,9 +30,9 @@ LAYOUTS = {
         ],
         alignment=16,
     ),
-    # Narrow: runs of 8, odd addresses, a head byte behind the runs.
-    "narrow": RowFormat().layout([(8, 4), (4, 2), (8, 16), (8, 4)]),
-    "plain": RowFormat(gains=False).layout([(4, 4), (20, 2), (8, 8), (4, 4)]),
+    # Narrow: short runs, last bytes that are not full, odd addresses.
+    "narrow": RowFormat().layout([(8, 4), (4, 1), (8, 16), (7, 3), (5, 6)]),
+    "plain": RowFormat(gains=False).layout([(8, 4), (20, 3), (8, 8), (4, 2)]),
     "eights": RowLayout.of_runs([(8, Kind.E4M3), (16, Kind.UNIFORM8), (8, Kind.UNIFORM8)]),
 }
 

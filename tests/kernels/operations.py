@@ -34,7 +34,7 @@ from cacheshrink_hybrid.kernels.states.ssd_replay import (
 from cacheshrink_hybrid.kernels.states.ssd_step import ssd_step
 
 from .cases import LAYOUTS
-from .pools import bytes_of_states, empty_rows, filled_rows, random_latents
+from .pools import bytes_of_states, empty_rows, filled_rows, random_latents, row_addresses
 
 T = 8
 LENS = [T + 1, 0, 1, T - 1, T]
@@ -179,9 +179,7 @@ def append(setting: Setting, backend: Backend) -> Outcome:
     slots = torch.randperm(5 * T, generator=generator)[:count].to(setting.device)
     slots[[2, 7]] = -1
     latent_append(latent, rows, slots, backend=backend)
-    kept = slots[slots >= 0]
-    first = kept // T * rows.frame_bytes + rows.layer_offset + kept % T * layout.row_bytes
-    at = first[:, None] + torch.arange(layout.row_bytes, device=setting.device)
+    at = row_addresses(rows, slots[slots >= 0])
     own = torch.zeros_like(before, dtype=torch.bool)
     own[at.flatten()] = True
     return Outcome((rows.arena[at],), before, rows.arena, own)

@@ -58,6 +58,13 @@ def slots_of(table: Tensor, lens: list[int], frame_tokens: int) -> Tensor:
     return torch.cat(slots)
 
 
+def row_addresses(rows: PagedRows, slots: Tensor) -> Tensor:
+    """Where in the arena the bytes of rows lie, (N, row_bytes), of their slots (N,)."""
+    frame, place = slots // rows.frame_tokens, slots % rows.frame_tokens
+    first = frame * rows.frame_bytes + rows.layer_offset + place * rows.layout.row_bytes
+    return first[:, None] + torch.arange(rows.layout.row_bytes, device=slots.device)
+
+
 def filled_rows(
     layout: RowLayout,
     lens: list[int],
@@ -88,12 +95,15 @@ def filled_rows(
 
 
 def random_latents(count: int, channels: int, *, outliers: bool = True) -> Tensor:
-    """Channels of unit variance; every fifth token is far out, by 3 to 60."""
+    """Channels of unit variance; of five tokens one is far out, by 3 to 60, and one small, down to
+    less than the smallest gain."""
     generator = torch.Generator().manual_seed(2)
     latent = torch.randn(count, channels, generator=generator)
     if outliers and count:
         far = latent[::5]
         far *= torch.linspace(3, 60, far.shape[0])[:, None]
+        small = latent[1::5]
+        small *= torch.logspace(-0.3, -3, small.shape[0])[:, None]
     return latent
 
 

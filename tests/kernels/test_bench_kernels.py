@@ -52,7 +52,7 @@ def test_bytes() -> None:
     full = by_name["SDPA full K/V B=2 L=70 2x16"]
     assert full.num_bytes == 2 * 2 * (2 * 70 * 16) * 2 + 2 * (2 * 4 * 16) * 2
     coded = by_name["latent_decode paged 4 B=2 L=70 R=64 H=4"]
-    rows = 2 * 70 * 48  # 32 bytes of codes and a head byte, padded to 16
+    rows = 2 * 70 * 48  # 32 bytes of codes and a gain, padded to 16
     assert coded.num_bytes == rows + 2 * 2 * 4 + 2 * (2 * 4 * 64) * 2
     state = by_name["ssd_step int8 B=2 4x16x16"]
     codes_and_scales = 4 * 16 * 16 + 4 * 16

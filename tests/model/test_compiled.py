@@ -12,8 +12,6 @@ from torch.fx import GraphModule
 from transformers import CompileConfig, PreTrainedModel
 
 from cacheshrink_hybrid import HybridCache
-from cacheshrink_hybrid.codecs import RowCodec
-from cacheshrink_hybrid.codecs.traced_rows import decode_rows, encode_rows
 from cacheshrink_hybrid.model.attached_plan import plan_of
 from tests.models import logits_of, pair, random_ids
 from tests.tolerances import assert_same_computation
@@ -43,7 +41,7 @@ def nothing_compiled_before() -> None:
 def few_bit_model() -> PreTrainedModel:
     model = copy.deepcopy(pair("llama", **FEW_BITS).converted)
     widths = {run.bits for latent in plan_of(model).latents for run in latent.runs}
-    assert {2, 4, 8} <= widths
+    assert {2, 3, 4, 6} <= widths
     return model
 
 
@@ -114,26 +112,3 @@ def test_exported() -> None:
         assert_same_computation(exported.module()(IDS), logits_of(model, IDS))
         # Eager tables are not the tracer's stand-ins.
         assert_same_computation(logits_of(model, IDS), exported.module()(IDS))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("runs", [((8, 8), (8, 4), (16, 2)), ((4, 16), (4, 4)), ((8, 2),)])
-def test_operations(runs: tuple[tuple[int, int], ...], dtype: torch.dtype) -> None:
-    """In a graph to the bit what the codec gives, outliers included."""
-    codec = RowCodec(runs)
-    latent = torch.randn(2, 9, codec.num_channels, dtype=dtype) * 3
-    reach = torch.full((codec.num_channels,), 4.5)
-
-    @torch.compile(backend="aot_eager", fullgraph=True)
-    def coded(x: Tensor) -> tuple[Tensor, Tensor]:
-        rows = encode_rows(codec, x, reach)
-        return rows, decode_rows(codec, rows, dtype)
-
-    rows, decoded = coded(latent)
-    assert torch.equal(rows, codec.encode(latent, reach))
-    assert torch.equal(decoded, codec.decode(rows, dtype))
-    for name, given in (("encode_rows", (latent, reach)), ("decode_rows", (rows, dtype))):
-        operation = getattr(torch.ops.cacheshrink_hybrid, name).default
-        torch.library.opcheck(
-            operation, (*given, *codec.description), test_utils=("test_schema", "test_faketensor")
-        )

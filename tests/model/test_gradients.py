@@ -23,7 +23,7 @@ CODED = {"ratio": 3.0, "cache_bits": "auto"}
 STATES = {"state_ratio": 2.0, "state_dtype": "int8", "replay_length": 3}
 IDS = random_ids(2, 15)
 SPLIT = 9
-ALIKE = 0.85
+ALIKE = 0.75
 """Least cosine of a gradient with that of a model without codes, whose latents and states are not
 cut either."""
 CACHES = ("none", "default", "made", "dynamic", "static")

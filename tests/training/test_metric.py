@@ -8,6 +8,7 @@ import torch
 from cacheshrink_hybrid.calibration.calibrate import calibrate
 from cacheshrink_hybrid.errors import CalibrationError
 from cacheshrink_hybrid.families import model_spec, read_attention
+from cacheshrink_hybrid.latents.fit.metrics import Labels
 from cacheshrink_hybrid.training.bases import latent_modules
 from cacheshrink_hybrid.training.metric import output_metrics
 from tests.models import calibration_ids, pair, unchanged
@@ -18,7 +19,9 @@ def test_lossless_model_has_the_metric_of_its_source(case: str) -> None:
     both = pair(case)
     source = both.source
     parts = read_attention(source, model_spec(source.config))
-    expected = calibrate(source, parts, calibration_ids(), metric="fisher", seed=3)
+    expected = calibrate(
+        source, parts, calibration_ids(), metric="fisher", labels=Labels("model", 3)
+    )
     with unchanged(both.converted):
         modules = latent_modules(both.converted)
         found = output_metrics(both.converted, modules, calibration_ids(), seed=3)

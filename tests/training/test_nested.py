@@ -47,7 +47,7 @@ def test_cut_model_is_what_training_saw(case: str, method: str, settings: dict, 
     found = logits_of(model, ids)
     scale = whole.abs().max()
     assert (whole - masked).abs().max() > 1e-3 * scale
-    # Shorter rows have fewer channels that can make a token escape to a coarser row.
+    # The gains of shorter rows are chosen by fewer channels.
     tolerance = 5e-2 if plan_of(model).latents[0].coded else 5e-4
     assert (found - masked).abs().max() < tolerance * scale
     assert plan_of(model).bytes_per_token < 0.75 * bytes_before
@@ -61,14 +61,12 @@ def test_cut_model_is_what_training_saw(case: str, method: str, settings: dict, 
 
 @pytest.mark.parametrize("method", ["joint", "separate"])
 def test_first_channels_of_bytes_are_those_worth_most(method: str) -> None:
-    """All but the very first, which shares its byte with the gain and is worth least."""
     model = pair("llama-head-dim", method, 4.0, cache_bits=8).converted
     for module in (m for m in model.modules() if isinstance(m, LatentAttention)):
         keys = module.k_b_proj.weight.square().sum(0)
         assert module.plan.runs[0].bits == 8
         half = len(keys) // 2
-        assert float(keys[1:half].mean()) > float(keys[half:].mean())
-        assert float(keys[0]) < float(keys[1:].mean())
+        assert float(keys[:half].mean()) > float(keys[half:].mean())
 
 
 def test_whole_share_changes_nothing() -> None:

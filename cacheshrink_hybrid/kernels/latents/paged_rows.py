@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...codecs.levels import FIRST_LEVELS2, level_tables
+from ...codecs.levels import row_tables
 from ...codecs.row_layout import RowLayout
 from ...errors import ConfigError
 from ..checks import arena_faults
@@ -20,7 +20,7 @@ class PagedRows:
 
     Attributes:
         arena: the pool, 1-d uint8.
-        layout: what a row holds, with static scales.
+        layout: what a row holds.
         frame_bytes: size of a frame.
         frame_tokens: tokens per frame.
         layer_offset: first byte of the layer's rows in a frame.
@@ -49,15 +49,13 @@ class PagedRows:
                 f"{self.frame_bytes} bytes, layer_offset={self.layer_offset}, rows of "
                 f"{self.layout.row_bytes}"
             )
-        if self.layout.scaled_widths:
-            faults.append("rows have a scale per token; due are static scales")
         if faults:
             raise ConfigError("; ".join(faults))
 
     @property
-    def levels(self) -> Tensor | None:
-        """`level_tables` on the arena's device; None for layouts without runs of 4 or 2 bits."""
-        return level_tables(self.arena.device) if self.layout.uses_tables else None
+    def tables(self) -> Tensor | None:
+        """`row_tables` on the arena's device; None where reading takes no tables."""
+        return row_tables(self.arena.device) if self.layout.uses_tables else None
 
     @property
     def num_frames(self) -> int:
@@ -75,11 +73,6 @@ class PagedRows:
             return True
         places += [self.frame_bytes, self.layer_offset, self.layout.row_bytes]
         return all(place % (bits // 8) == 0 for place in places)
-
-    def levels_of(self, bits: int) -> Tensor:
-        """Levels of 4 or 2 bits, (2**bits,)."""
-        levels = level_tables(self.arena.device)
-        return levels[:FIRST_LEVELS2] if bits == 4 else levels[FIRST_LEVELS2:]
 
 
 def check_frame_table(

@@ -3,71 +3,68 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ...codecs.levels import (
-    HEAD_ESCAPED_LEVELS,
-    HEAD_LEVELS,
-    HEAD_NAN,
-    UNIFORM_CLIP,
-    UNIFORM_STEP,
-)
-from ...codecs.row_layout import Kind
+from ...codecs.gains import LARGEST_CODE, STEPS, UNIT_CODE
+from ...codecs.levels import levels_of
+from ...codecs.row_layout import RowLayout, Run
 from .paged_rows import PagedRows
 
 
-def decode_rows(stored: Tensor, rows: PagedRows) -> Tensor:
+def decode_rows(stored: Tensor, layout: RowLayout) -> Tensor:
     """Latents (..., R), float32, of rows (..., row_bytes), uint8."""
-    layout = rows.layout
+    gain = None
+    if layout.gain_byte is not None:
+        gain = gain_of(stored[..., layout.gain_byte])[..., None]
     parts = []
-    gain = head = None
-    if layout.head_byte is not None:
-        head = stored[..., layout.head_byte]
-        gain = gain_of(head)[..., None]
     for run in layout.runs:
-        packed = stored[..., run.at_byte].contiguous()
         if not run.kind.coded:
-            parts.append(packed.view(run.kind.dtype).float())
+            aligned = stored[..., run.at_byte].clone(memory_format=torch.contiguous_format)
+            parts.append(aligned.view(run.kind.dtype).float())
             continue
-        if run.kind is Kind.UNIFORM8:
-            part = (packed.float() + 0.5) * UNIFORM_STEP - UNIFORM_CLIP
-        else:
-            part = rows.levels_of(run.bits)[unpacked(packed, run.bits)]
-        if run.first_channel == layout.head_channel:
-            assert head is not None
-            part[..., 0] = head_level(head)
+        levels = levels_of(run.bits).to(stored.device, torch.float32)
+        part = levels[codes_of_run(stored, run)]
         parts.append(part if gain is None else part * gain)
-    latent = torch.cat(parts, dim=-1)
-    if gain is not None:
-        latent = torch.where(gain.isnan(), torch.nan, latent)
-    return latent
+    return torch.cat(parts, dim=-1)
 
 
-def gain_of(head: Tensor) -> Tensor:
-    """Gain of each head byte, float32; NaN for lost tokens."""
-    exponent = head.long() - HEAD_LEVELS + HEAD_ESCAPED_LEVELS
-    exponent = exponent.clamp_min(0) // HEAD_ESCAPED_LEVELS
-    return torch.where(head == HEAD_NAN, torch.nan, torch.exp2(exponent.float()))
+def gain_of(code: Tensor) -> Tensor:
+    """Gain of each code, float32; NaN for lost tokens."""
+    gain = torch.exp2((code.double() - UNIT_CODE) / STEPS).float()
+    return torch.where(code > LARGEST_CODE, torch.nan, gain)
 
 
-def head_level(head: Tensor) -> Tensor:
-    """Value of the head channel that each head byte stands for, divided by the gain, float32."""
-    code = head.float()
-    fine = (code + 0.5) / HEAD_LEVELS
-    coarse = ((code - HEAD_LEVELS) % HEAD_ESCAPED_LEVELS + 0.5) / HEAD_ESCAPED_LEVELS
-    return 2 * UNIFORM_CLIP * torch.where(head < HEAD_LEVELS, fine, coarse) - UNIFORM_CLIP
+def codes_of_run(stored: Tensor, run: Run) -> Tensor:
+    """Codes (..., channels), int64, of a run of rows (..., row_bytes)."""
+    codes, shift = torch.zeros((), dtype=torch.int64, device=stored.device), 0
+    for plane in run.planes:
+        numbers = unpacked(stored[..., plane.at_byte], plane.bits)[..., : run.channels]
+        codes = codes + (numbers << shift)
+        shift += plane.bits
+    return codes
 
 
-def unpacked(packed: Tensor, bits: int) -> Tensor:
-    """Codes (..., n * 8 / bits) of bytes (..., n), neighbours from the lowest bits up; int64."""
-    shifts = torch.arange(0, 8, bits, device=packed.device)
-    return ((packed.long()[..., None] >> shifts) & (2**bits - 1)).flatten(-2)
+def planes_of_run(codes: Tensor, run: Run) -> Tensor:
+    """The inverse of `codes_of_run`: bytes (..., num_bytes), uint8."""
+    planes, shift = [], 0
+    for plane in run.planes:
+        planes.append(packed((codes >> shift) % 2**plane.bits, plane.bits))
+        shift += plane.bits
+    return torch.cat(planes, dim=-1)
 
 
-def packed_codes(codes: Tensor, bits: int) -> Tensor:
-    """The inverse of `unpacked`, uint8."""
-    shifts = torch.arange(0, 8, bits, device=codes.device)
-    return (codes.unflatten(-1, (-1, 8 // bits)) << shifts).sum(-1).to(torch.uint8)
+def unpacked(stored: Tensor, bits: int) -> Tensor:
+    """Numbers (..., n * 8 / bits) of bytes (..., n), neighbours from the lowest bits up; int64."""
+    shifts = torch.arange(0, 8, bits, device=stored.device)
+    return ((stored.long()[..., None] >> shifts) % 2**bits).flatten(-2)
+
+
+def packed(numbers: Tensor, bits: int) -> Tensor:
+    """The inverse of `unpacked`, uint8; zeros fill up the last byte."""
+    per_byte = 8 // bits
+    numbers = nn.functional.pad(numbers, (0, -numbers.shape[-1] % per_byte))
+    shifts = torch.arange(0, 8, bits, device=numbers.device)
+    return (numbers.unflatten(-1, (-1, per_byte)) << shifts).sum(-1).to(torch.uint8)
 
 
 def gather_latents(rows: PagedRows, frame_table: Tensor, num_tokens: int) -> tuple[Tensor, Tensor]:
@@ -84,5 +81,5 @@ def gather_latents(rows: PagedRows, frame_table: Tensor, num_tokens: int) -> tup
     first = frames.clamp_min(0) * rows.frame_bytes + rows.layer_offset
     first = first + tokens % rows.frame_tokens * row_bytes
     stored = rows.arena[first[..., None] + torch.arange(row_bytes, device=device)]
-    latent = decode_rows(stored, rows)
+    latent = decode_rows(stored, rows.layout)
     return torch.where(has_frame[..., None], latent, 0.0), has_frame

@@ -1,24 +1,17 @@
 """Device functions that read tiles of rows. Used by every kernel that reads latents.
 
-A *piece* is a run, or a part of one, whose number of channels is padded to a power of two, because
-tiles of Triton are. A tile of a piece holds numbers in units of the piece: values without the
-token's gain, and for uniform8 counted in steps, so that codes become exact float16 numbers without
-arithmetic. Gains multiply scores and probabilities, units multiply queries and results: nothing is
-spent per stored element.
+A tile of a piece (`pieces`) holds numbers in units of the piece: values without the row's gain, and
+for uniform8 counted in steps, so that codes become exact float16 numbers without arithmetic. Gains
+multiply scores and probabilities, units multiply queries and results: nothing is spent per stored
+element.
 """
-
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import pairwise
 
 import triton
 import triton.language as tl
 
 from ...codecs import levels
-from ...codecs.row_layout import Kind, RowLayout
-from ...errors import ConfigError
-from ..numerics import float8_value
-from .paged_rows import PagedRows
+from ...codecs.row_layout import Kind
+from ..numerics import constant, float8_value
 
 # Device functions see numbers of modules only as these.
 FLOAT32 = tl.constexpr(Kind.FLOAT32.number)
@@ -27,162 +20,16 @@ BFLOAT16 = tl.constexpr(Kind.BFLOAT16.number)
 E4M3 = tl.constexpr(Kind.E4M3.number)
 E5M2 = tl.constexpr(Kind.E5M2.number)
 UNIFORM8 = tl.constexpr(Kind.UNIFORM8.number)
-LEVELS4 = tl.constexpr(Kind.LEVELS4.number)
-LEVELS2 = tl.constexpr(Kind.LEVELS2.number)
 
-FIRST_LEVELS2 = tl.constexpr(levels.FIRST_LEVELS2)
-UNIFORM_CLIP = tl.constexpr(levels.UNIFORM_CLIP)
-UNIFORM_STEP = tl.constexpr(levels.UNIFORM_STEP)
-HEAD_LEVELS = tl.constexpr(levels.HEAD_LEVELS)
-HEAD_ESCAPED_LEVELS = tl.constexpr(levels.HEAD_ESCAPED_LEVELS)
-HEAD_NAN = tl.constexpr(levels.HEAD_NAN)
-
-MIN_WIDTH = 16  # tl.dot multiplies no less
-MAX_WIDTH = 128
-
-
-@dataclass(frozen=True, slots=True)
-class FramedRows:
-    """How rows lie in frames, as a kernel takes it for a constant; no head byte is -1."""
-
-    row_bytes: int
-    frame_bytes: int
-    frame_tokens: int
-    head_byte: int
-    even: bool
-
-    @staticmethod
-    def of(rows: PagedRows) -> "FramedRows":
-        head_byte = -1 if rows.layout.head_byte is None else rows.layout.head_byte
-        return FramedRows(
-            rows.layout.row_bytes, rows.frame_bytes, rows.frame_tokens, head_byte, rows.even
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
-    """A run, or a part of one, as a kernel takes it for a constant.
-
-    Attributes:
-        kind: number of its `Kind`.
-        width: of its tile.
-        valid: channels that are not padding.
-        byte: its first one in a row.
-        head: whether it begins with the head channel.
-        coded: whether gains apply.
-        unit: what its numbers are counted in.
-        is_key, key_channel, key_index: whether it is read as keys, its first channel among them,
-            and its index among their pieces.
-        is_value, value_channel, value_index: the same of values.
-        share: from one head to the next in channels of the row, 0 for what all heads read. Where
-            heads have keys of their own, a piece is that of head 0.
-    """
-
-    kind: int
-    width: int
-    valid: int
-    byte: int
-    head: bool
-    coded: bool
-    unit: float
-    is_key: bool
-    key_channel: int
-    key_index: int
-    is_value: bool
-    value_channel: int
-    value_index: int
-    share: int
-
-
-def pieces_of(
-    layout: RowLayout, *, keys: tuple[int, int], values: tuple[int, int], key_heads: int = 1
-) -> tuple[Piece, ...]:
-    """Pieces of the channels that serve as keys, values, or both.
-
-    Args:
-        layout: what a row holds.
-        keys: first channel of the keys, and the one behind the last.
-        values: the same of the values.
-        key_heads: J, if heads have keys of their own: each run of keys then holds equally many
-            channels of head 0, of head 1, and so on, and keys are no values.
-
-    Raises:
-        ConfigError: runs that do not hold equally many channels of every head.
-    """
-    cuts = sorted({*keys, *values})
-    pieces: list[Piece] = []
-    counts = {"keys": 0, "values": 0}
-    for first, last in pairwise(cuts):
-        is_key = keys[0] <= first < keys[1]
-        is_value = values[0] <= first < values[1]
-        if not is_key and not is_value:
-            continue
-        heads = key_heads if is_key else 1
-        if heads > 1 and is_value:
-            raise ConfigError("channels of single heads' keys cannot be values as well")
-        for run in layout.between(first, last):
-            if run.channels % heads:
-                raise ConfigError(
-                    f"a run of {run.channels} key channels is not shared evenly by {heads} heads"
-                )
-            share = run.channels // heads
-            before = (run.first_channel - keys[0]) // heads  # of a head's key channels
-            for skipped, width, valid in _powers_of_two(share):
-                channel = run.first_channel + skipped
-                pieces.append(
-                    Piece(
-                        kind=run.kind.number,
-                        width=width,
-                        valid=valid,
-                        byte=run.first_byte + skipped * run.bits // 8,
-                        head=channel == layout.head_channel,
-                        coded=run.kind.coded,
-                        unit=levels.UNIFORM_STEP if run.kind is Kind.UNIFORM8 else 1.0,
-                        is_key=is_key,
-                        key_channel=before + skipped,
-                        key_index=counts["keys"],
-                        is_value=is_value,
-                        value_channel=channel - values[0],
-                        value_index=counts["values"],
-                        share=share if heads > 1 else 0,
-                    )
-                )
-                counts["keys"] += is_key
-                counts["values"] += is_value
-    return tuple(pieces)
-
-
-def _powers_of_two(channels: int) -> Iterator[tuple[int, int, int]]:
-    """(channels before, width, channels that are not padding) of the pieces of a run."""
-    done = 0
-    while done < channels:
-        left = channels - done
-        width = MAX_WIDTH
-        while width > max(left, MIN_WIDTH):
-            width //= 2
-        valid = min(width, left)
-        yield done, width, valid
-        done += valid
+FIRST_GAIN = tl.constexpr(levels.FIRST_GAIN)
 
 
 @triton.jit
-def load_head(p_row, m_row, ROWS: tl.constexpr):
-    """Head byte, gain, and 0 or NaN for tokens that are kept or lost, each (N,)."""
-    head = tl.load(p_row + ROWS.head_byte, mask=m_row, other=0).to(tl.int32)
-    exponent = head - HEAD_LEVELS + HEAD_ESCAPED_LEVELS
-    exponent = tl.maximum(exponent, 0) // HEAD_ESCAPED_LEVELS
-    gain = ((exponent + 127) << 23).to(tl.float32, bitcast=True)
-    return head, gain, tl.where(head == HEAD_NAN, float("nan"), 0.0)
-
-
-@triton.jit
-def head_unit(head):
-    """Value of the head channel, divided by gain and step, float32."""
-    fine = (head.to(tl.float32) + 0.5) * (2.0 * UNIFORM_CLIP / HEAD_LEVELS)
-    code = (head - HEAD_LEVELS) & (HEAD_ESCAPED_LEVELS - 1)
-    coarse = (code.to(tl.float32) + 0.5) * (2.0 * UNIFORM_CLIP / HEAD_ESCAPED_LEVELS)
-    value = tl.where(head < HEAD_LEVELS, fine, coarse) - UNIFORM_CLIP
-    return value * (1.0 / UNIFORM_STEP)
+def load_gain(p_row, m_row, p_tables, ROWS: tl.constexpr):
+    """Gain of each row, (N,), and 0 or NaN for tokens that are kept or lost; a lost one's is 0."""
+    gain = tl.load(p_row + ROWS.gain_byte, mask=m_row, other=0).to(tl.int32)
+    gain = tl.load(p_tables + FIRST_GAIN + gain)
+    return tl.where(gain == gain, gain, 0.0), gain - gain
 
 
 @triton.jit
@@ -203,12 +50,12 @@ def load_halves(p_row, m_row, i_head, PIECE: tl.constexpr, EVEN: tl.constexpr, D
     p_row += i_head * (PIECE.share * DTYPE.primitive_bitwidth // 8)
     if EVEN:
         # Loaded as what they are, they go from shared memory to the matrix unit as they are.
-        p = (p_row + PIECE.byte).to(tl.pointer_type(DTYPE))[:, None] + o[None, :]
+        p = (p_row + PIECE.planes[0].first_byte).to(tl.pointer_type(DTYPE))[:, None] + o[None, :]
         if PIECE.valid < W:
             return tl.load(p, mask=m_row[:, None] & (o < PIECE.valid)[None, :], other=0.0)
         return tl.load(p, mask=m_row[:, None], other=0.0)
     else:
-        p = p_row[:, None] + (PIECE.byte + 2 * o)[None, :]
+        p = p_row[:, None] + (PIECE.planes[0].first_byte + 2 * o)[None, :]
         mask = m_row[:, None] & (o < PIECE.valid)[None, :]
         low = tl.load(p, mask=mask, other=0).to(tl.uint16)
         high = tl.load(p + 1, mask=mask, other=0).to(tl.uint16)
@@ -216,35 +63,47 @@ def load_halves(p_row, m_row, i_head, PIECE: tl.constexpr, EVEN: tl.constexpr, D
 
 
 @triton.jit
-def load_codes(p_row, m_row, i_head, BITS: tl.constexpr, PIECE: tl.constexpr):
-    """A piece of codes of 8, 4 or 2 bits, (N, WIDTH), zero from VALID on."""
+def load_plane(p_row, m_row, i_head, PIECE: tl.constexpr, PLANE: tl.constexpr):
+    """Numbers of 8, 4, 2 or 1 bits in a plane of a piece, (N, WIDTH), zero or a neighbour's from
+    VALID on."""
     W: tl.constexpr = PIECE.width
+    BITS: tl.constexpr = PLANE.bits
     if PIECE.share * BITS % 8 > 0:
         # The last channels of a head and the first ones of the next share a byte.
         o = tl.arange(0, W)
         channel = i_head * PIECE.share + o
-        p = p_row[:, None] + (PIECE.byte + channel * BITS // 8)[None, :]
+        p = p_row[:, None] + (PLANE.first_byte + channel * BITS // 8)[None, :]
         mask = m_row[:, None] & (o < PIECE.valid)[None, :]
         byte = tl.load(p, mask=mask, other=0).to(tl.int32)
-        return (byte >> ((channel % (8 // BITS)) * BITS)[None, :]) & (2**BITS - 1)
-    p_row += i_head * (PIECE.share * BITS // 8)
-    if BITS == 8:
-        return load_bytes(p_row, m_row, PIECE.byte, W, PIECE.valid)
-    elif BITS == 4:
-        code = load_bytes(p_row, m_row, PIECE.byte, W // 2, PIECE.valid // 2).to(tl.int32)
-        return tl.reshape(tl.join(code & 15, code >> 4), [code.shape[0], W])
+        number = (byte >> ((channel % (8 // BITS)) * BITS)[None, :]) & (2**BITS - 1)
     else:
-        code = load_bytes(p_row, m_row, PIECE.byte, W // 4, PIECE.valid // 4).to(tl.int32)
-        code = tl.reshape(tl.join(code & 15, code >> 4), [code.shape[0], W // 2])
-        return tl.reshape(tl.join(code & 3, code >> 2), [code.shape[0], W])
+        p_row += i_head * (PIECE.share * BITS // 8)
+        number = load_bytes(p_row, m_row, PLANE.first_byte, W * BITS // 8, PLANE.num_bytes)
+        if BITS < 8:
+            number = number.to(tl.int32)
+            number = tl.reshape(tl.join(number & 15, number >> 4), [number.shape[0], W * BITS // 4])
+        if BITS < 4:
+            number = tl.reshape(tl.join(number & 3, number >> 2), [number.shape[0], W * BITS // 2])
+        if BITS < 2:
+            number = tl.reshape(tl.join(number & 1, number >> 1), [number.shape[0], W])
+    return number
+
+
+@triton.jit
+def load_codes(p_row, m_row, i_head, PIECE: tl.constexpr):
+    """Codes of a piece, (N, WIDTH); those from VALID on mean nothing."""
+    code = load_plane(p_row, m_row, i_head, PIECE, constant(PIECE.planes[0]))
+    if len(PIECE.planes) > 1:
+        high = load_plane(p_row, m_row, i_head, PIECE, constant(PIECE.planes[1]))
+        code = code | (high << PIECE.planes[0].bits)
+    return code
 
 
 @triton.jit
 def load_piece(
     p_row,
     m_row,
-    head,
-    p_levels,
+    p_tables,
     i_head,
     PIECE: tl.constexpr,
     EVEN: tl.constexpr,
@@ -256,11 +115,9 @@ def load_piece(
     Args:
         p_row: first byte of each row, (N,).
         m_row: rows to read; others give zeros or what a zero byte stands for.
-        head: head bytes, (N,), read where the piece begins with the head channel.
-        p_levels: `level_tables`.
+        p_tables: `row_tables`.
         i_head: whose keys, where heads have keys of their own.
     """
-    W: tl.constexpr = PIECE.width
     if PIECE.kind == FLOAT32:
         return load_halves(p_row, m_row, i_head, PIECE, True, tl.float32).to(DOT)
     elif PIECE.kind == FLOAT16:
@@ -271,25 +128,15 @@ def load_piece(
             return x
         else:
             return x.to(tl.float32).to(DOT)
-    elif PIECE.kind == E5M2:
-        code = load_codes(p_row, m_row, i_head, 8, PIECE)
-        return (code.to(tl.uint16) << 8).to(tl.float16, bitcast=True).to(DOT)
-    elif PIECE.kind == E4M3:
-        code = load_codes(p_row, m_row, i_head, 8, PIECE)
-        return float8_value(code, NATIVE_FLOAT8).to(DOT)
-    elif PIECE.kind == UNIFORM8:
-        code = load_codes(p_row, m_row, i_head, 8, PIECE)
-        # 0x6400 is 1024 as a float16, whose last bit then counts 1; both differences are exact.
-        x = (code.to(tl.uint16) | 0x6400).to(tl.float16, bitcast=True).to(DOT) - 1024.0 - 127.5
-        if PIECE.head:
-            # The head channel is the first of head 0.
-            first = tl.arange(0, W) == 0
-            if PIECE.share > 0:
-                first = tl.arange(0, W) + i_head == 0
-            x = tl.where(first[None, :], head_unit(head).to(DOT)[:, None], x)
-        return x
-    elif PIECE.kind == LEVELS4:
-        return tl.load(p_levels + load_codes(p_row, m_row, i_head, 4, PIECE)).to(DOT)
     else:
-        code = load_codes(p_row, m_row, i_head, 2, PIECE)
-        return tl.load(p_levels + FIRST_LEVELS2 + code).to(DOT)
+        code = load_codes(p_row, m_row, i_head, PIECE)
+        if PIECE.kind == E5M2:
+            return (code.to(tl.uint16) << 8).to(tl.float16, bitcast=True).to(DOT)
+        elif PIECE.kind == E4M3:
+            return float8_value(code, NATIVE_FLOAT8).to(DOT)
+        elif PIECE.kind == UNIFORM8:
+            # 0x6400 is 1024 as a float16, whose last bit then counts 1; both differences are exact.
+            x = (code.to(tl.uint16) | 0x6400).to(tl.float16, bitcast=True).to(DOT)
+            return x - 1024.0 - 127.5
+        else:
+            return tl.load(p_tables + PIECE.levels.first + code).to(DOT)

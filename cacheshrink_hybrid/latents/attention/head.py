@@ -48,8 +48,8 @@ class LatentHead:
         key_up, value_up: from key and value channels to keys and values.
         key_norm, norm_spans_heads: norm of keys before their rotation, see `split_heads`.
         rotary: rotation of queries and keys by their slot; None for none.
-        codec, reach: how latents become rows of bytes, and how far their channels reach, (R,);
-            None where latents are stored as they are.
+        codec, costs: how latents become rows of bytes, and what errors in their channels cost,
+            relative to each other, (R,); None where latents are stored as they are.
     """
 
     plan: LatentPlan
@@ -66,7 +66,7 @@ class LatentHead:
     norm_spans_heads: bool = False
     rotary: SlotRotary | None = None
     codec: RowCodec | None = None
-    reach: Tensor | None = None
+    costs: Tensor | None = None
     _notes: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     def noted(self, name: Hashable, find: Callable[[], Found]) -> Found:
@@ -122,7 +122,7 @@ class LatentHead:
         """What is stored of latents (B, T, R): their rows of bytes, or the latents themselves."""
         if self.codec is None:
             return latent
-        return encode_rows(self.codec, latent, self.reach)
+        return encode_rows(self.codec, latent, self.costs)
 
     def decoded(self, stored: Tensor, dtype: torch.dtype) -> Tensor:
         """Latents (B, S, R) of what is stored of them."""

@@ -23,18 +23,13 @@ def row_layout(head: LatentHead, dtype: torch.dtype) -> RowLayout:
         dtype: of latents that are stored as they are.
 
     Raises:
-        KernelUnavailableError: latents that are stored in float64, or with a scale per token.
+        KernelUnavailableError: latents that are stored in float64.
     """
     return head.noted(("row_layout", dtype), lambda: _layout(head, dtype))
 
 
 def _layout(head: LatentHead, dtype: torch.dtype) -> RowLayout:
     if head.codec is not None:
-        if head.codec.token_scales:
-            raise KernelUnavailableError(
-                "kernels read rows with static scales, not scales='token'; convert with static "
-                "scales, or read through the codec"
-            )
         return head.codec.layout
     kind = Kind.of(dtype)
     if kind is None:

@@ -70,8 +70,8 @@ class LatentAttention(Derived, nn.Module):
         self.gated = parts.gated
         self.dropout = parts.dropout
         self.compression_disabled = False
-        reach = torch.empty(plan.kv_lora_rank, **new)
-        self.latent_reach = nn.Parameter(reach, requires_grad=False) if plan.coded else None
+        costs = torch.empty(plan.kv_lora_rank, **new)
+        self.latent_costs = nn.Parameter(costs, requires_grad=False) if plan.coded else None
 
         self.q_proj = parts.query.as_linear()
         self.kv_a_proj = skip_init(nn.Linear, weight.shape[1], plan.kv_lora_rank, **new)
@@ -110,8 +110,8 @@ class LatentAttention(Derived, nn.Module):
         for module in (self.kv_a_proj, self.k_b_proj, self.v_b_proj, self.kv_a_adapters):
             if module is not None:
                 yield from module.parameters()
-        if self.latent_reach is not None:
-            yield self.latent_reach
+        if self.latent_costs is not None:
+            yield self.latent_costs
 
     def freeze_as(self, parts: AttentionParts) -> None:
         """Let new projections train where what they stand for does."""
@@ -194,7 +194,7 @@ class LatentAttention(Derived, nn.Module):
             and kept.value_up.projection is self.v_b_proj
             and kept.key_norm is self.k_norm
             and kept.sinks is self.sinks
-            and kept.reach is self.latent_reach
+            and kept.costs is self.latent_costs
         ):
             return kept
         made = replace(kept, **self._standing(kept.num_key_value_heads, kept.head_dim))
@@ -227,7 +227,7 @@ class LatentAttention(Derived, nn.Module):
             "key_norm": self.k_norm,
             "sinks": self.sinks,
             "codec": plan.codec() if plan.coded else None,
-            "reach": self.latent_reach,
+            "costs": self.latent_costs,
         }
 
     def latent(self, x: Tensor, layer_idx: int) -> Tensor:

@@ -51,8 +51,8 @@ def append_to_pool(
     backend: Backend = "auto",
 ) -> None:
     """Code latents (N, R) and write them to their slots (N,), see `latent_append`."""
-    reach = head.reach if rows.layout.head_byte is not None else None
-    latent_append(latent, rows, slot_mapping, reach=reach, backend=backend)
+    costs = head.costs if rows.layout.gain_byte is not None else None
+    latent_append(latent, rows, slot_mapping, costs=costs, backend=backend)
 
 
 def read_pool(

@@ -3,15 +3,17 @@
 Channels are decorrelated in the metric of the loss, so their losses add up: channel i of variance
 v_i costs lambda_i * delta_i(b) when stored with b bits, and lambda_i * v_i when dropped.
 Channels go in runs of 16 (4 in narrow latents), sorted by lambda; each run gets the width that is
-worth its bytes (`water_filling`). A narrow latent goes without gains where the byte that they take
-is worth more as channels: by the loss that calibration samples show, of what is clipped as well.
+worth its bytes (`water_filling`). What a width loses is measured on calibration samples, each token
+divided by the gain of its row: first by that of a row of 4 bits throughout, then by that of the row
+that this led to. A narrow latent goes without gains where the byte that they take is worth more as
+channels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -19,13 +21,7 @@ from torch import Tensor
 from ...codecs import RowCodec, RowFormat
 from ...linalg import projection_loss
 from ...methods import LATENT_KINDS
-from .distortion import (
-    channel_costs,
-    channel_reach,
-    channel_variances,
-    measured_distortion,
-    sampled_latents,
-)
+from .distortion import channel_costs, channel_variances, measured_distortion, sampled_latents
 from .factors import LatentFactors, Unit
 from .water_filling import ChannelGroup, water_fill
 
@@ -35,8 +31,10 @@ NARROW_LATENT = 256
 """Latents of fewer channels than this go in runs of 4, or a few runs would be all they have."""
 WIDE_ROW_ALIGNMENT = 16
 """Rows of latents that are not narrow start at multiples of what a GPU thread loads at once."""
-WHOLE_BYTES = 4
-"""Runs are a multiple of this many channels, so that 2 bits each fill whole bytes."""
+FIRST_BITS = 4
+"""Width of the rows that gains are first taken from."""
+SAMPLED_TOKENS = 2048
+"""Calibration tokens that codes are tried on, at the most."""
 
 Runs = tuple[tuple[int, int], ...]
 Filling = list[tuple[ChannelGroup, int]]
@@ -51,15 +49,11 @@ class CodedFactors:
         factors: reduced to the kept channels, in the order of their runs.
         runs: (channels, bits) of each run.
         row_format: how rows are written.
-        escaped_share: share of calibration tokens that needed a gain.
-        saturated_share: share of calibration elements beyond the reach of every gain or scale.
     """
 
     factors: LatentFactors
     runs: Runs
     row_format: RowFormat
-    escaped_share: float
-    saturated_share: float
 
 
 def row_alignment(kv_width: int) -> int:
@@ -97,41 +91,143 @@ def code_channels(
     Raises:
         PlanError: if the budget has no room for one run of the smallest width per module.
     """
-    latents = [
-        sampled_latents(factor, unit, sample)
-        for factor, unit, sample in zip(factors, units, samples, strict=True)
+    modules = [
+        _Module(index, *parts, tuple(widths))
+        for index, parts in enumerate(zip(factors, units, samples, strict=True))
     ]
     num_layers = [unit.num_layers for unit in units]
 
-    @cache
-    def groups(index: int, row_format: RowFormat) -> list[ChannelGroup]:
-        return _groups(index, factors[index], units[index], latents[index], widths, row_format)
-
     def fill(formats: Sequence[RowFormat]) -> Filling:
-        found = [group for index, one in enumerate(formats) for group in groups(index, one)]
+        pairs = zip(modules, formats, strict=True)
+        found = [group for module, format in pairs for group in module.groups(format)]
         chosen = water_fill(found, sorted(widths), budget_bytes, formats, num_layers)
         return list(zip(found, chosen, strict=True))
 
+    filling = fill(formats)
+    for module, format in zip(modules, formats, strict=True):
+        module.take_gains(format, filling)
     formats, filling = _without_needless_gains(formats, widths, fill)
     results = []
-    for index, (factor, unit) in enumerate(zip(factors, units, strict=True)):
-        kept = [
-            (group.channels, bits) for group, bits in filling if group.module == index and bits > 0
-        ]
-        kept = _least_at_the_head(factor, kept, formats[index])
-        runs = _runs(factor, kept)
-        channels = _in_row_order(factor, torch.cat([part for part, _ in kept]), runs)
-        reduced, exact = _kept_channels(factor, channels), latents[index][:, channels]
+    for module, format in zip(modules, formats, strict=True):
+        channels, runs = module.row(filling)
+        reduced, exact = _kept_channels(module.factor, channels), module.latents[:, channels]
         if hadamard:
-            reduced, exact = _mixed(reduced, runs, exact)
-        results.append(_measured(reduced, unit, runs, formats[index], exact))
+            reduced, exact = _mixed(reduced, runs, exact.double())
+        results.append(_measured(reduced, module.unit, runs, format, exact))
     return results
+
+
+class _Module:
+    """One module whose channels are to be coded.
+
+    Args:
+        index: among the modules.
+        factor: with all its channels.
+        unit: its covariance and metric.
+        sample: of its y; None for normal ones.
+        widths: allowed bits, without 0.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        factor: LatentFactors,
+        unit: Unit,
+        sample: Tensor | None,
+        widths: tuple[int, ...],
+    ) -> None:
+        self.index, self.factor, self.unit, self.widths = index, factor, unit, widths
+        sample = None if sample is None else sample[:: -(-len(sample) // SAMPLED_TOKENS)]
+        latents = sampled_latents(factor, unit, sample)
+        self.latents = latents[:: -(-len(latents) // SAMPLED_TOKENS)]
+        self.costs = channel_costs(factor, unit)
+        self._gains: Tensor | None = None
+        self._losses: dict[tuple[RowFormat, int], Tensor] = {}
+
+    def groups(self, format: RowFormat) -> list[ChannelGroup]:
+        """Runs of channels to choose a width for, with what each width loses."""
+        groups = []
+        for channels, part in self._chunks:
+            losses = {
+                bits: float(self._loss(format, bits)[channels].sum()) * self.unit.num_layers
+                for bits in (0, *self.widths)
+            }
+            groups.append(
+                ChannelGroup(module=self.index, part=part, channels=channels, losses=losses)
+            )
+        return groups
+
+    def _loss(self, format: RowFormat, bits: int) -> Tensor:
+        """Expected loss of each channel per layer at a width, (R,)."""
+        key = format, bits
+        if key not in self._losses:
+            if bits == 0:
+                self._losses[key] = self._dropped
+            else:
+                gains = self._gains_of(format)
+                distortion = measured_distortion(self.latents, bits, format, gains)
+                self._losses[key] = self.costs * distortion
+        return self._losses[key]
+
+    @cached_property
+    def _dropped(self) -> Tensor:
+        return self.costs * channel_variances(self.factor, self.unit)
+
+    @cached_property
+    def _chunks(self) -> list[tuple[Tensor, int]]:
+        """Channels of each group, in the order of their losses, and the part that it belongs to."""
+        length = run_channels(len(self.costs))
+        chunks = []
+        for part, atoms in enumerate(self.factor.atoms()):
+            order = self._dropped[atoms].sum(-1).argsort(descending=True, stable=True)
+            per_run = -(-length // atoms.shape[1])
+            chunks += [(chunk.flatten(), part) for chunk in atoms[order].split(per_run)]
+        return chunks
+
+    def _gains_of(self, format: RowFormat) -> Tensor | None:
+        if not (format.gains and any(format.kind(bits).coded for bits in self.widths)):
+            return None
+        if self._gains is None:
+            runs = ((self.latents.shape[1], FIRST_BITS),)
+            self._gains = _gains(RowCodec(runs, format), self.latents, self.costs)
+        return self._gains
+
+    def take_gains(self, format: RowFormat, filling: Filling) -> None:
+        """Measure with the gains of these rows from now on."""
+        channels, runs = self.row(filling)
+        codec = RowCodec(runs, format)
+        if codec.gain_byte is not None:
+            self._gains = _gains(codec, self.latents[:, channels], self.costs[channels])
+            self._losses.clear()
+
+    def row(self, filling: Filling) -> tuple[Tensor, Runs]:
+        """Kept channels in the order of a row, and the runs that they make: keys before values
+        where they are apart, and wide ones before narrow ones."""
+        kept = [(group, bits) for group, bits in filling if group.module == self.index and bits]
+        kept.sort(key=lambda one: (one[0].part, -one[1]))
+        runs: list[tuple[int, int]] = []
+        last: tuple[int, int] | None = None
+        for group, bits in kept:
+            if last == (group.part, bits):
+                runs[-1] = runs[-1][0] + len(group.channels), bits
+            else:
+                runs.append((len(group.channels), bits))
+            last = group.part, bits
+        channels = torch.cat([group.channels for group, _ in kept])
+        return _in_row_order(self.factor, channels, tuple(runs)), tuple(runs)
+
+
+def _gains(codec: RowCodec, latents: Tensor, costs: Tensor) -> Tensor:
+    """Gains (tokens, 1) of latents (tokens, R) in rows of a codec that has them."""
+    gains = codec.gains(codec.encode(latents, costs.float()))
+    assert gains is not None
+    return gains
 
 
 def _without_needless_gains(
     formats: Sequence[RowFormat], widths: Sequence[int], fill: Callable[[list[RowFormat]], Filling]
 ) -> tuple[list[RowFormat], Filling]:
-    """Formats whose gains take no bytes that are worth more as channels, and their filling.
+    """Formats whose gains take no byte that is worth more as channels, and their filling.
 
     Only rows that are not padded are tried: in wide ones a byte is little, and gains guard against
     what calibration has not seen.
@@ -143,83 +239,14 @@ def _without_needless_gains(
     formats = list(formats)
     filling = fill(formats)
     for index, one in enumerate(formats):
-        leveled = one.scales == "static" and any(one.kind(bits).coded for bits in widths)
-        if not (leveled and one.gains and one.alignment == 1):
+        coded = any(one.kind(bits).coded for bits in widths)
+        if not (coded and one.gains and one.alignment == 1):
             continue
         others = [*formats[:index], replace(one, gains=False), *formats[index + 1 :]]
         without = fill(others)
         if loss(without) < loss(filling):
             formats, filling = others, without
     return formats, filling
-
-
-def _groups(
-    index: int,
-    factor: LatentFactors,
-    unit: Unit,
-    latents: Tensor,
-    widths: Sequence[int],
-    format: RowFormat,
-) -> list[ChannelGroup]:
-    costs = channel_costs(factor, unit)
-    losses = costs * channel_variances(factor, unit)
-    length = run_channels(len(losses))
-    groups = []
-    for atoms in factor.atoms():
-        order = losses[atoms].sum(-1).argsort(descending=True, stable=True)
-        for channels in _chunks(atoms[order], length):
-            by_width = {0: losses[channels].sum()}
-            for bits in widths:
-                distortion = measured_distortion(latents[:, channels], bits, format)
-                by_width[bits] = (costs[channels] * distortion).sum()
-            by_width = {bits: float(loss) * unit.num_layers for bits, loss in by_width.items()}
-            groups.append(ChannelGroup(module=index, channels=channels, losses=by_width))
-    return groups
-
-
-def _chunks(atoms: Tensor, length: int) -> list[Tensor]:
-    """Channels of atoms (n, size) in order, in runs of at least `length` that fill whole bytes."""
-    size = atoms.shape[1]
-    per_run = -(-length // size)
-    while per_run * size % WHOLE_BYTES:
-        per_run += 1
-    chunks = [part.flatten() for part in atoms.split(per_run)]
-    if len(chunks) > 1 and len(chunks[-1]) % WHOLE_BYTES:
-        chunks[-2:] = [torch.cat(chunks[-2:])]
-    return chunks
-
-
-def _least_at_the_head(
-    factor: LatentFactors, kept: list[tuple[Tensor, int]], format: RowFormat
-) -> list[tuple[Tensor, int]]:
-    """The kept groups with the last channel of the first 8-bit run put first: there it shares its
-    byte with the gain and is coarse in escaped tokens, so the one worth least goes there."""
-    if 8 not in (bits for _, bits in kept) or not (format.kind(8).coded and format.gains):
-        return kept
-    start = next(i for i, (_, bits) in enumerate(kept) if bits == 8)
-    first_run = _runs(factor, kept[start:])[0][0]
-    stop, channels = start, 0
-    while channels < first_run:
-        channels += len(kept[stop][0])
-        stop += 1
-    size = factor.atoms()[0].shape[1] if kept[start][0][0] < factor.key_rank else 1
-    atoms = torch.cat([part for part, _ in kept[start:stop]]).view(-1, size)
-    return [*kept[:start], (atoms.roll(1, dims=0).flatten(), 8), *kept[stop:]]
-
-
-def _runs(factor: LatentFactors, kept: list[tuple[Tensor, int]]) -> Runs:
-    """Groups of (channels, bits) as runs; neighbours of one width and one kind are one run."""
-    first_value = factor.key_rank if factor.value_offset else None
-    runs: list[tuple[int, int]] = []
-    of_values: bool | None = None
-    for channels, bits in kept:
-        values = first_value is not None and bool(channels[0] >= first_value)
-        if runs and runs[-1][1] == bits and of_values == values:
-            runs[-1] = (runs[-1][0] + len(channels), bits)
-        else:
-            runs.append((len(channels), bits))
-        of_values = values
-    return tuple(runs)
 
 
 def _in_row_order(factor: LatentFactors, channels: Tensor, runs: Runs) -> Tensor:
@@ -282,15 +309,12 @@ def hadamard_matrix(size: int) -> Tensor:
 def _measured(
     factor: LatentFactors, unit: Unit, runs: Runs, format: RowFormat, latents: Tensor
 ) -> CodedFactors:
-    """Reach and expected losses of factors whose latents (tokens, R) are coded in these runs."""
+    """Expected losses of factors whose latents (tokens, R) are coded in these runs."""
     codec = RowCodec(runs, format)
     costs = channel_costs(factor, unit)
+    relative = (costs / costs.max().clamp_min(1e-300)).float()
     exact = latents.float()
-    alone = [
-        measured_distortion(latents[:, run.at_channel], run.bits, format) for run in codec.runs
-    ]
-    reach = channel_reach(costs, torch.cat(alone))
-    rows = codec.encode(exact, reach)
+    rows = codec.encode(exact, relative)
     distortion = (codec.decode(rows, torch.float32) - exact).double().square().mean(0)
     up, down = factor.up, factor.encoder
     identity = torch.eye(2 * unit.width, dtype=torch.float64)
@@ -303,13 +327,7 @@ def _measured(
         loss=loss,
         expected_error=error,
         error_bound=loss / float(torch.linalg.eigvalsh(unit.metric)[0]),
-        reach=reach,
+        costs=relative,
         relative_error=error / float(unit.covariance.trace().clamp_min(1e-300)),
     )
-    return CodedFactors(
-        factors=measured,
-        runs=runs,
-        row_format=format,
-        escaped_share=float(codec.escaped(rows).double().mean()),
-        saturated_share=codec.saturated(exact) / max(1, exact.numel()),
-    )
+    return CodedFactors(factors=measured, runs=runs, row_format=format)

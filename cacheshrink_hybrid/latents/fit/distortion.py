@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...codecs import RowFormat
-from ...codecs.levels import UNIFORM_CLIP, levels_of
+from ...codecs.gain_search import rounded_levels
 from .factors import LatentFactors, Unit
 
 
@@ -21,55 +21,37 @@ def channel_variances(factor: LatentFactors, unit: Unit) -> Tensor:
     return variance.clamp_min(0.0)
 
 
-def measured_distortion(latents: Tensor, bits: int, format: RowFormat) -> Tensor:
-    """Mean squared error of each channel of a run of latents (tokens, n) at a width.
+def measured_distortion(
+    latents: Tensor, bits: int, format: RowFormat, gains: Tensor | None
+) -> Tensor:
+    """Mean squared error of each channel at a width, (R,), float64.
 
-    With static scales, elements beyond the levels count with the gain that they would have a token
-    escape to, or as clipped without gains; with token scales, the run has a scale of its own.
+    Args:
+        latents: (tokens, R), float32.
+        gains: of the tokens' rows, (tokens, 1); None for rows without, where channels are clipped
+            to their levels.
     """
     kind = format.kind(bits)
     if not kind.coded:
-        return (latents.to(kind.dtype).double() - latents).square().mean(0)
-    levels = levels_of(bits)
-    edges = 0.5 * (levels[1:] + levels[:-1])
-    scale: Tensor | float
-    if not format.gains:
-        scale = 1.0
-    elif format.scales == "static":
-        scale = torch.exp2((latents.abs() / UNIFORM_CLIP).clamp_min(1.0).log2().ceil())
+        rounded = latents.to(kind.dtype).float()
+    elif gains is None:
+        rounded = rounded_levels(latents, bits)
     else:
-        scale = (latents.abs().amax(-1, keepdim=True) / levels[-1]).clamp_min(1e-6)
-    codes = torch.bucketize((latents / scale).contiguous(), edges)
-    return (levels[codes] * scale - latents).square().mean(0)
-
-
-def channel_reach(costs: Tensor, distortions: Tensor) -> Tensor:
-    """How far each channel may go before its token is escaped, (R,), float32.
-
-    Clipping channel i at c costs lambda_i (|x| - c)^2; a gain makes the whole row coarser, which
-    costs about what the row's coding costs already. The reach is where the two are equal.
-
-    Args:
-        costs: lambda of each channel, (R,).
-        distortions: mean squared error of each channel at its width, (R,).
-    """
-    coding = (costs * distortions).sum()
-    tiny = torch.finfo(torch.float64).tiny
-    return (UNIFORM_CLIP + (coding / costs.clamp_min(tiny)).sqrt()).clamp_max(1e6).float()
+        rounded = rounded_levels(latents / gains, bits) * gains
+    return (rounded - latents).square().mean(0, dtype=torch.float64)
 
 
 def sampled_latents(factor: LatentFactors, unit: Unit, sample: Tensor | None) -> Tensor:
-    """Sampled latents (tokens, R), float64."""
+    """Sampled latents (tokens, R), float32."""
     generator = torch.Generator().manual_seed(0)
     if sample is None:
         variance = channel_variances(factor, unit)
-        normal = torch.randn(4096, len(variance), generator=generator, dtype=torch.float64)
-        return normal * variance.sqrt()
-    latents = (sample.double() - factor.mean) @ factor.encoder.T
+        return torch.randn(4096, len(variance), generator=generator) * variance.sqrt().float()
+    latents = (sample.float() - factor.mean.float()) @ factor.encoder.T.float()
     if factor.frequencies is not None:
         # Stored keys are rotated by their position, which meets every phase in a long text.
         pairs = torch.view_as_complex(latents[:, : factor.key_rank].unflatten(-1, (-1, 2)))
-        phases = 2 * torch.pi * torch.rand(pairs.shape, generator=generator, dtype=torch.float64)
+        phases = 2 * torch.pi * torch.rand(pairs.shape, generator=generator)
         phases = phases * (factor.frequencies >= 0)
         turned = torch.view_as_real(pairs * torch.polar(torch.ones_like(phases), phases))
         latents = torch.cat([turned.flatten(-2), latents[:, factor.key_rank :]], dim=-1)

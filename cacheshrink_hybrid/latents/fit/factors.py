@@ -96,7 +96,7 @@ class LatentFactors:
         error_bound: upper bound of it from the discarded spectrum: loss / smallest eigenvalue of M.
         relative_error: expected_error over the total variance.
         basis_group: modules with the same number share `key_up` and `value_up`.
-        reach: of coded channels, see `RowCodec.encode`, (R,); None if they are not coded.
+        costs: of errors in the channels, relative to each other, (R,); None if they are not coded.
         frequencies: for `rotate`, the rotary frequency of each pair of key channels, (Rk / 2,); -1
             where a pair is not rotated.
         key_heads: for `per_head`, the head that each key channel belongs to, (Rk,).
@@ -112,7 +112,7 @@ class LatentFactors:
     error_bound: float
     relative_error: float
     basis_group: int | None = None
-    reach: Tensor | None = None
+    costs: Tensor | None = None
     frequencies: Tensor | None = None
     key_heads: Tensor | None = None
 

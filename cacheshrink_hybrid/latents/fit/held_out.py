@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +18,29 @@ from transformers import PreTrainedModel
 
 from ...methods import METRICS
 from ..attention.parts import AttentionParts
-from .metrics import sampled_loss
+from .metrics import Labels
 from .observe import frozen_and_checkpointed, observed_gradients, observed_inputs
 from .statistics import HeldOutSamples, Samples
 
 HELD_OUT_SHARE = 10
 """One sequence of so many is held out; fewer sequences than that are all needed for fitting."""
-PER_SEQUENCE, TOTAL = 256, 2048
+PER_SEQUENCE, TOTAL = 256, 1024
 """Tokens that are looked at, of each held-out sequence and of all."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class HeldOutText:
+    """Sequences that no statistics have seen.
+
+    Attributes:
+        sequences: token ids, (1, T) each.
+        losses: mean loss of the source model on each, in nats per token.
+        samples: of each attention module.
+    """
+
+    sequences: list[Tensor]
+    losses: list[float]
+    samples: list[HeldOutSamples]
 
 
 def split_sequences(sequences: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -33,51 +50,68 @@ def split_sequences(sequences: Sequence[Tensor]) -> tuple[list[Tensor], list[Ten
     return kept, held_out
 
 
-def held_out_samples(
+def held_out_text(
     model: PreTrainedModel,
     layers: Sequence[nn.Module],
     parts: Sequence[AttentionParts],
     sequences: Sequence[Tensor],
     *,
     metric: str,
-    seed: int = 0,
-) -> list[HeldOutSamples]:
-    """Keys and values of each attention module on `sequences`, and what errors in them cost there.
+    labels: Labels | None = None,
+    sinks: Sequence[int] | None = None,
+) -> HeldOutText:
+    """Keys and values of each attention module on `sequences`, what errors in them cost there, and
+    the losses of the model.
 
     Args:
         model: the source model. It is left as it was.
         layers: its decoder layers, which are recomputed on the way back.
         sequences: token ids, (1, T) each, that no statistics have seen.
         metric: as of the statistics; costs are taken from this text where it has a backward pass.
-        seed: seeds the labels that `fisher` samples from the model.
+        labels, sinks: as of the statistics.
     """
     vectors = [Samples(PER_SEQUENCE, TOTAL) for _ in parts]
     gradients = [Samples(PER_SEQUENCE, TOTAL) for _ in parts]
     backward = METRICS[metric].backward
-    generator = torch.Generator().manual_seed(seed)
+    labels = Labels() if labels is None else labels
+    sinks = [0] * len(parts) if sinks is None else sinks
+    losses: list[float] = []
     forward = True
 
     with ExitStack() as stack:
         stack.enter_context(frozen_and_checkpointed(model, layers))
-        for part, kept, costs in zip(parts, vectors, gradients, strict=True):
+        for part, kept, costs, skipped in zip(parts, vectors, gradients, sinks, strict=True):
 
             @torch.no_grad()
-            def see(x: Tensor, layer_idx: int, part=part, kept=kept) -> None:
+            def see(x: Tensor, layer_idx: int, part=part, kept=kept, skipped=skipped) -> None:
                 if forward:  # a checkpointed layer runs a second time on the way back
-                    kept.add(part.key_value(x, layer_idx))
+                    kept.add(part.key_value(x, layer_idx)[:, skipped:])
 
             stack.enter_context(observed_inputs(part, see))
             if backward:
-                stack.enter_context(observed_gradients(part, costs.add))
+                stack.enter_context(observed_gradients(part, partial(_add_behind, costs, skipped)))
         for ids in sequences:
             forward = True
             with torch.set_grad_enabled(backward):
                 logits = model(input_ids=ids.to(model.device), use_cache=False).logits
             forward = False
+            losses.append(next_token_loss(logits.detach(), ids))
             if backward:
                 with torch.enable_grad():
-                    sampled_loss(logits, generator).backward()
-    return [
+                    labels.loss(logits, ids).backward()
+    samples = [
         HeldOutSamples(vectors=kept.stacked(), gradients=costs.stacked() if backward else None)
         for kept, costs in zip(vectors, gradients, strict=True)
     ]
+    return HeldOutText(list(sequences), losses, samples)
+
+
+def next_token_loss(logits: Tensor, ids: Tensor) -> float:
+    """Mean cross-entropy of the next tokens of one sequence, (1, T, V) and (1, T), in nats."""
+    labels = ids[0, 1:].to(logits.device)
+    return float(nn.functional.cross_entropy(logits[0, :-1].float(), labels))
+
+
+def _add_behind(samples: Samples, sinks: int, gradients: Tensor) -> None:
+    """Keep some of the gradients (tokens, n) of one sequence, none of its sinks'."""
+    samples.add(gradients[sinks:])

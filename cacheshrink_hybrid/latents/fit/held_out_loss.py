@@ -29,8 +29,10 @@ def held_out_loss(result: CodedFactors, unit: Unit, samples: HeldOutSamples, cod
     if coded:
         codec = RowCodec(result.runs, result.row_format)
         latents = sampled_latents(factor, unit, samples.vectors)
-        rows = codec.encode(latents.float(), factor.reach)
-        distortion = (codec.decode(rows, torch.float32) - latents).square().mean(0)
+        rows = codec.encode(latents, factor.costs)
+        distortion = (
+            (codec.decode(rows, torch.float32) - latents).square().mean(0, dtype=torch.float64)
+        )
         loss += float(_channel_costs(factor.up, unit, samples) @ distortion)
     return loss
 

@@ -1,8 +1,8 @@
 """What an error in keys and values costs: one class per row of `METRICS`, with one interface.
 
-fisher       E[g g^T] / 2 with g = dLoss/dy on labels sampled from the model: the second-order
-             growth of the loss, in nats per token. It has seen queries, rotation, softmax,
-             output projection and all later layers.
+fisher       E[g g^T] / 2 with g = dLoss/dy on the text, or on labels that the model draws: the
+             second-order growth of the loss, in nats per token. It has seen queries, rotation,
+             softmax, output projection and all later layers.
 score        keys: E[(q . R e)^2] averaged over distances; values: |W_o e|^2. No backward pass.
 activation   |e|^2, as in plain PCA of keys and values.
 """
@@ -28,15 +28,17 @@ MAX_SCORE_DISTANCES = 64
 class ActivationMetric:
     """M = I."""
 
-    def __init__(self, parts: AttentionParts) -> None:
+    def __init__(self, parts: AttentionParts, sinks: int = 0) -> None:
         self.width = 2 * parts.kv_width
+        self.sinks = sinks
 
     @contextmanager
     def observing(self) -> Iterator[None]:
         yield
 
     def see(self, x: Tensor, layer_idx: int, key_value: Tensor) -> None:
-        """Take note of one chunk's attention input x (B, T, E) and its y = [k; v]."""
+        """Take note of one sequence's attention input x (1, T, E), and of its y = [k; v] behind the
+        sinks."""
 
     def matrix(self, covariance: Tensor) -> Tensor:
         """M, (2*J*D, 2*J*D), given the covariance of y."""
@@ -46,14 +48,14 @@ class ActivationMetric:
 class FisherMetric(ActivationMetric):
     """M = E[g g^T] / 2, g the gradient of the summed loss with respect to one token's y."""
 
-    def __init__(self, parts: AttentionParts) -> None:
-        super().__init__(parts)
+    def __init__(self, parts: AttentionParts, sinks: int = 0) -> None:
+        super().__init__(parts, sinks)
         self.parts = parts
         self.gradients = Moments(self.width)
 
     @contextmanager
     def observing(self) -> Iterator[None]:
-        with observed_gradients(self.parts, self.gradients.add):
+        with observed_gradients(self.parts, lambda g: self.gradients.add(g[self.sinks :])):
             yield
 
     def matrix(self, covariance: Tensor) -> Tensor:
@@ -66,8 +68,8 @@ class ScoreMetric(ActivationMetric):
     The two have different units, so each is scaled to a total expected loss of one.
     """
 
-    def __init__(self, parts: AttentionParts) -> None:
-        super().__init__(parts)
+    def __init__(self, parts: AttentionParts, sinks: int = 0) -> None:
+        super().__init__(parts, sinks)
         self.parts = parts
         self.queries = Moments(parts.num_attention_heads * parts.head_dim)
         self.raw_keys = Moments(parts.kv_width)
@@ -149,18 +151,38 @@ def _normalized(metric: Tensor, covariance: Tensor) -> Tensor:
     return metric / torch.sum(metric * covariance).clamp_min(torch.finfo(torch.float64).tiny)
 
 
-def sampled_loss(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """Summed cross-entropy of labels drawn from the model itself, (1, T, V) -> ()."""
-    flat = logits.flatten(0, 1).float()
-    if not torch.isfinite(flat).all():
-        raise CalibrationError(
-            "the model's logits on the calibration text are not finite after its forward pass; "
-            "check its weights, and run calibration in float32 or bfloat16"
-        )
-    with torch.no_grad():
-        probabilities = torch.softmax(flat, dim=-1).cpu()
-        labels = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
-    return nn.functional.cross_entropy(flat, labels.to(flat.device), reduction="sum")
+class Labels:
+    """What the loss of calibration is of: each next token of the text, or one that the model draws.
+
+    Args:
+        source: one of `FISHER_LABELS`.
+        seed: of the draws.
+    """
+
+    def __init__(self, source: str = "text", seed: int = 0) -> None:
+        self.source = source
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def loss(self, logits: Tensor, ids: Tensor) -> Tensor:
+        """Summed cross-entropy, (1, T, V) and (1, T) -> (). The last token has no next one in the
+        text.
+
+        Raises:
+            CalibrationError: logits that are not finite.
+        """
+        flat = logits.flatten(0, 1).float()
+        if not torch.isfinite(flat).all():
+            raise CalibrationError(
+                "the model's logits on the calibration text are not finite after its forward pass; "
+                "check its weights, and run calibration in float32 or bfloat16"
+            )
+        if self.source == "text":
+            labels, flat = ids[0, 1:], flat[:-1]
+        else:
+            with torch.no_grad():
+                probabilities = torch.softmax(flat, dim=-1).cpu()
+                labels = torch.multinomial(probabilities, 1, generator=self._generator).squeeze(1)
+        return nn.functional.cross_entropy(flat, labels.to(flat.device), reduction="sum")
 
 
 @contextmanager

@@ -42,27 +42,36 @@ class Moments:
 
 
 class Samples:
-    """A bounded number of vectors, evenly spread over each sequence.
+    """A bounded number of vectors, evenly spread over all sequences and over each of them: when
+    they grow too many, every second one of a sequence is left out, or every second sequence, and as
+    many fewer are taken from then on.
 
     Args:
         per_sequence: vectors kept of one sequence, the first among them.
         total: vectors kept at most.
     """
 
-    def __init__(self, per_sequence: int = 64, total: int = 8192) -> None:
+    def __init__(self, per_sequence: int = 64, total: int = 4096) -> None:
         self.per_sequence = per_sequence
         self.total = total
         self._kept: list[Tensor] = []
-        self._count = 0
+        self._seen, self._every = 0, 1
 
     def add(self, vectors: Tensor) -> None:
         """Keep some of the vectors (..., n) of one sequence."""
+        self._seen += 1
+        if (self._seen - 1) % self._every:
+            return
         rows = vectors.detach().reshape(-1, vectors.shape[-1])
-        wanted = min(self.per_sequence, rows.shape[0], self.total - self._count)
-        if wanted > 0:
-            picked = torch.arange(wanted) * rows.shape[0] // wanted
-            self._kept.append(rows[picked.to(rows.device)].to("cpu", torch.float32))
-            self._count += wanted
+        wanted = min(self.per_sequence, rows.shape[0])
+        picked = torch.arange(wanted) * rows.shape[0] // max(1, wanted)
+        self._kept.append(rows[picked.to(rows.device)].to("cpu", torch.float32))
+        while sum(map(len, self._kept)) > self.total:
+            if self.per_sequence > 1:
+                self._kept = [part[::2].clone() for part in self._kept]
+                self.per_sequence //= 2
+            else:
+                self._kept, self._every = self._kept[::2], 2 * self._every
 
     def stacked(self) -> Tensor:
         """(kept, n), float32."""

@@ -2,12 +2,13 @@
 
 Starting from nothing, the step that saves most loss per byte is taken while the budget lasts: along
 the lower convex hull of each run's losses, so steps that pay late are not missed. Bytes are those
-of the finished rows, with gains or scales and padding.
+of the finished rows, with gains and padding.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,11 +24,13 @@ class ChannelGroup:
 
     Attributes:
         module: index of the attention module.
+        part: of its row; runs of one width and part are one run.
         channels: their positions in the module's full-rank latent, by falling loss.
         losses: expected loss by width in bits, summed over channels and layers.
     """
 
     module: int
+    part: int
     channels: Tensor
     losses: dict[int, float]
 
@@ -40,18 +43,26 @@ def water_fill(
     num_layers: Sequence[int],
 ) -> list[int]:
     """Width of each group, 0 for dropped, by falling loss per byte along its convex hull."""
-    members = [
-        [i for i, group in enumerate(groups) if group.module == module]
-        for module in range(len(formats))
-    ]
     chosen = [0] * len(groups)
-    for ids in members:  # every module keeps at least one run
-        chosen[ids[0]] = widths[0]
+    sizes = [len(group.channels) for group in groups]
+    runs: list[Counter[tuple[int, int]]] = [Counter() for _ in formats]
+    """Of each module, channels by part and width."""
+
+    def choose(i: int, bits: int) -> None:
+        own, part = runs[groups[i].module], groups[i].part
+        own[part, chosen[i]] -= sizes[i]
+        own[part, bits] += sizes[i]
+        chosen[i] = bits
 
     def module_bytes(module: int) -> int:
-        runs = [(len(groups[i].channels), chosen[i]) for i in members[module] if chosen[i]]
-        return formats[module].row_bytes(runs) * num_layers[module]
+        stored = [(n, bits) for (_, bits), n in runs[module].items() if bits and n]
+        return formats[module].row_bytes(stored) * num_layers[module]
 
+    started: set[int] = set()
+    for i, group in enumerate(groups):  # every module keeps at least one run
+        if group.module not in started:
+            started.add(group.module)
+            choose(i, widths[0])
     spent = [module_bytes(module) for module in range(len(formats))]
     if sum(spent) > budget_bytes:
         raise PlanError(
@@ -69,7 +80,7 @@ def water_fill(
         for wider in widths:
             if wider > chosen[i] and (i, wider) not in refused:
                 gain = group.losses[chosen[i]] - group.losses[wider]
-                more = len(group.channels) * (wider - chosen[i]) * num_layers[group.module]
+                more = sizes[i] * (wider - chosen[i]) * num_layers[group.module]
                 if gain > 0:
                     steps.append((-gain / more, i, wider))
         if steps:
@@ -80,13 +91,13 @@ def water_fill(
     while heap:
         _, i, wider = heapq.heappop(heap)
         module, before = groups[i].module, chosen[i]
-        chosen[i] = wider
+        choose(i, wider)
         due = module_bytes(module)
         if total + due - spent[module] <= budget_bytes:
             total += due - spent[module]
             spent[module] = due
         else:
-            chosen[i] = before
+            choose(i, before)
             refused.add((i, wider))  # with what is left, perhaps a smaller step
         push(i)
     return chosen

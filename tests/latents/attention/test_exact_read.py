@@ -33,7 +33,7 @@ def test_pieces_do_not_matter(case: str, length: int) -> None:
     ids = random_ids(2, LENGTH)
     whole = logits_in_pieces(converted, ids, [LENGTH])
     fed = logits_in_pieces(converted, ids, equal_pieces(LENGTH, length))
-    assert (fed - whole).abs().max() < 1e-5
+    assert (fed - whole).abs().max() < 3e-5
 
 
 @every_case

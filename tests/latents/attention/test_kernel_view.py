@@ -8,13 +8,8 @@ import pytest
 import torch
 
 from cacheshrink_hybrid.errors import KernelUnavailableError
-from cacheshrink_hybrid.latents.attention.kernel_view import latent_read, row_layout, why_not
+from cacheshrink_hybrid.latents.attention.kernel_view import latent_read, why_not
 from tests.latents.attention.heads import head_of
-
-
-def test_scales_per_token_are_refused() -> None:
-    with pytest.raises(KernelUnavailableError, match="scales='token'"):
-        row_layout(head_of("llama", "joint", cache_bits=8, scales="token"), torch.float32)
 
 
 def test_norms_over_all_heads_are_refused() -> None:

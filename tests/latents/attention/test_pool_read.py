@@ -81,7 +81,7 @@ def test_equals_the_module(name: str, backend: str) -> None:
         backend=backend,
     )
     for i, latent in enumerate(latents):
-        decoded = head.codec.decode(head.codec.encode(latent[None], head.reach), torch.float32)
+        decoded = head.codec.decode(head.codec.encode(latent[None], head.costs), torch.float32)
         slot = torch.arange(len(latent))
         position = slot[-2:, None]
         mask = slot <= position

@@ -10,7 +10,7 @@ from cacheshrink_hybrid.config import CompressionConfig
 from cacheshrink_hybrid.conversion.convert import convert_model
 from cacheshrink_hybrid.conversion.statistics import model_statistics
 from cacheshrink_hybrid.families import model_spec, read_attention
-from cacheshrink_hybrid.latents.fit.held_out import held_out_samples, split_sequences
+from cacheshrink_hybrid.latents.fit.held_out import held_out_text, split_sequences
 from cacheshrink_hybrid.plan import CompressionPlan
 from tests.families.tiny_configs import tiny_model
 from tests.models import calibration_ids, unchanged
@@ -31,9 +31,12 @@ def test_samples_are_of_the_held_out_text(metric: str) -> None:
     parts = read_attention(model, model_spec(model.config))
     ids = calibration_ids(2)
     with unchanged(model):
-        samples = held_out_samples(model, decoder_layers(model), parts, ids, metric=metric)
+        text = held_out_text(model, decoder_layers(model), parts, ids, metric=metric)
     tokens = sum(one.numel() for one in ids)
-    for part, one in zip(parts, samples, strict=True):
+    with torch.no_grad():
+        losses = [float(model(one, labels=one).loss) for one in ids]
+    assert text.losses == pytest.approx(losses, rel=1e-5)
+    for part, one in zip(parts, text.samples, strict=True):
         assert one.vectors.shape == (tokens, 2 * part.kv_width)
         if metric == "fisher":
             assert one.gradients is not None and one.gradients.shape == one.vectors.shape
@@ -44,7 +47,6 @@ def test_samples_are_of_the_held_out_text(metric: str) -> None:
 
 SETTINGS = {
     "coded": {},
-    "token scales": {"scales": "token"},
     "hadamard": {"hadamard": True},
     "16 bits": {"cache_bits": 16},
     "separate": {"compression_method": "separate", "cache_bits": 16},
@@ -65,7 +67,7 @@ def test_prediction_on_the_text_of_fitting_is_that_of_fitting(settings: dict) ->
     statistics = model_statistics(model, config, ids)
     assert statistics.held_out is None
     parts = read_attention(model, model_spec(model.config))
-    same = held_out_samples(model, decoder_layers(model), parts, ids, metric=config.metric)
+    same = held_out_text(model, decoder_layers(model), parts, ids, metric=config.metric)
     statistics = type(statistics)(statistics.latents, held_out=same)
     plan = convert_model(model, config, statistics=statistics)
     assert plan.held_out_loss == pytest.approx(plan.predicted_loss, rel=0.1)

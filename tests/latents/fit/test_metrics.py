@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from cacheshrink_hybrid.calibration.calibrate import LatentStatistics, calibrate
 from cacheshrink_hybrid.families import model_spec, read_attention
 from cacheshrink_hybrid.latents.attention.parts import AttentionParts
+from cacheshrink_hybrid.latents.fit.metrics import Labels
 from tests.families.tiny_configs import tiny_model
 from tests.models import calibration_ids
 
@@ -17,10 +18,19 @@ RELATIVE = 1e-4
 SEED = 11
 
 
-def run(model, metric: str, sequences=None, seed: int = SEED) -> list[LatentStatistics]:
+def run(
+    model, metric: str, sequences=None, labels: str = "model", sinks: int = 0
+) -> list[LatentStatistics]:
     parts = read_attention(model, model_spec(model.config))
     given = calibration_ids() if sequences is None else sequences
-    return calibrate(model, parts, given, metric=metric, seed=seed)
+    return calibrate(
+        model,
+        parts,
+        given,
+        metric=metric,
+        labels=Labels(labels, SEED),
+        sinks=[sinks] * len(parts),
+    )
 
 
 def parts_of(model) -> list[AttentionParts]:
@@ -51,12 +61,23 @@ def selected(tensor: Tensor, rows: Tensor | None) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "case", ["llama", "llama-mqa", "gpt2", "gpt_neox", "qwen3_next", "zamba", "mistral-window"]
+    ("case", "source", "sinks"),
+    [
+        ("llama", "model", 0),
+        ("llama", "text", 0),
+        ("llama", "text", 4),
+        ("llama-mqa", "model", 0),
+        ("gpt2", "text", 2),
+        ("gpt_neox", "model", 0),
+        ("qwen3_next", "text", 4),
+        ("zamba", "model", 4),
+        ("mistral-window", "model", 0),
+    ],
 )
-def test_fisher_is_the_second_moment_of_the_gradients(case: str) -> None:
+def test_fisher_is_the_second_moment_of_the_gradients(case: str, source: str, sinks: int) -> None:
     model = tiny_model(case)
     sequences = calibration_ids(3, 10)
-    actual = run(model, "fisher", sequences)
+    actual = run(model, "fisher", sequences, source, sinks)
     generator = torch.Generator().manual_seed(SEED)
     parts = parts_of(model)
     stores: list[dict] = [{} for _ in parts]
@@ -66,19 +87,20 @@ def test_fisher_is_the_second_moment_of_the_gradients(case: str) -> None:
     values: list[list[Tensor]] = [[] for _ in parts]
     for ids in sequences:
         logits = model(ids, use_cache=False).logits[0]
-        labels = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
-        loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+        if source == "model":
+            labels = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+            loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
+        else:
+            loss = nn.functional.cross_entropy(logits[:-1], ids[0, 1:], reduction="sum")
         for part, store, rows, seen in zip(parts, stores, gradients, values, strict=True):
             for layer_idx in part.layer_ids:
                 outputs = [store[layer_idx, half] for half in (0, 1)]
                 got = torch.autograd.grad(loss, outputs, retain_graph=True)
                 halves = (part.key.rows, part.value.rows)
-                rows.append(
-                    torch.cat([selected(g, r) for g, r in zip(got, halves, strict=True)], dim=1)
-                )
-                seen.append(
-                    torch.cat([selected(y, r) for y, r in zip(outputs, halves, strict=True)], dim=1)
-                )
+                both = [selected(g, r) for g, r in zip(got, halves, strict=True)]
+                rows.append(torch.cat(both, dim=1)[sinks:])
+                both = [selected(y, r) for y, r in zip(outputs, halves, strict=True)]
+                seen.append(torch.cat(both, dim=1)[sinks:])
     for handle in handles:
         handle.remove()
     for statistics, rows, seen in zip(actual, gradients, values, strict=True):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cacheshrink_hybrid.calibration.calibrate import Moments
+from cacheshrink_hybrid.latents.fit.statistics import Samples
 from tests.tolerances import FLOAT64
 
 NUM_VECTORS, WIDTH = 60, 5
@@ -50,3 +51,18 @@ def test_low_precision_is_summed_in_float64() -> None:
     assert moments.mean.tolist() == [1.0] * WIDTH
     assert moments.covariance.dtype == torch.float64
     assert float(moments.covariance.abs().max()) == 0
+
+
+@pytest.mark.parametrize("count", [1, 5, 40])
+def test_samples_are_spread_over_all_sequences(count: int) -> None:
+    samples = Samples(per_sequence=8, total=32)
+    for sequence in range(count):
+        places = torch.arange(16.0)
+        samples.add(torch.stack([torch.full((16,), float(sequence)), places], dim=1)[None])
+    kept = samples.stacked()
+    assert len(kept) <= max(32, count) and kept.dtype == torch.float32
+    by_sequence = [kept[kept[:, 0] == sequence, 1].tolist() for sequence in range(count)]
+    due = {1: [0, 2, 4, 6, 8, 10, 12, 14], 5: [0, 4, 8, 12], 40: [0]}[count]
+    seen = [places for places in by_sequence if places]
+    assert all(places == due for places in seen)
+    assert len(seen) == {1: 1, 5: 5, 40: 20}[count]

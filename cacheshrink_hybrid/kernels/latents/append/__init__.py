@@ -18,16 +18,16 @@ def latent_append(
     slot_mapping: Tensor,
     *,
     center: Tensor | None = None,
-    reach: Tensor | None = None,
+    costs: Tensor | None = None,
     backend: Backend = "auto",
 ) -> None:
     """Code latents as rows, and write each row to its slot of `rows.arena`, in place.
 
-    Coded channels of a token are divided by its gain, 1 for ordinary tokens. A token with a channel
-    that passes its reach gets the smallest power of two, up to 64, that brings these channels
-    within 4.5. Floats are rounded to nearest even and clipped to the largest finite number. A token
-    with a channel that is not finite is written as lost. Rows without gains have no code for either
-    (see `codecs.row_layout`).
+    Coded channels of a token are divided by its gain, which is chosen by the error of its row
+    (`codecs.gains`), and get the code of the level that they lie by. Floats are rounded to nearest
+    even and clipped to the largest finite number. A token with a channel that is not finite is
+    written as lost. Rows without gains have no code for that (see `codecs.row_layout`). Kernel and
+    reference may choose differently between gains whose errors differ by rounding alone.
 
     Args:
         latent: (N, R), floating point.
@@ -35,7 +35,7 @@ def latent_append(
         slot_mapping: slot of each token, (N,), int64: frame * frame_tokens + place in the frame;
             -1 for tokens that are not to be written. No slot may occur twice.
         center: subtracted from every latent first, (R,); None for nothing.
-        reach: magnitude from which on a coded channel calls for a gain, (R,); None for 4.5.
+        costs: of a squared error in each channel, (R,); None for 1.
 
     Raises:
         ConfigError: shapes or types that do not fit.
@@ -52,18 +52,16 @@ def latent_append(
             f"slot_mapping is {slot_mapping.dtype} {tuple(slot_mapping.shape)}; due is int64 "
             f"({latent.shape[0]},)"
         )
-    for name, vector in (("center", center), ("reach", reach)):
+    for name, vector in (("center", center), ("costs", costs)):
         if vector is not None and vector.shape != (channels,):
             faults.append(f"{name} has shape {tuple(vector.shape)}; due is ({channels},)")
-    if reach is not None and rows.layout.head_byte is None:
-        faults.append("reach is given, but these rows have no gains; leave it out")
     if faults:
         raise ConfigError("; ".join(faults))
-    if uses_triton(backend, latent, rows.arena, slot_mapping, center, reach):
+    if uses_triton(backend, latent, rows.arena, slot_mapping, center, costs):
         from .kernel import latent_append_triton
 
-        latent_append_triton(latent, rows, slot_mapping, center=center, reach=reach)
+        latent_append_triton(latent, rows, slot_mapping, center=center, costs=costs)
     else:
         from .reference import latent_append_reference
 
-        latent_append_reference(latent, rows, slot_mapping, center=center, reach=reach)
+        latent_append_reference(latent, rows, slot_mapping, center=center, costs=costs)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from ....codecs.gains import COARSE, LARGEST_CODE, LOST, OCTAVES, STEPS, TRIED, UNIT_CODE
 from ....codecs.levels import (
-    HEAD_ESCAPED_LEVELS,
-    HEAD_GAINS,
-    HEAD_LEVELS,
-    HEAD_NAN,
+    EDGE_REACH,
+    EDGE_STEPS,
     UNIFORM_CLIP,
+    edges_of,
+    levels_of,
+    normal_distortion,
+    outermost_level,
 )
-from ....codecs.row_layout import Kind
+from ....codecs.row_layout import Kind, RowLayout, Run
 from ..paged_rows import PagedRows
-from ..row_reference import packed_codes
+from ..row_reference import gain_of, planes_of_run
 
 # Devices differ in the NaN that they make; these are the quiet ones of the standard.
 NAN_BYTES = {
@@ -32,14 +37,14 @@ def latent_append_reference(
     slot_mapping: Tensor,
     *,
     center: Tensor | None,
-    reach: Tensor | None,
+    costs: Tensor | None,
 ) -> None:
     """See `latent_append`."""
     kept = slot_mapping >= 0
     x = latent[kept].float()
     if center is not None:
         x = x - center.float()
-    stored = encode_rows(x, rows, reach)
+    stored = encode_rows(x, rows.layout, costs)
     slots = slot_mapping[kept]
     first = slots // rows.frame_tokens * rows.frame_bytes + rows.layer_offset
     first = first + slots % rows.frame_tokens * rows.layout.row_bytes
@@ -47,53 +52,72 @@ def latent_append_reference(
     rows.arena[at] = stored
 
 
-def encode_rows(x: Tensor, rows: PagedRows, reach: Tensor | None) -> Tensor:
+def encode_rows(x: Tensor, layout: RowLayout, costs: Tensor | None) -> Tensor:
     """Rows (N, row_bytes), uint8, of latents (N, R), float32."""
-    layout = rows.layout
     finite = torch.isfinite(x).all(dim=-1)
     x = torch.where(finite[:, None], x, 0.0)
     stored = x.new_zeros((x.shape[0], layout.row_bytes), dtype=torch.uint8)
-    exponent = _gain_exponent(x, rows, reach)
-    scaled = x * torch.exp2(-exponent)[:, None]
+    gain = x.new_ones(x.shape[0])
+    if layout.gain_byte is not None:
+        code = _gain_codes(x, [run for run in layout.runs if run.kind.coded], costs)
+        gain = gain_of(code)
+        stored[:, layout.gain_byte] = torch.where(finite, code, LOST).to(torch.uint8)
     for run in layout.runs:
-        if not run.kind.coded:
-            dtype = run.kind.dtype
-            limit = torch.finfo(dtype).max
-            part = x[:, run.at_channel].clamp(-limit, limit).to(dtype).view(torch.uint8)
-            lost = torch.tensor(NAN_BYTES[run.kind], dtype=torch.uint8, device=x.device)
-            lost = lost.repeat(run.channels)
-            stored[:, run.at_byte] = torch.where(finite[:, None], part, lost)
-        elif run.kind is Kind.UNIFORM8:
-            position = (scaled[:, run.at_channel] / (2 * UNIFORM_CLIP) + 0.5) * 256
-            stored[:, run.at_byte] = position.floor().clamp(0, 255).to(torch.uint8)
-        else:
-            levels = rows.levels_of(run.bits)
-            edges = 0.5 * (levels[1:] + levels[:-1])
-            codes = torch.bucketize(scaled[:, run.at_channel].contiguous(), edges)
-            stored[:, run.at_byte] = packed_codes(codes, run.bits)
-    if layout.head_byte is not None:
-        value = torch.zeros_like(exponent)
-        if layout.head_channel is not None:
-            value = scaled[:, layout.head_channel]
-        position = (value / (2 * UNIFORM_CLIP) + 0.5).clamp(0.0, 1.0)
-        fine = (position * HEAD_LEVELS).floor().clamp_max(HEAD_LEVELS - 1)
-        coarse = (position * HEAD_ESCAPED_LEVELS).floor().clamp_max(HEAD_ESCAPED_LEVELS - 1)
-        escaped = HEAD_LEVELS + (exponent - 1) * HEAD_ESCAPED_LEVELS + coarse
-        head = torch.where(exponent > 0, escaped, fine)
-        head = torch.where(finite, head, HEAD_NAN)
-        stored[:, layout.head_byte] = head.to(torch.uint8)
+        part = x[:, run.at_channel]
+        if run.kind.coded:
+            stored[:, run.at_byte] = planes_of_run(_codes(part / gain[:, None], run), run)
+            continue
+        limit = torch.finfo(run.kind.dtype).max
+        part = part.clamp(-limit, limit).to(run.kind.dtype).view(torch.uint8)
+        lost = torch.tensor(NAN_BYTES[run.kind], dtype=torch.uint8, device=x.device)
+        lost = lost.repeat(run.channels)
+        stored[:, run.at_byte] = torch.where(finite[:, None], part, lost)
     return stored
 
 
-def _gain_exponent(x: Tensor, rows: PagedRows, reach: Tensor | None) -> Tensor:
-    """log2 of each token's gain, (N,)."""
-    if rows.layout.head_byte is None:
-        return x.new_zeros(x.shape[0])
-    coded = torch.zeros(x.shape[1], dtype=torch.bool, device=x.device)
-    for run in rows.layout.runs:
-        coded[run.at_channel] = run.kind.coded
-    magnitude = x[:, coded].abs()
-    limit = UNIFORM_CLIP if reach is None else reach.float()[coded]
-    largest = (magnitude * (magnitude > limit)).amax(dim=-1) / UNIFORM_CLIP
-    powers = torch.exp2(torch.arange(HEAD_GAINS, device=x.device).float())
-    return (largest[:, None] > powers).sum(-1).float()
+def _codes(x: Tensor, run: Run) -> Tensor:
+    """Codes of numbers that are divided by their gains, int64."""
+    if run.kind is Kind.UNIFORM8:
+        position = (x / (2 * UNIFORM_CLIP) + 0.5) * 256
+        return position.floor().clamp(0, 255).long()
+    edges = edges_of(run.bits).to(x.device, torch.float32)
+    # In float32 what lies just below an edge rounds to it, as where steps are counted.
+    step, edges = (places * EDGE_STEPS + EDGE_REACH * EDGE_STEPS for places in (x, edges))
+    return torch.bucketize(step, edges, right=True)
+
+
+def _gain_codes(x: Tensor, runs: list[Run], costs: Tensor | None) -> Tensor:
+    """Gain codes (N,), int64, of finite latents (N, R)."""
+    costs = x.new_ones(x.shape[1]) if costs is None else costs.float()
+
+    def formula(code: Tensor) -> Tensor:
+        total, gain = torch.zeros_like(x[:, 0]), gain_of(code)
+        for run in runs:
+            weight = costs[run.at_channel]
+            limit = outermost_level(run.bits) * gain[:, None]
+            beyond = (x[:, run.at_channel].abs() - limit).clamp_min(0.0)
+            total = total + normal_distortion(run.bits) * weight.sum() * gain.square()
+            total = total + (weight * beyond.square()).sum(dim=-1)
+        return total
+
+    def error(code: Tensor) -> Tensor:
+        total, gain = torch.zeros_like(x[:, 0]), gain_of(code)[:, None]
+        for run in runs:
+            part = x[:, run.at_channel]
+            levels = levels_of(run.bits).to(x.device, torch.float32)
+            difference = levels[_codes(part / gain, run)] * gain - part
+            total = total + (costs[run.at_channel] * difference.square()).sum(dim=-1)
+        return total
+
+    def least(of: Callable[[Tensor], Tensor], codes: list[Tensor]) -> Tensor:
+        codes = [code.clamp(0, LARGEST_CODE) for code in codes]
+        first = torch.stack([of(code) for code in codes]).argmin(dim=0)
+        return torch.stack(codes).gather(0, first[None])[0]
+
+    reach = torch.stack(
+        [x[:, run.at_channel].abs().amax(dim=-1) / outermost_level(run.bits) for run in runs]
+    )
+    highest = (STEPS * reach.amax(dim=0).log2()).ceil() + UNIT_CODE
+    highest = highest.clamp(0, LARGEST_CODE).long()
+    likely = least(formula, [highest - down for down in range(0, OCTAVES * STEPS, COARSE)])
+    return least(error, [likely + nearby for nearby in TRIED])

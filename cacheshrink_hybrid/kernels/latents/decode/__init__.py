@@ -56,7 +56,7 @@ def latent_decode(
     Returns:
         output (B, T, H, value_rank) in query's type, and total (B, T, H), float32: 1 where
         something was seen and there are no sinks. A lost token gives NaN to those who see it; where
-        rows have no coded channels, the kernel may pass it on to other new tokens of the same
+        channels are stored as floats, the kernel may pass it on to other new tokens of the same
         sequence.
 
     Raises:

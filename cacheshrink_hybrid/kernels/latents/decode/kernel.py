@@ -15,7 +15,8 @@ from torch import Tensor
 from ...launch import has_native_float8, launch, num_multiprocessors
 from ...numerics import LOG2_E, TRITON_DTYPES, constant, dot_dtype, product, rounded
 from ..paged_rows import PagedRows
-from ..row_tile import FramedRows, load_head, load_piece, pieces_of
+from ..pieces import FramedRows, pieces_of
+from ..row_tile import load_gain, load_piece
 from .key_tile import key_parts, query_part, query_piece, rebuilt_keys, vector_part, weight_part
 from .merge import merge_splits
 from .read import LatentRead
@@ -28,8 +29,8 @@ def latent_decode_fwd_kernel(
     p_query,  # (B, T, H, K)
     p_offset,  # (B, T, H) or None
     p_arena,
-    p_levels,
-    p_table,  # (B, max_frames)
+    p_tables,
+    p_frame_table,  # (B, max_frames)
     p_context_lens,  # (B,)
     p_query_lens,  # (B,) or None
     p_first_slots,  # (B,) or None
@@ -124,7 +125,7 @@ def latent_decode_fwd_kernel(
     m_i = tl.full([BLOCK_M], -float("inf"), tl.float32)
     l_i = tl.zeros([BLOCK_M], tl.float32)
     o_block = tl.arange(0, BLOCK_N)
-    p_frames = p_table + i_seq.to(tl.int64) * max_frames
+    p_frames = p_frame_table + i_seq.to(tl.int64) * max_frames
     for block in range(start, stop):
         o_n = block * BLOCK_N + o_block
         m_n = o_n < last
@@ -133,18 +134,19 @@ def latent_decode_fwd_kernel(
         if p_first_slots is not None:
             m_n = m_n & (o_n >= first_seen)
         p_row, m_n = row_pointers(p_arena, p_frames, block, m_n, layer_offset, ROWS, BLOCK_N)
-        head = tl.zeros([BLOCK_N], tl.int32)
         gain = tl.full([BLOCK_N], 1.0, tl.float32)
         lost = tl.zeros([BLOCK_N], tl.float32)
-        if ROWS.head_byte >= 0:
-            head, gain, lost = load_head(p_row, m_n, ROWS)
+        if ROWS.gain_byte >= 0:
+            gain, lost = load_gain(p_row, m_n, p_tables, ROWS)
+        # Scores are taken as soon as a piece is there: its tile then need not wait in registers.
         tiles = ()
+        s_plain = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        s_coded = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         for i in tl.static_range(len(PIECES)):
             tile = load_piece(
                 p_row,
                 m_n,
-                head,
-                p_levels,
+                p_tables,
                 i_head,
                 constant(PIECES[i]),
                 ROWS.even,
@@ -152,25 +154,25 @@ def latent_decode_fwd_kernel(
                 DOT,
             )
             tiles = tiles + (tile,)
-
+            if RANK == 0 and PIECES[i].is_key:
+                if PIECES[i].coded:
+                    s_coded = product(queries[PIECES[i].key_index], tl.trans(tile), s_coded)
+                else:
+                    s_plain = product(queries[PIECES[i].key_index], tl.trans(tile), s_plain)
         if RANK == 0:
-            s_plain = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-            s_coded = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-            for i in tl.static_range(len(PIECES)):
-                if PIECES[i].is_key:
-                    if PIECES[i].coded:
-                        s_coded = product(queries[PIECES[i].key_index], tl.trans(tiles[i]), s_coded)
-                    else:
-                        s_plain = product(queries[PIECES[i].key_index], tl.trans(tiles[i]), s_plain)
             s = s_plain + s_coded * gain[None, :]
         else:
+            large = tl.full([BLOCK_N], 1.0, tl.float32)
+            if p_norm is None:
+                large = tl.maximum(gain, 1.0)
             keys = rebuilt_keys(
-                tiles, ups, biases, gain, p_norm, p_cos, p_sin, o_n, m_n, QUERY_WIDTH, EPSILON,
-                PARTS, PIECES, BLOCK_N,
+                tiles, ups, biases, gain, large, p_norm, p_cos, p_sin, o_n, m_n, QUERY_WIDTH,
+                EPSILON, PARTS, PIECES, BLOCK_N,
             )  # fmt: skip
             s = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
             for i in tl.static_range(len(PARTS)):
                 s = product(queries[i], tl.trans(keys[i].to(DOT)), s)
+            s = s * large[None, :]
         s = s * factor[:, None] + bonus[:, None] + lost[None, :]
         if SOFTCAP > 0:
             s = SOFTCAP - 2.0 * SOFTCAP / (tl.exp2(s * (2.0 * LOG2_E / SOFTCAP)) + 1.0)
@@ -287,8 +289,8 @@ def latent_decode_triton(
         p_query=query.contiguous(),
         p_offset=None if offset is None else offset.contiguous(),
         p_arena=rows.arena,
-        p_levels=rows.levels,
-        p_table=frame_table,
+        p_tables=rows.tables,
+        p_frame_table=frame_table,
         p_context_lens=context_lens,
         p_query_lens=query_lens,
         p_first_slots=first_slots,

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from ...numerics import constant, product
-from ..row_tile import MIN_WIDTH
+from ..pieces import MIN_WIDTH
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +79,17 @@ def vector_part(p, PART: tl.constexpr):
 
 @triton.jit
 def _key_part(
-    tiles, weights, gain, bias, PIECES: tl.constexpr, N: tl.constexpr, PART: tl.constexpr
+    tiles,
+    weights,
+    bias,
+    gain,
+    inverse,
+    PIECES: tl.constexpr,
+    N: tl.constexpr,
+    PART: tl.constexpr,
 ):
-    """A part of the keys (N, BLOCK) that the key pieces among `tiles` stand for."""
+    """A part of the keys (N, BLOCK) that the key pieces among `tiles` stand for: `inverse` times
+    what is no code, and `gain` times what codes stand for."""
     plain = tl.zeros([N, constant(PART.block)], tl.float32)
     coded = tl.zeros([N, constant(PART.block)], tl.float32)
     for i in tl.static_range(len(PIECES)):
@@ -90,7 +98,7 @@ def _key_part(
                 coded = product(tiles[i], weights[PIECES[i].key_index], coded)
             else:
                 plain = product(tiles[i], weights[PIECES[i].key_index], plain)
-    return plain + coded * gain[:, None] + bias[None, :]
+    return (plain + bias[None, :]) * inverse[:, None] + coded * gain[:, None]
 
 
 @triton.jit
@@ -99,6 +107,7 @@ def rebuilt_keys(
     weights,
     biases,
     gain,
+    large,
     p_norm,
     p_cos,
     p_sin,
@@ -111,10 +120,12 @@ def rebuilt_keys(
     N: tl.constexpr,
 ):
     """Keys of a tile of latents, normalised and rotated by their slots `o_n`: (N, BLOCK) float32
-    for each part."""
+    for each part; divided by `large`, so that 16 bits hold them."""
     keys = ()
+    inverse = 1.0 / large
+    gain = gain * inverse
     for i in tl.static_range(len(PARTS)):
-        part = _key_part(tiles, weights[i], gain, biases[i], PIECES, N, constant(PARTS[i]))
+        part = _key_part(tiles, weights[i], biases[i], gain, inverse, PIECES, N, constant(PARTS[i]))
         keys = keys + (part,)
     if p_norm is not None:
         square = tl.full([N], EPSILON * HEAD_DIM, tl.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ....codecs.row_layout import RowLayout
+from ....codecs.row_layout import PLANES, RowLayout
 
 MAX_SPLITS = 64
 
@@ -34,10 +34,14 @@ def choose_tiles(num_rows: int, channels: int, layout: RowLayout, *, exact: bool
     if exact:
         return Tiles(16, 32, 8, 1)
     block_m = 16 if num_rows <= 16 else 32 if num_rows <= 32 else 64
+    # Looking up levels takes registers, most of all for the narrow pieces of several runs.
+    looked_up = any(run.kind.bits in PLANES for run in layout.runs)
+    if looked_up and (channels > 256 or (block_m == 32 and len(layout.runs) > 1)):
+        block_m = 16
+    elif channels > 256 and layout.gain_byte is not None:
+        block_m = min(block_m, 32)
     if channels <= 128:
         return Tiles(block_m, 64, 8 if block_m == 64 else 4, 2)
-    if channels > 256 and layout.head_byte is not None:
-        block_m = min(block_m, 16 if layout.uses_tables else 32)
     return Tiles(block_m, 32, 8 if channels > 256 or block_m == 64 else 4, 2)
 
 

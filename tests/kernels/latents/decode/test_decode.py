@@ -13,7 +13,7 @@ from cacheshrink_hybrid.kernels.latents.row_reference import gather_latents
 
 from ...cases import LAYOUTS, combined
 from ...checks import assert_close
-from ...pools import filled_rows
+from ...pools import filled_rows, row_addresses
 
 every_layout = pytest.mark.parametrize("name", LAYOUTS)
 T = 8
@@ -28,7 +28,7 @@ def _query(batch: int, tokens: int, heads: int, channels: int, dtype=torch.float
 def _ranks(name: str) -> tuple[int, int]:
     """Key and value ranks that overlap, cut runs, and leave channels out on both sides."""
     channels = LAYOUTS[name].num_channels
-    return (channels // 2 + 4) // 4 * 4, channels * 3 // 4 // 4 * 4
+    return (channels // 2 + 4) // 8 * 8, channels * 3 // 4 // 8 * 8
 
 
 @pytest.mark.parametrize(("name", "num_splits"), combined(LAYOUTS, [1, 3]))
@@ -180,8 +180,8 @@ def test_large_queries_do_not_overflow(device: torch.device) -> None:
 
 def test_lost_tokens_spoil_those_who_see_them(device: torch.device) -> None:
     rows, table, context = filled_rows(LAYOUTS["8"], [20, 20], device=device)
-    frame = int(table[1, 1])
-    rows.arena[frame * rows.frame_bytes + rows.layer_offset + 3 * rows.layout.row_bytes] = 255
+    slot = table[1, 1:2] * rows.frame_tokens + 3
+    rows.arena[row_addresses(rows, slot)[0, rows.layout.gain_byte]] = 255
     query = _query(2, 10, 2, 48).to(device)  # queries at slots 10 to 19; slot 11 is lost
     read = LatentRead(key_rank=48, value_rank=48, scale=0.1)
     for backend in ("torch", "triton"):

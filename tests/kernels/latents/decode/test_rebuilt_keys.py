@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+import triton.language as tl
 from torch import Tensor
 
 from cacheshrink_hybrid.codecs import RowFormat
 from cacheshrink_hybrid.codecs.row_layout import Kind, RowLayout
 from cacheshrink_hybrid.errors import ConfigError
 from cacheshrink_hybrid.kernels.latents.append import latent_append
-from cacheshrink_hybrid.kernels.latents.decode import KeyUp, LatentRead, latent_decode
+from cacheshrink_hybrid.kernels.latents.decode import KeyUp, LatentRead, kernel, latent_decode
 from cacheshrink_hybrid.kernels.latents.decode.reference import rebuilt_keys
 from cacheshrink_hybrid.kernels.latents.row_reference import gather_latents
 
@@ -29,7 +30,7 @@ CASES = {
     "joint-partial": (RowFormat().layout([(64, 8)]), 40, 48, False, 24, 8),
     "joint-unrotated": (RowFormat().layout([(32, 4)]), 32, 32, False, 20, 0),
     "per-head-mixed": (
-        RowFormat(alignment=16).layout([(16, 16), (32, 8), (16, 4), (16, 2), (24, 4)]),
+        RowFormat(alignment=16).layout([(16, 16), (32, 8), (16, 6), (16, 1), (24, 4)]),
         40,
         24,
         True,
@@ -38,7 +39,7 @@ CASES = {
     ),
     # Runs whose heads meet within a byte.
     "per-head-split-bytes": (
-        RowFormat().layout([(6, 4), (12, 2), (40, 8), (24, 4)]),
+        RowFormat().layout([(6, 5), (12, 3), (40, 8), (24, 6)]),
         29,
         24,
         True,
@@ -98,6 +99,31 @@ def test_16_bit_weights(device: torch.device) -> None:
     due = latent_decode(query.float(), rows, table, context, read=read, backend="torch")
     got = latent_decode(query, rows, table, context, read=read, backend="triton")
     assert_close(got[0], due[0].bfloat16())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tokens_of_all_sizes(
+    dtype: torch.dtype, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gains from the smallest to the largest: far tokens, with keys up to 1e6, pass no operand of
+    16 bits, in which the interpreter would not multiply by itself."""
+    operands = {torch.float32: tl.float32, torch.bfloat16: tl.float16}
+    monkeypatch.setattr(kernel, "dot_dtype", lambda dtype, **_: operands[dtype])
+    layout = RowFormat().layout([(48, 5)])
+    rows = empty_rows(layout, device=device, num_frames=6)
+    latent = torch.randn(40, 48, device=device) * torch.logspace(-3, 5, 40, device=device)[:, None]
+    table = frame_tables([40], 8, num_frames=6)
+    latent_append(latent, rows, slots_of(table, [40], 8).to(device), backend="torch")
+    key_up = KeyUp(
+        weight=torch.randn(J, 16, 32, device=device), bias=torch.randn(J, 16, device=device)
+    )
+    read = LatentRead(key_rank=32, value_rank=32, scale=1e-7, key_up=key_up)
+    query = torch.randn(1, 1, J, 16, device=device).to(dtype)
+    context = torch.tensor([40], dtype=torch.int32, device=device)
+    options = {"read": read, "frame_table": table.to(device), "context_lens": context}
+    due, _ = latent_decode(query.float(), rows, backend="torch", **options)
+    got, _ = latent_decode(query, rows, backend="triton", **options)
+    assert_close(got, due.to(dtype))
 
 
 def test_reference_is_attention_with_rotated_keys() -> None:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from cacheshrink_hybrid.codecs import RowFormat
-from cacheshrink_hybrid.codecs.row_layout import Kind, RowLayout
+from cacheshrink_hybrid.codecs.row_layout import PLANES, Kind, RowLayout
 from cacheshrink_hybrid.errors import ConfigError
-from cacheshrink_hybrid.kernels.latents.row_tile import Piece, pieces_of
+from cacheshrink_hybrid.kernels.latents.pieces import Piece, pieces_of
 
 SECTOR_BYTES = 32
 """What a GPU's caches fetch at least."""
 
 
-def _bits(piece: Piece, head: int) -> range:
+def _bits(piece: Piece, head: int) -> Iterator[int]:
     """Bits of a row that the program of a head reads for a piece."""
-    bits = next(kind.bits for kind in Kind if kind.number == piece.kind)
-    first = 8 * piece.byte + head * piece.share * bits
-    return range(first, first + piece.valid * bits)
+    for plane in piece.planes:
+        first = 8 * plane.first_byte + head * piece.share * plane.bits
+        yield from range(first, first + piece.valid * plane.bits)
 
 
 def _sectors(pieces: tuple[Piece, ...], num_heads: int) -> int:
@@ -35,30 +37,31 @@ def _pieces(layout: RowLayout, key_rank: int, num_heads: int) -> tuple[Piece, ..
 
 def test_a_head_fetches_its_own_keys_only() -> None:
     """8 heads of 64 channels and 256 of values, 8 bits each. If neighbours in a row belonged to
-    other heads, each program would fetch all of a row: 2.4 times as much."""
+    other heads, each program would fetch all of a row: 2.45 times as much."""
     layout = RowFormat(alignment=16).layout([(8 * 64, 8), (256, 8)])
     fetched = SECTOR_BYTES * _sectors(_pieces(layout, 8 * 64, 8), 8)
     assert fetched == 8 * (64 + 256)
-    assert 8 * layout.row_bytes / fetched == 2.4
+    assert 8 * layout.row_bytes / fetched == pytest.approx(2.45)
 
 
 @pytest.mark.parametrize("num_heads", [2, 4, 8])
 def test_mixed_widths(num_heads: int) -> None:
-    """A head's share of a run is one stretch of bytes, which reaches into one sector more than it
-    fills at the most; in step with the other heads it would lie in all sectors of the run."""
-    shares = ((16, 16), (32, 8), (16, 4), (8, 2))
+    """A head's share of a plane is one stretch of bytes, which reaches into one sector more than it
+    fills at the most; in step with the other heads it would lie in all sectors of the plane."""
+    shares = ((16, 16), (32, 8), (16, 5), (8, 2))
     runs = [(num_heads * channels, bits) for channels, bits in shares]
     key_rank = sum(channels for channels, _ in runs)
     layout = RowFormat(alignment=16).layout([*runs, (64, 8)])
     keys = tuple(piece for piece in _pieces(layout, key_rank, num_heads) if piece.share)
-    most = sum(-(-channels * bits // 8 // SECTOR_BYTES) + 1 for channels, bits in shares)
+    planes = [channels * bits for channels, width in shares for bits in PLANES.get(width, (width,))]
+    most = sum(-(-bits // 8 // SECTOR_BYTES) + 1 for bits in planes)
     assert _sectors(keys, num_heads) <= num_heads * most
     in_step = -(-sum(channels * bits // 8 for channels, bits in runs) // SECTOR_BYTES)
     assert num_heads < 8 or 2.5 * _sectors(keys, num_heads) < num_heads * in_step
 
 
 @pytest.mark.parametrize(
-    "runs", [[(24, 16), (48, 8), (24, 4)], [(6, 4), (12, 2), (78, 8)], [(420, 8)]], ids=str
+    "runs", [[(24, 16), (48, 8), (24, 4)], [(6, 4), (12, 2), (48, 5), (30, 8)], [(420, 8)]], ids=str
 )
 def test_pieces_of_all_heads_are_the_keys(runs: list[tuple[int, int]]) -> None:
     """Heads read every bit of the keys, none of them twice, and each its channels in order."""
