@@ -10,13 +10,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from cacheshrink_hybrid import CompressionConfig
 from cacheshrink_hybrid.calibration.text import calibration_sequences
 from cacheshrink_hybrid.conversion.statistics import ModelStatistics, model_statistics
 
-from ..benchmark import cache_argument
+from ..benchmark import cache_argument, cached_logits
 
 CONVENTIONS = {
     "read": "everything read back",
@@ -29,6 +29,8 @@ CONVENTIONS = {
 methods of one convention. What a token-by-token decoder reads is `read` or `w32`."""
 WINDOW = 32
 """Tokens of `w32`."""
+SHOWN_SEQUENCES = 8
+"""Calibration sequences whose states are shown to methods that look at channels."""
 SOURCE = "source"
 """Name of the method that keeps keys and values as they are."""
 
@@ -93,6 +95,21 @@ class Subject:
         return calibration_sequences(self.tokenizer, self.calibration, config)
 
     @cached_property
+    @torch.inference_mode()
+    def states(self) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values (1, J, S, D) of every layer, on the first sequences one behind the other:
+        enough to see which channels lie out."""
+        read = []
+        for ids in self.sequences[:SHOWN_SEQUENCES]:
+            cache = DynamicCache(config=self.model.config)
+            cached_logits(self.model, ids, ids.shape[1], cache)
+            read.append([(layer.keys, layer.values) for layer in cache.layers])
+        return [
+            (torch.cat([k for k, _ in layer], dim=-2), torch.cat([v for _, v in layer], dim=-2))
+            for layer in zip(*read, strict=True)
+        ]
+
+    @cached_property
     def statistics(self) -> ModelStatistics:
         """What all our conversions share."""
         config = CompressionConfig(**self.calibration_settings)
@@ -125,8 +142,8 @@ class CacheReading:
 
     Args:
         held: counts what the cache holds.
-        attention: the attention function that the cache needs; the model's own is set by the next
-            reading that needs another.
+        attention: the attention function that the cache needs; the model has its own again after
+            each chunk.
     """
 
     def __init__(
@@ -137,13 +154,19 @@ class CacheReading:
         attention: str = "sdpa",
     ) -> None:
         self.model, self.cache, self._held = model, cache, held
+        self.attention = attention
         self._argument = cache_argument(model)
-        if model.config._attn_implementation != attention:
-            model.set_attn_implementation(attention)
 
     def feed(self, ids: Tensor) -> Tensor:
         given: dict[str, Any] = {self._argument: self.cache}
-        return self.model(input_ids=ids[None], use_cache=True, **given).logits[0]
+        own = self.model.config._attn_implementation
+        if own != self.attention:
+            self.model.set_attn_implementation(self.attention)
+        try:
+            return self.model(input_ids=ids[None], use_cache=True, **given).logits[0]
+        finally:
+            if own != self.attention:
+                self.model.set_attn_implementation(own)
 
     def held(self) -> Held:
         return self._held(self.cache)
