@@ -8,10 +8,10 @@ and at laptop size, in about a minute after the installation:
         --calibration-samples 16 --repetitions 1 --threads 1
 
 The peer runs in a virtual environment of its own, made here with the versions of constraints.txt
-(`--venv DIR` keeps it for the next time). Checkpoints are local directories of Llama models; the
-text file holds documents separated by `<|endoftext|>` or blank lines. Calibration takes documents
-of the first half, evaluation of the second half, evenly spread; each begins with the tokenizer's
-first token and is cut at `--max-length` tokens. Measured for both packages by the same code: the
+but for transformers (`--venv DIR` keeps it for the next time). Checkpoints are local directories of
+Llama models; the text file holds documents separated by `<|endoftext|>` or blank lines. Calibration
+takes documents of the first half, evaluation of the second half, evenly spread; each begins with
+the tokenizer's first token and is cut at `--max-length` tokens. Measured for both packages by the same code: the
 perplexity of tokens fed in chunks on top of a live cache, the bytes that the live cache holds, the
 speed of decoding next to the source model in the same process (A B A B), and the size on disk.
 With `--speed-contexts`, speed is measured also on a random Llama (hidden 512, 8 layers, 8 query and
@@ -68,6 +68,8 @@ from .benchmark import (
 )
 
 PEER = "cacheshrink==0.1.5"
+PEER_TRANSFORMERS = "transformers==5.23.0"
+"""The last release that hands attention its cache by the name that the peer knows."""
 AGREEMENT = 1e-4
 """Allowed relative difference of one source model's perplexity between environments."""
 TABLE_COLUMNS = {
@@ -174,17 +176,20 @@ def settings(args: argparse.Namespace, num_documents: int) -> dict[str, Any]:
 def peer_environment(directory: Path) -> Path:
     """Python of a virtual environment with the peer in it, made if it is not there."""
     python = directory.resolve() / "bin" / "python"
-    name, _, wanted = PEER.partition("==")
-    ask = f"from importlib.metadata import version; print(version({name!r}))"
+    wanted = [pin.split("==") for pin in (PEER, PEER_TRANSFORMERS)]
+    names = [name for name, _ in wanted]
+    ask = f"from importlib.metadata import version; print(*map(version, {names}))"
     if python.exists():
         done = subprocess.run([str(python), "-c", ask], capture_output=True, text=True, check=False)
-        if done.stdout.strip() == wanted:
+        if done.stdout.split() == [version for _, version in wanted]:
             return python
     progress(f"installing {PEER} into {directory}")
-    constraints = CHECKOUT / "constraints.txt"
-    pins = constraints.read_text(encoding="utf-8").splitlines()
+    pins = (CHECKOUT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [pin for pin in pins if not pin.startswith("transformers==")]
     install = [str(python), "-m", "pip", "install", "--quiet"]
     subprocess.run([sys.executable, "-m", "venv", str(directory)], check=True)
+    constraints = directory / "constraints.txt"
+    constraints.write_text("\n".join([*pins, PEER_TRANSFORMERS]) + "\n", encoding="utf-8")
     # torch first and pinned: asked for by another package it would bring its newest CUDA build.
     torch_pin = next(pin for pin in pins if pin.startswith("torch=="))
     subprocess.run([*install, torch_pin], check=True, stdout=sys.stderr)

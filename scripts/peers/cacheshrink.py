@@ -1,4 +1,8 @@
-"""cacheshrink 0.1.5, by its package: latents by rank alone, at 16 bits."""
+"""cacheshrink 0.1.5, by its package: latents by rank alone, at 16 bits.
+
+Its attention takes the cache by the name that transformers had before 5.24, and is given it so;
+without, it would see no token before its chunk, and say nothing.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +26,12 @@ def held_latents(cache: Cache) -> Held:
     return held_tensors([vars(layer) for layer in cache.layers])
 
 
+def _by_former_name(
+    module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]
+) -> tuple[tuple, dict[str, Any]]:
+    return args, {**kwargs, "past_key_values": kwargs.get("cache"), "use_cache": True}
+
+
 def _start(ratio: float, subject: Subject) -> Callable[[], Reading]:
     from cacheshrink import convert_to_mla
 
@@ -42,6 +52,9 @@ def _start(ratio: float, subject: Subject) -> Callable[[], Reading]:
             verbose=False,
         )
     model.eval()
+    for module in model.modules():
+        if type(module).__module__.startswith("cacheshrink.model_handlers"):
+            module.register_forward_pre_hook(_by_former_name, with_kwargs=True)
 
     def begin() -> Reading:
         cache: Any = DynamicCache(config=subject.model.config)

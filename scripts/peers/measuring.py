@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..benchmark import GateError
 from .method import Held, Reading
 
 LENGTHS = (1024, 8192, 32768)
@@ -33,7 +34,11 @@ def spread_windows(ids: Sequence[int], number: int, length: int) -> list[Tensor]
 def measured(
     begin: Callable[[], Reading], windows: Sequence[Tensor], chunk_length: int
 ) -> dict[str, Any]:
-    """Mean loss of each window in nats, and `Held` by the number of tokens held."""
+    """Mean loss of each window in nats, and `Held` by the number of tokens held.
+
+    Raises:
+        GateError: nothing is held.
+    """
     losses, held = [], {}
     for number, ids in enumerate(windows):
         reading = begin()
@@ -47,9 +52,15 @@ def measured(
             last = logits[-1:].clone()
             read += len(chunk)
             if number == 0 and read in (half, len(ids)):
-                held[str(read)] = asdict(reading.held())
+                held[str(read)] = asdict(_something(reading.held()))
         losses.append(total / (len(ids) - 1))
     return {"losses": losses, "held": held}
+
+
+def _something(held: Held) -> Held:
+    if not held.here:
+        raise GateError("the cache holds nothing, so what was read is not what it stores")
+    return held
 
 
 def held_at(held: dict[str, dict[str, int]], num_tokens: int) -> Held:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from scripts.benchmark import GateError
 from scripts.peers.measuring import compared, held_at, measured, spread_windows
 from scripts.peers.method import CacheReading, Held
 from scripts.peers.quantized_cache import held_states
@@ -79,6 +80,15 @@ class Recorder:
 
     def held(self) -> Held:
         return Held(here=sum(self.fed), at_16bit=sum(self.fed))
+
+
+def test_a_cache_that_holds_nothing_is_no_result() -> None:
+    class Forgetful(Recorder):
+        def held(self) -> Held:
+            return Held(here=0, at_16bit=0)
+
+    with pytest.raises(GateError, match="holds nothing"):
+        measured(Forgetful, list(random_ids(1, 16)), 8)
 
 
 def test_windows_are_fed_in_chunks() -> None:
