@@ -11,11 +11,11 @@ The peer runs in a virtual environment of its own, made here with the versions o
 but for transformers (`--venv DIR` keeps it for the next time). Checkpoints are local directories of
 Llama models; the text file holds documents separated by `<|endoftext|>` or blank lines. Calibration
 takes documents of the first half, evaluation of the second half, evenly spread; each begins with
-the tokenizer's first token and is cut at `--max-length` tokens. Measured for both packages by the same code: the
-perplexity of tokens fed in chunks on top of a live cache, the bytes that the live cache holds, the
-speed of decoding next to the source model in the same process (A B A B), and the size on disk.
-With `--speed-contexts`, speed is measured also on a random Llama (hidden 512, 8 layers, 8 query and
-4 KV heads of 64) at those context lengths.
+the tokenizer's first token and is cut at `--max-length` tokens. Measured for both packages by the
+same code: the perplexity of tokens fed in chunks on top of a live cache, the bytes that the live
+cache holds, the speed of decoding next to the source model in the same process (A B A B), and the
+size on disk. With `--speed-contexts`, speed is measured also on a random Llama (hidden 512, 8
+layers, 8 query and 4 KV heads of 64) at those context lengths.
 
 Before anything is compared, both environments must give the source models the same perplexity, this
 package's own evaluation must agree with the code used here, and ratio 1 must give the source's

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from . import quality, speed
+from . import peers, quality, speed
 
 OUTPUT = "out/figures"
 RESULTS = "eval/results"
@@ -69,12 +69,40 @@ _TRACES = "agentic_burst chat churn mixed_long uniform_short " + " ".join(
 )
 _CACHESHRINK = f"python -m scripts.compare_cacheshrink {_LLAMAS} --text {_STORIES} --threads 1"
 
+_REAL = f"{OUTPUT}/SmolLM2-135M-Instruct"
+_REAL_MODEL = f"python -m scripts.real_model {_REAL} --cache {OUTPUT}"
+_PEERS = (
+    f"python -m scripts.compare_peers {_REAL} --calibration $DATA/wikitext-2/valid.txt --threads 1"
+)
+
 STUDIES = (
     Study(
         name="demo",
         commands=_program("demo", "", "demo", "results"),
         results=("demo.json",),
         shown=quality.demo,
+    ),
+    Study(
+        name="real model",
+        commands=(
+            _REAL_MODEL,
+            f"{_PEERS} --text $DATA/wikitext-2/test.txt --gguf {_REAL}.Q4_1.gguf "
+            f"--json {RESULTS}/peers.json",
+            f'{_PEERS} --text $DATA/books/pride_and_prejudice.txt --methods "ours*" '
+            f"--json {RESULTS}/peers_book.json",
+        ),
+        results=("peers.json", "peers_book.json"),
+        shown=peers.ours_table,
+    ),
+    Study(
+        name="peers on a real model",
+        commands=(
+            _REAL_MODEL,
+            f"{_PEERS} --text $DATA/wikitext-2/test.txt --gguf {_REAL}.Q4_1.gguf "
+            f"--json {RESULTS}/peers.json",
+        ),
+        results=("peers.json",),
+        shown=peers.useful_methods,
     ),
     Study(
         name="peers",
