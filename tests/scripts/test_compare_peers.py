@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from cacheshrink_hybrid.demo.corpus import held_out_text, training_text
 from cacheshrink_hybrid.errors import ConfigError
 from scripts import compare_peers
 from scripts.compare_peers import main
 from scripts.figures.peers import methods_table
 from scripts.peers import lineup
 from scripts.peers.lineup import all_methods, chosen
+from tests.real_model import real_model_folder
 from tests.scripts.peers.small_llama import small_llama
 from tests.texts import TEXTS, word_tokenizer
 
@@ -166,3 +168,21 @@ def test_packages_are_pinned() -> None:
     for method in all_methods([4]):
         assert method.package is None or "==" in method.package
     assert lineup.installed(all_methods([4])[0]) is None
+
+
+@pytest.mark.real_model
+def test_the_real_model_on_documentation(tmp_path: Path) -> None:
+    """At 4x ours loses less than a good format of 4 bits, in fewer bytes."""
+    (tmp_path / "test.txt").write_text("\n\n".join(held_out_text()))
+    (tmp_path / "valid.txt").write_text("\n\n".join(training_text()))
+    given = [str(real_model_folder()), "--methods", "ours 4x", "int4* read", "--threads", "1"]
+    given += ["--text", str(tmp_path / "test.txt"), "--calibration", str(tmp_path / "valid.txt")]
+    given += ["--windows", "1", "--window-length", "512", "--ratios", "4"]
+    given += ["--calibration-samples", "12", "--calibration-length", "256"]
+    assert main([*given, "--json", str(tmp_path / "peers.json")]) == 0
+    records = records_of(tmp_path / "peers.json")
+    ours, int4 = records["ours 4x"], records["int4_per_token_head read"]
+    assert 5 < records["source"]["perplexity"] < 40
+    assert int4["bytes_per_token"]["8192"] == 6480
+    assert ours["bytes_per_token"]["8192"] < 6000
+    assert ours["increase_percent"] < int4["increase_percent"]
