@@ -105,6 +105,7 @@ def run(given: argparse.Namespace, methods: Sequence[Method]) -> None:
             calibration=_pieces(texts["calibration"], given.calibration_samples),
             calibration_length=given.calibration_length,
             gguf=given.gguf,
+            window_length=given.window_length,
             threads=given.threads,
             seed=given.seed,
         )

@@ -19,11 +19,13 @@ PACKAGE = "llama-cpp-python==0.3.36"
 TYPES = {"f16": 1, "q8_0": 8, "q5_1": 7, "q4_0": 2}
 """Numbers of ggml's types."""
 BASE = "llama.cpp f16"
-CONTEXT = 1024
-"""Tokens that a context has room for."""
+BOOKKEEPING_BYTES = 12
+"""Of each token's place in a saved state, beside its keys and values."""
 
 
 class LlamaReading:
+    """A context that reads from its start."""
+
     def __init__(self, llama: Any) -> None:
         self.llama = llama
         llama.reset()
@@ -36,7 +38,9 @@ class LlamaReading:
     def held(self) -> Held:
         from llama_cpp import llama_state_seq_get_size
 
+        # What the sequence would be saved as: its rows, and some hundred bytes of headers.
         size = int(llama_state_seq_get_size(self.llama.ctx, 0))
+        size -= self.llama.n_tokens * BOOKKEEPING_BYTES
         return Held(here=size, at_16bit=size)
 
 
@@ -46,8 +50,8 @@ def _start(type_name: str, subject: Subject) -> Callable[[], Reading]:
     kind = TYPES[type_name]
     llama = Llama(
         str(subject.gguf),
-        n_ctx=CONTEXT,
-        n_batch=CONTEXT,
+        n_ctx=subject.window_length,
+        n_batch=subject.window_length,
         n_threads=subject.threads,
         n_threads_batch=subject.threads,
         type_k=kind,

@@ -69,6 +69,7 @@ class Subject:
         calibration: texts of about equal length.
         calibration_length: tokens taken of each.
         gguf: the same model for llama.cpp; None without.
+        window_length: tokens that will be read at most.
     """
 
     folder: Path
@@ -77,6 +78,7 @@ class Subject:
     calibration: list[str]
     calibration_length: int
     gguf: Path | None
+    window_length: int
     threads: int
     seed: int
 

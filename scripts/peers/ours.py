@@ -27,7 +27,6 @@ def held_rows(cache: Cache) -> Held:
 
 def _start(settings: dict[str, Any], subject: Subject) -> Callable[[], Reading]:
     model = copy.deepcopy(subject.model)
-    model.set_attn_implementation("sdpa")
     config = CompressionConfig(**settings, **subject.calibration_settings)
     convert_model(model, config, statistics=subject.statistics)
     return lambda: CacheReading(model, make_cache(model), held_rows)

@@ -45,6 +45,7 @@ def subject(folder: Path = Path("model")) -> Subject:
         calibration=[" ".join(TEXTS)] * 4,
         calibration_length=64,
         gguf=None,
+        window_length=256,
         threads=1,
         seed=0,
     )
