@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-SIZES = {"vocab": 96, "hidden": 64, "inner": 96, "heads": 4, "kv_heads": 2, "layers": 2}
+SIZES = {"vocab": 96, "hidden": 64, "inner": 96, "heads": 2, "kv_heads": 1, "layers": 2}
 
 
 def write_tiny_gguf(path: Path, quantised: bool = True, architecture: str = "llama") -> None:

@@ -60,7 +60,7 @@ def test_llama_cpp_holds_its_blocks(tmp_path: Path) -> None:
     for method in llama_cpp.methods():
         record = measured(method.start(given), windows, 32)
         losses[method.name] = record["losses"]
-        blocks = SIZES["layers"] * 2  # keys and values of 2 heads of 16 channels
+        blocks = SIZES["layers"] * 2  # keys and values of one head of 32 channels
         expected = 128 * blocks * BLOCK_BYTES[method.name.split()[1]]
         assert 0 <= held_at(record["held"], 128).at_16bit - expected < 100  # of headers
     model, _ = load_source(tmp_path / "tiny.gguf")
