@@ -26,6 +26,8 @@ CEILING_PERCENT = 100.0
 """What loses more is of no use, and is marked at the edge."""
 SIZES = (1000, 1500, 2000, 3000, 4000, 6000, 8000, 12000, 16000, 24000)
 PERCENTS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
+OUR_COLOUR = "black"
+LEGEND_COLUMNS = 6
 MARKERS = "s^vD<>PXph*"
 PREFIXES = ("ours ", "turboquant_", "kvquant++_", "kivi_", "quanto_", "hqq_", "llama.cpp ")
 SUFFIXES = (" all coded", " read", " raw", " w32")
@@ -49,10 +51,10 @@ def plot_front(path: Path, records: Sequence[Record], title: str) -> None:
         1, len(PANELS), figsize=(15, 7.5), sharex=True, sharey=True, layout="constrained"
     )
     peers = [family for family in dict.fromkeys(r["family"] for r in shown) if family != OURS]
-    styles = {
-        family: {"marker": MARKERS[i], "color": f"C{i % 10}"} for i, family in enumerate(peers)
+    styles = {OURS: {"marker": "o", "color": OUR_COLOUR}} | {
+        family: {"marker": MARKERS[i % len(MARKERS)], "color": f"C{i % 10}"}
+        for i, family in enumerate(peers)
     }
-    styles[OURS] = {"marker": "o", "color": "black"}
     for axes, (heading, conventions) in zip(panels, PANELS.items(), strict=True):
         labels: list[Any] = []
         for family, style in styles.items():
@@ -70,7 +72,7 @@ def plot_front(path: Path, records: Sequence[Record], title: str) -> None:
         pyplot.Line2D([], [], linestyle="-" if family == OURS else "", label=family, **style)
         for family, style in styles.items()
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+    figure.legend(handles=handles, loc="outside lower center", ncols=LEGEND_COLUMNS)
     figure.suptitle(title)
     with replaced(path) as draft:
         figure.savefig(draft, dpi=130)
@@ -86,10 +88,10 @@ def _is_both(record: Record, shown: Sequence[Record]) -> bool:
 def _draw(axes, records: Sequence[Record], style: dict[str, str]) -> list[Any]:
     """Points of a family, ours with a line through them; returns their labels."""
     labels = []
-    ours = style["color"] == "black"
+    ours = style["color"] == OUR_COLOUR
     places = sorted((*_place(record), record["method"], record["convention"]) for record in records)
     if ours and places:
-        axes.plot([p[0] for p in places], [p[1] for p in places], color="black", linewidth=2)
+        axes.plot([p[0] for p in places], [p[1] for p in places], color=OUR_COLOUR, linewidth=2)
     for size, loss, name, convention in places:
         filled = style["color"] if convention != UNCOUNTED else "white"
         axes.plot(size, loss, markersize=8 if ours else 6, markerfacecolor=filled, **style)
