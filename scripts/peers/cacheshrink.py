@@ -1,7 +1,8 @@
 """cacheshrink 0.1.5, by its package: latents by rank alone, at 16 bits.
 
-Its attention takes the cache by the name that transformers had before 5.24, and is given it so;
-without, it would see no token before its chunk, and say nothing.
+It looks for two things where transformers had them once, and goes on without: its cache, by a name
+before 5.24, and the base of the rotation, of which it supposes 10,000 for what is read back. Both
+are given to it.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ def _start(ratio: float, subject: Subject) -> Callable[[], Reading]:
     for module in model.modules():
         if type(module).__module__.startswith("cacheshrink.model_handlers"):
             module.register_forward_pre_hook(_by_former_name, with_kwargs=True)
+            module.mla._rope_config["base"] = model.config.rope_parameters["rope_theta"]
 
     def begin() -> Reading:
         cache: Any = DynamicCache(config=subject.model.config)

@@ -24,6 +24,7 @@ def small_llama() -> LlamaForCausalLM:
         num_key_value_heads=1,
         head_dim=32,
         max_position_embeddings=2048,
+        rope_parameters={"rope_type": "default", "rope_theta": 300.0},
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=0,

@@ -45,7 +45,9 @@ def test_a_peer_reads_what_it_holds(name: str, tmp_path: Path) -> None:
     if method.convention == "raw":  # in one chunk nothing is read back
         assert whole["losses"] == pytest.approx(source["losses"], rel=1e-5)
     if method.convention == "read":
-        assert whole["losses"] == pytest.approx(record["losses"], rel=1e-2)
+        coded = not name.startswith("cacheshrink")  # codes are steps, which rounding may cross
+        near = {"rel": 1e-2} if coded else {"rel": 1e-5}
+        assert whole["losses"] == pytest.approx(record["losses"], **near)
 
 
 @pytest.mark.slow(group="peer packages")
