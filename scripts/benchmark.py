@@ -191,7 +191,11 @@ def perplexity(
 
 @torch.inference_mode()
 def live_bytes_per_token(model: PreTrainedModel, num_tokens: int, chunk_length: int = 64) -> float:
-    """Bytes of all storages that a cache's layers hold after `num_tokens` tokens, per token."""
+    """Bytes of all storages that a cache's layers hold after `num_tokens` tokens, per token.
+
+    Raises:
+        GateError: they hold nothing, so that nothing was read back either.
+    """
     ids = torch.arange(num_tokens)[None] % model.config.vocab_size
     _, cache = cached_logits(model, ids, chunk_length, dense_cache(model))
     storages = {}
@@ -199,6 +203,8 @@ def live_bytes_per_token(model: PreTrainedModel, num_tokens: int, chunk_length: 
         for tensor in tensors_in(vars(layer)):
             storage = tensor.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
+    if not storages:
+        raise GateError(f"the cache of {type(model).__name__} holds nothing of {num_tokens} tokens")
     return sum(storages.values()) / num_tokens
 
 

@@ -2,11 +2,11 @@
 
     python -m scripts.peer_worker JOB.json
 
-Started by `scripts/compare_peers.py`, which writes the job; not meant to be run by hand. Uses the
-peer's public functions only, as it ships them: eager attention, because other attention functions
-hand it masks that it cannot use, and `low_cpu_mem_usage=False`, because its default loader leaves
-the rotary frequencies of Llama models unset. What comes out is one line of JSON: versions and one
-record per conversion, the first of them for the source model.
+Started by `scripts/compare_cacheshrink.py`, which writes the job; not meant to be run by hand.
+Uses the peer's public functions only, as it ships them: eager attention, because other attention
+functions hand it masks that it cannot use, and `low_cpu_mem_usage=False`, because its default
+loader leaves the rotary frequencies of Llama models unset. What comes out is one line of JSON:
+versions and one record per conversion, the first of them for the source model.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from .figures.studies import OUTPUT, RESULTS, STUDIES, Study
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 DOCUMENTS = ("README.md", "docs/MEASURED.md")
+NOT_MEASURED = "Not measured yet."
 BLOCK = re.compile(
     r"(<!-- (?P<kind>figures|table): (?P<name>[^\n]*?) -->\n).*?(<!-- end of figures -->)",
     re.DOTALL,
@@ -66,17 +67,19 @@ def filled(document: str) -> str:
 
 
 def table(study: Study) -> str:
-    return study.shown(_results(study))
+    return study.shown(_results(study)) if is_measured(study) else NOT_MEASURED
+
+
+def is_measured(study: Study) -> bool:
+    return all((CHECKOUT / RESULTS / name).is_file() for name in study.results)
 
 
 def figures(study: Study) -> str:
     """The study's table, its commands, and where its results come from."""
     files = ", ".join(f"`{name}`" for name in study.results)
     commands = "\n".join(study.commands)
-    return (
-        f"{table(study)}\n\nResults: {files}; {source_of(_results(study))}.\n\n"
-        f"```bash\n{commands}\n```"
-    )
+    origin = f"\n\nResults: {files}; {source_of(_results(study))}." if is_measured(study) else ""
+    return f"{table(study)}{origin}\n\n```bash\n{commands}\n```"
 
 
 def script() -> str:

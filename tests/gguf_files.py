@@ -6,16 +6,20 @@ from pathlib import Path
 
 import numpy as np
 
-SIZES = {"vocab": 96, "hidden": 64, "inner": 96, "heads": 4, "kv_heads": 2, "layers": 2}
+SIZES = {"vocab": 96, "hidden": 64, "inner": 96, "heads": 2, "kv_heads": 1, "layers": 2}
 
 
-def write_tiny_gguf(path: Path, quantised: bool = True) -> None:
-    """Random weights in blocks of eight bits (Q8_0), or in float32."""
+def write_tiny_gguf(path: Path, quantised: bool = True, architecture: str = "llama") -> None:
+    """Random weights in blocks of eight bits (Q8_0), or in float32.
+
+    Args:
+        architecture: what the file says it is; its tensors are those of a Llama.
+    """
     import gguf
 
     s = SIZES
     head_dim = s["hidden"] // s["heads"]
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(s["layers"])
     writer.add_context_length(128)
     writer.add_embedding_length(s["hidden"])

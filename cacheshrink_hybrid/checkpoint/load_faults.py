@@ -148,7 +148,7 @@ def loading(name: str | Path, cache_dir: str | Path | None = None) -> Iterator[N
         said = first_line(error)
         if "mismatched_sizes" in said:
             said = f"its weights have other shapes than its {CONFIG_NAME} says"
-        if isinstance(error, struct.error):
+        if isinstance(error, struct.error) or "cannot reshape array" in said:
             said = f"its {GGUF_SUFFIX} file is cut off or damaged"
         raise ConfigError(
             f"model {str(name)!r} cannot be loaded: {said}; give the directory of a whole model, "

@@ -93,12 +93,31 @@ def load_source(
         if tokenizer is None:
             tokenizer = load_tokenizer(name, **where)
         check_tokenizer(tokenizer)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype or "auto", **how, **where)
+        model = whole_model(name, dtype=dtype or "auto", **how, **where)
     if device is not None or "device_map" not in how:
         model = model.to(device or "cpu")
     if file:
         model.name_or_path = str(given)
     return model.eval(), tokenizer
+
+
+def whole_model(name: str | Path, **options: Any) -> PreTrainedModel:
+    """A causal language model all of whose weights are there; transformers fills in random ones.
+
+    Args:
+        options: of `from_pretrained`.
+
+    Raises:
+        ConfigError: weights are missing.
+    """
+    model, found = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
+    missing = found["missing_keys"]
+    if missing:
+        raise ConfigError(
+            f"{options.get('gguf_file') or name} lacks {len(missing)} weights of a "
+            f"{type(model).__name__} ({shown(missing)}), which would be random; give a whole model"
+        )
+    return model
 
 
 def check_language_model(model: PreTrainedModel) -> None:

@@ -76,7 +76,7 @@ def plot_tradeoff(
     span = max(highest - lowest, LEAST_SPAN * lowest)
     room = (span - (highest - lowest)) / 2
     axes.set_ylim(lowest - room - 0.15 * span, highest + room + 0.15 * span)
-    _spread(figure, labels)
+    spread_labels(axes, labels)
     if left_out:
         axes.text(
             0.01,
@@ -91,11 +91,11 @@ def plot_tradeoff(
     _save(figure, path)
 
 
-def _spread(figure, labels: Sequence[Any]) -> None:
+def spread_labels(axes, labels: Sequence[Any]) -> None:
     """Move labels up or down by whole lines, the least that keeps them within the frame and off
     each other."""
-    figure.canvas.draw()
-    frame = figure.axes[0].get_window_extent()
+    axes.figure.canvas.draw()
+    frame = axes.get_window_extent()
     placed: list[Any] = []
     for label in labels:
         x, y = label.xyann

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checkpoint.load import load_mla_model
 from ..checkpoint.load_faults import is_converted_directory, loading
-from ..checkpoint.source_model import gguf_location
+from ..checkpoint.source_model import gguf_location, whole_model
 
 
 def load_named(name: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None]:
@@ -29,7 +24,7 @@ def load_named(name: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
     with loading(name):
         place, where = gguf_location(name)
         options = {**where, "trust_remote_code": False}
-        model = AutoModelForCausalLM.from_pretrained(place, dtype="auto", **options)
+        model = whole_model(place, dtype="auto", **options)
         tokenizer = None
         directory = Path(place)
         if where or not directory.is_dir() or (directory / "tokenizer_config.json").is_file():

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from . import quality, speed
+from . import peers, quality, speed
 
 OUTPUT = "out/figures"
 RESULTS = "eval/results"
@@ -67,7 +67,13 @@ _TRACES = "agentic_burst chat churn mixed_long uniform_short " + " ".join(
         "sharegpt_lengths.json",
     )
 )
-_PEERS = f"python -m scripts.compare_peers {_LLAMAS} --text {_STORIES} --threads 1"
+_CACHESHRINK = f"python -m scripts.compare_cacheshrink {_LLAMAS} --text {_STORIES} --threads 1"
+
+_REAL = f"{OUTPUT}/SmolLM2-135M-Instruct"
+_REAL_MODEL = f"python -m scripts.real_model {_REAL} --cache {OUTPUT}"
+_PEERS = (
+    f"python -m scripts.compare_peers {_REAL} --calibration $DATA/wikitext-2/valid.txt --threads 1"
+)
 
 STUDIES = (
     Study(
@@ -77,14 +83,37 @@ STUDIES = (
         shown=quality.demo,
     ),
     Study(
+        name="real model",
+        commands=(
+            _REAL_MODEL,
+            f"{_PEERS} --text $DATA/wikitext-2/test.txt --gguf {_REAL}.Q4_1.gguf "
+            f"--json {RESULTS}/peers.json",
+            f'{_PEERS} --text $DATA/books/pride_and_prejudice.txt --methods "ours*" '
+            f"--json {RESULTS}/peers_book.json",
+        ),
+        results=("peers.json", "peers_book.json"),
+        shown=peers.ours_table,
+    ),
+    Study(
+        name="peers on a real model",
+        commands=(
+            _REAL_MODEL,
+            f"{_PEERS} --text $DATA/wikitext-2/test.txt --gguf {_REAL}.Q4_1.gguf "
+            f"--json {RESULTS}/peers.json",
+        ),
+        results=("peers.json",),
+        shown=peers.useful_methods,
+    ),
+    Study(
         name="peers",
         commands=(
-            f"{_PEERS} --methods auto:auto auto:16 separate:16 per_head:auto rotate:auto "
-            f"--peer-methods auto separate --repetitions 1 --json {RESULTS}/compare_peers.json",
-            f"{_PEERS} --ratios 8 12 16 --methods auto:auto --peer-methods separate "
-            f"--repetitions 1 --json {RESULTS}/compare_peers_high.json",
+            f"{_CACHESHRINK} --methods auto:auto auto:16 separate:16 per_head:auto rotate:auto "
+            "--peer-methods auto separate --repetitions 1 "
+            f"--json {RESULTS}/compare_cacheshrink.json",
+            f"{_CACHESHRINK} --ratios 8 12 16 --methods auto:auto --peer-methods separate "
+            f"--repetitions 1 --json {RESULTS}/compare_cacheshrink_high.json",
         ),
-        results=("compare_peers.json", "compare_peers_high.json"),
+        results=("compare_cacheshrink.json", "compare_cacheshrink_high.json"),
         shown=quality.peers,
     ),
     Study(
@@ -283,12 +312,12 @@ STUDIES = (
     Study(
         name="decoding beside the peer",
         commands=(
-            f"python -m scripts.compare_peers $MODELS/stories260K --text {_STORIES} --ratios 2 "
-            "--methods joint:16 --peer-methods auto separate --samples 8 --calibration-samples 16 "
-            "--num-new 16 --repetitions 3 --speed-contexts 2048 --threads 1 "
-            f"--json {RESULTS}/compare_peers_speed.json",
+            f"python -m scripts.compare_cacheshrink $MODELS/stories260K --text {_STORIES} "
+            "--ratios 2 --methods joint:16 --peer-methods auto separate --samples 8 "
+            "--calibration-samples 16 --num-new 16 --repetitions 3 --speed-contexts 2048 "
+            f"--threads 1 --json {RESULTS}/compare_cacheshrink_speed.json",
         ),
-        results=("compare_peers_speed.json",),
+        results=("compare_cacheshrink_speed.json",),
         shown=speed.beside_the_peer,
     ),
     Study(

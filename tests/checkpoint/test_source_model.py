@@ -113,7 +113,7 @@ def test_directories_of_gguf_files(gguf: Path, tmp_path: Path) -> None:
     load_source(tmp_path, gguf_file="b.gguf")
 
 
-@pytest.mark.parametrize("kept", [0, 3, 10, 200, 2000, -10])
+@pytest.mark.parametrize("kept", [0, 3, 10, 200, 2000, 16640, -10])
 def test_cut_gguf_files(kept: int, gguf: Path, tmp_path: Path, capsys) -> None:
     file = tmp_path / "cut.gguf"
     file.write_bytes(gguf.read_bytes()[:kept])
@@ -121,9 +121,32 @@ def test_cut_gguf_files(kept: int, gguf: Path, tmp_path: Path, capsys) -> None:
         with pytest.raises(ConfigError, match="cannot be loaded: ") as caught:
             load(file)
         assert "\n" not in str(caught.value)
-    if kept != -10:  # its config is whole
+        if kept > 4:
+            assert "cut off or damaged" in str(caught.value)
+    if 0 <= kept < 16640:  # its config is not whole
         assert main(["inspect", str(file)]) != 0
         assert "no config in" in capsys.readouterr().err
+
+
+def test_gguf_files_of_other_architectures(tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    for architecture, said in (("wonder", "architecture wonder is not"), ("mamba", "lacks 1")):
+        write_tiny_gguf(tmp_path / "tiny.gguf", architecture=architecture)
+        for load in (load_source, LLM):
+            with pytest.raises(ConfigError, match=said) as caught:
+                load(tmp_path / "tiny.gguf")
+            assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_not_there_are_not_made_up(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    weights = model.state_dict()
+    del weights["model.layers.0.mlp.up_proj.weight"]
+    model.save_pretrained(tmp_path, state_dict=weights)
+    word_tokenizer().save_pretrained(tmp_path)
+    for load in (load_source, LLM):
+        with pytest.raises(ConfigError, match=r"lacks 1 weights .*up_proj.weight\), which would"):
+            load(tmp_path)
 
 
 METHODS = ("gptq", "awq", "bitsandbytes", "torchao", "hqq", "something_new")
