@@ -80,14 +80,13 @@ def statistics_of(
     watched = config.changes_states and bool(compressible_layers(spec))
     states = StateCalibration(model, spec, config.metric) if watched else None
     fitted, held_out = split_sequences(list(sequences)) if parts else (sequences, [])
-    sinks = [config.exact_sinks if part.sliding_window is None else 0 for part in parts]
+    # Sinks count as other tokens: their copies are of latents, which hold what bases keep of them.
     latents = calibrate(
         model,
         parts,
         fitted,
         metric=config.metric,
         labels=Labels(config.fisher_labels, config.seed),
-        sinks=sinks,
         states=states,
         progress=progress,
     )
@@ -102,7 +101,6 @@ def statistics_of(
             held_out,
             metric=config.metric,
             labels=Labels(config.fisher_labels, config.seed),
-            sinks=sinks,
         )
         if held_out
         else None,
