@@ -50,7 +50,16 @@ def test_a_file(name: str, content: str, tmp_path: Path) -> None:
         (["a", "b"], "number 1 of calibration_chats: str 'a' is no conversation"),
         (iter(CHATS), "calibration_chats is a list_iterator; give a list"),
     ],
-    ids=str,
+    ids=[
+        "none",
+        "one",
+        "message",
+        "number",
+        "text",
+        "empty",
+        "texts",
+        "iterator",
+    ],
 )
 def test_what_is_no_list_of_conversations(given: object, message: str) -> None:
     with pytest.raises(CalibrationError, match=message):
