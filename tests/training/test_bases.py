@@ -27,7 +27,7 @@ CASES = [
     ("qwen3", "separate", {}, 6),
     ("granitemoehybrid", "joint", {}, 1),
     ("granitemoehybrid", "joint", {"state_ratio": 2.0}, 1),
-    ("jamba", "joint", {"state_ratio": 2.0}, 1),
+    ("jamba", "joint", {"state_ratio": 2.0, "fisher_labels": "model"}, 1),
     ("qwen3_next", "joint", {"state_ratio": 2.0, "state_dtype": "float32"}, 3),
     ("llama", "joint", {"cache_bits": "auto", "exact_window": 4}, 3),
     ("zamba2", "joint", {}, 2),

@@ -177,7 +177,8 @@ class Labels:
                 "check its weights, and run calibration in float32 or bfloat16"
             )
         if self.source == "text":
-            labels, flat = ids[0, 1:], flat[:-1]
+            # A copy can be differentiated through where the ids were made in inference mode.
+            labels, flat = ids[0, 1:].clone(), flat[:-1]
         else:
             with torch.no_grad():
                 probabilities = torch.softmax(flat, dim=-1).cpu()
