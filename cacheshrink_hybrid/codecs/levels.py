@@ -152,6 +152,7 @@ def normal_distortion(bits: int) -> float:
 
 
 FIRST_GAIN = 2**7 - 2
+"""Where gains begin in `row_tables`."""
 
 
 def first_level(bits: int) -> int:

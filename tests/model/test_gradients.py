@@ -15,15 +15,15 @@ from cacheshrink_hybrid.cache_argument import cache_argument
 from cacheshrink_hybrid.errors import KernelUnavailableError
 from tests.families.tiny_configs import tiny_model
 from tests.models import converted_copy, logits_of, pair, random_ids
-from tests.tolerances import assert_same_computation, assert_same_logits
+from tests.tolerances import assert_same_computation, assert_same_logits, largest_difference
 
 # RoPE, no RoPE, a softcap and windows, windows alone, states beside attention of all three kinds.
 CASES = ("llama", "gpt2", "gemma2", "mistral-window", "granitemoehybrid", "jamba", "qwen3_next")
-CODED = {"ratio": 3.0, "cache_bits": "auto"}
+CODED = {"ratio": 3.0, "cache_bits": "auto", "fisher_labels": "model"}
 STATES = {"state_ratio": 2.0, "state_dtype": "int8", "replay_length": 3}
 IDS = random_ids(2, 15)
 SPLIT = 9
-ALIKE = 0.75
+ALIKE = 0.85
 """Least cosine of a gradient with that of a model without codes, whose latents and states are not
 cut either."""
 CACHES = ("none", "default", "made", "dynamic", "static")
@@ -128,7 +128,9 @@ def test_exact_tokens(training: bool) -> None:
         found = input_gradient(model, kind)
         assert torch.cosine_similarity(found.flatten(), due.flatten(), dim=0) > ALIKE
         if not training:
-            assert_same_logits(model(IDS, use_cache=False).logits.detach(), logits_of(model, IDS))
+            # torch multiplies in another order where gradients are taken: the rows are the same.
+            logits = model(IDS, use_cache=False).logits.detach()
+            assert largest_difference(logits, logits_of(model, IDS)) < 3e-5
     behind = input_gradient(model.eval(), "made", SPLIT)
     due = input_gradient(pair("llama").converted, "made", SPLIT)
     assert torch.cosine_similarity(behind.flatten(), due.flatten(), dim=0) > ALIKE
