@@ -38,7 +38,7 @@ def cut_ranks(model: PreTrainedModel, share: float) -> PreTrainedModel:
     """Keep the first share of every latent's channels, of keys and of values each; in place.
 
     The plan's bytes and ranks become those of the cut model; its predicted losses and read times
-    remain those of the whole one.
+    remain those of the whole one. It has no certificate.
 
     Args:
         model: a converted model.
@@ -69,7 +69,7 @@ def cut_ranks(model: PreTrainedModel, share: float) -> PreTrainedModel:
     for module in latent_layers(model).values():  # all places of shared modules
         module.plan = plans[module.plan.layer_ids]
     latents = tuple(plans[latent.layer_ids] for latent in plan.latents)
-    setattr(model, PLAN_ATTRIBUTE, replace(plan, latents=latents))
+    setattr(model, PLAN_ATTRIBUTE, replace(plan, latents=latents, certificate=None))
     return model
 
 

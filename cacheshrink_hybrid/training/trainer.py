@@ -212,11 +212,11 @@ class MLATrainer:
             if self.output_dir is not None:
                 check_writable(directory, needed_bytes(attachment, config))
             keep_best = config.keep_best and eval_dataset is not None
+            attach_certificate(self.model, None)  # it is of the weights as they were
             stats = self._run(
                 config, arguments, attachment, sequences, measured, checkpoint, keep_best
             )
         self.model.eval()
-        attach_certificate(self.model, None)  # of the weights as they were
         return stats | {
             "perplexity_of": "training" if eval_dataset is None else "evaluation",
             "settings": config.to_dict(),

@@ -6,8 +6,12 @@ import copy
 
 import torch
 
+from cacheshrink_hybrid.certificate import Certificate
 from cacheshrink_hybrid.training import MLATrainer
 from tests.models import pair, random_ids
+
+CERTIFICATE = Certificate.of_losses([1.0, 2.0], [1.1, 2.1], 30, self_check=True)
+"""Of no conversion, to see what becomes of one."""
 
 
 def dataset(count: int = 6, length: int = 16) -> list[torch.Tensor]:

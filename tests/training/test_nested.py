@@ -13,12 +13,13 @@ from cacheshrink_hybrid.checkpoint.load import load_mla_model
 from cacheshrink_hybrid.checkpoint.save import save_mla_model
 from cacheshrink_hybrid.errors import ConfigError, PlanError
 from cacheshrink_hybrid.latents.attention.module import LatentAttention
-from cacheshrink_hybrid.model.attached_plan import plan_of
+from cacheshrink_hybrid.model.attached_plan import attach_certificate, plan_of
 from cacheshrink_hybrid.training import MLATrainer, cut_ranks
 from cacheshrink_hybrid.training.attachment import Attachment
 from cacheshrink_hybrid.training.nested import kept_channels
 from cacheshrink_hybrid.training.settings import TrainingConfig
 from tests.models import calibration_ids, logits_in_pieces, logits_of, pair, random_ids
+from tests.training.students import CERTIFICATE
 
 CASES = [
     ("llama", "joint", {}),
@@ -67,6 +68,13 @@ def test_first_channels_of_bytes_are_those_worth_most(method: str) -> None:
         assert module.plan.runs[0].bits == 8
         half = len(keys) // 2
         assert float(keys[:half].mean()) > float(keys[half:].mean())
+
+
+def test_cut_models_have_no_certificate() -> None:
+    model = copy.deepcopy(pair("llama", "joint", 2.0).converted)
+    attach_certificate(model, CERTIFICATE)
+    cut_ranks(model, 0.5)
+    assert plan_of(model).certificate is None
 
 
 def test_whole_share_changes_nothing() -> None:

@@ -16,6 +16,7 @@ from cacheshrink_hybrid.errors import (
     UnsupportedModelError,
 )
 from cacheshrink_hybrid.latents.attention.module import LatentAttention
+from cacheshrink_hybrid.model.attached_plan import attach_certificate, plan_of
 from cacheshrink_hybrid.model.original_model import compression_disabled
 from cacheshrink_hybrid.training import MLATrainer
 from cacheshrink_hybrid.training.attachment import BASES, Attachment
@@ -26,7 +27,7 @@ from cacheshrink_hybrid.training.settings import TrainingConfig
 from cacheshrink_hybrid.training.targets import Original
 from tests.families.tiny_configs import tiny_model
 from tests.models import calibration_ids, logits_of, pair, random_ids, unchanged
-from tests.training.students import dataset, losses, student, train
+from tests.training.students import CERTIFICATE, dataset, losses, student, train
 
 LOSSES = ("lm", "reconstruction", "distillation", "local")
 
@@ -277,6 +278,7 @@ def test_teacher_of_its_own() -> None:
 
 def test_nan_stops_before_it_does_harm() -> None:
     model = student()
+    attach_certificate(model, CERTIFICATE)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     bad = model.model.layers[1].mlp.down_proj
     calls = 0  # six to measure the metric, then one per step
@@ -293,6 +295,14 @@ def test_nan_stops_before_it_does_harm() -> None:
     assert not hasattr(model, BASES)
     assert all(torch.isfinite(tensor).all() for tensor in model.state_dict().values())
     assert any(not torch.equal(weights[n], t) for n, t in model.state_dict().items())
+    assert plan_of(model).certificate is None
+
+
+def test_trained_models_have_no_certificate() -> None:
+    model = student()
+    attach_certificate(model, CERTIFICATE)
+    train(model, loss="lm", max_steps=1)
+    assert plan_of(model).certificate is None
 
 
 def test_weights_that_are_no_numbers() -> None:
