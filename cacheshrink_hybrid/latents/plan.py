@@ -8,11 +8,9 @@ from typing import Any
 from ..codecs import RowCodec, RowFormat
 from ..errors import PlanError
 from ..methods import LATENT_KINDS, LatentKind
-from ..spec import BYTES_16BIT
 
-CROP_SLACK = 32
-"""Tokens before an exact window that are kept exact as well, so that as many can be removed from
-the end (rejected guesses of assisted decoding) without leaving the window short."""
+EXACT_BITS = 16
+"""Width of the channels of exact rows."""
 
 READ_MODES = ("absorb", "reconstruct", "rotate")
 
@@ -47,8 +45,8 @@ class LatentPlan:
             are, in the model's dtype.
         frequencies: for `rotate`, the rotary frequency of each pair of key channels, -1 for pairs
             that are not rotated.
-        exact_sinks: first tokens of a sequence that are kept at 16 bits as well.
-        exact_window: most recent tokens, the last one included, that are kept at 16 bits as well.
+        exact_sinks: first tokens of a sequence that have an exact row as well.
+        exact_window: most recent tokens, the last one included, that have an exact row as well.
         basis_group: number of the group of modules that share one basis; None if not shared.
         predicted_loss: expected loss of what was cut off, in units of the metric, summed over the
             layers served (nats per token for `fisher`), on the text that bases were fitted to.
@@ -128,13 +126,15 @@ class LatentPlan:
 
     @property
     def keeps_exact(self) -> bool:
-        """Whether some tokens are kept at 16 bits beside their rows."""
+        """Whether some tokens have an exact row beside their coded one."""
         return self.exact_sinks > 0 or self.exact_window > 0
 
     def exact_bytes(self, num_tokens: int) -> int:
-        """Bytes of a sequence's exact copies in one layer, which do not grow beyond the window."""
-        recent = min(num_tokens, self.exact_window + CROP_SLACK) if self.exact_window else 0
-        return (self.exact_sinks + recent) * self.kv_lora_rank * BYTES_16BIT
+        """Bytes of a sequence's exact rows in one layer, which do not grow beyond the window."""
+        if not self.keeps_exact:
+            return 0
+        count = min(num_tokens, self.exact_sinks) + min(num_tokens, self.exact_window)
+        return count * self.exact_codec().row_bytes
 
     @property
     def widths(self) -> str:
@@ -164,6 +164,10 @@ class LatentPlan:
     def codec(self) -> RowCodec:
         """The codec of this layer's rows."""
         return RowCodec(tuple((run.channels, run.bits) for run in self.runs), self.row_format)
+
+    def exact_codec(self) -> RowCodec:
+        """The codec of exact rows: the same runs, wide. So they are read like coded rows."""
+        return RowCodec(tuple((run.channels, EXACT_BITS) for run in self.runs), RowFormat())
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> LatentPlan:

@@ -16,6 +16,7 @@ from cacheshrink_hybrid.engine import LLM
 from cacheshrink_hybrid.errors import NotSupportedError
 from cacheshrink_hybrid.families import model_spec
 from cacheshrink_hybrid.model.latent_model import plan_of
+from cacheshrink_hybrid.pool.lifetime import FIRST, RECENT, TOKENS, RowSet
 from cacheshrink_hybrid.states.layer import StateCacheMixin
 from tests.families.tiny_configs import CASES, RECURRENT_CASES, tiny_config, tiny_model
 from tests.models import converted_copy, logits_in_pieces, pair, random_ids
@@ -30,7 +31,7 @@ Stored = dict[tuple[int, str, int], tuple[tuple[int, ...], torch.dtype]]
 def planned_tensors(planned: PlannedLayout) -> Stored:
     """Shape without the batch and type of every tensor; of rows those of one token."""
     rows: Stored = {
-        (row.layer_idx, "row", 0): ((row.width,), row.dtype) for row in planned.rows.values()
+        (row.layer_idx, row.kind, 0): ((row.width,), row.dtype) for row in planned.rows.values()
     }
     return rows | {
         (shape.layer_idx, shape.kind, shape.number): (shape.shape, shape.dtype)
@@ -52,13 +53,13 @@ def live_tensors(model: PreTrainedModel) -> Stored:
         keys = getattr(layer, "keys", None)
         if keys is not None:
             width = sum(x.shape[1] * x.shape[3] for x in (keys, layer.values))
-            found[layer_idx, "row", 0] = (width,), keys.dtype
+            found[layer_idx, TOKENS, 0] = (width,), keys.dtype
         for kind in ("conv", "recurrent"):
             for number, tensor in getattr(layer, f"{kind}_states", {}).items():
                 note(layer_idx, kind, number, tensor)
-    for layer_idx, copies in cache.exact.items():
-        for number, tensor in enumerate(copies.carried()):
-            note(layer_idx, "exact", number, tensor)
+    for layer_idx, exact in cache.exact.items():
+        for kind, tensor in zip((RECENT, FIRST), exact.tensors(), strict=True):
+            found[layer_idx, kind, 0] = tuple(tensor.shape[2:]), tensor.dtype
     return found
 
 
@@ -101,7 +102,8 @@ def test_coded_states_and_rows(case: str, dtype: torch.dtype, replay_length: int
     planned = planned_tensors(layout_of(model))
     assert planned == live_tensors(model)
     kinds = {kind for _, kind, _ in planned}
-    assert kinds >= {"conv", "recurrent"} and ("exact" in kinds) == ("row" in kinds)
+    assert kinds >= {"conv", "recurrent"}
+    assert {TOKENS, RECENT, FIRST} <= kinds or TOKENS not in kinds
 
 
 @pytest.mark.parametrize("case", ["llama", "bamba", "mamba2"])
@@ -161,7 +163,7 @@ def test_a_model_that_switches_back_stores_what_its_source_does() -> None:
 
 
 def test_rows_of_another_width_or_type_are_refused() -> None:
-    row = layout_of(tiny_model("llama", dtype=torch.bfloat16)).rows[0]
+    row = layout_of(tiny_model("llama", dtype=torch.bfloat16)).rows[RowSet(0)]
     row.check(torch.zeros(1, 1, row.width, dtype=torch.bfloat16))
     for wrong in (
         torch.zeros(1, 1, row.width + 1, dtype=torch.bfloat16),

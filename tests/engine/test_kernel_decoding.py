@@ -35,6 +35,15 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama-per-head": ("llama", "per_head", {}),
     "llama-rotate": ("llama", "rotate", {}),
     "window": ("mistral-window", "auto", {}),
+    "exact": ("llama", "joint", {"exact_sinks": 2, "exact_window": 5}),
+    "exact-absorbed": ("gpt2", "auto", {"exact_window": 3}),
+    "exact-per-head": ("llama", "per_head", {"exact_sinks": 3}),
+    "exact-windows": ("gemma2", "auto", {"exact_sinks": 1, "exact_window": 4}),
+    "exact-hybrid": (
+        "granitemoehybrid",
+        "auto",
+        {"state_dtype": "int8", "replay_length": 3, "exact_sinks": 2, "exact_window": 4},
+    ),
     "two-rotations": ("gemma3_text", "auto", {}),
     "normalised-keys": ("qwen3", "auto", {}),
     "sinks": ("gpt_oss", "auto", {}),
@@ -52,7 +61,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "shared-attention": ("zamba2", "auto", {"state_dtype": "float32", "replay_length": 1}),
     "both-in-a-layer": ("falcon_h1", "auto", {"state_dtype": "bfloat16", "replay_length": 2}),
 }
-INTERPRETED = ("gpt2", "window", "mamba2-replay", "delta-net-ranks")
+INTERPRETED = ("gpt2", "window", "exact", "mamba2-replay", "delta-net-ranks")
 MEMORY = 4 << 20
 
 
@@ -294,7 +303,6 @@ def test_what_kernels_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
         LLM(tiny_model("llama"), cache_memory=MEMORY, backend="triton")
     for case, settings, reason in (
         ("llama", {"scales": "token"}, "scales='token'"),
-        ("llama", {"exact_window": 4}, "exact_sinks and exact_window"),
         ("olmo2", {}, "mean square of a head's channels"),
         ("jamba", {"state_dtype": "int8", "replay_length": 2}, "replays the inputs of Mamba-1"),
     ):

@@ -20,8 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from ...codecs import RowCodec
+from ...codecs.straight_through import newest_straight_through, straight_through
 from ...codecs.traced_rows import decode_rows, encode_rows
 from ...lasting import lasting_tensors
+from ...pool.memory import ExactRows
+from ..exact_tokens import ExactView
 from ..plan import LatentPlan
 from .maps import HeadMap
 from .rotation import Angles, turn_channels, turning_pairs
@@ -50,6 +53,7 @@ class LatentHead:
         rotary: rotation of queries and keys by their slot; None for none.
         codec, reach: how latents become rows of bytes, and how far their channels reach, (R,);
             None where latents are stored as they are.
+        exact_codec: how they become exact rows; None where no token stays exact.
     """
 
     plan: LatentPlan
@@ -67,6 +71,7 @@ class LatentHead:
     rotary: SlotRotary | None = None
     codec: RowCodec | None = None
     reach: Tensor | None = None
+    exact_codec: RowCodec | None = None
     _notes: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     def noted(self, name: Hashable, find: Callable[[], Found]) -> Found:
@@ -129,6 +134,44 @@ class LatentHead:
         if self.codec is None:
             return stored
         return decode_rows(self.codec, stored, dtype)
+
+    def exact_rows(self, latent: Tensor) -> Tensor:
+        """Exact rows (B, T, bytes) of latents (B, T, R)."""
+        assert self.exact_codec is not None
+        return encode_rows(self.exact_codec, latent, None)
+
+    def exact_view(
+        self, latent: Tensor, stored: ExactRows, first: Tensor, first_query: int | Tensor
+    ) -> ExactView:
+        """Exact latents that the queries of a step may read, with gradients of the new ones.
+
+        Args:
+            latent: of the step's tokens, (B, T, R).
+            stored: exact rows, those of the step included.
+            first: first slot of each sequence that is not padding, (B or 1,).
+            first_query: slot of the step's first token.
+        """
+        assert self.exact_codec is not None
+        tail, sinks = (
+            decode_rows(self.exact_codec, rows, latent.dtype)
+            for rows in (stored.recent, stored.first)
+        )
+        tail = newest_straight_through(latent, tail, first_query - stored.begin, dim=1)
+        slots = first[:, None] + torch.arange(sinks.shape[1], device=first.device)
+        end = first_query + latent.shape[1]
+        sinks = torch.where((slots < end)[..., None], sinks, 0.0)
+        if torch.is_grad_enabled() and sinks.shape[1]:
+            at = (slots - first_query)[..., None].expand(sinks.shape)
+            new = (at >= 0) & (at < latent.shape[1])
+            own = latent.gather(1, at.clamp(0, latent.shape[1] - 1))
+            sinks = torch.where(new, straight_through(own, sinks), sinks)
+        return ExactView(
+            sinks=sinks,
+            first=first,
+            tail=tail,
+            begin=stored.begin,
+            window=self.plan.exact_window,
+        )
 
     # What is read
 

@@ -78,7 +78,7 @@ def latent_read(head: LatentHead, num_slots: int, like: Tensor) -> LatentRead:
     Raises:
         KernelUnavailableError: norms of keys other than the RMS norm of a head's channels,
             rotations other than of channel pairs (i, i + rotary dim / 2), sliding windows that
-            exact copies cover, and latents without a channel of keys or of values.
+            exact tokens cover, and latents without a channel of keys or of values.
     """
     plan, window = head.plan, head.window
     if not (plan.key_rank and plan.value_rank):
@@ -86,19 +86,18 @@ def latent_read(head: LatentHead, num_slots: int, like: Tensor) -> LatentRead:
             f"kernels read channels of keys and of values; this layer has key_rank={plan.key_rank} "
             f"and value_rank={plan.value_rank}, so torch reads its rows"
         )
-    if window is not None and plan.exact_window:
-        # The window of rows begins where that of copies ends, and the queries are moved there.
-        window -= plan.exact_window
-        if window < 1:
-            raise KernelUnavailableError(
-                f"its exact_window of {plan.exact_window} tokens covers its sliding window of "
-                f"{head.window}, so that no rows are read"
-            )
+    if window is not None and plan.exact_window >= window:
+        raise KernelUnavailableError(
+            f"its exact_window of {plan.exact_window} tokens covers its sliding window of "
+            f"{window}, so that no coded rows are read"
+        )
     return LatentRead(
         key_rank=plan.key_rank,
         value_rank=plan.value_rank,
         scale=head.scale,
         window=window,
+        exact_window=plan.exact_window,
+        exact_sinks=plan.exact_sinks,
         softcap=head.softcap,
         sinks=head.sinks,
         key_up=_key_up(head, num_slots, like) if head.rebuilds_keys else None,

@@ -228,6 +228,7 @@ class LatentAttention(Derived, nn.Module):
             "sinks": self.sinks,
             "codec": plan.codec() if plan.coded else None,
             "reach": self.latent_reach,
+            "exact_codec": plan.exact_codec() if plan.keeps_exact else None,
         }
 
     def latent(self, x: Tensor, layer_idx: int) -> Tensor:
@@ -256,8 +257,12 @@ class LatentAttention(Derived, nn.Module):
             kwargs: further arguments of it.
         """
         head, implementation = self.head, self.config._attn_implementation
+        if isinstance(mask, Tensor) and mask.ndim == 4 and implementation != "eager":
+            # Others take no such masks, which exact tokens need, and SDPA has neither of these.
+            plain = head.softcap is None and head.sinks is None
+            implementation = "sdpa" if plain else "eager"
         if head.softcap is not None and implementation == "sdpa":
-            implementation = "eager"  # SDPA has no softcap
+            implementation = "eager"
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
         options = {"softcap": head.softcap, "s_aux": head.sinks}
         return attend(

@@ -14,10 +14,11 @@ from torch import Tensor
 from ...codecs.row_layout import RowLayout
 from ...kernels.backend import Backend
 from ...kernels.latents.append import latent_append
-from ...kernels.latents.decode import LatentRead, latent_decode
+from ...kernels.latents.decode import ExactPages, LatentRead, latent_decode
 from ...kernels.latents.paged_rows import PagedRows
 from ...kernels.latents.prefill import latent_prefill
-from ...pool.layout import LifetimeClass
+from ...pool.lifetime import FIRST, RECENT, LifetimeClass
+from ...pool.memory import RowStep
 from .dense_read import MAX_DECODE_TOKENS
 from .head import LatentHead
 
@@ -55,6 +56,27 @@ def append_to_pool(
     latent_append(latent, rows, slot_mapping, reach=reach, backend=backend)
 
 
+def exact_in_pool(head: LatentHead, latent: Tensor, step: RowStep) -> ExactPages:
+    """Write the exact rows of new latents (B, T, R), and say where all of them lie."""
+    assert head.exact_codec is not None
+    pages, tables = {}, {}
+    for kind in (RECENT, FIRST):
+        place = step.places.get(kind)
+        if place is None:
+            continue
+        rows = rows_in_pool(
+            head.exact_codec.layout, step.arena, step.frame_bytes, place.lifetime, place.place
+        )
+        latent_append(latent.flatten(0, 1), rows, place.slot_mapping, backend=step.backend)
+        pages[kind], tables[kind] = rows, place.frame_table
+    return ExactPages(
+        recent=pages.get(RECENT),
+        recent_table=tables.get(RECENT),
+        first=pages.get(FIRST),
+        first_table=tables.get(FIRST),
+    )
+
+
 def read_pool(
     head: LatentHead,
     query: Tensor,
@@ -64,6 +86,7 @@ def read_pool(
     *,
     read: LatentRead,
     first_slots: Tensor | None = None,
+    exact: ExactPages | None = None,
     beside: tuple[Tensor, Tensor] | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
@@ -89,7 +112,7 @@ def read_pool(
     }
     num_new = query.shape[2]
     if num_new <= MAX_DECODE_TOKENS:
-        mixed, total = latent_decode(asked, rows, frame_table, context_lens, **options)
+        mixed, total = latent_decode(asked, rows, frame_table, context_lens, exact=exact, **options)
     else:
         new_lens = torch.full_like(context_lens, num_new)
         mixed, total = latent_prefill(asked, rows, frame_table, context_lens, new_lens, **options)

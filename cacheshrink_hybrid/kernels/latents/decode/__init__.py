@@ -8,9 +8,9 @@ from ....errors import ConfigError
 from ...backend import Backend
 from ..paged_rows import PagedRows
 from .attend import attend
-from .read import KeyUp, LatentRead
+from .read import ExactPages, KeyUp, LatentRead
 
-__all__ = ["KeyUp", "LatentRead", "latent_decode"]
+__all__ = ["ExactPages", "KeyUp", "LatentRead", "latent_decode"]
 
 
 def latent_decode(
@@ -22,6 +22,7 @@ def latent_decode(
     read: LatentRead,
     offset: Tensor | None = None,
     first_slots: Tensor | None = None,
+    exact: ExactPages | None = None,
     beside: tuple[Tensor, Tensor] | None = None,
     num_splits: int | None = None,
     backend: Backend = "auto",
@@ -47,6 +48,8 @@ def latent_decode(
             gives.
         first_slots: slots before these are not seen, (B,), int32, as where a batch is padded on the
             left; None for all.
+        exact: rows of the slots that `read` takes out of `rows`; None if these are not read, or
+            beside.
         beside: what the queries have read elsewhere, mixed in as if it had been read here: the mean
             of the values (B, T, H, value_rank) and the log-sum-exp of the scores (B, T, H), both
             float32; the mean is finite where the latter is -inf, for nothing. None for none.
@@ -77,6 +80,7 @@ def latent_decode(
         offset=offset,
         query_lens=None,
         first_slots=first_slots,
+        exact=exact,
         beside=beside,
         num_splits=num_splits,
         backend=backend,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...backend import Backend, uses_triton
 from ..paged_rows import PagedRows, check_frame_table
-from .read import LatentRead
+from .read import ExactPages, LatentRead
 
 
 def attend(
@@ -22,15 +22,20 @@ def attend(
     offset: Tensor | None,
     query_lens: Tensor | None,
     first_slots: Tensor | None,
+    exact: ExactPages | None,
     beside: tuple[Tensor, Tensor] | None,
     num_splits: int | None,
     backend: Backend,
 ) -> tuple[Tensor, Tensor]:
     """See `latent_decode`, and `latent_prefill` for `query_lens`, which are None for all tokens."""
-    read.check(query, offset, rows, beside)
+    read.check(query, offset, rows, exact, beside)
     check_frame_table(frame_table, context_lens, query.shape[0], first_slots)
+    pages = exact or ExactPages()
+    tables = [table for table in (pages.recent_table, pages.first_table) if table is not None]
+    for table in tables:
+        check_frame_table(table, context_lens, query.shape[0])
     decode: Callable[..., tuple[Tensor, Tensor]]
-    tensors = (query, frame_table, context_lens, offset, query_lens, first_slots)
+    tensors = (query, frame_table, context_lens, offset, query_lens, first_slots, *tables)
     if uses_triton(backend, rows.arena, *tensors, *(beside or ())):
         from .kernel import latent_decode_triton
 
@@ -46,5 +51,6 @@ def attend(
         offset=offset,
         query_lens=query_lens,
         first_slots=first_slots,
+        exact=exact,
         beside=beside,
     )

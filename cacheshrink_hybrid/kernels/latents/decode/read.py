@@ -66,6 +66,30 @@ class KeyUp:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class ExactPages:
+    """Where the exact rows of recent and of first tokens lie.
+
+    Attributes:
+        recent, recent_table: rows by slot, and frames of each sequence, (B, max_frames), int32, -1
+            where there is none; None without an exact window.
+        first, first_table: rows counted from each sequence's first visible slot; None without
+            sinks. Both have equal rows.
+    """
+
+    recent: PagedRows | None = None
+    recent_table: Tensor | None = None
+    first: PagedRows | None = None
+    first_table: Tensor | None = None
+
+    @property
+    def rows(self) -> PagedRows:
+        """Of either."""
+        found = self.recent or self.first
+        assert found is not None
+        return found
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class LatentRead:
     """How queries meet the latents of a layer.
 
@@ -74,6 +98,8 @@ class LatentRead:
         value_rank: channels that values are made of, the last of the latent.
         scale: factor of the scores.
         window: a query at slot p sees the slots above p - window; None for all.
+        exact_window, exact_sinks: last slots that a query sees, its own included, and first visible
+            slots, that are not read from the layer's rows: from `ExactPages`, or elsewhere.
         softcap: scores become softcap * tanh(score / softcap); None for not.
         sinks: a logit per query head that takes part in the softmax and has no value, (H,); None.
         key_up: how keys are rebuilt; None if queries were brought into latent space (`absorb`, and
@@ -88,6 +114,8 @@ class LatentRead:
     value_rank: int
     scale: float
     window: int | None = None
+    exact_window: int = 0
+    exact_sinks: int = 0
     softcap: float | None = None
     sinks: Tensor | None = None
     key_up: KeyUp | None = None
@@ -98,6 +126,20 @@ class LatentRead:
             faults.append(f"ranks {self.key_rank}, {self.value_rank} must be at least 1")
         if self.window is not None and self.window < 1:
             faults.append(f"window={self.window} must be at least 1, or None")
+        if min(self.exact_window, self.exact_sinks) < 0:
+            faults.append(
+                f"exact_window={self.exact_window} and exact_sinks={self.exact_sinks} must be at "
+                "least 0"
+            )
+        if self.window is not None and self.exact_window >= self.window:
+            faults.append(
+                f"exact_window={self.exact_window} must be less than window={self.window}"
+            )
+        if self.window is not None and self.exact_sinks:
+            faults.append(
+                f"exact_sinks={self.exact_sinks} with window={self.window}: sinks leave a sliding "
+                "window; leave them out"
+            )
         if self.softcap is not None and self.softcap <= 0:
             faults.append(f"softcap={self.softcap} must be positive, or None")
         if self.key_up is not None and self.key_up.weight.ndim == 3:
@@ -113,9 +155,10 @@ class LatentRead:
         query: Tensor,
         offset: Tensor | None,
         rows: PagedRows,
+        exact: ExactPages | None = None,
         beside: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        """Refuse queries (B, T, H, K) that do not fit.
+        """Refuse queries (B, T, H, K) that do not fit, and exact rows other than are to be read.
 
         Raises:
             ConfigError: a wrong shape or type.
@@ -141,6 +184,21 @@ class LatentRead:
                 faults.append("offset belongs to absorbed queries; rebuilt keys have a bias")
         if offset is not None and offset.shape != query.shape[:3]:
             faults.append(f"offset has shape {tuple(offset.shape)}; due is (B, T, H)")
+        if exact is not None:
+            for kind, given, due_tokens in (
+                ("recent", exact.recent, self.exact_window),
+                ("first", exact.first, self.exact_sinks),
+            ):
+                if (given is None) != (due_tokens == 0):
+                    faults.append(
+                        f"exact rows of {kind} tokens are {'not ' if given is None else ''}given, "
+                        f"and {due_tokens} are to be read"
+                    )
+                elif given is not None and given.layout.num_channels != rows.layout.num_channels:
+                    faults.append(
+                        f"exact rows have {given.layout.num_channels} channels, others "
+                        f"{rows.layout.num_channels}"
+                    )
         if beside is not None:
             for name, tensor, extra in zip(
                 ("mean", "log-sum-exp"), beside, ((self.value_rank,), ()), strict=True

@@ -45,19 +45,19 @@ def block_range(
 def row_pointers(
     p_arena,
     p_frames,
-    block,
+    first_slot,
     m_n,
     layer_offset,
     ROWS: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """First byte of the row of each slot of a block, and which of the slots `m_n` have a frame."""
+    """First byte of the row of each of BLOCK_N slots from `first_slot` on, a multiple of that, and
+    which of the slots `m_n`, none of them before slot 0, have a frame."""
     o_block = tl.arange(0, BLOCK_N)
-    o_n = block * BLOCK_N + o_block
+    o_n = first_slot + o_block
     if ROWS.frame_tokens % BLOCK_N == 0:
         # A tile lies in one frame, whose number the whole program shares.
-        first_slot = block * BLOCK_N
-        frame = tl.load(p_frames + first_slot // ROWS.frame_tokens)
+        frame = tl.load(p_frames + tl.maximum(first_slot, 0) // ROWS.frame_tokens)
         m_n = tl.where(frame >= 0, m_n, False)
         o_byte = tl.maximum(frame, 0).to(tl.int64) * ROWS.frame_bytes + layer_offset
         p_tile = p_arena + o_byte + (first_slot % ROWS.frame_tokens) * ROWS.row_bytes

@@ -65,6 +65,7 @@ def latent_prefill(
         offset=offset,
         query_lens=query_lens,
         first_slots=first_slots,
+        exact=None,
         beside=beside,
         num_splits=1,
         backend=backend,

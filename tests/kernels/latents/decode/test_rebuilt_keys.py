@@ -149,18 +149,19 @@ def test_reference_normalises_keys_before_it_rotates_them() -> None:
         plain, cos=angles.cos(), sin=angles.sin(), norm_weight=norm.weight, norm_epsilon=0.3
     )
     latent, _ = gather_latents(rows, table, 9)
-    due = norm(rebuilt_keys(latent, layout, plain))
+    slot = torch.arange(9)[None]
+    due = norm(rebuilt_keys(latent, layout, plain, slot))
     first, second, rest = due.split([half, half, head_dim - 2 * half], dim=-1)
     cos, sin = angles.cos(), angles.sin()
     due = torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
-    torch.testing.assert_close(rebuilt_keys(latent, layout, normed), due)
+    torch.testing.assert_close(rebuilt_keys(latent, layout, normed, slot), due)
 
 
 def test_reference_finds_the_channels_of_a_head_in_every_run() -> None:
     layout = RowFormat().layout([(6, 8), (12, 4), (8, 8)])
     latent = torch.randn(1, 5, 26)
     key_up = KeyUp(weight=torch.eye(9).repeat(J, 1, 1), bias=torch.zeros(J, 9), per_head=True)
-    keys = rebuilt_keys(latent, layout, key_up)
+    keys = rebuilt_keys(latent, layout, key_up, torch.arange(5)[None])
     for head in range(J):
         first, second = latent[..., 3 * head :][..., :3], latent[..., 6 + 6 * head :][..., :6]
         torch.testing.assert_close(keys[:, head], torch.cat([first, second], dim=-1))
