@@ -40,8 +40,10 @@ class CompressionConfig:
             a gain, where that is worth its byte) or `token` (a float16 scale per token and width).
         hadamard: mix the channels of each run by a Hadamard matrix before they are coded.
         exact_sinks: first tokens of a sequence that stay at 16 bits, beside few-bit rows, in layers
-            without a sliding window.
-        exact_window: most recent tokens that stay at 16 bits.
+            without a sliding window. None: 4 where rows have few bits, else 0.
+        exact_window: most recent tokens that stay at 16 bits. None: 32 where rows have few bits,
+            else 0. By default at most an eighth of the tokens that a layer can read, or that
+            calibration reads at once, stay exact.
         metric: what counts as loss: `fisher` (the model's own loss, one backward pass), `score`
             (queries and output projection, no backward pass), `activation` (plain PCA), `none`
             (weights only, no text).
@@ -88,8 +90,8 @@ class CompressionConfig:
     cache_bits: int | str = "auto"
     scales: str = "static"
     hadamard: bool = False
-    exact_sinks: int = 0
-    exact_window: int = 0
+    exact_sinks: int | None = None
+    exact_window: int | None = None
     metric: str = "fisher"
     rank_allocation: str = "global"
     metric_damping: float = 1e-4

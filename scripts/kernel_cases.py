@@ -53,6 +53,15 @@ CASES = [
         rebuilt(8, per_head=False, normalized=True),
         needs=DECODE,
     ),
+    # With 4 first and 32 recent tokens in rows of 16 bits.
+    Case("latent_decode-absorb-exact-mixed", absorb("mixed", frame_tokens=16, exact=True)),
+    *(
+        Case(
+            f"latent_decode-rebuilt-exact-{'per_head' if per_head else 'joint'}-8",
+            rebuilt(8, per_head=per_head, exact=True),
+        )
+        for per_head in (True, False)
+    ),
     Case("latent_decode-narrow-absorb", everything(rebuilt=False), hot=False),
     Case("latent_decode-narrow-rebuilt", everything(rebuilt=True), hot=False),
     Case("latent_append-mixed", append("mixed"), everywhere=True),

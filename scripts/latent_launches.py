@@ -7,7 +7,7 @@ import torch
 from cacheshrink_hybrid.codecs import RowFormat
 from cacheshrink_hybrid.codecs.row_layout import Kind, RowLayout
 from cacheshrink_hybrid.kernels.latents.append.kernel import latent_append_triton
-from cacheshrink_hybrid.kernels.latents.decode import KeyUp, LatentRead
+from cacheshrink_hybrid.kernels.latents.decode import ExactPages, KeyUp, LatentRead
 from cacheshrink_hybrid.kernels.latents.decode.kernel import latent_decode_triton
 from cacheshrink_hybrid.kernels.latents.decode.tiles import Tiles
 from cacheshrink_hybrid.kernels.latents.paged_rows import PagedRows
@@ -38,28 +38,46 @@ def rows_of(layout: RowLayout, *, frame_tokens: int = 64) -> PagedRows:
     )
 
 
+EXACT = {"exact_window": 32, "exact_sinks": 4}
+
+
+def exact_pages(layout: RowLayout) -> ExactPages:
+    """Recent and first tokens in rows of 16 bits with the runs of a layout."""
+    wide = RowFormat().layout([(run.channels, 16) for run in layout.runs])
+    rows = rows_of(wide, frame_tokens=5)
+    return ExactPages(
+        recent=rows,
+        recent_table=meta(8, 512, dtype=torch.int32),
+        first=rows,
+        first_table=meta(8, 1, dtype=torch.int32),
+    )
+
+
 def absorb(
     name: str,
     *,
     dtype: torch.dtype = torch.bfloat16,
     heads: int = 32,
     frame_tokens: int = 64,
+    exact: bool = False,
 ):
     """Decoding with absorbed queries, all of the row as keys and as values."""
 
     def run() -> None:
         rows = rows_of(LAYOUTS[name], frame_tokens=frame_tokens)
         rank = rows.layout.num_channels
+        counts = EXACT if exact else {}
         latent_decode_triton(
             meta(8, 1, heads, rank, dtype=dtype),
             rows,
             meta(8, 512, dtype=torch.int32),
             meta(8, dtype=torch.int32),
-            read=LatentRead(key_rank=rank, value_rank=rank, scale=0.1),
+            read=LatentRead(key_rank=rank, value_rank=rank, scale=0.1, **counts),
             offset=None,
             query_lens=None,
             first_slots=None,
             num_splits=None,
+            exact=exact_pages(rows.layout) if exact else None,
         )
 
     return run
@@ -154,6 +172,7 @@ def rebuilt(
     per_head: bool,
     value_rank: int = 256,
     normalized: bool = False,
+    exact: bool = False,
     tiles: Tiles | None = None,
 ):
     """Decoding with rebuilt keys: 8 key heads of 128, 64 channels each or for all."""
@@ -177,11 +196,18 @@ def rebuilt(
             rows_of(layout),
             meta(8, 512, dtype=torch.int32),
             meta(8, dtype=torch.int32),
-            read=LatentRead(key_rank=key_rank, value_rank=value_rank, scale=0.1, key_up=key_up),
+            read=LatentRead(
+                key_rank=key_rank,
+                value_rank=value_rank,
+                scale=0.1,
+                key_up=key_up,
+                **(EXACT if exact else {}),
+            ),
             offset=None,
             query_lens=None,
             first_slots=None,
             num_splits=None,
+            exact=exact_pages(layout) if exact else None,
             tiles=tiles,
         )
 

@@ -44,6 +44,10 @@ Once the package is imported, `AutoModelForCausalLM.from_pretrained` loads it to
 """
 
 
+EXACT_AT = 1024
+"""Tokens of the text that bytes with exact tokens are told of."""
+
+
 def model_card(model: LatentModel, plan: CompressionPlan) -> str:
     """A card with the source, its license where its own card is at hand, sizes and the loss."""
     name = model.source_name
@@ -73,6 +77,12 @@ def _rows(model: LatentModel, plan: CompressionPlan) -> list[str]:
             "| bytes per token of keys and values, the source at 16 bits | "
             f"{plan.source_bytes_per_token:,} | {plan.bytes_per_token:,} "
             f"({plan.compression_ratio:.2f}x) |"
+        )
+    if plan.exact_bytes(1):
+        rows.append(
+            f"| the same of a text of {EXACT_AT:,} tokens, exact tokens included | "
+            f"{plan.source_bytes_per_token:,} | "
+            f"{plan.bytes_per_token + plan.exact_bytes(EXACT_AT) / EXACT_AT:,.0f} |"
         )
     if plan.states:
         rows.append(
