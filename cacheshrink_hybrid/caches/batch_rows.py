@@ -105,6 +105,26 @@ class BatchRows:
                 rows = torch.cat([self.read(recent, start, begin, lasting=False), rows], dim=1)
         return ExactRows(sinks, rows, start)
 
+    def held(self, row_set: RowSet, end: int) -> tuple[int, Tensor]:
+        """Rows (B, n, elements) that are stored of the tokens before `end`, and the first of these
+        tokens, counted as the class counts them."""
+        number, _ = self.layout.places[row_set]
+        limit = self.layout.classes[number].limit
+        if limit is not None:
+            count = min(limit, end)
+            return 0, read_first(self._view(row_set)[0], self._table(number), count)
+        begin = self.store.first_position(self._ids[0], number)
+        return begin, self.read(row_set, begin, end)
+
+    def restore(self, row_set: RowSet, begin: int, rows: Tensor) -> None:
+        """Store what `held` gave, in the places of tokens that are reserved."""
+        number, _ = self.layout.places[row_set]
+        if self.layout.classes[number].limit is None:
+            self.write(row_set, begin, rows)
+        else:
+            view, table = self._view(row_set)[0], self._table(number)
+            write_first(view, table, [begin] * len(rows), rows, rows.shape[1])
+
     @property
     def origins(self) -> list[int]:
         """First slot of each sequence that is not padding."""

@@ -205,19 +205,21 @@ class HybridCache(LatentCache, PoolMemory):
     def _lay_out_for(self, rows: Tensor) -> None:
         """Make the pool anew for rows of this type, in the layers that have none yet: autocast, and
         weights of several types, bring others than the model's."""
-        assert self.planned is not None
+        assert self.planned is not None and self.store is not None
+        lengths = {layer.layer_idx: layer.cumulative_length for layer in self._attention_layers}
         held = {
-            layer.layer_idx: (first, self.read(layer.layer_idx, first, layer.cumulative_length))
-            for layer in self._attention_layers
-            if layer.cumulative_length
-            for first in [layer.first_seen(layer.cumulative_length)]
+            row_set: self._rows.held(row_set, end)
+            for row_set in self.planned.rows
+            if (end := lengths[row_set.layer_idx])
         }
+        origins = self._rows.origins
         self._states.take_out()
-        self.planned = self.planned.with_row_type(rows.dtype, held)
+        self.planned = self.planned.with_row_type(rows.dtype, {idx for idx, _ in held})
         self._lay_out(len(rows), rows.shape[1], rows)
-        for layer_idx, (begin, stored) in held.items():
-            self._make_room(len(stored), begin + stored.shape[1])
-            self._rows.write(RowSet(layer_idx), begin, stored)
+        for row_set, (begin, stored) in held.items():
+            self._make_room(len(stored), lengths[row_set.layer_idx])
+            self._rows.restore(row_set, begin, stored)
+        self._set_origins(origins if held else [])
         for layer in linear_layers(self.layers).values():
             for states in states_of(layer):
                 states.update(dict(states))  # each to its new place
@@ -271,8 +273,11 @@ class HybridCache(LatentCache, PoolMemory):
         if begin and all(origin < begin for origin in self._rows.origins):
             return
         count = len(self._batch.ids)
-        found = [0] * count if first is None else first.expand(count).tolist()
-        for seq_id, origin in zip(self._batch.ids, found, strict=True):
+        self._set_origins([0] * count if first is None else first.expand(count).tolist())
+
+    def _set_origins(self, origins: list[int]) -> None:
+        assert self.store is not None
+        for seq_id, origin in zip(self._batch.ids, origins, strict=True):
             self.store.set_origin(seq_id, origin)
 
     def row_step(

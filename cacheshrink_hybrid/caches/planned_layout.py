@@ -200,7 +200,7 @@ def _row_shapes(
         width = latent.kv_lora_rank
     yield RowShape(layer_idx, width, dtype, window)
     if latent is not None and latent.keeps_exact:
-        exact = latent.exact_codec().row_bytes
+        exact = latent.exact_row_bytes
         if latent.exact_window:
             yield RowShape(layer_idx, exact, torch.uint8, latent.exact_window, RECENT)
         if latent.exact_sinks:

@@ -57,6 +57,10 @@ class ExactView:
     def overlaid(self, latent: Tensor, first_key: int, query_slot: int | Tensor) -> Tensor:
         """Latents (B, S, R) of the slots from `first_key` on, as the query at one slot reads them:
         with exact ones in their places. Without gradients they are written into `latent`."""
+        if self.begin == first_key and self.tail.shape[1] == latent.shape[1]:
+            slots = torch.arange(latent.shape[1], device=latent.device) + first_key
+            due = (slots > query_slot - self.window) | self.is_sink(slots)
+            return torch.where(due[..., None], self.tail.to(latent.dtype), latent)
         merged = latent.clone() if torch.is_grad_enabled() else latent
         if self.window:
             slots = torch.arange(self.window, device=latent.device) + (query_slot - self.window + 1)

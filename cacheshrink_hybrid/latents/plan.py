@@ -131,10 +131,13 @@ class LatentPlan:
 
     def exact_bytes(self, num_tokens: int) -> int:
         """Bytes of a sequence's exact rows in one layer, which do not grow beyond the window."""
-        if not self.keeps_exact:
-            return 0
         count = min(num_tokens, self.exact_sinks) + min(num_tokens, self.exact_window)
-        return count * self.exact_codec().row_bytes
+        return count * self.exact_row_bytes
+
+    @property
+    def exact_row_bytes(self) -> int:
+        """Bytes of an exact row."""
+        return RowFormat().row_bytes([(run.channels, EXACT_BITS) for run in self.runs])
 
     @property
     def widths(self) -> str:

@@ -15,6 +15,7 @@ from cacheshrink_hybrid.caches.planned_layout import PlannedLayout, layout_of, p
 from cacheshrink_hybrid.engine import LLM
 from cacheshrink_hybrid.errors import NotSupportedError
 from cacheshrink_hybrid.families import model_spec
+from cacheshrink_hybrid.latents.attention.module import LatentAttention
 from cacheshrink_hybrid.model.latent_model import plan_of
 from cacheshrink_hybrid.pool.lifetime import FIRST, RECENT, TOKENS, RowSet
 from cacheshrink_hybrid.states.layer import StateCacheMixin
@@ -206,3 +207,24 @@ def test_rows_are_stored_in_the_type_in_which_they_come(
     # A dense window is rotated from its own first slot on, which 16 bits round otherwise.
     windowed = any(row.window for row in layout_of(model).rows.values())
     assert largest_difference(pooled, dense) <= (0.05 if windowed else 0.0)
+
+
+def test_exact_rows_move_where_rows_of_another_type_come() -> None:
+    """A layer as in the source, behind some that are coded, brings rows of another type."""
+    exact = {"cache_bits": "auto", "exact_sinks": 2, "exact_window": 3}
+    model = converted_copy(
+        tiny_model("llama"), 3.0, metric="activation", store_original_weights=True, **exact
+    ).bfloat16()
+    last = [module for module in model.modules() if isinstance(module, LatentAttention)][-1]
+    last.compression_disabled = True
+    ids, mask = random_ids(2, 20), torch.ones(2, 20, dtype=torch.long)
+    mask[0, :4] = 0
+    logits = []
+    with torch.autocast("cpu", dtype=torch.float16), torch.no_grad():
+        for cache in (make_cache(model), LatentCache(config=model.config)):
+            for part in (slice(0, 12), *(slice(i, i + 1) for i in range(12, 20))):
+                given = mask[:, : part.stop]
+                logits.append(model(ids[:, part], attention_mask=given, cache=cache).logits)
+    half = len(logits) // 2
+    for pooled, dense in zip(logits[:half], logits[half:], strict=True):
+        assert torch.equal(pooled, dense)
