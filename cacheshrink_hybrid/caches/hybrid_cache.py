@@ -22,7 +22,7 @@ from ..families import model_spec
 from ..kernels.backend import Backend, check_backend
 from ..placement import input_device
 from ..pool.frame_pool import FramePool
-from ..pool.lifetime import FIRST, RowSet
+from ..pool.lifetime import FIRST, RECENT_HISTORY, RowSet
 from ..pool.memory import ExactRows, PoolMemory, RowStep, StateStep, decoding_backend
 from ..pool.state_map import place_state
 from ..pool.state_tensors import Placement
@@ -116,7 +116,8 @@ class HybridCache(LatentCache, PoolMemory):
         if not self._batch.can_go_back(left):
             raise NotSupportedError(
                 f"the cache cannot go back from {length} to {left} tokens, which have left a "
-                "window; call activate_past_recording before feeding what may have to go"
+                "window; call activate_past_recording before feeding what may have to go (exact "
+                f"tokens then go back by {RECENT_HISTORY}), or keep a copy of the cache"
             )
         crop_states(self.layers, tokens_to_remove)
         self._batch.go_back(left)

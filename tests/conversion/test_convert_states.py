@@ -153,7 +153,7 @@ def test_one_budget_for_both_memories() -> None:
     ("case", "length", "settings"),
     [
         ("lfm2", 16, {}),
-        ("gpt_oss", 100, {"cache_bits": 8, "exact_sinks": 4, "exact_window": 8}),
+        ("gpt_oss", 100, {"cache_bits": 8, "exact_sinks": 4, "exact_window": 6}),
     ],
     ids=["states that are kept", "windows and exact tokens"],
 )

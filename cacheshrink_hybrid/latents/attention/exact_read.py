@@ -24,7 +24,7 @@ from .dense_read import Attend, products_of, read_expanded, read_latents, reads_
 from .head import LatentHead
 from .rotation import Angles
 
-QUERY_BLOCK = 512
+QUERY_BLOCK = 256
 
 
 def read_with_exact(
