@@ -141,3 +141,28 @@ def test_round_trip(tmp_path) -> None:
 def test_there_must_be_codes_to_be_exact_beside() -> None:
     with pytest.raises(ConfigError, match="exact_window=4 keeps tokens from being coded"):
         pair("llama", "joint", 2.0, exact_window=4)
+
+
+@pytest.mark.parametrize("case", ["llama", "gemma2"])
+@pytest.mark.parametrize("padded", [True, False])
+@torch.no_grad()
+def test_masks_of_flash_attention(case: str, padded: bool) -> None:
+    """It takes (B, slots) of padded batches and nothing for others: what is read is the same."""
+    converted = _converted(case)
+    ids, mask = random_ids(2, LENGTH), torch.ones(2, LENGTH, dtype=torch.long)
+    if padded:
+        mask[0, :4] = 0
+    due = converted(ids, attention_mask=mask, use_cache=False).logits
+    shown: list[torch.Tensor] = []
+
+    def as_flash(_module, args, kwargs):
+        return args, {**kwargs, "attention_mask": shown[-1] if padded else None}
+
+    for module in converted.modules():
+        if isinstance(module, LatentAttention):
+            module.register_forward_pre_hook(as_flash, with_kwargs=True)
+    cache, found = make_cache(converted), []
+    for start, end in ((0, 20), (20, LENGTH)):
+        shown.append(mask[:, :end])
+        found.append(converted(ids[:, start:end], attention_mask=mask[:, :end], cache=cache).logits)
+    assert (torch.cat(found, dim=1) - due)[mask.bool()].abs().max() < 1e-5
