@@ -54,11 +54,16 @@ CASES = [
         needs=DECODE,
     ),
     # With 4 first and 32 recent tokens in rows of 16 bits.
-    Case("latent_decode-absorb-exact-mixed", absorb("mixed", frame_tokens=16, exact=True)),
+    Case(
+        "latent_decode-absorb-exact-mixed",
+        absorb("mixed", frame_tokens=16, exact=True),
+        needs=DECODE,
+    ),
     *(
         Case(
             f"latent_decode-rebuilt-exact-{'per_head' if per_head else 'joint'}-8",
             rebuilt(8, per_head=per_head, exact=True),
+            needs=DECODE,
         )
         for per_head in (True, False)
     ),
