@@ -107,8 +107,9 @@ class SequenceStore:
         """Position of the first token of a lifetime class from which on all are stored; those of a
         pending step count."""
         sequence = self._roster.known(seq_id)
-        start = first_stored(self.layout, sequence, self.history)[class_number]
-        return start if start > sequence.num_tokens else sequence.first[class_number]
+        lifetime, begin = self.layout.classes[class_number], sequence.num_tokens
+        start = lifetime.first_stored(begin, sequence.pending, self.history)
+        return start if start > begin else sequence.first[class_number]
 
     def origin(self, seq_id: Hashable) -> int:
         """Position from which on classes with a limit count the tokens of a sequence."""

@@ -8,6 +8,7 @@ from cacheshrink_hybrid.config import CompressionConfig
 from cacheshrink_hybrid.conversion.convert import convert_model
 from cacheshrink_hybrid.conversion.exact_counts import ExactCounts, exact_counts
 from cacheshrink_hybrid.errors import ConfigError
+from cacheshrink_hybrid.families import model_spec
 from tests.families.tiny_configs import tiny_model
 from tests.models import calibration_ids
 
@@ -51,6 +52,15 @@ def test_layers_get_what_they_can_read() -> None:
     windows = [model.config.layer_types[idx] == "sliding_attention" for idx in sorted(found)]
     assert [found[idx] for idx in sorted(found)] == [(0, 10) if w else (4, 32) for w in windows]
     assert any(windows) and not all(windows)
+    spec = model_spec(model.config)
+    rows = {latent.layer_ids[0]: latent.exact_row_bytes for latent in plan.latents}
+    added = sum(rows[idx] * sum(found[idx]) for idx in found)
+    assert plan.exact_bytes(1024) == plan.exact_bytes(32768) == added
+    assert (
+        "the first 4 and the last 32 tokens are exact as well: "
+        f"{plan.bytes_per_token} bytes per token without them, with them "
+        f"{plan.bytes_per_token + added / 1024:.0f} at 1k"
+    ) in plan.table(spec)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 By torch the context comes out of the cache as a tensor, by kernels it is read where it lies. Both
 choose among the readers beside this file by how many queries there are, and whether some tokens
-have exact copies.
+have exact rows.
 """
 
 from __future__ import annotations
