@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -14,6 +16,7 @@ from cacheshrink_hybrid import make_cache
 from cacheshrink_hybrid.errors import ConfigError, KernelUnavailableError
 from cacheshrink_hybrid.kernels import backend as backends
 from cacheshrink_hybrid.kernels.backend import Backend
+from cacheshrink_hybrid.latents.attention.module import LatentAttention
 from cacheshrink_hybrid.states.mixers.mixer import RecurrentMixer
 from tests.dispatch import run_references
 from tests.families.tiny_configs import tiny_model
@@ -225,7 +228,6 @@ def test_gradients_are_refused() -> None:
     ("case", "settings", "reason"),
     [
         ("llama", {"scales": "token"}, "scales='token'"),
-        ("mistral-window", {"exact_window": 8}, "covers its sliding window of 8"),
         ("olmo2", {}, "mean square of a head's channels"),
         ("jamba", {"state_ratio": 1.5, "replay_length": 2}, "replays the inputs of Mamba-1"),
     ],
@@ -239,6 +241,18 @@ def test_layers_that_kernels_cannot_read_are_refused(
     with pytest.raises(KernelUnavailableError, match=rf"layer \d+ .*{reason}"):
         model(random_ids(1, 8), past_key_values=make_cache(model, backend="triton"))
     model(random_ids(1, 8), past_key_values=make_cache(model, backend="auto"))
+
+
+@pytest.mark.usefixtures("references")
+@torch.no_grad()
+def test_a_window_that_is_exact_throughout_is_not_read_by_kernels() -> None:
+    """Conversion makes none; plans of checkpoints may have one."""
+    model = copy.deepcopy(model_of("window"))
+    for module in model.modules():
+        if isinstance(module, LatentAttention):
+            module.plan = replace(module.plan, exact_window=8)
+    with pytest.raises(KernelUnavailableError, match="covers its sliding window of 8"):
+        model(random_ids(1, 8), past_key_values=make_cache(model, backend="triton"))
 
 
 def test_backends_that_there_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
