@@ -38,8 +38,10 @@ class CompressionConfig:
             `fp8_e5m2`, `fp16` and `bf16` store all kept channels in that number format.
         hadamard: mix the channels of each run by a Hadamard matrix before they are coded.
         exact_sinks: first tokens of a sequence that stay at 16 bits, beside few-bit rows, in layers
-            without a sliding window.
-        exact_window: most recent tokens that stay at 16 bits.
+            without a sliding window. None: 4 where rows have few bits, else 0.
+        exact_window: most recent tokens that stay at 16 bits. None: 32 where rows have few bits,
+            else 0. By default at most an eighth of the tokens that a layer can read, or that
+            calibration reads at once, stay exact.
         metric: what counts as loss.
         fisher_labels: whose next tokens the loss of `fisher` is of: those of the `text`, or drawn
             from the `model`.
@@ -80,8 +82,8 @@ class CompressionConfig:
     device_profile: str = "H100"
     cache_bits: int | str = "auto"
     hadamard: bool = False
-    exact_sinks: int = 0
-    exact_window: int = 0
+    exact_sinks: int | None = None
+    exact_window: int | None = None
     metric: str = "fisher"
     fisher_labels: str = "text"
     rank_allocation: str = "global"

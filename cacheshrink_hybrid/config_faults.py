@@ -56,7 +56,8 @@ def setting_faults(config: Any) -> Iterator[str]:
             "keep_early_layers_original=True needs xkv_skip_early_layers >= 1, "
             "which says how many layers to keep"
         )
-    for name in ("exact_sinks", "exact_window"):
+    given = [n for n in ("exact_sinks", "exact_window") if getattr(config, n) is not None]
+    for name in given:
         fault = count_fault(name, getattr(config, name), 0)
         if fault is not None:
             yield fault

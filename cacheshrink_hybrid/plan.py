@@ -16,6 +16,9 @@ from .spec import LayerSpec, ModelSpec
 from .states.plan import StatePlan
 from .text_tables import fitting_table
 
+TOTAL_LENGTHS = (1024, 8192, 32768)
+"""Tokens of the texts whose bytes are told."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompressionPlan:
@@ -68,23 +71,25 @@ class CompressionPlan:
     def compression_ratio(self) -> float:
         return self.source_bytes_per_token / self.bytes_per_token if self.bytes_per_token else 1.0
 
+    def exact_bytes(self, num_tokens: int) -> int:
+        """Bytes of the exact rows of one sequence of `num_tokens`."""
+        return sum(x.exact_bytes(num_tokens) * len(x.layer_ids) for x in self.latents)
+
     def bytes_at(self, spec: ModelSpec, num_tokens: int) -> int:
-        """Bytes of one sequence of `num_tokens`: rows of all tokens that are held, exact copies,
-        and states.
+        """Bytes of one sequence of `num_tokens`: rows of all tokens that are held, exact rows, and
+        states.
 
         Args:
             spec: of the source model; says how far each layer's window reaches.
         """
         by_layer = {idx: latent for latent in self.latents for idx in latent.layer_ids}
-        total = self.state_bytes
+        total = self.state_bytes + self.exact_bytes(num_tokens)
         for layer in spec.attention_layers:
             assert layer.attention is not None
             held = min(num_tokens, layer.attention.sliding_window or num_tokens)
             latent = by_layer.get(layer.layer_idx)
-            if latent is None:
-                total += held * layer.bytes_per_token
-            else:
-                total += held * latent.bytes_per_token + latent.exact_bytes(num_tokens)
+            stored = layer.bytes_per_token if latent is None else latent.bytes_per_token
+            total += held * stored
         return total
 
     @property
@@ -194,6 +199,8 @@ def plan_table(plan: CompressionPlan, spec: ModelSpec) -> str:
             f"({plan.compression_ratio:.2f}x at 16 bits)"
             + (f", {key_value_prediction(plan)}" if plan.latents else "")
         )
+    if plan.exact_bytes(1):
+        lines.append(exact_tokens_line(plan))
     if plan.source_state_bytes:
         lines.append(
             f"{plan.source_state_bytes} -> {plan.state_bytes} bytes of state per sequence "
@@ -202,6 +209,22 @@ def plan_table(plan: CompressionPlan, spec: ModelSpec) -> str:
     if plan.certificate is not None:
         lines.append(str(plan.certificate))
     return "\n".join(lines)
+
+
+def exact_tokens_line(plan: CompressionPlan) -> str:
+    """How many tokens stay exact, and what that adds to the bytes per token of a text."""
+    sinks, window = (
+        max(getattr(latent, name) for latent in plan.latents)
+        for name in ("exact_sinks", "exact_window")
+    )
+    added = ", ".join(
+        f"{plan.bytes_per_token + plan.exact_bytes(n) / n:.0f} at {n // 1024}k"
+        for n in TOTAL_LENGTHS
+    )
+    return (
+        f"the first {sinks} and the last {window} tokens are exact as well: {plan.bytes_per_token} "
+        f"bytes per token without them, with them {added} tokens"
+    )
 
 
 def _loss(latent: LatentPlan) -> float:

@@ -52,11 +52,13 @@ from .benchmark import (
 
 CUE_LETTERS = 4
 """Repeated letters that say which line returns, and do not count."""
+CODED = {"exact_sinks": 0, "exact_window": 0}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "coded": {},
-    "token scales": {"scales": "token"},
+    "coded": CODED,
+    "token scales": {"scales": "token", **CODED},
+    "exact 4+32": {"exact_sinks": 4, "exact_window": 32},
     "exact 4+64": {"exact_sinks": 4, "exact_window": 64},
-    "activation metric": {"metric": "activation"},
+    "activation metric": {"metric": "activation", **CODED},
 }
 
 

@@ -56,10 +56,12 @@ def calibration_ids(count: int = 6, length: int = 24) -> list[Tensor]:
 def converted_copy(
     source: PreTrainedModel, ratio: float = 1.0, method: str = "joint", **settings: Any
 ) -> PreTrainedModel:
-    """Latents at 16 bits unless `settings` say otherwise: rank alone, so that sizes are exact."""
+    """Latents at 16 bits unless `settings` say otherwise: rank alone, so that sizes are exact; and
+    no exact tokens, which would be all that short texts read."""
     model = copy.deepcopy(source)
     if model_spec(source.config).attention_layers:
-        settings = {"compression_ratio": ratio, "cache_bits": 16, **settings}
+        own = {"cache_bits": 16, "exact_sinks": 0, "exact_window": 0}
+        settings = {"compression_ratio": ratio, **own, **settings}
     config = CompressionConfig(compression_method=method, **settings)
     convert_model(model, config, calibration_ids(), self_check=False)
     return model

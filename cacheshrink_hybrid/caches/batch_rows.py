@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ..kernels.backend import Backend
 from ..lasting import lasting_tensors
-from ..pool.arena import row_view
-from ..pool.memory import RowStep, new_slots
+from ..pool.arena import read_first, row_view, write_first
+from ..pool.lifetime import FIRST, KINDS, RECENT, RowSet
+from ..pool.memory import ExactRows, RowPlace, RowStep, new_slots
 from ..pool.store import SequenceStore
 from .planned_layout import PlannedLayout
 
@@ -36,12 +37,13 @@ class BatchRows:
 
     def _start(self) -> None:
         """Remember nothing yet."""
-        self._views: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        self._views: dict[RowSet, tuple[Tensor, Tensor, Tensor]] = {}
         self._places: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
         self._places_end = 0
         self._tables: dict[int, tuple[int, Tensor]] = {}
         self._buffers: dict[torch.dtype, Tensor] = {}
-        self._steps: dict[int, tuple[tuple[int, int], Tensor, Tensor, Tensor]] = {}
+        self._steps: dict[int, tuple[tuple[int, int], Tensor, Tensor]] = {}
+        self._lens: tuple[int, Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is looked up again: views, in a copy, would be of memory of their own."""
@@ -62,11 +64,12 @@ class BatchRows:
         self._places.clear()
         self._tables.clear()
         self._steps.clear()
+        self._lens = None
 
-    def write(self, layer_idx: int, begin: int, rows: Tensor) -> None:
+    def write(self, row_set: RowSet, begin: int, rows: Tensor) -> None:
         """Store rows (B, T, elements) of the tokens from `begin` on, which are reserved."""
-        number, _ = self.layout.class_of_layer[layer_idx]
-        view, _ = self._view(layer_idx)
+        number, _ = self.layout.places[row_set]
+        view, _ = self._view(row_set)
         T = view.shape[1]
         # What a window let go of already is not written.
         start = max(begin, self.store.first_position(self._ids[0], number))
@@ -80,28 +83,71 @@ class BatchRows:
         frames, slots = self._places[key]
         view[frames, slots] = rows[:, start - begin :].to(view.dtype)
 
+    def exact(self, layer_idx: int, begin: int, rows: Tensor) -> ExactRows:
+        """Store the exact rows (B, T, bytes) of the tokens from `begin` on, which are reserved, and
+        give out those that their queries may read."""
+        first, recent = (RowSet(layer_idx, kind) for kind in (FIRST, RECENT))
+        sinks, start = rows[:, :0], begin
+        if first in self.layout.places:
+            number, _ = self.layout.places[first]
+            limit = self.layout.classes[number].limit
+            assert limit is not None
+            view, table = self._view(first)[0], self._table(number)
+            write_first(view, table, [begin - origin for origin in self.origins], rows, limit)
+            sinks = read_first(view, table, limit)
+        if recent in self.layout.places:
+            number, _ = self.layout.places[recent]
+            window = self.layout.classes[number].window
+            assert window is not None
+            self.write(recent, begin, rows)
+            start = max(0, begin - window + 1)
+            if start < begin:
+                rows = torch.cat([self.read(recent, start, begin, lasting=False), rows], dim=1)
+        return ExactRows(sinks, rows, start)
+
+    def held(self, row_set: RowSet, end: int) -> tuple[int, Tensor]:
+        """Rows (B, n, elements) that are stored of the tokens before `end`, and the first of these
+        tokens, counted as the class counts them."""
+        number, _ = self.layout.places[row_set]
+        limit = self.layout.classes[number].limit
+        if limit is not None:
+            count = min(limit, end)
+            return 0, read_first(self._view(row_set)[0], self._table(number), count)
+        begin = self.store.first_position(self._ids[0], number)
+        return begin, self.read(row_set, begin, end)
+
+    def restore(self, row_set: RowSet, begin: int, rows: Tensor) -> None:
+        """Store what `held` gave, in the places of tokens that are reserved."""
+        number, _ = self.layout.places[row_set]
+        if self.layout.classes[number].limit is None:
+            self.write(row_set, begin, rows)
+        else:
+            view, table = self._view(row_set)[0], self._table(number)
+            write_first(view, table, [begin] * len(rows), rows, rows.shape[1])
+
+    @property
+    def origins(self) -> list[int]:
+        """First slot of each sequence that is not padding."""
+        return [self.store.origin(seq_id) for seq_id in self._ids]
+
     def step(
         self, layer_idx: int, begin: int, end: int, first_slots: Tensor | None, backend: Backend
     ) -> RowStep:
         """The step of the tokens [begin, end), which are reserved, for kernels."""
-        number, place = self.layout.class_of_layer[layer_idx]
-        lifetime, pool = self.layout.classes[number], self.store.pool
-        known = self._steps.get(number)
-        if known is None or known[0] != (begin, end):
-            table = self.store.frame_table(self._ids, number)
-            positions = torch.arange(begin, end, device=table.device).expand(len(table), -1)
-            slots = new_slots(table, positions, lifetime.tokens_per_frame)
-            lens = torch.full((len(table),), end, dtype=torch.int32, device=table.device)
-            self._steps[number] = known = (begin, end), table, slots, lens
-        _, table, slots, lens = known
+        pool = self.store.pool
+        if self._lens is None or self._lens[0] != end:
+            lens = torch.full((len(self._ids),), end, dtype=torch.int32, device=pool.device)
+            self._lens = end, lens
+        row_sets = (RowSet(layer_idx, kind) for kind in KINDS)
         return RowStep(
             arena=pool.arena,
             frame_bytes=pool.frame_bytes,
-            lifetime=lifetime,
-            place=place,
-            frame_table=table,
-            context_lens=lens,
-            slot_mapping=slots,
+            places={
+                row_set.kind: self._place(row_set, begin, end)
+                for row_set in row_sets
+                if row_set in self.layout.places
+            },
+            context_lens=self._lens[1],
             num_slots=end,
             ends_together=True,
             first_slots=first_slots,
@@ -109,15 +155,32 @@ class BatchRows:
             backend=backend,
         )
 
-    def read(self, layer_idx: int, begin: int, end: int, *, lasting: bool = True) -> Tensor:
+    def _place(self, row_set: RowSet, begin: int, end: int) -> RowPlace:
+        """Where the rows of the tokens [begin, end), and those before, lie."""
+        number, place = self.layout.places[row_set]
+        lifetime = self.layout.classes[number]
+        known = self._steps.get(number)
+        if known is None or known[0] != (begin, end):
+            table = self.store.frame_table(self._ids, number)
+            positions = torch.arange(begin, end, device=table.device).expand(len(table), -1)
+            if lifetime.limit is not None:
+                positions = positions - torch.tensor(self.origins, device=table.device)[:, None]
+            self._steps[number] = known = (
+                (begin, end),
+                table,
+                new_slots(table, positions, lifetime),
+            )
+        return RowPlace(lifetime, place, *known[1:])
+
+    def read(self, row_set: RowSet, begin: int, end: int, *, lasting: bool = True) -> Tensor:
         """Rows (B, end - begin, elements), copied frame by frame.
 
         Args:
             lasting: False if the rows are done with before the next call, whose rows may then take
                 their place. Saves touching fresh memory at every layer of every step.
         """
-        number, _ = self.layout.class_of_layer[layer_idx]
-        view, flat = self._view(layer_idx)
+        number, _ = self.layout.places[row_set]
+        view, flat = self._view(row_set)
         T, width = view.shape[1:]
         first, offset = divmod(begin, T)
         table = self._table(number)[:, first : -(-end // T)]
@@ -148,24 +211,24 @@ class BatchRows:
                 self._buffers[key] = like.new_empty(size + size // 4)
         return self._buffers[key][:size].view(shape)
 
-    def _view(self, layer_idx: int) -> tuple[Tensor, Tensor]:
+    def _view(self, row_set: RowSet) -> tuple[Tensor, Tensor]:
         """All rows of a layer, (frames, T, elements) and (frames, T * elements)."""
-        arena, *views = self._views.get(layer_idx, (None,))
+        arena, *views = self._views.get(row_set, (None,))
         if arena is not self.store.pool.arena:
-            number, place = self.layout.class_of_layer[layer_idx]
+            number, place = self.layout.places[row_set]
             lifetime = self.layout.classes[number]
             with lasting_tensors():
-                rows = row_view(self.store.pool, lifetime, place, self.shapes[layer_idx].dtype)
+                rows = row_view(self.store.pool, lifetime, place, self.shapes[row_set].dtype)
                 flat = rows.as_strided(
                     (rows.shape[0], rows.shape[1] * rows.shape[2]), (rows.stride(0), 1)
                 )
             views = [rows, flat]
-            self._views[layer_idx] = (self.store.pool.arena, rows, flat)
+            self._views[row_set] = (self.store.pool.arena, rows, flat)
         return views[0], views[1]
 
     def _table(self, number: int) -> Tensor:
         """Frames of the batch, (B, most frames) int64, looked up when they have changed."""
-        changes = self.store.table_changes
+        changes = self.store.table_changes[number]
         known = self._tables.get(number)
         if known is None or known[0] != changes:
             table = self.store.frame_table(self._ids, number).long()

@@ -86,11 +86,8 @@ class BatchSequences:
                 "new cache for another batch"
             )
         begin = self.store.num_tokens(self.ids[0])
-        windows = [c.window for c in self.store.layout.classes if c.window is not None]
-        # Nobody reads what a first pass stores before the next one, so windows slide on the way.
-        piece = end if begin or self.keeps_all else min(windows, default=end)
-        for done in range(begin, end, piece):
-            self.append(min(end - done, piece))
+        if end > begin:
+            self.append(end - begin)
 
     def append(self, count: int) -> None:
         """Frames for `count` more tokens of each sequence, which count from now on."""

@@ -15,15 +15,17 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
-from ..latents.exact_tokens import ExactMemory, ExactTokens
+from ..pool.lifetime import RECENT_HISTORY
+from ..pool.memory import ExactMemory, ExactRows
+from .loose_exact_rows import LooseExactRows
 
 
 class LatentCache(DynamicCache, ExactMemory):
-    """A `DynamicCache` that can say how much memory it holds, and that keeps the exact copies of
+    """A `DynamicCache` that can say how much memory it holds, and that keeps the exact rows of
     layers whose plan asks for them.
 
     Attributes:
-        exact: copies by layer.
+        exact: exact rows by layer.
         codes_every_boundary: code recurrent states within a pass of several tokens as often as
             decoding these one by one would, so that one pass measures what generation computes.
     """
@@ -32,7 +34,8 @@ class LatentCache(DynamicCache, ExactMemory):
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self.exact: dict[int, ExactTokens] = {}
+        self.exact: dict[int, LooseExactRows] = {}
+        self._history = 0
 
     def nbytes(self) -> int:
         """Bytes allocated for the sequences in this cache, KV and recurrent state together."""
@@ -42,25 +45,30 @@ class LatentCache(DynamicCache, ExactMemory):
         """The same, what grows with the tokens apart from what does not."""
         return _tensor_bytes(self)
 
-    def exact_tokens(self, layer_idx: int, num_sinks: int, window: int) -> ExactTokens:
-        """The copies of one layer, made at their first use."""
+    def exact_rows(
+        self, layer_idx: int, rows: Tensor, first: Tensor, *, num_sinks: int, window: int
+    ) -> ExactRows:
         if layer_idx not in self.exact:
-            self.exact[layer_idx] = ExactTokens(num_sinks, window)
-        return self.exact[layer_idx]
+            self.exact[layer_idx] = LooseExactRows(num_sinks, window)
+        return self.exact[layer_idx].update(rows, first, self._history)
+
+    def activate_past_recording(self) -> None:
+        super().activate_past_recording()
+        self._history = RECENT_HISTORY
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)
         self._select_exact(beam_idx)
 
-    def crop(self, *args, **kwargs) -> None:
-        super().crop(*args, **kwargs)
-        for layer_idx, copies in self.exact.items():
-            copies.truncate(self.layers[layer_idx].get_seq_length())
+    def crop(self, tokens_to_remove: int) -> None:
+        for exact in self.exact.values():
+            exact.truncate(exact.num_tokens + min(0, int(tokens_to_remove)))
+        super().crop(tokens_to_remove)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
-        for copies in self.exact.values():
-            copies.select(torch.arange(copies.batch_size).repeat_interleave(repeats))
+        for exact in self.exact.values():
+            exact.select(torch.arange(exact.batch_size).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         super().batch_select_indices(indices)
@@ -71,8 +79,8 @@ class LatentCache(DynamicCache, ExactMemory):
         self.exact.clear()
 
     def _select_exact(self, rows: Tensor) -> None:
-        for copies in self.exact.values():
-            copies.select(rows)
+        for exact in self.exact.values():
+            exact.select(rows)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,9 +111,8 @@ def cache_bytes(cache: Cache) -> CacheBytes:
 
 def _tensor_bytes(cache: Cache) -> CacheBytes:
     seen: set[int] = set()
-    copies = [
-        tensor for exact in getattr(cache, "exact", {}).values() for tensor in exact.tensors()
-    ]
+    loose = getattr(cache, "exact", {}).values()
+    exact = [tensor for rows in loose for tensor in rows.tensors()]
     kv = [getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values")]
     state = [
         tensor
@@ -113,7 +120,7 @@ def _tensor_bytes(cache: Cache) -> CacheBytes:
         for name in ("conv_states", "recurrent_states")
         for tensor in (getattr(layer, name, None) or {}).values()
     ]
-    return CacheBytes(kv=loose_bytes(kv + copies, seen), state=loose_bytes(state, seen))
+    return CacheBytes(kv=loose_bytes(kv + exact, seen), state=loose_bytes(state, seen))
 
 
 def loose_bytes(tensors: Iterable[Tensor | None], seen: set[int]) -> int:

@@ -22,7 +22,8 @@ from ..families import model_spec
 from ..kernels.backend import Backend, check_backend
 from ..placement import input_device
 from ..pool.frame_pool import FramePool
-from ..pool.memory import PoolMemory, RowStep, StateStep, decoding_backend
+from ..pool.lifetime import FIRST, RECENT_HISTORY, RowSet
+from ..pool.memory import ExactRows, PoolMemory, RowStep, StateStep, decoding_backend
 from ..pool.state_map import place_state
 from ..pool.state_tensors import Placement
 from ..pool.store import SequenceStore
@@ -65,7 +66,6 @@ class HybridCache(LatentCache, PoolMemory):
         self, config: PretrainedConfig, *, max_bytes: int | None = None, backend: Backend = "auto"
     ) -> None:
         Cache.__init__(self, layers=pooled_layers(config, self))
-        self.exact = {}
         self.config = config
         self.max_bytes = max_bytes
         self._wish = check_backend(backend)
@@ -116,14 +116,13 @@ class HybridCache(LatentCache, PoolMemory):
         if not self._batch.can_go_back(left):
             raise NotSupportedError(
                 f"the cache cannot go back from {length} to {left} tokens, which have left a "
-                "window; call activate_past_recording before feeding what may have to go"
+                "window; call activate_past_recording before feeding what may have to go (exact "
+                f"tokens then go back by {RECENT_HISTORY}), or keep a copy of the cache"
             )
         crop_states(self.layers, tokens_to_remove)
         self._batch.go_back(left)
         for layer in attention:
             layer.cumulative_length = left
-        for copies in self.exact.values():
-            copies.truncate(left)
         self._rows.forget()
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -150,21 +149,17 @@ class HybridCache(LatentCache, PoolMemory):
         for layer in self.layers:
             if isinstance(layer, LinearAttentionCacheLayerMixin):
                 getattr(layer, name)(argument)
-        self._select_exact(sources)
 
     def reset(self) -> None:
         for layer in self.layers:
             layer.reset()
-        self.exact.clear()
         if self.store is not None:
             self._batch.free()
             self._rows.show(())
 
     def memory(self) -> CacheBytes:
-        """Bytes of the frames held, of exact copies, and of states outside of the pool."""
-        seen: set[int] = set()
-        kv = loose_bytes([x for copies in self.exact.values() for x in copies.tensors()], seen)
-        state = loose_bytes(self.loose_states(), seen)
+        """Bytes of the frames held, and of states outside of the pool."""
+        kv, state = 0, loose_bytes(self.loose_states(), set())
         if self.store is not None:
             by_kind = self.store.statistics().frames.by_kind
             frame_bytes = self.store.pool.frame_bytes
@@ -195,7 +190,7 @@ class HybridCache(LatentCache, PoolMemory):
             dtype = torch.float32 if mixed else first.dtype
             self.planned = planned_layout(model_spec(self.config), dtype=dtype)
         layout = self.planned.layout
-        num_frames = batch_size * layout.frames_for(num_tokens + 1) + 1
+        num_frames = batch_size * layout.first_frames(num_tokens) + 1
         num_frames = frames_allowed(num_frames, layout.frame_bytes, self.max_bytes, num_frames)
         # States lie in a run of frames of their own, so sequences have none.
         kv_layout = replace(layout, state=place_state((), layout.frame_bytes))
@@ -205,15 +200,14 @@ class HybridCache(LatentCache, PoolMemory):
             self.store, max_bytes=self.max_bytes, keeps_all=self.records_past
         )
         self._rows = BatchRows(self.planned, self.store)
-        states = [shape for shape in self.planned.states if shape.kind != "exact"]
-        self._states = BatchStates(self.layers, self._batch, states)
+        self._states = BatchStates(self.layers, self._batch, self.planned.states)
         self.backend = decoding_backend(self._wish, first.device)
 
     def _comes_otherwise(self, layer_idx: int, rows: Tensor) -> bool:
         """Whether these first rows of a layer would be rounded; or are the first of all, and of a
         narrower type, as the model may have been cast since the cache was made."""
         assert self.planned is not None
-        planned = self.planned.rows[layer_idx]
+        planned = self.planned.rows[RowSet(layer_idx)]
         if planned.rounds(rows):
             return True
         empty = not any(layer.cumulative_length for layer in self._attention_layers)
@@ -224,19 +218,21 @@ class HybridCache(LatentCache, PoolMemory):
     def _lay_out_for(self, rows: Tensor) -> None:
         """Make the pool anew for rows of this type, in the layers that have none yet: autocast,
         weights of several types, and casts bring others than the model had."""
-        assert self.planned is not None
+        assert self.planned is not None and self.store is not None
+        lengths = {layer.layer_idx: layer.cumulative_length for layer in self._attention_layers}
         held = {
-            layer.layer_idx: (first, self.read(layer.layer_idx, first, layer.cumulative_length))
-            for layer in self._attention_layers
-            if layer.cumulative_length
-            for first in [layer.first_seen(layer.cumulative_length)]
+            row_set: self._rows.held(row_set, end)
+            for row_set in self.planned.rows
+            if (end := lengths[row_set.layer_idx])
         }
+        origins = self._rows.origins
         self._states.take_out()
-        self.planned = self.planned.with_row_type(rows.dtype, held)
+        self.planned = self.planned.with_row_type(rows.dtype, {idx for idx, _ in held})
         self._lay_out(len(rows), rows.shape[1], rows)
-        for layer_idx, (begin, stored) in held.items():
-            self._make_room(len(stored), begin + stored.shape[1])
-            self._rows.write(layer_idx, begin, stored)
+        for row_set, (begin, stored) in held.items():
+            self._make_room(len(stored), lengths[row_set.layer_idx])
+            self._rows.restore(row_set, begin, stored)
+        self._set_origins(origins if held else [])
         for layer in linear_layers(self.layers).values():
             for states in states_of(layer):
                 states.update(dict(states))  # each to its new place
@@ -261,14 +257,41 @@ class HybridCache(LatentCache, PoolMemory):
         if self.store is None:
             self._lay_out(len(rows), rows.shape[1], rows)
         assert self.planned is not None
+        row_set = RowSet(layer_idx)
         if not self.layers[layer_idx].cumulative_length and self._comes_otherwise(layer_idx, rows):
             self._lay_out_for(rows)
-        self.planned.rows[layer_idx].check(rows)
+        self.planned.rows[row_set].check(rows)
         self._make_room(len(rows), begin + rows.shape[1])
-        self._rows.write(layer_idx, begin, rows)
+        self._rows.write(row_set, begin, rows)
 
     def read(self, layer_idx: int, begin: int, end: int, *, lasting: bool = True) -> Tensor:
-        return self._rows.read(layer_idx, begin, end, lasting=lasting)
+        return self._rows.read(RowSet(layer_idx), begin, end, lasting=lasting)
+
+    def exact_rows(
+        self, layer_idx: int, rows: Tensor, first: Tensor, *, num_sinks: int, window: int
+    ) -> ExactRows:
+        begin = self.layers[layer_idx].cumulative_length - rows.shape[1]
+        if num_sinks:
+            self._find_origins(begin, first)
+        return self._rows.exact(layer_idx, begin, rows)
+
+    def _find_origins(self, begin: int, first: Tensor | None) -> None:
+        """Tell the pool where padding ends, as soon as that is known.
+
+        Args:
+            begin: slots before the new ones.
+            first: first slot of each sequence that is not padding, (B,); None for no padding.
+        """
+        assert self.store is not None
+        if begin and all(origin < begin for origin in self._rows.origins):
+            return
+        count = len(self._batch.ids)
+        self._set_origins([0] * count if first is None else first.expand(count).tolist())
+
+    def _set_origins(self, origins: list[int]) -> None:
+        assert self.store is not None
+        for seq_id, origin in zip(self._batch.ids, origins, strict=True):
+            self.store.set_origin(seq_id, origin)
 
     def row_step(
         self, layer_idx: int, batch_size: int, num_new: int, first_slots: Tensor | None
@@ -277,6 +300,8 @@ class HybridCache(LatentCache, PoolMemory):
         begin = layer.cumulative_length
         layer.cumulative_length = end = begin + num_new
         self._make_room(batch_size, end)
+        if RowSet(layer_idx, FIRST) in self._rows.layout.places:
+            self._find_origins(begin, first_slots)
         return self._rows.step(layer_idx, begin, end, first_slots, self.backend)
 
     def place_state(

@@ -19,9 +19,9 @@ from transformers import PreTrainedModel
 from ..errors import NotSupportedError
 from ..families import model_spec
 from ..latents.attention.module import LatentAttention
-from ..latents.exact_tokens import ExactTokens, copy_dtype
 from ..latents.plan import LatentPlan
-from ..pool.layout import LayerRows, Layout, compile_layout
+from ..pool.layout import Layout, compile_layout
+from ..pool.lifetime import FIRST, RECENT, TOKENS, LayerRows, RowSet
 from ..pool.state_map import StateRows
 from ..pool.state_tensors import StateShape
 from ..spec import LayerSpec, ModelSpec
@@ -35,13 +35,15 @@ class RowShape:
     """What an attention layer stores per token: `width` elements of one type.
 
     Attributes:
-        window: tokens that a query sees, itself included; None for all.
+        window, kind, limit: see `LayerRows`.
     """
 
     layer_idx: int
     width: int
     dtype: torch.dtype
     window: int | None
+    kind: str = TOKENS
+    limit: int | None = None
 
     def rows(self) -> LayerRows:
         """Its rows for the layout."""
@@ -49,6 +51,8 @@ class RowShape:
             layer_idx=self.layer_idx,
             row_bytes=self.width * self.dtype.itemsize,
             window=self.window,
+            kind=self.kind,
+            limit=self.limit,
         )
 
     def rounds(self, rows: Tensor) -> bool:
@@ -78,17 +82,15 @@ class PlannedLayout:
 
     Attributes:
         layout: frames and places of all rows and states.
-        rows: of each attention layer.
+        rows: of the attention layers.
         states: tensors of fixed size per sequence, in the order of the layout.
         replay_lengths: of the coded states.
-        exact: (sinks, window) of layers that keep exact copies of some tokens.
     """
 
     layout: Layout
-    rows: dict[int, RowShape]
+    rows: dict[RowSet, RowShape]
     states: tuple[StateShape, ...]
     replay_lengths: frozenset[int] = frozenset()
-    exact: dict[int, tuple[int, int]]
 
     @property
     def replay_length(self) -> int:
@@ -100,10 +102,10 @@ class PlannedLayout:
         """The same with rows of this type in all layers but those that are kept, and those whose
         rows are bytes."""
         rows = {
-            idx: row
-            if idx in kept or not row.dtype.is_floating_point
+            row_set: row
+            if row_set.layer_idx in kept or not row.dtype.is_floating_point
             else replace(row, dtype=dtype)
-            for idx, row in self.rows.items()
+            for row_set, row in self.rows.items()
         }
         states = tuple(shape.rows() for shape in self.states)
         layout = _compiled(tuple(row.rows() for row in rows.values()), states)
@@ -159,10 +161,11 @@ def planned_layout(
     """
     by_layer = {idx: latent for latent in latents for idx in latent.layer_ids}
     coded = {state.layer_idx: state for state in states}
-    rows = {
-        layer.layer_idx: _row_shape(layer, by_layer.get(layer.layer_idx), dtype)
+    rows = [
+        row
         for layer in spec.attention_layers
-    }
+        for row in _row_shapes(layer, by_layer.get(layer.layer_idx), dtype)
+    ]
     shapes = [
         shape
         for layer in spec.state_layers
@@ -172,17 +175,13 @@ def planned_layout(
             else _source_shapes(layer, dtype)
         )
     ]
-    kept = {idx: latent for idx, latent in sorted(by_layer.items()) if latent.keeps_exact}
-    for layer_idx, latent in kept.items():
-        shapes += _exact_shapes(layer_idx, latent, dtype)
     return PlannedLayout(
         layout=_compiled(
-            tuple(row.rows() for row in rows.values()), tuple(shape.rows() for shape in shapes)
+            tuple(row.rows() for row in rows), tuple(shape.rows() for shape in shapes)
         ),
-        rows=rows,
+        rows={row.rows().row_set: row for row in rows},
         states=tuple(shapes),
         replay_lengths=frozenset(state.replay_length for state in coded.values()),
-        exact={idx: (latent.exact_sinks, latent.exact_window) for idx, latent in kept.items()},
     )
 
 
@@ -191,16 +190,26 @@ def _compiled(rows: tuple[LayerRows, ...], states: tuple[StateRows, ...]) -> Lay
     return compile_layout(rows, states)
 
 
-def _row_shape(layer: LayerSpec, latent: LatentPlan | None, dtype: torch.dtype) -> RowShape:
-    """Keys and values of all heads, a latent, or a latent's row of bytes."""
+def _row_shapes(
+    layer: LayerSpec, latent: LatentPlan | None, dtype: torch.dtype
+) -> Iterator[RowShape]:
+    """Keys and values of all heads, a latent, or a latent's row of bytes, with the exact rows of
+    some tokens beside it."""
     assert layer.attention is not None
+    layer_idx, window = layer.layer_idx, layer.attention.sliding_window
     if latent is None:
         width = 2 * layer.attention.kv_width
     elif latent.coded:
         width, dtype = latent.bytes_per_token, torch.uint8
     else:
         width = latent.kv_lora_rank
-    return RowShape(layer.layer_idx, width, dtype, layer.attention.sliding_window)
+    yield RowShape(layer_idx, width, dtype, window)
+    if latent is not None and latent.keeps_exact:
+        exact = latent.exact_row_bytes
+        if latent.exact_window:
+            yield RowShape(layer_idx, exact, torch.uint8, latent.exact_window, RECENT)
+        if latent.exact_sinks:
+            yield RowShape(layer_idx, exact, torch.uint8, None, FIRST, latent.exact_sinks)
 
 
 def _source_shapes(layer: LayerSpec, dtype: torch.dtype) -> Iterator[StateShape]:
@@ -225,12 +234,3 @@ def _coded_shapes(plan: StatePlan, dtype: torch.dtype) -> Iterator[StateShape]:
             kind = torch.float32 if exact else dtype
             shape = plan.replay_length - 1, width
             yield StateShape(plan.layer_idx, "recurrent", number, shape, kind)
-
-
-def _exact_shapes(layer_idx: int, plan: LatentPlan, dtype: torch.dtype) -> Iterator[StateShape]:
-    """Copies of the most recent tokens and of the first ones."""
-    reach = ExactTokens(plan.exact_sinks, plan.exact_window).reach
-    for number, count in enumerate((reach, plan.exact_sinks)):
-        if count:
-            shape = count, plan.kv_lora_rank
-            yield StateShape(layer_idx, "exact", number, shape, copy_dtype(dtype))

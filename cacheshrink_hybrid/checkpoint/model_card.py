@@ -45,6 +45,9 @@ Once the package is imported, `AutoModelForCausalLM.from_pretrained` loads it to
 """
 
 
+"""Tokens of the text that bytes with exact tokens are told of."""
+
+
 def model_card(model: LatentModel, plan: CompressionPlan) -> str:
     """A card with the source, its license where its own card is at hand, sizes and the loss."""
     name = model.source_name

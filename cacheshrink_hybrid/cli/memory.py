@@ -8,6 +8,7 @@ from typing import Any
 from ..evaluation.memory import measure_cache_memory
 from ..families import model_spec
 from ..model.attached_plan import is_converted, plan_of
+from ..plan import exact_tokens_line
 from ..text_tables import fitting_table
 from .arguments import load_given
 from .report import byte_columns, write_json
@@ -15,7 +16,7 @@ from .report import byte_columns, write_json
 
 def run(given: argparse.Namespace) -> int:
     results: dict[str, Any] = {}
-    rows, planned = [], []
+    rows, planned, exact = [], [], []
     for name in given.models:
         model, _ = load_given(given, name, tokenizer=False)
         measured = measure_cache_memory(model, given.lengths, given.batch_size)
@@ -23,13 +24,15 @@ def run(given: argparse.Namespace) -> int:
         columns = byte_columns(model_spec(model.config), plan)
         results[name] = measured | {"planned": columns}
         planned.append({"model": name} | columns)
+        if plan is not None and plan.exact_bytes(1):
+            exact.append(f"{name}: {exact_tokens_line(plan)}")
         rows += [
             _row(name, length, values) for length, values in measured["per_sequence_length"].items()
         ]
     print("Live bytes, in the dtype of each model; ratios count what is not coded at 16 bits:")
     print(fitting_table(rows))
     print("\nAs planned, at 16 bits:")
-    print(fitting_table(planned))
+    print("\n".join([fitting_table(planned), *exact]))
     if given.json is not None:
         write_json(given.json, {"program": "memory", "models": results})
     return 0
@@ -42,6 +45,7 @@ def _row(name: str, length: int, values: dict[str, Any]) -> dict[str, Any]:
         "tokens": length,
         "KV": values["live_bytes"],
         "expected": values["expected_bytes"],
+        "exact": values["exact_bytes"],
         "KV ratio": values["ratio"],
         "states": values["state_bytes"],
         "state ratio": values["state_ratio"],

@@ -12,12 +12,10 @@ from typing import Any
 import torch
 import transformers
 
-from ..plan import CompressionPlan
+from ..plan import TOTAL_LENGTHS, CompressionPlan
 from ..spec import ModelSpec
 from ..version import __version__
 from ..writing import write_text
-
-TOTAL_LENGTHS = (1024, 8192, 32768)
 
 
 def circumstances() -> dict[str, Any]:

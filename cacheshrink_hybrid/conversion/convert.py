@@ -36,10 +36,11 @@ from .arguments import (
     tokenizer_faults,
 )
 from .certify import certify
+from .exact_counts import check_exact_counts
 from .in_place import convert_in_place
 from .options import ConversionOptions
 from .planning import plan_model
-from .ratio_limit import check_exact_tokens
+from .ratio_limit import compressed_layers
 from .refusals import check_convertible, check_mixers, check_source
 from .self_check import check_layers
 from .statistics import ModelStatistics, compressed_parts, statistics_of
@@ -235,7 +236,8 @@ def convert_model(
     if config.changes_states:
         check_mixers(model, spec)
     compressed = compressed_parts(model, spec, config)
-    check_exact_tokens(positions_of(model.config), config)
+    positions = positions_of(model.config)
+    check_exact_counts(config, positions, compressed_layers(spec, config))
     if self_check:
         mixers = compressible_layers(spec) if config.changes_states else []
         check_layers(model, compressed, mixers, seed=config.seed)
@@ -245,7 +247,7 @@ def convert_model(
         statistics = ModelStatistics(latents=statistics)
     if progress:
         print(f"factorizing {len(compressed)} attention modules", flush=True)
-    planned = plan_model(spec, compressed, statistics, config)
+    planned = plan_model(spec, compressed, statistics, config, positions)
     planned = replace(planned, plan=replace(planned.plan, calibrated_on=calibrated_on))
     convert_in_place(
         model,

@@ -26,6 +26,7 @@ from ..states.fit.observe import StateStatistics
 from ..states.fit.planner import StateFactors, make_state_unit, plan_states
 from ..states.kinds import compressible_layers
 from ..states.plan import StatePlan
+from .exact_counts import ExactCounts, exact_counts
 from .ratio_limit import compressed_layers, kept_bytes
 from .statistics import ModelStatistics
 
@@ -50,12 +51,14 @@ def plan_model(
     parts: list[AttentionParts],
     statistics: ModelStatistics,
     config: CompressionConfig,
+    positions: int | None = None,
 ) -> PlannedModel:
     """Choose ranks, widths and codes of all compressed layers within the budget of `config`.
 
     Args:
         parts: the attention modules to compress.
         statistics: of these modules and, where `config` changes them, of the recurrent states.
+        positions: of the model; None for no limit.
 
     Raises:
         PlanError: a budget that this model cannot meet.
@@ -82,7 +85,9 @@ def plan_model(
         if state_units:
             plans, states = plan_states(state_units, config, bytes_per_sequence - kept)
         results = latents(bytes_per_token)
-        return PlannedModel(_plan(spec, parts, results, tuple(plans), config), results, states)
+        exact = [exact_counts(config, positions, part.sliding_window) for part in parts]
+        plan = _plan(spec, parts, results, exact, tuple(plans), config)
+        return PlannedModel(plan, results, states)
 
     if config.budget_bytes is not None:
         return _scored(_joint(spec, config, planned), units, statistics.held_out, config)
@@ -237,11 +242,13 @@ def _plan(
     spec: ModelSpec,
     parts: list[AttentionParts],
     results: list[CodedFactors],
+    exact: list[ExactCounts],
     states: tuple[StatePlan, ...],
     config: CompressionConfig,
 ) -> CompressionPlan:
     latents = tuple(
-        _latent_plan(part, result, config) for part, result in zip(parts, results, strict=True)
+        _latent_plan(part, result, counts, config)
+        for part, result, counts in zip(parts, results, exact, strict=True)
     )
     compressed_ids = {idx for latent in latents for idx in latent.layer_ids}
     return CompressionPlan(
@@ -264,7 +271,7 @@ def _plan(
 
 
 def _latent_plan(
-    part: AttentionParts, result: CodedFactors, config: CompressionConfig
+    part: AttentionParts, result: CodedFactors, exact: ExactCounts, config: CompressionConfig
 ) -> LatentPlan:
     factors, runs = result.factors, result.runs
     frequencies = factors.frequencies
@@ -289,8 +296,9 @@ def _latent_plan(
         runs=tuple(ChannelRun(channels=channels, bits=bits) for channels, bits in runs),
         row_format=result.row_format if config.coded else None,
         frequencies=None if frequencies is None else tuple(frequencies.tolist()),
-        exact_sinks=config.exact_sinks if part.sliding_window is None else 0,
-        exact_window=config.exact_window,
+        exact_sinks=exact.sinks,
+        exact_window=exact.window,
+        exact_channels=2 * part.kv_width if any(exact) else 0,
         basis_group=factors.basis_group,
         predicted_loss=factors.loss * len(part.layer_ids),
         expected_error=factors.expected_error,

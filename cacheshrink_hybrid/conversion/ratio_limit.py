@@ -6,7 +6,7 @@ import math
 
 from ..codecs.state import one_segment
 from ..config import CompressionConfig
-from ..errors import ConfigError, PlanError
+from ..errors import PlanError
 from ..latents.fit.bits import row_alignment, run_channels
 from ..methods import WIDTHS_OF
 from ..spec import BYTES_16BIT, LayerSpec, ModelSpec
@@ -124,21 +124,6 @@ def least_state_bytes(spec: ModelSpec, config: CompressionConfig) -> int:
         total += codec.sizes(codec.segments[0])[0]
         total += columns * (state.conv_kernel - 1) * BYTES_16BIT
     return total
-
-
-def check_exact_tokens(positions: int | None, config: CompressionConfig) -> None:
-    """Raise `ConfigError` if no token of the longest text would be coded.
-
-    Args:
-        positions: of the model; None for no limit.
-    """
-    exact = config.exact_sinks + config.exact_window
-    if positions is not None and exact >= positions:
-        raise ConfigError(
-            f"exact_sinks={config.exact_sinks} and exact_window={config.exact_window} keep all of "
-            f"this model's {positions} positions at 16 bits, so that none is coded; give fewer "
-            f"than {positions} together"
-        )
 
 
 def _floor(ratio: float) -> str:

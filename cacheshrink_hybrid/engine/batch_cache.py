@@ -19,9 +19,16 @@ from ..caches.planned_layout import PlannedLayout
 from ..caches.pooled_layers import PooledAttentionLayer, PooledLinearLayer, pooled_layers
 from ..kernels.backend import Backend
 from ..kernels.states.pages import StatePlace
-from ..latents.exact_tokens import ExactMemory, ExactTokens
 from ..pool import arena
-from ..pool.memory import PoolMemory, RowStep, StateStep, place_in_state
+from ..pool.lifetime import FIRST, KINDS, RECENT, RowSet
+from ..pool.memory import (
+    ExactRows,
+    PoolMemory,
+    RowPlace,
+    RowStep,
+    StateStep,
+    place_in_state,
+)
 from ..pool.state_tensors import Placement, StateShape, first_byte
 from ..pool.store import SequenceStore
 from ..states.layer import StateCacheMixin
@@ -29,7 +36,7 @@ from .coverage import KernelCoverage
 from .step_tables import StepTables
 
 
-class BatchCache(Cache, PoolMemory, ExactMemory):
+class BatchCache(Cache, PoolMemory):
     """A view of some sequences of a store, for one forward pass after the other.
 
     Args:
@@ -71,8 +78,6 @@ class BatchCache(Cache, PoolMemory, ExactMemory):
         self._num_past = 0
         """Slots before the new tokens, as models see them."""
         self._index: dict[tuple[int, int, int], tuple[Tensor, Tensor]] = {}
-        self._exact: dict[int, ExactTokens] = {}
-        self._copies: dict[int, dict[int, Tensor | None]] = {idx: {} for idx in planned.exact}
         self._staging: Tensor | None = None
 
     def tables(self, batch_size: int, num_new: int, max_tokens: int) -> StepTables:
@@ -115,7 +120,6 @@ class BatchCache(Cache, PoolMemory, ExactMemory):
             read, write = self.store.state_tables(seq_ids)
             self._read, self._write = read.long(), write.long()
             self._load_states()
-        self._load_exact()
 
     def _show_past(self, num_past: int) -> None:
         self._num_past = num_past
@@ -127,8 +131,6 @@ class BatchCache(Cache, PoolMemory, ExactMemory):
         """Write the states back; the forward pass is over."""
         if not self.planned.states or not self._copies_states:
             return
-        for layer_idx, copies in self._exact.items():
-            self._copies[layer_idx] = dict(enumerate(copies.carried()))
         for shape, view in zip(self.planned.states, self._state_views(), strict=True):
             states = self._states_of(shape)
             tensor, layer = states.get(shape.number), self.layers[shape.layer_idx]
@@ -144,8 +146,6 @@ class BatchCache(Cache, PoolMemory, ExactMemory):
         """Those of the last pass, also of one that did not reach its end."""
         for shape in self.planned.states:
             self._states_of(shape)[shape.number] = None
-        for copies in self._copies.values():
-            copies.clear()
 
     def _load_states(self) -> None:
         started = self._lengths[0] > 0
@@ -158,9 +158,6 @@ class BatchCache(Cache, PoolMemory, ExactMemory):
             return
         torch.index_select(self._whole_frames(), 0, self._read.reshape(-1), out=self._staged())
         for shape, view in zip(self.planned.states, self._state_views(), strict=True):
-            if shape.kind == "exact":
-                self._copies[shape.layer_idx][shape.number] = view
-                continue
             layer = self.layers[shape.layer_idx]
             if shape.kind == "conv":
                 layer.dtype = view.dtype
@@ -187,17 +184,6 @@ class BatchCache(Cache, PoolMemory, ExactMemory):
                     layer.is_recurrent_states_initialized[number] = False
             if isinstance(layer, StateCacheMixin):
                 layer.recorded = None
-
-    def _load_exact(self) -> None:
-        """Copies that the sequences had; those of their first chunk have none."""
-        longest = max(self._lengths)
-        for layer_idx, (num_sinks, window) in self.planned.exact.items():
-            copies = self._exact[layer_idx] = ExactTokens(num_sinks, window, slack=0)
-            loaded = [self._copies[layer_idx].get(number) for number in range(2)]
-            found = next((tensor for tensor in loaded if tensor is not None), None)
-            if longest and found is not None:
-                none = found[:, :0]
-                copies.resume(longest, *(none if tensor is None else tensor for tensor in loaded))
 
     def _whole_frames(self) -> Tensor:
         """The arena by frame, in words, which copy faster than bytes: (frames, words)."""
@@ -231,8 +217,6 @@ class BatchCache(Cache, PoolMemory, ExactMemory):
         ]
 
     def _states_of(self, shape: StateShape) -> MutableMapping[int, Tensor | None]:
-        if shape.kind == "exact":
-            return self._copies[shape.layer_idx]
         layer = self.layers[shape.layer_idx]
         return layer.conv_states if shape.kind == "conv" else layer.recurrent_states
 
@@ -245,15 +229,18 @@ class BatchCache(Cache, PoolMemory, ExactMemory):
         if step is None or layer_idx not in self.coverage.rows:
             return None
         assert num_new == step.num_new and batch_size == len(step.context_lens)
-        number, place = self.planned.layout.class_of_layer[layer_idx]
+        layout = self.planned.layout
+        places = {}
+        for kind in KINDS:
+            if RowSet(layer_idx, kind) in layout.places:
+                number, place = layout.places[RowSet(layer_idx, kind)]
+                tables = step.frame_tables[number], step.slot_mappings[number]
+                places[kind] = RowPlace(layout.classes[number], place, *tables)
         return RowStep(
             arena=self.store.pool.arena,
             frame_bytes=self.store.pool.frame_bytes,
-            lifetime=self.planned.layout.classes[number],
-            place=place,
-            frame_table=step.frame_tables[number],
+            places=places,
             context_lens=step.context_lens,
-            slot_mapping=step.slot_mappings[number],
             num_slots=step.num_slots,
             # One sequence at a time is prefilled, with tables of its length.
             ends_together=num_new > 1,
@@ -283,21 +270,45 @@ class BatchCache(Cache, PoolMemory, ExactMemory):
         """Slots before the new tokens, also where no layer attends."""
         return self._num_past
 
-    def exact_tokens(self, layer_idx: int, num_sinks: int, window: int) -> ExactTokens:
-        return self._exact[layer_idx]
-
     # What attention layers ask for otherwise
 
     def write(self, layer_idx: int, begin: int, rows: Tensor) -> None:
         """Store rows (B, T, elements) as those of each sequence's next tokens, which are in the
         slots from `begin` on."""
-        self.planned.rows[layer_idx].check(rows)
-        view, frames, slots = self._rows(layer_idx, begin, begin + rows.shape[1])
-        view[frames, slots] = rows.to(view.dtype)
+        self._put(RowSet(layer_idx), begin, rows)
 
     def read(self, layer_idx: int, begin: int, end: int, *, lasting: bool = True) -> Tensor:
-        view, frames, slots = self._rows(layer_idx, begin, end)
-        return view[frames, slots]
+        return self._get(RowSet(layer_idx), begin, end)
+
+    def exact_rows(
+        self, layer_idx: int, rows: Tensor, first: Tensor, *, num_sinks: int, window: int
+    ) -> ExactRows:
+        begin, sinks = self._num_past, rows[:, :0]
+        if num_sinks:
+            row_set = RowSet(layer_idx, FIRST)
+            view, table = self._view(row_set), self._tables[self.planned.layout.places[row_set][0]]
+            arena.write_first(view, table, self._lengths, rows, num_sinks)
+            sinks = arena.read_first(view, table, num_sinks)
+        start = max(0, begin - window + 1) if window else begin
+        if window:
+            self._put(RowSet(layer_idx, RECENT), begin, rows)
+            before = self._get(RowSet(layer_idx, RECENT), start, begin)
+            rows = torch.cat([before, rows], dim=1)
+        return ExactRows(sinks, rows, start)
+
+    def _put(self, row_set: RowSet, begin: int, rows: Tensor) -> None:
+        self.planned.rows[row_set].check(rows)
+        number = self.planned.layout.places[row_set][0]
+        # Longer steps are those of one sequence, and windows may have room for their end only.
+        due = self.store.first_position(self._ids[0], number) if rows.shape[1] > 1 else 0
+        skipped = max(0, due - self._lengths[0])
+        frames, slots = self._slots(number, begin + skipped, begin + rows.shape[1])
+        view = self._view(row_set)
+        view[frames, slots] = rows[:, skipped:].to(view.dtype)
+
+    def _get(self, row_set: RowSet, begin: int, end: int) -> Tensor:
+        frames, slots = self._slots(self.planned.layout.places[row_set][0], begin, end)
+        return self._view(row_set)[frames, slots]
 
     def place_state(
         self, layer_idx: int, kind: str, number: int, tensor: Tensor
@@ -305,19 +316,21 @@ class BatchCache(Cache, PoolMemory, ExactMemory):
         """None: `begin` loads states, and `finish` writes them back."""
         return None
 
-    def _rows(self, layer_idx: int, begin: int, end: int) -> tuple[Tensor, Tensor, Tensor]:
-        """All rows of a layer (frames, T, elements), and frame and place there of the slots
-        [begin, end) of each sequence, (B, end - begin)."""
-        number, place = self.planned.layout.class_of_layer[layer_idx]
+    def _view(self, row_set: RowSet) -> Tensor:
+        """All rows of one kind of a layer, (frames, T, elements)."""
+        number, place = self.planned.layout.places[row_set]
         lifetime = self.planned.layout.classes[number]
-        dtype = self.planned.rows[layer_idx].dtype
-        view = arena.row_view(self.store.pool, lifetime, place, dtype)
+        return arena.row_view(self.store.pool, lifetime, place, self.planned.rows[row_set].dtype)
+
+    def _slots(self, number: int, begin: int, end: int) -> tuple[Tensor, Tensor]:
+        """Frame and place there of the slots [begin, end) of each sequence, (B, end - begin)."""
         key = (number, begin, end)
         if key not in self._index:
-            lengths = torch.tensor(self._lengths, device=view.device)[:, None]
-            slots = torch.arange(begin, end, device=view.device)
+            table = self._tables[number]
+            lengths = torch.tensor(self._lengths, device=table.device)[:, None]
+            slots = torch.arange(begin, end, device=table.device)
             positions = slots - (max(self._lengths) - lengths)
-            T = lifetime.tokens_per_frame
-            frames = self._tables[number].gather(1, positions.clamp_min(0) // T)
+            T = self.planned.layout.classes[number].tokens_per_frame
+            frames = table.gather(1, positions.clamp_min(0) // T)
             self._index[key] = frames * (positions >= 0), positions.clamp_min(0) % T
-        return view, *self._index[key]
+        return self._index[key]

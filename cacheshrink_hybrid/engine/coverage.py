@@ -54,11 +54,6 @@ def kernel_coverage(model: PreTrainedModel, spec: ModelSpec, backend: Backend) -
         if isinstance(module, LatentAttention):
             like = torch.empty(0, dtype=model.dtype, device=input_device(model))
             reason = kernel_view.why_not(module.head, like)
-            if module.plan.keeps_exact:
-                reason = (
-                    "the engine keeps exact_sinks and exact_window where torch reads them; "
-                    "model.generate() reads such rows by kernels"
-                )
             layers, found = module.plan.layer_ids, rows
         elif isinstance(module, RecurrentMixer):
             reason, layers, found = pool_step.why_not(module), (module.layer_idx,), states

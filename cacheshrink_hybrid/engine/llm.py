@@ -22,6 +22,7 @@ from ..errors import CacheFullError, ConfigError
 from ..kernels.backend import Backend, check_backend
 from ..placement import input_device
 from ..pool.budget import budget_bytes
+from ..pool.lifetime import TOKENS
 from .dispatcher import Dispatcher
 from .named_model import load_named
 from .outbox import Outbox
@@ -312,7 +313,8 @@ class LLM:
     def _room(self) -> int | None:
         """Most tokens of one sequence in the pool; None where a sequence does not grow."""
         total = self.store.pool.num_frames
-        slots = [lifetime.tokens_per_frame for lifetime in self.store.layout.classes]
+        classes = self.store.layout.classes
+        slots = [x.tokens_per_frame for x in classes if x.kind == TOKENS]
         if not slots:
             return None
         return bisect_right(range(1, total * min(slots) + 1), total, key=self.store.need)

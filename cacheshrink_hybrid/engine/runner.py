@@ -16,6 +16,7 @@ from ..model.adapters import adapted_modules, is_of_peft
 from ..model.attached_plan import is_converted, plan_of
 from ..pool.budget import frames_within
 from ..pool.frame_pool import FramePool
+from ..pool.lifetime import TOKENS
 from ..pool.memory import decoding_backend
 from ..pool.store import SequenceStore
 from .batch_cache import BatchCache
@@ -77,7 +78,7 @@ class Runner:
             layout, FramePool(frames, layout.frame_bytes, device=self.device)
         )
         self.cache = BatchCache(self.config, planned, self.store, self.coverage, backend)
-        slots = [lifetime.tokens_per_frame for lifetime in layout.classes]
+        slots = [x.tokens_per_frame for x in layout.classes if x.kind == TOKENS]
         self.max_tokens = frames * max(slots, default=1)
         positions = getattr(self.config, "max_position_embeddings", None)
         if positions is not None:

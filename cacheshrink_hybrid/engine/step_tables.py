@@ -59,7 +59,7 @@ class StepTables:
         self.num_slots = max_tokens
         whole = {"dtype": torch.int32, "device": device}
         self.frame_tables = [
-            torch.full((batch_size, -(-max_tokens // lifetime.tokens_per_frame)), -1, **whole)
+            torch.full((batch_size, lifetime.table_length(max_tokens)), -1, **whole)
             for lifetime in layout.classes
         ]
         self.context_lens = torch.zeros(batch_size, **whole)
@@ -89,7 +89,7 @@ class StepTables:
             self.frame_tables[number][:count, : table.shape[1]] = table
             self.frame_tables[number][count:, :1] = -1
             mapping = self.slot_mappings[number]
-            mapping[: count * self.num_new] = new_slots(table, positions, lifetime.tokens_per_frame)
+            mapping[: count * self.num_new] = new_slots(table, positions, lifetime)
             mapping[count * self.num_new :] = -1
         if self.read_table is not None and self.write_table is not None:
             self.read_table[count:, 0] = -1

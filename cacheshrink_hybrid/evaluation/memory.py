@@ -37,8 +37,9 @@ def measure_cache_memory(
         `source_bytes_per_token` and `bytes_per_token` at 16 bits per element, their
         `compression_ratio`, `element_bytes` (size of this model's cache elements), and
         `per_sequence_length`: for each length, in bytes of this model's dtype,
-        `live_bytes` (counted, keys and values), `expected_bytes` (from the plan), `source_bytes`
-        (what the uncompressed model would hold), the same of recurrent and convolution states,
+        `live_bytes` (counted, keys and values), `expected_bytes` (from the plan), `exact_bytes` (of
+        exact rows, which are among both), `source_bytes` (what the uncompressed model would hold),
+        the same of recurrent and convolution states,
         which do not grow with the length (`state_bytes`, `expected_state_bytes`,
         `source_state_bytes`), `total_bytes` of both together, and `pooled_bytes` (frames, KV and
         state together). The ratios of source to live bytes, `ratio`, `state_ratio` and
@@ -61,7 +62,6 @@ def measure_cache_memory(
     uncoded_per_token = [0 if coded else stored for _, stored, coded in layers]
     stored_per_token = [stored for _, stored, _ in layers]
     live_per_token = [stored * (1 if coded else scale) for _, stored, coded in layers]
-    latents = plan_of(model).latents if is_converted(model) else ()
     windows = [
         layer.attention.sliding_window
         for layer in model_spec(model.config).attention_layers
@@ -71,9 +71,8 @@ def measure_cache_memory(
     for length in sequence_lengths:
         held = [length if window is None else min(length, window) for window in windows]
         expected = _total(live_per_token, held, batch_size)
-        expected += batch_size * sum(
-            latent.exact_bytes(length) * len(latent.layer_ids) for latent in latents
-        )
+        exact = batch_size * plan_of(model).exact_bytes(length) if is_converted(model) else 0
+        expected += exact
         source = _total(source_per_token, held, scale * batch_size)
         dense = LatentCache(config=model.config.get_text_config(decoder=True))
         counted = _filled(model, dense, length, batch_size)
@@ -87,6 +86,7 @@ def measure_cache_memory(
             "source_bytes": source,
             "expected_bytes": expected,
             "live_bytes": counted.kv,
+            "exact_bytes": exact,
             "pooled_bytes": pooled.total,
             "kv_16bit": as_16bit,
             "ratio": _ratio(*as_16bit),

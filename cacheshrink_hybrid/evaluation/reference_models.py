@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ..pool.layout import LayerRows
+    from ..pool.lifetime import LayerRows
     from ..pool.state_map import StateRows
 
 LATENT_STEP = 16
@@ -43,7 +43,7 @@ class ReferenceModel:
         Latent widths grow from half to one and a half of their mean over the layers, in steps of
         16 channels, as a global allocation of ranks leaves them.
         """
-        from ..pool.layout import LayerRows
+        from ..pool.lifetime import LayerRows
 
         mean = self.kv_width / ratio
         rows = []

@@ -8,11 +8,9 @@ from typing import Any
 from ..codecs import RowCodec, RowFormat
 from ..errors import PlanError
 from ..methods import LATENT_KINDS, LatentKind
-from ..spec import BYTES_16BIT
 
-CROP_SLACK = 32
-"""Tokens before an exact window that are kept exact as well, so that as many can be removed from
-the end (rejected guesses of assisted decoding) without leaving the window short."""
+EXACT_BITS = 16
+"""Width of the keys and values in exact rows."""
 
 READ_MODES = ("absorb", "reconstruct", "rotate")
 
@@ -47,8 +45,9 @@ class LatentPlan:
             are, in the model's dtype.
         frequencies: for `rotate`, the rotary frequency of each pair of key channels, -1 for pairs
             that are not rotated.
-        exact_sinks: first tokens of a sequence that are kept at 16 bits as well.
-        exact_window: most recent tokens, the last one included, that are kept at 16 bits as well.
+        exact_sinks: first tokens of a sequence that have an exact row as well.
+        exact_window: most recent tokens, the last one included, that have an exact row as well.
+        exact_channels: of an exact row, 2 * J * D; 0 where no token has one.
         basis_group: number of the group of modules that share one basis; None if not shared.
         predicted_loss: expected loss of what was cut off, in units of the metric, summed over the
             layers served (nats per token for `fisher`), on the text that bases were fitted to.
@@ -70,6 +69,7 @@ class LatentPlan:
     frequencies: tuple[int, ...] | None = None
     exact_sinks: int = 0
     exact_window: int = 0
+    exact_channels: int = 0
     basis_group: int | None = None
     predicted_loss: float = 0.0
     held_out_loss: float | None = None
@@ -93,6 +93,12 @@ class LatentPlan:
             raise PlanError(
                 f"key_rank={self.key_rank} or value_rank={self.value_rank} of layer "
                 f"{self.layer_ids[0]} exceeds kv_lora_rank={self.kv_lora_rank}"
+            )
+        if self.keeps_exact != (self.exact_channels > 0):
+            raise PlanError(
+                f"layer {self.layer_ids[0]} with exact_sinks={self.exact_sinks} and "
+                f"exact_window={self.exact_window} has exact_channels={self.exact_channels}; keys "
+                "and values of all heads are due where tokens stay exact, 0 elsewhere"
             )
         if self.read_mode not in READ_MODES:
             raise PlanError(f"read_mode={self.read_mode!r} is unknown; one of {READ_MODES} is due")
@@ -124,13 +130,18 @@ class LatentPlan:
 
     @property
     def keeps_exact(self) -> bool:
-        """Whether some tokens are kept at 16 bits beside their rows."""
+        """Whether some tokens have an exact row beside their coded one."""
         return self.exact_sinks > 0 or self.exact_window > 0
 
     def exact_bytes(self, num_tokens: int) -> int:
-        """Bytes of a sequence's exact copies in one layer, which do not grow beyond the window."""
-        recent = min(num_tokens, self.exact_window + CROP_SLACK) if self.exact_window else 0
-        return (self.exact_sinks + recent) * self.kv_lora_rank * BYTES_16BIT
+        """Bytes of a sequence's exact rows in one layer, which do not grow beyond the window."""
+        count = min(num_tokens, self.exact_sinks) + min(num_tokens, self.exact_window)
+        return count * self.exact_row_bytes
+
+    @property
+    def exact_row_bytes(self) -> int:
+        """Bytes of an exact row."""
+        return RowFormat().row_bytes([(self.exact_channels, EXACT_BITS)])
 
     @property
     def widths(self) -> str:
@@ -160,6 +171,10 @@ class LatentPlan:
     def codec(self) -> RowCodec:
         """The codec of this layer's rows."""
         return RowCodec(tuple((run.channels, run.bits) for run in self.runs), self.row_format)
+
+    def exact_codec(self) -> RowCodec:
+        """The codec of exact rows: keys and values, at 16 bits."""
+        return RowCodec(((self.exact_channels, EXACT_BITS),), RowFormat())
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> LatentPlan:

@@ -12,14 +12,15 @@ from ..latents.fit.factors import LatentFactors
 
 @torch.no_grad()
 def write_factors(module: LatentAttention, parts: AttentionParts, factors: LatentFactors) -> None:
-    """Fold encoder, bases and mean into the module's three new projections.
+    """Fold encoder, bases and mean into the module's new projections.
 
     kv_a_proj = E W with bias E (b - mean); k_b_proj and v_b_proj are the bases with the means as
-    biases, keys times their multiplier.
+    biases, keys times their multiplier; kv_proj, where tokens stay exact, is W with bias b, keys
+    times their multiplier too.
     """
     encoder, width = factors.encoder, parts.kv_width
     weight = _float64(torch.cat([parts.key.weight(), parts.value.weight()]))
-    bias = -factors.mean.clone()
+    bias = torch.zeros_like(factors.mean)
     for half, projection in enumerate((parts.key, parts.value)):
         if projection.bias() is not None:
             bias[half * width : (half + 1) * width] += _float64(projection.bias())
@@ -27,17 +28,27 @@ def write_factors(module: LatentAttention, parts: AttentionParts, factors: Laten
         assert factors.costs is not None
         module.latent_costs.copy_(factors.costs)
     module.kv_a_proj.weight.copy_(encoder @ weight)
-    module.kv_a_proj.bias.copy_(encoder @ bias)
+    module.kv_a_proj.bias.copy_(encoder @ (bias - factors.mean))
     module.k_b_proj.weight.copy_(_key_weight(factors) * parts.key_multiplier)
     module.k_b_proj.bias.copy_(factors.mean[:width] * parts.key_multiplier)
     module.v_b_proj.weight.copy_(factors.value_up)
     module.v_b_proj.bias.copy_(factors.mean[width:])
+    multiplied = torch.ones_like(bias)
+    multiplied[:width] = parts.key_multiplier
+    if module.kv_proj is not None:
+        module.kv_proj.weight.copy_(multiplied[:, None] * weight)
+        if module.kv_proj.bias is not None:
+            module.kv_proj.bias.copy_(multiplied * bias)
     for layer_idx, (_, key, value) in parts.adapters.items():
-        assert module.kv_a_adapters is not None
-        down, up = module.kv_a_adapters[str(layer_idx)]
-        down.weight.copy_(torch.cat([key[0].weight, value[0].weight]))
         ups = torch.block_diag(_float64(key[1].weight), _float64(value[1].weight))
-        up.weight.copy_(encoder @ ups)
+        for adapters, outward in (
+            (module.kv_a_adapters, encoder),
+            (module.kv_adapters, torch.diag(multiplied)),
+        ):
+            if adapters is not None:
+                down, up = adapters[str(layer_idx)]
+                down.weight.copy_(torch.cat([key[0].weight, value[0].weight]))
+                up.weight.copy_(outward @ ups)
 
 
 def _key_weight(factors: LatentFactors) -> Tensor:

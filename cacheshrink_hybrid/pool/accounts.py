@@ -11,7 +11,7 @@ from ..errors import FrameError
 from .frame_ledger import FRAME_MASK, FrameStatistics, Handles
 from .held_frames import HeldFrames
 from .layout import Layout
-from .sequence import CachedSequence
+from .sequence import GONE, CachedSequence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,8 +63,9 @@ def useful_bytes(layout: Layout, sequences: Iterable[CachedSequence]) -> int:
     for sequence in sequences:
         for number, lifetime in enumerate(layout.classes):
             T, first = lifetime.tokens_per_frame, sequence.first[number]
+            rows = lifetime.num_rows(sequence.num_tokens, sequence.origin)
             for entry, handle in enumerate(sequence.tables[number].entries.tolist()):
-                visible = min(sequence.num_tokens, (entry + 1) * T) - max(first, entry * T)
+                visible = min(rows, (entry + 1) * T) - max(first, entry * T)
                 if handle >= 0 and visible > 0:
                     used = visible * lifetime.bytes_per_token
                     best[handle] = max(best.get(handle, 0), used)
@@ -98,8 +99,9 @@ def check_accounts(
         for table, lifetime, first in zip(
             sequence.tables, layout.classes, sequence.first, strict=True
         ):
-            T = lifetime.tokens_per_frame
-            if len(table) * T < sequence.num_tokens or table.num_gone * T > first:
+            due = lifetime.table_length(sequence.num_tokens, sequence.origin)
+            needed = table.entries[first // lifetime.tokens_per_frame : due]
+            if len(table) < due or (needed == GONE).any():
                 raise FrameError(f"sequence {sequence.seq_id!r} lacks frames for its tokens")
     if (references != pool.reference_counts()).any():
         raise FrameError("references of the pool are not those of the sequences")

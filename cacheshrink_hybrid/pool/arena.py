@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from .frame_pool import FramePool
-from .layout import LifetimeClass
+from .lifetime import LifetimeClass
 from .state_map import StateMap
 
 
@@ -46,6 +48,42 @@ def write_rows(view: Tensor, frames: Tensor, begin: int, rows: Tensor) -> None:
     tokens = torch.arange(begin, begin + len(rows), device=view.device)
     T = view.shape[1]
     view[frames[tokens // T], tokens % T] = rows
+
+
+def read_first(view: Tensor, frames: Tensor, count: int) -> Tensor:
+    """Rows (B, count, row elements) of the first tokens of several sequences; anything where there
+    are none.
+
+    Args:
+        frames: (B, frames of the longest), -1 where there are none.
+    """
+    if not frames.shape[1]:
+        return view.new_zeros(len(frames), count, view.shape[2])
+    tokens = torch.arange(count, device=view.device)
+    T = view.shape[1]
+    entries = (tokens // T).clamp_max(frames.shape[1] - 1)
+    return view[frames[:, entries].clamp_min(0), tokens % T]
+
+
+def write_first(
+    view: Tensor, frames: Tensor, before: Sequence[int], rows: Tensor, count: int
+) -> None:
+    """Store those of the rows (B, T, row elements) that are of a sequence's first `count` tokens.
+
+    Args:
+        before: tokens of each sequence before these; less than none if the first of them are
+            padding.
+    """
+    B, T, _ = rows.shape
+    new = [
+        (b, token, token - before[b])
+        for b in range(B)
+        for token in range(max(0, before[b]), min(count, before[b] + T))
+    ]
+    if new:
+        batch, tokens, places = torch.tensor(new, device=view.device).T
+        at = frames[batch, tokens // view.shape[1]]
+        view[at, tokens % view.shape[1]] = rows[batch, places].to(view.dtype)
 
 
 def read_state(pool: FramePool, state: StateMap, frames: Tensor, number: int) -> Tensor:

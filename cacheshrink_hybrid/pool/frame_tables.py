@@ -54,9 +54,10 @@ def content_digest(layout: Layout, pool: FramePool, sequence: CachedSequence) ->
     text = hashlib.sha256(f"{sequence.num_tokens}".encode())
     for table, lifetime, begin in zip(sequence.tables, layout.classes, sequence.first, strict=True):
         frames = torch.from_numpy(frame_ids(table.entries)).to(pool.device, torch.int64)
+        end = lifetime.num_rows(sequence.num_tokens, sequence.origin)
         for place in range(len(lifetime.layer_ids)):
             view = arena.row_view(pool, lifetime, place)
-            rows = arena.read_rows(view, frames, begin, sequence.num_tokens)
+            rows = arena.read_rows(view, frames, begin, end)
             text.update(f"{begin}".encode() + rows.cpu().numpy().tobytes())
     if sequence.state is not None:
         frames = pool.index(sequence.state)[None]

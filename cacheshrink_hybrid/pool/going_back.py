@@ -38,11 +38,12 @@ def check_resume(layout: Layout, sequence: CachedSequence, position: int) -> Non
 def cut_tail(layout: Layout, frames: HeldFrames, sequence: CachedSequence, num_tokens: int) -> None:
     """Go back to `num_tokens` tokens, which was checked to be possible."""
     for number, lifetime in enumerate(layout.classes):
-        keep = -(-num_tokens // lifetime.tokens_per_frame)
+        keep = lifetime.table_length(num_tokens, sequence.origin)
         frames.release(sequence.tables[number].cut(keep))
         sequence.first[number] = min(sequence.first[number], num_tokens)
     if not num_tokens:
         sequence.first = [0] * len(sequence.first)
+        sequence.origin = 0
     if layout.state.num_frames and num_tokens != sequence.num_tokens:
         old, sequence.state = sequence.state, None
         if num_tokens:

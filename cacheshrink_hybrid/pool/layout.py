@@ -3,8 +3,8 @@
 The arena is cut into equal frames of `frame_bytes` bytes. A frame serves one of two kinds of
 content, and any frame can serve either:
 
-    KV      T tokens x all layers of one lifetime class (layers with full attention, or with one
-            width of sliding window). Layer-major: the row of layer l and token t starts at byte
+    KV      T tokens x all layers of one lifetime class (rows of all tokens, of one width of window,
+            or of the first tokens only). Layer-major: the row of layer l and token t starts at byte
             offset[l] + (t mod T) * row_bytes[l] of the frame with number t // T of its sequence.
     state   a piece of the one byte string that holds a sequence's recurrent states. Rows never
             straddle two frames.
@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 
 from ..errors import PlanError
+from .lifetime import TOKENS, LayerRows, LifetimeClass, RowSet
 from .state_map import ROW_ALIGNMENT, StateMap, StateRows, aligned, place_state
 
 FRAME_ALIGNMENT = 256
@@ -35,60 +36,6 @@ WASTE_TOLERANCE = 0.008
 STRETCH_TOLERANCE = 0.001
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerRows:
-    """What one layer stores per token.
-
-    Attributes:
-        layer_idx: cache layer.
-        row_bytes: bytes of one token's row.
-        window: tokens that a query sees, itself included; None for all.
-    """
-
-    layer_idx: int
-    row_bytes: int
-    window: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LifetimeClass:
-    """Layers whose tokens live equally long, and where their rows lie in a frame.
-
-    Attributes:
-        window: tokens that a query sees, itself included; None for all.
-        tokens_per_frame: T.
-        layer_ids, row_bytes, offsets: per layer, in layer order; offsets are multiples of 16.
-    """
-
-    window: int | None
-    tokens_per_frame: int
-    layer_ids: tuple[int, ...]
-    row_bytes: tuple[int, ...]
-    offsets: tuple[int, ...]
-
-    @property
-    def bytes_per_token(self) -> int:
-        return sum(self.row_bytes)
-
-    @property
-    def kind(self) -> str:
-        """Name of its frames in statistics."""
-        return "kv" if self.window is None else f"window {self.window}"
-
-    def first_needed(self, num_tokens: int, history: int = 0) -> int:
-        """Position of the first token that the token after `num_tokens` - 1 tokens sees, with
-        `history` more tokens kept for rollbacks."""
-        return 0 if self.window is None else max(0, num_tokens - self.window - history)
-
-    def frames_for(self, num_tokens: int, history: int = 0) -> int:
-        """Frames that a sequence of `num_tokens` tokens holds after its last step of one token."""
-        first = self.first_needed(num_tokens, history)
-        return -(-num_tokens // self.tokens_per_frame) - first // self.tokens_per_frame
-
-    def useful_bytes(self, num_tokens: int) -> int:
-        return self.bytes_per_token * (num_tokens - self.first_needed(num_tokens))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Layout:
     """Frame size, lifetime classes and state map of one model under one plan."""
@@ -99,28 +46,41 @@ class Layout:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of every number in the layout, in hexadecimal."""
-        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        """SHA-256 of every number in the layout, in hexadecimal. Classes that have rows of every
+        token go without what only others have, as in layouts that know no others."""
+        values = asdict(self)
+        for lifetime in values["classes"]:
+            if lifetime["kind"] == TOKENS:
+                del lifetime["kind"], lifetime["limit"]
+        text = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     @cached_property
-    def class_of_layer(self) -> dict[int, tuple[int, int]]:
-        """(class number, place within the class) of each layer that stores rows."""
+    def places(self) -> dict[RowSet, tuple[int, int]]:
+        """(class number, place within the class) of all rows."""
         return {
-            layer_idx: (number, place)
+            RowSet(layer_idx, lifetime.kind): (number, place)
             for number, lifetime in enumerate(self.classes)
             for place, layer_idx in enumerate(lifetime.layer_ids)
         }
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes of one token's rows in all layers."""
-        return sum(lifetime.bytes_per_token for lifetime in self.classes)
+        """Bytes of one token's rows in all layers, without those that only some tokens have."""
+        return sum(x.bytes_per_token for x in self.classes if x.kind == TOKENS)
 
     def frames_for(self, num_tokens: int, history: int = 0) -> int:
         """Frames that a sequence of `num_tokens` tokens holds, state included. Exact for a
         sequence that grew by single tokens, or has no windows."""
         kv = sum(lifetime.frames_for(num_tokens, history) for lifetime in self.classes)
+        return kv + self.state.num_frames
+
+    def first_frames(self, num_tokens: int) -> int:
+        """Frames of a sequence whose first step has `num_tokens` tokens, through the next step of
+        one token; state included."""
+        kv = sum(
+            max(x.first_frames(num_tokens), x.frames_for(num_tokens + 1)) for x in self.classes
+        )
         return kv + self.state.num_frames
 
     def held_bytes(self, num_tokens: int) -> int:
@@ -142,9 +102,11 @@ class Layout:
         """The layout in a few lines of text."""
         lines = [f"frames of {self.frame_bytes} bytes, layout {self.digest[:16]}"]
         for lifetime in self.classes:
-            kind = "full" if lifetime.window is None else f"window {lifetime.window}"
+            reach = "full" if lifetime.window is None else f"window {lifetime.window}"
+            if lifetime.kind != TOKENS:
+                reach = f"{lifetime.kind} {lifetime.window or lifetime.limit} tokens"
             lines.append(
-                f"  {kind}: {len(lifetime.layer_ids)} layers, {lifetime.bytes_per_token} bytes "
+                f"  {reach}: {len(lifetime.layer_ids)} layers, {lifetime.bytes_per_token} bytes "
                 f"per token, {lifetime.tokens_per_frame} tokens per frame"
             )
         if self.state.num_frames:
@@ -169,9 +131,11 @@ def compile_layout(
 ) -> Layout:
     """Choose the frame size and place every row. A pure function.
 
-    The lifetime class with most bytes per token gets T tokens per frame and fills the frame; every
-    other class gets the largest multiple of 8 tokens that fits. T is the largest of 64, 32, 16 and
-    8 whose expected waste at `reference_tokens` tokens is at most `tolerance`, or 8.
+    Of the classes with rows of all tokens or of a sliding window, the one with most bytes per token
+    gets T tokens per frame and fills the frame; every other one gets the largest multiple of 8
+    tokens that fits, and rows of recent and first tokens as many as fit. T is the largest of 64,
+    32, 16 and 8 whose expected waste at `reference_tokens` tokens is at most `tolerance`; if there
+    is none, that of the least waste.
 
     Args:
         rows: per attention layer, in any order.
@@ -182,31 +146,31 @@ def compile_layout(
         PlanError: nothing to store, sizes below one byte, or a layer named twice.
     """
     _check(rows, states, tokens_per_frame)
-    groups: dict[int | None, list[LayerRows]] = {}
-    for row in sorted(rows, key=lambda row: row.layer_idx):
-        groups.setdefault(row.window, []).append(row)
+    groups: dict[tuple[int, int, int], list[LayerRows]] = {}
+    for row in sorted(rows, key=lambda row: (row.lifetime, row.layer_idx)):
+        groups.setdefault(row.lifetime, []).append(row)
+    members = list(groups.values())
     sizes: list[int]
-    if groups:
+    if members:
         choices = (tokens_per_frame,) if tokens_per_frame else TOKENS_PER_FRAME
-        sizes = [_frame_bytes(groups, tokens, states) for tokens in choices]
+        sizes = [_frame_bytes(members, tokens, states) for tokens in choices]
     else:
         least = max(state.row_bytes for state in states)
         sizes = [
             _stretched(aligned(max(size, least), FRAME_ALIGNMENT), states)
             for size in STATE_FRAME_BYTES
         ]
+    layouts = []
     for frame_bytes in sizes:
         layout = Layout(
             frame_bytes=frame_bytes,
-            classes=tuple(
-                _place_class(window, groups[window], frame_bytes)
-                for window in sorted(groups, key=lambda window: window or 0)
-            ),
+            classes=tuple(_place_class(rows, frame_bytes) for rows in members),
             state=place_state(states, frame_bytes),
         )
         if layout.expected_waste(reference_tokens) <= tolerance:
-            break
-    return layout
+            return layout
+        layouts.append(layout)
+    return min(layouts, key=lambda layout: layout.expected_waste(reference_tokens))
 
 
 def _check(
@@ -215,16 +179,17 @@ def _check(
     if not rows and not states:
         raise PlanError("the model has no attention layer and no state, so nothing to lay out")
     for row in rows:
-        if row.row_bytes < 1 or (row.window is not None and row.window < 1):
-            raise PlanError(f"{row} must have row_bytes >= 1 and a window >= 1 or None")
+        given = [n for n in (row.row_bytes, row.window, row.limit) if n is not None]
+        if min(given) < 1:
+            raise PlanError(f"{row} must have row_bytes >= 1, window >= 1 and limit >= 1, or None")
     for state in states:
         if state.row_bytes < 1 or state.num_rows < 1:
             raise PlanError(f"{state} must have num_rows >= 1 and row_bytes >= 1")
-    ids = [row.layer_idx for row in rows]
+    ids: list[tuple[int, str]] = [row.row_set for row in rows]
     names = [(state.layer_idx, state.name) for state in states]
-    for given in (ids, names):
-        if len(set(given)) != len(given):
-            raise PlanError(f"each layer or state tensor is to be named once; got {given}")
+    for named in (ids, names):
+        if len(set(named)) != len(named):
+            raise PlanError(f"each layer or state tensor is to be named once; got {named}")
     if tokens_per_frame is not None and (tokens_per_frame < 8 or tokens_per_frame % 8):
         raise PlanError(f"tokens_per_frame={tokens_per_frame} must be a positive multiple of 8")
 
@@ -233,13 +198,19 @@ def _class_bytes(members: Sequence[LayerRows], tokens: int) -> int:
     return sum(aligned(tokens * row.row_bytes, ROW_ALIGNMENT) for row in members)
 
 
+def _multiple(members: Sequence[LayerRows]) -> int:
+    """Tokens of a frame are a multiple of this."""
+    return TOKEN_MULTIPLE if members[0].kind == TOKENS else 1
+
+
 def _frame_bytes(
-    groups: dict[int | None, list[LayerRows]], tokens: int, states: Sequence[StateRows]
+    groups: Sequence[Sequence[LayerRows]], tokens: int, states: Sequence[StateRows]
 ) -> int:
-    widest = max(groups.values(), key=lambda members: sum(row.row_bytes for row in members))
+    whole = [members for members in groups if members[0].kind == TOKENS] or groups
+    widest = max(whole, key=lambda members: sum(row.row_bytes for row in members))
     size = max(
         _class_bytes(widest, tokens),
-        *(_class_bytes(members, TOKEN_MULTIPLE) for members in groups.values()),
+        *(_class_bytes(members, _multiple(members)) for members in groups),
         *(state.row_bytes for state in states),
     )
     return _stretched(aligned(size, FRAME_ALIGNMENT), states)
@@ -253,24 +224,21 @@ def _stretched(frame_bytes: int, states: Sequence[StateRows]) -> int:
     return stretched if near else frame_bytes
 
 
-def _place_class(
-    window: int | None, members: Sequence[LayerRows], frame_bytes: int
-) -> LifetimeClass:
-    """The class with as many tokens per frame as fit."""
-    width = sum(row.row_bytes for row in members)
-    tokens = frame_bytes // width // TOKEN_MULTIPLE * TOKEN_MULTIPLE
+def _place_class(members: Sequence[LayerRows], frame_bytes: int) -> LifetimeClass:
+    """The class with as many tokens per frame as fit, and as are ever there."""
+    width, multiple = sum(row.row_bytes for row in members), _multiple(members)
+    tokens = frame_bytes // width // multiple * multiple
     while _class_bytes(members, tokens) > frame_bytes:
-        tokens -= TOKEN_MULTIPLE
-    return _class_of(window, members, tokens)
-
-
-def _class_of(window: int | None, members: Sequence[LayerRows], tokens: int) -> LifetimeClass:
+        tokens -= multiple
+    first = members[0]
     offsets, offset = [], 0
     for row in members:
         offsets.append(offset)
         offset += aligned(tokens * row.row_bytes, ROW_ALIGNMENT)
     return LifetimeClass(
-        window=window,
+        window=first.window,
+        kind=first.kind,
+        limit=first.limit,
         tokens_per_frame=tokens,
         layer_ids=tuple(row.layer_idx for row in members),
         row_bytes=tuple(row.row_bytes for row in members),

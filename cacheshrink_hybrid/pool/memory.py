@@ -20,7 +20,7 @@ from torch import Tensor
 from ..errors import KernelUnavailableError
 from ..kernels.backend import Backend, runs_triton
 from ..kernels.states.pages import StatePlace
-from .layout import LifetimeClass
+from .lifetime import LifetimeClass
 from .state_map import StateMap
 from .state_tensors import Placement
 
@@ -35,7 +35,40 @@ def decoding_backend(backend: Backend, device: torch.device) -> Backend:
     return backend if runs_triton(backend, device) else "torch"
 
 
-class RowMemory(ABC):
+@dataclass(frozen=True, eq=False, slots=True)
+class ExactRows:
+    """Exact rows that one step may read.
+
+    Attributes:
+        first: of the first visible tokens, (B, num_sinks, bytes); anything where there are none
+            yet.
+        recent: of neighbouring slots up to the last one, the new ones included, (B, n, bytes).
+        begin: slot of the first of them.
+    """
+
+    first: Tensor
+    recent: Tensor
+    begin: int
+
+
+class ExactMemory(ABC):
+    """What a cache owes attention layers of which some tokens are to stay exact."""
+
+    @abstractmethod
+    def exact_rows(
+        self, layer_idx: int, rows: Tensor, first: Tensor, *, num_sinks: int, window: int
+    ) -> ExactRows:
+        """Store the exact rows (B, T, bytes) of a layer's newest tokens, after their coded rows,
+        and give out what their queries may read.
+
+        Args:
+            first: first slot of each sequence that is not padding, (B or 1,); beyond the last slot
+                where there is none yet.
+            num_sinks, window: first and last tokens that stay exact.
+        """
+
+
+class RowMemory(ExactMemory):
     """What a cache owes the attention layers of a model: places for the rows of their new tokens,
     and the rows of those before.
 
@@ -121,16 +154,30 @@ class PoolMemory(RowMemory, StateMemory):
     """A cache over a pool, of a model with any layers."""
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class RowPlace:
+    """Where the rows of one kind of a layer lie, those of new tokens too.
+
+    Attributes:
+        lifetime, place: class of layers, and the layer's place in it.
+        frame_table: (B, frames) int32, -1 where there is none.
+        slot_mapping: where each new token's row goes, (B * T,) int64; -1 for nowhere.
+    """
+
+    lifetime: LifetimeClass
+    place: int
+    frame_table: Tensor
+    slot_mapping: Tensor
+
+
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
 class RowStep:
     """T new tokens of B sequences in an attention layer, whose frames are there.
 
     Attributes:
         arena, frame_bytes: of the pool.
-        lifetime, place: class of layers, and the layer's place in it.
-        frame_table: (B, frames) int32, -1 where there is none.
+        places: of the layer's rows, by kind; those of first tokens are counted from `first_slots`.
         context_lens: slots of each sequence, the new ones included, (B,) int32; 0 for padding.
-        slot_mapping: where each new token's row goes, (B * T,) int64; -1 for nowhere.
         num_slots: more than any slot.
         ends_together: every sequence has `num_slots` slots.
         first_slots: slots before these are padding, (B,) int32; None if there is none.
@@ -141,11 +188,8 @@ class RowStep:
 
     arena: Tensor
     frame_bytes: int
-    lifetime: LifetimeClass
-    place: int
-    frame_table: Tensor
+    places: Mapping[str, RowPlace]
     context_lens: Tensor
-    slot_mapping: Tensor
     num_slots: int
     ends_together: bool
     first_slots: Tensor | None = None
@@ -175,15 +219,23 @@ class StateStep:
     backend: Backend
 
 
-def new_slots(frame_table: Tensor, positions: Tensor, tokens_per_frame: int) -> Tensor:
-    """Slots in the pool of tokens at `positions` (B, T), (B * T,) int64: -1 where a frame is gone.
+def new_slots(frame_table: Tensor, positions: Tensor, lifetime: LifetimeClass) -> Tensor:
+    """Slots in the pool of tokens at `positions` (B, T), (B * T,) int64: -1 where a frame is gone,
+    and for tokens that have no row in this class.
 
     Args:
         frame_table: (B, frames).
+        positions: in classes with a limit, counted from the origin of each sequence.
     """
-    frames = frame_table.long().gather(1, positions // tokens_per_frame)
-    slots = frames * tokens_per_frame + positions % tokens_per_frame
-    return torch.where(frames < 0, -1, slots).flatten()
+    T, limit = lifetime.tokens_per_frame, lifetime.limit
+    outside = positions < 0
+    if limit is not None:
+        outside = outside | (positions >= limit)
+        positions = positions.clamp(0, limit - 1)
+    if not frame_table.shape[1]:
+        return torch.full_like(positions, -1).flatten()
+    frames = frame_table.long().gather(1, (positions // T).clamp_max(frame_table.shape[1] - 1))
+    return torch.where((frames < 0) | outside, -1, frames * T + positions % T).flatten()
 
 
 def place_in_state(state: StateMap, number: int, frame_bytes: int) -> StatePlace:

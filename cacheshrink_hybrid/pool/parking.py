@@ -8,6 +8,7 @@ from ..errors import CacheFullError, SequenceError
 from .eviction import EvictionQueue
 from .held_frames import HeldFrames
 from .layout import Layout
+from .reservation import give_back
 from .roster import Roster
 from .sequence import CachedSequence
 
@@ -32,8 +33,7 @@ class Parking:
 
     def park(self, sequence: CachedSequence, saved_flops: float) -> None:
         """Keep a running sequence without what was reserved for a step."""
-        for table, lifetime in zip(sequence.tables, self.layout.classes, strict=True):
-            self.frames.release(table.cut(-(-sequence.num_tokens // lifetime.tokens_per_frame)))
+        give_back(self.layout, self.frames, sequence)
         sequence.pending = 0
         if sequence.next_state is not None:
             self.frames.release(sequence.next_state)

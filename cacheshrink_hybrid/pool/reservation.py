@@ -7,10 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from .frame_ledger import FRAME_MASK, Handles
 from .held_frames import HeldFrames
 from .layout import Layout
-from .sequence import CachedSequence, FrameTable
+from .sequence import GONE, CachedSequence, FrameTable
 
 
 @dataclass(slots=True)
@@ -19,7 +21,7 @@ class Step:
 
     Attributes:
         slides: (sequence, class, first position still needed, frames that go).
-        growths: (sequence, class, new frames).
+        growths: (sequence, class, new entries that have no frame, new frames behind them).
         copies: (sequence, class, table entry): shared frames to copy before they are written to.
         new_states: sequences that get their first state, of zeros.
         moved_states: sequences whose state is shared, so that the step writes a fresh one.
@@ -29,7 +31,7 @@ class Step:
     """
 
     slides: list[tuple[CachedSequence, int, int, Handles]] = field(default_factory=list)
-    growths: list[tuple[CachedSequence, int, int]] = field(default_factory=list)
+    growths: list[tuple[CachedSequence, int, int, int]] = field(default_factory=list)
     copies: list[tuple[CachedSequence, int, int]] = field(default_factory=list)
     new_states: list[CachedSequence] = field(default_factory=list)
     moved_states: list[CachedSequence] = field(default_factory=list)
@@ -38,9 +40,11 @@ class Step:
     num_unpinned: int = 0
 
     @property
-    def changes_tables(self) -> bool:
-        """Whether a sequence gets, swaps or loses frames of tokens."""
-        return bool(self.slides or self.growths or self.copies)
+    def changed(self) -> set[int]:
+        """Classes of which a sequence gets, swaps or loses frames."""
+        slid = {number for _, number, _, going in self.slides if len(going)}
+        grown = {number for _, number, *_ in self.growths}
+        return slid | grown | {number for _, number, _ in self.copies}
 
 
 def plan_step(
@@ -64,13 +68,16 @@ def plan_step(
             T, table = lifetime.tokens_per_frame, sequence.tables[number]
             if lifetime.window is not None:
                 needed = lifetime.first_needed(sequence.num_tokens + 1, history)
-                if needed > sequence.first[number]:
-                    going = table.leading(needed // T).copy()
+                if needed > sequence.first[number] or needed // T > table.num_gone:
+                    going = table.leading(needed // T)
                     step.slides.append((sequence, number, needed, going))
                     dropped.update(frame for frame in (going & FRAME_MASK).tolist())
-            growth = -(-(sequence.num_tokens + count) // T) - len(table)
-            if growth > 0:
-                step.growths.append((sequence, number, growth))
+            length = lifetime.table_length(sequence.num_tokens + count, sequence.origin)
+            if length > len(table):
+                start = lifetime.first_stored(sequence.num_tokens, count, history)
+                skipped = max(0, start // T - len(table)) if start > sequence.num_tokens else 0
+                growth = length - len(table) - skipped
+                step.growths.append((sequence, number, skipped, growth))
                 step.num_needed += growth
     for frame, times in dropped.items():
         step.num_freed += int(ledger.references_of(frame)) == times
@@ -80,8 +87,11 @@ def plan_step(
             continue
         for number, lifetime in enumerate(layout.classes):
             T, table = lifetime.tokens_per_frame, sequence.tables[number]
-            last = min(len(table), -(-(sequence.num_tokens + count) // T))
-            for entry in range(sequence.num_tokens // T, last):
+            last = lifetime.table_length(sequence.num_tokens + count, sequence.origin)
+            begin = lifetime.num_rows(sequence.num_tokens, sequence.origin)
+            if begin == lifetime.limit:
+                continue
+            for entry in range(begin // T, min(len(table), last)):
                 frame = int(table.entries[entry]) & FRAME_MASK
                 if ledger.references_of(frame) - dropped[frame] > 1:
                     dropped[frame] += 1
@@ -103,12 +113,16 @@ def perform_step(layout: Layout, frames: HeldFrames, step: Step) -> None:
     """Do what was worked out; the frames that it needs are free, or become so by its slides."""
     slide_windows(layout, frames, step)
     for number, lifetime in enumerate(layout.classes):
-        growths = [(s.tables[number], n) for s, at, n in step.growths if at == number]
+        growths = []
+        for sequence, at, skipped, growth in step.growths:
+            if at == number:
+                sequence.tables[number].extend(np.full(skipped, GONE, dtype=np.int64))
+                growths.append((sequence.tables[number], growth))
         if growths:
-            handles = frames.allocate(sum(n for _, n in growths), lifetime.kind)
+            handles = frames.allocate(sum(n for _, n in growths), lifetime.name)
             _grow_tables(growths, handles)
         copies = [(s.tables[number], entry) for s, at, entry in step.copies if at == number]
-        _own_frames(frames, copies, lifetime.kind)
+        _own_frames(frames, copies, lifetime.name)
     size = layout.state.num_frames
     states = step.new_states + step.moved_states
     if states:
@@ -119,6 +133,18 @@ def perform_step(layout: Layout, frames: HeldFrames, step: Step) -> None:
             else:
                 sequence.next_state = fresh
         frames.pool.zero(handles[: len(step.new_states)].reshape(-1))
+
+
+def first_stored(layout: Layout, sequence: CachedSequence, history: int) -> list[int]:
+    """Per lifetime class, position of the first pending token whose row is stored."""
+    begin, count = sequence.num_tokens, sequence.pending
+    return [lifetime.first_stored(begin, count, history) for lifetime in layout.classes]
+
+
+def give_back(layout: Layout, frames: HeldFrames, sequence: CachedSequence) -> None:
+    """Let go of what is beyond the committed tokens."""
+    for table, lifetime in zip(sequence.tables, layout.classes, strict=True):
+        frames.release(table.cut(lifetime.table_length(sequence.num_tokens, sequence.origin)))
 
 
 def slide_windows(layout: Layout, frames: HeldFrames, step: Step) -> None:

@@ -15,12 +15,16 @@ NO_HANDLES: Handles = np.empty(0, dtype=np.int64)
 
 class FrameTable:
     """Frames of one lifetime class of one sequence; entry i serves tokens [i * T, (i + 1) * T),
-    and is -1 once these tokens have left the window."""
+    and is -1 where these tokens have left the window, or were never stored.
+
+    Attributes:
+        num_gone: leading entries that are gone.
+    """
 
     def __init__(self, handles: Handles = NO_HANDLES) -> None:
         self._entries = handles.copy()
         self._length = len(handles)
-        self._num_gone = 0
+        self.num_gone = 0
 
     def __len__(self) -> int:
         return self._length
@@ -33,11 +37,7 @@ class FrameTable:
     @property
     def held(self) -> Handles:
         """Entries that are not gone."""
-        return self._entries[self._num_gone : self._length]
-
-    @property
-    def num_gone(self) -> int:
-        return self._num_gone
+        return self.leading(self._length)
 
     def extend(self, handles: Handles) -> None:
         end = self._length + len(handles)
@@ -57,27 +57,32 @@ class FrameTable:
     def first_frames(self, count: int) -> FrameTable:
         """A table of the first `count` entries."""
         table = FrameTable(self._entries[: min(count, self._length)])
-        table._num_gone = min(self._num_gone, len(table))
+        table.num_gone = min(self.num_gone, len(table))
         return table
 
     def leading(self, count: int) -> Handles:
         """Held entries before entry `count`."""
-        return self._entries[self._num_gone : max(self._num_gone, min(count, self._length))]
+        return _held(self._entries[self.num_gone : min(count, self._length)])
 
     def drop_leading(self, count: int) -> None:
         """Mark the entries before entry `count` as gone."""
-        count = max(self._num_gone, min(count, self._length))
-        self._entries[self._num_gone : count] = GONE
-        self._num_gone = count
+        count = max(self.num_gone, min(count, self._length))
+        self._entries[self.num_gone : count] = GONE
+        self.num_gone = count
 
     def cut(self, count: int) -> Handles:
         """Shorten to `count` entries; returns the held ones that were cut off."""
         if count >= self._length:
             return NO_HANDLES
-        cut = self._entries[max(count, self._num_gone) : self._length].copy()
+        cut = _held(self._entries[count : self._length])
         self._length = count
-        self._num_gone = min(self._num_gone, count)
+        self.num_gone = min(self.num_gone, count)
         return cut
+
+
+def _held(entries: Handles) -> Handles:
+    """A copy of those that are not gone."""
+    return entries[entries != GONE]
 
 
 @dataclass(slots=True)
@@ -87,7 +92,10 @@ class CachedSequence:
     Attributes:
         seq_id: the caller's name for it.
         tables: per lifetime class.
-        first: per lifetime class, position of the first token that is still stored.
+        first: per lifetime class, position of the first token from which on all are stored, as far
+            as the class stores them.
+        origin: position from which on classes with a limit count their tokens: of the first one
+            that is not padding.
         num_tokens: committed tokens; the next one gets this position.
         pending: tokens that are reserved and not committed.
         state: frames of the recurrent state after `num_tokens` tokens; None without one.
@@ -100,6 +108,7 @@ class CachedSequence:
     seq_id: Hashable
     tables: list[FrameTable]
     first: list[int]
+    origin: int = 0
     num_tokens: int = 0
     pending: int = 0
     state: Handles | None = None

@@ -17,9 +17,10 @@ def share_prefix(
     """Let the empty sequence `twin` refer to the first `num_tokens` tokens of `origin`, at which
     it was checked that a sequence can go on. Copies nothing."""
     twin.num_tokens = num_tokens
+    twin.origin = origin.origin
     twin.first = [min(first, num_tokens) for first in origin.first]
     twin.tables = [
-        table.first_frames(-(-num_tokens // lifetime.tokens_per_frame))
+        table.first_frames(lifetime.table_length(num_tokens, origin.origin))
         for table, lifetime in zip(origin.tables, layout.classes, strict=True)
     ]
     if num_tokens and layout.state.num_frames:

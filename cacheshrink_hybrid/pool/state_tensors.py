@@ -24,9 +24,7 @@ from .state_map import ROW_ALIGNMENT, StateMap, StateRows
 class StateShape:
     """One tensor of fixed size that a layer keeps per sequence: number `number` of its `kind`.
 
-    Kinds are `conv` and `recurrent`, as cache layers of transformers number their states, and
-    `exact`: copies of the most recent tokens (0) and of the first ones (1). These are like a state:
-    of one size, and written anew by every step.
+    Kinds are `conv` and `recurrent`, as cache layers of transformers number their states.
     """
 
     layer_idx: int

@@ -31,7 +31,7 @@ from .going_back import check_resume, cut_tail
 from .held_frames import HeldFrames
 from .layout import Layout
 from .parking import Parking
-from .reservation import perform_step, plan_step, slide_windows
+from .reservation import Step, first_stored, give_back, perform_step, plan_step, slide_windows
 from .roster import Roster
 from .sharing import share_prefix
 
@@ -46,8 +46,8 @@ class SequenceStore:
         policy: which parked sequence is evicted first; see `eviction`.
 
     Attributes:
-        table_changes: grows whenever a step gives a sequence other frames than it had; between two
-            such steps, tables that were looked up stay right.
+        table_changes: per lifetime class; grows whenever a step gives a sequence other frames than
+            it had. Between two such steps, tables that were looked up stay right.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class SequenceStore:
         self.layout = layout
         self.pool = pool
         self.history = history
-        self.table_changes = 0
+        self.table_changes = [0] * len(layout.classes)
         self._roster = Roster(len(layout.classes))
         self._frames = HeldFrames(pool)
         self._runs: dict[Hashable, Handles] = {}
@@ -92,8 +92,8 @@ class SequenceStore:
         return self.pool.num_free + self._frames.num_evictable
 
     def need(self, num_tokens: int) -> int:
-        """Frames that a new sequence needs to take `num_tokens` tokens at once."""
-        kv = sum(-(-num_tokens // lifetime.tokens_per_frame) for lifetime in self.layout.classes)
+        """Frames that suffice a new sequence to take `num_tokens` tokens, in steps of any size."""
+        kv = sum(lifetime.most_frames(num_tokens) for lifetime in self.layout.classes)
         return kv + self.layout.state.num_frames
 
     def num_tokens(self, seq_id: Hashable) -> int:
@@ -104,8 +104,20 @@ class SequenceStore:
         return self._roster.known(seq_id).num_held
 
     def first_position(self, seq_id: Hashable, class_number: int) -> int:
-        """Position of the first token of a lifetime class that is still stored."""
-        return self._roster.known(seq_id).first[class_number]
+        """Position of the first token of a lifetime class from which on all are stored; those of a
+        pending step count."""
+        sequence = self._roster.known(seq_id)
+        lifetime, begin = self.layout.classes[class_number], sequence.num_tokens
+        start = lifetime.first_stored(begin, sequence.pending, self.history)
+        return start if start > begin else sequence.first[class_number]
+
+    def origin(self, seq_id: Hashable) -> int:
+        """Position from which on classes with a limit count the tokens of a sequence."""
+        return self._roster.known(seq_id).origin
+
+    def set_origin(self, seq_id: Hashable, position: int) -> None:
+        """Let classes with a limit count from here on. Rows of tokens before have no meaning."""
+        self._roster.known(seq_id).origin = position
 
     def checkpoints(self, seq_id: Hashable) -> list[int]:
         """Positions, in tokens, at which a state of the sequence is kept."""
@@ -159,7 +171,7 @@ class SequenceStore:
             self._parking.check(step.num_needed, self.num_available + step.num_unpinned)
             self._parking.evict()
         perform_step(self.layout, self._frames, step)
-        self.table_changes += step.changes_tables
+        self._note_changes(step)
         for sequence, count in zip(sequences, counts, strict=True):
             sequence.pending = count
             self._roster.touch(sequence)
@@ -170,7 +182,8 @@ class SequenceStore:
         """Count reserved tokens as stored; None for all of them.
 
         Raises:
-            NotSupportedError: fewer tokens than reserved, though a recurrent state has taken all.
+            NotSupportedError: fewer tokens than reserved, though a recurrent state has taken all,
+                or the rows of the last tokens alone were kept.
         """
         sequences = self._roster.distinct(seq_ids)
         if counts is None:
@@ -187,11 +200,24 @@ class SequenceStore:
                     f"{count} of {sequence.pending} tokens cannot be committed: the recurrent "
                     "state has taken all; reserve only what will be committed"
                 )
+            starts = first_stored(self.layout, sequence, self.history)
+            if 0 < count < sequence.pending and any(at > sequence.num_tokens for at in starts):
+                raise NotSupportedError(
+                    f"{count} of {sequence.pending} tokens cannot be committed: windows have room "
+                    "for the last of them only; reserve only what will be committed"
+                )
         for sequence, count in zip(sequences, counts, strict=True):
             if sequence.next_state is not None and count:
                 assert sequence.state is not None
                 self._frames.release(sequence.state)
                 sequence.state, sequence.next_state = sequence.next_state, None
+            if count:
+                starts = first_stored(self.layout, sequence, self.history)
+                for number, start in enumerate(starts):
+                    if start > sequence.num_tokens:
+                        sequence.first[number] = start
+            else:
+                give_back(self.layout, self._frames, sequence)
             sequence.num_tokens += count
             sequence.pending = 0
 
@@ -202,7 +228,11 @@ class SequenceStore:
         counts = [1] * len(sequences)
         step = plan_step(self.layout, self._frames, sequences, counts, self.history)
         slide_windows(self.layout, self._frames, step)
-        self.table_changes += step.changes_tables
+        self._note_changes(step)
+
+    def _note_changes(self, step: Step) -> None:
+        for number in step.changed:
+            self.table_changes[number] += 1
 
     # Sharing
 

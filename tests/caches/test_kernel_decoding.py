@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -14,20 +16,23 @@ from cacheshrink_hybrid import make_cache
 from cacheshrink_hybrid.errors import ConfigError, KernelUnavailableError
 from cacheshrink_hybrid.kernels import backend as backends
 from cacheshrink_hybrid.kernels.backend import Backend
+from cacheshrink_hybrid.latents.attention.module import LatentAttention
 from cacheshrink_hybrid.states.mixers.mixer import RecurrentMixer
 from tests.dispatch import run_references
 from tests.families.tiny_configs import tiny_model
 from tests.models import converted_copy, logits_in_pieces, random_ids
 
+FEW = {"compression_ratio": 6.0}
+"""So few bytes that it shows which tokens are exact."""
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt2": ("gpt2", "auto", {}),
     "llama": ("llama", "joint", {}),
     "float32": ("llama", "auto", {"cache_bits": 16}),
-    "exact": ("llama", "auto", {"exact_sinks": 2, "exact_window": 5}),
-    "exact-absorbed": ("gpt2", "auto", {"exact_window": 3}),
-    "exact-rotate": ("llama", "rotate", {"exact_sinks": 3}),
-    "exact-softcap-window": ("gemma2", "auto", {"exact_sinks": 1, "exact_window": 4}),
-    "exact-sinks": ("gpt_oss", "auto", {"exact_sinks": 2, "exact_window": 4}),
+    "exact": ("llama", "auto", {**FEW, "exact_sinks": 2, "exact_window": 5}),
+    "exact-absorbed": ("gpt2", "auto", {**FEW, "exact_window": 3}),
+    "exact-rotate": ("llama", "rotate", {**FEW, "exact_sinks": 3}),
+    "exact-softcap-window": ("gemma2", "auto", {**FEW, "exact_sinks": 1, "exact_window": 4}),
+    "exact-sinks": ("gpt_oss", "auto", {**FEW, "exact_sinks": 2, "exact_window": 4}),
     "rotate": ("llama", "rotate", {}),
     "window": ("mistral-window", "auto", {}),
     "sinks": ("gpt_oss", "auto", {}),
@@ -236,6 +241,18 @@ def test_layers_that_kernels_cannot_read_are_refused(
     with pytest.raises(KernelUnavailableError, match=rf"layer \d+ .*{reason}"):
         model(random_ids(1, 8), past_key_values=make_cache(model, backend="triton"))
     model(random_ids(1, 8), past_key_values=make_cache(model, backend="auto"))
+
+
+@pytest.mark.usefixtures("references")
+@torch.no_grad()
+def test_a_window_that_is_exact_throughout_is_not_read_by_kernels() -> None:
+    """Conversion makes none; plans of checkpoints may have one."""
+    model = copy.deepcopy(model_of("window"))
+    for module in model.modules():
+        if isinstance(module, LatentAttention):
+            module.plan = replace(module.plan, exact_window=8)
+    with pytest.raises(KernelUnavailableError, match="covers its sliding window of 8"):
+        model(random_ids(1, 8), past_key_values=make_cache(model, backend="triton"))
 
 
 def test_backends_that_there_are_not(monkeypatch: pytest.MonkeyPatch) -> None:

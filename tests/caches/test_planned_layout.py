@@ -15,7 +15,9 @@ from cacheshrink_hybrid.caches.planned_layout import PlannedLayout, layout_of, p
 from cacheshrink_hybrid.engine import LLM
 from cacheshrink_hybrid.errors import NotSupportedError
 from cacheshrink_hybrid.families import model_spec
+from cacheshrink_hybrid.latents.attention.module import LatentAttention
 from cacheshrink_hybrid.model.latent_model import plan_of
+from cacheshrink_hybrid.pool.lifetime import FIRST, RECENT, TOKENS, RowSet
 from cacheshrink_hybrid.states.layer import StateCacheMixin
 from tests.families.tiny_configs import CASES, RECURRENT_CASES, tiny_config, tiny_model
 from tests.models import converted_copy, logits_in_pieces, pair, random_ids
@@ -30,7 +32,7 @@ Stored = dict[tuple[int, str, int], tuple[tuple[int, ...], torch.dtype]]
 def planned_tensors(planned: PlannedLayout) -> Stored:
     """Shape without the batch and type of every tensor; of rows those of one token."""
     rows: Stored = {
-        (row.layer_idx, "row", 0): ((row.width,), row.dtype) for row in planned.rows.values()
+        (row.layer_idx, row.kind, 0): ((row.width,), row.dtype) for row in planned.rows.values()
     }
     return rows | {
         (shape.layer_idx, shape.kind, shape.number): (shape.shape, shape.dtype)
@@ -52,13 +54,13 @@ def live_tensors(model: PreTrainedModel) -> Stored:
         keys = getattr(layer, "keys", None)
         if keys is not None:
             width = sum(x.shape[1] * x.shape[3] for x in (keys, layer.values))
-            found[layer_idx, "row", 0] = (width,), keys.dtype
+            found[layer_idx, TOKENS, 0] = (width,), keys.dtype
         for kind in ("conv", "recurrent"):
             for number, tensor in getattr(layer, f"{kind}_states", {}).items():
                 note(layer_idx, kind, number, tensor)
-    for layer_idx, copies in cache.exact.items():
-        for number, tensor in enumerate(copies.carried()):
-            note(layer_idx, "exact", number, tensor)
+    for layer_idx, exact in cache.exact.items():
+        for kind, tensor in zip((RECENT, FIRST), exact.tensors(), strict=True):
+            found[layer_idx, kind, 0] = tuple(tensor.shape[2:]), tensor.dtype
     return found
 
 
@@ -101,7 +103,8 @@ def test_coded_states_and_rows(case: str, dtype: torch.dtype, replay_length: int
     planned = planned_tensors(layout_of(model))
     assert planned == live_tensors(model)
     kinds = {kind for _, kind, _ in planned}
-    assert kinds >= {"conv", "recurrent"} and ("exact" in kinds) == ("row" in kinds)
+    assert kinds >= {"conv", "recurrent"}
+    assert {TOKENS, RECENT, FIRST} <= kinds or TOKENS not in kinds
 
 
 @pytest.mark.parametrize("case", ["llama", "bamba", "mamba2"])
@@ -161,7 +164,7 @@ def test_a_model_that_switches_back_stores_what_its_source_does() -> None:
 
 
 def test_rows_of_another_width_or_type_are_refused() -> None:
-    row = layout_of(tiny_model("llama", dtype=torch.bfloat16)).rows[0]
+    row = layout_of(tiny_model("llama", dtype=torch.bfloat16)).rows[RowSet(0)]
     row.check(torch.zeros(1, 1, row.width, dtype=torch.bfloat16))
     for wrong in (
         torch.zeros(1, 1, row.width + 1, dtype=torch.bfloat16),
@@ -242,3 +245,24 @@ def test_a_cache_in_use_keeps_its_type(converted: bool) -> None:
     cache.reset()
     model(ids[:, :9], past_key_values=cache)
     assert {row.dtype for row in cache.planned.rows.values()} == {torch.float32}
+
+
+def test_exact_rows_move_where_rows_of_another_type_come() -> None:
+    """A layer as in the source, behind some that are coded, brings rows of another type."""
+    exact = {"cache_bits": "auto", "exact_sinks": 2, "exact_window": 3}
+    model = converted_copy(
+        tiny_model("llama"), 3.0, metric="activation", store_original_weights=True, **exact
+    ).bfloat16()
+    last = [module for module in model.modules() if isinstance(module, LatentAttention)][-1]
+    last.compression_disabled = True
+    ids, mask = random_ids(2, 20), torch.ones(2, 20, dtype=torch.long)
+    mask[0, :4] = 0
+    logits = []
+    with torch.autocast("cpu", dtype=torch.float16), torch.no_grad():
+        for cache in (make_cache(model), LatentCache(config=model.config)):
+            for part in (slice(0, 12), *(slice(i, i + 1) for i in range(12, 20))):
+                given = mask[:, : part.stop]
+                logits.append(model(ids[:, part], attention_mask=given, cache=cache).logits)
+    half = len(logits) // 2
+    for pooled, dense in zip(logits[:half], logits[half:], strict=True):
+        assert torch.equal(pooled, dense)

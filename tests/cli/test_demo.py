@@ -23,7 +23,8 @@ def test_demo_converts_measures_and_loads_again(
     results = json.loads((tmp_path / "results.json").read_text())
     source, converted = results["models"]
     assert results["reload_is_bit_equal"] and not results["full"]
-    assert source["live KV bytes, 1024 tokens"] == 4 * converted["live KV bytes, 1024 tokens"]
+    live = [model["live KV bytes, 1024 tokens"] for model in (source, converted)]
+    assert 3 < live[0] / live[1] < 4  # some tokens are exact as well
     assert converted["perplexity"] == pytest.approx(source["perplexity"], rel=0.02)
     assert "48213" in results["samples"][0].rpartition("kmfp: ")[2]
     assert (tmp_path / "tradeoff.png").exists() and (tmp_path / "model" / "config.json").exists()

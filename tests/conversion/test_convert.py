@@ -433,6 +433,7 @@ def test_sequences_may_be_a_generator() -> None:
     source = tiny_model("llama")
     model = copy.deepcopy(source)
     convert_model(model, CompressionConfig(), (ids for ids in calibration_ids()))
-    expected = converted_copy(source, 4.0, "auto", cache_bits="auto")
+    by_default = {"cache_bits": "auto", "exact_sinks": None, "exact_window": None}
+    expected = converted_copy(source, 4.0, "auto", **by_default)
     ids = random_ids(1, 12)
     assert torch.equal(logits_of(model, ids), logits_of(expected, ids))

@@ -25,9 +25,11 @@ from cacheshrink_hybrid.states.mixers.installation import uninstall_mixer
 from cacheshrink_hybrid.states.mixers.mixer import RecurrentMixer
 from tests.dispatch import run_references
 from tests.families.tiny_configs import tiny_model
-from tests.models import converted_copy, random_ids
+from tests.models import converted_copy, logits_in_pieces, random_ids
 from tests.tolerances import assert_same_computation
 
+FEW = {"compression_ratio": 6.0}
+"""So few bytes that it shows which tokens are exact."""
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gpt2": ("gpt2", "auto", {}),
     "llama": ("llama", "joint", {}),
@@ -35,6 +37,15 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama-per-head": ("llama", "per_head", {}),
     "llama-rotate": ("llama", "rotate", {}),
     "window": ("mistral-window", "auto", {}),
+    "exact": ("llama", "joint", {**FEW, "exact_sinks": 2, "exact_window": 5}),
+    "exact-absorbed": ("gpt2", "auto", {**FEW, "exact_window": 3}),
+    "exact-per-head": ("llama", "per_head", {**FEW, "exact_sinks": 3}),
+    "exact-windows": ("gemma2", "auto", {**FEW, "exact_sinks": 1, "exact_window": 4}),
+    "exact-hybrid": (
+        "granitemoehybrid",
+        "auto",
+        {**FEW, "state_dtype": "int8", "replay_length": 3, "exact_sinks": 2, "exact_window": 4},
+    ),
     "two-rotations": ("gemma3_text", "auto", {}),
     "normalised-keys": ("qwen3", "auto", {}),
     "sinks": ("gpt_oss", "auto", {}),
@@ -52,7 +63,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "shared-attention": ("zamba2", "auto", {"state_dtype": "float32", "replay_length": 1}),
     "both-in-a-layer": ("falcon_h1", "auto", {"state_dtype": "bfloat16", "replay_length": 2}),
 }
-INTERPRETED = ("gpt2", "window", "mamba2-replay", "delta-net-ranks")
+INTERPRETED = ("gpt2", "window", "exact", "mamba2-replay", "delta-net-ranks")
 MEMORY = 4 << 20
 
 
@@ -84,6 +95,34 @@ def test_outputs_are_those_of_torch(name: str, monkeypatch: pytest.MonkeyPatch) 
     due = generated(name, "torch", 12)
     run_references(monkeypatch)
     assert generated(name, "triton", 12) == due
+
+
+@pytest.mark.parametrize("name", ["exact", "exact-per-head", "exact-windows"])
+@pytest.mark.parametrize("chunks", [[70, 20, 9], [3, 66, 1, 29], [99]], ids=str)
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_exact_tokens_of_chunks(
+    name: str, chunks: list[int], backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks of which the pool keeps the end only, and forks of what they leave."""
+    run_references(monkeypatch)
+    model, ids = model_of(name), random_ids(1, sum(chunks) + 3)
+    due = logits_in_pieces(model, ids, [ids.shape[1]])[0]
+    # A latent may lie within rounding of the edge between two codes.
+    near = {"rtol": 0.0, "atol": 1e-4 * float(due.abs().max())}
+    runner = Runner(model, MEMORY, backend=backend)
+    runner.store.create("a")
+    begin = 0
+    for count in chunks:
+        runner.store.reserve(["a"], count)
+        logits = runner.prefill("a", ids[0, begin : begin + count].tolist())
+        begin += count
+        torch.testing.assert_close(logits, due[begin - 1], **near)
+    runner.store.fork("a", "b")
+    for at in range(begin, ids.shape[1]):
+        runner.store.reserve(["a", "b"], 1)
+        logits = runner.decode(["a", "b"], [int(ids[0, at]), 5 + at % 50])
+        torch.testing.assert_close(logits[0], due[at], **near)
+    runner.store.check_integrity()
 
 
 def filled(runner: Runner, lengths: list[int]) -> list[Tensor]:

@@ -18,7 +18,9 @@ from tests.tolerances import assert_same_computation
 
 FEW_BITS = {"ratio": 8.0, "cache_bits": "auto"}
 IDS = random_ids(1, 14)
+EXACT = {"exact_sinks": 2, "exact_window": 4}
 LARGEST_GRAPH = 1.5
+LARGEST_WITH_EXACT = 1.8
 """Steps of a converted model's graph for each one of its source's: compiling takes its time in
 proportion."""
 
@@ -38,8 +40,8 @@ def nothing_compiled_before() -> None:
     torch._dynamo.reset()
 
 
-def few_bit_model() -> PreTrainedModel:
-    model = copy.deepcopy(pair("llama", **FEW_BITS).converted)
+def few_bit_model(**settings) -> PreTrainedModel:
+    model = copy.deepcopy(pair("llama", **FEW_BITS, **settings).converted)
     widths = {run.bits for latent in plan_of(model).latents for run in latent.runs}
     assert {2, 3, 4, 6} <= widths
     return model
@@ -59,9 +61,10 @@ def test_one_pass() -> None:
 
 
 @pytest.mark.slow
-def test_generate() -> None:
+@pytest.mark.parametrize("settings", [{}, EXACT], ids=["coded", "exact"])
+def test_generate(settings: dict[str, int]) -> None:
     steps: list[int] = []
-    for original in (pair("llama").source, few_bit_model()):
+    for original in (pair("llama").source, few_bit_model(**settings)):
         model, backend = copy.deepcopy(original), counting(steps)
         config = CompileConfig(backend=backend, fullgraph=True, mode=None)  # type: ignore[arg-type]
         config._compile_all_devices = True
@@ -69,7 +72,7 @@ def test_generate() -> None:
         made = model.generate(IDS, **wish, compile_config=config)
         assert torch.equal(made, model.generate(IDS, **wish, disable_compile=True))
     assert len(steps) == 2, "one graph each"
-    assert steps[1] < LARGEST_GRAPH * steps[0]
+    assert steps[1] < (LARGEST_WITH_EXACT if settings else LARGEST_GRAPH) * steps[0]
 
 
 @pytest.mark.slow

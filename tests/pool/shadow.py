@@ -12,27 +12,42 @@ import torch
 from cacheshrink_hybrid.errors import CacheFullError, NotSupportedError
 from cacheshrink_hybrid.pool import arena
 from cacheshrink_hybrid.pool.frame_pool import FramePool
-from cacheshrink_hybrid.pool.layout import LayerRows, Layout, compile_layout
+from cacheshrink_hybrid.pool.layout import Layout, compile_layout
+from cacheshrink_hybrid.pool.lifetime import FIRST, RECENT, LayerRows, RowSet
 from cacheshrink_hybrid.pool.state_map import StateRows
 from cacheshrink_hybrid.pool.store import SequenceStore
 
 
-def small_layout(*, state: bool = True, windows: tuple[int | None, ...] = (None, 12)) -> Layout:
-    """Frames of 8 tokens with two layers per lifetime class, and a state of several frames."""
+def small_layout(
+    *,
+    state: bool = True,
+    windows: tuple[int | None, ...] = (None, 12),
+    recent: int | None = None,
+    first: int | None = None,
+) -> Layout:
+    """Frames of 8 tokens with two layers per lifetime class, and a state of several frames.
+
+    Args:
+        recent, first: so many tokens have rows of these kinds, of 3 tokens per frame, in layer 0.
+    """
     rows = [
         LayerRows(layer_idx=2 * number + i, row_bytes=16 + 3 * i, window=window)
         for number, window in enumerate(windows)
         for i in range(2)
     ]
+    if recent:
+        rows.append(LayerRows(layer_idx=0, row_bytes=80, window=recent, kind=RECENT))
+    if first:
+        rows.append(LayerRows(layer_idx=0, row_bytes=80, limit=first, kind=FIRST))
     states = [StateRows(layer_idx=9, name="recurrent", num_rows=11, row_bytes=70)] if state else []
     return compile_layout(rows, states, tokens_per_frame=8)
 
 
 @dataclass
 class Twin:
-    """What a sequence should hold: per layer the rows of all tokens ever, and its states."""
+    """What a sequence should hold: the rows of all tokens ever, and its states."""
 
-    rows: dict[int, list[bytes]]
+    rows: dict[RowSet, list[bytes]]
     state: bytes = b""
     checkpoints: dict[int, bytes] = field(default_factory=dict)
     parked: bool = False
@@ -80,7 +95,7 @@ class Shadowed:
     def create(self) -> int:
         seq_id, self.next_id = self.next_id, self.next_id + 1
         self.store.create(seq_id, priority=float(self.random.integers(4)))
-        self.twins[seq_id] = Twin({idx: [] for idx in self.layout.class_of_layer})
+        self.twins[seq_id] = Twin({row_set: [] for row_set in self.layout.places})
         return seq_id
 
     def running(self) -> list[int]:
@@ -99,13 +114,15 @@ class Shadowed:
     def _write(self, seq_id: int, count: int) -> None:
         twin, store = self.twins[seq_id], self.store
         begin = twin.num_tokens
-        for layer_idx, (number, place) in self.layout.class_of_layer.items():
+        for row_set, (number, place) in self.layout.places.items():
             lifetime = self.layout.classes[number]
             view = arena.row_view(self.pool, lifetime, place)
             rows = self.random.integers(0, 256, (count, lifetime.row_bytes[place]), dtype=np.uint8)
-            frames = store.frame_table([seq_id], number)[0].long()
-            arena.write_rows(view, frames, begin, torch.from_numpy(rows))
-            twin.rows[layer_idx] += [row.tobytes() for row in rows]
+            frames = store.frame_table([seq_id], number)[0].long().clamp_min(0)
+            stored = torch.from_numpy(rows[: lifetime.num_rows(begin + count) - begin])
+            if lifetime.num_rows(begin) == begin:
+                arena.write_rows(view, frames, begin, stored)
+            twin.rows[row_set] += [row.tobytes() for row in rows]
         if self.layout.state.num_frames and count:
             read, write = (table.long() for table in store.state_tables([seq_id]))
             old = arena.read_state(self.pool, self.layout.state, read, 0)
@@ -114,6 +131,12 @@ class Shadowed:
             new = self.random.integers(0, 256, (1, rows.num_rows, rows.row_bytes), dtype=np.uint8)
             arena.write_state(self.pool, self.layout.state, write, 0, torch.from_numpy(new))
             twin.state = new.tobytes()
+
+    def _read(self, seq_id: int, row_set: RowSet, begin: int, count: int) -> np.ndarray:
+        number, place = self.layout.places[row_set]
+        view = arena.row_view(self.pool, self.layout.classes[number], place)
+        frames = self.store.frame_table([seq_id], number)[0].long()
+        return arena.read_rows(view, frames, begin, begin + count).numpy()
 
     def copy_prefix(self, source: int, num_tokens: int) -> bool:
         target, self.next_id = self.next_id, self.next_id + 1
@@ -167,13 +190,14 @@ class Shadowed:
                 self.store.frame_table([seq_id], number)[0].long()
                 for number in range(len(self.layout.classes))
             ]
-            for layer_idx, (number, place) in self.layout.class_of_layer.items():
+            for row_set, (number, place) in self.layout.places.items():
                 begin = self.store.first_position(seq_id, number)
                 lifetime = self.layout.classes[number]
+                end = lifetime.num_rows(twin.num_tokens)
                 assert begin <= lifetime.first_needed(twin.num_tokens + 1)
                 view = arena.row_view(self.pool, lifetime, place)
-                rows = arena.read_rows(view, frames[number], begin, twin.num_tokens)
-                assert rows.numpy().tobytes() == b"".join(twin.rows[layer_idx][begin:])
+                rows = arena.read_rows(view, frames[number], begin, end)
+                assert rows.numpy().tobytes() == b"".join(twin.rows[row_set][begin:end])
             if twin.state:
                 read, _ = self.store.state_tables([seq_id])
                 state = arena.read_state(self.pool, self.layout.state, read.long(), 0)

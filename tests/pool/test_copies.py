@@ -115,8 +115,6 @@ def test_while_the_past_is_recorded(model_name: str, crop_first: bool, way: str)
 @pytest.mark.parametrize("kind", [DynamicCache, LatentCache, StaticCache])
 @pytest.mark.parametrize("model_name", ["exact", "attention", "mamba2", "both-in-one-layer"])
 def test_caches_of_transformers(model_name: str, kind: type[Cache]) -> None:
-    if model_name == "exact" and kind is not LatentCache:
-        pytest.skip("keeps no exact tokens")
     model = model_of(model_name)
     length = {"max_cache_len": 24} if kind is StaticCache else {}
     cache = kind(config=model.config, **length)

@@ -9,7 +9,8 @@ import pytest
 
 from cacheshrink_hybrid.errors import PlanError
 from cacheshrink_hybrid.evaluation.reference_models import REFERENCE_MODELS
-from cacheshrink_hybrid.pool.layout import LayerRows, Layout, compile_layout
+from cacheshrink_hybrid.pool.layout import Layout, compile_layout
+from cacheshrink_hybrid.pool.lifetime import LayerRows
 from cacheshrink_hybrid.pool.state_map import StateRows
 
 

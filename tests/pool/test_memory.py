@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from cacheshrink_hybrid.errors import KernelUnavailableError
-from cacheshrink_hybrid.pool.layout import LayerRows, compile_layout
+from cacheshrink_hybrid.pool.layout import compile_layout
+from cacheshrink_hybrid.pool.lifetime import LayerRows
 from cacheshrink_hybrid.pool.memory import place_in_state
 from cacheshrink_hybrid.pool.state_map import StateRows
 

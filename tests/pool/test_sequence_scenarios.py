@@ -15,7 +15,8 @@ import torch
 from cacheshrink_hybrid.errors import CacheFullError, SequenceError
 from cacheshrink_hybrid.pool import arena
 from cacheshrink_hybrid.pool.frame_pool import FramePool
-from cacheshrink_hybrid.pool.layout import LayerRows, compile_layout
+from cacheshrink_hybrid.pool.layout import compile_layout
+from cacheshrink_hybrid.pool.lifetime import LayerRows
 from cacheshrink_hybrid.pool.state_map import StateRows
 from cacheshrink_hybrid.pool.store import SequenceStore
 

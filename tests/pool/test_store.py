@@ -15,7 +15,8 @@ from cacheshrink_hybrid.errors import (
 )
 from cacheshrink_hybrid.pool import arena
 from cacheshrink_hybrid.pool.frame_pool import FramePool
-from cacheshrink_hybrid.pool.layout import LayerRows, compile_layout
+from cacheshrink_hybrid.pool.layout import compile_layout
+from cacheshrink_hybrid.pool.lifetime import LayerRows
 from cacheshrink_hybrid.pool.state_map import StateRows
 from cacheshrink_hybrid.pool.store import SequenceStore
 from tests.pool.shadow import Shadowed, small_layout
@@ -359,15 +360,67 @@ def test_digest_depends_on_every_byte() -> None:
     assert made.store.digest(seq_id) != digest
 
 
+def exact_store(**settings) -> Shadowed:
+    layout = small_layout(state=False, windows=(None,), recent=5, first=4)
+    return Shadowed(layout, 200, history=0, **settings)
+
+
+@pytest.mark.parametrize("lengths", [[200], [70, 1, 90], [3, 1, 1, 80, 2]])
+def test_long_steps_hold_the_end_of_a_window_and_the_first_tokens(lengths: list[int]) -> None:
+    made = exact_store()
+    seq_id = made.create()
+    for length in lengths:
+        assert made.append([seq_id], [length])
+        made.check()
+    assert made.append([seq_id], [1])
+    held = made.store.statistics().frames.by_kind
+    by_kind = {lifetime.kind: lifetime for lifetime in made.layout.classes}
+    num_tokens = made.store.num_tokens(seq_id)
+    for kind in ("recent", "first"):
+        assert held[kind] == by_kind[kind].frames_for(num_tokens)
+        assert held[kind] <= -(-5 // by_kind[kind].tokens_per_frame) + 1
+    assert made.store.need(1008) == made.store.need(504) + 504 // 8
+
+
+def test_a_long_step_that_is_given_up_leaves_the_window_as_it_was() -> None:
+    made = exact_store()
+    seq_id = filled(made, 9)
+    held = made.pool.num_held
+    made.store.reserve([seq_id], 100)
+    with pytest.raises(NotSupportedError, match="windows have room for the last of them only"):
+        made.store.commit([seq_id], 50)
+    made.store.commit([seq_id], 0)
+    assert made.pool.num_held <= held
+    made.check()
+    assert made.append([seq_id], [2])
+    made.check()
+
+
+def test_first_rows_that_twins_share_are_copied_before_they_differ() -> None:
+    """Where padding ends late, a fork has first rows to come."""
+    made = exact_store()
+    seq_id = filled(made, 10)
+    made.store.set_origin(seq_id, 8)
+    number = next(n for n, x in enumerate(made.layout.classes) if x.kind == "first")
+    made.store.fork(seq_id, "twin")
+    made.store.reserve([seq_id, "twin"], 1)
+    ours, theirs = made.store.frame_table([seq_id, "twin"], number)[:, 0].tolist()
+    assert ours != theirs
+    made.store.commit([seq_id, "twin"])
+    made.store.reserve([seq_id, "twin"], 2)
+    made.store.commit([seq_id, "twin"])
+    made.store.check_integrity()
+
+
 def test_table_changes_tell_when_tables_are_to_be_looked_up_again() -> None:
     made = shadowed(windows=(None,), state=False)
     seq_id = filled(made, 9)
-    before = made.store.table_changes
+    (before,) = made.store.table_changes
     assert made.append([seq_id], [1])
-    assert made.store.table_changes == before
+    assert made.store.table_changes == [before]
     assert made.store.frame_table([seq_id]).shape[1] == 2
     made.copy_prefix(seq_id, 10)
     assert made.append([seq_id], [1])  # into a copy of the last frame
-    assert made.store.table_changes == before + 1
+    assert made.store.table_changes == [before + 1]
     assert made.append([seq_id], [6])  # into a new frame
-    assert made.store.table_changes == before + 2
+    assert made.store.table_changes == [before + 2]

@@ -13,6 +13,7 @@ from cacheshrink_hybrid.pool.eviction import POLICIES
 from tests.pool.shadow import Shadowed, small_layout
 
 LAYOUTS = {
+    "exact": (small_layout(state=False, windows=(None,), recent=5, first=4), 60),
     "hybrid": (small_layout(windows=(None,)), 45),
     "window": (small_layout(state=False, windows=(12,)), 16),
     "both": (small_layout(), 45),

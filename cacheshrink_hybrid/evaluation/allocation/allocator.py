@@ -6,7 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from ...errors import PlanError
-from ...pool.layout import LayerRows, compile_layout
+from ...pool.layout import compile_layout
+from ...pool.lifetime import LayerRows
 from ...pool.state_map import StateRows
 
 PAGE_TOKENS = 16

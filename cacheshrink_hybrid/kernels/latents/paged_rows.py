@@ -57,6 +57,19 @@ class PagedRows:
         """`row_tables` on the arena's device; None where reading takes no tables."""
         return row_tables(self.arena.device) if self.layout.uses_tables else None
 
+    def at(self, frame_table: Tensor, positions: Tensor) -> Tensor:
+        """Rows (B, n, row_bytes) at `positions` (B, n) of their sequences, from a table (B,
+        frames); anything where there are none. Nothing waits for the device."""
+        width, T = self.layout.row_bytes, self.frame_tokens
+        view = self.arena.as_strided(
+            (self.num_frames, T, width), (self.frame_bytes, width, 1), self.layer_offset
+        )
+        if not frame_table.shape[1]:
+            return view.new_zeros(*positions.shape, width)
+        entries = (positions // T).clamp(0, frame_table.shape[1] - 1)
+        frames = frame_table.long().gather(1, entries).clamp_min(0)
+        return view[frames, positions % T]
+
     @property
     def num_frames(self) -> int:
         return self.arena.numel() // self.frame_bytes

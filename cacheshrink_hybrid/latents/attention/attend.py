@@ -2,7 +2,7 @@
 
 By torch the context comes out of the cache as a tensor, by kernels it is read where it lies. Both
 choose among the readers beside this file by how many queries there are, and whether some tokens
-have exact copies.
+have exact rows.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...codecs.straight_through import newest_straight_through
-from ...errors import NotSupportedError
+from ...pool.lifetime import TOKENS
 from ...pool.memory import RowStep
 from .cached_layer import CachedLayer, Slots
 from .dense_read import (
@@ -24,11 +24,11 @@ from .dense_read import (
     reads_directly,
     without_empty_slots,
 )
-from .exact_read import read_copies, read_with_exact
+from .exact_read import read_beside, read_with_exact
 from .head import LatentHead
 from .kernel_view import latent_read, row_layout
 from .left_padding import first_visible_slots
-from .pool_read import append_to_pool, read_pool, rows_in_pool
+from .pool_read import append_to_pool, read_exact_in_pool, read_pool, rows_in_pool
 from .prefill import expanded_prefill, expanding_pays
 from .rotation import Angles
 
@@ -37,6 +37,7 @@ def attend_by_torch(
     head: LatentHead,
     query: Tensor,
     latent: Tensor,
+    key_value: Tensor | None,
     layer: CachedLayer,
     position_embeddings: Angles | None,
     mask: Any,
@@ -50,6 +51,7 @@ def attend_by_torch(
     Args:
         query: before rotation, (B, H, T, D).
         latent: of the new tokens, (B, T, R).
+        key_value: theirs as the source has them, (B, T, 2*J*D), where some tokens stay exact.
         layer: that they are appended to.
         position_embeddings: angles of the new tokens by position.
         mask: as `attend` takes it.
@@ -60,7 +62,11 @@ def attend_by_torch(
     query_angles, key_angles = _angles(head, query, position_embeddings, layer, slots)
     if query_angles is not None:
         query, latent = head.turned(query, latent, query_angles)
-    stored = layer.append(head.encoded(latent))
+    channels = rows = None
+    if key_value is not None:
+        channels = head.exact_channels(key_value, query_angles)
+        rows = head.exact_rows(channels)
+    stored, held = layer.append(head.encoded(latent), rows)
     if mask is None and layer.is_static:
         mask = without_empty_slots(head, query, stored.shape[1], slots.first_query, slots.first_key)
     context = head.decoded(stored, query.dtype)
@@ -68,24 +74,12 @@ def attend_by_torch(
         first_new = slots.first_query - slots.first_key
         context = newest_straight_through(latent, context, first_new, dim=1)
 
-    # Training reads every token as coded, also where it runs a pass again for its gradients.
-    learns = training and (layer.cache is None or torch.is_grad_enabled())
-    if head.plan.keeps_exact and not (learns and layer.cache is None):
-        unlike = head.unlike_matrices(query)
-        if unlike is not None:
-            raise NotSupportedError(
-                f"{unlike} of layer {layer.layer_idx} is not one linear map for all tokens, which "
-                "exact_sinks and exact_window read with; merge the adapter, remove the hook, "
-                "or convert without exact tokens"
-            )
-        copies = layer.exact_tokens(head.plan, slots.first_query)
-        first = first_visible_slots(mask, len(query), context.shape[1], query.device)
-        exact = copies.update(latent, first + slots.first_key)
-        if not learns:
-            first_query = slots.first_key + context.shape[1] - query.shape[2]
-            return read_with_exact(
-                head, query, context, exact, first_query, slots.first_key, mask, key_angles
-            )
+    if channels is not None and rows is not None:
+        first = first_visible_slots(mask, context.shape[1], query.device) + slots.first_key
+        exact = layer.exact_view(head, channels, rows, first, slots, held)
+        return read_with_exact(
+            head, query, context, exact, slots, mask, key_angles, attend, training=training
+        )
     if not training and reads_directly(head, query, mask):
         return read_latents(head, query, context, mask, key_angles)
     return read_expanded(head, query, context, mask, key_angles, attend)
@@ -100,12 +94,13 @@ def _angles(
 ) -> tuple[Angles | None, Angles | None]:
     """Angles of the new queries, and of the keys that are rotated when they are read.
 
-    Without history the model's own positions serve, unless keys are stored rotated, which later
-    queries must find rotated by their slot.
+    Without history the model's own positions serve, unless keys are stored rotated, all of them or
+    those of exact tokens, which later queries must find rotated by their slot.
     """
     if head.rotary is None or position_embeddings is None:
         return None, None
-    fresh = slots.num_keys == query.shape[2] and not head.stores_rotated
+    stores_rotated = head.stores_rotated or head.plan.keeps_exact
+    fresh = slots.num_keys == query.shape[2] and not stores_rotated
     if layer.cache is None or fresh:
         angles = position_embeddings, position_embeddings
     else:
@@ -117,6 +112,7 @@ def attend_by_kernels(
     head: LatentHead,
     query: Tensor,
     latent: Tensor,
+    key_value: Tensor | None,
     layer: CachedLayer,
     position_embeddings: Angles | None,
     step: RowStep,
@@ -125,6 +121,8 @@ def attend_by_kernels(
 
     Args:
         query: before rotation, (B, H, T, D).
+        key_value: of the new tokens as the source has them, (B, T, 2*J*D), where some tokens stay
+            exact.
         layer: whose step it is.
         position_embeddings: angles of the new tokens by position.
     """
@@ -135,34 +133,46 @@ def attend_by_kernels(
         angles = head.rotary.window_angles(step.first_new, 0, step.num_slots, query)[0]
     if angles is not None:
         query, latent = head.turned(query, latent, angles)
-    layout, read = row_layout(head, latent.dtype), latent_read(head, step.num_slots, latent)
-    rows = rows_in_pool(layout, step.arena, step.frame_bytes, step.lifetime, step.place)
-    append_to_pool(head, latent.flatten(0, 1), rows, step.slot_mapping, backend=step.backend)
-
-    context_lens, first_slots, beside = step.context_lens, step.first_slots, None
-    if head.plan.keeps_exact:
-        copies = layer.exact_tokens(head.plan, step.num_slots - num_new)
-        first = torch.zeros_like(context_lens) if first_slots is None else first_slots
-        exact = copies.update(latent, first.long())
-        beside = read_copies(head, query, exact, step.num_slots)
-        # As if the queries stood before their window: then they see what lies behind the sinks.
-        context_lens = (context_lens - head.plan.exact_window).clamp_min(0)
-        first_slots = first + head.plan.exact_sinks
+    read = latent_read(head, step.num_slots, latent)
+    layout = row_layout(head, latent.dtype)
+    tokens = step.places[TOKENS]
+    rows = rows_in_pool(layout, step.arena, step.frame_bytes, tokens.lifetime, tokens.place)
+    append_to_pool(head, latent.flatten(0, 1), rows, tokens.slot_mapping, backend=step.backend)
+    beside = None
+    if key_value is not None:
+        channels = head.exact_channels(key_value, angles)
+        if num_new > MAX_DECODE_TOKENS:
+            beside = _read_beside(head, query, channels, layer, step)
+        else:
+            beside = read_exact_in_pool(head, query, channels, step)
     elif (
         num_new > MAX_DECODE_TOKENS
         and step.ends_together
-        and first_slots is None
+        and step.first_slots is None
         and expanding_pays(head, read, num_new)
     ):
-        return expanded_prefill(head, query, rows, step.frame_table, step.num_slots)
+        return expanded_prefill(head, query, rows, tokens.frame_table, step.num_slots)
     return read_pool(
         head,
         query,
         rows,
-        step.frame_table,
-        context_lens,
+        tokens.frame_table,
+        step.context_lens,
         read=read,
-        first_slots=first_slots,
+        first_slots=step.first_slots,
         beside=beside,
         backend=step.backend,
     )
+
+
+def _read_beside(
+    head: LatentHead, query: Tensor, channels: Tensor, layer: CachedLayer, step: RowStep
+) -> tuple[Tensor, Tensor]:
+    """Exact rows of many new tokens are stored and read by torch: those between the first and the
+    last ones never lie in the pool."""
+    first = (
+        torch.zeros_like(step.context_lens[:1]) if step.first_slots is None else step.first_slots
+    )
+    slots = Slots(step.num_slots - query.shape[2], 0, step.num_slots)
+    exact = layer.exact_view(head, channels, head.exact_rows(channels), first.long(), slots)
+    return read_beside(head, query, exact, step.num_slots)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from transformers.cache_utils import StaticLayer
 
 from ...codecs.straight_through import has_gradients
 from ...errors import KernelUnavailableError, NotSupportedError
-from ...pool.memory import RowMemory, RowStep
-from ..exact_tokens import ExactMemory, ExactTokens
-from ..plan import LatentPlan
+from ...pool.memory import ExactMemory, ExactRows, RowMemory, RowStep
+from ..exact_tokens import ExactView
 from .head import LatentHead
 from .kernel_view import why_not
 from .left_padding import first_visible
@@ -29,7 +29,7 @@ class Slots(NamedTuple):
     """
 
     first_query: int | Tensor
-    first_key: int | Tensor
+    first_key: int
     num_keys: int
 
 
@@ -51,53 +51,86 @@ class CachedLayer:
         return self.cache is not None and isinstance(self.cache.layers[self.layer_idx], StaticLayer)
 
     def slots(self, num_new: int) -> Slots:
-        """Where the next `num_new` tokens will lie; to be asked before `append`.
-
-        Raises:
-            NotSupportedError: the layer holds keys and values.
-        """
+        """Where the next `num_new` tokens will lie; to be asked before `append`."""
         if self.cache is None or self.layer_idx >= len(self.cache.layers):
             return Slots(0, 0, num_new)  # a bare cache makes its layers as they come
         layer = self.cache.layers[self.layer_idx]
-        values = vars(layer).get("values")  # pooled layers would read their history to answer
-        if isinstance(values, Tensor) and values.shape[-1]:
+        num_keys, first_key = layer.get_mask_sizes(num_new)
+        first_query = layer.get_seq_length() + 0  # a copy: update() counts in place
+        return Slots(first_query, first_key, num_keys)
+
+    def append(self, stored: Tensor, exact: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Stores what stands for new tokens (B, T, width) as the keys of one head, and returns what
+        stands for all slots that are read, (B, S, width).
+
+        Args:
+            exact: exact rows of the new tokens, (B, T, bytes), which caches that know nothing of
+                them keep of all tokens, as the values of that head.
+
+        Returns:
+            Those of all slots that are read, (B, S, width) and (B, S, bytes); the latter of no
+            bytes where the cache keeps them elsewhere.
+
+        Raises:
+            NotSupportedError: the layer holds values of another width.
+        """
+        keys = stored[:, None]
+        values = keys[..., :0] if exact is None or self.keeps_exact else exact[:, None]
+        if self.cache is None:
+            return stored, values[:, 0]
+        self._check_values(values.shape[-1])
+        found = self.cache.update(keys, values, self.layer_idx)
+        return found[0][:, 0], found[1][:, 0]
+
+    @property
+    def keeps_exact(self) -> bool:
+        """Whether the cache keeps the exact rows of some tokens by itself."""
+        return isinstance(self.cache, ExactMemory)
+
+    def _check_values(self, width: int) -> None:
+        if self.layer_idx >= len(self.cache.layers):
+            return
+        values = vars(self.cache.layers[self.layer_idx]).get("values")  # not those of pooled layers
+        held = values.shape[-1] if isinstance(values, Tensor) and values.ndim > 1 else width
+        if held != width:
             raise NotSupportedError(
                 f"layer {self.layer_idx} of the cache holds keys and values, as prefix tuning or a "
                 "source model writes them, and this model reads latents; give it a cache that it "
                 "filled itself, and tune prompts (PromptTuningConfig) or adapters instead of "
                 "prefixes"
             )
-        num_keys, first_key = layer.get_mask_sizes(num_new)
-        first_query = layer.get_seq_length() + 0  # a copy: update() counts in place
-        return Slots(first_query, first_key, num_keys)
 
-    def append(self, stored: Tensor) -> Tensor:
-        """Stores what stands for new tokens (B, T, width) as the keys of one head, and returns what
-        stands for all slots that are read, (B, S, width)."""
-        if self.cache is None:
-            return stored
-        keys = stored[:, None]
-        return self.cache.update(keys, keys[..., :0], self.layer_idx)[0][:, 0]
-
-    def exact_tokens(self, plan: LatentPlan, first_new: int | Tensor) -> ExactTokens:
-        """The exact copies of this layer.
+    def exact_view(
+        self,
+        head: LatentHead,
+        channels: Tensor,
+        rows: Tensor,
+        first: Tensor,
+        slots: Slots,
+        held: Tensor | None = None,
+    ) -> ExactView:
+        """Exact keys and values of this layer that a step's queries may read, after `append`.
 
         Args:
-            first_new: slot of the first new token.
-
-        Raises:
-            NotSupportedError: for caches that cannot keep them.
+            head: that reads them.
+            channels: of the new tokens, from `LatentHead.exact_channels`.
+            rows: their exact rows, (B, T, bytes).
+            first: first slot of each sequence that is not padding, (B or 1,); beyond the last slot
+                where there is none yet.
+            slots: of the new tokens and of what they read.
+            held: exact rows of all of these, from `append`, unless the cache keeps them itself.
         """
-        if self.cache is None:
-            return ExactTokens(plan.exact_sinks, plan.exact_window)
-        if not isinstance(self.cache, ExactMemory):
-            raise NotSupportedError(
-                f"a {type(self.cache).__name__} cannot keep exact_sinks and exact_window; use "
-                "make_cache(model), which is also what generate() makes by default"
+        num_sinks = head.plan.exact_sinks
+        if self.keeps_exact:
+            found = self.cache.exact_rows(
+                self.layer_idx, rows, first, num_sinks=num_sinks, window=head.plan.exact_window
             )
-        copies = self.cache.exact_tokens(self.layer_idx, plan.exact_sinks, plan.exact_window)
-        assert copies.num_tokens == first_new, "rows and copies are of the same tokens"
-        return copies
+        else:
+            assert held is not None
+            at = first[:, None] + torch.arange(num_sinks, device=first.device) - slots.first_key
+            at = at.clamp(0, held.shape[1] - 1)[..., None].expand(len(held), -1, held.shape[2])
+            found = ExactRows(held.gather(1, at), held, slots.first_key)
+        return head.exact_view(channels, found, first, slots.first_query)
 
     def row_step(
         self, head: LatentHead, module: nn.Module, hidden: Tensor, mask: Any

@@ -1,22 +1,27 @@
-"""Reading a context in which some tokens have exact copies (`latents.exact_tokens`).
+"""Reading a context in which some tokens have exact rows (`latents.exact_tokens`).
 
-Every query has its own window. Of tensors, keys and values therefore exist twice where queries
-differ: scores are formed against both and each query takes the ones it is due. In a pool, queries
-read their copies here, and kernels the rows between them, which take this part of the softmax in.
-Long chunks go in blocks of queries, so that memory grows with the context, not with its square.
+Exact keys and values are appended to the coded ones, as if they were further slots, and the mask
+says which form of a token each query reads. Queries have a window each, so long chunks go in blocks
+of queries: masks stay small, and a block meets the exact rows of its own windows only.
+
+What kernels have read of coded rows in a pool is merged with what `read_exact` finds beside it.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..exact_tokens import ExactView
-from .dense_read import mixed, probabilities_of, products_of, read_latents
+from .cached_layer import Slots
+from .dense_read import Attend, mixed, probabilities_of, products_of, reads_directly
 from .head import LatentHead
 from .rotation import Angles
 
-QUERY_BLOCK = 64
+QUERY_BLOCK = 256
 
 
 def read_with_exact(
@@ -24,96 +29,208 @@ def read_with_exact(
     query: Tensor,
     latent: Tensor,
     exact: ExactView,
-    first_query_slot: int,
-    first_key_slot: int,
-    mask: Tensor | None,
+    slots: Slots,
+    mask: Any,
+    angles: Angles | None,
+    attend: Attend,
+    *,
+    training: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of queries (B, H, T, D) over coded latents (B, S, R) and exact rows.
+
+    Args:
+        slots: of the queries and of the coded latents.
+        mask: as `attend` takes it.
+        angles: of the slots of the coded latents, where keys are rotated when they are read.
+        attend: attention function for many queries.
+        training: keys and values are expanded, which dropout and gradients go through.
+
+    Returns:
+        Heads' outputs (B, T, H*D), and probabilities (B, H, T, S) where they are formed.
+    """
+    if not training and reads_directly(head, query, mask):
+        return _read_directly(head, query, latent, exact, slots, mask, angles)
+    keys, values = head.keys(latent, angles), head.values(latent)
+    outputs: list[Tensor] = []
+    weights: list[Tensor | None] = []
+    for start in range(0, query.shape[2], QUERY_BLOCK):
+        asked = query[:, :, start : start + QUERY_BLOCK]
+        forms = BothForms.of(exact, slots, start, asked.shape[2], latent.shape[1])
+        coded = slice(0, forms.num_coded)
+        exact_keys, exact_values = head.exact_keys_values(forms.rows)
+        output, found = attend(
+            asked,
+            torch.cat([keys[:, :, coded], exact_keys], dim=2),
+            torch.cat([values[:, :, coded], exact_values], dim=2),
+            forms.mask(mask, head.window),
+        )
+        outputs.append(output.flatten(2))
+        weights.append(None if found is None else forms.by_slot(found))
+    formed = [found for found in weights if found is not None]
+    return torch.cat(outputs, dim=1), torch.cat(formed, dim=2) if formed else None
+
+
+def _read_directly(
+    head: LatentHead,
+    query: Tensor,
+    latent: Tensor,
+    exact: ExactView,
+    slots: Slots,
+    mask: Any,
     angles: Angles | None,
 ) -> tuple[Tensor, Tensor]:
-    """Attention of queries (B, H, T, D) over decoded latents (B, S, R) and exact copies.
-
-    Returns:
-        Heads' outputs (B, T, H*D) and probabilities (B, H, T, S).
-    """
-    copies = exact.overlaid(latent, first_key_slot)
-    query_slots = torch.arange(query.shape[2], device=query.device) + first_query_slot
-    key_slots = torch.arange(latent.shape[1], device=query.device) + first_key_slot
-    due = exact.reads_exactly(query_slots, key_slots)
-    if query.shape[2] == 1:  # one window: each token is read in one form only
-        merged = torch.where(due.transpose(1, 2), copies, latent)
-        return read_latents(head, query, merged, mask, angles)
-    outputs, weights = [], []
-    for start in range(0, query.shape[2], QUERY_BLOCK):
-        block = slice(start, start + QUERY_BLOCK)
-        chosen = due[:, None, block]
-        queries = query[:, :, block]
-        products = torch.where(
-            chosen,
-            products_of(head, queries, copies, angles),
-            products_of(head, queries, latent, angles),
-        )
-        rows = _rows_of(mask, block, key_slots, query_slots)
-        probabilities = probabilities_of(head, products, rows)
-        output = mixed(head, probabilities * chosen, copies)
-        outputs.append(output + mixed(head, probabilities * ~chosen, latent))
-        weights.append(probabilities)
-    return torch.cat(outputs, dim=1), torch.cat(weights, dim=2)
+    """Few queries: products with coded latents and with exact keys share one softmax."""
+    forms = BothForms.of(exact, slots, 0, query.shape[2], latent.shape[1])
+    latent = latent[:, : forms.num_coded]
+    if angles is not None:
+        cos, sin = angles
+        angles = cos[:, : forms.num_coded], sin[:, : forms.num_coded]
+    keys, values = head.exact_keys_values(forms.rows)
+    products = [products_of(head, query, latent, angles), head.products(query, keys)]
+    probabilities = probabilities_of(
+        head, torch.cat(products, dim=-1), forms.mask(mask, head.window)
+    )
+    coded, beside = probabilities.split([forms.num_coded, keys.shape[2]], dim=-1)
+    output = mixed(head, coded, latent) + head.averages(beside, values)
+    return output, forms.by_slot(probabilities)
 
 
-def _rows_of(mask: Tensor | None, block: slice, key_slots: Tensor, query_slots: Tensor) -> Tensor:
-    """The mask's rows of a block of queries; causal where there is no mask."""
-    if mask is None:
-        return (key_slots <= query_slots[block, None])[None, None]
-    return mask[:, :, block, : len(key_slots)]
-
-
-def read_copies(
+def read_beside(
     head: LatentHead, query: Tensor, exact: ExactView, num_slots: int
 ) -> tuple[Tensor, Tensor]:
-    """What rotated queries (B, H, T, D) of the last T of `num_slots` slots read from copies alone.
+    """What rotated queries (B, H, T, D) of the last T of `num_slots` slots read from exact rows
+    alone, as `read_exact` gives it."""
+    slots = Slots(num_slots - query.shape[2], 0, num_slots)
+    found = []
+    for start in range(0, query.shape[2], QUERY_BLOCK):
+        asked = query[:, :, start : start + QUERY_BLOCK]
+        forms = BothForms.of(exact, slots, start, asked.shape[2], 0)
+        found.append(read_exact(head, asked, forms.rows, forms.mask(None, head.window)))
+    means, sums = zip(*found, strict=True)
+    return torch.cat(means, dim=1), torch.cat(sums, dim=1)
 
-    A layer with a sliding window has no sinks, and copies of fewer tokens than its window.
+
+def read_exact(
+    head: LatentHead, query: Tensor, rows: Tensor, seen: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What rotated queries (B, H, T, D) read from exact rows (B, n, 2*J*D).
+
+    Args:
+        seen: rows that a query reads, (B or 1, 1, T, n).
 
     Returns:
-        Mean value channels (B, T, H, Rv) float32, zeros for queries that read no copy, and the
-        log-sum-exp of their scores, (B, T, H) float32.
+        Mean values (B, T, H*D), zeros for queries that read none, and the log-sum-exp of their
+        scores, (B, T, H), both float32.
     """
-    B, num_sinks = exact.sinks.shape[:2]
-    num_new, num_tail = query.shape[2], exact.tail.shape[1]
-    device = query.device
-    slots = torch.cat(
-        [
-            exact.first[:, None] + torch.arange(num_sinks, device=device),
-            (torch.arange(num_tail, device=device) + num_slots - num_tail).expand(B, -1),
-        ],
-        dim=1,
-    )
-    latent = torch.cat([exact.sinks, exact.tail], dim=1).to(query.dtype)
-    keys = None
-    if head.rebuilds_keys:
-        angles = None
-        if head.rotary is not None:
-            at = slots.clamp(0, num_slots - 1)
-            cos, sin = head.rotary.angles(num_slots, query)
-            angles = cos[0][at], sin[0][at]
-        keys = head.keys(latent, angles)
-    values = head.value_channels(latent).float()
-    own = torch.arange(num_slots - num_new, num_slots, device=device)
-    in_sinks = torch.arange(num_sinks + num_tail, device=device) < num_sinks
-    means, sums = [], []
-    for start in range(0, num_new, QUERY_BLOCK):
-        block = slice(start, start + QUERY_BLOCK)
-        distance = own[block, None] - slots[:, None]  # (B, T, copies)
-        recent = distance < exact.window
-        seen = (distance >= 0) & torch.where(in_sinks, ~recent, recent)
-        seen = seen & (slots >= exact.first[:, None])[:, None]
-        queries = query[:, :, block]
-        if keys is None:
-            products = products_of(head, queries, latent, None)
-        else:
-            products = head.products(queries, keys)
-        scores = head.scores(products.float()).masked_fill(~seen[:, None], -torch.inf)
-        total = torch.logsumexp(scores, dim=-1)
-        shift = torch.where(total == -torch.inf, 0.0, total)
-        means.append(torch.matmul(torch.exp(scores - shift[..., None]), values[:, None]))
-        sums.append(total)
-    return torch.cat(means, dim=2).transpose(1, 2), torch.cat(sums, dim=2).transpose(1, 2)
+    keys, values = head.exact_keys_values(rows)
+    # What lies where nobody looks may be anything, NaN too.
+    values = torch.where(seen.any(dim=2)[..., None], values, 0.0)
+    scores = head.scores(head.products(query, keys).float()).masked_fill(~seen, -torch.inf)
+    total = torch.logsumexp(scores, dim=-1)
+    shift = torch.where(total == -torch.inf, 0.0, total)
+    weights = torch.exp(scores - shift[..., None])
+    return head.averages(weights, values.float()), total.transpose(1, 2)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class BothForms:
+    """What a block of queries may read: the first coded slots, then exact rows of neighbouring
+    slots, then those of sinks; n in all.
+
+    Attributes:
+        num_coded: coded slots.
+        rows: exact ones, (B, n - num_coded, 2*J*D).
+        slots: of all, (B or 1, n); negative where there are none.
+        due: which of them each query reads, as far as their forms go, (B or 1, T, n).
+        first: first slot of each sequence that is not padding, (B or 1,).
+        queries: slots of the queries, (T,).
+        start: number of the first of them in the step.
+        first_key, num_keys: slots that the layer gives out, of which masks are.
+    """
+
+    num_coded: int
+    rows: Tensor
+    slots: Tensor
+    due: Tensor
+    first: Tensor
+    queries: Tensor
+    start: int
+    first_key: int
+    num_keys: int
+
+    @classmethod
+    def of(
+        cls, exact: ExactView, slots: Slots, start: int, count: int, num_coded: int
+    ) -> BothForms:
+        """Of the `count` queries from the one numbered `start` on.
+
+        Args:
+            num_coded: coded slots that the layer gives out; 0 for exact rows alone.
+        """
+        device, window = exact.first.device, exact.window
+        first_query = slots.first_query + start
+        queries = torch.arange(count, device=device) + first_query
+        if isinstance(first_query, int):
+            behind = first_query + count - window - slots.first_key
+            num_coded = max(0, min(num_coded, behind))
+        at = (torch.arange(num_coded, device=device) + slots.first_key)[None]
+        distance = queries[:, None] - at[:, None]
+        places = [at]
+        due = [(distance >= window) & ~exact.is_sink(at[0])[:, None]]
+        rows = []
+        if window:
+            tail, neighbours = exact.tail_at(first_query - window + 1, window - 1 + count)
+            at = neighbours[None]
+            distance = queries[:, None] - at[:, None]
+            rows.append(tail)
+            places.append(at)
+            due.append((distance >= 0) & (distance < window) & (at >= 0)[:, None])
+        if exact.num_sinks:
+            at = exact.sink_slots
+            rows.append(exact.sinks)
+            places.append(at)
+            due.append(queries[:, None] - at[:, None] >= window)
+        batch = max(len(seen) for seen in due)
+        return cls(
+            num_coded=num_coded,
+            rows=torch.cat(rows, dim=1),
+            slots=torch.cat([at.expand(batch, -1) for at in places], dim=1),
+            due=torch.cat([seen.expand(batch, -1, -1) for seen in due], dim=2),
+            first=exact.first,
+            queries=queries,
+            start=start,
+            first_key=slots.first_key,
+            num_keys=slots.num_keys,
+        )
+
+    def mask(self, mask: Any, window: int | None) -> Tensor:
+        """The mask (B or 1, 1 or H, T, n) of these queries and rows.
+
+        Args:
+            mask: over the slots that the layer gives out; None, or one that is not 4-d, for causal
+                from each sequence's first slot on.
+            window: sliding window of the layer, None for none.
+        """
+        if isinstance(mask, Tensor) and mask.ndim == 4:
+            rows = mask[:, :, self.start : self.start + len(self.queries)]
+            at = self._places(mask.shape[3])
+            batch = max(len(rows), len(at))
+            at = at[:, None, None].expand(batch, *rows.shape[1:3], -1)
+            rows = rows.expand(batch, -1, -1, -1).gather(3, at)
+            if rows.dtype == torch.bool:
+                return rows & self.due[:, None]
+            return rows.masked_fill(~self.due[:, None], torch.finfo(rows.dtype).min)
+        seen = self.due & (self.slots >= self.first[:, None])[:, None]
+        if window is not None:
+            seen = seen & (self.slots[:, None] > self.queries[:, None] - window)
+        return seen[:, None]
+
+    def by_slot(self, probabilities: Tensor) -> Tensor:
+        """Probabilities (B, H, T, S) of the slots, of those (B, H, T, n) of these rows."""
+        at = self._places(self.num_keys)[:, None, None].expand_as(probabilities)
+        whole = probabilities.new_zeros(*probabilities.shape[:3], self.num_keys)
+        return whole.scatter_add(3, at, probabilities)
+
+    def _places(self, num_keys: int) -> Tensor:
+        """Where each row's slot lies among those that the layer gives out, (B or 1, n)."""
+        return (self.slots - self.first_key).clamp(0, num_keys - 1)

@@ -20,8 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from ...codecs import RowCodec
+from ...codecs.straight_through import newest_straight_through, straight_through
 from ...codecs.traced_rows import decode_rows, encode_rows
 from ...lasting import lasting_tensors
+from ...pool.memory import ExactRows
+from ..exact_tokens import ExactView
 from ..plan import LatentPlan
 from .maps import HeadMap
 from .rotation import Angles, turn_channels, turning_pairs
@@ -50,6 +53,7 @@ class LatentHead:
         rotary: rotation of queries and keys by their slot; None for none.
         codec, costs: how latents become rows of bytes, and what errors in their channels cost,
             relative to each other, (R,); None where latents are stored as they are.
+        exact_codec: how keys and values become exact rows; None where no token stays exact.
     """
 
     plan: LatentPlan
@@ -67,6 +71,7 @@ class LatentHead:
     rotary: SlotRotary | None = None
     codec: RowCodec | None = None
     costs: Tensor | None = None
+    exact_codec: RowCodec | None = None
     _notes: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False)
 
     def noted(self, name: Hashable, find: Callable[[], Found]) -> Found:
@@ -130,6 +135,60 @@ class LatentHead:
             return stored
         return decode_rows(self.codec, stored, dtype)
 
+    def exact_channels(self, key_value: Tensor, angles: Angles | None) -> Tensor:
+        """What exact rows hold, (B, T, 2*J*D), of [k; v] as the projections give them.
+
+        Args:
+            angles: of the tokens' slots; None where keys are not rotated.
+        """
+        width = self.kv_width
+        keys = split_heads(
+            key_value[..., :width], self.head_dim, self.key_norm, self.norm_spans_heads
+        )
+        if angles is not None:
+            assert self.rotary is not None
+            keys = self.rotary.rotate(keys, *angles)
+        return torch.cat([keys.transpose(1, 2).flatten(2), key_value[..., width:]], dim=-1)
+
+    def exact_rows(self, channels: Tensor) -> Tensor:
+        """Exact rows (B, T, bytes) of `exact_channels`."""
+        assert self.exact_codec is not None
+        return encode_rows(self.exact_codec, channels, None)
+
+    def exact_view(
+        self, channels: Tensor, stored: ExactRows, first: Tensor, first_query: int | Tensor
+    ) -> ExactView:
+        """Exact keys and values that the queries of a step may read, with gradients of the new
+        ones.
+
+        Args:
+            channels: of the step's tokens, from `exact_channels`.
+            stored: exact rows, those of the step included.
+            first: first slot of each sequence that is not padding, (B or 1,).
+            first_query: slot of the step's first token.
+        """
+        assert self.exact_codec is not None
+        tail, sinks = (
+            decode_rows(self.exact_codec, rows, channels.dtype)
+            for rows in (stored.recent, stored.first)
+        )
+        tail = newest_straight_through(channels, tail, first_query - stored.begin, dim=1)
+        slots = first[:, None] + torch.arange(sinks.shape[1], device=first.device)
+        end = first_query + channels.shape[1]
+        sinks = torch.where((slots < end)[..., None], sinks, 0.0)
+        if torch.is_grad_enabled() and sinks.shape[1]:
+            at = (slots - first_query)[..., None].expand(sinks.shape)
+            new = (at >= 0) & (at < channels.shape[1])
+            own = channels.gather(1, at.clamp(0, channels.shape[1] - 1))
+            sinks = torch.where(new, straight_through(own, sinks), sinks)
+        return ExactView(
+            sinks=sinks,
+            first=first,
+            tail=tail,
+            begin=stored.begin,
+            window=self.plan.exact_window,
+        )
+
     # What is read
 
     def key_channels(self, latent: Tensor) -> Tensor:
@@ -169,6 +228,12 @@ class LatentHead:
         mean = bias.view(self.num_key_value_heads, self.head_dim, 1)
         return absorbed, torch.matmul(grouped, mean).view(B, H * T)
 
+    def exact_keys_values(self, channels: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys, normalised and rotated, and values, (B, J, n, D) each, of exact rows' channels
+        (B, n, 2*J*D)."""
+        heads = channels.unflatten(-1, (2, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
+        return heads[0], heads[1]
+
     def products(self, query: Tensor, keys: Tensor) -> Tensor:
         """Products (B, H, T, S) of queries (B, H, T, D) and keys (B, J, S, D)."""
         products = torch.matmul(self.grouped(query), keys.transpose(2, 3))
@@ -186,6 +251,11 @@ class LatentHead:
         if self.softcap is not None:
             scores = torch.tanh(scores / self.softcap) * self.softcap
         return scores
+
+    def averages(self, probabilities: Tensor, values: Tensor) -> Tensor:
+        """Heads' outputs (B, T, H*D) of probabilities (B, H, T, n) and values (B, J, n, D)."""
+        heads = torch.matmul(self.grouped(probabilities), values)
+        return joined(heads, self.num_attention_heads)
 
     def outputs(self, mixed: Tensor, total: Tensor | None = None) -> Tensor:
         """Heads' outputs (B, T, H*D) of mixed value channels (B, H * T, Rv).

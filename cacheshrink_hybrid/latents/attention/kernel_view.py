@@ -73,7 +73,7 @@ def latent_read(head: LatentHead, num_slots: int, like: Tensor) -> LatentRead:
     Raises:
         KernelUnavailableError: norms of keys other than the RMS norm of a head's channels,
             rotations other than of channel pairs (i, i + rotary dim / 2), sliding windows that
-            exact copies cover, and latents without a channel of keys or of values.
+            exact tokens cover, and latents without a channel of keys or of values.
     """
     plan, window = head.plan, head.window
     if not (plan.key_rank and plan.value_rank):
@@ -81,21 +81,20 @@ def latent_read(head: LatentHead, num_slots: int, like: Tensor) -> LatentRead:
             f"kernels read channels of keys and of values; this layer has key_rank={plan.key_rank} "
             f"and value_rank={plan.value_rank}, so torch reads its rows"
         )
-    if window is not None and plan.exact_window:
-        # The window of rows begins where that of copies ends, and the queries are moved there.
-        window -= plan.exact_window
-        if window < 1:
+    if window is not None:
+        # Coded rows end where the exact window begins, and the queries are moved there.
+        if plan.exact_window >= window:
             raise KernelUnavailableError(
                 f"its exact_window of {plan.exact_window} tokens covers its sliding window of "
-                f"{head.window}, so that no rows are read"
+                f"{window}, so that no coded rows are read"
             )
+        window -= plan.exact_window
     return LatentRead(
         key_rank=plan.key_rank,
         value_rank=plan.value_rank,
         scale=head.scale,
         window=window,
         softcap=head.softcap,
-        sinks=head.sinks,
         key_up=_key_up(head, num_slots, like) if head.rebuilds_keys else None,
     )
 

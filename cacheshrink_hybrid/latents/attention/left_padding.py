@@ -68,21 +68,23 @@ def first_visible(
     return known[asked]
 
 
-def first_visible_slots(mask: Any, batch: int, num_keys: int, device: torch.device) -> Tensor:
-    """Slot of each row's first token that is not padding, (B,), from a 4-d mask or None; `num_keys`
-    where there is none yet.
+def first_visible_slots(mask: Any, num_keys: int, device: torch.device) -> Tensor:
+    """Slot of each row's first token that is not padding, (B or 1,), from a mask (B, slots) or 4-d,
+    or None; `num_keys` where there is none yet.
 
     Raises:
         NotSupportedError: for masks in another form.
     """
     if mask is None:
-        return torch.zeros(batch, dtype=torch.long, device=device)
-    if not (isinstance(mask, Tensor) and mask.ndim == 4):
+        return torch.zeros(1, dtype=torch.long, device=device)
+    if not (isinstance(mask, Tensor) and mask.ndim in (2, 4)):
         raise NotSupportedError(
-            "exact_sinks and exact_window need 4-d attention masks, which this attention "
-            "implementation does not make; use attn_implementation 'sdpa' or 'eager'"
+            f"exact_sinks and exact_window need attention masks as tensors, and this attention "
+            f"implementation makes a {type(mask).__name__}; use attn_implementation 'sdpa', "
+            "'eager' or 'flash_attention_2'"
         )
-    return _first_of(_visible(mask[:, 0, -1, :num_keys])).expand(batch)
+    seen = mask[:, -num_keys:].bool() if mask.ndim == 2 else _visible(mask[:, 0, -1, :num_keys])
+    return _first_of(seen)
 
 
 def _visible(mask: Tensor) -> Tensor:

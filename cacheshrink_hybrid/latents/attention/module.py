@@ -1,8 +1,8 @@
 """Attention that caches a latent per token instead of keys and values.
 
-Per token the module stores c = E (y - mean) of y = [k; v], R numbers, as one 1-headed "key" with an
-empty "value", so every cache of transformers holds it as it is. Reading follows the plan
-(`head`):
+Per token the module stores c = E (y - mean) of y = [k; v], R numbers, as one 1-headed "key", so
+every cache of transformers holds it as it is; the "value" is empty, or holds exact rows
+(`exact_tokens`). Reading follows the plan (`head`):
 
     absorb       scores (U_k^T q) . c, output U_v (sum p c)            no rotation, no key norm
     reconstruct  k = rotate(norm(U_k c + mean)), scores q . k, output U_v (sum p c)
@@ -43,7 +43,8 @@ class LatentAttention(Derived, nn.Module):
 
     Weights that do not concern the cache (queries, output, norms, sinks) are the source's own
     modules. New ones: `kv_a_proj` (E -> R) makes the latent, `k_b_proj` (Rk -> J*D) and `v_b_proj`
-    (Rv -> J*D) undo it; their biases carry the means.
+    (Rv -> J*D) undo it; their biases carry the means. Where tokens stay exact, `kv_proj`
+    (E -> 2*J*D) makes their keys and values, as the source does.
 
     Args:
         parts: the source module, taken apart.
@@ -75,6 +76,12 @@ class LatentAttention(Derived, nn.Module):
 
         self.q_proj = parts.query.as_linear()
         self.kv_a_proj = skip_init(nn.Linear, weight.shape[1], plan.kv_lora_rank, **new)
+        self.kv_proj = None
+        if plan.keeps_exact:
+            bias = parts.key.bias() is not None or parts.value.bias() is not None
+            self.kv_proj = skip_init(
+                nn.Linear, weight.shape[1], plan.exact_channels, bias=bias, **new
+            )
         self.k_b_proj = make_key_projection(plan, J, D, new)
         self.v_b_proj = skip_init(nn.Linear, plan.value_rank, parts.kv_width, **new)
         self.o_proj = parts.output
@@ -82,7 +89,7 @@ class LatentAttention(Derived, nn.Module):
         self.k_norm = parts.k_norm
         self.sinks = parts.sinks
         self.residual_dropout = parts.residual_dropout
-        self.q_adapters, self.kv_a_adapters = _adapters(parts, plan, new)
+        self.q_adapters, self.kv_a_adapters, self.kv_adapters = _adapters(parts, plan, new)
         if parts.rotary is not None:  # now, rather than within a graph
             parts.rotary.try_formula(D, weight.dtype, weight.dtype)
         self._head = LatentHead(
@@ -107,7 +114,14 @@ class LatentAttention(Derived, nn.Module):
 
     def own_parameters(self) -> Iterator[nn.Parameter]:
         """Those that the source does not have."""
-        for module in (self.kv_a_proj, self.k_b_proj, self.v_b_proj, self.kv_a_adapters):
+        for module in (
+            self.kv_a_proj,
+            self.kv_proj,
+            self.k_b_proj,
+            self.v_b_proj,
+            self.kv_a_adapters,
+            self.kv_adapters,
+        ):
             if module is not None:
                 yield from module.parameters()
         if self.latent_costs is not None:
@@ -117,6 +131,8 @@ class LatentAttention(Derived, nn.Module):
         """Let new projections train where what they stand for does."""
         key, value = (p.module.weight.requires_grad for p in (parts.key, parts.value))
         self.kv_a_proj.requires_grad_(key or value)
+        if self.kv_proj is not None:
+            self.kv_proj.requires_grad_(key or value)
         self.k_b_proj.requires_grad_(key)
         self.v_b_proj.requires_grad_(value)
 
@@ -161,15 +177,19 @@ class LatentAttention(Derived, nn.Module):
         head, layer = self.head, CachedLayer(cache, layer_idx)
         query, gate = self._query(head, hidden_states, layer_idx)
         latent = self.latent(hidden_states, layer_idx)
+        source = self.key_value(hidden_states, layer_idx)
         step = layer.row_step(head, self, hidden_states, attention_mask)
         weights = None
         if step is not None:
-            output = attend_by_kernels(head, query, latent, layer, position_embeddings, step)
+            output = attend_by_kernels(
+                head, query, latent, source, layer, position_embeddings, step
+            )
         else:
             output, weights = attend_by_torch(
                 head,
                 query,
                 latent,
+                source,
                 layer,
                 position_embeddings,
                 attention_mask,
@@ -228,6 +248,7 @@ class LatentAttention(Derived, nn.Module):
             "sinks": self.sinks,
             "codec": plan.codec() if plan.coded else None,
             "costs": self.latent_costs,
+            "exact_codec": plan.exact_codec() if plan.keeps_exact else None,
         }
 
     def latent(self, x: Tensor, layer_idx: int) -> Tensor:
@@ -236,6 +257,16 @@ class LatentAttention(Derived, nn.Module):
         if self.kv_a_adapters is not None:
             latent = latent + self.kv_a_adapters[str(layer_idx)](x)
         return latent
+
+    def key_value(self, x: Tensor, layer_idx: int) -> Tensor | None:
+        """[k; v] as the source's projections give them, (B, T, 2*J*D), of inputs (B, T, E); None
+        where no token stays exact."""
+        if self.kv_proj is None:
+            return None
+        y = self.kv_proj(x)
+        if self.kv_adapters is not None:
+            y = y + self.kv_adapters[str(layer_idx)](x)
+        return y
 
     def _query(self, head: LatentHead, x: Tensor, layer_idx: int) -> tuple[Tensor, Tensor | None]:
         """Queries before rotation (B, H, T, D), and the gate (B, T, H*D) or None."""
@@ -256,8 +287,12 @@ class LatentAttention(Derived, nn.Module):
             kwargs: further arguments of it.
         """
         head, implementation = self.head, self.config._attn_implementation
+        if isinstance(mask, Tensor) and mask.ndim == 4 and implementation != "eager":
+            # Others take no such masks, which exact tokens need, and SDPA has neither of these.
+            plain = head.softcap is None and head.sinks is None
+            implementation = "sdpa" if plain else "eager"
         if head.softcap is not None and implementation == "sdpa":
-            implementation = "eager"  # SDPA has no softcap
+            implementation = "eager"
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
         options = {"softcap": head.softcap, "s_aux": head.sinks}
         return attend(
@@ -282,17 +317,20 @@ def _projections(module: nn.Module) -> list[str]:
 
 def _adapters(
     parts: AttentionParts, plan: LatentPlan, new: dict
-) -> tuple[nn.ModuleDict | None, nn.ModuleDict | None]:
-    """Low-rank additions of shared modules: the queries' own, and those of K and V seen through
-    the encoder, (E -> 2 * adapter rank -> R)."""
+) -> tuple[nn.ModuleDict | None, nn.ModuleDict | None, nn.ModuleDict | None]:
+    """Low-rank additions of shared modules: the queries' own, those of K and V seen through the
+    encoder, (E -> 2 * adapter rank -> R), and those of exact K and V, (... -> 2*J*D)."""
     if not parts.adapters:
-        return None, None
+        return None, None, None
     query, latent = nn.ModuleDict(), nn.ModuleDict()
+    exact = nn.ModuleDict() if plan.keeps_exact else None
     for layer_idx, (q, k, v) in parts.adapters.items():
         query[str(layer_idx)] = q
         rank = k[0].out_features + v[0].out_features
-        latent[str(layer_idx)] = nn.Sequential(
-            skip_init(nn.Linear, k[0].in_features, rank, bias=False, **new),
-            skip_init(nn.Linear, rank, plan.kv_lora_rank, bias=False, **new),
-        )
-    return query, latent
+        for adapters, width in ((latent, plan.kv_lora_rank), (exact, plan.exact_channels)):
+            if adapters is not None:
+                adapters[str(layer_idx)] = nn.Sequential(
+                    skip_init(nn.Linear, k[0].in_features, rank, bias=False, **new),
+                    skip_init(nn.Linear, rank, width, bias=False, **new),
+                )
+    return query, latent, exact

@@ -1,7 +1,8 @@
 """Reading rows of latents where they lie in the pool, by kernels.
 
 What `dense_read` does with decoded latents, these do with their bytes: queries are absorbed where
-the plan says so, a kernel reads the rows, and the mixed latents become heads' outputs.
+the plan says so, a kernel reads the coded rows, and the mixed latents become heads' outputs. What
+queries read elsewhere, and logits without a value, take part by the log-sum-exp of the scores.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from ...kernels.latents.append import latent_append
 from ...kernels.latents.decode import LatentRead, latent_decode
 from ...kernels.latents.paged_rows import PagedRows
 from ...kernels.latents.prefill import latent_prefill
-from ...pool.layout import LifetimeClass
+from ...pool.lifetime import FIRST, RECENT, LifetimeClass
+from ...pool.memory import RowStep
 from .dense_read import MAX_DECODE_TOKENS
+from .exact_read import read_exact
 from .head import LatentHead
 
 
@@ -55,6 +58,44 @@ def append_to_pool(
     latent_append(latent, rows, slot_mapping, costs=costs, backend=backend)
 
 
+def read_exact_in_pool(
+    head: LatentHead, query: Tensor, channels: Tensor, step: RowStep
+) -> tuple[Tensor, Tensor]:
+    """Write the exact rows of T new tokens, of channels (B, T, 2*J*D), and read such rows from the
+    rotated queries (B, H, T, D) of these tokens, as `read_exact` does."""
+    num_new, window, num_sinks = query.shape[2], head.plan.exact_window, head.plan.exact_sinks
+    end = step.context_lens.long()[:, None]  # (B, 1)
+    own = end - num_new + torch.arange(num_new, device=end.device)  # (B, T)
+    first = torch.zeros_like(end) if step.first_slots is None else step.first_slots.long()[:, None]
+    found, seen = [], []
+    if window:
+        at = torch.arange(1 - window - num_new, 0, device=end.device) + 1 + end
+        distance = own[..., None] - at[:, None]
+        visible = (at >= first)[:, None] & (distance >= 0) & (distance < window)
+        found.append(_exact_rows(head, channels, step, RECENT, at))
+        seen.append(visible)
+    if num_sinks:
+        places = torch.arange(num_sinks, device=end.device).expand(len(end), -1)
+        distance = own[..., None] - (first + places)[:, None]
+        found.append(_exact_rows(head, channels, step, FIRST, places))
+        seen.append(distance >= window)
+    return read_exact(head, query, torch.cat(found, dim=1), torch.cat(seen, dim=2)[:, None])
+
+
+def _exact_rows(
+    head: LatentHead, channels: Tensor, step: RowStep, kind: str, positions: Tensor
+) -> Tensor:
+    """Write the new rows of one kind, and read those at `positions` (B, n), (B, n, 2*J*D);
+    anything where there are none."""
+    assert head.exact_codec is not None
+    place = step.places[kind]
+    rows = rows_in_pool(
+        head.exact_codec.layout, step.arena, step.frame_bytes, place.lifetime, place.place
+    )
+    latent_append(channels.flatten(0, 1), rows, place.slot_mapping, backend=step.backend)
+    return head.exact_codec.decode(rows.at(place.frame_table, positions), channels.dtype)
+
+
 def read_pool(
     head: LatentHead,
     query: Tensor,
@@ -71,8 +112,18 @@ def read_pool(
     few, else by `latent_prefill`, which say what the rest means.
 
     Args:
+        context_lens, first_slots: of the text; where tokens stay exact, coded rows are read of
+            those in between only.
         read: from `latent_read`.
+        beside: what the queries read of exact rows, from `read_exact`; None where none are.
     """
+    plan, num_new = head.plan, query.shape[2]
+    if plan.keeps_exact:
+        # As if the queries stood before their window: then they see what lies behind the sinks.
+        context_lens = (context_lens - plan.exact_window).clamp_min(0)
+        if plan.exact_sinks:
+            first = torch.zeros_like(context_lens) if first_slots is None else first_slots
+            first_slots = first + plan.exact_sinks
     asked, offset = query, None
     if not head.rebuilds_keys:
         absorbed, offsets = head.absorbed(query)
@@ -84,15 +135,38 @@ def read_pool(
         "read": read,
         "offset": offset,
         "first_slots": first_slots,
-        "beside": beside,
         "backend": backend,
     }
-    num_new = query.shape[2]
     if num_new <= MAX_DECODE_TOKENS:
-        mixed, total = latent_decode(asked, rows, frame_table, context_lens, **options)
+        mixed, lse = latent_decode(asked, rows, frame_table, context_lens, **options)
     else:
         new_lens = torch.full_like(context_lens, num_new)
-        mixed, total = latent_prefill(asked, rows, frame_table, context_lens, new_lens, **options)
-    # With sinks the probabilities do not add up to one, so the values' bias counts by their sum.
-    mixed, total = mixed.transpose(1, 2).flatten(1, 2), total.transpose(1, 2).flatten(1, 2)
-    return head.outputs(mixed, total)
+        mixed, lse = latent_prefill(asked, rows, frame_table, context_lens, new_lens, **options)
+    return _whole(head, mixed, lse, beside)
+
+
+def _whole(
+    head: LatentHead, mixed: Tensor, lse: Tensor, beside: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """Heads' outputs (B, T, H*D) of value channels (B, T, H, Rv) mixed from coded rows, and of what
+    else takes part in the softmax.
+
+    Args:
+        lse: log-sum-exp of the scores of the coded rows, (B, T, H).
+        beside: mean values (B, T, H*D) of exact rows, and the log-sum-exp of their scores.
+    """
+    if beside is None and head.sinks is None:
+        return head.outputs(mixed.transpose(1, 2).flatten(1, 2))
+    total = lse if beside is None else torch.logaddexp(lse, beside[1])
+    if head.sinks is not None:
+        total = torch.logaddexp(total, head.sinks.float())
+    # Sequences of no slots read nothing.
+    total = torch.where(total == -torch.inf, 0.0, total)
+    share = torch.exp(lse - total)
+    mixed = (mixed * share[..., None]).to(mixed.dtype)
+    output = head.outputs(mixed.transpose(1, 2).flatten(1, 2), share.transpose(1, 2).flatten(1, 2))
+    if beside is None:
+        return output
+    means, sums = beside
+    weighted = means.unflatten(-1, (share.shape[2], -1)) * torch.exp(sums - total)[..., None]
+    return output + weighted.flatten(2).to(output.dtype)

@@ -7,9 +7,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel, StaticCache
 
-from cacheshrink_hybrid import load_mla_model, make_cache, measure_cache_memory, save_mla_model
+from cacheshrink_hybrid import (
+    LatentCache,
+    load_mla_model,
+    make_cache,
+    measure_cache_memory,
+    save_mla_model,
+)
 from cacheshrink_hybrid.errors import ConfigError, NotSupportedError
 from cacheshrink_hybrid.latents.attention.module import LatentAttention
 from tests.models import equal_pieces, logits_in_pieces, pair, random_ids
@@ -102,10 +108,31 @@ def test_live_bytes_are_those_of_the_plan(case: str) -> None:
             assert sizes["live_bytes"] == sizes["expected_bytes"]
 
 
-def test_other_caches_are_refused() -> None:
+@every_case
+@pytest.mark.parametrize("kind", ["dynamic", "static", "dense"])
+def test_caches_of_transformers_keep_all_exact_rows(case: str, kind: str) -> None:
+    if kind == "static" and case == "granitemoehybrid-rope":
+        pytest.skip("static caches of transformers hold no recurrent states")
+    converted = _converted(case)
+    ids, lengths = random_ids(2, LENGTH), [9, 1, 1, 3, 9, 1, 5]
+    made = {
+        "dynamic": lambda: DynamicCache(config=converted.config),
+        "static": lambda: StaticCache(config=converted.config, max_cache_len=LENGTH + 4),
+        "dense": lambda: LatentCache(config=converted.config),
+    }
+    found = logits_in_pieces(converted, ids, lengths, made[kind]())
+    due = logits_in_pieces(converted, ids, lengths)
+    assert (found - due).abs().max() < 1e-5
+
+
+def test_a_window_that_is_gone_does_not_come_back() -> None:
     converted = pair("llama", **SETTINGS).converted
-    with pytest.raises(NotSupportedError, match=r"use make_cache\(model\)"):
-        converted(random_ids(1, 4), past_key_values=DynamicCache(), use_cache=True)
+    for cache in (make_cache(converted), LatentCache(config=converted.config)):
+        logits_in_pieces(converted, random_ids(1, 70), [66, 1, 1, 1, 1], cache)
+        with pytest.raises(NotSupportedError, match="cannot go back from 70 to 60"):
+            cache.crop(-10)
+        cache.crop(-1)
+        assert cache.get_seq_length() == 69
 
 
 def test_round_trip(tmp_path) -> None:
@@ -120,3 +147,28 @@ def test_round_trip(tmp_path) -> None:
 def test_there_must_be_codes_to_be_exact_beside() -> None:
     with pytest.raises(ConfigError, match="exact_window=4 keeps tokens from being coded"):
         pair("llama", "joint", 2.0, exact_window=4)
+
+
+@pytest.mark.parametrize("case", ["llama", "gemma2"])
+@pytest.mark.parametrize("padded", [True, False])
+@torch.no_grad()
+def test_masks_of_flash_attention(case: str, padded: bool) -> None:
+    """It takes (B, slots) of padded batches and nothing for others: what is read is the same."""
+    converted = _converted(case)
+    ids, mask = random_ids(2, LENGTH), torch.ones(2, LENGTH, dtype=torch.long)
+    if padded:
+        mask[0, :4] = 0
+    due = converted(ids, attention_mask=mask, use_cache=False).logits
+    shown: list[torch.Tensor] = []
+
+    def as_flash(_module, args, kwargs):
+        return args, {**kwargs, "attention_mask": shown[-1] if padded else None}
+
+    for module in converted.modules():
+        if isinstance(module, LatentAttention):
+            module.register_forward_pre_hook(as_flash, with_kwargs=True)
+    cache, found = make_cache(converted), []
+    for start, end in ((0, 20), (20, LENGTH)):
+        shown.append(mask[:, :end])
+        found.append(converted(ids[:, start:end], attention_mask=mask[:, :end], cache=cache).logits)
+    assert (torch.cat(found, dim=1) - due)[mask.bool()].abs().max() < 1e-5

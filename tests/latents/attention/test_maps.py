@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize, prune
 from transformers import PreTrainedModel
 
 from cacheshrink_hybrid import make_cache
-from cacheshrink_hybrid.errors import KernelUnavailableError, NotSupportedError
+from cacheshrink_hybrid.errors import KernelUnavailableError
 from tests.dispatch import run_references
 from tests.models import logits_in_pieces, logits_of, pair, prefill_then_decode, random_ids
 
@@ -137,7 +137,7 @@ def test_adapters(name: str, adapter: str, backend: str) -> None:
     assert decoding_error(adapted, backend) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["absorb", "reconstruct-pairs", "per-head"])
+@pytest.mark.parametrize("name", ["absorb", "reconstruct-pairs", "per-head", "exact"])
 def test_projections_that_are_no_matrix_are_run_over_the_context(name: str) -> None:
     """Each sequence with a factor of its own, and a hook that is not linear."""
 
@@ -159,9 +159,6 @@ def test_where_a_matrix_is_needed_its_lack_is_told() -> None:
     model = changed(model_of("reconstruct-pairs"), add_hook(torch.tanh))
     with pytest.raises(KernelUnavailableError, match=r"k_b_proj \(a Linear\) is not one linear"):
         decoding_error(model, "triton")
-    model = changed(model_of("exact"), add_hook(torch.tanh))
-    with pytest.raises(NotSupportedError, match=r"k_b_proj .* exact_sinks and exact_window"):
-        decoding_error(model)
 
 
 def test_adapters_per_sequence() -> None:

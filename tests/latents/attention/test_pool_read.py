@@ -11,7 +11,8 @@ from cacheshrink_hybrid.latents.attention.dense_read import read_latents
 from cacheshrink_hybrid.latents.attention.head import LatentHead
 from cacheshrink_hybrid.latents.attention.kernel_view import latent_read, row_layout
 from cacheshrink_hybrid.latents.attention.pool_read import append_to_pool, read_pool, rows_in_pool
-from cacheshrink_hybrid.pool.layout import LayerRows, compile_layout
+from cacheshrink_hybrid.pool.layout import compile_layout
+from cacheshrink_hybrid.pool.lifetime import LayerRows
 from tests.latents.attention.heads import head_of
 from tests.tolerances import assert_same_computation
 

@@ -17,7 +17,8 @@ from cacheshrink_hybrid.latents.attention.prefill import (
     expanding_pays,
     latent_operations,
 )
-from cacheshrink_hybrid.pool.layout import LayerRows, compile_layout
+from cacheshrink_hybrid.pool.layout import compile_layout
+from cacheshrink_hybrid.pool.lifetime import LayerRows
 from tests.latents.attention.heads import head_of
 from tests.tolerances import assert_same_computation
 

@@ -22,14 +22,13 @@ def latent_decode(
     read: LatentRead,
     offset: Tensor | None = None,
     first_slots: Tensor | None = None,
-    beside: tuple[Tensor, Tensor] | None = None,
     num_splits: int | None = None,
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Attend from the last T tokens of each sequence to all slots before and including them.
 
-        score_s = scale * (query . key_s + offset),   p = softmax over the visible s, and the sink
-        output = sum_s p_s values_s,                  total = sum_s p_s
+        score_s = scale * (query . key_s + offset),   lse = log sum_s exp(score_s)
+        output = sum_s exp(score_s - lse) values_s    over the visible s
 
     where values_s are the last `read.value_rank` channels of latent s, and key_s its first
     `read.key_rank` channels, or what `read.key_up` makes of them. Latents are read from their
@@ -47,15 +46,13 @@ def latent_decode(
             gives.
         first_slots: slots before these are not seen, (B,), int32, as where a batch is padded on the
             left; None for all.
-        beside: what the queries have read elsewhere, mixed in as if it had been read here: the mean
-            of the values (B, T, H, value_rank) and the log-sum-exp of the scores (B, T, H), both
-            float32; the mean is finite where the latter is -inf, for nothing. None for none.
         num_splits: shares into which a sequence is cut, to be read at the same time; None for as
             many as fill the device. The reference has no use for it.
 
     Returns:
-        output (B, T, H, value_rank) in query's type, and total (B, T, H), float32: 1 where
-        something was seen and there are no sinks. A lost token gives NaN to those who see it; where
+        output (B, T, H, value_rank) in query's type, and lse (B, T, H), float32; 0 and -inf where
+        nothing is seen. With the latter, what the queries read elsewhere, and logits without a
+        value, can take part in the softmax. A lost token gives NaN to those who see it; where
         channels are stored as floats, the kernel may pass it on to other new tokens of the same
         sequence.
 
@@ -77,7 +74,6 @@ def latent_decode(
         offset=offset,
         query_lens=None,
         first_slots=first_slots,
-        beside=beside,
         num_splits=num_splits,
         backend=backend,
     )

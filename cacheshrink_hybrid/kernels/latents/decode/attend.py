@@ -22,16 +22,15 @@ def attend(
     offset: Tensor | None,
     query_lens: Tensor | None,
     first_slots: Tensor | None,
-    beside: tuple[Tensor, Tensor] | None,
     num_splits: int | None,
     backend: Backend,
 ) -> tuple[Tensor, Tensor]:
     """See `latent_decode`, and `latent_prefill` for `query_lens`, which are None for all tokens."""
-    read.check(query, offset, rows, beside)
+    read.check(query, offset, rows)
     check_frame_table(frame_table, context_lens, query.shape[0], first_slots)
     decode: Callable[..., tuple[Tensor, Tensor]]
     tensors = (query, frame_table, context_lens, offset, query_lens, first_slots)
-    if uses_triton(backend, rows.arena, *tensors, *(beside or ())):
+    if uses_triton(backend, rows.arena, *tensors):
         from .kernel import latent_decode_triton
 
         decode = partial(latent_decode_triton, num_splits=num_splits)
@@ -46,5 +45,4 @@ def attend(
         offset=offset,
         query_lens=query_lens,
         first_slots=first_slots,
-        beside=beside,
     )

@@ -34,14 +34,13 @@ def latent_decode_fwd_kernel(
     p_context_lens,  # (B,)
     p_query_lens,  # (B,) or None
     p_first_slots,  # (B,) or None
-    p_sinks,  # (H,) or None
     p_up,  # (J, D, RANK) or None
     p_bias,  # (J, D)
     p_norm,  # (D,) or None
     p_cos,  # (slots, ROTARY / 2) or None
     p_sin,
     p_out,  # (B, T, H, RV), or (B, T, H, splits, RV) float32
-    p_total,  # (B, T, H), or log-sum-exp (B, T, H, splits)
+    p_lse,  # log-sum-exp (B, T, H), or (B, T, H, splits) in base 2
     num_tokens,
     num_splits,
     max_frames,
@@ -202,26 +201,14 @@ def latent_decode_fwd_kernel(
         accs = mixed
         m_i = m_new
 
+    norm = tl.where(l_i == 0.0, 1.0, l_i)
+    lse = m_i + tl.log2(norm)
     if SPLIT:
         o_out = o_row * num_splits + i_split
-        norm = tl.where(l_i == 0.0, 1.0, l_i)
-        tl.store(p_total + o_out, m_i + tl.log2(norm), mask=m_m)
+        tl.store(p_lse + o_out, lse, mask=m_m)
     else:
         o_out = o_row
-        norm = l_i
-        if p_sinks is not None:
-            sink = tl.load(p_sinks + i_head * GROUP + o_m % GROUP).to(tl.float32) * LOG2_E
-            m_new = tl.maximum(m_i, sink)
-            shrink = tl.exp2(m_i - m_new)
-            l_i = l_i * shrink
-            norm = l_i + tl.exp2(sink - m_new)
-            shrunk = ()
-            for i in tl.static_range(len(PIECES)):
-                if PIECES[i].is_value:
-                    shrunk = shrunk + (accs[PIECES[i].value_index] * shrink[:, None],)
-            accs = shrunk
-        norm = tl.where(norm == 0.0, 1.0, norm)
-        tl.store(p_total + o_out, l_i / norm, mask=m_m)
+        tl.store(p_lse + o_out, lse / LOG2_E, mask=m_m)
     for i in tl.static_range(len(PIECES)):
         if PIECES[i].is_value:
             o_c = tl.arange(0, PIECES[i].width)
@@ -242,7 +229,6 @@ def latent_decode_triton(
     query_lens: Tensor | None,
     first_slots: Tensor | None,
     num_splits: int | None,
-    beside: tuple[Tensor, Tensor] | None = None,
     tiles: Tiles | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See `latent_decode` and `latent_prefill`."""
@@ -274,13 +260,13 @@ def latent_decode_triton(
         num_splits = choose_splits(B * row_blocks * key_heads, slots, tiles.block_n, sms)
 
     out = query.new_empty(B, T, H, read.value_rank)
-    total = torch.empty(B, T, H, device=device, dtype=torch.float32)
-    part, part_total = out, total
-    split = num_splits > 1 or beside is not None
+    lse = torch.empty(B, T, H, device=device, dtype=torch.float32)
+    part, part_lse = out, lse
+    split = num_splits > 1
     if split:
         shape = (B, T, H, num_splits)
         part = torch.empty(*shape, read.value_rank, device=device, dtype=torch.float32)
-        part_total = torch.empty(*shape, device=device, dtype=torch.float32)
+        part_lse = torch.empty(*shape, device=device, dtype=torch.float32)
     launch(
         latent_decode_fwd_kernel,
         (key_heads, B * num_splits, row_blocks),
@@ -294,14 +280,13 @@ def latent_decode_triton(
         p_context_lens=context_lens,
         p_query_lens=query_lens,
         p_first_slots=first_slots,
-        p_sinks=None if split else read.sinks,
         p_up=None if key_up is None else key_up.weight.contiguous(),
         p_bias=None if key_up is None else key_up.bias.contiguous(),
         p_norm=None if key_up is None else key_up.norm_weight,
         p_cos=None if key_up is None or key_up.cos is None else key_up.cos.contiguous(),
         p_sin=None if key_up is None or key_up.sin is None else key_up.sin.contiguous(),
         p_out=part,
-        p_total=part_total,
+        p_lse=part_lse,
         num_tokens=T,
         num_splits=num_splits,
         max_frames=frame_table.shape[1],
@@ -325,9 +310,6 @@ def latent_decode_triton(
         BLOCK_M=tiles.block_m,
         BLOCK_N=tiles.block_n,
     )
-    if beside is not None:
-        part = torch.cat([part, beside[0][..., None, :]], dim=3)
-        part_total = torch.cat([part_total, beside[1][..., None] * LOG2_E.value], dim=3)
     if split:
-        merge_splits(part, part_total, read.sinks, out, total)
-    return out, total
+        merge_splits(part, part_lse, out, lse)
+    return out, lse

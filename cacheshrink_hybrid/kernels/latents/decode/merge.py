@@ -11,12 +11,10 @@ from ...numerics import LOG2_E, TRITON_DTYPES, rounded
 @triton.jit
 def latent_merge_fwd_kernel(
     p_part,  # (rows, splits, RV) float32
-    p_lse,  # (rows, splits), base 2
-    p_sinks,  # (H,) or None
+    p_part_lse,  # (rows, splits), base 2
     p_out,  # (rows, RV)
-    p_total,  # (rows,)
+    p_lse,  # (rows,), natural
     num_splits,
-    HEADS: tl.constexpr,
     VALUE_WIDTH: tl.constexpr,
     OUT: tl.constexpr,
     BLOCK_SPLITS: tl.constexpr,
@@ -24,21 +22,15 @@ def latent_merge_fwd_kernel(
 ):
     o_row = tl.program_id(0).to(tl.int64)
     o_s = tl.arange(0, BLOCK_SPLITS)
-    lse = tl.load(p_lse + o_row * num_splits + o_s, mask=o_s < num_splits, other=-float("inf"))
+    lse = tl.load(p_part_lse + o_row * num_splits + o_s, mask=o_s < num_splits, other=-float("inf"))
     largest = tl.max(lse, 0)
-    if p_sinks is not None:
-        sink = tl.load(p_sinks + o_row % HEADS).to(tl.float32) * LOG2_E
-        largest = tl.maximum(largest, sink)
     base = tl.where(largest == -float("inf"), 0.0, largest)
     # Splits that saw nothing wrote no mean; a lost token is NaN, which is not -inf.
     weight = tl.where(lse != -float("inf"), tl.exp2(lse - base), 0.0)
-    seen = tl.sum(weight, 0)
-    norm = seen
-    if p_sinks is not None:
-        norm = seen + tl.exp2(sink - base)
+    norm = tl.sum(weight, 0)
     norm = tl.where(norm == 0.0, 1.0, norm)
     if tl.program_id(1) == 0:
-        tl.store(p_total + o_row, seen / norm)
+        tl.store(p_lse + o_row, (largest + tl.log2(norm)) / LOG2_E)
     o_c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     p = p_part + (o_row * num_splits + o_s[:, None]) * VALUE_WIDTH + o_c[None, :]
     mask = (lse != -float("inf"))[:, None] & (o_c < VALUE_WIDTH)[None, :]
@@ -47,15 +39,12 @@ def latent_merge_fwd_kernel(
     tl.store(p_out + o_row * VALUE_WIDTH + o_c, rounded(mean, OUT), mask=o_c < VALUE_WIDTH)
 
 
-def merge_splits(
-    part: Tensor, part_lse: Tensor, sinks: Tensor | None, out: Tensor, total: Tensor
-) -> None:
-    """Write the output (B, T, H, RV) and the sum of probabilities (B, T, H) of all splits.
+def merge_splits(part: Tensor, part_lse: Tensor, out: Tensor, lse: Tensor) -> None:
+    """Write the output (B, T, H, RV) and the log-sum-exp (B, T, H) of all splits.
 
     Args:
         part: mean of each split, (B, T, H, splits, RV) float32.
         part_lse: its log-sum-exp in base 2, (B, T, H, splits); -inf for splits that saw nothing.
-        sinks: (H,) or None.
     """
     B, T, H, width = out.shape
     num_splits = part.shape[3]
@@ -66,12 +55,10 @@ def merge_splits(
         num_warps=2,
         num_stages=1,
         p_part=part,
-        p_lse=part_lse,
-        p_sinks=sinks,
+        p_part_lse=part_lse,
         p_out=out,
-        p_total=total,
+        p_lse=lse,
         num_splits=num_splits,
-        HEADS=H,
         VALUE_WIDTH=width,
         OUT=TRITON_DTYPES[out.dtype],
         BLOCK_SPLITS=triton.next_power_of_2(num_splits),

@@ -75,7 +75,6 @@ class LatentRead:
         scale: factor of the scores.
         window: a query at slot p sees the slots above p - window; None for all.
         softcap: scores become softcap * tanh(score / softcap); None for not.
-        sinks: a logit per query head that takes part in the softmax and has no value, (H,); None.
         key_up: how keys are rebuilt; None if queries were brought into latent space (`absorb`, and
             `rotate`, where key channels are the real and imaginary parts of rotated pairs and
             queries are rotated likewise).
@@ -89,7 +88,6 @@ class LatentRead:
     scale: float
     window: int | None = None
     softcap: float | None = None
-    sinks: Tensor | None = None
     key_up: KeyUp | None = None
 
     def __post_init__(self) -> None:
@@ -108,13 +106,7 @@ class LatentRead:
         if faults:
             raise ConfigError("; ".join(faults))
 
-    def check(
-        self,
-        query: Tensor,
-        offset: Tensor | None,
-        rows: PagedRows,
-        beside: tuple[Tensor, Tensor] | None = None,
-    ) -> None:
+    def check(self, query: Tensor, offset: Tensor | None, rows: PagedRows) -> None:
         """Refuse queries (B, T, H, K) that do not fit.
 
         Raises:
@@ -141,17 +133,5 @@ class LatentRead:
                 faults.append("offset belongs to absorbed queries; rebuilt keys have a bias")
         if offset is not None and offset.shape != query.shape[:3]:
             faults.append(f"offset has shape {tuple(offset.shape)}; due is (B, T, H)")
-        if beside is not None:
-            for name, tensor, extra in zip(
-                ("mean", "log-sum-exp"), beside, ((self.value_rank,), ()), strict=True
-            ):
-                due_shape = (*query.shape[:3], *extra)
-                if tensor.shape != due_shape or tensor.dtype != torch.float32:
-                    faults.append(
-                        f"beside: {name} is {tensor.dtype} {tuple(tensor.shape)}; due is float32 "
-                        f"{due_shape}"
-                    )
-        if self.sinks is not None and self.sinks.shape != (heads,):
-            faults.append(f"sinks has shape {tuple(self.sinks.shape)}; due is ({heads},)")
         if faults:
             raise ConfigError("; ".join(faults))

@@ -21,10 +21,9 @@ def latent_decode_reference(
     offset: Tensor | None,
     query_lens: Tensor | None,
     first_slots: Tensor | None,
-    beside: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, Tensor]:
     """See `latent_decode` and `latent_prefill`; float32 arithmetic."""
-    B, T, H, _ = query.shape
+    B, T, _, _ = query.shape
     num_slots = int(context_lens.max()) if B else 0
     num_slots = min(num_slots, frame_table.shape[1] * rows.frame_tokens)
     latent, has_frame = gather_latents(rows, frame_table, num_slots)
@@ -49,30 +48,14 @@ def latent_decode_reference(
         seen = seen & (torch.arange(T, device=query.device) < lens[:, None])[..., None]
     scores = torch.where(lost[:, None, None], torch.nan, scores)
     scores = scores.masked_fill(~seen[:, None], -torch.inf)
-    if beside is not None:
-        scores = torch.cat([scores, beside[1].transpose(1, 2)[..., None]], dim=-1)
-    if read.sinks is not None:
-        sinks = read.sinks.float().view(1, H, 1, 1).expand(B, H, T, 1)
-        scores = torch.cat([scores, sinks], dim=-1)
-    if scores.shape[-1] == 0:
-        empty = query.new_zeros(B, T, H, read.value_rank)
-        return empty, torch.zeros(B, T, H, device=query.device)
+    lse = torch.logsumexp(scores, dim=-1)  # (B, H, T)
     # A query that sees nothing has probabilities of zero, not NaN.
-    largest = scores.amax(dim=-1, keepdim=True)
-    weights = torch.exp(scores - torch.where(largest == -torch.inf, 0.0, largest))
-    norm = weights.sum(dim=-1, keepdim=True)
-    probabilities = weights / torch.where(norm == 0, 1.0, norm)
+    probabilities = torch.exp(scores - torch.where(lse == -torch.inf, 0.0, lse)[..., None])
     values = latent[..., rows.layout.num_channels - read.value_rank :]
     # Nor what lies where nobody looks, which may be anything.
     values = torch.where((lost | ~seen.any(dim=1))[..., None], 0.0, values)
-    here = probabilities[..., :num_slots]
-    output = torch.matmul(here, values[:, None])  # (B, H, T, Rv)
-    total = here.sum(dim=-1)
-    if beside is not None:
-        elsewhere = probabilities[..., num_slots]
-        output = output + elsewhere[..., None] * beside[0].transpose(1, 2)
-        total = total + elsewhere
-    return output.transpose(1, 2).to(query.dtype), total.transpose(1, 2).contiguous()
+    output = torch.matmul(probabilities, values[:, None])  # (B, H, T, Rv)
+    return output.transpose(1, 2).to(query.dtype), lse.transpose(1, 2).contiguous()
 
 
 def _scores(query: Tensor, latent: Tensor, layout: RowLayout, read: LatentRead) -> Tensor:

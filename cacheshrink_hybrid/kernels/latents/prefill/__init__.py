@@ -28,7 +28,6 @@ def latent_prefill(
     read: LatentRead,
     offset: Tensor | None = None,
     first_slots: Tensor | None = None,
-    beside: tuple[Tensor, Tensor] | None = None,
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Attend from the last `query_lens` tokens of each sequence to the slots before and including
@@ -39,12 +38,12 @@ def latent_prefill(
     Args:
         query: (B, T, H, key_rank) in latent space, or (B, T, H, D), rotated, if keys are rebuilt.
             Sequence b uses the first query_lens[b] tokens; the others are padding.
-        rows, frame_table, context_lens, read, offset, first_slots, beside: as in `latent_decode`;
+        rows, frame_table, context_lens, read, offset, first_slots: as in `latent_decode`;
             the rows of the chunk are in the pool already, and counted in context_lens.
         query_lens: tokens of the chunk, (B,), int32, at most T and at most context_lens.
 
     Returns:
-        output (B, T, H, value_rank) in query's type, and total (B, T, H), float32; both are
+        output (B, T, H, value_rank) in query's type, and lse (B, T, H), float32; both are
         undefined for padding.
 
     Raises:
@@ -65,7 +64,6 @@ def latent_prefill(
         offset=offset,
         query_lens=query_lens,
         first_slots=first_slots,
-        beside=beside,
         num_splits=1,
         backend=backend,
     )

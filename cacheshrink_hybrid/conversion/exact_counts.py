@@ -1,0 +1,73 @@
+"""How many tokens stay exact in a layer: what was asked for, or the defaults where they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from ..config import CompressionConfig
+from ..errors import ConfigError
+from ..latents.plan import EXACT_BITS
+from ..methods import WIDTHS_OF
+from ..spec import LayerSpec
+
+SINKS = 4
+WINDOW = 32
+SHARE = 8
+"""By default, at most one of so many tokens that a layer reads stays exact."""
+
+
+class ExactCounts(NamedTuple):
+    """First tokens of a sequence, and most recent ones, that stay exact."""
+
+    sinks: int
+    window: int
+
+
+def exact_counts(
+    config: CompressionConfig, positions: int | None, sliding_window: int | None
+) -> ExactCounts:
+    """Counts of a layer, which sinks leave where it has a sliding window.
+
+    Args:
+        positions: of the model; None for no limit.
+        sliding_window: tokens that a query of the layer sees, itself included; None for all.
+    """
+    narrow = config.coded and min(WIDTHS_OF[config.cache_bits]) < EXACT_BITS
+    reach = min(
+        n for n in (positions, sliding_window, config.max_calibration_length) if n is not None
+    )
+    room = reach // SHARE if narrow else 0
+    sinks = min(SINKS, room // 2) if config.exact_sinks is None else config.exact_sinks
+    if sliding_window is not None:
+        sinks = 0
+    window = min(WINDOW, room - min(sinks, room))
+    return ExactCounts(sinks, window if config.exact_window is None else config.exact_window)
+
+
+def check_exact_counts(
+    config: CompressionConfig, positions: int | None, layers: Iterable[LayerSpec]
+) -> None:
+    """Refuse counts that leave no token of the longest text, or of a sliding window, to be coded.
+
+    Args:
+        positions: of the model; None for no limit.
+        layers: that are converted.
+
+    Raises:
+        ConfigError: for such counts.
+    """
+    sinks, window = config.exact_sinks or 0, config.exact_window or 0
+    if positions is not None and sinks + window >= positions:
+        raise ConfigError(
+            f"exact_sinks={sinks} and exact_window={window} keep all of this model's {positions} "
+            f"positions at {EXACT_BITS} bits, so that none is coded; give fewer than {positions} "
+            "together"
+        )
+    for layer in layers:
+        sliding = None if layer.attention is None else layer.attention.sliding_window
+        if sliding is not None and window >= sliding:
+            raise ConfigError(
+                f"exact_window={window} covers the sliding window of {sliding} tokens of layer "
+                f"{layer.layer_idx}, so that none is coded; give fewer than {sliding}"
+            )
