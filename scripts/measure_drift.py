@@ -55,7 +55,6 @@ CUE_LETTERS = 4
 CODED = {"exact_sinks": 0, "exact_window": 0}
 SETTINGS: dict[str, dict[str, Any]] = {
     "coded": CODED,
-    "token scales": {"scales": "token", **CODED},
     "exact 4+32": {"exact_sinks": 4, "exact_window": 32},
     "exact 4+64": {"exact_sinks": 4, "exact_window": 64},
     "activation metric": {"metric": "activation", **CODED},
@@ -74,18 +73,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     base_recall = repeated(model, letters)
     records = []
     for calibrated_on, (seen, _) in halves.items():
-        statistics: dict[str, Any] = {}
+        statistics: dict[tuple[str, int], Any] = {}
         for setting in args.settings:
             values = SETTINGS[setting]
-            metric = values.get("metric", "fisher")
-            if metric not in statistics:
-                progress(f"calibrate on {calibrated_on} ({metric})")
-                config = CompressionConfig(metric=metric)
-                statistics[metric] = model_statistics(model, config, seen)
+            metric, sinks = values.get("metric", "fisher"), values["exact_sinks"]
+            if (metric, sinks) not in statistics:
+                progress(f"calibrate on {calibrated_on} ({metric}, {sinks} sinks)")
+                config = CompressionConfig(metric=metric, exact_sinks=sinks)
+                statistics[metric, sinks] = model_statistics(model, config, seen)
             for ratio in args.ratios:
                 converted = copy.deepcopy(model)
                 config = CompressionConfig(compression_ratio=ratio, **values)
-                convert_model(converted, config, statistics=statistics[metric])
+                convert_model(converted, config, statistics=statistics[metric, sinks])
                 records += [
                     {
                         "setting": setting,

@@ -36,7 +36,7 @@ from .arguments import (
     tokenizer_faults,
 )
 from .certify import certify
-from .exact_counts import check_exact_counts
+from .exact_counts import check_exact_counts, sinks_of
 from .in_place import convert_in_place
 from .options import ConversionOptions
 from .planning import plan_model
@@ -245,6 +245,7 @@ def convert_model(
         statistics = statistics_of(model, spec, compressed, config, sequences, progress)
     elif isinstance(statistics, list):
         statistics = ModelStatistics(latents=statistics)
+    statistics.check_sinks(sinks_of(config, compressed, positions))
     if progress:
         print(f"factorizing {len(compressed)} attention modules", flush=True)
     planned = plan_model(spec, compressed, statistics, config, positions)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from ..config import CompressionConfig
 from ..errors import ConfigError
+from ..latents.attention.parts import AttentionParts
 from ..latents.plan import EXACT_BITS
 from ..methods import WIDTHS_OF
 from ..spec import LayerSpec
@@ -43,6 +44,17 @@ def exact_counts(
         sinks = 0
     window = min(WINDOW, room - min(sinks, room))
     return ExactCounts(sinks, window if config.exact_window is None else config.exact_window)
+
+
+def sinks_of(
+    config: CompressionConfig, parts: Iterable[AttentionParts], positions: int | None
+) -> tuple[int, ...]:
+    """First tokens that each attention module reads exactly.
+
+    Args:
+        positions: of the model; None for no limit.
+    """
+    return tuple(exact_counts(config, positions, part.sliding_window).sinks for part in parts)
 
 
 def check_exact_counts(

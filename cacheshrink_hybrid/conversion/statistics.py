@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..calibration.amount import warn_of_little_text
+from ..calibration.amount import positions_of, warn_of_little_text
 from ..calibration.calibrate import LatentStatistics, calibrate, decoder_layers, weight_statistics
 from ..config import CompressionConfig
-from ..errors import PlanError
+from ..errors import ConfigError, PlanError
 from ..families import check_shared_weights, model_spec, read_attention
 from ..latents.attention.parts import AttentionParts
 from ..latents.fit.held_out import HeldOutText, held_out_text, split_sequences
@@ -20,6 +20,7 @@ from ..model.adapters import refuse_adapters
 from ..spec import ModelSpec
 from ..states.fit.observe import StateCalibration, StateStatistics
 from ..states.kinds import compressible_layers
+from .exact_counts import sinks_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +29,27 @@ class ModelStatistics:
 
     Attributes:
         held_out: text kept from the statistics, and what was found on it; None without.
+        sinks: first tokens of a sequence that each attention module reads exactly, which were left
+            out; None where nothing is said of them.
     """
 
     latents: list[LatentStatistics]
     states: list[StateStatistics] | None = None
     held_out: HeldOutText | None = None
+    sinks: tuple[int, ...] | None = None
+
+    def check_sinks(self, due: tuple[int, ...]) -> None:
+        """Refuse other sinks than those of a conversion.
+
+        Raises:
+            ConfigError: for such sinks.
+        """
+        if self.sinks is not None and self.sinks != due:
+            raise ConfigError(
+                f"statistics that leave out the first {max(self.sinks)} tokens of a sequence, "
+                f"which attention reads exactly, do not serve a conversion with exact_sinks="
+                f"{max(due)}; take statistics with a CompressionConfig of the same exact_sinks"
+            )
 
 
 def model_statistics(
@@ -79,14 +96,16 @@ def statistics_of(
         return ModelStatistics(latents=[weight_statistics(part) for part in parts])
     watched = config.changes_states and bool(compressible_layers(spec))
     states = StateCalibration(model, spec, config.metric) if watched else None
+    positions = positions_of(model.config)
+    sinks = sinks_of(config, parts, positions)
     fitted, held_out = split_sequences(list(sequences)) if parts else (sequences, [])
-    # Sinks count as other tokens: their copies are of latents, which hold what bases keep of them.
     latents = calibrate(
         model,
         parts,
         fitted,
         metric=config.metric,
         labels=Labels(config.fisher_labels, config.seed),
+        sinks=sinks,
         states=states,
         progress=progress,
     )
@@ -101,7 +120,9 @@ def statistics_of(
             held_out,
             metric=config.metric,
             labels=Labels(config.fisher_labels, config.seed),
+            sinks=sinks,
         )
         if held_out
         else None,
+        sinks,
     )
