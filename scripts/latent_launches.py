@@ -84,7 +84,7 @@ PLAIN = RowFormat(gains=False).layout([(4, 4), (20, 1)])
 
 
 def everything(*, rebuilt: bool, query_dtype: torch.dtype = torch.float16):
-    """Narrow rows with every option: windows, softcap, sinks, ragged queries."""
+    """Narrow rows with every option: windows, softcap, ragged queries."""
 
     def run() -> None:
         key_up = None
@@ -110,7 +110,6 @@ def everything(*, rebuilt: bool, query_dtype: torch.dtype = torch.float16):
                 scale=0.1,
                 window=100,
                 softcap=30.0,
-                sinks=meta(6, dtype=torch.float32),
                 key_up=key_up,
             ),
             offset=None if rebuilt else meta(2, 5, 6, dtype=torch.float32),

@@ -72,6 +72,25 @@ def test_continuation_in_pieces(case: str, length: int) -> None:
     )
 
 
+@every_case
+def test_exact_tokens(case: str) -> None:
+    """Where all that is read is exact, few-bit rows do not show: what is left is the rounding of
+    keys and values to 16 bits."""
+    layers = model_spec(tiny_config(case)).attention_layers
+    windows = [x.attention.sliding_window for x in layers if x.attention]
+    count = min([window - 1 for window in windows if window], default=24)
+    settings = {"cache_bits": "auto", "exact_sinks": 2}
+    source, converted = pair(case, ratio=8.0, exact_window=count, **settings).both()
+    coded = pair(case, ratio=8.0, exact_window=0, **settings).converted
+    ids = random_ids(2, count)
+    due = logits_of(source, ids)
+    rounding = 0.01 * due.std()
+    pieces = prefill_then_decode(count, count // 2)
+    assert (logits_of(converted, ids) - due).abs().max() < rounding
+    assert (logits_in_pieces(converted, ids, pieces) - due).abs().max() < rounding
+    assert (logits_of(coded, ids) - due).abs().max() > rounding
+
+
 @pytest.mark.parametrize("case", XKV_CASES)
 def test_shared_bases(case: str) -> None:
     source, converted = pair(case, "xkv", cross_layer_group_size=2).both()

@@ -69,7 +69,7 @@ def read_exact_in_pool(
     first = torch.zeros_like(end) if step.first_slots is None else step.first_slots.long()[:, None]
     found, seen = [], []
     if window:
-        at = torch.arange(1 - window - num_new, 0, device=end.device) + 1 + end
+        at = torch.arange(1 - window - num_new, 0, device=end.device) + end
         distance = own[..., None] - at[:, None]
         visible = (at >= first)[:, None] & (distance >= 0) & (distance < window)
         found.append(_exact_rows(head, channels, step, RECENT, at))

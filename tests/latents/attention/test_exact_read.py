@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
@@ -49,22 +48,6 @@ def test_pieces_do_not_matter(case: str, length: int) -> None:
 
 
 @every_case
-def test_a_window_over_everything_reads_nothing_coded(case: str) -> None:
-    """Then the latents' 16 bits are the only loss, and the codec's choice does not show."""
-    converted = _converted(case, exact_window=64)
-    ids = random_ids(2, LENGTH)
-    found = logits_in_pieces(converted, ids, equal_pieces(LENGTH, 7))
-    uncoded = copy.deepcopy(converted)
-    for module in uncoded.modules():
-        if isinstance(module, LatentAttention):
-            module.plan = replace(module.plan, row_format=None)
-    due = logits_in_pieces(uncoded, ids, equal_pieces(LENGTH, 7))
-    coded = logits_in_pieces(_converted(case), ids, equal_pieces(LENGTH, 7))
-    assert (found - due).abs().max() < 1e-3
-    assert (coded - due).abs().max() > 10 * (found - due).abs().max()
-
-
-@every_case
 def test_generation_modes_agree(case: str) -> None:
     converted = _converted(case)
     ids = random_ids(2, 12)
@@ -85,7 +68,8 @@ def test_generation_modes_agree(case: str) -> None:
 
 
 def test_padding_does_not_move_the_sinks() -> None:
-    converted = _converted("llama", exact_window=0)
+    """Up to the rounding of keys that are rotated by other slots."""
+    converted = _converted("llama", exact_window=0, ratio=4.0)
     ids = random_ids(1, 12)
     padded = torch.cat([torch.zeros(1, 5, dtype=torch.long), ids], dim=1)
     mask = torch.ones_like(padded)
@@ -96,7 +80,11 @@ def test_padding_does_not_move_the_sinks() -> None:
         padded, attention_mask=mask, return_dict_in_generate=True, **settings
     )
     difference = torch.stack(plain.logits) - torch.stack(moved.logits)
-    assert difference.abs().max() < 1e-6
+    coded = _converted("llama", exact_window=0, exact_sinks=0, ratio=4.0)
+    without = coded.generate(ids, return_dict_in_generate=True, **settings)
+    effect = torch.stack(plain.logits) - torch.stack(without.logits)
+    assert effect.abs().max() > 0.05
+    assert difference.abs().max() < 1e-3
 
 
 @every_case

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from cacheshrink_hybrid.errors import ConfigError
 from cacheshrink_hybrid.kernels.latents.decode import LatentRead, latent_decode
-from cacheshrink_hybrid.kernels.latents.prefill import latent_prefill
 from cacheshrink_hybrid.kernels.latents.row_reference import gather_latents
 
 from ...cases import LAYOUTS, combined
@@ -44,14 +43,13 @@ def test_equals_reference(name: str, num_splits: int, device: torch.device) -> N
     )
     assert_close(got[0], due[0])
     assert_close(got[1], due[1])
-    assert (got[0][1] == 0).all() and (got[1][1] == 0).all()
+    assert (got[0][1] == 0).all() and (got[1][1] == -torch.inf).all()
 
 
 OPTIONS = {
     "softcap": {"softcap": 5.0},
-    "sinks": {"sinks": True},
     "window": {"window": 11},
-    "everything": {"window": 20, "softcap": 8.0, "sinks": True},
+    "everything": {"window": 20, "softcap": 8.0},
 }
 
 
@@ -59,11 +57,8 @@ OPTIONS = {
 def test_options(option: str, num_splits: int, tokens: int, device: torch.device) -> None:
     lens = [70, 3, 0, 33]
     rows, table, context = filled_rows(LAYOUTS["mixed"], lens, device=device)
-    options = dict(OPTIONS[option])
     heads = 7
-    if options.pop("sinks", False):
-        options["sinks"] = torch.linspace(-1, 3, heads, device=device)
-    read = LatentRead(key_rank=64, value_rank=64, scale=0.1, **options)
+    read = LatentRead(key_rank=64, value_rank=64, scale=0.1, **OPTIONS[option])
     if read.window is not None:  # frames that nobody sees any more are given back
         table[0, 1:4] = -1
     query = _query(len(lens), tokens, heads, 64).to(device)
@@ -73,8 +68,6 @@ def test_options(option: str, num_splits: int, tokens: int, device: torch.device
     )
     assert_close(got[0], due[0])
     assert_close(got[1], due[1])
-    if read.sinks is not None:
-        assert got[1].min() < 0.9
 
 
 @pytest.mark.parametrize("window", [None, 12])
@@ -110,33 +103,25 @@ def test_first_slots(num_splits: int, window: int | None, device: torch.device) 
 
 
 @pytest.mark.parametrize(("backend", "num_splits"), [("torch", 1), ("triton", 1), ("triton", 3)])
-def test_what_was_read_elsewhere_is_mixed_in(
+def test_parts_are_merged_by_their_sums(
     backend: str, num_splits: int, device: torch.device
 ) -> None:
-    """Some slots, all of them, and none, as if they had been read here."""
+    """What some slots give and what the others give make the whole: some, all, and none."""
     rows, table, context = filled_rows(LAYOUTS["mixed"], [30, 9, 20], device=device, outliers=False)
-    sinks = torch.linspace(-1, 2, 3, device=device)
-    read = LatentRead(key_rank=64, value_rank=64, scale=0.1, sinks=sinks)
-    query = _query(3, 2, 3, 64).to(device)
-    whole = latent_decode(query, rows, table, context, read=read, backend="torch")
+    read = LatentRead(key_rank=64, value_rank=64, scale=0.1)
+    query = _query(3, 1, 3, 64).to(device)
+    options = {"read": read, "backend": backend}
+    whole, total = latent_decode(query, rows, table, context, **options)
     cut = torch.tensor([12, 9, 0], dtype=torch.int32, device=device)
-    latent, _ = gather_latents(rows, table, 30)
-    scores = torch.einsum("bthk,bsk->bths", query, latent[..., :64]) * 0.1
-    slot, last = torch.arange(30, device=device), context[:, None] - 2
-    position = last + torch.arange(2, device=device)
-    seen = (slot <= position[..., None]) & (slot < cut[:, None, None])
-    scores = scores.masked_fill(~seen[:, :, None], -torch.inf)
-    mean = torch.softmax(scores, dim=-1).nan_to_num() @ latent.nan_to_num()[:, None, :, -64:]
-    beside = (mean, torch.logsumexp(scores, dim=-1))
-    assert (beside[1][2] == -torch.inf).all()
-    options = {"read": read, "first_slots": cut, "beside": beside, "num_splits": num_splits}
-    got = latent_decode(query, rows, table, context, backend=backend, **options)
-    assert_close(got[0], whole[0])
-    assert_close(got[1], whole[1])
-    chunk = torch.full_like(context, 2)
-    options.pop("num_splits")
-    got = latent_prefill(query, rows, table, context, chunk, backend=backend, **options)
-    assert_close(got[0], whole[0])
+    options["num_splits"] = num_splits
+    parts = [
+        latent_decode(query, rows, table, cut, **options),
+        latent_decode(query, rows, table, context, first_slots=cut, **options),
+    ]
+    assert (parts[1][1][1] == -torch.inf).all() and (parts[0][1][2] == -torch.inf).all()
+    assert_close(torch.logaddexp(parts[0][1], parts[1][1]), total)
+    merged = sum(out * torch.exp(lse - total)[..., None] for out, lse in parts)
+    assert_close(merged, whole)
 
 
 @pytest.mark.parametrize("num_splits", [1, 2])
@@ -199,14 +184,16 @@ def test_reference_is_attention(name: str) -> None:
     rank = LAYOUTS[name].num_channels
     query = _query(1, 2, 3, rank)
     read = LatentRead(key_rank=rank, value_rank=rank, scale=0.2)
-    got, total = latent_decode(query, rows, table, context, read=read, backend="torch")
+    got, lse = latent_decode(query, rows, table, context, read=read, backend="torch")
     mask = torch.ones(2, 21, dtype=torch.bool).tril(19)
     kv = latent[:, None].expand(1, 3, 21, rank)
     due = torch.nn.functional.scaled_dot_product_attention(
         query.transpose(1, 2), kv, kv, attn_mask=mask, scale=0.2
     )
     torch.testing.assert_close(got.transpose(1, 2), due, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(total, torch.ones(1, 2, 3))
+    scores = 0.2 * torch.matmul(query.transpose(1, 2), kv.transpose(2, 3))
+    due_lse = scores.masked_fill(~mask, -torch.inf).logsumexp(-1).transpose(1, 2)
+    torch.testing.assert_close(lse, due_lse)
 
 
 def test_bad_arguments(device: torch.device) -> None:
@@ -217,9 +204,6 @@ def test_bad_arguments(device: torch.device) -> None:
         latent_decode(query[..., :40], rows, table, context, read=read)
     with pytest.raises(ConfigError, match="due is int32"):
         latent_decode(query, rows, table.long(), context, read=read)
-    with pytest.raises(ConfigError, match=r"beside: mean is torch\.float32 .*; due is .*16\)"):
-        mean, sums = torch.zeros(1, 1, 2, 48), torch.zeros(1, 1, 2)
-        latent_decode(query, rows, table, context, read=read, beside=(mean, sums))
     with pytest.raises(ConfigError, match="num_splits=0"):
         latent_decode(query, rows, table, context, read=read, num_splits=0)
     with pytest.raises(ConfigError, match=r"window=0.*softcap=-1"):

@@ -21,7 +21,7 @@ T = max(NEW)
 
 
 def _valid(result: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Output and total of the tokens that are no padding."""
+    """Output and log-sum-exp of the tokens that are no padding."""
     new = torch.tensor(NEW, device=result[0].device)
     valid = torch.arange(T, device=new.device) < new[:, None]
     return result[0][valid], result[1][valid]
