@@ -42,9 +42,9 @@ from .load_faults import config_fault, first_line
 from .model_card import model_card
 from .model_names import public_name
 
-FORMAT_VERSION = 5
-"""5: rows of levels in planes, with gains that are chosen by error and the costs that this takes; 4
-had rows of other bytes."""
+FORMAT_VERSION = 6
+"""6: exact rows hold keys and values, which a projection of its own makes; 5 had copies of latents,
+and 4 coded rows of other bytes."""
 REMOTE_CODE_NAME = "modeling_cacheshrink_hybrid"
 REMOTE_CODE = '''\
 """Loads this converted model through the package; `pip install cacheshrink_hybrid`."""

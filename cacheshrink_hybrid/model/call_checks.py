@@ -1,5 +1,6 @@
-"""What a converted model does before every call: it tells caches what is stored, and refuses those
-of another model, and rows of positions or masks that its latents cannot be read by.
+"""What a converted model does before every call: it makes a cache where the source would, tells
+caches what is stored, and refuses those of another model, and rows of positions or masks that its
+latents cannot be read by.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..cache_argument import given_cache
-from ..caches import HybridCache
+from ..cache_argument import cache_argument, given_cache
+from ..caches import HybridCache, LatentCache
 from ..caches.dense_cache import num_cached_tokens
 from ..errors import NotSupportedError
 from ..families import model_spec
@@ -32,11 +33,32 @@ def check_calls(model: PreTrainedModel) -> None:
     rotates = any(
         module.head.rotary for module in inner.modules() if isinstance(module, LatentAttention)
     )
+    if any(latent.keeps_exact for latent in plan_of(model).latents):
+        inner.register_forward_pre_hook(partial(_make_cache, names), with_kwargs=True)
     inner.register_forward_pre_hook(partial(_plan_cache, names), with_kwargs=True)
     if rotates or model_spec(model.config).state_layers:
         own_states = frozenset(state.layer_idx for state in plan_of(model).states)
         check = partial(_check_call, names, rotates, own_states)
         inner.register_forward_pre_hook(check, with_kwargs=True)
+
+
+def _make_cache(
+    names: list[str], inner: Any, args: tuple, kwargs: dict[str, Any]
+) -> tuple[tuple, dict[str, Any]] | None:
+    """Where transformers would make a cache that keeps the exact rows of all tokens, a call gets
+    one that keeps those which are read."""
+    given = dict(zip(names, args, strict=False)) | kwargs
+    wanted = given.get("use_cache")
+    wanted = inner.config.use_cache if wanted is None else wanted
+    learns = inner.training and torch.is_grad_enabled()
+    if not wanted or learns or torch.compiler.is_compiling() or given_cache(given) is not None:
+        return None
+    name = cache_argument(inner)
+    place = names.index(name)
+    cache = LatentCache(config=inner.config)
+    if place < len(args):
+        return (*args[:place], cache, *args[place + 1 :]), kwargs
+    return args, {**kwargs, name: cache}
 
 
 def _plan_cache(names: list[str], inner: Any, args: tuple, kwargs: dict[str, Any]) -> None:

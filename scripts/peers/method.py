@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -81,6 +81,7 @@ class Subject:
     window_length: int
     threads: int
     seed: int
+    _statistics: dict[int | None, ModelStatistics] = field(default_factory=dict, repr=False)
 
     @property
     def calibration_settings(self) -> dict[str, Any]:
@@ -111,11 +112,15 @@ class Subject:
             for layer in zip(*read, strict=True)
         ]
 
-    @cached_property
-    def statistics(self) -> ModelStatistics:
-        """What all our conversions share."""
-        config = CompressionConfig(**self.calibration_settings)
-        return model_statistics(self.model, config, self.sequences)
+    def statistics(self, exact_sinks: int | None) -> ModelStatistics:
+        """What our conversions with so many exact sinks share, as long as no others are asked
+        for."""
+        if exact_sinks not in self._statistics:
+            config = CompressionConfig(exact_sinks=exact_sinks, **self.calibration_settings)
+            self._statistics.clear()
+            found = model_statistics(self.model, config, self.sequences)
+            self._statistics[exact_sinks] = found
+        return self._statistics[exact_sinks]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -122,7 +122,7 @@ def test_a_second_run_measures_what_is_missing(results: Path, place: Path, monke
     measured.clear()
     here["commit"] = "another"
     assert main(arguments(place, json=str(half))) == 0
-    assert len(measured) == 2  # ours, at two ratios
+    assert len(measured) == 4  # ours, at two ratios and in two kinds
     assert records_of(half)["ours 2x"]["commit"] == "another"
     assert records_of(half)["source"]["commit"] == "one"
 
