@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from cacheshrink_hybrid import CompressionConfig, convert_model, plan_of
 from cacheshrink_hybrid.calibration.text import load_texts
-from cacheshrink_hybrid.conversion.statistics import model_statistics
+from cacheshrink_hybrid.conversion.statistics import SharedStatistics
 from cacheshrink_hybrid.demo.corpus import PYTHON_DOCS
 from cacheshrink_hybrid.errors import ConfigError
 from cacheshrink_hybrid.text_tables import format_table
@@ -73,18 +73,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     base_recall = repeated(model, letters)
     records = []
     for calibrated_on, (seen, _) in halves.items():
-        statistics: dict[tuple[str, int], Any] = {}
+        statistics: dict[str, SharedStatistics] = {}
         for setting in args.settings:
             values = SETTINGS[setting]
-            metric, sinks = values.get("metric", "fisher"), values["exact_sinks"]
-            if (metric, sinks) not in statistics:
-                progress(f"calibrate on {calibrated_on} ({metric}, {sinks} sinks)")
-                config = CompressionConfig(metric=metric, exact_sinks=sinks)
-                statistics[metric, sinks] = model_statistics(model, config, seen)
+            metric = values.get("metric", "fisher")
+            if metric not in statistics:
+                progress(f"calibrate on {calibrated_on} ({metric})")
+                statistics[metric] = SharedStatistics(model, CompressionConfig(metric=metric), seen)
             for ratio in args.ratios:
                 converted = copy.deepcopy(model)
                 config = CompressionConfig(compression_ratio=ratio, **values)
-                convert_model(converted, config, statistics=statistics[metric, sinks])
+                convert_model(converted, config, statistics=statistics[metric].serving(config))
                 records += [
                     {
                         "setting": setting,

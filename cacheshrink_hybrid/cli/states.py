@@ -66,6 +66,7 @@ def run(given: argparse.Namespace) -> int:
         return record
 
     calibrated = CompressionConfig(
+        **kv_ratio(spec, 1.0),
         metric=given.metric,
         state_ratio=2.0,
         num_calibration_samples=given.calibration_samples,

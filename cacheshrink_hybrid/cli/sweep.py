@@ -12,7 +12,7 @@ from ..calibration.text import calibration_sequences, load_texts
 from ..config import CompressionConfig
 from ..conversion.convert import convert_model
 from ..conversion.refusals import check_convertible
-from ..conversion.statistics import model_statistics
+from ..conversion.statistics import SharedStatistics
 from ..errors import PlanError
 from ..evaluation.perplexity import measure_perplexity
 from ..evaluation.uniform_kv import UniformKVCache, uniform_kv_bytes_per_token
@@ -58,12 +58,17 @@ def run(given: argparse.Namespace) -> int:
             seed=given.seed,
         )
         sequences = calibration_sequences(tokenizer, calibration, shared)
-        statistics = model_statistics(source, shared, sequences, progress=True)
+        statistics = SharedStatistics(source, shared, sequences, progress=True)
         for series, label, settings in _combinations(given, spec):
-            config = CompressionConfig(metric=metric, seed=given.seed, **settings)
+            config = CompressionConfig(
+                metric=metric,
+                max_calibration_length=given.max_length,
+                seed=given.seed,
+                **settings,
+            )
             model = copy.deepcopy(source)
             try:
-                plan = convert_model(model, config, statistics=statistics)
+                plan = convert_model(model, config, statistics=statistics.serving(config))
             except PlanError as error:
                 print(f"{series} {metric} at {label}: {error}")
                 continue

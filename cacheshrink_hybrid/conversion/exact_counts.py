@@ -15,7 +15,8 @@ from ..spec import LayerSpec
 SINKS = 4
 WINDOW = 32
 SHARE = 8
-"""By default, at most one of so many tokens that a layer reads stays exact."""
+"""By default, at most one of so many tokens that a layer reads stays exact: of the model's
+positions, a sliding window, a sequence of calibration text, the text that a budget is meant for."""
 
 
 class ExactCounts(NamedTuple):
@@ -35,9 +36,8 @@ def exact_counts(
         sliding_window: tokens that a query of the layer sees, itself included; None for all.
     """
     narrow = config.coded and min(WIDTHS_OF[config.cache_bits]) < EXACT_BITS
-    reach = min(
-        n for n in (positions, sliding_window, config.max_calibration_length) if n is not None
-    )
+    lengths = (positions, sliding_window, config.max_calibration_length, config.context_length)
+    reach = min(n for n in lengths if n is not None)
     room = reach // SHARE if narrow else 0
     sinks = min(SINKS, room // 2) if config.exact_sinks is None else config.exact_sinks
     if sliding_window is not None:

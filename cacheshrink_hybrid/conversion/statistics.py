@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -67,6 +67,42 @@ def model_statistics(
     spec = model_spec(model.config)
     parts = compressed_parts(model, spec, config)
     return statistics_of(model, spec, parts, config, sequences, progress)
+
+
+class SharedStatistics:
+    """Statistics of one model for conversions that do not all read as many first tokens exactly:
+    taken once for each number of them.
+
+    Args:
+        config: metric, amount of text and seed of all; states are calibrated if it changes them.
+        sequences: calibration token ids, (1, T) each.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        config: CompressionConfig,
+        sequences: Iterable[Tensor],
+        *,
+        progress: bool = False,
+    ) -> None:
+        self._model, self._config, self._sequences = model, config, list(sequences)
+        self._progress = progress
+        self._found: dict[tuple[int, ...], ModelStatistics] = {}
+
+    def serving(self, config: CompressionConfig) -> ModelStatistics:
+        """Those that a conversion with `config` takes."""
+        model, spec = self._model, model_spec(self._model.config)
+        parts = compressed_parts(model, spec, config)
+        sinks = sinks_of(config, parts, positions_of(model.config))
+        if sinks not in self._found:
+            taken = replace(
+                self._config, exact_sinks=max(sinks, default=0), cache_bits=config.cache_bits
+            )
+            self._found[sinks] = model_statistics(
+                model, taken, self._sequences, progress=self._progress
+            )
+        return self._found[sinks]
 
 
 def compressed_parts(

@@ -1,8 +1,8 @@
 """Tokens whose keys and values stay exact beside their few-bit rows: the first and the most recent.
 
 Coded rows hold every token. Of the sinks and of the window an exact row is kept as well: key and
-value of all heads at 16 bits, the key normalised and rotated by its slot, as the source's own cache
-would hold them. A query at slot t reads the exact row of slot s if s is a sink or t - s < window,
+value of all heads at 16 bits, the key normalised, but not rotated yet, since only distances between
+slots matter. A query at slot t reads the exact row of slot s if s is a sink or t - s < window,
 the coded one otherwise. What a query reads therefore depends on slots alone, not on how the text
 was fed.
 """

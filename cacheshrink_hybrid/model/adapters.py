@@ -100,8 +100,8 @@ def _untargeted(model: nn.Module, configs: dict[str, Any]) -> dict[str, str]:
             faults[adapter] = (
                 f"adapter {adapter!r} has target_modules for {', '.join(sorted(missing))}, which "
                 "the attention of a converted model does not have: keys and values come from "
-                "kv_a_proj (hidden state to latent), k_b_proj and v_b_proj (latent to both), those of "
-                "tokens that stay exact from kv_proj, if it is there; give "
+                "kv_a_proj (hidden state to latent), k_b_proj and v_b_proj (latent to both), and "
+                "where tokens stay exact from kv_proj; give "
                 f"target_modules={sorted(there)}, or 'all-linear'. An adapter that was trained on "
                 "the source belongs into the source's weights before these are converted"
             )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokeniz
 
 from cacheshrink_hybrid import CompressionConfig
 from cacheshrink_hybrid.calibration.text import calibration_sequences
-from cacheshrink_hybrid.conversion.statistics import ModelStatistics, model_statistics
+from cacheshrink_hybrid.conversion.statistics import SharedStatistics
 
 from ..benchmark import cache_argument, cached_logits
 
@@ -81,7 +81,6 @@ class Subject:
     window_length: int
     threads: int
     seed: int
-    _statistics: dict[int | None, ModelStatistics] = field(default_factory=dict, repr=False)
 
     @property
     def calibration_settings(self) -> dict[str, Any]:
@@ -112,15 +111,11 @@ class Subject:
             for layer in zip(*read, strict=True)
         ]
 
-    def statistics(self, exact_sinks: int | None) -> ModelStatistics:
-        """What our conversions with so many exact sinks share, as long as no others are asked
-        for."""
-        if exact_sinks not in self._statistics:
-            config = CompressionConfig(exact_sinks=exact_sinks, **self.calibration_settings)
-            self._statistics.clear()
-            found = model_statistics(self.model, config, self.sequences)
-            self._statistics[exact_sinks] = found
-        return self._statistics[exact_sinks]
+    @cached_property
+    def statistics(self) -> SharedStatistics:
+        """What our conversions share."""
+        config = CompressionConfig(**self.calibration_settings)
+        return SharedStatistics(self.model, config, self.sequences)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

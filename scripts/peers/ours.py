@@ -34,12 +34,11 @@ def held_rows(cache: HybridCache) -> Held:
 def _start(settings: dict[str, Any], subject: Subject) -> Callable[[], Reading]:
     model = copy.deepcopy(subject.model)
     config = CompressionConfig(**settings, **subject.calibration_settings)
-    convert_model(model, config, statistics=subject.statistics(config.exact_sinks))
+    convert_model(model, config, statistics=subject.statistics.serving(config))
     return lambda: CacheReading(model, make_cache(model), held_rows)
 
 
 def methods(ratios: Sequence[float] = RATIOS) -> Iterator[Method]:
-    # One kind behind the other: each has statistics of its own.
     for name, more, convention in (("", {}, "exact"), (" all coded", ALL_CODED, "read")):
         for ratio in ratios:
             yield Method(

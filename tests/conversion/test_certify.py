@@ -21,7 +21,12 @@ from tests.models import calibration_ids
 
 SETTINGS = {
     "llama": {"compression_ratio": 4.0},
-    "granitemoehybrid": {"compression_ratio": 4.0, "state_ratio": 2.0, "state_dtype": "int8"},
+    "granitemoehybrid": {
+        "compression_ratio": 8.0,
+        "exact_window": 4,
+        "state_ratio": 2.0,
+        "state_dtype": "int8",
+    },
 }
 
 

@@ -332,7 +332,6 @@ def test_what_kernels_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(KernelUnavailableError, match="nothing of it is converted"):
         LLM(tiny_model("llama"), cache_memory=MEMORY, backend="triton")
     for case, settings, reason in (
-        ("llama", {"exact_window": 4}, "exact_sinks and exact_window"),
         ("olmo2", {}, "mean square of a head's channels"),
         ("jamba", {"state_dtype": "int8", "replay_length": 2}, "replays the inputs of Mamba-1"),
     ):

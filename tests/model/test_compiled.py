@@ -20,7 +20,7 @@ FEW_BITS = {"ratio": 8.0, "cache_bits": "auto"}
 IDS = random_ids(1, 14)
 EXACT = {"exact_sinks": 2, "exact_window": 4}
 LARGEST_GRAPH = 1.5
-LARGEST_WITH_EXACT = 1.8
+LARGEST_WITH_EXACT = 3.0
 """Steps of a converted model's graph for each one of its source's: compiling takes its time in
 proportion."""
 

@@ -64,7 +64,7 @@ def attend_by_torch(
         query, latent = head.turned(query, latent, query_angles)
     channels = rows = None
     if key_value is not None:
-        channels = head.exact_channels(key_value, query_angles)
+        channels = head.exact_channels(key_value)
         rows = head.exact_rows(channels)
     stored, held = layer.append(head.encoded(latent), rows)
     if mask is None and layer.is_static:
@@ -80,6 +80,8 @@ def attend_by_torch(
         return read_with_exact(
             head, query, context, exact, slots, mask, key_angles, attend, training=training
         )
+    if head.stores_rotated:
+        key_angles = None
     if not training and reads_directly(head, query, mask):
         return read_latents(head, query, context, mask, key_angles)
     return read_expanded(head, query, context, mask, key_angles, attend)
@@ -92,20 +94,17 @@ def _angles(
     layer: CachedLayer,
     slots: Slots,
 ) -> tuple[Angles | None, Angles | None]:
-    """Angles of the new queries, and of the keys that are rotated when they are read.
+    """Angles of the new queries, and of all slots that are read.
 
-    Without history the model's own positions serve, unless keys are stored rotated, all of them or
-    those of exact tokens, which later queries must find rotated by their slot.
+    Without history the model's own positions serve, unless keys are stored rotated, which later
+    queries must find rotated by their slot.
     """
     if head.rotary is None or position_embeddings is None:
         return None, None
-    stores_rotated = head.stores_rotated or head.plan.keeps_exact
-    fresh = slots.num_keys == query.shape[2] and not stores_rotated
+    fresh = slots.num_keys == query.shape[2] and not head.stores_rotated
     if layer.cache is None or fresh:
-        angles = position_embeddings, position_embeddings
-    else:
-        angles = head.rotary.window_angles(*slots, query)
-    return angles[0], None if head.stores_rotated else angles[1]
+        return position_embeddings, position_embeddings
+    return head.rotary.window_angles(*slots, query)
 
 
 def attend_by_kernels(
@@ -140,7 +139,7 @@ def attend_by_kernels(
     append_to_pool(head, latent.flatten(0, 1), rows, tokens.slot_mapping, backend=step.backend)
     beside = None
     if key_value is not None:
-        channels = head.exact_channels(key_value, angles)
+        channels = head.exact_channels(key_value)
         if num_new > MAX_DECODE_TOKENS:
             beside = _read_beside(head, query, channels, layer, step)
         else:

@@ -41,7 +41,7 @@ def read_with_exact(
     Args:
         slots: of the queries and of the coded latents.
         mask: as `attend` takes it.
-        angles: of the slots of the coded latents, where keys are rotated when they are read.
+        angles: of the slots of the coded latents; None where keys are not rotated.
         attend: attention function for many queries.
         training: keys and values are expanded, which dropout and gradients go through.
 
@@ -50,14 +50,14 @@ def read_with_exact(
     """
     if not training and reads_directly(head, query, mask):
         return _read_directly(head, query, latent, exact, slots, mask, angles)
-    keys, values = head.keys(latent, angles), head.values(latent)
+    keys, values = head.keys(latent, _of_coded(head, angles)), head.values(latent)
     outputs: list[Tensor] = []
     weights: list[Tensor | None] = []
     for start in range(0, query.shape[2], QUERY_BLOCK):
         asked = query[:, :, start : start + QUERY_BLOCK]
         forms = BothForms.of(exact, slots, start, asked.shape[2], latent.shape[1])
         coded = slice(0, forms.num_coded)
-        exact_keys, exact_values = head.exact_keys_values(forms.rows)
+        exact_keys, exact_values = head.exact_keys_values(forms.rows, forms.angles(angles))
         output, found = attend(
             asked,
             torch.cat([keys[:, :, coded], exact_keys], dim=2),
@@ -81,12 +81,12 @@ def _read_directly(
 ) -> tuple[Tensor, Tensor]:
     """Few queries: products with coded latents and with exact keys share one softmax."""
     forms = BothForms.of(exact, slots, 0, query.shape[2], latent.shape[1])
-    latent = latent[:, : forms.num_coded]
-    if angles is not None:
-        cos, sin = angles
-        angles = cos[:, : forms.num_coded], sin[:, : forms.num_coded]
-    keys, values = head.exact_keys_values(forms.rows)
-    products = [products_of(head, query, latent, angles), head.products(query, keys)]
+    latent, turned = latent[:, : forms.num_coded], _of_coded(head, angles)
+    if turned is not None:
+        cos, sin = turned
+        turned = cos[:, : forms.num_coded], sin[:, : forms.num_coded]
+    keys, values = head.exact_keys_values(forms.rows, forms.angles(angles))
+    products = [products_of(head, query, latent, turned), head.products(query, keys)]
     probabilities = probabilities_of(
         head, torch.cat(products, dim=-1), forms.mask(mask, head.window)
     )
@@ -95,34 +95,42 @@ def _read_directly(
     return output, forms.by_slot(probabilities)
 
 
+def _of_coded(head: LatentHead, angles: Angles | None) -> Angles | None:
+    """Angles that coded keys are rotated by when they are read."""
+    return None if head.stores_rotated else angles
+
+
 def read_beside(
     head: LatentHead, query: Tensor, exact: ExactView, num_slots: int
 ) -> tuple[Tensor, Tensor]:
     """What rotated queries (B, H, T, D) of the last T of `num_slots` slots read from exact rows
     alone, as `read_exact` gives it."""
     slots = Slots(num_slots - query.shape[2], 0, num_slots)
+    angles = None if head.rotary is None else head.rotary.angles(num_slots, query)
     found = []
     for start in range(0, query.shape[2], QUERY_BLOCK):
         asked = query[:, :, start : start + QUERY_BLOCK]
         forms = BothForms.of(exact, slots, start, asked.shape[2], 0)
-        found.append(read_exact(head, asked, forms.rows, forms.mask(None, head.window)))
+        seen = forms.mask(None, head.window)
+        found.append(read_exact(head, asked, forms.rows, seen, forms.angles(angles)))
     means, sums = zip(*found, strict=True)
     return torch.cat(means, dim=1), torch.cat(sums, dim=1)
 
 
 def read_exact(
-    head: LatentHead, query: Tensor, rows: Tensor, seen: Tensor
+    head: LatentHead, query: Tensor, rows: Tensor, seen: Tensor, angles: Angles | None
 ) -> tuple[Tensor, Tensor]:
     """What rotated queries (B, H, T, D) read from exact rows (B, n, 2*J*D).
 
     Args:
         seen: rows that a query reads, (B or 1, 1, T, n).
+        angles: of the rows' slots, (B or 1, n, rotary dim); None where keys are not rotated.
 
     Returns:
         Mean values (B, T, H*D), zeros for queries that read none, and the log-sum-exp of their
         scores, (B, T, H), both float32.
     """
-    keys, values = head.exact_keys_values(rows)
+    keys, values = head.exact_keys_values(rows, angles)
     # What lies where nobody looks may be anything, NaN too.
     values = torch.where(seen.any(dim=2)[..., None], values, 0.0)
     scores = head.scores(head.products(query, keys).float()).masked_fill(~seen, -torch.inf)
@@ -130,6 +138,17 @@ def read_exact(
     shift = torch.where(total == -torch.inf, 0.0, total)
     weights = torch.exp(scores - shift[..., None])
     return head.averages(weights, values.float()), total.transpose(1, 2)
+
+
+def angles_at(angles: Angles, slots: Tensor) -> Angles:
+    """Angles (B, n, rotary dim) of slots (B, n), those of others where there are none, out of
+    angles (B or 1, S, rotary dim) by slot."""
+    cos, sin = angles
+    at = slots.clamp(0, cos.shape[1] - 1)
+    if len(cos) == 1:
+        return cos[0, at], sin[0, at]
+    at = at.expand(len(cos), -1)[..., None].expand(-1, -1, cos.shape[2])
+    return cos.gather(1, at), sin.gather(1, at)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -224,6 +243,13 @@ class BothForms:
         if window is not None:
             seen = seen & (self.slots[:, None] > self.queries[:, None] - window)
         return seen[:, None]
+
+    def angles(self, angles: Angles | None) -> Angles | None:
+        """Those of the exact rows, (B or 1, n - num_coded, rotary dim), of angles by slot."""
+        if angles is None:
+            return None
+        slots = self.slots[:, self.num_coded :] - self.first_key
+        return angles_at(angles, slots)
 
     def by_slot(self, probabilities: Tensor) -> Tensor:
         """Probabilities (B, H, T, S) of the slots, of those (B, H, T, n) of these rows."""

@@ -135,19 +135,15 @@ class LatentHead:
             return stored
         return decode_rows(self.codec, stored, dtype)
 
-    def exact_channels(self, key_value: Tensor, angles: Angles | None) -> Tensor:
-        """What exact rows hold, (B, T, 2*J*D), of [k; v] as the projections give them.
-
-        Args:
-            angles: of the tokens' slots; None where keys are not rotated.
-        """
+    def exact_channels(self, key_value: Tensor) -> Tensor:
+        """What exact rows hold, (B, T, 2*J*D), of [k; v] as the projections give them: keys are
+        normalised."""
+        if self.key_norm is None:
+            return key_value
         width = self.kv_width
         keys = split_heads(
             key_value[..., :width], self.head_dim, self.key_norm, self.norm_spans_heads
         )
-        if angles is not None:
-            assert self.rotary is not None
-            keys = self.rotary.rotate(keys, *angles)
         return torch.cat([keys.transpose(1, 2).flatten(2), key_value[..., width:]], dim=-1)
 
     def exact_rows(self, channels: Tensor) -> Tensor:
@@ -228,11 +224,15 @@ class LatentHead:
         mean = bias.view(self.num_key_value_heads, self.head_dim, 1)
         return absorbed, torch.matmul(grouped, mean).view(B, H * T)
 
-    def exact_keys_values(self, channels: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys, normalised and rotated, and values, (B, J, n, D) each, of exact rows' channels
-        (B, n, 2*J*D)."""
+    def exact_keys_values(self, channels: Tensor, angles: Angles | None) -> tuple[Tensor, Tensor]:
+        """Keys, rotated by angles of their slots if such are given, and values, (B, J, n, D) each,
+        of exact rows' channels (B, n, 2*J*D)."""
         heads = channels.unflatten(-1, (2, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
-        return heads[0], heads[1]
+        keys, values = heads[0], heads[1]
+        if angles is not None:
+            assert self.rotary is not None
+            keys = self.rotary.rotate(keys, *angles)
+        return keys, values
 
     def products(self, query: Tensor, keys: Tensor) -> Tensor:
         """Products (B, H, T, S) of queries (B, H, T, D) and keys (B, J, S, D)."""

@@ -171,4 +171,4 @@ def _tried_gains(norm: Any, epsilon: float, width: int, device: torch.device) ->
 def kept_tensors(head: LatentHead) -> object:
     """What reading by kernels keeps between steps for a head, for those who have to keep it alive:
     a recorded graph knows its addresses only."""
-    return head, None if head.rotary is None else head.rotary.kept_pair_angles()
+    return head, None if head.rotary is None else head.rotary.kept_angles()

@@ -21,7 +21,7 @@ from ...kernels.latents.prefill import latent_prefill
 from ...pool.lifetime import FIRST, RECENT, LifetimeClass
 from ...pool.memory import RowStep
 from .dense_read import MAX_DECODE_TOKENS
-from .exact_read import read_exact
+from .exact_read import angles_at, read_exact
 from .head import LatentHead
 
 
@@ -67,19 +67,25 @@ def read_exact_in_pool(
     end = step.context_lens.long()[:, None]  # (B, 1)
     own = end - num_new + torch.arange(num_new, device=end.device)  # (B, T)
     first = torch.zeros_like(end) if step.first_slots is None else step.first_slots.long()[:, None]
-    found, seen = [], []
+    found, seen, slots = [], [], []
     if window:
         at = torch.arange(1 - window - num_new, 0, device=end.device) + end
         distance = own[..., None] - at[:, None]
         visible = (at >= first)[:, None] & (distance >= 0) & (distance < window)
         found.append(_exact_rows(head, channels, step, RECENT, at))
         seen.append(visible)
+        slots.append(at)
     if num_sinks:
         places = torch.arange(num_sinks, device=end.device).expand(len(end), -1)
         distance = own[..., None] - (first + places)[:, None]
         found.append(_exact_rows(head, channels, step, FIRST, places))
         seen.append(distance >= window)
-    return read_exact(head, query, torch.cat(found, dim=1), torch.cat(seen, dim=2)[:, None])
+        slots.append(first + places)
+    rows, visible = torch.cat(found, dim=1), torch.cat(seen, dim=2)[:, None]
+    angles = None
+    if head.rotary is not None:
+        angles = angles_at(head.rotary.angles(step.num_slots, query), torch.cat(slots, dim=1))
+    return read_exact(head, query, rows, visible, angles)
 
 
 def _exact_rows(

