@@ -23,6 +23,7 @@ from tests.models import calibration_ids
         ({}, 8, None, (0, 1)),
         ({}, 4, None, (0, 0)),
         ({"max_calibration_length": 32}, None, None, (2, 2)),
+        ({"budget_bytes": 10**6, "context_length": 64}, None, None, (4, 4)),
         ({}, 8192, 4096, (0, 32)),
         ({}, 8192, 128, (0, 16)),
         ({}, 8192, 7, (0, 0)),

@@ -31,12 +31,20 @@ def test_bytes_per_token() -> None:
         ({"key_rank": 11}, "key_rank=11 .*exceeds kv_lora_rank=10"),
         ({"value_rank": 12}, "value_rank=12 .*exceeds kv_lora_rank=10"),
         ({"read_mode": "guess"}, "read_mode='guess' is unknown; one of"),
+        ({"exact_sinks": 4}, "exact_sinks=4 and exact_window=0 has exact_channels=0"),
+        ({"exact_channels": 24}, "exact_window=0 has exact_channels=24"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_contradictions(change: dict, message: str) -> None:
     with pytest.raises(PlanError, match=message):
         dataclasses.replace(LATENT, **change)
+
+
+def test_exact_rows_hold_keys_and_values() -> None:
+    plan = dataclasses.replace(LATENT, exact_sinks=4, exact_window=32, exact_channels=24)
+    assert plan.exact_row_bytes == plan.exact_codec().row_bytes == 48
+    assert [plan.exact_bytes(n) for n in (1, 10, 1000)] == [2 * 48, (4 + 10) * 48, (4 + 32) * 48]
 
 
 def _per_head(*runs: tuple[int, int], key_rank: int) -> LatentPlan:
