@@ -130,7 +130,7 @@ def test_exact_tokens(training: bool) -> None:
         if not training:
             # torch multiplies in another order where gradients are taken: the rows are the same.
             logits = model(IDS, use_cache=False).logits.detach()
-            assert largest_difference(logits, logits_of(model, IDS)) < 1e-5
+            assert largest_difference(logits, logits_of(model, IDS)) < 3e-5
     behind = input_gradient(model.eval(), "made", SPLIT)
     due = input_gradient(pair("llama").converted, "made", SPLIT)
     assert torch.cosine_similarity(behind.flatten(), due.flatten(), dim=0) > ALIKE
