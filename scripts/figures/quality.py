@@ -104,19 +104,13 @@ def drift(results: Results) -> str:
     rows = []
     kinds = sorted({record["read"] for result in results for record in result["records"]})
     for result in results:
-        records = [record for record in result["records"] if record["setting"] == "coded"]
         model = result["settings"]["model"]
-        for ratio in sorted({record["ratio"] for record in records}):
-            for calibrated in kinds:
-                found = {
-                    record["read"]: percent(record["increase_percent"])
-                    for record in records
-                    if (record["ratio"], record["calibrated_on"]) == (ratio, calibrated)
-                }
-                if found:
-                    cells = (found.get(kind, "") for kind in kinds)
-                    rows.append((f"{model}, {ratio:g}x, calibrated on {calibrated}", *cells))
-    return table(("perplexity over the source, read:", *kinds), rows)
+        named: dict[str, dict[str, str]] = {}
+        for record in result["records"]:
+            name = f"{model}, {record['ratio']:g}x, {record['samples']} x {record['calibrated_on']}"
+            named.setdefault(name, {})[record["read"]] = percent(record["increase_percent"])
+        rows += [(name, *(row.get(kind, "") for kind in kinds)) for name, row in named.items()]
+    return table(("calibrated on; perplexity over the source, read:", *kinds), rows)
 
 
 def states(results: Results) -> str:
