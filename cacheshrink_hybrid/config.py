@@ -17,13 +17,13 @@ DEFAULT_RATIO = 4.0
 class CompressionConfig:
     """How far, and by which method, the attention cache is compressed.
 
+    Settings that are the name of a row of `methods.TABLES` are described there, row by row.
+
     Attributes:
         compression_ratio: original cache bytes per token at 16 bits per element, divided by the
             bytes per token stored. 1.0 keeps every rank (an exact rewrite).
-        compression_method: `joint` (one latent for [k; v] of a layer), `separate` (K and V apart),
-            `xkv` (separate, with bases shared by groups of layers), `per_head` (a latent for the
-            keys of each head, one for all values), `rotate` (keys stored after rotation, in a basis
-            that commutes with it) or `auto` (by layer, as `objective` says).
+        compression_method: how keys and values are stored; `auto` chooses by layer, as `objective`
+            says.
         objective: what `auto` goes by: `memory` (joint; with 16 bits separate where that loses
             nothing, because it is cheaper to read), `speed` (the kind that a decode step reads
             fastest by a model of the device), `auto` (as speed, where the loss stays close).
@@ -42,9 +42,7 @@ class CompressionConfig:
         exact_sinks: first tokens of a sequence that stay at 16 bits, beside few-bit rows, in layers
             without a sliding window.
         exact_window: most recent tokens that stay at 16 bits.
-        metric: what counts as loss: `fisher` (the model's own loss, one backward pass), `score`
-            (queries and output projection, no backward pass), `activation` (plain PCA), `none`
-            (weights only, no text).
+        metric: what counts as loss.
         rank_allocation: `global` (one budget over all layers, ranks where the loss is) or
             `uniform`.
         metric_damping: share of its largest eigenvalue added to the diagonal of the metric
@@ -60,12 +58,7 @@ class CompressionConfig:
         state_dtype: how recurrent states are stored: `auto` (float16, or int8 for heads that forget
             soon enough, by predicted loss), or one of `float32`, `float16`, `bfloat16`, `int8`,
             `float8` for all.
-        state_method: `auto` (by kind of mixer), `oblique` (the best r directions to write and to
-            read, the default of Mamba-2), `orthonormal` (of keys and queries together, the one of
-            gated delta nets), `select` (r of the channels, reading refitted, the one of Mamba-1;
-            dropped channels go from the weights and from the convolution state as well); and to
-            compare with, `prune` (channels by score, nothing refitted) and `principal` (orthonormal
-            directions of B and C, Mamba-2).
+        state_method: how recurrent states are narrowed; `auto` chooses by kind of mixer.
         replay_length: tokens between two rewritings of a state; the inputs since then are kept in a
             ring. None chooses by predicted loss, the ring's bytes included; 1 has no ring.
         budget_bytes: bytes that one sequence of `context_length` tokens may take, KV and states

@@ -36,6 +36,7 @@ class LatentKind:
 
     Attributes:
         name: as `compression_method` and in `LatentPlan.method`.
+        words: what it is, for `--help`.
         fit: `module:function` from modules to their bases, see `latents.fit.factors.Fit`.
         settings: of `CompressionConfig`, that only this method uses; its function gets them by
             name.
@@ -50,6 +51,7 @@ class LatentKind:
     """
 
     name: str
+    words: str
     fit: str
     settings: tuple[str, ...] = ()
     joint: bool = False
@@ -75,6 +77,7 @@ class Metric:
 
     Attributes:
         name: as `metric`.
+        words: what it is, for `--help`.
         observer: `module:class` that watches a module and gives its matrix M, see
             `latents.fit.metrics`; None where no text is read.
         backward: takes the gradients of a backward pass.
@@ -84,6 +87,7 @@ class Metric:
     """
 
     name: str
+    words: str
     observer: str | None
     backward: bool = False
     weighs_outputs: bool = False
@@ -105,6 +109,7 @@ class StateMethod:
 
     Attributes:
         name: as `state_method` and in `StatePlan.method`.
+        words: what it is, for `--help`.
         basis: `module:function` from the moments of a group to its nested bases, see
             `states.fit.bases.GroupMoments`.
         selects: keeps some of the source's channels, instead of directions.
@@ -114,6 +119,7 @@ class StateMethod:
     """
 
     name: str
+    words: str
     basis: str
     selects: bool = False
     refits: bool = False
@@ -128,10 +134,16 @@ _FIT = "cacheshrink_hybrid.latents.fit"
 LATENT_KINDS: dict[str, LatentKind] = {
     row.name: row
     for row in (
-        LatentKind(name="joint", fit=f"{_FIT}.bases:joint", joint=True),
-        LatentKind(name="separate", fit=f"{_FIT}.bases:separate"),
+        LatentKind(
+            name="joint",
+            words="one latent for [k; v] of a layer",
+            fit=f"{_FIT}.bases:joint",
+            joint=True,
+        ),
+        LatentKind(name="separate", words="K and V apart", fit=f"{_FIT}.bases:separate"),
         LatentKind(
             name="xkv",
+            words="separate, with bases shared by groups of layers",
             fit=f"{_FIT}.bases:shared_by_groups",
             settings=(
                 "cross_layer_group_size",
@@ -142,6 +154,7 @@ LATENT_KINDS: dict[str, LatentKind] = {
         ),
         LatentKind(
             name="per_head",
+            words="a latent for the keys of each head, one for all values",
             fit=f"{_FIT}.per_head:per_head",
             per_head=True,
             rotary_only=True,
@@ -149,6 +162,7 @@ LATENT_KINDS: dict[str, LatentKind] = {
         ),
         LatentKind(
             name="rotate",
+            words="keys stored after rotation, in a basis that commutes with it",
             fit=f"{_FIT}.rotate:rotated",
             key_step=2,
             read_mode="rotate",
@@ -162,6 +176,7 @@ METRICS: dict[str, Metric] = {
     for row in (
         Metric(
             name="fisher",
+            words="the model's own loss, one backward pass",
             observer=f"{_FIT}.metrics:FisherMetric",
             backward=True,
             unit="nats/token",
@@ -169,25 +184,59 @@ METRICS: dict[str, Metric] = {
         ),
         Metric(
             name="score",
+            words="queries and output projection, no backward pass",
             observer=f"{_FIT}.metrics:ScoreMetric",
             weighs_outputs=True,
             settings=("metric_damping",),
         ),
-        Metric(name="activation", observer=f"{_FIT}.metrics:ActivationMetric"),
-        Metric(name="none", observer=None),
+        Metric(name="activation", words="plain PCA", observer=f"{_FIT}.metrics:ActivationMetric"),
+        Metric(name="none", words="weights only, no text", observer=None),
     )
 }
 _BASES = "cacheshrink_hybrid.states.fit.bases"
 STATE_METHODS: dict[str, StateMethod] = {
     row.name: row
     for row in (
-        StateMethod(name="oblique", basis=f"{_BASES}:oblique", learns_write=True),
-        StateMethod(name="orthonormal", basis=f"{_BASES}:orthonormal", constrained=True),
-        StateMethod(name="select", basis=f"{_BASES}:selected", selects=True, refits=True),
-        StateMethod(name="prune", basis=f"{_BASES}:pruned", selects=True),
-        StateMethod(name="principal", basis=f"{_BASES}:orthonormal"),
+        StateMethod(
+            name="oblique",
+            words="the best r directions to write and to read, the default of Mamba-2",
+            basis=f"{_BASES}:oblique",
+            learns_write=True,
+        ),
+        StateMethod(
+            name="orthonormal",
+            words="directions of keys and queries together, the default of gated delta nets",
+            basis=f"{_BASES}:orthonormal",
+            constrained=True,
+        ),
+        StateMethod(
+            name="select",
+            words="r of the channels, reading refitted, the default of Mamba-1 (the others go from "
+            "weights and convolution state as well)",
+            basis=f"{_BASES}:selected",
+            selects=True,
+            refits=True,
+        ),
+        StateMethod(
+            name="prune",
+            words="channels by score, nothing refitted, to compare with",
+            basis=f"{_BASES}:pruned",
+            selects=True,
+        ),
+        StateMethod(
+            name="principal",
+            words="orthonormal directions of B and C of Mamba-2, to compare with",
+            basis=f"{_BASES}:orthonormal",
+        ),
     )
 }
+
+TABLES: dict[str, dict[str, Any]] = {
+    "compression_method": LATENT_KINDS,
+    "metric": METRICS,
+    "state_method": STATE_METHODS,
+}
+"""Settings that are the name of a row, and the rows."""
 
 
 def choices(rows: dict[str, Any]) -> tuple[str, ...]:

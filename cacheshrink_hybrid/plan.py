@@ -185,12 +185,13 @@ def plan_table(plan: CompressionPlan, spec: ModelSpec) -> str:
     if plan.source_bytes_per_token:
         lines.append(
             f"{plan.source_bytes_per_token} -> {plan.bytes_per_token} bytes per token "
-            f"({plan.compression_ratio:.2f}x at 16 bits), {key_value_prediction(plan)}"
+            f"({plan.compression_ratio:.2f}x at 16 bits)"
+            + (f", {key_value_prediction(plan)}" if plan.latents else "")
         )
     if plan.source_state_bytes:
         lines.append(
             f"{plan.source_state_bytes} -> {plan.state_bytes} bytes of state per sequence "
-            f"({plan.state_ratio:.2f}x), {state_prediction(plan)}"
+            f"({plan.state_ratio:.2f}x)" + (f", {state_prediction(plan)}" if plan.states else "")
         )
     return "\n".join(lines)
 

@@ -55,7 +55,9 @@ class DoubledMetric(ActivationMetric):
 @pytest.fixture
 def axes(monkeypatch: pytest.MonkeyPatch) -> str:
     """The method `axes`, for the duration of a test."""
-    row = LatentKind(name="axes", fit=f"{HERE}:plain_axes", ranked=False)
+    row = LatentKind(
+        name="axes", words="channels as they are", fit=f"{HERE}:plain_axes", ranked=False
+    )
     monkeypatch.setitem(LATENT_KINDS, row.name, row)
     return row.name
 
@@ -87,6 +89,7 @@ def test_a_method_without_loss_is_exact(axes: str) -> None:
 
 def test_a_new_method_is_known_to_settings_and_programs(axes: str) -> None:
     assert CompressionConfig(compression_method=axes).latent_kind is LATENT_KINDS[axes]
+    assert "axes: channels as they are" in " ".join(convert_program.parser().format_help().split())
     with pytest.raises(ConfigError, match=r"for compression_method 'joint', 'separate'.* or 'xkv'"):
         CompressionConfig(compression_method=axes, d_latent=4)
 
@@ -102,9 +105,8 @@ def test_a_method_that_is_gone_is_named(axes: str, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_metric_is_a_row_and_a_class(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(
-        METRICS, "doubled", Metric(name="doubled", observer=f"{HERE}:DoubledMetric")
-    )
+    row = Metric(name="doubled", words="twice the error", observer=f"{HERE}:DoubledMetric")
+    monkeypatch.setitem(METRICS, row.name, row)
     losses = {}
     for metric in ("doubled", "activation"):
         model, _ = convert_to_mla(tiny_model("llama"), 4.0, metric=metric, **QUIET)

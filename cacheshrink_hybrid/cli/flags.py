@@ -114,12 +114,14 @@ def add_settings(
     names: Iterable[str],
     *,
     choices: Mapping[str, Iterable[str]] | None = None,
+    tables: Mapping[str, Mapping[str, Any]] | None = None,
     unset: bool = False,
 ) -> None:
     """A flag for each of these fields of a dataclass, in the words of its docstring.
 
     Args:
         choices: allowed values by field name.
+        tables: rows by field name, whose own words follow (`methods.TABLES`).
         unset: default to None whatever the dataclass has, so that a flag that was not given can be
             told from one that was.
     """
@@ -132,8 +134,10 @@ def add_settings(
             shown = " ".join(map(str, default)) or NOT_SET
         if isinstance(default, bool):
             shown = "on" if default else "off"
+        rows = (tables or {}).get(name, {}).values()
+        said = f"{words.get(name, '')} {'; '.join(f'{row.name}: {row.words}' for row in rows)}"
         options: dict[str, Any] = {
-            "help": f"{words.get(name, '')} (default: {shown})".strip().replace("%", "%%"),
+            "help": f"{said.strip()} (default: {shown})".strip().replace("%", "%%"),
             "default": None if unset else default,
         }
         kind = _kind(by_name[name])

@@ -6,10 +6,13 @@ import argparse
 import warnings
 from typing import Any
 
-from ..errors import CacheShrinkWarning
+from transformers import PreTrainedModel
+
+from ..errors import CacheShrinkWarning, ConfigError, UnsupportedModelError
 from ..evaluation.perplexity import measure_perplexity
-from ..families import model_spec
+from ..families import layout_spec
 from ..model.attached_plan import is_converted, plan_of
+from ..plan import CompressionPlan
 from ..text_tables import fitting_table
 from .arguments import load_given, read_texts
 from .plots import plot_tradeoff
@@ -45,7 +48,7 @@ def run(given: argparse.Namespace) -> int:
                 "ratio": plan.compression_ratio if plan else 1.0,
                 "state_ratio": plan.state_ratio if plan else 1.0,
             }
-            | byte_columns(model_spec(model.config), plan)
+            | _sizes(name, model, plan)
             | {
                 "by_position": [
                     {"from": first, "to": end, "tokens": tokens, "perplexity": value}
@@ -82,12 +85,26 @@ def run(given: argparse.Namespace) -> int:
     if given.json is not None:
         write_json(given.json, {"program": "perplexity", "models": records})
     if given.plot is not None:
-        shown = [record for record in records if record["change_percent"] is not None]
+        shown = [r for r in records if r["change_percent"] is not None and "bytes_per_token" in r]
+        if not shown:
+            raise ConfigError(
+                f"nothing to plot in {given.plot}: no model has the tokenizer of the first, and "
+                "known bytes; leave --plot out"
+            )
         plot_tradeoff(
             given.plot,
             shown,
             "Perplexity against cache size",
             joined=False,
-            left_out=[r["model"] for r in records if r["change_percent"] is None],
+            left_out=[record["model"] for record in records if record not in shown],
         )
     return 0
+
+
+def _sizes(name: str, model: PreTrainedModel, plan: CompressionPlan | None) -> dict[str, int]:
+    """The columns of bytes; none for a family of which it is not known what it caches."""
+    try:
+        return byte_columns(layout_spec(model.config), plan)
+    except UnsupportedModelError as error:
+        warnings.warn(f"no bytes are shown of {name}: {error}", CacheShrinkWarning, stacklevel=3)
+        return {}

@@ -81,7 +81,8 @@ def plot_tradeoff(
         axes.text(
             0.01,
             0.01,
-            "not shown, of another tokenizer: " + ", ".join(map(short_name, left_out)),
+            "not shown, of another tokenizer or unknown size: "
+            + ", ".join(map(short_name, left_out)),
             transform=axes.transAxes,
             fontsize=8,
             color="grey",

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ..evaluation.paired import mean_with_error, paired_difference
-from ..evaluation.tasks import TaskResult, measure_tasks
+from ..evaluation.tasks import TaskResult, checked_tasks, measure_tasks
 from ..evaluation.text_tasks import write_text_tasks
 from ..text_tables import fitting_table
 from .arguments import load_given, read_texts
@@ -41,6 +41,7 @@ def run(given: argparse.Namespace) -> int:
 
 def _found(given: argparse.Namespace, folder: Path) -> dict[str, list[TaskResult]]:
     found = {}
+    checked_tasks(folder, given.tasks)
     for name in given.models:
         model, tokenizer = load_given(given, name)
         found[name] = measure_tasks(

@@ -21,10 +21,12 @@ from ..config import CompressionConfig
 from ..errors import ConfigError
 from ..families import model_spec
 from ..lasting import lasting_tensors
+from ..latents.fit.held_out import split_sequences
 from ..model.adapters import refuse_adapters
 from ..model.attached_plan import plan_of
 from ..model.original_model import remember_source_values
 from ..plan import CompressionPlan
+from ..spec import ModelSpec
 from ..states.kinds import compressible_layers
 from .arguments import (
     chosen_config,
@@ -165,8 +167,7 @@ def convert_to_mla(
     if use_calibration:
         chosen = within_positions(chosen, model)
         sequences = calibration_sequences(tokenizer, material.texts, chosen, material.chats)
-        tokens = sum(ids.numel() for ids in sequences)
-        calibrated_on = f"{material.name}: {len(sequences)} sequences, {tokens:,} tokens"
+        calibrated_on = f"{material.name}: {_amount(sequences, model_spec(model.config))}"
         if verbose:
             print(f"calibrating on {calibrated_on}", flush=True)
     convert_model(
@@ -180,6 +181,13 @@ def convert_to_mla(
     if verbose:
         print(plan_of(model).table(model_spec(model.config)))
     return model, tokenizer
+
+
+def _amount(sequences: Sequence[Tensor], spec: ModelSpec) -> str:
+    """How much text that is, and how much of it bases of keys and values are not fitted to."""
+    words = f"{len(sequences)} sequences, {sum(ids.numel() for ids in sequences):,} tokens"
+    held_out = len(split_sequences(sequences)[1]) if spec.attention_layers else 0
+    return f"{words}, {held_out} of the sequences held out" if held_out else words
 
 
 def _check_object(

@@ -8,6 +8,7 @@ and each continuation is read on top.
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -206,6 +207,12 @@ def _how_far(settings: Mapping[str, Any]) -> tuple[list[str], int]:
     return [until] if isinstance(until, str) else list(until), int((*counts, MAX_NEW_TOKENS)[0])
 
 
+def check_lm_eval() -> None:
+    """Raise `ConfigError` where lm-eval is not installed."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ConfigError("lm-eval is not installed; pip install 'cacheshrink_hybrid[lm-eval]'")
+
+
 def lm_eval_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -216,12 +223,8 @@ def lm_eval_model(
     Raises:
         ConfigError: lm-eval is not installed.
     """
-    try:
-        from lm_eval.api.model import LM
-    except ImportError as error:
-        raise ConfigError(
-            "lm-eval is not installed; pip install 'cacheshrink_hybrid[lm-eval]'"
-        ) from error
+    check_lm_eval()
+    from lm_eval.api.model import LM
 
     class LiveLM(LiveModel, LM):
         """An `LM` by what it is, a `LiveModel` by what it does."""

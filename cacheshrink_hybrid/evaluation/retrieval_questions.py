@@ -168,9 +168,12 @@ def _draft(
 
 
 def _sentences(documents: Sequence[str], rng: random.Random) -> Iterator[str]:
-    """Running text without end: the documents in some order, again and again."""
+    """Running text without end: the documents in some order, again and again, each from some
+    sentence on."""
     for document in itertools.cycle(rng.sample(documents, len(documents))):
-        for sentence in re.split(r"(?<=[.!?])\s+", " ".join(document.split())):
+        sentences = re.split(r"(?<=[.!?])\s+", " ".join(document.split()))
+        first = rng.randrange(len(sentences))
+        for sentence in sentences[first:] + sentences[:first]:
             words = sentence.rstrip(".!?").split()
             for start in range(0, len(words), SENTENCE_WORDS):
                 yield " ".join(words[start : start + SENTENCE_WORDS])

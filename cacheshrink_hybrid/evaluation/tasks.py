@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import ConfigError
 from .defaults import DEFAULT_CHUNK
-from .live_model import lm_eval_model
+from .live_model import check_lm_eval, lm_eval_model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,9 +32,21 @@ class TaskResult:
     by_document: tuple[float, ...] | None
 
 
-def task_names(folder: str | Path) -> list[str]:
-    """The tasks that the YAML files of a folder define."""
-    return sorted(_manager(folder).all_subtasks)
+def checked_tasks(folder: str | Path, tasks: Sequence[str] | None = None) -> list[str]:
+    """These tasks and groups, or all tasks that the YAML files of a folder define.
+
+    Raises:
+        ConfigError: lm-eval is not installed, or the folder defines no such task.
+    """
+    manager = _manager(folder)
+    known = sorted(manager.all_tasks)
+    unknown = sorted(set(tasks or ()) - set(known))
+    if unknown or not known:
+        raise ConfigError(
+            f"{folder} defines no task {', '.join(unknown) or 'at all'}; it defines "
+            f"{', '.join(known) or 'none'}, and tasks are YAML files of lm-eval with a line `task:`"
+        )
+    return list(tasks or sorted(manager.all_subtasks))
 
 
 def measure_tasks(
@@ -53,7 +65,7 @@ def measure_tasks(
     Args:
         model: converted or not.
         folder: of YAML files of tasks; no other tasks are known.
-        tasks: names; None for all of them.
+        tasks: names, also of groups; None for all of them.
         limit: documents of each task, from the first on; None for all.
         num_fewshot: examples before each question; None for what tasks say, or none.
         chat: ask in the tokenizer's chat template.
@@ -66,16 +78,10 @@ def measure_tasks(
     asked = lm_eval_model(model, tokenizer, chunk_length)
     if chat:
         asked.chat_template(True)
-    known = task_names(folder)
-    unknown = sorted(set(tasks or ()) - set(known))
-    if unknown or not known:
-        raise ConfigError(
-            f"{folder} defines no task {', '.join(unknown) or 'at all'}; it defines "
-            f"{', '.join(known) or 'none'}, and tasks are YAML files of lm-eval with a line `task:`"
-        )
+    names = checked_tasks(folder, tasks)
     from lm_eval import evaluate
 
-    loaded = _manager(folder).load(list(tasks or known))
+    loaded = _manager(folder).load(names)
     for task in loaded["tasks"].values():
         if num_fewshot is not None or task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=num_fewshot or 0)
@@ -83,12 +89,13 @@ def measure_tasks(
     found: Any = evaluate(asked, loaded, limit=limit, bootstrap_iters=0, apply_chat_template=chat)
     return [
         result
-        for task, figures in found["results"].items()
-        for result in _results(task, figures, found["samples"][task])
+        for task, samples in found["samples"].items()
+        for result in _results(task, found["results"][task], samples)
     ]
 
 
 def _manager(folder: str | Path) -> Any:
+    check_lm_eval()
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=str(folder), include_defaults=False)

@@ -45,8 +45,10 @@ def family_of(config: PretrainedConfig) -> Family:
             f"{config.kv_lora_rank}); it has no keys and values to compress, use it as it is"
         )
     raise UnsupportedModelError(
-        f"model_type={model_type!r} is unknown; supported are {', '.join(sorted(FAMILIES))}. "
-        "To add one, write its row in cacheshrink_hybrid/families/rows.py"
+        f"model_type={model_type!r} is unknown; supported are {', '.join(sorted(FAMILIES))}. The "
+        "programs perplexity, recall and generate take its causal models as they are; to convert "
+        "them, or to know what they cache, write a row in cacheshrink_hybrid/families/rows.py by "
+        "the recipe 'A model family' in CONTRIBUTING.md"
     )
 
 

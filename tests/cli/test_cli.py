@@ -7,15 +7,16 @@ import re
 from pathlib import Path
 
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from cacheshrink_hybrid.cli import PROGRAMS, main, perplexity
 from cacheshrink_hybrid.cli.recall import at_chance
 from cacheshrink_hybrid.demo import model_path
-from tests.families.tiny_configs import tiny_model
+from tests.families.tiny_configs import COMMON, tiny_model
 from tests.texts import CHAT, chat_tokenizer, word_tokenizer
 
 MODEL = str(model_path())
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +201,33 @@ def test_perplexity_of_little_text_and_other_tokenizers(
     assert [record["model"] for record in shown] == [MODEL]
     assert how["left_out"] == [str(tmp_path / "other")]
     assert re.search(r"warning: only \d+ tokens were predicted", warnings)
+
+
+def test_models_of_unknown_families(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are measured beside others, as far as it is known what they cache, and `inspect` says
+    what else there is to do with them."""
+    name, file, picture = str(tmp_path / "persimmon"), tmp_path / "p.json", tmp_path / "p.png"
+    tokenizer = AutoTokenizer.from_pretrained(MODEL)
+    config = AutoConfig.for_model("persimmon", **COMMON | {"vocab_size": len(tokenizer)})
+    AutoModelForCausalLM.from_config(config).save_pretrained(name)
+    tokenizer.save_pretrained(name)
+    arguments = [name, MODEL, "--text", str(text), "--json", str(file), "--plot", str(picture)]
+    assert main(["perplexity", *arguments]) == 0
+    first, second = json.loads(file.read_text())["models"]
+    assert first["tokens"] > 0
+    assert "bytes_per_token" not in first
+    assert second["bytes_per_token"] == 768
+    assert "no bytes are shown of " + name in capsys.readouterr().err
+    assert main(["perplexity", name, *arguments[2:]]) == 2
+    assert "nothing to plot" in capsys.readouterr().err
+    assert main(["inspect", name]) == 2
+    error = capsys.readouterr().err
+    assert "model_type='persimmon' is unknown; supported are bamba, " in error
+    assert "perplexity, recall and generate take" in error
+    assert "the recipe 'A model family' in CONTRIBUTING.md" in error
+    assert "### A model family" in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
 def test_recall_at_chance_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

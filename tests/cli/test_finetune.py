@@ -8,16 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cacheshrink_hybrid.calibration.text import load_texts
 from cacheshrink_hybrid.checkpoint.load import load_mla_model
-from cacheshrink_hybrid.checkpoint.save import save_mla_model
 from cacheshrink_hybrid.cli import main
 from cacheshrink_hybrid.cli.parsers.finetune import faults, parse, parser
-from cacheshrink_hybrid.conversion.convert import convert_to_mla
 from cacheshrink_hybrid.demo import model_path
-from cacheshrink_hybrid.evaluation.perplexity import compute_perplexity
 from cacheshrink_hybrid.model.attached_plan import plan_of
-from tests.subprocesses import IN_TWO_PROCESSES, run_python
 
 FAST = ["--max-steps", "2", "--batch-size", "2", "--max-length", "48", "--logging-steps", "1"]
 PLAIN = ["--metric", "activation", "--cache-bits", "16", "--num-calibration-samples", "4"]
@@ -68,26 +63,6 @@ def test_from_source_to_checkpoint(tmp_path: Path, stories: Path, capsys) -> Non
     assert again == 0
     resolved = yaml.safe_load((tmp_path / "again" / "config.yaml").read_text())
     assert resolved["loss"] == "lm"  # the source of a saved model is not at hand
-
-
-@pytest.mark.slow
-def test_two_processes_with_frozen_weights_cut(tmp_path: Path, stories: Path) -> None:
-    texts = load_texts(None, str(stories))
-    model, tokenizer = convert_to_mla(
-        model_path(), metric="activation", cache_bits=16, calibration_texts=texts[:2]
-    )
-    save_mla_model(model, tokenizer, tmp_path / "model")
-    arguments = [tmp_path / "model", "--data", stories, "--output", tmp_path / "out", *FAST]
-    program = ["training.finetune", *arguments, "--shard-frozen-weights"]
-    done = run_python(*IN_TWO_PROCESSES, *program, CUDA_VISIBLE_DEVICES="")
-    assert done.returncode == 0, done.stderr[-3000:]
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert metrics["settings"]["shard_frozen_weights"] is True
-    trained, tokenizer = load_mla_model(tmp_path / "out" / "model")
-    assert all(parameter.isfinite().all() for parameter in trained.parameters())
-    found = compute_perplexity(trained, tokenizer, texts[9::10], max_length=48)
-    # What trained in float32 was saved in float16.
-    assert found == pytest.approx(metrics["perplexity_after"], rel=1e-2)
 
 
 @pytest.mark.slow

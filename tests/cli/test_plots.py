@@ -67,7 +67,7 @@ def test_what_does_not_compare_is_named_and_not_drawn(figures: list) -> None:
     (axes,) = figures[0].axes
     assert [text.get_text() for text in axes.texts] == [
         "a",
-        "not shown, of another tokenizer: stranger",
+        "not shown, of another tokenizer or unknown size: stranger",
     ]
     assert len(axes.lines[0].get_xdata()) == 1
 

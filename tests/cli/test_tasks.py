@@ -38,6 +38,8 @@ def test_the_first_model_beside_another(tmp_path: Path, capsys: pytest.CaptureFi
     assert change != 0
     assert second["last_word", "perplexity"]["change_error"] is None
     assert capsys.readouterr().out.count(names[1]) >= 5
+    assert main(["tasks", *arguments, "--tasks", "first_word"]) == 2
+    assert "defines no task first_word; it defines last_word" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("installed", [True, False])

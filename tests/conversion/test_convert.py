@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -314,7 +315,19 @@ def test_without_calibration() -> None:
 
 def test_plan_is_printed(capsys: pytest.CaptureFixture) -> None:
     convert_to_mla(tiny_model("llama"), **{**WITH_TEXT, "verbose": True, "cache_bits": 16})
-    assert "192 -> 48 bytes per token (4.00x at 16 bits)" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "192 -> 48 bytes per token (4.00x at 16 bits)" in out
+    assert re.search(r"calibrating on .+: 19 sequences, 361 tokens, 1 of the sequences held", out)
+
+
+def test_nothing_is_predicted_of_what_is_left_as_it_is(capsys: pytest.CaptureFixture) -> None:
+    """States, where they have no ratio."""
+    for settings in ({}, {"state_ratio": 2.0}):
+        convert_to_mla(tiny_model("granitemoehybrid"), **{**WITH_TEXT, "verbose": True}, **settings)
+        (line,) = (
+            line for line in capsys.readouterr().out.splitlines() if "of state per sequence" in line
+        )
+        assert ("predicted loss" in line) == bool(settings)
 
 
 @pytest.mark.parametrize("as_path", [str, Path])

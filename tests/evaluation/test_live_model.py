@@ -4,6 +4,7 @@ lost in it."""
 from __future__ import annotations
 
 import copy
+import importlib.util
 from dataclasses import dataclass
 
 import pytest
@@ -152,6 +153,12 @@ def test_chats() -> None:
     assert reader.chat_template(False) is None
     with pytest.raises(ConfigError, match="has no chat template"):
         LiveModel(tiny_model("llama"), word_tokenizer()).chat_template(True)
+
+
+def test_without_lm_eval(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"is not installed; pip install .*\[lm-eval\]"):
+        lm_eval_model(tiny_model("llama"), word_tokenizer())
 
 
 def test_lm_eval_agrees_where_one_pass_is_enough() -> None:

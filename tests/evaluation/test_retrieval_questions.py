@@ -16,7 +16,7 @@ from cacheshrink_hybrid.errors import ConfigError
 from cacheshrink_hybrid.evaluation.defaults import RETRIEVAL_TASKS
 from cacheshrink_hybrid.evaluation.retrieval_questions import TASKS, Question, retrieval_texts
 from tests.engine.tokenizers import byte_fallback_tokenizer, byte_level_tokenizer
-from tests.texts import CHAT_TEMPLATE
+from tests.texts import CHAT_TEMPLATE, WORDS
 
 DOCUMENTS = [
     "It was a bright cold morning when nobody walked along the river. Every window stayed dark! "
@@ -115,6 +115,13 @@ def test_the_same_for_a_seed() -> None:
     assert asked("plain", "keys") == asked("plain", "keys")
     assert asked("plain", "keys") != asked("plain", "keys", seed=1)
     assert len({one.code for text in asked("plain", "needle") for one in text}) == 4
+
+
+def test_texts_of_one_document_are_not_the_same() -> None:
+    document = " ".join(f"Sentence of {a + b} things." for a in "bcdfg" for b in WORDS)
+    texts = retrieval_texts(plain(), "needle", 900, [document], num_texts=3, num_questions=1)
+    shown = {plain().decode(text[0].prompt_ids[50:90]) for text in texts}
+    assert len(shown) == 3
 
 
 def test_questions_ask_all_over_the_text() -> None:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from cacheshrink_hybrid.errors import CalibrationError, ConfigError
-from cacheshrink_hybrid.evaluation.tasks import measure_tasks, task_names
+from cacheshrink_hybrid.evaluation.tasks import checked_tasks, measure_tasks
 from cacheshrink_hybrid.evaluation.text_tasks import write_text_tasks
 from tests.families.tiny_configs import tiny_model
 from tests.models import pair
@@ -50,7 +50,7 @@ def test_too_little_text(tmp_path: Path) -> None:
 def test_figures_by_document(tmp_path: Path) -> None:
     pytest.importorskip("lm_eval", reason=NO_LM_EVAL)
     write_text_tasks(tmp_path, DOCUMENTS, num_documents=3)
-    assert task_names(tmp_path) == ["last_word", "what_comes_next", "whole_text"]
+    assert checked_tasks(tmp_path) == ["last_word", "what_comes_next", "whole_text"]
     source, converted = pair("llama", ratio=4.0, cache_bits="auto").both()
     first, second = (
         measure_tasks(model, word_tokenizer(), tmp_path, limit=2, chunk_length=32)
@@ -65,6 +65,17 @@ def test_figures_by_document(tmp_path: Path) -> None:
     assert figures["whole_text", "bits_per_byte"].by_document is None
     others = {(one.task, one.metric): one.value for one in second}
     assert others["whole_text", "bits_per_byte"] != figures["whole_text", "bits_per_byte"].value
+
+
+@pytest.mark.slow("lm-eval")
+def test_groups_of_tasks(tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason=NO_LM_EVAL)
+    write_text_tasks(tmp_path, DOCUMENTS, num_documents=1)
+    group = {"group": "both", "task": ["last_word", "whole_text"]}
+    (tmp_path / "both.yaml").write_text(yaml.safe_dump(group))
+    found = measure_tasks(tiny_model("llama"), word_tokenizer(), tmp_path, ["both"])
+    assert {one.task for one in found} == {"last_word", "whole_text"}
+    assert checked_tasks(tmp_path) == ["last_word", "what_comes_next", "whole_text"]
 
 
 @pytest.mark.slow("lm-eval")

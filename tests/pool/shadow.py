@@ -115,12 +115,6 @@ class Shadowed:
             arena.write_state(self.pool, self.layout.state, write, 0, torch.from_numpy(new))
             twin.state = new.tobytes()
 
-    def _read(self, seq_id: int, layer_idx: int, begin: int, count: int) -> np.ndarray:
-        number, place = self.layout.class_of_layer[layer_idx]
-        view = arena.row_view(self.pool, self.layout.classes[number], place)
-        frames = self.store.frame_table([seq_id], number)[0].long()
-        return arena.read_rows(view, frames, begin, begin + count).numpy()
-
     def copy_prefix(self, source: int, num_tokens: int) -> bool:
         target, self.next_id = self.next_id, self.next_id + 1
 
@@ -169,12 +163,17 @@ class Shadowed:
         assert set(self.store.seq_ids) == set(self.twins)
         for seq_id, twin in self.twins.items():
             assert self.store.num_tokens(seq_id) == twin.num_tokens
-            for layer_idx, (number, _) in self.layout.class_of_layer.items():
+            frames = [
+                self.store.frame_table([seq_id], number)[0].long()
+                for number in range(len(self.layout.classes))
+            ]
+            for layer_idx, (number, place) in self.layout.class_of_layer.items():
                 begin = self.store.first_position(seq_id, number)
                 lifetime = self.layout.classes[number]
                 assert begin <= lifetime.first_needed(twin.num_tokens + 1)
-                rows = self._read(seq_id, layer_idx, begin, twin.num_tokens - begin)
-                assert rows.tobytes() == b"".join(twin.rows[layer_idx][begin:])
+                view = arena.row_view(self.pool, lifetime, place)
+                rows = arena.read_rows(view, frames[number], begin, twin.num_tokens)
+                assert rows.numpy().tobytes() == b"".join(twin.rows[layer_idx][begin:])
             if twin.state:
                 read, _ = self.store.state_tables([seq_id])
                 state = arena.read_state(self.pool, self.layout.state, read.long(), 0)

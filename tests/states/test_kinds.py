@@ -72,7 +72,7 @@ def test_a_plan_of_a_row_that_is_gone(name: str) -> None:
 
 
 def test_a_method_of_states_is_a_row_and_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = StateMethod(name="first", basis=f"{HERE}:first_channels")
+    row = StateMethod(name="first", words="the first channels", basis=f"{HERE}:first_channels")
     monkeypatch.setitem(STATE_METHODS, row.name, row)
     kind = replace(MIXER_KINDS["mamba2"], methods=("first",))
     monkeypatch.setitem(MIXER_KINDS, kind.name, kind)

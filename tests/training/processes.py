@@ -4,12 +4,15 @@
     torchrun ... -m tests.training.processes shared OUTPUT    all those of two processes, in turn
 
 The latter leaves in OUTPUT, for each loss of `LOSSES` and process RANK, `LOSS.RANK.pt`, the results
-of `trained`, and what `sharding` says.
+of `trained`, what `sharding` says, and in `finetune/` what that program makes of the model and the
+`texts` that are written there beforehand.
 """
 
 from __future__ import annotations
 
+import gc
 import os
+import runpy
 import signal
 import sys
 from pathlib import Path
@@ -18,9 +21,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from cacheshrink_hybrid.checkpoint.save import save_mla_model
 from cacheshrink_hybrid.training import MLATrainer
 from tests.families.tiny_configs import tiny_model
 from tests.models import converted_copy, random_ids
+from tests.texts import TEXTS, word_tokenizer
 from tests.training import sharding
 
 LOSSES = ("lm", "local", "distillation")
@@ -67,7 +72,26 @@ def trained(
     }
 
 
+def prepare_finetuning(directory: Path) -> None:
+    """A converted model in float16, and twenty texts."""
+    model = converted_copy(tiny_model("llama"), 4.0).half()
+    save_mla_model(model, word_tokenizer(), directory / "model")
+    (directory / "texts").write_text("\n<|endoftext|>\n".join(TEXTS))
+
+
+def finetune(directory: Path) -> None:
+    """The program as `torchrun -m training.finetune` starts it."""
+    paths = f"{directory}/model --data {directory}/texts --output {directory}/out"
+    options = "--max-steps 2 --batch-size 2 --max-length 48 --shard-frozen-weights"
+    sys.argv = ["finetune", *paths.split(), *options.split()]
+    try:
+        runpy.run_module("training.finetune", run_name="__main__")
+    except SystemExit as ended:
+        assert not ended.code, ended.code
+
+
 def main(way: str, output: Path, *rest: str) -> None:
+    gc.freeze()  # as in tests/conftest.py
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     if way == "killed":
@@ -78,6 +102,8 @@ def main(way: str, output: Path, *rest: str) -> None:
         torch.save(found, output / f"{loss}.{dist.get_rank()}.pt")
     for name in sharding.TRAININGS:
         sharding.train_whole_and_cut(name, output)
+    finetune(output / "finetune")
+    gc.unfreeze()
 
 
 if __name__ == "__main__":

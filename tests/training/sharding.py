@@ -100,9 +100,10 @@ def measured(
 
     def see(module: nn.Module, _args) -> None:
         nonlocal passes, grown_bytes
-        passes += hasattr(module, BASES) and torch.is_grad_enabled()
-        if passes == 2:
-            grown_bytes = live_bytes() - before
+        if hasattr(module, BASES) and torch.is_grad_enabled():
+            passes += 1
+            if passes == 2:
+                grown_bytes = live_bytes() - before
 
     hook = model.register_forward_pre_hook(see)
     found = trained(training, model, output, batch_size=2, **settings)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 
 import pytest
 import torch
 
+from cacheshrink_hybrid.calibration.text import load_texts
+from cacheshrink_hybrid.checkpoint.load import load_mla_model
+from cacheshrink_hybrid.evaluation.perplexity import compute_perplexity
 from tests.subprocesses import run_python
 from tests.training.processes import LOSSES, MAX_STEPS, trained
 
@@ -24,6 +28,19 @@ def test_two_processes_equal_one(loss: str, two_processes: Path, tmp_path: Path)
         assert two["stats"]["perplexity_after"] == pytest.approx(
             one["stats"]["perplexity_after"], rel=1e-4
         )
+
+
+@pytest.mark.slow(group="two processes")
+def test_the_program_with_frozen_weights_cut(two_processes: Path) -> None:
+    directory = two_processes / "finetune"
+    metrics = json.loads((directory / "out" / "metrics.json").read_text())
+    assert metrics["settings"]["shard_frozen_weights"] is True
+    trained_model, tokenizer = load_mla_model(directory / "out" / "model")
+    assert all(parameter.isfinite().all() for parameter in trained_model.parameters())
+    texts = load_texts(None, str(directory / "texts"))
+    found = compute_perplexity(trained_model, tokenizer, texts[9::10], max_length=48)
+    # What trained in float32 was saved in float16.
+    assert found == pytest.approx(metrics["perplexity_after"], rel=1e-2)
 
 
 @pytest.mark.slow

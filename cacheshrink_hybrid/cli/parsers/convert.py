@@ -19,6 +19,7 @@ from ...config_faults import allowed_names
 from ...conversion.options import ConversionOptions
 from ...demo.corpus import PYTHON_DOCS
 from ...errors import ConfigError
+from ...methods import TABLES
 from ..flags import NOT_SET, add_model_arguments, add_settings, new_parser
 from ..preflight import ChatFile, DataSet, OutputDirectory, too_little_space
 
@@ -81,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
                 f"--calibration-dataset either gives half (default: {NOT_SET})",
             )
             add_settings(group, ConversionOptions, ("calibration_dataset_subset",))
-        add_settings(group, CompressionConfig, names, choices=allowed_names())
+        add_settings(group, CompressionConfig, names, choices=allowed_names(), tables=TABLES)
         if title == "output":
             add_settings(group, ConversionOptions, ("self_check",))
     return made

@@ -38,6 +38,7 @@ from ...checkpoint.load_faults import is_converted_directory
 from ...config import CompressionConfig
 from ...config_faults import allowed_names
 from ...errors import ConfigError, unknown_names
+from ...methods import TABLES
 from ...training.settings import EXTRAS, LOSSES, METRICS, SCHEDULES, TrainingConfig
 from ..flags import NOT_SET, add_model_arguments, add_settings, new_parser
 from ..preflight import DataSet, Model, OutputDirectory, TextFile, another_model, whole
@@ -132,6 +133,7 @@ def parser() -> argparse.ArgumentParser:
         CompressionConfig,
         CONVERSION,
         choices=allowed_names(),
+        tables=TABLES,
         unset=True,
     )
     for title, names in GROUPS.items():
