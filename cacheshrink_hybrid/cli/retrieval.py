@@ -62,7 +62,8 @@ def run(given: argparse.Namespace) -> int:
     for line in notes(records):
         print(line)
     if given.json is not None:
-        settings = {name: getattr(given, name) for name in ("texts", "questions", "seed")}
+        names = ("texts", "questions", "chunk_length", "seed")
+        settings = {name: getattr(given, name) for name in names}
         write_json(given.json, {"program": "retrieval", **settings, "models": records})
     return 0
 

@@ -39,8 +39,8 @@ _CONFIGS: dict[str, dict[str, Any]] = {
     "last_word": {
         "output_type": "loglikelihood",
         "doc_to_text": "{{context}}",
-        "doc_to_target": "{{last}}",
-        "target_delimiter": " ",
+        "doc_to_target": "{{' ' + last}}",  # put behind the context as it is
+        "target_delimiter": "",
         "metric_list": [_metric("acc"), _metric("perplexity", "perplexity")],
     },
     "whole_text": {

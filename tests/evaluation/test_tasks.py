@@ -68,6 +68,23 @@ def test_figures_by_document(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow("lm-eval")
+def test_questions_are_running_text(tmp_path: Path) -> None:
+    """A context and what is asked behind it are a stretch of a document, word by word."""
+    pytest.importorskip("lm_eval", reason=NO_LM_EVAL)
+    from lm_eval.tasks import TaskManager
+
+    write_text_tasks(tmp_path, DOCUMENTS, num_documents=2)
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    for name, task in manager.load(["last_word", "what_comes_next"])["tasks"].items():
+        task.set_config(key="num_fewshot", value=0)
+        task.build_all_requests()
+        texts = ["".join(one.args) for one in task.instances]
+        true = [text for text in texts if any(text in document for document in DOCUMENTS)]
+        assert len(true) >= 2, name
+        assert len(true) == len(texts) or name == "what_comes_next"
+
+
+@pytest.mark.slow("lm-eval")
 def test_groups_of_tasks(tmp_path: Path) -> None:
     pytest.importorskip("lm_eval", reason=NO_LM_EVAL)
     write_text_tasks(tmp_path, DOCUMENTS, num_documents=1)
