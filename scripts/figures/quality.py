@@ -169,3 +169,25 @@ def finetuning(results: Results) -> str:
             rows.append(row)
     head = ("model", "case", "trained", "text", "seed", "before", "after", "recall")
     return table(head, rows)
+
+
+def retrieval(results: Results) -> str:
+    """Exact answers, and nats that a code's tokens lose, of the source and its conversions."""
+    models = results[0]["models"]
+    names = [name.rsplit("_", 1)[-1] for name in list(models)[1:]]
+    head = ["", "source finds", *(f"{name} finds" for name in names)]
+    head += [f"{name}: nats per token of the code" for name in names]
+    rows = []
+    for source, *others in zip(*(model["results"] for model in models.values()), strict=True):
+        row = [f"{source['task']}, {source['length']} tokens", f"{source['exact']:.3f}"]
+        row += [_with_error(one["exact"], one["exact_change_error"]) for one in others]
+        row += [
+            _with_error(one["log_probability_change"], one["log_probability_change_error"], "+")
+            for one in others
+        ]
+        rows.append(row)
+    return table(head, rows)
+
+
+def _with_error(value: float, error: float, sign: str = "") -> str:
+    return f"{value:{sign}.3f} +- {error:.3f}"

@@ -56,6 +56,7 @@ def _finetuning(name: str, arguments: str) -> str:
 _SHIPPED = "cacheshrink_hybrid/demo/model"
 _STORIES = "$DATA/tinystories/sample.txt"
 _LLAMAS = "$MODELS/stories260K $MODELS/babyllama-char105 $MODELS/babyllama-char361"
+_CHAT = "$MODELS/SmolLM2-135M-Instruct"
 _POINTS = "2:float32:1 2:float16:1 4:float16:1 8:int8:2"
 _SCORED = "--max-chars 1060 --batch-size 15"
 _TRACES = "agentic_burst chat churn mixed_long uniform_short " + " ".join(
@@ -124,6 +125,21 @@ STUDIES = (
         ),
         results=("sweep_demo/sweep.json",),
         shown=quality.sweep,
+    ),
+    Study(
+        name="retrieval",
+        commands=(
+            *(
+                f"cacheshrink-hybrid convert {_CHAT} {OUTPUT}/chat_{ratio}x "
+                f"--compression-ratio {ratio} --calibration-dataset $DATA/wikitext-2/valid.txt "
+                "--num-calibration-samples 64"
+                for ratio in (4, 8)
+            ),
+            f"cacheshrink-hybrid retrieval {_CHAT} {OUTPUT}/chat_4x {OUTPUT}/chat_8x "
+            f"--text $DATA/books/frankenstein.txt --json {RESULTS}/retrieval.json",
+        ),
+        results=("retrieval.json",),
+        shown=quality.retrieval,
     ),
     Study(
         name="drift",
