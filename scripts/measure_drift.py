@@ -11,9 +11,9 @@ A kind is a text file, a directory of text files, a .jsonl of conversations, `py
 `python-code`, or several of these with `+` between them, in turn. Its first half calibrates, its
 second half is scored, through live caches. For every amount of calibration text, ratio and setting
 the table has a row per pair of kinds: how much the perplexity grows over the source's. With
-`--letters N` a line of N random letters is shown and repeated at once, and the share of the repeated
-letters that the model predicts is printed beside it; no calibration text has such lines. What comes
-out is a table and, as last line, one JSON object.
+`--letters N` a line of N random letters is shown and repeated at once, and the share of the
+repeated letters that the model predicts is printed beside it; no calibration text has such lines.
+What comes out is a table and, as last line, one JSON object.
 """
 
 from __future__ import annotations

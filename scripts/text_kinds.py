@@ -24,8 +24,8 @@ from .benchmark import DOCUMENT_SEPARATOR, read_documents, spread
 PYTHON_CODE = "python-code"
 """The modules of the standard library."""
 SOURCES = (
-    "a text file (documents separated by `<|endoftext|>`, else cut at the ends of lines), a directory "
-    f"of text files, a .jsonl of conversations, {PYTHON_DOCS} or {PYTHON_CODE}"
+    "a text file (documents separated by `<|endoftext|>`, else cut at the ends of lines), a "
+    f"directory of text files, a .jsonl of conversations, {PYTHON_DOCS} or {PYTHON_CODE}"
 )
 
 
@@ -57,8 +57,8 @@ class TextKind:
     def windows(
         self, tokenizer: PreTrainedTokenizerBase, *, seen: int, scored: int, max_length: int
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Windows (1, T) to calibrate on, out of the first half of each source, and to score, out of
-        the second; of a mix in turn.
+        """Windows (1, T) to calibrate on, out of the first half of each source, and to score, out
+        of the second; of a mix in turn.
 
         Args:
             seen, scored: how many of each, at most.
@@ -103,8 +103,8 @@ def _documents(source: str, tokenizer: PreTrainedTokenizerBase, max_length: int)
 
 
 def long_documents(path: Path, max_length: int) -> list[str]:
-    """Documents of a file; where none are marked, it is cut at the ends of lines, so that each fills
-    a window of a tokenizer whose tokens have up to four characters."""
+    """Documents of a file; where none are marked, it is cut at the ends of lines, so that each
+    fills a window of a tokenizer whose tokens have up to four characters."""
     text = path.read_text(encoding="utf-8", errors="replace")
     if DOCUMENT_SEPARATOR in text:
         return read_documents(path)

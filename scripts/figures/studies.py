@@ -56,7 +56,6 @@ def _finetuning(name: str, arguments: str) -> str:
 _SHIPPED = "cacheshrink_hybrid/demo/model"
 _STORIES = "$DATA/tinystories/sample.txt"
 _LLAMAS = "$MODELS/stories260K $MODELS/babyllama-char105 $MODELS/babyllama-char361"
-_CHAT = "$MODELS/SmolLM2-135M-Instruct"
 _POINTS = "2:float32:1 2:float16:1 4:float16:1 8:int8:2"
 _SCORED = "--max-chars 1060 --batch-size 15"
 _TRACES = "agentic_burst chat churn mixed_long uniform_short " + " ".join(
@@ -75,6 +74,11 @@ _REAL_MODEL = f"python -m scripts.real_model {_REAL} --cache {OUTPUT}"
 _PEERS = (
     f"python -m scripts.compare_peers {_REAL} --calibration $DATA/wikitext-2/valid.txt --threads 1"
 )
+_CALIBRATED = (
+    f"python -m scripts.measure_drift {_REAL} --max-length 512 --ratios 8 --threads 1 --kinds"
+)
+_PROSE = "books=$DATA/books wiki=$DATA/wikitext-2/valid.txt"
+_OTHERS = f"code=python-code chats={OUTPUT}/chats.jsonl"
 
 STUDIES = (
     Study(
@@ -106,6 +110,35 @@ STUDIES = (
         shown=peers.useful_methods,
     ),
     Study(
+        name="retrieval",
+        commands=(
+            _REAL_MODEL,
+            *(
+                f"cacheshrink-hybrid convert {_REAL} {OUTPUT}/chat_{ratio}x "
+                f"--compression-ratio {ratio} --calibration-dataset $DATA/wikitext-2/valid.txt "
+                "--num-calibration-samples 64"
+                for ratio in (4, 8)
+            ),
+            f"cacheshrink-hybrid retrieval {_REAL} {OUTPUT}/chat_4x {OUTPUT}/chat_8x "
+            f"--text $DATA/books/frankenstein.txt --json {RESULTS}/retrieval.json",
+        ),
+        results=("retrieval.json",),
+        shown=quality.retrieval,
+    ),
+    Study(
+        name="calibration",
+        commands=(
+            _REAL_MODEL,
+            f"python -m scripts.figures.conversations {_REAL} $DATA/books {OUTPUT}/chats.jsonl",
+            f"{_CALIBRATED} {_PROSE} {_OTHERS} mix=$DATA/books+python-code+{OUTPUT}/chats.jsonl "
+            f"--samples 32 --scored 6 --json {RESULTS}/calibration_kinds.json",
+            f"{_CALIBRATED} {_PROSE} --calibrated-on wiki --samples 4 16 32 64 128 --scored 6 "
+            f"--json {RESULTS}/calibration_amounts.json",
+        ),
+        results=("calibration_kinds.json", "calibration_amounts.json"),
+        shown=quality.drift,
+    ),
+    Study(
         name="peers",
         commands=(
             f"{_CACHESHRINK} --methods auto:auto auto:16 separate:16 per_head:auto rotate:auto "
@@ -125,21 +158,6 @@ STUDIES = (
         ),
         results=("sweep_demo/sweep.json",),
         shown=quality.sweep,
-    ),
-    Study(
-        name="retrieval",
-        commands=(
-            *(
-                f"cacheshrink-hybrid convert {_CHAT} {OUTPUT}/chat_{ratio}x "
-                f"--compression-ratio {ratio} --calibration-dataset $DATA/wikitext-2/valid.txt "
-                "--num-calibration-samples 64"
-                for ratio in (4, 8)
-            ),
-            f"cacheshrink-hybrid retrieval {_CHAT} {OUTPUT}/chat_4x {OUTPUT}/chat_8x "
-            f"--text $DATA/books/frankenstein.txt --json {RESULTS}/retrieval.json",
-        ),
-        results=("retrieval.json",),
-        shown=quality.retrieval,
     ),
     Study(
         name="drift",
