@@ -289,18 +289,18 @@ DAMAGES = {
     ),
     "older-version": (
         edit_json("config.json", format_version=4),
-        r"format version 4; this package reads 5",
+        r"format version 5; this package reads 6",
     ),
     "newer-version": (
         edit_json("config.json", format_version=99),
-        r"format version 99; this package reads 5",
+        r"format version 99; this package reads 6",
     ),
     "newer-version-with-new-plan-fields": (
         lambda directory: (
             edit_json("config.json", format_version=99)(directory),
             edit_json("cacheshrink_plan.json", novelty=1)(directory),
         ),
-        r"format version 99; this package reads 5",
+        r"format version 99; this package reads 6",
     ),
     "other-layout": (
         edit_json("config.json", cache_layout="0" * 64),
