@@ -61,9 +61,12 @@ class LatentCache(DynamicCache, ExactMemory):
         self._select_exact(beam_idx)
 
     def crop(self, tokens_to_remove: int) -> None:
+        removed = min(0, int(tokens_to_remove))
         for exact in self.exact.values():
-            exact.truncate(exact.num_tokens + min(0, int(tokens_to_remove)))
+            exact.check_truncate(exact.num_tokens + removed)
         super().crop(tokens_to_remove)
+        for exact in self.exact.values():
+            exact.truncate(exact.num_tokens + removed)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)

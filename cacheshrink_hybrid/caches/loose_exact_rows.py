@@ -54,24 +54,31 @@ class LooseExactRows:
         self.num_tokens += T
         return ExactRows(self._sinks, recent, self.num_tokens - recent.shape[1])
 
-    def truncate(self, num_tokens: int) -> None:
-        """Forget all slots from `num_tokens` on.
+    def check_truncate(self, num_tokens: int) -> None:
+        """Refuse to forget all slots from `num_tokens` on if what comes next needs some of them.
 
         Raises:
             NotSupportedError: the next token would see exact rows that are gone.
         """
-        removed = self.num_tokens - num_tokens
-        if removed <= 0 or self._recent is None:
-            return
-        left = self._recent.shape[1] - removed
-        if self.window and left < min(num_tokens, self.window - 1):
+        if num_tokens < self.num_tokens and self._left(num_tokens) < min(
+            num_tokens, self.window - 1
+        ):
             raise NotSupportedError(
                 f"the cache cannot go back from {self.num_tokens} to {num_tokens} tokens: exact "
                 f"tokens have left their window of {self.window}; call activate_past_recording "
                 "before feeding what may have to go, or keep a copy of the cache"
             )
-        self._recent = self._recent[:, : max(0, left)]
-        self.num_tokens = num_tokens
+
+    def truncate(self, num_tokens: int) -> None:
+        """Forget all slots from `num_tokens` on, which was checked to be possible."""
+        if num_tokens < self.num_tokens and self._recent is not None:
+            self._recent = self._recent[:, : max(0, self._left(num_tokens))]
+            self.num_tokens = num_tokens
+
+    def _left(self, num_tokens: int) -> int:
+        """Recent rows before slot `num_tokens`; less than none where the first is behind it."""
+        assert self._recent is not None
+        return self._recent.shape[1] - (self.num_tokens - num_tokens)
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows of the batch, in this order."""

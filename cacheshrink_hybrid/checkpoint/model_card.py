@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub import metadata_load, try_to_load_from_cache
 
 from ..families import model_spec
-from ..plan import CompressionPlan, key_value_prediction, state_prediction
+from ..plan import TOTAL_LENGTHS, CompressionPlan, key_value_prediction, state_prediction
 from ..version import __version__
 from .files import CARD_NAME
 from .model_names import is_repo_id, public_name
@@ -18,7 +18,7 @@ from .model_names import is_repo_id, public_name
 if TYPE_CHECKING:
     from ..model.latent_model import LatentModel
 
-CARD_LENGTHS = (1024, 8192, 32768)
+
 CARD = """\
 ---
 {metadata}---
@@ -43,9 +43,6 @@ model, tokenizer = load_mla_model("path/or/name/of/this/model")
 
 Once the package is imported, `AutoModelForCausalLM.from_pretrained` loads it too.
 """
-
-
-"""Tokens of the text that bytes with exact tokens are told of."""
 
 
 def model_card(model: LatentModel, plan: CompressionPlan) -> str:
@@ -79,7 +76,7 @@ def _rows(model: LatentModel, plan: CompressionPlan) -> list[str]:
             f"({plan.compression_ratio:.2f}x) |"
         )
     included = "exact ones and states" if spec.state_layers else "exact ones"
-    for length in CARD_LENGTHS:
+    for length in TOTAL_LENGTHS:
         before = spec.kv_bytes(length) + spec.bytes_per_sequence
         after = plan.bytes_at(spec, length)
         rows.append(

@@ -135,6 +135,8 @@ def statistics_of(
     positions = positions_of(model.config)
     sinks = sinks_of(config, parts, positions)
     fitted, held_out = split_sequences(list(sequences)) if parts else (sequences, [])
+    # Of others nothing can be predicted: all is exact, or there is no next token.
+    held_out = [ids for ids in held_out if ids.shape[1] > max((1, *sinks))]
     latents = calibrate(
         model,
         parts,

@@ -225,7 +225,7 @@ def _stretched(frame_bytes: int, states: Sequence[StateRows]) -> int:
 
 
 def _place_class(members: Sequence[LayerRows], frame_bytes: int) -> LifetimeClass:
-    """The class with as many tokens per frame as fit, and as are ever there."""
+    """The class with as many tokens per frame as fit."""
     width, multiple = sum(row.row_bytes for row in members), _multiple(members)
     tokens = frame_bytes // width // multiple * multiple
     while _class_bytes(members, tokens) > frame_bytes:

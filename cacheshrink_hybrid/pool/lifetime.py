@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 WHOLE_STEP = 64
 """Recent rows of steps of up to so many tokens are stored whole, so that all can be taken back."""
-RECENT_HISTORY = 32
-"""Recent rows that are kept for rollbacks, where any are, however many others are."""
+RECENT_HISTORY = 128
+"""Recent rows that are kept for rollbacks, where any are, however many others are: as many as the
+candidates of a step of assisted decoding, whose first step reads the whole prompt with them."""
 
 TOKENS = "tokens"
 RECENT = "recent"
@@ -125,11 +126,12 @@ class LifetimeClass:
         first = self.first_stored(0, num_tokens)
         return self.table_length(num_tokens) - first // self.tokens_per_frame
 
-    def most_frames(self, num_tokens: int) -> int:
+    def most_frames(self, num_tokens: int, history: int = 0) -> int:
         """Most frames that a sequence may hold while it grows to `num_tokens` tokens."""
         if self.kind == RECENT and self.window is not None:
             # Those before a step and those behind it, neither beginning with a frame.
-            most = self.window + max(self.window, WHOLE_STEP) + 2 * self.tokens_per_frame
+            reach = self.window + min(history, RECENT_HISTORY)
+            most = reach + max(reach, WHOLE_STEP) + 2 * self.tokens_per_frame
             num_tokens = min(num_tokens, most)
         return self.table_length(num_tokens)
 

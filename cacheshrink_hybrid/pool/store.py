@@ -93,7 +93,8 @@ class SequenceStore:
 
     def need(self, num_tokens: int) -> int:
         """Frames that suffice a new sequence to take `num_tokens` tokens, in steps of any size."""
-        kv = sum(lifetime.most_frames(num_tokens) for lifetime in self.layout.classes)
+        classes = self.layout.classes
+        kv = sum(lifetime.most_frames(num_tokens, self.history) for lifetime in classes)
         return kv + self.layout.state.num_frames
 
     def num_tokens(self, seq_id: Hashable) -> int:

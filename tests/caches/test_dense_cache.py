@@ -105,3 +105,16 @@ def test_crop_and_continue() -> None:
             ids[:, 12:], position_ids=torch.arange(12, 20)[None], past_key_values=cache
         ).logits
     assert torch.allclose(again, whole[:, 12:], atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 15])
+def test_a_cache_that_cannot_go_back_is_as_before(count: int) -> None:
+    """Exact rows could go back by one token, a sliding window could not."""
+    settings = {"cache_bits": "auto", "exact_sinks": 2, "exact_window": 5}
+    model = pair("gemma2", "auto", ratio=4.0, metric="activation", **settings).converted
+    cache = dense_cache(model)
+    logits_in_pieces(model, random_ids(1, 80), [70, *[1] * 10], cache)
+    with pytest.raises(RuntimeError, match="activate_past_recording"):
+        cache.crop(-count)
+    assert {exact.num_tokens for exact in cache.exact.values()} == {80}
+    assert cache.get_seq_length() == 80

@@ -52,7 +52,7 @@ def test_a_step_can_be_taken_back() -> None:
     exact.truncate(61)
     assert slots(fed(exact, [1]).recent)[-4:] == [58, 59, 60, 61]
     with pytest.raises(NotSupportedError, match="cannot go back from 62 to 50"):
-        exact.truncate(50)
+        exact.check_truncate(50)
     assert exact.num_tokens == 62
 
 

@@ -32,6 +32,25 @@ def test_tokens_that_stay_exact_are_left_out() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*tokens of calibration are few")
+@pytest.mark.parametrize("sinks", [0, 2])
+@pytest.mark.parametrize("short", [1, 2])
+def test_nothing_is_predicted_on_sequences_that_are_exact_or_one_token(
+    sinks: int, short: int
+) -> None:
+    ids = calibration_ids(20, LENGTH)
+    config = CompressionConfig(exact_sinks=sinks)
+    told = model_statistics(tiny_model("llama"), config, [*ids[:-1], ids[-1][:, :short]]).held_out
+    assert told is not None
+    lengths = [LENGTH, short] if short > max(1, sinks) else [LENGTH]
+    assert [one.shape[1] for one in told.sequences] == lengths
+    assert torch.tensor(told.losses).isfinite().all()
+    ids[9::10] = [one[:, :1] for one in ids[9::10]]
+    plan = convert_model(tiny_model("llama"), config, ids, self_check=False)
+    assert plan.held_out_loss is None
+    assert plan.certificate is None
+
+
+@pytest.mark.filterwarnings("ignore:.*tokens of calibration are few")
 def test_statistics_serve_conversions_with_these_sinks() -> None:
     model = tiny_model("llama")
     statistics = model_statistics(model, CONFIG, calibration_ids())

@@ -156,7 +156,8 @@ def test_decoding_without_no_grad(case: str) -> None:
                 kept += [t for t in getattr(layer, states, {}).values() if t is not None]
         assert kept
         assert not any(tensor.requires_grad for tensor in kept)
-    assert_same_computation(results[0].detach(), results[1])
+    # torch multiplies in another order where gradients are taken.
+    assert largest_difference(results[0].detach(), results[1]) < 3e-5
 
 
 @pytest.mark.parametrize("trained", ["kv_a_proj", "k_b_proj", "v_b_proj", "q_proj", "o_proj"])

@@ -15,6 +15,7 @@ from cacheshrink_hybrid import (
     measure_cache_memory,
     save_mla_model,
 )
+from cacheshrink_hybrid.cache_argument import cache_argument
 from cacheshrink_hybrid.errors import ConfigError, NotSupportedError
 from cacheshrink_hybrid.latents.attention.module import LatentAttention
 from tests.models import equal_pieces, logits_in_pieces, pair, random_ids
@@ -121,6 +122,22 @@ def test_a_window_that_is_gone_does_not_come_back() -> None:
             cache.crop(-10)
         cache.crop(-1)
         assert cache.get_seq_length() == 69
+
+
+@pytest.mark.parametrize("case", ["llama", "gemma2"])
+@pytest.mark.parametrize("kind", ["pooled", "dense"])
+def test_candidates_behind_a_prompt_are_taken_back(case: str, kind: str) -> None:
+    """Assisted decoding reads the prompt and its first candidates in one pass."""
+    converted, ids, num_prompt = _converted(case), random_ids(2, 190), 90
+    cache = make_cache(converted) if kind == "pooled" else LatentCache(config=converted.config)
+    cache.activate_past_recording()
+    due = logits_in_pieces(converted, ids, [190])
+    others = torch.cat([ids[:, :num_prompt], random_ids(2, 100, seed=1)], dim=1)
+    logits_in_pieces(converted, others, [190], cache)
+    cache.crop(-100)
+    with torch.no_grad():
+        found = converted(ids[:, num_prompt:], **{cache_argument(converted.forward): cache}).logits
+    assert (found - due[:, num_prompt:]).abs().max() < 1e-5
 
 
 def test_round_trip(tmp_path) -> None:
