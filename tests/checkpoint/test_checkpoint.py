@@ -288,7 +288,7 @@ DAMAGES = {
         r"no checkpoint of a converted model: its cacheshrink_plan.json is no JSON: Expecting",
     ),
     "older-version": (
-        edit_json("config.json", format_version=4),
+        edit_json("config.json", format_version=5),
         r"format version 5; this package reads 6",
     ),
     "newer-version": (
