@@ -28,7 +28,9 @@ def _file(folder: Path, name: str, count: int) -> Path:
 
 def _texts(kind: TextKind, tokenizer, **given: int) -> tuple[list[str], ...]:
     halves = kind.windows(tokenizer, **given)
-    return tuple([tokenizer.decode(ids[0], skip_special_tokens=True) for ids in half] for half in halves)
+    return tuple(
+        [tokenizer.decode(ids[0], skip_special_tokens=True) for ids in half] for half in halves
+    )
 
 
 def test_halves_share_nothing(tmp_path: Path, tokenizer) -> None:
