@@ -155,19 +155,19 @@ def test_there_must_be_codes_to_be_exact_beside() -> None:
 
 
 @pytest.mark.parametrize("case", ["llama", "gemma2"])
-@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize("padding", [0, 4, 17])
 @torch.no_grad()
-def test_masks_of_flash_attention(case: str, padded: bool) -> None:
-    """It takes (B, slots) of padded batches and nothing for others: what is read is the same."""
+def test_masks_of_flash_attention(case: str, padding: int) -> None:
+    """It takes (B, slots) of padded batches and nothing for others: what is read is the same, also
+    where a sliding window begins within the padding."""
     converted = _converted(case)
     ids, mask = random_ids(2, LENGTH), torch.ones(2, LENGTH, dtype=torch.long)
-    if padded:
-        mask[0, :4] = 0
+    mask[0, :padding] = 0
     due = converted(ids, attention_mask=mask, use_cache=False).logits
     shown: list[torch.Tensor] = []
 
     def as_flash(_module, args, kwargs):
-        return args, {**kwargs, "attention_mask": shown[-1] if padded else None}
+        return args, {**kwargs, "attention_mask": shown[-1] if padding else None}
 
     for module in converted.modules():
         if isinstance(module, LatentAttention):
