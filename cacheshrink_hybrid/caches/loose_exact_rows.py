@@ -72,13 +72,13 @@ class LooseExactRows:
     def truncate(self, num_tokens: int) -> None:
         """Forget all slots from `num_tokens` on, which was checked to be possible."""
         if num_tokens < self.num_tokens and self._recent is not None:
-            self._recent = self._recent[:, : max(0, self._left(num_tokens))]
+            self._recent = self._recent[:, : self._left(num_tokens)]
             self.num_tokens = num_tokens
 
     def _left(self, num_tokens: int) -> int:
-        """Recent rows before slot `num_tokens`; less than none where the first is behind it."""
+        """Recent rows before slot `num_tokens`."""
         assert self._recent is not None
-        return self._recent.shape[1] - (self.num_tokens - num_tokens)
+        return max(0, self._recent.shape[1] - (self.num_tokens - num_tokens))
 
     def select(self, rows: Tensor) -> None:
         """Keep these rows of the batch, in this order."""

@@ -35,11 +35,11 @@ class GainSearch:
 
     def __init__(self, runs: Sequence[Run]) -> None:
         self.runs = tuple(runs)
-        lengths = torch.tensor([run.channels for run in runs], device="cpu")
 
         def by_channel(of_width) -> Tensor:
-            values = torch.tensor([of_width(run.bits) for run in runs], device="cpu")
-            return values.repeat_interleave(lengths)
+            # As a list first: also within a graph, where lengths must not be those of a tensor.
+            values = [of_width(run.bits) for run in runs for _ in range(run.channels)]
+            return torch.tensor(values, device="cpu")
 
         self._outermost = by_channel(outermost_level)
         self._distortions = by_channel(normal_distortion)

@@ -99,8 +99,11 @@ def test_training_step() -> None:
             assert_same_computation(parameter.grad, due[name])
 
 
-def test_exported() -> None:
-    model = few_bit_model().eval()
+@pytest.mark.parametrize(
+    "settings", [{}, EXACT, {"cache_bits": 4}], ids=["coded", "exact", "one run"]
+)
+def test_exported(settings: dict[str, int]) -> None:
+    model = copy.deepcopy(pair("llama", **{**FEW_BITS, **settings}).converted).eval()
 
     class Logits(torch.nn.Module):
         def __init__(self) -> None:
@@ -110,8 +113,8 @@ def test_exported() -> None:
         def forward(self, ids: Tensor) -> Tensor:
             return self.model(input_ids=ids, use_cache=False).logits
 
+    exported = torch.export.export(Logits(), (IDS,))
     with torch.no_grad():
-        exported = torch.export.export(Logits(), (IDS,))
         assert_same_computation(exported.module()(IDS), logits_of(model, IDS))
         # Eager tables are not the tracer's stand-ins.
         assert_same_computation(logits_of(model, IDS), exported.module()(IDS))

@@ -13,6 +13,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 from cacheshrink_hybrid import make_cache
 from cacheshrink_hybrid.cache_argument import cache_argument
 from cacheshrink_hybrid.errors import KernelUnavailableError
+from cacheshrink_hybrid.latents.attention.module import LatentAttention
 from tests.families.tiny_configs import tiny_model
 from tests.models import converted_copy, logits_of, pair, random_ids
 from tests.tolerances import assert_same_computation, assert_same_logits, largest_difference
@@ -134,6 +135,20 @@ def test_exact_tokens(training: bool) -> None:
     behind = input_gradient(model.eval(), "made", SPLIT)
     due = input_gradient(pair("llama").converted, "made", SPLIT)
     assert torch.cosine_similarity(behind.flatten(), due.flatten(), dim=0) > ALIKE
+
+
+@pytest.mark.parametrize("counts", [(2, 0), (0, 4)])
+@pytest.mark.parametrize("kind", ["none", "dynamic", "made"])
+def test_what_makes_exact_tokens_learns(counts: tuple[int, int], kind: str) -> None:
+    """Sinks and the window each pass gradients to the projection of their keys and values."""
+    sinks, window = counts
+    model = coded("llama", exact_sinks=sinks, exact_window=window)
+    model(IDS, labels=IDS, **given_cache(model, kind)).loss.backward()
+    for module in model.modules():
+        if isinstance(module, LatentAttention):
+            assert module.kv_proj is not None
+            assert module.kv_proj.weight.grad is not None
+            assert module.kv_proj.weight.grad.abs().amax(dim=1).min() > 0
 
 
 @pytest.mark.parametrize("case", ["llama", "granitemoehybrid"])

@@ -140,6 +140,26 @@ def test_candidates_behind_a_prompt_are_taken_back(case: str, kind: str) -> None
     assert (found - due[:, num_prompt:]).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("kind", ["pooled", "dense"])
+@torch.no_grad()
+def test_sinks_of_rows_that_change_places_or_begin_again(kind: str) -> None:
+    """A row of which one token was seen gets its second sink after the batch was put in order, and
+    another padding when the cache is filled anew."""
+    converted, ids = _converted("llama", exact_window=3), random_ids(2, LENGTH)
+    cache = make_cache(converted) if kind == "pooled" else LatentCache(config=converted.config)
+    given = {cache_argument(converted.forward): cache}
+    mask, order = torch.ones_like(ids), torch.tensor([1, 0])
+    mask[0, :11] = 0
+    converted(ids[:, :12], attention_mask=mask[:, :12], **given)
+    cache.reorder_cache(order)
+    found = converted(ids[order, 12:], attention_mask=mask[order], **given).logits
+    due = converted(ids, attention_mask=mask, use_cache=False).logits[order, 12:]
+    assert (found - due).abs().max() < 1e-5
+    cache.crop(-LENGTH)
+    whole = logits_in_pieces(converted, ids, [LENGTH])
+    assert (logits_in_pieces(converted, ids, [5, 9, 15], cache) - whole).abs().max() < 1e-5
+
+
 def test_round_trip(tmp_path) -> None:
     converted = pair("llama", **SETTINGS).converted
     save_mla_model(converted, None, tmp_path / "model")
@@ -155,19 +175,19 @@ def test_there_must_be_codes_to_be_exact_beside() -> None:
 
 
 @pytest.mark.parametrize("case", ["llama", "gemma2"])
-@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize("padding", [0, 4, 17])
 @torch.no_grad()
-def test_masks_of_flash_attention(case: str, padded: bool) -> None:
-    """It takes (B, slots) of padded batches and nothing for others: what is read is the same."""
+def test_masks_of_flash_attention(case: str, padding: int) -> None:
+    """It takes (B, slots) of padded batches and nothing for others: what is read is the same, also
+    where a sliding window begins within the padding."""
     converted = _converted(case)
     ids, mask = random_ids(2, LENGTH), torch.ones(2, LENGTH, dtype=torch.long)
-    if padded:
-        mask[0, :4] = 0
+    mask[0, :padding] = 0
     due = converted(ids, attention_mask=mask, use_cache=False).logits
     shown: list[torch.Tensor] = []
 
     def as_flash(_module, args, kwargs):
-        return args, {**kwargs, "attention_mask": shown[-1] if padded else None}
+        return args, {**kwargs, "attention_mask": shown[-1] if padding else None}
 
     for module in converted.modules():
         if isinstance(module, LatentAttention):
