@@ -25,6 +25,7 @@ if not torch.cuda.is_available():
 
 import transformers
 
+from cacheshrink_hybrid import precision
 from tests.families.tiny_configs import AXES
 
 QUICK_PARAMETERS = 1
@@ -101,3 +102,9 @@ def deterministic_and_quiet() -> Iterator[None]:
 def seeded() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)  # whatever the test before has chosen
+
+
+@pytest.fixture
+def float32_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calibration computes in the model's own precision, whatever the CPU multiplies faster."""
+    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda: False)

@@ -1,6 +1,8 @@
 """Second moments of keys and values, and of what errors in them cost, from a stream of text.
 
 Memory does not depend on the amount of text: per attention module two (2*J*D)^2 float64 matrices.
+A float32 model's passes round the factors of its products to bfloat16 where the CPU multiplies that
+faster; keys and values are projected in float32, and the moments are summed in float64.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from ..latents.fit.observe import frozen_and_checkpointed, observed_inputs
 from ..latents.fit.statistics import LatentStatistics, Moments, Samples
 from ..methods import METRICS
 from ..placement import input_device
+from ..precision import fast_products, without_autocast
 from ..states.fit.observe import StateCalibration
 
 __all__ = [
@@ -64,13 +67,15 @@ def calibrate(
     sinks = [0] * len(parts) if sinks is None else sinks
     metrics = [observer(part, skipped) for part, skipped in zip(parts, sinks, strict=True)]
     moments = [Moments(2 * part.kv_width) for part in parts]
-    samples = [Samples() for _ in parts]
+    samples = [Samples(2 * part.kv_width) for part in parts]
     needs_backward = METRICS[metric].backward
     counting = True
     num_tokens = 0
 
     with ExitStack() as stack:
-        stack.enter_context(frozen_and_checkpointed(model, decoder_layers(model)))
+        stack.enter_context(
+            frozen_and_checkpointed(model, decoder_layers(model), keep_products=states is None)
+        )
         stack.enter_context(all_observing(metrics))
         watched = zip(parts, moments, samples, metrics, sinks, strict=True)
         for part, moment, sample, one_metric, skipped in watched:
@@ -85,7 +90,9 @@ def calibrate(
                 one_metric=one_metric,
                 skipped=skipped,
             ):
-                if counting:  # a checkpointed layer runs a second time on the way back
+                if not counting:  # a checkpointed layer runs a second time on the way back
+                    return
+                with without_autocast(x):
                     key_value = part.key_value(x, layer_idx)[:, skipped:]
                     moment.add(key_value)
                     sample.add(key_value)
@@ -99,14 +106,14 @@ def calibrate(
             num_tokens += ids.numel()
             if states is not None:
                 states.counting = True
-            with torch.set_grad_enabled(needs_backward):
+            with torch.set_grad_enabled(needs_backward), fast_products(next(model.parameters())):
                 logits = model(input_ids=ids.to(input_device(model)), use_cache=False).logits
             counting = False
             if states is not None:
                 states.counting = False
             if needs_backward:
-                with torch.enable_grad():
-                    labels.loss(logits, ids).backward()
+                labels.backward(logits, ids)
+            del logits
     if not num_tokens:
         raise CalibrationError("no calibration tokens were given; pass calibration_texts")
     if not all(moment.count for moment in moments):

@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 from ..cache_argument import cache_argument
 from ..caches import make_cache
 from ..certificate import Certificate
-from ..latents.fit.held_out import HeldOutText, next_token_loss
+from ..latents.fit.held_out import HeldOutText
+from ..next_token import mean_next_token_loss
 from ..placement import input_device
 
 
@@ -45,7 +46,7 @@ def cached_losses(model: PreTrainedModel, sequences: Sequence[Tensor]) -> list[f
             logits = model(
                 input_ids=ids.to(input_device(model)), use_cache=True, **{name: cache}
             ).logits
-            losses.append(next_token_loss(logits, ids))
+            losses.append(mean_next_token_loss(logits, ids))
     finally:
         model.train(training)
     return losses

@@ -20,6 +20,7 @@ from ..checkpoint.source_model import check_language_model, forget_quantisation,
 from ..config import CompressionConfig
 from ..errors import ConfigError
 from ..families import model_spec
+from ..freed_memory import return_freed_memory
 from ..lasting import lasting_tensors
 from ..latents.fit.held_out import split_sequences
 from ..model.adapters import refuse_adapters
@@ -259,6 +260,8 @@ def convert_model(
         state_factors=planned.states,
     )
     forget_quantisation(model)
+    del planned
+    return_freed_memory()
     if statistics.held_out is not None:
         if progress:
             print("measuring the loss on held-out text", flush=True)

@@ -13,6 +13,7 @@ from ..calibration.calibrate import LatentStatistics, calibrate, decoder_layers,
 from ..config import CompressionConfig
 from ..errors import ConfigError, PlanError
 from ..families import check_shared_weights, model_spec, read_attention
+from ..freed_memory import return_freed_memory
 from ..latents.attention.parts import AttentionParts
 from ..latents.fit.held_out import HeldOutText, held_out_text, split_sequences
 from ..latents.fit.metrics import Labels
@@ -148,10 +149,10 @@ def statistics_of(
         progress=progress,
     )
     warn_of_little_text(latents)
-    return ModelStatistics(
-        latents,
-        None if states is None else states.statistics(),
-        held_out_text(
+    return_freed_memory()
+    text = None
+    if held_out:
+        text = held_out_text(
             model,
             decoder_layers(model),
             parts,
@@ -160,7 +161,5 @@ def statistics_of(
             labels=Labels(config.fisher_labels, config.seed),
             sinks=sinks,
         )
-        if held_out
-        else None,
-        sinks,
-    )
+        return_freed_memory()
+    return ModelStatistics(latents, None if states is None else states.statistics(), text, sinks)

@@ -11,8 +11,8 @@ from torch.utils.data import Sampler
 
 from ..calibration.text import checked_texts
 from ..errors import CalibrationError, ConfigError
+from ..next_token import IGNORED
 from ..text_ids import text_ids
-from .next_token import IGNORED
 
 MIN_TOKENS = 2
 

@@ -50,7 +50,7 @@ def output_metrics(
         for ids in sequences:
             with torch.enable_grad():
                 logits = model(input_ids=ids.to(input_device(model)), use_cache=False).logits
-                labels.loss(logits, ids).backward()
+            labels.backward(logits, ids)
     for name, moment in moments.items():
         if moment.count == 0:
             raise CalibrationError("no tokens to measure the metric on; give training texts")

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..next_token import distillation_loss, language_model_loss
 from .data import real_tokens
 from .losses import metric_loss, relative_loss
-from .next_token import distillation_loss, language_model_loss
 from .settings import TrainingConfig
 from .targets import Original, RebuiltObserver, matched_outputs
 

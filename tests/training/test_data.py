@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cacheshrink_hybrid.errors import CalibrationError, ConfigError
+from cacheshrink_hybrid.next_token import IGNORED
 from cacheshrink_hybrid.training.data import (
     EMPTY,
     EpochSampler,
@@ -13,7 +14,6 @@ from cacheshrink_hybrid.training.data import (
     real_tokens,
     training_sequences,
 )
-from cacheshrink_hybrid.training.next_token import IGNORED
 
 
 class Characters:

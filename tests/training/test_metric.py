@@ -14,6 +14,7 @@ from cacheshrink_hybrid.training.metric import output_metrics
 from tests.models import calibration_ids, pair, unchanged
 
 
+@pytest.mark.usefixtures("float32_products")
 @pytest.mark.parametrize("case", ["llama", "qwen3", "granitemoehybrid"])
 def test_lossless_model_has_the_metric_of_its_source(case: str) -> None:
     both = pair(case)

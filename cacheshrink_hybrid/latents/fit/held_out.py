@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...methods import METRICS
+from ...next_token import mean_next_token_loss
 from ..attention.parts import AttentionParts
 from .metrics import Labels
 from .observe import frozen_and_checkpointed, observed_gradients, observed_inputs
@@ -70,8 +71,9 @@ def held_out_text(
         metric: as of the statistics; costs are taken from this text where it has a backward pass.
         labels, sinks: as of the statistics.
     """
-    vectors = [Samples(PER_SEQUENCE, TOTAL) for _ in parts]
-    gradients = [Samples(PER_SEQUENCE, TOTAL) for _ in parts]
+    vectors, gradients = (
+        [Samples(2 * part.kv_width, PER_SEQUENCE, TOTAL) for part in parts] for _ in range(2)
+    )
     backward = METRICS[metric].backward
     labels = Labels() if labels is None else labels
     sinks = [0] * len(parts) if sinks is None else sinks
@@ -95,21 +97,15 @@ def held_out_text(
             with torch.set_grad_enabled(backward):
                 logits = model(input_ids=ids.to(model.device), use_cache=False).logits
             forward = False
-            losses.append(next_token_loss(logits.detach(), ids))
+            losses.append(mean_next_token_loss(logits, ids))
             if backward:
-                with torch.enable_grad():
-                    labels.loss(logits, ids).backward()
+                labels.backward(logits, ids)
+            del logits
     samples = [
         HeldOutSamples(vectors=kept.stacked(), gradients=costs.stacked() if backward else None)
         for kept, costs in zip(vectors, gradients, strict=True)
     ]
     return HeldOutText(list(sequences), losses, samples)
-
-
-def next_token_loss(logits: Tensor, ids: Tensor) -> float:
-    """Mean cross-entropy of the next tokens of one sequence, (1, T, V) and (1, T), in nats."""
-    labels = ids[0, 1:].to(logits.device)
-    return float(nn.functional.cross_entropy(logits[0, :-1].float(), labels))
 
 
 def _add_behind(samples: Samples, sinks: int, gradients: Tensor) -> None:

@@ -9,6 +9,7 @@ activation   |e|^2, as in plain PCA of keys and values.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from ...errors import CalibrationError
 from ...linear_map import weight_and_bias
+from ...next_token import IGNORED, overwrite_with_gradient
 from ..attention.parts import AttentionParts
 from ..attention.split_heads import split_query
 from .observe import observed_gradients
@@ -163,27 +165,27 @@ class Labels:
         self.source = source
         self._generator = torch.Generator().manual_seed(seed)
 
-    def loss(self, logits: Tensor, ids: Tensor) -> Tensor:
-        """Summed cross-entropy, (1, T, V) and (1, T) -> (). The last token has no next one in the
-        text.
+    @torch.no_grad()
+    def backward(self, logits: Tensor, ids: Tensor) -> None:
+        """Carry the gradient of the summed cross-entropy of (1, T, V) and (1, T) back through the
+        model. It overwrites the logits. The last token has no next one in the text.
 
         Raises:
             CalibrationError: logits that are not finite.
         """
-        flat = logits.flatten(0, 1).float()
-        if not torch.isfinite(flat).all():
+        rows = logits.detach().flatten(0, 1)
+        if self.source == "text":
+            labels = nn.functional.pad(ids[0, 1:], (0, 1), value=IGNORED)
+        else:
+            # What is not finite is refused below, but would be no distribution to draw from.
+            probabilities = torch.softmax(rows.float(), dim=-1).nan_to_num(0.5).cpu()
+            labels = torch.multinomial(probabilities, 1, generator=self._generator).squeeze(1)
+        if not math.isfinite(overwrite_with_gradient(rows, labels.to(rows.device))):
             raise CalibrationError(
                 "the model's logits on the calibration text are not finite after its forward pass; "
                 "check its weights, and run calibration in float32 or bfloat16"
             )
-        if self.source == "text":
-            # A copy can be differentiated through where the ids were made in inference mode.
-            labels, flat = ids[0, 1:].clone(), flat[:-1]
-        else:
-            with torch.no_grad():
-                probabilities = torch.softmax(flat, dim=-1).cpu()
-                labels = torch.multinomial(probabilities, 1, generator=self._generator).squeeze(1)
-        return nn.functional.cross_entropy(flat, labels.to(flat.device), reduction="sum")
+        logits.backward(rows.view_as(logits))
 
 
 @contextmanager

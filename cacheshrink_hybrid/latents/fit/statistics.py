@@ -46,15 +46,21 @@ class Samples:
     they grow too many, every second one of a sequence is left out, or every second sequence, and as
     many fewer are taken from then on.
 
+    They lie in one buffer, which takes memory as it is filled. As small tensors that are made
+    between the layers of a model, they would keep what is freed around them from being used again.
+
     Args:
+        width: n, the length of the vectors.
         per_sequence: vectors kept of one sequence, the first among them.
         total: vectors kept at most.
     """
 
-    def __init__(self, per_sequence: int = 64, total: int = 4096) -> None:
+    def __init__(self, width: int, per_sequence: int = 64, total: int = 4096) -> None:
         self.per_sequence = per_sequence
         self.total = total
-        self._kept: list[Tensor] = []
+        self._buffer = torch.empty(total + per_sequence, width)
+        self._lengths: list[int] = []
+        """Of the stretches of the buffer, one per sequence."""
         self._seen, self._every = 0, 1
 
     def add(self, vectors: Tensor) -> None:
@@ -65,17 +71,28 @@ class Samples:
         rows = vectors.detach().reshape(-1, vectors.shape[-1])
         wanted = min(self.per_sequence, rows.shape[0])
         picked = torch.arange(wanted) * rows.shape[0] // max(1, wanted)
-        self._kept.append(rows[picked.to(rows.device)].to("cpu", torch.float32))
-        while sum(map(len, self._kept)) > self.total:
-            if self.per_sequence > 1:
-                self._kept = [part[::2].clone() for part in self._kept]
-                self.per_sequence //= 2
-            else:
-                self._kept, self._every = self._kept[::2], 2 * self._every
+        begin = sum(self._lengths)
+        self._buffer[begin : begin + wanted] = rows[picked.to(rows.device)]
+        self._lengths.append(wanted)
+        while sum(self._lengths) > self.total:
+            self._thin_out()
+
+    def _thin_out(self) -> None:
+        kept = self._stretches()
+        if self.per_sequence > 1:
+            kept = [stretch[::2] for stretch in kept]
+            self.per_sequence //= 2
+        else:
+            kept, self._every = kept[::2], 2 * self._every
+        self._lengths = list(map(len, kept))
+        self._buffer[: sum(self._lengths)] = torch.cat(kept)
+
+    def _stretches(self) -> list[Tensor]:
+        return list(self._buffer[: sum(self._lengths)].split(self._lengths))
 
     def stacked(self) -> Tensor:
         """(kept, n), float32."""
-        return torch.cat(self._kept)
+        return self._buffer[: sum(self._lengths)].clone()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from cacheshrink_hybrid.latents.fit.metrics import Labels
 from tests.families.tiny_configs import tiny_model
 from tests.models import calibration_ids
 
-# The model runs in float32.
+pytestmark = pytest.mark.usefixtures("float32_products")
 RELATIVE = 1e-4
 SEED = 11
 

@@ -55,7 +55,7 @@ def test_low_precision_is_summed_in_float64() -> None:
 
 @pytest.mark.parametrize("count", [1, 5, 40])
 def test_samples_are_spread_over_all_sequences(count: int) -> None:
-    samples = Samples(per_sequence=8, total=32)
+    samples = Samples(2, per_sequence=8, total=32)
     for sequence in range(count):
         places = torch.arange(16.0)
         samples.add(torch.stack([torch.full((16,), float(sequence)), places], dim=1)[None])

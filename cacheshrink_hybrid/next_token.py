@@ -1,8 +1,8 @@
 """Losses of next-token distributions, with their gradient by formula, a block of rows at a time.
 
-Logits are the largest tensors of a training step. Left to autograd, every step between them and the
-loss makes and keeps a tensor of their size. Here a block of rows small enough for the CPU's cache
-goes all the way to its part of the gradient, which is all that is kept.
+Logits are the largest tensors of a pass over text. Left to autograd, every step between them and
+the loss makes and keeps a tensor of their size. Here a block of rows small enough for the CPU's
+cache goes all the way to its part of the gradient, which is all that is kept.
 """
 
 from __future__ import annotations
@@ -47,6 +47,27 @@ def distillation_loss(
     return NextTokenLoss.apply(logits, teacher_logits, labels, temperature, alpha)
 
 
+def mean_next_token_loss(logits: Tensor, ids: Tensor) -> float:
+    """Mean cross-entropy of the next tokens of a text, in nats.
+
+    Args:
+        logits: (1, T, V).
+        ids: (1, T).
+    """
+    return float(language_model_loss(logits.detach(), ids.to(logits.device))) / (ids.shape[1] - 1)
+
+
+@torch.no_grad()
+def overwrite_with_gradient(logits: Tensor, targets: Tensor) -> float:
+    """The summed cross-entropy, in nats, whose gradient takes the place of the logits.
+
+    Args:
+        logits: (N, V).
+        targets: (N,), the token that each row predicts, or `IGNORED`.
+    """
+    return float(_loss_of_rows(logits, None, targets, 1.0, 0.0, logits))
+
+
 class NextTokenLoss(torch.autograd.Function):
     """alpha T^2 KL(teacher || student) at temperature T + (1 - alpha) cross-entropy, in nats, over
     predicted tokens.
@@ -75,19 +96,7 @@ class NextTokenLoss(torch.autograd.Function):
         # The next token of each position; the last of a sequence has none.
         targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()
         gradient = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
-        total = logits.new_zeros((), dtype=_at_least_float32(logits.dtype))
-        on_cpu = logits.device.type == "cpu"
-        size = max(1, (BLOCK_ELEMENTS if on_cpu else DEVICE_BLOCK_ELEMENTS) // V)
-        for first in range(0, len(rows), size):
-            block = slice(first, first + size)
-            total += _block_loss(
-                rows[block],
-                None if taught is None else taught[block],
-                targets[block],
-                temperature,
-                alpha,
-                None if gradient is None else gradient[block],
-            )
+        total = _loss_of_rows(rows, taught, targets, temperature, alpha, gradient)
         ctx.gradient, ctx.shape = gradient, logits.shape
         return total
 
@@ -100,6 +109,32 @@ class NextTokenLoss(torch.autograd.Function):
         return gradient.mul_(scale).view(ctx.shape), None, None, None, None
 
 
+def _loss_of_rows(
+    logits: Tensor,
+    taught: Tensor | None,
+    targets: Tensor,
+    temperature: float,
+    alpha: float,
+    gradient: Tensor | None,
+) -> Tensor:
+    """The sum over rows (N, V), and its gradient written to `gradient` (N, V), which may be the
+    logits."""
+    total = logits.new_zeros((), dtype=_at_least_float32(logits.dtype))
+    on_cpu = logits.device.type == "cpu"
+    size = max(1, (BLOCK_ELEMENTS if on_cpu else DEVICE_BLOCK_ELEMENTS) // logits.shape[-1])
+    for first in range(0, len(logits), size):
+        block = slice(first, first + size)
+        total += _block_loss(
+            logits[block],
+            None if taught is None else taught[block],
+            targets[block],
+            temperature,
+            alpha,
+            None if gradient is None else gradient[block],
+        )
+    return total
+
+
 def _block_loss(
     logits: Tensor,
     taught: Tensor | None,
@@ -108,7 +143,7 @@ def _block_loss(
     alpha: float,
     gradient: Tensor | None,
 ) -> Tensor:
-    """The sum over rows (N, V), and its gradient written to `gradient` (N, V)."""
+    """As `_loss_of_rows`, in one go."""
     predicted = targets != IGNORED
     index = torch.where(predicted, targets, 0)[:, None]
     # (N, V) each: logits less their largest, and probabilities, of which the largest is 1 / Z.

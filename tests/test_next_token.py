@@ -8,9 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from cacheshrink_hybrid.training import next_token
+from cacheshrink_hybrid import next_token
+from cacheshrink_hybrid.next_token import (
+    IGNORED,
+    distillation_loss,
+    language_model_loss,
+    mean_next_token_loss,
+    overwrite_with_gradient,
+)
 from cacheshrink_hybrid.training.data import EMPTY, collate
-from cacheshrink_hybrid.training.next_token import distillation_loss, language_model_loss
 from tests.tolerances import FLOAT64
 
 LENGTHS = (7, 4)
@@ -113,3 +119,22 @@ def test_large_logits_neither_overflow_nor_cancel(batch) -> None:
     chosen = float((batch["labels"][:, 1:] == 0).sum())
     loss = language_model_loss(logits, batch["labels"])
     assert loss.item() == pytest.approx(due - chosen, rel=FLOAT32)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 100], ids="rows {}".format)
+def test_a_gradient_takes_the_place_of_its_logits(monkeypatch, rows: int) -> None:
+    monkeypatch.setattr(next_token, "BLOCK_ELEMENTS", rows * V)
+    logits = (3 * torch.randn(7, V)).requires_grad_()
+    targets = torch.randint(0, V, (7,))
+    targets[2] = IGNORED
+    due = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+    due.backward()
+    found = logits.detach().clone()
+    assert overwrite_with_gradient(found, targets) == pytest.approx(due.item(), rel=1e-6)
+    torch.testing.assert_close(found, logits.grad)
+
+
+def test_mean_loss_of_a_text() -> None:
+    logits, ids = 3 * torch.randn(1, 7, V), torch.randint(0, V, (1, 7))
+    due = torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:])
+    assert mean_next_token_loss(logits, ids) == pytest.approx(due.item(), rel=1e-6)
