@@ -73,9 +73,7 @@ def calibrate(
     num_tokens = 0
 
     with ExitStack() as stack:
-        stack.enter_context(
-            frozen_and_checkpointed(model, decoder_layers(model), keep_products=states is None)
-        )
+        stack.enter_context(frozen_and_checkpointed(model, decoder_layers(model)))
         stack.enter_context(all_observing(metrics))
         watched = zip(parts, moments, samples, metrics, sinks, strict=True)
         for part, moment, sample, one_metric, skipped in watched:
