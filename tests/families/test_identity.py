@@ -8,6 +8,8 @@ import itertools
 import pytest
 import torch
 
+from cacheshrink_hybrid.cache_argument import cache_argument
+from cacheshrink_hybrid.caches import make_cache
 from cacheshrink_hybrid.families import model_spec
 from tests.families.tiny_configs import AXES, CASES, tiny_config, tiny_model
 from tests.models import (
@@ -70,6 +72,18 @@ def test_continuation_in_pieces(case: str, length: int) -> None:
     assert_same_logits(
         logits_in_pieces(converted, ids, pieces), logits_in_pieces(source, ids, pieces)
     )
+
+
+@pytest.mark.parametrize("case", CONTINUING)
+def test_pieces_without_positions(case: str) -> None:
+    """Tokens on a cache lie behind it, also where the source would count from 0 (bamba)."""
+    converted = of_case(case).converted
+    ids = random_ids(2, NUM_TOKENS)
+    cache, pieces = make_cache(converted), []
+    for part in ids.split(NUM_PREFILL, dim=1):
+        given = {cache_argument(converted.forward): cache}
+        pieces.append(converted(part, **given, use_cache=True).logits)
+    assert_same_logits(torch.cat(pieces, dim=1), logits_of(converted, ids))
 
 
 @every_case
