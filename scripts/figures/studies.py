@@ -93,8 +93,8 @@ STUDIES = (
             _REAL_MODEL,
             f"{_PEERS} --text $DATA/wikitext-2/test.txt --gguf {_REAL}.Q4_1.gguf "
             f"--json {RESULTS}/peers.json",
-            f'{_PEERS} --text $DATA/books/pride_and_prejudice.txt --methods "ours*" '
-            f"--json {RESULTS}/peers_book.json",
+            f"{_PEERS} --text $DATA/books/pride_and_prejudice.txt "
+            f'--methods "ours ?x" "ours ??x" --json {RESULTS}/peers_book.json',
         ),
         results=("peers.json", "peers_book.json"),
         shown=peers.ours_table,
