@@ -132,10 +132,18 @@ STUDIES = (
             f"python -m scripts.figures.conversations {_REAL} $DATA/books {OUTPUT}/chats.jsonl",
             f"{_CALIBRATED} {_PROSE} {_OTHERS} mix=$DATA/books+python-code+{OUTPUT}/chats.jsonl "
             f"--samples 32 --scored 6 --json {RESULTS}/calibration_kinds.json",
+        ),
+        results=("calibration_kinds.json",),
+        shown=quality.drift,
+    ),
+    Study(
+        name="amounts of calibration",
+        commands=(
+            _REAL_MODEL,
             f"{_CALIBRATED} {_PROSE} --calibrated-on wiki --samples 4 16 32 64 128 --scored 6 "
             f"--json {RESULTS}/calibration_amounts.json",
         ),
-        results=("calibration_kinds.json", "calibration_amounts.json"),
+        results=("calibration_amounts.json",),
         shown=quality.drift,
     ),
     Study(
