@@ -62,6 +62,7 @@ def test_calibration_leaves_the_model_as_it_was(case: str, metric: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("float32_products")
 def test_states_do_not_change_what_is_found_for_keys_and_values() -> None:
     model = tiny_model("granitemoehybrid")
     spec = model_spec(model.config)
