@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--chunk-length", type=int, default=128, help="tokens per forward pass")
     parser.add_argument("--calibration-samples", type=int, default=64)
     parser.add_argument("--calibration-length", type=int, default=512, help="tokens")
+    parser.add_argument("--tuning-steps", type=int, default=300, help="of what is fine-tuned")
     parser.add_argument("--again", action="store_true", help="measure anew what there is already")
     common_arguments(parser)
     parser.set_defaults(json=Path("out/peers.json"))
@@ -106,6 +107,7 @@ def run(given: argparse.Namespace, methods: Sequence[Method]) -> None:
             calibration_length=given.calibration_length,
             gguf=given.gguf,
             window_length=given.window_length,
+            tuning_steps=given.tuning_steps,
             threads=given.threads,
             seed=given.seed,
         )
@@ -179,6 +181,7 @@ def _settings(given: argparse.Namespace, texts: dict[str, str]) -> dict[str, Any
         "chunk_length": given.chunk_length,
         "calibration_samples": given.calibration_samples,
         "calibration_length": given.calibration_length,
+        "tuning_steps": given.tuning_steps,
         "seed": given.seed,
     }
 

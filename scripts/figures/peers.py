@@ -9,6 +9,8 @@ from typing import Any
 from .markdown import percent, table
 
 OURS = "cacheshrink_hybrid"
+TUNED = "fine-tuned"
+"""In the names of ours that were trained after the conversion, which no other method is."""
 SHORT, LONG, LONGEST = "1024", "8192", "32768"
 """Tokens at which bytes are shown."""
 USEFUL_PERCENT = 10.0
@@ -106,12 +108,14 @@ def _row(record: Record, scored: Sequence[Record]) -> tuple[str, ...]:
 
 
 def best_within(record: Record, scored: Sequence[Record]) -> Record | None:
-    """Of ours, the one that loses least in no more bytes than `record` has, at both lengths."""
+    """Of ours that were not trained, the one that loses least in no more bytes than `record` has,
+    at both lengths."""
     sizes = record["bytes_per_token"]
     smaller = [
         other
         for other in scored
         if other["family"] == OURS
+        and TUNED not in other["method"]
         and all(other["bytes_per_token"][length] <= sizes[length] for length in (SHORT, LONG))
     ]
     return min(smaller, key=lambda other: other["increase_percent"], default=None)

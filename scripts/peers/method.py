@@ -70,6 +70,7 @@ class Subject:
         calibration_length: tokens taken of each.
         gguf: the same model for llama.cpp; None without.
         window_length: tokens that will be read at most.
+        tuning_steps: of methods that are fine-tuned.
     """
 
     folder: Path
@@ -79,6 +80,7 @@ class Subject:
     calibration_length: int
     gguf: Path | None
     window_length: int
+    tuning_steps: int
     threads: int
     seed: int
 

@@ -11,7 +11,7 @@ from cacheshrink_hybrid.cli.plots import spread_labels
 from cacheshrink_hybrid.errors import ConfigError
 from cacheshrink_hybrid.writing import replaced
 
-from ..figures.peers import OURS, SHORT
+from ..figures.peers import OURS, SHORT, TUNED
 
 PANELS = {
     "Every token is read back as it is stored": ("read", "first"),
@@ -86,12 +86,14 @@ def _is_both(record: Record, shown: Sequence[Record]) -> bool:
 
 
 def _draw(axes, records: Sequence[Record], style: dict[str, str]) -> list[Any]:
-    """Points of a family, ours with a line through them; returns their labels."""
+    """Points of a family, ours with a line through those that were not trained; returns their
+    labels."""
     labels = []
     ours = style["color"] == OUR_COLOUR
     places = sorted((*_place(record), record["method"], record["convention"]) for record in records)
-    if ours and places:
-        axes.plot([p[0] for p in places], [p[1] for p in places], color=OUR_COLOUR, linewidth=2)
+    line = [place for place in places if TUNED not in place[2]]
+    if ours and line:
+        axes.plot([p[0] for p in line], [p[1] for p in line], color=OUR_COLOUR, linewidth=2)
     for size, loss, name, convention in places:
         filled = style["color"] if convention != UNCOUNTED else "white"
         axes.plot(size, loss, markersize=8 if ours else 6, markerfacecolor=filled, **style)

@@ -45,6 +45,7 @@ def arguments(place: Path, **changed: str) -> list[str]:
         "chunk-length": "32",
         "calibration-samples": "4",
         "calibration-length": "64",
+        "tuning-steps": "4",
         "threads": "1",
     } | {name.replace("_", "-"): value for name, value in changed.items()}
     given = [str(place / "model"), "--ratios", "2", "8", "--methods", *CHOSEN]
@@ -89,6 +90,14 @@ def test_our_bytes_are_those_of_the_plan(results: Path) -> None:
         assert rows > 0.9 * 5 * 2 * 32 * 2 / ratio
 
 
+def test_fine_tuning_changes_what_is_read_and_no_byte(results: Path) -> None:
+    records = records_of(results)
+    plain, tuned = records["ours 8x"], records["ours 8x fine-tuned"]
+    assert "ours 2x fine-tuned" not in records
+    assert tuned["held"] == plain["held"]
+    assert tuned["losses"] != plain["losses"]
+
+
 def test_table_and_picture(results: Path) -> None:
     table = results.with_suffix(".md").read_text()
     assert table == methods_table([json.loads(results.read_text())]) + "\n"
@@ -122,7 +131,7 @@ def test_a_second_run_measures_what_is_missing(results: Path, place: Path, monke
     measured.clear()
     here["commit"] = "another"
     assert main(arguments(place, json=str(half))) == 0
-    assert len(measured) == 4  # ours, at two ratios and in two kinds
+    assert len(measured) == 5  # ours at two ratios in two kinds, and one of them fine-tuned
     assert records_of(half)["ours 2x"]["commit"] == "another"
     assert records_of(half)["source"]["commit"] == "one"
 

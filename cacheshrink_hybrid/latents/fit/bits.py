@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ...codecs import RowCodec, RowFormat
+from ...freed_memory import return_freed_memory
 from ...linalg import projection_loss
 from ...methods import LATENT_KINDS
 from .distortion import channel_costs, channel_variances, measured_distortion, sampled_latents
@@ -146,6 +147,7 @@ class _Module:
 
     def groups(self, format: RowFormat) -> list[ChannelGroup]:
         """Runs of channels to choose a width for, with what each width loses."""
+        known = len(self._losses)
         groups = []
         for channels, part in self._chunks:
             losses = {
@@ -155,6 +157,8 @@ class _Module:
             groups.append(
                 ChannelGroup(module=self.index, part=part, channels=channels, losses=losses)
             )
+        if len(self._losses) > known:  # what they were measured with would pile up
+            return_freed_memory()
         return groups
 
     def _loss(self, format: RowFormat, bits: int) -> Tensor:

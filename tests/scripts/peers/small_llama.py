@@ -47,6 +47,7 @@ def subject(folder: Path = Path("model")) -> Subject:
         calibration_length=64,
         gguf=None,
         window_length=256,
+        tuning_steps=4,
         threads=1,
         seed=0,
     )
