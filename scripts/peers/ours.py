@@ -28,6 +28,8 @@ FAMILY = "cacheshrink_hybrid"
 RATIOS = (2, 3, 4, 6, 8, 12, 16)
 TUNED_RATIOS = (8, 16)
 """Those that are measured after fine-tuning too."""
+TUNING_RATE = 0.3
+"""Of the default step sizes, which are for batches of several sequences."""
 ALL_CODED: dict[str, Any] = {"exact_sinks": 0, "exact_window": 0}
 
 
@@ -62,6 +64,7 @@ def _start_tuned(settings: dict[str, Any], subject: Subject) -> Callable[[], Rea
         teacher_model=subject.model,
         distillation_alpha=1.0,
         max_steps=subject.tuning_steps,
+        learning_rate_scale=TUNING_RATE,
         batch_size=1,
         max_length=subject.calibration_length,
         bf16=multiplies_bfloat16(),
