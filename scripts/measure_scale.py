@@ -60,6 +60,8 @@ from .benchmark import (
 )
 
 TARGET_BYTES = 2 * 2**30
+SHAPE = ("layers", "hidden", "heads", "kv_heads", "intermediate", "vocab")
+"""Settings of the random model."""
 PHASES = {
     "calibrate": ("statistics.calibrate", "statistics.weight_statistics"),
     "hold out": ("statistics.held_out_text",),
@@ -137,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = source_model(args)
     gc.collect()
     return_freed_memory()
-    weights = weight_bytes(model)
+    weights, parameters = weight_bytes(model), sum(p.numel() for p in model.parameters())
     resident = memory("VmRSS")
     whole, whole_cpu, peak = measured_conversion(model, args, phases)
     gc.collect()
@@ -161,9 +163,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     result: dict[str, Any] = {
         "program": "measure_scale",
         "environment": environment(),
-        "settings": {k: v for k, v in vars(args).items() if k not in ("json", "text")}
-        | {"text": None if args.text is None else args.text.name},
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "settings": _settings(args),
+        "parameters": parameters,
         "weight_bytes": weights,
         "weight_bytes_after": weight_bytes(model),
         "resident_before_bytes": resident,
@@ -179,13 +180,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(json.dumps(result["environment"], indent=2))
     print(format_table([table_row(row) for row in rows]))
     print(
-        f"{result['parameters'] / 1e6:.0f} M parameters, {weights / 2**30:.2f} GiB; converted in "
+        f"{parameters / 1e6:.0f} M parameters, {weights / 2**30:.2f} GiB; converted in "
         f"{whole:.1f} s, {whole_cpu:.1f} s of CPU time; peak beyond the weights "
         f"{(peak - weights) / 2**30:.3f} GiB (of it {(resident - weights) / 2**30:.3f} GiB before "
         "the conversion began)"
     )
     report(result, args.json)
     return 0
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What the results depend on; not the shape of a random model where there is none."""
+    idle = SHAPE if args.model is not None else ()
+    settings = {k: v for k, v in vars(args).items() if k not in ("json", "text", *idle)}
+    return settings | {"text": None if args.text is None else args.text.name}
 
 
 def _parser() -> argparse.ArgumentParser:

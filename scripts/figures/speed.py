@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -147,14 +148,17 @@ def scale(results: Results) -> str:
     rows = []
     for result in results:
         settings = result["settings"]
-        tokens = settings["sequences"] * settings["length"]
-        bits = "few-bit" if settings.get("cache_bits", "16") == "auto" else "16-bit"
+        name = f"random Llama, {settings['layers']} layers of {settings['hidden']}"
+        if settings["model"] is not None:
+            name = Path(settings["model"]).name
         rows.append(
             (
-                f"{settings['layers']} layers of {settings['hidden']}, {bits} latents",
-                f"{tokens:,}",
-                f"{result['convert_seconds'] / 60:.1f}",
-                f"{result['peak_beyond_weights_bytes'] / 2**30:.1f}",
+                name,
+                f"{result['parameters'] / 1e6:,.0f} M",
+                f"{settings['sequences'] * settings['length']:,}",
+                f"{result['convert_cpu_seconds']:.0f}",
+                f"{result['growth_bytes'] / 2**30:.2f}",
             )
         )
-    return table(("random Llama", "calibration tokens", "minutes", "GiB beyond weights"), rows)
+    head = "model", "parameters", "calibration tokens", "CPU seconds", "GiB beyond the loaded model"
+    return table(head, rows)

@@ -365,12 +365,13 @@ STUDIES = (
     Study(
         name="scale",
         commands=(
-            "python -m scripts.measure_scale --cache-bits 16 --threads 1 "
-            f"--json {RESULTS}/measure_scale.json",
+            _REAL_MODEL,
+            f"python -m scripts.measure_scale --model {_REAL} --text $DATA/wikitext-2/valid.txt "
+            f"--sequences 16 --threads 1 --json {RESULTS}/measure_scale.json",
             "python -m scripts.measure_scale --sequences 2 --threads 1 "
-            f"--json {RESULTS}/measure_scale_coded.json",
+            f"--json {RESULTS}/measure_scale_random.json",
         ),
-        results=("measure_scale.json", "measure_scale_coded.json"),
+        results=("measure_scale.json", "measure_scale_random.json"),
         shown=speed.scale,
     ),
 )
