@@ -26,7 +26,8 @@ class CompressionConfig:
             says.
         objective: what `auto` goes by: `memory` (joint; with 16 bits separate where that loses
             nothing, because it is cheaper to read), `speed` (the kind that a decode step reads
-            fastest by a model of the device), `auto` (as speed, where the loss stays close).
+            fastest by a model of the device), `auto` (as speed, where the loss stays close to that
+            of `memory`, or the whole model's is slight).
         device_profile: the device of that model: a name of `device_profile.DEVICE_PROFILES`,
             or `BYTES_PER_SECOND:OPERATIONS_PER_SECOND`.
         d_latent: explicit number of latent channels instead of a ratio: per layer for `joint`,

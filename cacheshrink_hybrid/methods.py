@@ -67,7 +67,7 @@ class LatentKind:
     @property
     def mixes_keys(self) -> bool:
         """Whether any key channels of a run may be mixed with each other."""
-        return not self.per_head and self.key_step == 1
+        return not self.per_head
 
     def function(self) -> Any:
         return imported(self.fit)
@@ -164,8 +164,9 @@ LATENT_KINDS: dict[str, LatentKind] = {
         ),
         LatentKind(
             name="rotate",
-            words="keys stored after rotation, in a basis that commutes with it",
+            words="keys of each head stored rotated, about their mean; values in one latent",
             fit=f"{_FIT}.rotate:rotated",
+            per_head=True,
             key_step=2,
             read_mode="rotate",
             rotary_only=True,

@@ -14,6 +14,8 @@ from .latent_launches import (
     decode_plain,
     everything,
     rebuilt,
+    rotated,
+    rotated_narrow,
 )
 from .state_launches import conv, copy, gdn, gdn_replay, mamba1, replay, ssd
 
@@ -56,6 +58,11 @@ CASES = [
         rebuilt(8, per_head=False, normalized=True),
         needs=DECODE,
     ),
+    *(
+        Case(f"latent_decode-rotated-{bits}", rotated(bits, rank=rank), needs=DECODE)
+        for bits, rank in [(16, 64), (8, 64), (4, 112)]
+    ),
+    Case("latent_decode-narrow-rotated", rotated_narrow, hot=False),
     Case("latent_decode-narrow-absorb", everything(rebuilt=False), hot=False),
     Case("latent_decode-narrow-rebuilt", everything(rebuilt=True), hot=False),
     Case("latent_append-mixed", append("mixed"), everywhere=True),

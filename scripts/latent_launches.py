@@ -7,7 +7,7 @@ import torch
 from cacheshrink_hybrid.codecs import RowFormat
 from cacheshrink_hybrid.codecs.row_layout import Kind, RowLayout
 from cacheshrink_hybrid.kernels.latents.append.kernel import latent_append_triton
-from cacheshrink_hybrid.kernels.latents.decode import KeyUp, LatentRead
+from cacheshrink_hybrid.kernels.latents.decode import KeyUp, LatentRead, RotatedMean
 from cacheshrink_hybrid.kernels.latents.decode.kernel import latent_decode_triton
 from cacheshrink_hybrid.kernels.latents.decode.tiles import Tiles
 from cacheshrink_hybrid.kernels.latents.paged_rows import PagedRows
@@ -187,6 +187,56 @@ def rebuilt(
         )
 
     return run
+
+
+def rotated(bits: int, *, rank: int = 64, dtype: torch.dtype = torch.bfloat16):
+    """Decoding with keys stored rotated about their mean: 8 key heads of 128, `rank` channels each,
+    in blocks of 64 slots."""
+
+    def run() -> None:
+        layout = RowFormat(alignment=16).layout([(8 * rank, bits), (256, bits)])
+        angles = meta(512, 64, dtype=torch.float32)
+        latent_decode_triton(
+            meta(8, 1, 32, rank + 128, dtype=dtype),
+            rows_of(layout),
+            meta(8, 512, dtype=torch.int32),
+            meta(8, dtype=torch.int32),
+            read=LatentRead(
+                key_rank=8 * rank,
+                value_rank=256,
+                scale=0.1,
+                mean=RotatedMean(table=meta(8, 64, 128, dtype=dtype), cos=angles, sin=angles),
+            ),
+            offset=None,
+            query_lens=None,
+            first_slots=None,
+            num_splits=None,
+        )
+
+    return run
+
+
+def rotated_narrow() -> None:
+    """Narrow rows of keys that are rotated in part, with windows, softcap and ragged queries."""
+    angles = meta(64, 4, dtype=torch.float32)
+    latent_decode_triton(
+        meta(2, 5, 6, 22 + 20, dtype=torch.float16),
+        rows_of(NARROW, frame_tokens=8),
+        meta(2, 512, dtype=torch.int32),
+        meta(2, dtype=torch.int32),
+        read=LatentRead(
+            key_rank=44,
+            value_rank=20,
+            scale=0.1,
+            window=100,
+            softcap=30.0,
+            mean=RotatedMean(table=meta(2, 64, 20), cos=angles, sin=angles),
+        ),
+        offset=None,
+        query_lens=meta(2, dtype=torch.int32),
+        first_slots=meta(2, dtype=torch.int32),
+        num_splits=1,
+    )
 
 
 def append(name: str):

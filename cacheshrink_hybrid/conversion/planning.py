@@ -18,6 +18,7 @@ from ..latents.fit.held_out import HeldOutText
 from ..latents.fit.held_out_loss import held_out_loss
 from ..latents.fit.kinds import Reader, factorize, fastest_factors, full_rank_factors
 from ..latents.fit.read_time import read_operations, read_seconds
+from ..latents.fit.statistics import HeldOutSamples
 from ..latents.plan import ChannelRun, LatentPlan
 from ..methods import LATENT_KINDS, WIDTHS_OF
 from ..plan import CompressionPlan
@@ -68,9 +69,12 @@ def plan_model(
         for part, stats in zip(parts, statistics.latents, strict=True)
     ]
     samples = [stats.samples for stats in statistics.latents]
+    held_out = None if statistics.held_out is None else statistics.held_out.samples
 
     def latents(bytes_per_token: float) -> list[CodedFactors]:
-        return _factors(parts, units, samples, config, bytes_per_token) if parts else []
+        if not parts:
+            return []
+        return _factors(parts, units, samples, held_out, config, bytes_per_token)
 
     layers = compressible_layers(spec) if config.changes_states else []
     known: Sequence[StateStatistics | None] = statistics.states or [None] * len(layers)
@@ -195,6 +199,8 @@ def _key_shape(part: AttentionParts) -> KeyShape:
         reason = "their angles depend on the length of the text"
     elif width is None:
         reason = "the rotation does not turn pairs (i, i + n) of channels"
+    elif (D - width) % 2:
+        reason = "an odd number of channels of a head is not rotated"
     return KeyShape(num_heads=J, head_dim=D, rotary_dim=width or D, cannot_rotate=reason)
 
 
@@ -202,6 +208,7 @@ def _factors(
     parts: list[AttentionParts],
     units: list[Unit],
     samples: list[Tensor | None],
+    held_out: list[HeldOutSamples] | None,
     config: CompressionConfig,
     budget: float,
 ) -> list[CodedFactors]:
@@ -226,7 +233,7 @@ def _factors(
         readers = [
             Reader(num_heads=part.num_attention_heads, read_mode=part.read_mode) for part in parts
         ]
-        full = fastest_factors(units, samples, readers, widths, budget, formats, config)
+        full = fastest_factors(units, samples, readers, widths, budget, formats, config, held_out)
     return code_channels(
         [factor for factor, _ in full],
         [unit for _, unit in full],

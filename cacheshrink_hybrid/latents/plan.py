@@ -39,7 +39,7 @@ class LatentPlan:
         value_rank: channels that values are rebuilt from, Rv.
         read_mode: `absorb` (queries are projected into the latent, nothing is rebuilt),
             `reconstruct` (keys are rebuilt and rotated, values absorbed) or `rotate` (keys are
-            stored rotated, and absorbed).
+            stored rotated about their mean, and absorbed).
         runs: widths of the stored channels; their channels add up to R.
         row_format: how latents are written as rows of bytes; None where they are stored as they
             are, in the model's dtype.
@@ -149,8 +149,8 @@ class LatentPlan:
         return " ".join(f"{run.channels}x{run.bits}" for run in self.runs)
 
     def key_shares(self, num_heads: int) -> tuple[int, ...]:
-        """For `per_head`, the channels of one head in each run of the keys. A run holds the
-        channels of head 0, then of head 1, and so on.
+        """Where heads have channels of their own, those of one head in each run of the keys. A run
+        holds the channels of head 0, then of head 1, and so on.
 
         Raises:
             PlanError: if runs do not hold equally many channels of every head, or run on into the
@@ -179,12 +179,13 @@ class LatentPlan:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> LatentPlan:
         """The plan that `dataclasses.asdict` took apart, also by way of JSON."""
+        frequencies = values["frequencies"]
         return cls(
             **{
                 **values,
                 "layer_ids": tuple(values["layer_ids"]),
                 "runs": tuple(ChannelRun(**run) for run in values["runs"]),
                 "row_format": values["row_format"] and RowFormat(**values["row_format"]),
-                "frequencies": values["frequencies"] and tuple(values["frequencies"]),
+                "frequencies": None if frequencies is None else tuple(frequencies),
             }
         )

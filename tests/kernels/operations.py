@@ -15,7 +15,12 @@ from torch import Tensor
 from cacheshrink_hybrid.codecs.state_format import StateFormat, StateSegment
 from cacheshrink_hybrid.kernels.backend import Backend
 from cacheshrink_hybrid.kernels.latents.append import latent_append
-from cacheshrink_hybrid.kernels.latents.decode import KeyUp, LatentRead, latent_decode
+from cacheshrink_hybrid.kernels.latents.decode import (
+    KeyUp,
+    LatentRead,
+    RotatedMean,
+    latent_decode,
+)
 from cacheshrink_hybrid.kernels.latents.paged_rows import PagedRows
 from cacheshrink_hybrid.kernels.latents.prefill import latent_prefill
 from cacheshrink_hybrid.kernels.pool_copy import pool_copy
@@ -153,6 +158,27 @@ def rebuilt_joint(setting: Setting, backend: Backend) -> Outcome:
 
 def rebuilt_per_head(setting: Setting, backend: Backend) -> Outcome:
     return _rebuilt(setting, backend, per_head=True)
+
+
+def rotated(setting: Setting, backend: Backend) -> Outcome:
+    """Half of a row are keys, of which some channels are rotated."""
+    rows, table, lens = _rows(setting)
+    before, width, J, D = rows.arena.clone(), rows.layout.num_channels, 2, 12
+    key_rank = width // 2 // (4 * J) * 4 * J
+    angles = torch.arange(4)[:, None] * 0.7 ** torch.arange(4)
+    mean = RotatedMean(
+        table=setting.randn(J, 16, D),
+        cos=angles.cos().to(setting.device),
+        sin=angles.sin().to(setting.device),
+    )
+    read = LatentRead(key_rank=key_rank, value_rank=width - key_rank, scale=D**-0.5, mean=mean)
+    query = setting.randn(len(LENS), 1, 3 * J, key_rank // J + D)
+    options = {"num_splits": 2} if backend == "triton" else {}
+    return _read_only(
+        rows,
+        before,
+        *latent_decode(query, rows, table, lens, read=read, backend=backend, **options),
+    )
 
 
 def prefill(setting: Setting, backend: Backend) -> Outcome:
@@ -407,6 +433,7 @@ OPERATIONS: dict[str, Callable[[Setting, Backend], Outcome]] = {
     "latent_decode absorbed": absorbed,
     "latent_decode rebuilt, joint": rebuilt_joint,
     "latent_decode rebuilt, per head": rebuilt_per_head,
+    "latent_decode rotated": rotated,
     "latent_prefill": prefill,
     "ssd_step": ssd,
     "ssd_replay": ssd_replay,

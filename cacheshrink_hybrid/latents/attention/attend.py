@@ -80,8 +80,6 @@ def attend_by_torch(
         return read_with_exact(
             head, query, context, exact, slots, mask, key_angles, attend, training=training
         )
-    if head.stores_rotated:
-        key_angles = None
     if not training and reads_directly(head, query, mask):
         return read_latents(head, query, context, mask, key_angles)
     return read_expanded(head, query, context, mask, key_angles, attend)

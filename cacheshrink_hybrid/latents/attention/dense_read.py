@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .head import LatentHead
 from .paired_keys import keeps_pairs, products_in_pairs
+from .rotated_keys import products_with_rotated
 from .rotation import Angles
 
 # Up to this many query tokens, scores over the whole context are cheaper than expanded values, and
@@ -71,7 +72,7 @@ def read_latents(
         query: rotated queries (B, H, T, D).
         latent: (B, S, R).
         mask: (B or 1, 1 or H, T, S), boolean (True is visible) or additive; None for causal.
-        angles: cos and sin of the S slots, where keys are rotated when they are read.
+        angles: cos and sin of the S slots; None where keys are not rotated.
 
     Returns:
         Heads' outputs (B, T, H*D) and probabilities (B, H, T, S).
@@ -97,6 +98,9 @@ def products_of(
         up_to_constants: leave out what is the same for all keys that a query meets.
     """
     B, H, T, _ = query.shape
+    if head.stores_rotated:
+        assert angles is not None
+        return products_with_rotated(head, query, latent, angles)
     if not head.rebuilds_keys:
         absorbed, offset = head.absorbed(query, offset=not up_to_constants)
         channels = head.key_channels(latent).transpose(1, 2)

@@ -50,7 +50,7 @@ def read_with_exact(
     """
     if not training and reads_directly(head, query, mask):
         return _read_directly(head, query, latent, exact, slots, mask, angles)
-    keys, values = head.keys(latent, _of_coded(head, angles)), head.values(latent)
+    keys, values = head.keys(latent, angles), head.values(latent)
     outputs: list[Tensor] = []
     weights: list[Tensor | None] = []
     for start in range(0, query.shape[2], QUERY_BLOCK):
@@ -81,23 +81,18 @@ def _read_directly(
 ) -> tuple[Tensor, Tensor]:
     """Few queries: products with coded latents and with exact keys share one softmax."""
     forms = BothForms.of(exact, slots, 0, query.shape[2], latent.shape[1])
-    latent, turned = latent[:, : forms.num_coded], _of_coded(head, angles)
-    if turned is not None:
-        cos, sin = turned
-        turned = cos[:, : forms.num_coded], sin[:, : forms.num_coded]
+    latent, of_coded = latent[:, : forms.num_coded], None
+    if angles is not None:
+        cos, sin = angles
+        of_coded = cos[:, : forms.num_coded], sin[:, : forms.num_coded]
     keys, values = head.exact_keys_values(forms.rows, forms.angles(angles))
-    products = [products_of(head, query, latent, turned), head.products(query, keys)]
+    products = [products_of(head, query, latent, of_coded), head.products(query, keys)]
     probabilities = probabilities_of(
         head, torch.cat(products, dim=-1), forms.mask(mask, head.window)
     )
     coded, beside = probabilities.split([forms.num_coded, keys.shape[2]], dim=-1)
     output = mixed(head, coded, latent) + head.averages(beside, values)
     return output, forms.by_slot(probabilities)
-
-
-def _of_coded(head: LatentHead, angles: Angles | None) -> Angles | None:
-    """Angles that coded keys are rotated by when they are read."""
-    return None if head.stores_rotated else angles
 
 
 def read_beside(

@@ -1,9 +1,11 @@
 """The noun of attention over latents: what a layer computes with, and each formula once.
 
-Of a latent c per token, keys are k = rotate(norm(U_k c + b_k)) and values v = U_v c + b_v. Neither
-has to be formed: where keys are neither normalised nor rotated as they are read, the products are
+Of a latent c per token, keys are k = rotate(norm(U_k c + b_k)) and values v = U_v c + b_v; where
+key channels are rotated before they are stored, k = U_k c + rotate(b_k). Neither has to be formed:
+where keys are not normalised, and not rotated as they are read, the products are
 
     q . k = (U_k^T q) . c + q . b_k                 absorbed queries
+    q . k = (U_k^T q) . c + q . rotate(b_k)         the same, of rotated channels (`rotated_keys`)
     sum p v = U_v (sum p c) + (sum p) b_v           mixed latents
 
 Readers are functions of a head, queries and a context: `dense_read` and `exact_read` of tensors,
@@ -118,7 +120,7 @@ class LatentHead:
         assert self.rotary is not None
         query = self.rotary.rotate(query, *angles)
         frequencies, device = self.plan.frequencies, latent.device
-        if frequencies is not None:
+        if frequencies:
             pairs = self.noted(("pairs", device), lambda: turning_pairs(frequencies, device))
             latent = turn_channels(latent, pairs, *angles)
         return query, latent
@@ -202,10 +204,30 @@ class LatentHead:
         if such are given."""
         outputs = self.key_up(self.key_channels(latent))
         k = split_heads(outputs, self.head_dim, self.key_norm, self.norm_spans_heads)
+        if self.stores_rotated:
+            return k - self._mean(k) + self.rotated_mean(k, angles)
         if angles is not None:
             assert self.rotary is not None
             k = self.rotary.rotate(k, *angles)
         return k
+
+    def rotated_mean(self, like: Tensor, angles: Angles | None) -> Tensor:
+        """The keys' mean as it is at slots of these angles, (B or 1, J, S, D); without angles
+        (1, J, 1, D).
+
+        Args:
+            like: a tensor of the keys' type and device.
+        """
+        mean = self._mean(like)
+        if angles is None:
+            return mean
+        assert self.rotary is not None
+        batch, num_slots, _ = angles[0].shape
+        return self.rotary.rotate(mean.expand(batch, -1, num_slots, -1), *angles)
+
+    def _mean(self, like: Tensor) -> Tensor:
+        """(1, J, 1, D)."""
+        return self.key_up.offset(like).view(1, self.num_key_value_heads, 1, self.head_dim)
 
     def values(self, latent: Tensor) -> Tensor:
         """Values (B, J, S, D) of latents (B, S, R)."""
@@ -213,8 +235,9 @@ class LatentHead:
         return v.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def absorbed(self, query: Tensor, *, offset: bool = True) -> tuple[Tensor, Tensor | None]:
-        """Queries (B, H, T, D) as key channels see them, (B, H * T, Rk), and what the keys' bias
-        adds to all products of a query, (B, H * T); None unless asked for."""
+        """Queries (B, H, T, D) as key channels see them, (B, H * T, Rk), or (B, H * T, Rk / J)
+        where heads have channels of their own; and what the keys' bias adds to all products of a
+        query, (B, H * T); None unless asked for."""
         B, H, T, _ = query.shape
         grouped = self.grouped(query)
         weight, bias = self.key_up.matrix(query)

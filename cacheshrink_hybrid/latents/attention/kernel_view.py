@@ -12,8 +12,10 @@ from torch import Tensor
 
 from ...codecs.row_layout import Kind, RowLayout
 from ...errors import KernelUnavailableError
-from ...kernels.latents.decode import KeyUp, LatentRead
+from ...kernels.latents.decode import KeyUp, LatentRead, RotatedMean
 from .head import LatentHead
+from .rotated_keys import BLOCK_SLOTS
+from .rotation import turned_back
 
 
 def row_layout(head: LatentHead, dtype: torch.dtype) -> RowLayout:
@@ -96,6 +98,7 @@ def latent_read(head: LatentHead, num_slots: int, like: Tensor) -> LatentRead:
         window=window,
         softcap=head.softcap,
         key_up=_key_up(head, num_slots, like) if head.rebuilds_keys else None,
+        mean=_rotated_mean(head, num_slots, like) if head.stores_rotated else None,
     )
 
 
@@ -106,13 +109,7 @@ def _key_up(head: LatentHead, num_slots: int, like: Tensor) -> KeyUp:
     weight, bias = head.key_up.matrix(like)
     cos = sin = None
     if head.rotary is not None:
-        channels = head.rotary.rotated_halves(head.head_dim)
-        if channels is None:
-            raise KernelUnavailableError(
-                "kernels rotate channel pairs (i, i + rotary dim / 2); this model rotates "
-                "otherwise, so its keys are rebuilt by the module"
-            )
-        cos, sin = head.rotary.pair_angles(num_slots, channels // 2, like)
+        cos, sin = head.rotary.pair_angles(num_slots, _num_pairs(head), like)
     return KeyUp(
         weight=weight.detach().contiguous(),
         bias=bias.detach().view(weight.shape[:2]),
@@ -122,6 +119,31 @@ def _key_up(head: LatentHead, num_slots: int, like: Tensor) -> KeyUp:
         norm_epsilon=epsilon,
         per_head=head.key_up.shares is not None,
     )
+
+
+def _rotated_mean(head: LatentHead, num_slots: int, like: Tensor) -> RotatedMean:
+    assert head.rotary is not None
+    exact = like.new_empty(0, dtype=torch.float32)  # blocks are many, so angles are not rounded
+    cos, sin = head.rotary.pair_angles(num_slots, _num_pairs(head), exact)
+    back = turned_back(cos[::BLOCK_SLOTS], sin[::BLOCK_SLOTS])
+    table = head.rotated_mean(like, head.rotary.angles(BLOCK_SLOTS, like))[0].detach()
+    return RotatedMean(table=table.contiguous(), cos=back[0], sin=back[1])
+
+
+def _num_pairs(head: LatentHead) -> int:
+    """Rotated pairs of a head's channels.
+
+    Raises:
+        KernelUnavailableError: if they are not pairs (i, i + rotary dim / 2).
+    """
+    assert head.rotary is not None
+    channels = head.rotary.rotated_halves(head.head_dim)
+    if channels is None:
+        raise KernelUnavailableError(
+            "kernels rotate channel pairs (i, i + rotary dim / 2); this model rotates otherwise, "
+            "so its keys are rebuilt by the module"
+        )
+    return channels // 2
 
 
 @torch.no_grad()

@@ -57,6 +57,12 @@ class HeadMap:
         columns, bias = images(self.projection, self._units(like))
         return columns.T.reshape(*heads, -1), bias
 
+    def offset(self, like: Tensor) -> Tensor:
+        """What it gives for channels of zeros, (J*D,); for `like` see `matrix`."""
+        if self.is_plain:
+            return self.projection.bias
+        return self.projection(like.new_zeros(1, 1, self.num_channels))[0, 0]
+
     def in_order(self, channels: Tensor, order: Tensor) -> Tensor:
         """What a plain projection gives, (..., J, D), with its outputs in another order.
 

@@ -6,7 +6,7 @@ every cache of transformers holds it as it is; the "value" is empty, or holds ex
 
     absorb       scores (U_k^T q) . c, output U_v (sum p c)            no rotation, no key norm
     reconstruct  k = rotate(norm(U_k c + mean)), scores q . k, output U_v (sum p c)
-    rotate       as absorb, with key channels that were rotated before they were stored
+    rotate       scores (U_k^T q) . c + q . rotate(mean), with c rotated before it is stored
 
 Every query reads latents, also those of its own chunk, so the result does not depend on how a
 sequence is cut into chunks.

@@ -132,10 +132,12 @@ def read_pool(
             first_slots = first + plan.exact_sinks
     asked, offset = query, None
     if not head.rebuilds_keys:
-        absorbed, offsets = head.absorbed(query)
-        assert offsets is not None
+        absorbed, offsets = head.absorbed(query, offset=not head.stores_rotated)
         asked = absorbed.unflatten(1, query.shape[1:3])
-        offset = offsets.unflatten(1, query.shape[1:3]).transpose(1, 2)
+        if head.stores_rotated:
+            asked = torch.cat([asked, query], dim=-1)
+        if offsets is not None:
+            offset = offsets.unflatten(1, query.shape[1:3]).transpose(1, 2)
     asked = asked.transpose(1, 2).contiguous()
     options: dict[str, Any] = {
         "read": read,

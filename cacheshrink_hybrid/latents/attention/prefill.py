@@ -2,10 +2,10 @@
 
 A block of rows is decoded, expanded and attended to by the attention of torch; the blocks' results
 are merged by their log-sum-exp. Expanding costs 2 J D (Rk + Rv) operations per slot once per chunk,
-and then 4 H D per token; meeting latents where they lie costs 2 H (Rk + Rv) per token, or rebuilds
-keys for every 64 rows of queries. Beyond some tens of tokens expanding does less, and its scratch
-is one block, whatever the length of the history. The choice rests on this count of operations; it
-has not been measured on a GPU.
+and then 4 H D per token; meeting latents where they lie costs 2 H (K + Rv) per token, with queries
+of K channels, or rebuilds keys for every 64 rows of queries. Beyond some tens of tokens expanding
+does less, and its scratch is one block, whatever the length of the history. The choice rests on
+this count of operations; it has not been measured on a GPU.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def latent_operations(head: LatentHead, read: LatentRead, num_new: int) -> int:
     H, J, D = head.num_attention_heads, head.num_key_value_heads, head.head_dim
     rows = num_new * H
     if read.key_up is None:
-        return 2 * rows * (read.key_rank + read.value_rank)
+        return 2 * rows * (read.query_width + read.value_rank)
     rank = read.key_up.weight.shape[2]
     programs = J * -(-rows // (J * ROWS_PER_PROGRAM))
     return 2 * programs * rank * D + 2 * rows * (D + read.value_rank)
@@ -36,7 +36,7 @@ def latent_operations(head: LatentHead, read: LatentRead, num_new: int) -> int:
 def expanded_operations(head: LatentHead, read: LatentRead, num_new: int) -> int:
     """The same for keys and values that are expanded once."""
     H, J, D = head.num_attention_heads, head.num_key_value_heads, head.head_dim
-    rank = read.key_rank if read.key_up is None else read.key_up.weight.shape[2]
+    rank = read.own_rank if read.key_up is None else read.key_up.weight.shape[2]
     return 2 * J * D * (rank + read.value_rank) + 4 * num_new * H * D
 
 
@@ -74,7 +74,7 @@ def expanded_prefill(
     for first, last in [*blocks, (begin, num_slots)]:
         latent = _latents(head, rows, frame_table, first, last, query.dtype)
         angles = None
-        if head.rebuilds_keys and head.rotary is not None:
+        if head.rotary is not None:
             cos, sin = head.rotary.angles(num_slots, query)
             angles = cos[:, first:last], sin[:, first:last]
         key, value = head.keys(latent, angles), head.values(latent)

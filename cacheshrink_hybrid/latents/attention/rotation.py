@@ -22,6 +22,12 @@ def turned_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + crossed * sin
 
 
+def turned_back(cos: Tensor, sin: Tensor) -> Angles:
+    """The inverse rotations, of length one also where a model's cos and sin are longer."""
+    length = torch.hypot(cos, sin)
+    return cos / length, -sin / length
+
+
 class TurningPairs(NamedTuple):
     """Pairs of neighbouring channels of a latent, its first ones, that are rotated by its slot.
 

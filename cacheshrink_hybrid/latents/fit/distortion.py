@@ -7,18 +7,19 @@ from torch import Tensor
 
 from ...codecs import RowFormat
 from ...codecs.gain_search import rounded_levels
-from .factors import LatentFactors, Unit
+from .factors import LatentFactors, Unit, over_pairs
 
 
 def channel_costs(factor: LatentFactors, unit: Unit) -> Tensor:
     """lambda of each channel: what a squared error of one costs per layer, (R,)."""
-    return torch.einsum("nr,nm,mr->r", factor.up, unit.metric, factor.up)
+    costs = torch.einsum("nr,nm,mr->r", factor.up, unit.metric, factor.up)
+    return over_pairs(costs, factor.frequencies)
 
 
 def channel_variances(factor: LatentFactors, unit: Unit) -> Tensor:
     """Variance of each channel, (R,); one, or less for channels that hardly vary."""
     variance = torch.einsum("rn,nm,rm->r", factor.encoder, unit.covariance, factor.encoder)
-    return variance.clamp_min(0.0)
+    return over_pairs(variance.clamp_min(0.0), factor.frequencies)
 
 
 def measured_distortion(
@@ -48,7 +49,7 @@ def sampled_latents(factor: LatentFactors, unit: Unit, sample: Tensor | None) ->
         variance = channel_variances(factor, unit)
         return torch.randn(4096, len(variance), generator=generator) * variance.sqrt().float()
     latents = (sample.float() - factor.mean.float()) @ factor.encoder.T.float()
-    if factor.frequencies is not None:
+    if factor.frequencies is not None and len(factor.frequencies):
         # Stored keys are rotated by their position, which meets every phase in a long text.
         pairs = torch.view_as_complex(latents[:, : factor.key_rank].unflatten(-1, (-1, 2)))
         phases = 2 * torch.pi * torch.rand(pairs.shape, generator=generator)

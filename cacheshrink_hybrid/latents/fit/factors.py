@@ -99,7 +99,8 @@ class LatentFactors:
         costs: of errors in the channels, relative to each other, (R,); None if they are not coded.
         frequencies: for `rotate`, the rotary frequency of each pair of key channels, (Rk / 2,); -1
             where a pair is not rotated.
-        key_heads: for `per_head`, the head that each key channel belongs to, (Rk,).
+        key_heads: where heads have channels of their own, the head that each key channel belongs
+            to, (Rk,).
     """
 
     method: str
@@ -138,16 +139,16 @@ class LatentFactors:
         if kind.joint:
             return [channels[:, None]]
         keys, values = channels[: self.key_rank], channels[self.key_rank :, None]
-        if self.key_heads is not None:  # one channel of every head
-            return [
-                keys[self.key_heads.argsort(stable=True)].view(self.num_key_heads, -1).T,
-                values,
-            ]
-        return [keys.view(-1, kind.key_step), values]
+        if self.key_heads is None:
+            return [keys[:, None], values]
+        # one channel, or one pair, of every head
+        own = keys[self.key_heads.argsort(stable=True)]
+        by_head = own.view(self.num_key_heads, -1, kind.key_step)
+        return [by_head.transpose(0, 1).flatten(1), values]
 
     @property
     def num_key_heads(self) -> int:
-        """J, for `per_head`; 1 otherwise."""
+        """J, where heads have channels of their own; 1 otherwise."""
         return 1 if self.key_heads is None else int(self.key_heads.max()) + 1
 
 
@@ -193,14 +194,18 @@ def scaled_factors(
     value_up: Tensor,
     down: Tensor,
     group: int | None = None,
+    *,
+    frequencies: Tensor | None = None,
+    key_heads: Tensor | None = None,
 ) -> LatentFactors:
-    """Factors with channels of unit variance, and their losses.
+    """Factors with channels of unit variance as they are stored, and their losses.
 
     Args:
         key_up: (J*D, Rk).
         value_up: (J*D, Rv).
         down: encoder, (R, 2*J*D).
         group: `basis_group`, whose bases keep their scale.
+        frequencies, key_heads: of the key channels, see `LatentFactors`.
     """
     full_up = _stacked(key_up, value_up, down.shape[0])
     identity = torch.eye(2 * unit.width, dtype=torch.float64)
@@ -208,7 +213,8 @@ def scaled_factors(
     error = max(0.0, projection_loss(full_up, down, unit.covariance, identity))
     variance = float(unit.covariance.trace())
     if group is None:
-        spread = torch.einsum("rn,nm,rm->r", down, unit.covariance, down).clamp_min(0).sqrt()
+        variance_of = torch.einsum("rn,nm,rm->r", down, unit.covariance, down).clamp_min(0)
+        spread = over_pairs(variance_of, frequencies).sqrt()
         # Errors of the layers before reach all directions alike, so those that hardly vary must
         # not be blown up to unit variance: what comes with the text would be a multiple of it.
         scale = (spread.square() + (SPREAD_FLOOR * spread.max()) ** 2).sqrt().clamp_min(1e-30)
@@ -226,7 +232,23 @@ def scaled_factors(
         error_bound=loss / float(torch.linalg.eigvalsh(unit.metric)[0]),
         relative_error=error / variance if variance > 0 else 0.0,
         basis_group=group,
+        frequencies=frequencies,
+        key_heads=key_heads,
     )
+
+
+def over_pairs(channels: Tensor, frequencies: Tensor | None) -> Tensor:
+    """Figures of channels (R,), where two that are stored rotated as a pair both get their mean:
+    over a text a stored pair meets every phase.
+
+    Args:
+        frequencies: of the pairs, see `LatentFactors`.
+    """
+    if frequencies is None:
+        return channels
+    pairs = channels[: 2 * len(frequencies)].view(len(frequencies), 2)
+    pairs = torch.where(frequencies[:, None] >= 0, pairs.mean(1, keepdim=True), pairs)
+    return torch.cat([pairs.flatten(), channels[2 * len(frequencies) :]])
 
 
 def _stacked(key_up: Tensor, value_up: Tensor, rank: int) -> Tensor:

@@ -4,7 +4,8 @@ memory   a joint latent everywhere: fewest bytes for a given loss; at 16 bits se
          they lose the same, because they are cheaper to read
 speed    by layer the kind that a decode step reads fastest; of those that are about as fast, the
          one that loses least
-auto     as `speed`, among the kinds whose loss stays close to that of the joint latent
+auto     as `speed`, among the kinds whose loss stays close to that of the joint latent; and beyond
+         that where the most time is saved per loss, while the whole model's loss stays slight
 
 Only layers that rotate their keys have a choice of speed: others are read by absorbing queries into
 a joint latent, which is fastest and loses least.
@@ -12,8 +13,9 @@ a joint latent, which is fastest and loses least.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,18 +25,22 @@ from ...config import CompressionConfig
 from ...device_profile import DeviceProfile
 from ...errors import PlanError
 from ...linalg import projection_loss
-from ...methods import LATENT_KINDS, LatentKind
+from ...methods import LATENT_KINDS, METRICS, LatentKind
 from ...ranks import Spectrum, fixed_ranks, global_ranks, uniform_ranks
 from ...spec import BYTES_16BIT
 from .bits import CodedFactors, code_channels
 from .factors import Bases, LatentFactors, Unit
+from .held_out_loss import held_out_loss
 from .read_time import read_operations, read_seconds
+from .statistics import HeldOutSamples
 
 EQUAL_LOSS = 1.01
 """Within 1 % of the joint latent's loss, the separate one is taken."""
 ABOUT_AS_FAST = 1.25
 CLOSE_LOSS = 1.5
-"""`auto` gives up at most this factor in a layer's loss for speed."""
+"""`auto` gives up this factor in a layer's loss for speed,"""
+SLIGHT_LOSS = 0.002
+"""or more, while all layers together lose at most so many nats per token: 0.2 % of perplexity."""
 JOINT, SEPARATE = LATENT_KINDS["joint"], LATENT_KINDS["separate"]
 
 FullFactors = tuple[LatentFactors, Unit]
@@ -129,6 +135,21 @@ class Reader:
     read_mode: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A kind of latent for one module, at the bytes of its joint latent.
+
+    Attributes:
+        full: factors with all their directions, and the unit as they see it.
+        loss: predicted, of all layers that the module serves; on held-out text where there is any.
+        seconds: modelled time that a decode step spends on one cached token in these layers.
+    """
+
+    full: FullFactors
+    loss: float
+    seconds: float
+
+
 def fastest_factors(
     units: Sequence[Unit],
     samples: Sequence[Tensor | None],
@@ -137,6 +158,7 @@ def fastest_factors(
     budget_bytes: float,
     formats: Sequence[RowFormat],
     config: CompressionConfig,
+    held_out: Sequence[HeldOutSamples] | None = None,
 ) -> list[FullFactors]:
     """Full-rank factors of the kind that the config's objective prefers for each module.
 
@@ -147,49 +169,46 @@ def fastest_factors(
     coded = code_channels(
         [factor for factor, _ in joint], units, samples, widths, budget_bytes, formats=formats
     )
-    return [
-        _preferred(pair, first, sample, reader, widths, row_format, config)
-        if _rotates(pair[1])
-        else pair
-        for pair, first, sample, reader, row_format in zip(
-            joint, coded, samples, readers, formats, strict=True
-        )
-    ]
-
-
-def _preferred(
-    joint: FullFactors,
-    coded: CodedFactors,
-    sample: Tensor | None,
-    reader: Reader,
-    widths: Sequence[int],
-    row_format: RowFormat,
-    config: CompressionConfig,
-) -> FullFactors:
-    unit = joint[1]
-    assert unit.keys is not None
-    row_bytes = coded.row_format.row_bytes(coded.runs)
-    candidates = [(joint, coded)]
-    for kind in LATENT_KINDS.values():
-        if not kind.rotary_only or (kind.read_mode == "rotate" and unit.keys.cannot_rotate):
-            continue
-        pair = _full(kind, unit, config)
-        budget = row_bytes * unit.num_layers
-        candidates += [
-            (pair, result)
-            for result in code_channels(
-                [pair[0]], [pair[1]], [sample], widths, budget, formats=[row_format]
+    found: list[list[Candidate]] = []
+    for index, (pair, first) in enumerate(zip(joint, coded, strict=True)):
+        text = None if held_out is None else held_out[index]
+        of_kind = partial(_candidate, reader=readers[index], held_out=text, config=config)
+        candidates = [of_kind(pair, first)]
+        for full in _other_kinds(units[index], config):
+            budget = first.row_format.row_bytes(first.runs) * units[index].num_layers
+            (result,) = code_channels(
+                [full[0]], [full[1]], [samples[index]], widths, budget, formats=[formats[index]]
             )
-        ]
+            candidates.append(of_kind(full, result))
+        found.append(candidates)
+    fastest = [_fastest(candidates) for candidates in found]
     if config.objective == "auto":
-        limit = CLOSE_LOSS * coded.factors.loss
-        candidates = [(pair, result) for pair, result in candidates if result.factors.loss <= limit]
+        close = [_fastest(_close(candidates)) for candidates in found]
+        in_nats = METRICS[config.metric].unit == "nats/token"
+        fastest = _within(SLIGHT_LOSS, close, fastest) if in_nats else close
+    return [candidate.full for candidate in fastest]
 
-    profile = DeviceProfile.parse(config.device_profile)
 
-    def seconds(result: CodedFactors) -> float:
-        assert unit.keys is not None
-        factors = result.factors
+def _other_kinds(unit: Unit, config: CompressionConfig) -> Iterator[FullFactors]:
+    """Those beside the joint latent that a module may have."""
+    if unit.keys is None or not _rotates(unit):
+        return
+    for kind in LATENT_KINDS.values():
+        if kind.rotary_only and not (kind.read_mode == "rotate" and unit.keys.cannot_rotate):
+            yield _full(kind, unit, config)
+
+
+def _candidate(
+    full: FullFactors,
+    result: CodedFactors,
+    *,
+    reader: Reader,
+    held_out: HeldOutSamples | None,
+    config: CompressionConfig,
+) -> Candidate:
+    factors, unit = result.factors, full[1]
+    seconds = 0.0  # what is not rotated has no choice
+    if unit.keys is not None:
         operations = read_operations(
             factors.method,
             LATENT_KINDS[factors.method].read_mode or reader.read_mode,
@@ -199,11 +218,41 @@ def _preferred(
             key_rank=factors.key_rank,
             value_rank=factors.value_up.shape[1],
         )
-        return read_seconds(profile, result.row_format.row_bytes(result.runs), operations)
+        profile = DeviceProfile.parse(config.device_profile)
+        seconds = read_seconds(profile, result.row_format.row_bytes(result.runs), operations)
+    loss = factors.loss
+    if held_out is not None:
+        loss = held_out_loss(result, unit, held_out, config.coded)
+    return Candidate(full=full, loss=loss * unit.num_layers, seconds=seconds * unit.num_layers)
 
-    limit = ABOUT_AS_FAST * min(seconds(result) for _, result in candidates)
-    fast = [(pair, result) for pair, result in candidates if seconds(result) <= limit]
-    return min(fast, key=lambda candidate: candidate[1].factors.loss)[0]
+
+def _close(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Those that lose about what the first one does, the joint latent."""
+    limit = CLOSE_LOSS * candidates[0].loss
+    return [candidate for candidate in candidates if candidate.loss <= limit]
+
+
+def _fastest(candidates: Sequence[Candidate]) -> Candidate:
+    """Of those that are about as fast as the fastest, the one that loses least."""
+    limit = ABOUT_AS_FAST * min(candidate.seconds for candidate in candidates)
+    fast = [candidate for candidate in candidates if candidate.seconds <= limit]
+    return min(fast, key=lambda candidate: candidate.loss)
+
+
+def _within(
+    limit: float, chosen: Sequence[Candidate], faster: Sequence[Candidate]
+) -> list[Candidate]:
+    """By module the chosen candidate, or the faster one: first where it saves the most time for its
+    loss, while all modules together lose at most `limit`."""
+    found, total = list(chosen), sum(candidate.loss for candidate in chosen)
+    saved = [one.seconds - other.seconds for one, other in zip(chosen, faster, strict=True)]
+    lost = [other.loss - one.loss for one, other in zip(chosen, faster, strict=True)]
+    gaining = [index for index, seconds in enumerate(saved) if seconds > 0]
+    for index in sorted(gaining, key=lambda index: lost[index] / saved[index]):
+        if total + lost[index] <= limit:
+            found[index] = faster[index]
+            total += lost[index]
+    return found
 
 
 def _rotates(unit: Unit) -> bool:

@@ -8,7 +8,6 @@ of a head lie side by side, so that who reads one head reads whole stretches of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
@@ -32,5 +31,5 @@ def per_head_factors(unit: Unit) -> LatentFactors:
     values = whitened_basis(*unit.half(1))
     key_up = torch.block_diag(*[basis.up for basis in keys])
     down = torch.block_diag(*[basis.down for basis in keys], values.down)
-    factors = scaled_factors(unit, "per_head", key_up, values.up, down)
-    return replace(factors, key_heads=torch.arange(J).repeat_interleave(D))
+    heads_of = torch.arange(J).repeat_interleave(D)
+    return scaled_factors(unit, "per_head", key_up, values.up, down, key_heads=heads_of)

@@ -4,7 +4,8 @@ A step reads every stored byte of the context once and spends two floating-point
 product; the slower of the two bounds it, since a fused kernel overlaps them. Per token and layer,
 with H query heads, J key heads of D, Rk key channels and Rv value channels:
 
-    absorb, rotate            2 H (Rk + Rv)
+    absorb                    2 H (Rk + Rv)
+    rotate                    2 H (Rk / J + D + Rv), D for the mean of the keys
     reconstruct, joint        2 J D Rk + 2 H D + 2 H Rv
     reconstruct, per head     2 D Rk + 2 H D + 2 H Rv
 """
@@ -33,6 +34,9 @@ def read_operations(
         kv_width: J * D.
     """
     values = 2 * num_heads * value_rank
+    if read_mode == "rotate":
+        own_rank = key_rank * head_dim // kv_width
+        return values + 2 * num_heads * (own_rank + head_dim)
     if read_mode != "reconstruct":
         return values + 2 * num_heads * key_rank
     rebuilt_by = head_dim if LATENT_KINDS[method].per_head else kv_width

@@ -1,15 +1,15 @@
-"""Keys stored after rotation, in a basis that commutes with it: nothing is rebuilt to read them.
+"""Keys stored rotated about their mean, in channels of each head's own; values in one latent.
 
-RoPE turns the pair of channels (i, i + Dr/2) of every head by one angle, so as complex numbers the
-J heads' pairs of one frequency form a vector z that is multiplied by e^(i angle). Any complex
-matrix that mixes heads within a frequency commutes with that. Per frequency the best rank-r pair is
-that of `whitened_basis`, with the moments averaged over all angles: Hermitian matrices (J, J).
+RoPE turns the pair of channels (i, i + Dr/2) of a head by one angle, R_t at slot t. Stored is
+R_t (k - mean), pair by pair, so nothing is rebuilt to read it; the mean's part of a score needs no
+memory of the token. In a long text the stored pair meets every phase, whatever the key's was, so
+its two channels are alike: one scale, and one cost of an error, the mean of the two. Channels that
+are not rotated get the best basis of their head. Heads go in step, as in `per_head`, by pairs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,75 +20,52 @@ from .factors import Bases, KeyShape, LatentFactors, Unit, scaled_factors
 
 
 def rotated(units: Sequence[Unit]) -> list[Bases]:
-    return [Bases.unranked(rotated_unit(unit), rotate_factors) for unit in units]
-
-
-def rotated_unit(unit: Unit) -> Unit:
-    """The unit as it looks after rotation by every angle: keys of different frequencies, and keys
-    and values, are uncorrelated, and rotated channels have mean zero."""
-    keys = _key_shape(unit)
-    width = unit.width
-    rotated = _pair_channels(keys).flatten()
-    mean = unit.mean.clone()
-    mean[rotated] = 0.0
-    second_moment = unit.covariance + torch.outer(unit.mean, unit.mean)
-    moments = []
-    for matrix, of_rotated in ((unit.covariance, second_moment), (unit.metric, unit.metric)):
-        averaged = torch.zeros_like(matrix)
-        still = _still_channels(keys)
-        averaged[still[:, None], still] = matrix[still[:, None], still]
-        averaged[width:, width:] = matrix[width:, width:]
-        for pairs in _pair_channels(keys):
-            block = _real(_complex(of_rotated, pairs))
-            channels = pairs.T.flatten()  # real parts of all heads, then imaginary ones
-            averaged[channels[:, None], channels] = block
-        moments.append(averaged)
-    return replace(unit, covariance=moments[0], metric=moments[1], mean=mean)
+    return [Bases.unranked(unit, rotate_factors) for unit in units]
 
 
 def rotate_factors(unit: Unit) -> LatentFactors:
-    """Full-rank factors of `rotated_unit(unit)`: key channels in pairs (real, imaginary).
-
-    `key_up` and `encoder` commute with the rotation of all pairs of one frequency, so they apply to
-    rotated keys and rotated channels as they do to keys and channels.
-    """
+    """Full-rank factors of one module: D channels of head 0, then of head 1, and so on; in a head
+    pairs (real, imaginary) by falling loss, rotated or not."""
     keys = _key_shape(unit)
-    width = unit.width
-    ups, downs, frequencies = [], [], []
-    for frequency, pairs in enumerate(_pair_channels(keys)):
-        # A complex covariance adds both parts' variances; a metric weighs each part alike.
-        complex_up, complex_down = _hermitian_basis(
-            _complex(unit.covariance, pairs), _complex(unit.metric, pairs) / 2
-        )
-        channels = pairs.T.flatten()
-        rank = complex_up.shape[1]
-        up = torch.zeros(width, 2 * rank, dtype=torch.float64)
-        down = torch.zeros(2 * rank, width, dtype=torch.float64)
-        # (real | imaginary) blocks of a complex matrix, then channels pair by pair
-        up[channels] = _interleaved(_real(complex_up, half=False).T).T
-        down[:, channels] = _interleaved(_real(complex_down, half=False))
-        ups.append(up)
-        downs.append(down)
-        frequencies += [frequency] * rank
-    still = _still_channels(keys)
-    if len(still):
-        at = (still[:, None], still)
-        basis = whitened_basis(unit.covariance[at], unit.metric[at])
-        up = torch.zeros(width, len(still), dtype=torch.float64)
-        down = torch.zeros(len(still), width, dtype=torch.float64)
-        up[still], down[:, still] = basis.up, basis.down
-        ups.append(up)
-        downs.append(down)
-        frequencies += [-1] * (len(still) // 2)
+    J, D = keys.num_heads, keys.head_dim
+    covariance, metric = unit.half(0)
+    heads = [slice(j * D, (j + 1) * D) for j in range(J)]
+    bases = [_head_basis(covariance[h, h], metric[h, h], keys.rotary_dim) for h in heads]
+    ups, downs, frequencies = zip(*bases, strict=True)
     values = whitened_basis(*unit.half(1))
-    factors = scaled_factors(
+    return scaled_factors(
         unit,
         "rotate",
-        torch.cat(ups, dim=1),
+        torch.block_diag(*ups),
         values.up,
-        torch.block_diag(torch.cat(downs), values.down),
+        torch.block_diag(*downs, values.down),
+        frequencies=torch.cat(frequencies),
+        key_heads=torch.arange(J).repeat_interleave(D),
     )
-    return replace(factors, frequencies=torch.tensor(frequencies))
+
+
+def _head_basis(
+    covariance: Tensor, metric: Tensor, rotary_dim: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Up and down (D, D) of one head, in channels that lose what they vary by, and the frequency of
+    each pair of them, (D / 2,), -1 where it is not rotated."""
+    half, width = rotary_dim // 2, len(metric)
+    costs, variances = (
+        matrix.diagonal()[:rotary_dim].view(2, half).mean(0).repeat(2)
+        for matrix in (metric, covariance)
+    )
+    up, down, losses = torch.diag(costs.rsqrt()), torch.diag(costs.sqrt()), costs * variances
+    if rotary_dim < width:
+        still = slice(rotary_dim, None)
+        rest = whitened_basis(covariance[still, still], metric[still, still])
+        up, down = torch.block_diag(up, rest.up), torch.block_diag(down, rest.down)
+        losses = torch.cat([losses, rest.spectrum])
+    turned = torch.arange(rotary_dim).view(2, half).T
+    pairs = torch.cat([turned, torch.arange(rotary_dim, width).view(-1, 2)])
+    frequencies = torch.cat([torch.arange(half), torch.full((len(pairs) - half,), -1)])
+    order = losses[pairs].sum(1).argsort(descending=True, stable=True)
+    channels = pairs[order].flatten()
+    return up[:, channels], down[channels], frequencies[order]
 
 
 def _key_shape(unit: Unit) -> KeyShape:
@@ -97,58 +74,3 @@ def _key_shape(unit: Unit) -> KeyShape:
     if unit.keys.cannot_rotate is not None:
         raise PlanError(f"keys cannot be stored rotated: {unit.keys.cannot_rotate}")
     return unit.keys
-
-
-def _pair_channels(keys: KeyShape) -> Tensor:
-    """Channels of each frequency's pairs, (Dr/2, J, 2): real and imaginary part of every head."""
-    half = keys.rotary_dim // 2
-    head = torch.arange(keys.num_heads)[None, :, None] * keys.head_dim
-    part = torch.tensor([0, half])[None, None]
-    return torch.arange(half)[:, None, None] + head + part
-
-
-def _still_channels(keys: KeyShape) -> Tensor:
-    """Key channels that are not rotated."""
-    channels = torch.arange(keys.num_heads * keys.head_dim).view(keys.num_heads, keys.head_dim)
-    return channels[:, keys.rotary_dim :].flatten()
-
-
-def _complex(matrix: Tensor, pairs: Tensor) -> Tensor:
-    """The part of a real form that commutes with rotation, (J, J): with blocks [[A, B], [C, D]]
-    over (real, imaginary) parts, A + D + i (C - B)."""
-    real, imaginary = pairs.unbind(-1)
-    a, b = matrix[real[:, None], real], matrix[real[:, None], imaginary]
-    c, d = matrix[imaginary[:, None], real], matrix[imaginary[:, None], imaginary]
-    return torch.complex(a + d, c - b)
-
-
-def _real(matrix: Tensor, *, half: bool = True) -> Tensor:
-    """A complex (m, n) as real (2m, 2n) acting on (real parts | imaginary parts); halved, the
-    average over angles of the form that `_complex` came from."""
-    blocks = torch.cat(
-        [
-            torch.cat([matrix.real, -matrix.imag], dim=1),
-            torch.cat([matrix.imag, matrix.real], dim=1),
-        ]
-    )
-    return blocks / 2 if half else blocks
-
-
-def _interleaved(rows: Tensor) -> Tensor:
-    """Rows (2r, n) in the order real 0, imaginary 0, real 1, ..."""
-    return rows.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1)
-
-
-def _hermitian_basis(covariance: Tensor, metric: Tensor) -> tuple[Tensor, Tensor]:
-    """`whitened_basis` of Hermitian (J, J): U and its inverse E, directions by falling loss."""
-    values, vectors = torch.linalg.eigh(metric)
-    roots = values.clamp_min(torch.finfo(torch.float64).tiny).sqrt()
-    root = (vectors * roots) @ vectors.mH
-    inverse_root = (vectors / roots) @ vectors.mH
-    product = root @ covariance @ root
-    _, directions = torch.linalg.eigh(0.5 * (product + product.mH))
-    directions = directions.flip(-1)
-    # A complex eigenvector's phase is arbitrary; fix it so that equal inputs give equal results.
-    pivot = directions.gather(0, directions.abs().argmax(dim=0)[None])
-    directions = directions * (pivot.abs() / pivot)
-    return inverse_root @ directions, directions.mH @ root

@@ -11,12 +11,17 @@ import torch
 from torch import nn
 from torch.nn.utils import skip_init
 
+from cacheshrink_hybrid.latents.attention.dense_read import products_of
 from cacheshrink_hybrid.latents.attention.module import LatentAttention
 from tests.latents.attention.heads import head_of
 from tests.models import pair
 from tests.tolerances import assert_same_computation
 
-ABSORBED = {"absorb": ("gpt2", "joint"), "rotate": ("llama", "rotate")}
+CASES = {
+    "absorb": ("gpt2", "joint"),
+    "rotate": ("llama", "rotate"),
+    "partly": ("gpt_neox", "rotate"),
+}
 
 
 def layer_of(case: str, method: str = "joint") -> LatentAttention:
@@ -24,17 +29,20 @@ def layer_of(case: str, method: str = "joint") -> LatentAttention:
     return next(module for module in model.modules() if isinstance(module, LatentAttention))
 
 
-@pytest.mark.parametrize("name", ABSORBED)
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("num_slots", [7, 150])
 @torch.no_grad()
-def test_absorbed_queries_meet_latents_as_queries_meet_keys(name: str) -> None:
-    head = head_of(*ABSORBED[name])
+def test_absorbed_queries_meet_latents_as_queries_meet_keys(name: str, num_slots: int) -> None:
+    head = head_of(*CASES[name])
     query = torch.randn(2, head.num_attention_heads, 3, head.head_dim)
-    latent = torch.randn(2, 7, head.plan.kv_lora_rank)
-    absorbed, offset = head.absorbed(query)
-    assert offset is not None
-    products = absorbed @ head.key_channels(latent).transpose(1, 2) + offset[..., None]
-    due = head.products(query, head.keys(latent, None))
-    assert_same_computation(products.view_as(due), due)
+    latent = torch.randn(2, num_slots, head.plan.kv_lora_rank)
+    angles, first = None, 5
+    if head.rotary is not None:
+        cos, sin = head.rotary.angles(first + num_slots, query)
+        angles = cos[:, first:], sin[:, first:]
+    products = products_of(head, query, latent, angles)
+    due = head.products(query, head.keys(latent, angles))
+    assert_same_computation(products, due)
 
 
 @pytest.mark.parametrize("case", ["gpt2", "llama"])

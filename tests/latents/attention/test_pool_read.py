@@ -70,7 +70,7 @@ def test_equals_the_module(name: str, backend: str) -> None:
     rows, table = _stored(head, latents)
     query = torch.randn(len(LENS), head.num_attention_heads, 2, head.head_dim)
     angles = None
-    if read_mode == "reconstruct" and head.rotary is not None:
+    if head.rotary is not None:
         angles = head.rotary.angles(32, query)
     got = read_pool(
         head,

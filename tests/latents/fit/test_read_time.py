@@ -23,7 +23,7 @@ SIZES = {"num_heads": H, "kv_width": J * D, "head_dim": D, "key_rank": 32, "valu
     "method, mode, operations",
     [
         ("joint", "absorb", 2 * H * (32 + 48)),
-        ("rotate", "rotate", 2 * H * (32 + 48)),
+        ("rotate", "rotate", 2 * H * (32 // J + D + 48)),
         ("joint", "reconstruct", 2 * J * D * 32 + 2 * H * D + 2 * H * 48),
         ("per_head", "reconstruct", 2 * D * 32 + 2 * H * D + 2 * H * 48),
     ],
@@ -69,13 +69,37 @@ def test_where_bytes_bound_the_joint_latent_loses_least() -> None:
 
 
 def test_where_operations_bound_keys_are_not_rebuilt_from_the_joint_latent() -> None:
-    assert _chosen("speed", bandwidth=1e9, matrix_rate=1.0) == "per_head"
+    assert _chosen("speed", bandwidth=1e9, matrix_rate=1.0) == "rotate"
     assert _chosen("speed", 1e9, 1.0, cannot_rotate="no") == "per_head"
 
 
 def test_auto_does_not_pay_for_speed_with_much_loss() -> None:
     # These moments correlate across heads and frequencies, which only the joint latent uses.
     assert _chosen("auto", bandwidth=1e9, matrix_rate=1.0) == "joint"
+
+
+def _chosen_of_two(scale: float, **settings) -> list[str]:
+    """What `auto` takes for two modules that lose `scale` times what their moments say."""
+    keys = KeyShape(num_heads=J, head_dim=D, rotary_dim=D)
+    units = [random_unit(J * D, seed) for seed in (1, 2)]
+    factors = fastest_factors(
+        [replace(unit, keys=keys, metric=scale * unit.metric) for unit in units],
+        [None, None],
+        [Reader(num_heads=H, read_mode="reconstruct")] * 2,
+        (2, 4, 8, 16),
+        120,
+        [RowFormat()] * 2,
+        CompressionConfig(objective="auto", device_profile="1e9:1", **settings),
+    )
+    return [factor.method for factor, _ in factors]
+
+
+def test_auto_pays_for_speed_while_the_whole_model_loses_little() -> None:
+    """Of two modules none, one, or both, as far as 0.002 nats per token go; other metrics are not
+    in nats, so a sum of theirs says nothing."""
+    counts = [_chosen_of_two(scale).count("rotate") for scale in (1.0, 0.06, 0.03, 1e-6)]
+    assert counts == [0, 1, 2, 2]
+    assert _chosen_of_two(1e-6, metric="activation") == ["joint", "joint"]
 
 
 def test_layers_without_rotation_stay_joint() -> None:

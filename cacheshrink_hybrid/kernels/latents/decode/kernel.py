@@ -7,6 +7,8 @@ blocks): heads that read the same slots run side by side, and the second one fin
 cache.
 """
 
+from dataclasses import replace
+
 import torch
 import triton
 import triton.language as tl
@@ -17,7 +19,15 @@ from ...numerics import LOG2_E, TRITON_DTYPES, constant, dot_dtype, product, rou
 from ..paged_rows import PagedRows
 from ..pieces import FramedRows, pieces_of
 from ..row_tile import load_gain, load_piece
-from .key_tile import key_parts, query_part, query_piece, rebuilt_keys, vector_part, weight_part
+from .key_tile import (
+    key_parts,
+    mean_scores,
+    query_part,
+    query_piece,
+    rebuilt_keys,
+    vector_part,
+    weight_part,
+)
 from .merge import merge_splits
 from .read import LatentRead
 from .slot_range import block_range, row_pointers
@@ -37,7 +47,8 @@ def latent_decode_fwd_kernel(
     p_up,  # (J, D, RANK) or None
     p_bias,  # (J, D)
     p_norm,  # (D,) or None
-    p_cos,  # (slots, ROTARY / 2) or None
+    p_mean,  # (J, MEAN_SLOTS, D) or None
+    p_cos,  # (slots, ROTARY / 2) or None; with a mean (blocks, ROTARY / 2)
     p_sin,
     p_out,  # (B, T, H, RV), or (B, T, H, splits, RV) float32
     p_lse,  # log-sum-exp (B, T, H), or (B, T, H, splits) in base 2
@@ -57,6 +68,8 @@ def latent_decode_fwd_kernel(
     RANK: tl.constexpr,
     EPSILON: tl.constexpr,
     PARTS: tl.constexpr,
+    FIRST_PART: tl.constexpr,
+    MEAN_SLOTS: tl.constexpr,
     SPLIT: tl.constexpr,
     NATIVE_FLOAT8: tl.constexpr,
     OUT: tl.constexpr,
@@ -98,20 +111,26 @@ def latent_decode_fwd_kernel(
                 q = query_piece(p_q, m_m, constant(PIECES[i]))
                 largest = tl.maximum(largest, tl.max(tl.abs(q), 1))
                 queries = queries + (q,)
+    parts = ()
     for i in tl.static_range(len(PARTS)):
-        q = query_part(p_q, m_m, constant(PARTS[i]))
+        q = query_part(p_q + FIRST_PART, m_m, constant(PARTS[i]))
         largest = tl.maximum(largest, tl.max(tl.abs(q), 1))
-        queries = queries + (q,)
+        parts = parts + (q,)
     ups = ()
     biases = ()
-    for i in tl.static_range(len(PARTS)):
-        p_u = p_up + i_head * QUERY_WIDTH * RANK
-        ups = ups + (weight_part(p_u, RANK, constant(PARTS[i]), PIECES, DOT),)
-        biases = biases + (vector_part(p_bias + i_head * QUERY_WIDTH, constant(PARTS[i])),)
+    if RANK > 0:
+        for i in tl.static_range(len(PARTS)):
+            p_u = p_up + i_head * QUERY_WIDTH * RANK
+            ups = ups + (weight_part(p_u, RANK, constant(PARTS[i]), PIECES, DOT),)
+            biases = biases + (vector_part(p_bias + i_head * QUERY_WIDTH, constant(PARTS[i])),)
     scaled = ()
     for i in tl.static_range(len(queries)):
         scaled = scaled + ((queries[i] / largest[:, None]).to(DOT),)
     queries = scaled
+    scaled = ()
+    for i in tl.static_range(len(parts)):
+        scaled = scaled + (parts[i] / largest[:, None],)
+    parts = scaled
     accs = ()
     for i in tl.static_range(len(PIECES)):
         if PIECES[i].is_value:
@@ -160,6 +179,11 @@ def latent_decode_fwd_kernel(
                     s_plain = product(queries[PIECES[i].key_index], tl.trans(tile), s_plain)
         if RANK == 0:
             s = s_plain + s_coded * gain[None, :]
+            if MEAN_SLOTS > 0:
+                s = mean_scores(
+                    parts, p_mean, p_cos, p_sin, i_head, block * BLOCK_N, s,
+                    QUERY_WIDTH - FIRST_PART, MEAN_SLOTS, PARTS, DOT, BLOCK_N,
+                )  # fmt: skip
         else:
             large = tl.full([BLOCK_N], 1.0, tl.float32)
             if p_norm is None:
@@ -170,7 +194,7 @@ def latent_decode_fwd_kernel(
             )  # fmt: skip
             s = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
             for i in tl.static_range(len(PARTS)):
-                s = product(queries[i], tl.trans(keys[i].to(DOT)), s)
+                s = product(parts[i].to(DOT), tl.trans(keys[i].to(DOT)), s)
             s = s * large[None, :]
         s = s * factor[:, None] + bonus[:, None] + lost[None, :]
         if SOFTCAP > 0:
@@ -233,26 +257,28 @@ def latent_decode_triton(
 ) -> tuple[Tensor, Tensor]:
     """See `latent_decode` and `latent_prefill`."""
     B, T, H, width = query.shape
-    layout, key_up = rows.layout, read.key_up
+    layout, key_up, mean = rows.layout, read.key_up, read.mean
     device = query.device
-    joint = key_up is None or not key_up.per_head
-    key_heads = 1 if key_up is None else key_up.weight.shape[0]
+    key_heads = read.key_heads if key_up is None else key_up.weight.shape[0]
     group = H // key_heads
+    rotation = key_up or mean
+    head_dim = width if mean is None else width - read.own_rank
     values = (layout.num_channels - read.value_rank, layout.num_channels)
     pieces = pieces_of(
         layout,
         keys=(0, read.key_rank),
         values=values,
-        key_heads=1 if joint else key_heads,
+        key_heads=read.key_heads,
     )
     exact = query.dtype == torch.float32
     if tiles is None:
-        read_channels = read.value_rank + read.key_rank // (1 if joint else key_heads)
-        read_channels = min(read_channels, layout.num_channels)
-        if key_up is not None:
-            read_channels += width
+        read_channels = min(read.value_rank + read.own_rank, layout.num_channels)
+        if rotation is not None:
+            read_channels += head_dim
         tiles = choose_tiles(T * group, read_channels, layout, exact=exact)
         tiles = fitted(tiles, rows.frame_tokens)
+    if mean is not None and mean.block_slots % tiles.block_n:
+        tiles = replace(tiles, block_n=mean.block_slots)
     row_blocks = triton.cdiv(T * group, tiles.block_m)
     if num_splits is None:
         slots = frame_table.shape[1] * rows.frame_tokens
@@ -283,8 +309,9 @@ def latent_decode_triton(
         p_up=None if key_up is None else key_up.weight.contiguous(),
         p_bias=None if key_up is None else key_up.bias.contiguous(),
         p_norm=None if key_up is None else key_up.norm_weight,
-        p_cos=None if key_up is None or key_up.cos is None else key_up.cos.contiguous(),
-        p_sin=None if key_up is None or key_up.sin is None else key_up.sin.contiguous(),
+        p_mean=None if mean is None else mean.table.contiguous(),
+        p_cos=None if rotation is None or rotation.cos is None else rotation.cos.contiguous(),
+        p_sin=None if rotation is None or rotation.sin is None else rotation.sin.contiguous(),
         p_out=part,
         p_lse=part_lse,
         num_tokens=T,
@@ -302,7 +329,9 @@ def latent_decode_triton(
         SOFTCAP=read.softcap or 0.0,
         RANK=0 if key_up is None else key_up.weight.shape[2],
         EPSILON=0.0 if key_up is None else key_up.norm_epsilon,
-        PARTS=() if key_up is None else key_parts(width, key_up.rotary_dim),
+        PARTS=() if rotation is None else key_parts(head_dim, rotation.rotary_dim),
+        FIRST_PART=width - head_dim,
+        MEAN_SLOTS=0 if mean is None else mean.block_slots,
         SPLIT=split,
         NATIVE_FLOAT8=has_native_float8(device),
         OUT=tl.float32 if split else TRITON_DTYPES[query.dtype],

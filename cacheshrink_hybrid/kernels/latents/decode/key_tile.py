@@ -1,7 +1,7 @@
-"""Device functions that bring queries and latents together: queries in the units of pieces, and
-keys rebuilt from tiles of latents.
+"""Device functions that bring queries and latents together: queries in the units of pieces, keys
+rebuilt from tiles of latents, and the mean of keys that are stored rotated about it.
 
-The D channels of a rebuilt key go in *parts*: where keys are rotated, the first and the second
+The D channels of a key go in *parts*: where keys are rotated, the first and the second
 halves of the rotated channels, which turn into each other, and then the rest, if there is any.
 """
 
@@ -149,3 +149,40 @@ def rebuilt_keys(
             turned = turned + (keys[i],)
         keys = turned
     return keys
+
+
+@triton.jit
+def mean_scores(
+    parts,
+    p_mean,
+    p_cos,
+    p_sin,
+    i_head,
+    first_slot,
+    s,
+    HEAD_DIM: tl.constexpr,
+    SLOTS: tl.constexpr,
+    PARTS: tl.constexpr,
+    DOT: tl.constexpr,
+    N: tl.constexpr,
+):
+    """Scores s (M, N) of a tile of slots from `first_slot` on, and what the mean of the keys adds:
+    query parts (M, BLOCK) float32 are turned back to the first of their SLOTS slots, where the
+    table of the mean begins."""
+    o_d = tl.arange(0, PARTS[0].block)
+    m_d = o_d < PARTS[0].channels
+    o_angle = first_slot // SLOTS * PARTS[0].channels + o_d
+    cos = tl.load(p_cos + o_angle, mask=m_d, other=0.0)[None, :]
+    sin = tl.load(p_sin + o_angle, mask=m_d, other=0.0)[None, :]
+    first, second = parts[0], parts[1]
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    for i in tl.static_range(2, len(PARTS)):
+        turned = turned + (parts[i],)
+    o_n = i_head * SLOTS + first_slot % SLOTS + tl.arange(0, N)
+    for i in tl.static_range(len(PARTS)):
+        o_d = tl.arange(0, PARTS[i].block)
+        m_d = (o_d < PARTS[i].channels)[None, :]
+        o_mean = o_n[:, None] * HEAD_DIM + (PARTS[i].first + o_d)[None, :]
+        mean = tl.load(p_mean + o_mean, mask=m_d, other=0.0).to(DOT)
+        s = product(turned[i].to(DOT), tl.trans(mean), s)
+    return s

@@ -8,7 +8,7 @@ from torch import Tensor
 from ....codecs.row_layout import RowLayout
 from ..paged_rows import PagedRows
 from ..row_reference import gather_latents
-from .read import KeyUp, LatentRead
+from .read import KeyUp, LatentRead, RotatedMean
 
 
 def latent_decode_reference(
@@ -61,6 +61,12 @@ def latent_decode_reference(
 def _scores(query: Tensor, latent: Tensor, layout: RowLayout, read: LatentRead) -> Tensor:
     """Scores (B, H, T, S) before scale, of queries (B, T, H, K) and latents (B, S, R)."""
     heads = query.transpose(1, 2)
+    if read.mean is not None:
+        absorbed, asked = heads.split([read.own_rank, heads.shape[-1] - read.own_rank], dim=-1)
+        own = _own_channels(latent, layout, read.key_heads, read.own_rank)
+        own = own.repeat_interleave(heads.shape[1] // read.key_heads, dim=1)
+        stored = torch.matmul(absorbed, own.transpose(2, 3))
+        return stored + mean_scores(asked, latent.shape[1], read.mean)
     if read.key_up is None:
         return torch.matmul(heads, latent[:, None, :, : read.key_rank].transpose(2, 3))
     keys = rebuilt_keys(latent, layout, read.key_up)
@@ -72,10 +78,7 @@ def rebuilt_keys(latent: Tensor, layout: RowLayout, key_up: KeyUp) -> Tensor:
     """Keys (B, J, S, D), rotated by slot, of latents (B, S, R)."""
     num_heads, _, rank = key_up.weight.shape
     if key_up.per_head:
-        runs = [run.channels for run in layout.between(0, num_heads * rank)]
-        parts = latent[..., : num_heads * rank].split(runs, dim=-1)
-        own = torch.cat([part.unflatten(-1, (num_heads, -1)) for part in parts], dim=-1)
-        own = own.transpose(1, 2)  # (B, J, S, rank)
+        own = _own_channels(latent, layout, num_heads, rank)
     else:
         own = latent[:, None, :, :rank]
     keys = torch.matmul(own, key_up.weight.float().transpose(1, 2))
@@ -85,7 +88,31 @@ def rebuilt_keys(latent: Tensor, layout: RowLayout, key_up: KeyUp) -> Tensor:
         keys = keys * torch.rsqrt(mean_square + key_up.norm_epsilon) * key_up.norm_weight.float()
     if key_up.cos is None or key_up.sin is None:
         return keys
-    half = key_up.cos.shape[1]
     cos, sin = (angle[: latent.shape[1]].float() for angle in (key_up.cos, key_up.sin))
-    first, second, rest = keys.split([half, half, keys.shape[-1] - 2 * half], dim=-1)
+    return _turned(keys, cos, sin)
+
+
+def mean_scores(query: Tensor, num_slots: int, mean: RotatedMean) -> Tensor:
+    """What the mean of the keys adds to scores, (B, H, T, S), of rotated queries (B, H, T, D)."""
+    J, block, _ = mean.table.shape
+    num_blocks = -(-num_slots // block)
+    back = mean.cos[:num_blocks], mean.sin[:num_blocks]
+    turned = _turned(query[..., None, :].expand(-1, -1, -1, num_blocks, -1), *back)
+    grouped = turned.unflatten(1, (J, -1))
+    scores = torch.einsum("bjgtnd,jsd->bjgtns", grouped, mean.table.float())
+    return scores.flatten(1, 2).flatten(-2)[..., :num_slots]
+
+
+def _own_channels(latent: Tensor, layout: RowLayout, num_heads: int, rank: int) -> Tensor:
+    """Key channels of each head's own, (B, J, S, rank), of latents (B, S, R)."""
+    runs = [run.channels for run in layout.between(0, num_heads * rank)]
+    parts = latent[..., : num_heads * rank].split(runs, dim=-1)
+    own = torch.cat([part.unflatten(-1, (num_heads, -1)) for part in parts], dim=-1)
+    return own.transpose(1, 2)
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x (..., n, D) with its first channels rotated by angles (n, rotary dim / 2)."""
+    half = cos.shape[1]
+    first, second, rest = x.split([half, half, x.shape[-1] - 2 * half], dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)

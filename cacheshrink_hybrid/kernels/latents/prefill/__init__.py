@@ -36,7 +36,7 @@ def latent_prefill(
     As `latent_decode`, but sequences bring different numbers of queries.
 
     Args:
-        query: (B, T, H, key_rank) in latent space, or (B, T, H, D), rotated, if keys are rebuilt.
+        query: as of `latent_decode`.
             Sequence b uses the first query_lens[b] tokens; the others are padding.
         rows, frame_table, context_lens, read, offset, first_slots: as in `latent_decode`;
             the rows of the chunk are in the pool already, and counted in context_lens.

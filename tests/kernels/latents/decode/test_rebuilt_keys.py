@@ -1,4 +1,4 @@
-"""Keys that are rebuilt while latents are read, joint and per head; and keys stored rotated."""
+"""Keys that are rebuilt while latents are read, joint and per head."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 import triton.language as tl
-from torch import Tensor
 
 from cacheshrink_hybrid.codecs import RowFormat
 from cacheshrink_hybrid.codecs.row_layout import Kind, RowLayout
@@ -190,39 +189,6 @@ def test_reference_finds_the_channels_of_a_head_in_every_run() -> None:
     for head in range(J):
         first, second = latent[..., 3 * head :][..., :3], latent[..., 6 + 6 * head :][..., :6]
         torch.testing.assert_close(keys[:, head], torch.cat([first, second], dim=-1))
-
-
-def test_keys_stored_rotated(device: torch.device) -> None:
-    """`rotate`: one unitary per frequency mixes heads and commutes with the rotation, so rotated
-    coordinates are stored, and queries in the same basis are absorbed."""
-    num_tokens, half = 21, 8
-    keys = torch.complex(*torch.randn(2, num_tokens, half, J))
-    basis = torch.linalg.qr(torch.complex(*torch.randn(2, half, J, J)))[0]
-    angles = torch.arange(num_tokens)[:, None] * 0.6 ** torch.arange(half)
-    turn = torch.polar(torch.ones_like(angles), angles)
-    stored = torch.einsum("fjr,sfj->sfr", basis.conj(), keys * turn[..., None])
-    values = torch.randn(num_tokens, 16)
-    latent = torch.cat([torch.view_as_real(stored).flatten(1), values], dim=1).to(device)
-    key_rank = 2 * half * J
-    layout = RowLayout.of_runs([(key_rank + 16, Kind.FLOAT16)], alignment=16)
-    rows = empty_rows(layout, device=device, num_frames=5)
-    table = frame_tables([num_tokens], 8, num_frames=5)
-    latent_append(latent, rows, slots_of(table, [num_tokens], 8).to(device), backend="torch")
-    query = torch.complex(*torch.randn(2, J, half))
-    by_basis = torch.einsum("fjr,jf->jfr", basis.conj(), query)
-    absorbed = torch.view_as_real(by_basis).reshape(1, 1, J, key_rank)
-    read = LatentRead(key_rank=key_rank, value_rank=16, scale=0.2)
-    got, _ = latent_decode(
-        absorbed.to(device),
-        rows,
-        table.to(device),
-        torch.tensor([num_tokens], dtype=torch.int32, device=device),
-        read=read,
-        backend="triton",
-    )
-    scores = torch.einsum("jf,sfj->js", query.conj(), keys * turn[..., None]).real
-    due: Tensor = torch.softmax(0.2 * scores, dim=-1) @ values
-    torch.testing.assert_close(got[0, 0].cpu(), due, rtol=3e-3, atol=3e-3)
 
 
 def test_bad_arguments(device: torch.device) -> None:
