@@ -43,13 +43,9 @@ def by_head(x: Tensor, num_heads: int, shares: Sequence[int]) -> Tensor:
     share of head 0, then of head 1, and so on."""
     runs = x.split([num_heads * share for share in shares], dim=-1)
     parts = [run.unflatten(-1, (num_heads, -1)) for run in runs]
-    if not parts:
-        return x.unflatten(-1, (num_heads, 0))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
 
 def in_runs(own: Tensor, shares: Sequence[int]) -> Tensor:
     """The inverse of `by_head`."""
-    if not shares:
-        return own.flatten(-2)
     return torch.cat([part.flatten(-2) for part in own.split(list(shares), dim=-1)], dim=-1)

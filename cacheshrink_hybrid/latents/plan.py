@@ -179,13 +179,12 @@ class LatentPlan:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> LatentPlan:
         """The plan that `dataclasses.asdict` took apart, also by way of JSON."""
-        frequencies = values["frequencies"]
         return cls(
             **{
                 **values,
                 "layer_ids": tuple(values["layer_ids"]),
                 "runs": tuple(ChannelRun(**run) for run in values["runs"]),
                 "row_format": values["row_format"] and RowFormat(**values["row_format"]),
-                "frequencies": None if frequencies is None else tuple(frequencies),
+                "frequencies": values["frequencies"] and tuple(values["frequencies"]),
             }
         )

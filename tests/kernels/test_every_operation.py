@@ -22,6 +22,7 @@ HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 THIS = "test_every_operation.py::"
 DECODE = "latents/decode/test_decode.py::"
 REBUILT = "latents/decode/test_rebuilt_keys.py::"
+ROTATED = "latents/decode/test_rotated_keys.py::"
 APPEND = "latents/append/test_append.py::"
 STEPS = "states/test_state_steps.py::"
 CONV = "states/conv_update_project/test_conv_update_project.py::"
@@ -47,6 +48,11 @@ COVERED: dict[str, dict[str, str]] = {
         "codecs": THIS + "test_every_kind_of_number",
         "float16": THIS + "test_16_bit_inputs",
         "bfloat16": THIS + "test_16_bit_inputs",
+    },
+    "latent_decode rotated": {
+        "codecs": THIS + "test_every_kind_of_number",
+        "float16": ROTATED + "test_16_bit_queries",
+        "bfloat16": ROTATED + "test_16_bit_queries",
     },
     "latent_prefill": {
         "codecs": THIS + "test_every_kind_of_number",

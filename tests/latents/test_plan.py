@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
 
@@ -39,6 +40,15 @@ def test_bytes_per_token() -> None:
 def test_contradictions(change: dict, message: str) -> None:
     with pytest.raises(PlanError, match=message):
         dataclasses.replace(LATENT, **change)
+
+
+@pytest.mark.parametrize("frequencies", [None, (2, -1)])
+def test_round_trip(frequencies: tuple[int, ...] | None) -> None:
+    plan = LATENT
+    if frequencies is not None:
+        changes = {"method": "rotate", "read_mode": "rotate", "key_rank": 2 * len(frequencies)}
+        plan = dataclasses.replace(LATENT, frequencies=frequencies, value_rank=4, **changes)
+    assert LatentPlan.from_dict(json.loads(json.dumps(dataclasses.asdict(plan)))) == plan
 
 
 def test_exact_rows_hold_keys_and_values() -> None:

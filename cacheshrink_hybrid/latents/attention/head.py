@@ -120,7 +120,7 @@ class LatentHead:
         assert self.rotary is not None
         query = self.rotary.rotate(query, *angles)
         frequencies, device = self.plan.frequencies, latent.device
-        if frequencies:
+        if frequencies is not None:
             pairs = self.noted(("pairs", device), lambda: turning_pairs(frequencies, device))
             latent = turn_channels(latent, pairs, *angles)
         return query, latent

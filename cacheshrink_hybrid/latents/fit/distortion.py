@@ -49,7 +49,7 @@ def sampled_latents(factor: LatentFactors, unit: Unit, sample: Tensor | None) ->
         variance = channel_variances(factor, unit)
         return torch.randn(4096, len(variance), generator=generator) * variance.sqrt().float()
     latents = (sample.float() - factor.mean.float()) @ factor.encoder.T.float()
-    if factor.frequencies is not None and len(factor.frequencies):
+    if factor.frequencies is not None:
         # Stored keys are rotated by their position, which meets every phase in a long text.
         pairs = torch.view_as_complex(latents[:, : factor.key_rank].unflatten(-1, (-1, 2)))
         phases = 2 * torch.pi * torch.rand(pairs.shape, generator=generator)

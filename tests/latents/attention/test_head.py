@@ -20,7 +20,8 @@ from tests.tolerances import assert_same_computation
 CASES = {
     "absorb": ("gpt2", "joint"),
     "rotate": ("llama", "rotate"),
-    "partly": ("gpt_neox", "rotate"),
+    "rotate-partly": ("gpt_neox", "rotate"),
+    "rotate-longer": ("llama-yarn", "rotate"),  # its cos and sin are not of length one
 }
 
 

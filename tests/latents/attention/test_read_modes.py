@@ -9,6 +9,7 @@ import torch
 
 from cacheshrink_hybrid import load_mla_model, save_mla_model
 from cacheshrink_hybrid.errors import PlanError
+from cacheshrink_hybrid.latents.attention.rotated_keys import BLOCK_SLOTS
 from tests.families.tiny_configs import tiny_model
 from tests.models import (
     converted_copy,
@@ -19,7 +20,7 @@ from tests.models import (
     prefill_then_decode,
     random_ids,
 )
-from tests.tolerances import assert_same_logits
+from tests.tolerances import assert_same_computation, assert_same_logits
 
 LENGTH = 21
 PER_HEAD = ["llama", "llama-mqa", "llama-dynamic", "gpt_neox", "phi3-partial", "qwen3", "olmo2"]
@@ -36,6 +37,15 @@ def test_identity_in_pieces(method: str, case: str, length: int) -> None:
     models = pair(case, method)
     ids = random_ids(2, LENGTH)
     pieces = equal_pieces(LENGTH, length)
+    found = logits_in_pieces(models.converted, ids, pieces)
+    assert_same_logits(found, logits_of(models.source, ids))
+
+
+@pytest.mark.parametrize("case", ["llama", "llama-yarn", "gpt_neox", "mistral-window"])
+def test_identity_beyond_a_block_of_rotated_keys(case: str) -> None:
+    models = pair(case, "rotate")
+    ids = random_ids(1, 2 * BLOCK_SLOTS + 7)
+    pieces = prefill_then_decode(ids.shape[1], BLOCK_SLOTS + 30)
     found = logits_in_pieces(models.converted, ids, pieces)
     assert_same_logits(found, logits_of(models.source, ids))
 
@@ -113,3 +123,15 @@ def test_gradients_reach_keys_of_each_head() -> None:
     converted(random_ids(2, 9), labels=random_ids(2, 9)).loss.backward()
     weight = converted.model.layers[0].self_attn.k_b_proj.weight
     assert weight.grad is not None and weight.grad.abs().min() > 0
+
+
+def test_the_mean_of_rotated_keys_is_trained_as_that_of_rebuilt_ones() -> None:
+    """At full rank both make the same keys, of which the bias is a part."""
+    found = []
+    for method in ("rotate", "per_head"):
+        converted = copy.deepcopy(pair("llama", method).converted).train()
+        converted(random_ids(2, 9), labels=random_ids(2, 9)).loss.backward()
+        bias = converted.model.layers[0].self_attn.k_b_proj.bias
+        assert bias.grad is not None and bias.grad.abs().max() > 0
+        found.append(bias.grad)
+    assert_same_computation(*found)
