@@ -15,7 +15,6 @@ from ...errors import KernelUnavailableError
 from ...kernels.latents.decode import KeyUp, LatentRead, RotatedMean
 from .head import LatentHead
 from .rotated_keys import BLOCK_SLOTS
-from .rotation import turned_back
 
 
 def row_layout(head: LatentHead, dtype: torch.dtype) -> RowLayout:
@@ -123,11 +122,9 @@ def _key_up(head: LatentHead, num_slots: int, like: Tensor) -> KeyUp:
 
 def _rotated_mean(head: LatentHead, num_slots: int, like: Tensor) -> RotatedMean:
     assert head.rotary is not None
-    exact = like.new_empty(0, dtype=torch.float32)  # blocks are many, so angles are not rounded
-    cos, sin = head.rotary.pair_angles(num_slots, _num_pairs(head), exact)
-    back = turned_back(cos[::BLOCK_SLOTS], sin[::BLOCK_SLOTS])
+    cos, sin = head.rotary.block_angles(num_slots, _num_pairs(head), BLOCK_SLOTS, like)
     table = head.rotated_mean(like, head.rotary.angles(BLOCK_SLOTS, like))[0].detach()
-    return RotatedMean(table=table.contiguous(), cos=back[0], sin=back[1])
+    return RotatedMean(table=table.contiguous(), cos=cos, sin=sin)
 
 
 def _num_pairs(head: LatentHead) -> int:

@@ -16,7 +16,15 @@ from torch import Tensor, nn
 
 from ...errors import NotSupportedError
 from ...lasting import lasting_tensors
-from .rotation import Angles, in_pairs, turn_channels, turn_pairs_, turned_halves, turning_pairs
+from .rotation import (
+    Angles,
+    in_pairs,
+    turn_channels,
+    turn_pairs_,
+    turned_back,
+    turned_halves,
+    turning_pairs,
+)
 
 ApplyRotary = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -60,6 +68,7 @@ class SlotRotary:
         # threads with other texts may do the same at any time.
         self._angles: dict[Place, Angles] = {}
         self._pair_angles: dict[Place, Angles] = {}
+        self._block_angles: dict[tuple[int, torch.device], Angles] = {}
         self._turns: tuple[tuple[Tensor, Tensor], ...] = ()
         self._halves: bool | None = None
         self._formula: dict[tuple[torch.dtype, torch.dtype], bool] = {}
@@ -80,7 +89,7 @@ class SlotRotary:
             a is not b or m != n for (a, m), (b, n) in zip(now, known, strict=True)
         ):
             self._frequencies = now
-            self._angles, self._pair_angles = {}, {}
+            self._angles, self._pair_angles, self._block_angles = {}, {}, {}
             self._turns, self._step = (), None
 
     def angles(self, num_slots: int, like: Tensor, last: int | Tensor | None = None) -> Angles:
@@ -113,9 +122,25 @@ class SlotRotary:
             self._pair_angles[like.dtype, like.device] = kept
         return kept
 
+    def block_angles(
+        self, num_slots: int, num_pairs: int, block_slots: int, like: Tensor
+    ) -> Angles:
+        """cos and sin of each channel pair that turn back from the first slot of a block, for the
+        blocks of slots 0 .. num_slots-1 or more, (blocks, pairs) each, float32, contiguous."""
+        self._forget_other_frequencies()
+        kept = self._block_angles.get((block_slots, like.device))
+        if kept is None or len(kept[0]) * block_slots < num_slots:
+            # A query may lie many blocks on, so these angles are not rounded to 16 bits.
+            exact = like.new_empty(0, dtype=torch.float32)
+            cos, sin = self.pair_angles(num_slots, num_pairs, exact)
+            with lasting_tensors(), torch.no_grad():
+                kept = turned_back(cos[::block_slots].contiguous(), sin[::block_slots].contiguous())
+            self._block_angles[block_slots, like.device] = kept
+        return kept
+
     def kept_angles(self) -> object:
-        """What `angles` and `pair_angles` gave out last, by type and device."""
-        return dict(self._angles), dict(self._pair_angles)
+        """What `angles`, `pair_angles` and `block_angles` gave out last."""
+        return dict(self._angles), dict(self._pair_angles), dict(self._block_angles)
 
     def _compute(self, num_slots: int, like: Tensor, last: int | Tensor | None = None) -> Angles:
         """`angles` without looking at what is kept."""

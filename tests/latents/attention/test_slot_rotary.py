@@ -12,6 +12,7 @@ from cacheshrink_hybrid.cache_argument import cache_argument
 from cacheshrink_hybrid.errors import NotSupportedError
 from cacheshrink_hybrid.families import model_spec, read_attention
 from cacheshrink_hybrid.latents.attention.left_padding import check_padding
+from cacheshrink_hybrid.latents.attention.rotation import turned_halves
 from cacheshrink_hybrid.latents.attention.slot_rotary import SlotRotary, check_positions
 from tests.families.tiny_configs import RECURRENT_CASES, tiny_model
 from tests.models import pair, random_ids
@@ -199,6 +200,24 @@ def test_kept_angles_follow_dtype_and_length() -> None:
     assert torch.equal(long[:, :4], short)
     assert rotary.angles(5, torch.zeros(1, dtype=torch.bfloat16))[0].dtype == torch.bfloat16
     assert rotary.angles(5, torch.zeros(1))[0].dtype == torch.float32
+
+
+def test_blocks_are_turned_back_to_their_first_slot() -> None:
+    """By rotations of length one, though those of the model are longer, and in float32."""
+    rotary, head_dim = rotaries("llama-yarn")[0]
+    like = torch.zeros(1, dtype=torch.bfloat16)
+    short = rotary.block_angles(40, head_dim // 2, 16, like)
+    cos, sin = rotary.block_angles(100, head_dim // 2, 16, like)
+    assert cos.dtype == torch.float32 and len(short[0]) >= 3 and len(cos) >= 7
+    assert torch.equal(cos[:3], short[0][:3])
+    assert rotary.block_angles(90, head_dim // 2, 16, like)[0] is cos
+    x = torch.randn(1, 1, 1, head_dim)
+    far, near = (
+        rotary.rotate(x, *(angle[:, slot : slot + 1] for angle in rotary.angles(100, x)))
+        for slot in (85, 5)
+    )
+    back = (torch.cat([angle[5:6], angle[5:6]], dim=1)[None] for angle in (cos, sin))
+    torch.testing.assert_close(turned_halves(far, *back), near, atol=1e-5, rtol=1e-5)
 
 
 def test_angles_of_a_growing_text_are_not_kept_where_they_change() -> None:
