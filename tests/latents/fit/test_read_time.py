@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any, cast
 
 import pytest
 
@@ -11,7 +12,7 @@ from cacheshrink_hybrid.config import CompressionConfig
 from cacheshrink_hybrid.device_profile import DEVICE_PROFILES, DeviceProfile
 from cacheshrink_hybrid.errors import ConfigError
 from cacheshrink_hybrid.latents.fit.factors import KeyShape
-from cacheshrink_hybrid.latents.fit.kinds import Reader, fastest_factors
+from cacheshrink_hybrid.latents.fit.kinds import Candidate, Reader, fastest_factors, preferred
 from cacheshrink_hybrid.latents.fit.read_time import read_operations, read_seconds
 from tests.moments import random_unit
 
@@ -78,28 +79,29 @@ def test_auto_does_not_pay_for_speed_with_much_loss() -> None:
     assert _chosen("auto", bandwidth=1e9, matrix_rate=1.0) == "joint"
 
 
-def _chosen_of_two(scale: float, **settings) -> list[str]:
-    """What `auto` takes for two modules that lose `scale` times what their moments say."""
-    keys = KeyShape(num_heads=J, head_dim=D, rotary_dim=D)
-    units = [random_unit(J * D, seed) for seed in (1, 2)]
-    factors = fastest_factors(
-        [replace(unit, keys=keys, metric=scale * unit.metric) for unit in units],
-        [None, None],
-        [Reader(num_heads=H, read_mode="reconstruct")] * 2,
-        (2, 4, 8, 16),
-        120,
-        [RowFormat()] * 2,
-        CompressionConfig(objective="auto", device_profile="1e9:1", **settings),
-    )
-    return [factor.method for factor, _ in factors]
+def _preferred(*losses: tuple[float, float], **settings) -> list[str]:
+    """What is preferred for modules whose joint latent loses the first number of nats, and whose
+    rotated keys, which are read in a tenth of the time, lose the second."""
+    found = [
+        [
+            Candidate(full=cast(Any, "joint"), loss=joint, seconds=10.0),
+            Candidate(full=cast(Any, "rotate"), loss=rotate, seconds=1.0),
+        ]
+        for joint, rotate in losses
+    ]
+    config = CompressionConfig(**{"objective": "auto", **settings})
+    return [str(candidate.full) for candidate in preferred(found, config)]
 
 
 def test_auto_pays_for_speed_while_the_whole_model_loses_little() -> None:
-    """Of two modules none, one, or both, as far as 0.002 nats per token go; other metrics are not
-    in nats, so a sum of theirs says nothing."""
-    counts = [_chosen_of_two(scale).count("rotate") for scale in (1.0, 0.06, 0.03, 1e-6)]
-    assert counts == [0, 1, 2, 2]
-    assert _chosen_of_two(1e-6, metric="activation") == ["joint", "joint"]
+    """Up to 0.002 nats per token, where it loses the least first."""
+    assert _preferred((1e-4, 1e-3), (1e-4, 5e-4)) == ["rotate", "rotate"]
+    assert _preferred((1e-4, 18e-4), (1e-4, 5e-4)) == ["joint", "rotate"]
+    assert _preferred((1e-4, 18e-4), (1e-4, 3e-3)) == ["rotate", "joint"]
+    assert _preferred((3e-3, 4e-3), (1e-4, 5e-4)) == ["rotate", "joint"]  # as 4 is close to 3
+    assert _preferred((1.0, 9.0), objective="speed") == ["rotate"]
+    # Losses in other metrics are no nats.
+    assert _preferred((1e-4, 1e-3), metric="activation") == ["joint"]
 
 
 def test_layers_without_rotation_stay_joint() -> None:
