@@ -162,6 +162,11 @@ class RowLayout:
     def num_channels(self) -> int:
         return sum(run.channels for run in self.runs)
 
+    @cached_property
+    def widths(self) -> frozenset[int]:
+        """Bits of a channel that occur."""
+        return frozenset(run.bits for run in self.runs)
+
     @property
     def after_runs(self) -> int:
         """Bytes of all runs."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 Backend = Literal["auto", "triton", "cpu", "torch"]
 Implementation = Literal["triton", "cpu", "torch"]
+NAMES = get_args(Backend)
 REFUSING = ("triton", "cpu")
 """Backends that take what they are asked to, or refuse it by name."""
 
@@ -61,10 +62,8 @@ def uses_triton(backend: Backend, *arguments: object) -> bool:
 
 def check_backend(backend: str) -> Backend:
     """`backend`, or `ConfigError` if there is no such."""
-    if backend not in get_args(Backend):
-        raise ConfigError(
-            f"backend={backend!r} is unknown; choose one of {', '.join(get_args(Backend))}"
-        )
+    if backend not in NAMES:
+        raise ConfigError(f"backend={backend!r} is unknown; choose one of {', '.join(NAMES)}")
     return backend  # type: ignore[return-value]
 
 

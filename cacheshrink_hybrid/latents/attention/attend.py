@@ -17,7 +17,6 @@ from ...kernels.backend import implementation_on
 from ...pool.lifetime import TOKENS
 from ...pool.memory import RowStep
 from .cached_layer import CachedLayer, Slots
-from .cpu_step import attend_on_cpu
 from .dense_read import (
     MAX_DECODE_TOKENS,
     Attend,
@@ -141,6 +140,8 @@ def attend_by_kernels(
     append_to_pool(head, latent.flatten(0, 1), rows, tokens.slot_mapping, backend=step.backend)
     channels = None if key_value is None else head.exact_channels(key_value)
     if implementation_on(step.backend, query.device) == "cpu":
+        from .cpu_step import attend_on_cpu  # with numba, which need not be there
+
         return attend_on_cpu(head, query, channels, rows, read, step)
     beside = None
     if channels is not None:

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from ....codecs.row_layout import RowLayout
 from ..paged_rows import PagedRows
 from .finishing import finish_heads
 from .row_view import (
@@ -18,16 +20,29 @@ from .row_view import (
     ExactRows,
     coded_view,
     coding_tables,
+    noted,
     place_view,
     planes_view,
+    reading_of,
     row_tables,
     runs_view,
 )
 
-NO_SLOTS, NO_TABLE = np.empty(0, np.int64), np.empty((0, 0), np.int32)
-NO_ROWS, NO_CHANNELS = np.empty((0, 0), np.int64), np.empty((0, 0), np.float32)
-NO_ANGLES, NO_SINKS = np.empty((1, 0), np.float32), np.empty(0, np.float32)
-NO_ARENA, NO_CODED, NO_PLACE = np.empty(0, np.uint8), np.empty(0, CODED), np.zeros(1, PLACE)
+NO_CHANNELS, NO_SINKS = np.empty((0, 0), np.float32), np.empty(0, np.float32)
+NO_ANGLES, NO_ARENA = np.empty((1, 0), np.float32), np.empty(0, np.uint8)
+NO_TABLE, NO_ROWS = np.empty((0, 0), np.int32), np.empty((0, 0), np.int64)
+NO_PART = (
+    np.empty(0, np.int64),
+    NO_TABLE,
+    NO_TABLE,
+    NO_ROWS,
+    NO_ROWS,
+    np.empty(0, CODED),
+    np.zeros(1, PLACE),
+    NO_ROWS,
+    np.zeros(1, READING),
+    NO_CHANNELS,
+)
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
@@ -38,9 +53,7 @@ class ExactPart:
         rows: where they lie; a row holds the keys of all heads before rotation, then the values.
         frame_table: (B, frames) int32.
         slot_mapping: of the new tokens, (B * T,) int64, -1 for nowhere.
-        context_lens: slot behind each sequence's last query, as rows count slots, (B,) int32.
-        first_slots: slots before these are not seen, (B,) int32; None for none.
-        turns: slots that rows lie before those that angles count, (B,) int32; None for none.
+        sequences: (4, B) int32, as `read_block` takes them.
         window: slots that a query sees; None for all.
         limit: slots from here on hold no rows; None for none.
     """
@@ -48,9 +61,7 @@ class ExactPart:
     rows: PagedRows
     frame_table: Tensor
     slot_mapping: Tensor
-    context_lens: Tensor
-    first_slots: Tensor | None = None
-    turns: Tensor | None = None
+    sequences: NDArray
     window: int | None = None
     limit: int | None = None
 
@@ -86,7 +97,7 @@ def finish_heads_cpu(
     weight, bias = (floats(x) for x in value_up)
     J, D, _ = weight.shape
     turning = (NO_ANGLES, NO_ANGLES) if angles is None else tuple(floats(x) for x in angles)
-    score = J, D, query.shape[1], scale, softcap or 0.0
+    score = J, D, scale, softcap or 0.0
     arena = next((part.rows.arena.numpy() for part in parts if part is not None), NO_ARENA)
     output = torch.empty(query.shape)
     finish_heads(
@@ -103,43 +114,37 @@ def finish_heads_cpu(
     return output.to(query.dtype)
 
 
-def floats(x: Tensor) -> np.ndarray:
+def floats(x: Tensor) -> NDArray:
     """A tensor as contiguous float32, in its own memory where it is so already."""
     if x.requires_grad:
         x = x.detach()
-    return x.float().contiguous().numpy()
+    if x.dtype != torch.float32:
+        x = x.float()
+    return x.contiguous().numpy()
+
+
+@noted
+def _whole_keys(layout: RowLayout, head_dim: int) -> NDArray:
+    """`shares_view` of keys that lie head by head."""
+    return np.array([[0, head_dim]])
+
+
+@noted
+def _no_bias(layout: RowLayout, heads: int, head_dim: int) -> NDArray:
+    return np.zeros((heads, head_dim), np.float32)
 
 
 def _exact_rows(
     part: ExactPart | None,
-    score: tuple[int, int, int, float, float],
-    turning: tuple[np.ndarray, ...],
+    score: tuple[int, int, float, float],
+    turning: tuple[NDArray, ...],
 ) -> ExactRows:
-    J, D, new, scale, softcap = score
-    view = np.zeros(1, READING)
+    J, D, scale, softcap = score
     if part is None:
-        return ExactRows(
-            NO_SLOTS,
-            NO_TABLE,
-            NO_TABLE,
-            NO_ROWS,
-            NO_ROWS,
-            NO_CODED,
-            NO_PLACE,
-            NO_ROWS,
-            view,
-            NO_CHANNELS,
-            *turning,
-        )
+        return ExactRows(*NO_PART, *turning)
     rows, layout = part.rows, part.rows.layout
-    sequences = np.zeros((4, len(part.frame_table)), np.int32)
-    sequences[0] = part.context_lens.numpy()
-    sequences[1] = new
-    if part.first_slots is not None:
-        sequences[2] = part.first_slots.numpy()
-    if part.turns is not None:
-        sequences[3] = part.turns.numpy()
-    view[0] = (
+    view = reading_of(
+        layout,
         J,
         D,
         J * D,
@@ -147,13 +152,9 @@ def _exact_rows(
         D,
         part.window or 0,
         NO_LIMIT if part.limit is None else part.limit,
-        layout.num_channels,
         rows.frame_bytes,
         rows.frame_tokens,
         rows.layer_offset,
-        layout.row_bytes,
-        -1,
-        True,
         scale,
         softcap,
         0.0,
@@ -161,13 +162,13 @@ def _exact_rows(
     return ExactRows(
         part.slot_mapping.numpy(),
         part.frame_table.numpy(),
-        sequences,
+        part.sequences,
         runs_view(layout),
         planes_view(layout),
         coded_view(layout),
         place_view(rows),
-        np.array([[0, D]]),
+        _whole_keys(layout, D),
         view,
-        np.zeros((J, D), np.float32),
+        _no_bias(layout, J, D),
         *turning,
     )

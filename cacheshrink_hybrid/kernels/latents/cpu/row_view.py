@@ -161,7 +161,7 @@ def noted(make: Callable[..., NDArray]) -> Callable[..., NDArray]:
     """Keeps what a function of a layout, and of numbers, gives."""
 
     @wraps(make)
-    def found(layout: RowLayout, *numbers: int) -> NDArray:
+    def found(layout: RowLayout, *numbers: float) -> NDArray:
         key = (make.__name__, *numbers)
         if key not in layout.notes:
             layout.notes[key] = make(layout, *numbers)
@@ -239,26 +239,30 @@ def shares_view(layout: RowLayout, key_rank: int, groups: int) -> NDArray:
 
 def reading_view(read: LatentRead, rows: PagedRows) -> NDArray:
     """`READING` of what attention does with the latents of a layer, (1,)."""
-    layout, key_up = rows.layout, read.key_up
-    heads = 1 if key_up is None else key_up.weight.shape[0]
-    view = np.zeros(1, READING)
-    view[0] = (
-        heads,
+    key_up = read.key_up
+    return reading_of(
+        rows.layout,
+        1 if key_up is None else key_up.weight.shape[0],
         read.key_rank if key_up is None else key_up.weight.shape[2],
-        layout.num_channels - read.value_rank,
+        rows.layout.num_channels - read.value_rank,
         read.value_rank,
         0,
         read.window or 0,
         NO_LIMIT,
-        layout.num_channels,
         rows.frame_bytes,
         rows.frame_tokens,
         rows.layer_offset,
-        layout.row_bytes,
-        -1 if layout.gain_byte is None else layout.gain_byte,
-        not any(run.kind.coded for run in layout.runs),
         read.scale,
         read.softcap or 0.0,
         0.0 if key_up is None else key_up.norm_epsilon,
     )
-    return view
+
+
+@noted
+def reading_of(layout: RowLayout, *numbers: float) -> NDArray:
+    """`READING`, (1,), of what of it does not follow from a layout, in its order."""
+    before, place, score = numbers[:7], numbers[7:10], numbers[10:]
+    gain_byte = -1 if layout.gain_byte is None else layout.gain_byte
+    coded = any(run.kind.coded for run in layout.runs)
+    found = *before, layout.num_channels, *place, layout.row_bytes, gain_byte, not coded, *score
+    return np.array([found], READING)

@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ...workers import in_parallel
@@ -34,12 +35,25 @@ def latent_decode_cpu(
     num_splits: int | None,
 ) -> tuple[Tensor, Tensor]:
     """See `latent_decode` and `latent_prefill`; float32 arithmetic."""
-    B, T, H, _ = query.shape
-    sequences = np.zeros((4, B), np.int32)
+    sequences = np.zeros((4, len(query)), np.int32)
     sequences[0] = context_lens.numpy()
-    sequences[1] = T if query_lens is None else query_lens.numpy()
+    sequences[1] = query.shape[1] if query_lens is None else query_lens.numpy()
     if first_slots is not None:
         sequences[2] = first_slots.numpy()
+    return read_coded(query, rows, frame_table, sequences, read, offset, num_splits)
+
+
+def read_coded(
+    query: Tensor,
+    rows: PagedRows,
+    frame_table: Tensor,
+    sequences: NDArray,
+    read: LatentRead,
+    offset: Tensor | None,
+    num_splits: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`latent_decode` with `sequences` as `read_block` takes them, (4, B) int32."""
+    B, T, H, _ = query.shape
     key_up, layout = read.key_up, rows.layout
     weight, finish = NO_WEIGHT, (NO_BIAS, NO_NORM, NO_ANGLES, NO_ANGLES)
     groups = 1
