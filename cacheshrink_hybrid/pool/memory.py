@@ -127,7 +127,7 @@ class StateMemory(ABC):
     """What a cache owes the recurrent layers of a model: where their states lie.
 
     Attributes:
-        state_backend: who steps states, as `RowMemory.backend`; `torch` on a CPU.
+        state_backend: who steps states, as `backend` of a `RowMemory`; on a CPU `torch`.
         records_past: states wait outside of the pool, because their last tokens may be taken back;
             kernels do not step them.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from typing import Any
 
@@ -146,3 +147,22 @@ def test_queries_that_are_not_finite_give_nan() -> None:
     read = LatentRead(key_rank=48, value_rank=48, scale=0.1)
     output, _ = latent_decode(query, rows, table, context, read=read, backend="cpu")
     assert output[0, 0, 0].isfinite().all() and output[0, 0, 1].isnan().all()
+
+
+def test_threads() -> None:
+    """Of one call, as many as torch uses; and calls of several threads at the same time."""
+    rows, table, context = filled_rows(LAYOUTS["mixed"], [700, 0, 90], device=HOST)
+    read = LatentRead(key_rank=64, value_rank=64, scale=0.1)
+    queries = torch.randn(6, 3, 1, 4, 64)
+    due = [
+        latent_decode(query, rows, table, context, read=read, backend="torch") for query in queries
+    ]
+    torch.set_num_threads(2)
+
+    def decode(query: Tensor) -> tuple[Tensor, Tensor]:
+        return latent_decode(query, rows, table, context, read=read, backend="cpu")
+
+    with ThreadPoolExecutor(3) as callers:
+        for got, wanted in zip(callers.map(decode, queries), due, strict=True):
+            assert_close(got[0], wanted[0])
+            assert_close(got[1], wanted[1])
