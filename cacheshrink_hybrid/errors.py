@@ -63,7 +63,7 @@ class SequenceError(CacheShrinkError, ValueError):
 
 
 class KernelUnavailableError(CacheShrinkError, RuntimeError):
-    """`backend="triton"` was asked for where no kernel can run, or can do what is needed."""
+    """A `backend` was asked for whose kernels cannot run there, or cannot do what is needed."""
 
 
 class OutputError(CacheShrinkError, OSError):

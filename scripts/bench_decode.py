@@ -5,7 +5,8 @@
 
 The second line is for a laptop in a hurry. Models are random, which costs the same time as trained
 ones: a Llama, whose rotated keys are rebuilt from the latents that it reads, and a SmolLM3 without
-RoPE, whose queries are projected into the latent instead. Both are converted at `--ratio` by every
+RoPE, whose queries are projected into the latent instead; `--backend` says what decodes, compiled
+functions by default, where numba is installed. Both are converted at `--ratio` by every
 method and width of `--methods` (`joint:16`, `rotate:auto`, ...; what needs RoPE is left out without
 it), and read the same contexts as their sources, A B A B, batch 1; on CUDA where there is a device,
 else on CPU.
@@ -23,7 +24,7 @@ import copy
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -36,6 +37,7 @@ from transformers import (
 )
 
 from cacheshrink_hybrid import CompressionConfig, convert_model, plan_of
+from cacheshrink_hybrid.kernels.backend import Backend
 from cacheshrink_hybrid.methods import LATENT_KINDS
 from cacheshrink_hybrid.model.attached_plan import is_converted
 from cacheshrink_hybrid.text_tables import format_table
@@ -81,6 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for method in methods_for(position, args):
             converted = copy.deepcopy(source)
             convert(converted, args.ratio, method, args)
+            converted.kernel_backend = args.backend
             if args.profile:
                 print_profile(converted, args)
                 continue
@@ -133,6 +136,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--intermediate", type=int, default=1408)
     parser.add_argument("--vocab", type=int, default=2048)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument(
+        "--backend", choices=get_args(Backend), default="auto", help="what decodes from the pool"
+    )
     parser.add_argument("--device", help="default: cuda if there is one, else cpu")
     parser.add_argument("--profile", action="store_true", help="profile the longest context")
     common_arguments(parser)

@@ -170,7 +170,7 @@ class BatchRows:
                 table,
                 new_slots(table, positions, lifetime),
             )
-        return RowPlace(lifetime, place, *known[1:])
+        return RowPlace(lifetime, place, self.shapes[row_set].dtype, *known[1:])
 
     def read(self, row_set: RowSet, begin: int, end: int, *, lasting: bool = True) -> Tensor:
         """Rows (B, end - begin, elements), copied frame by frame.

@@ -19,11 +19,18 @@ from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from ..errors import NotSupportedError
 from ..families import model_spec
-from ..kernels.backend import Backend, check_backend
+from ..kernels.backend import REFUSING, Backend, check_backend
 from ..placement import input_device
 from ..pool.frame_pool import FramePool
 from ..pool.lifetime import FIRST, RECENT_HISTORY, RowSet
-from ..pool.memory import ExactRows, PoolMemory, RowStep, StateStep, decoding_backend
+from ..pool.memory import (
+    ExactRows,
+    PoolMemory,
+    RowStep,
+    StateStep,
+    decoding_backend,
+    stepping_backend,
+)
 from ..pool.state_map import place_state
 from ..pool.state_tensors import Placement
 from ..pool.store import SequenceStore
@@ -51,9 +58,10 @@ class HybridCache(LatentCache, PoolMemory):
             `make_cache` knows the model.
         max_bytes: most bytes that the arena may take; None for no limit.
         backend: what reads and writes the pool, see `kernels.backend`. What kernels cannot do is
-            done by torch with `auto`, and refused with `triton`. The pass that begins a sequence
-            finds nothing in the pool and is torch's in any case, as are recurrent states in passes
-            of several tokens, and layers that are not converted.
+            done by torch with `auto`, and refused with `triton` and `cpu`. The pass that begins a
+            sequence finds nothing in the pool and is torch's in any case, as are recurrent states
+            in passes of several tokens, and layers that are not converted; on a CPU also all
+            recurrent states, passes of more than 8 tokens, and what is compiled.
 
     Attributes:
         planned: what the model stores, and where; None until that is known.
@@ -70,7 +78,8 @@ class HybridCache(LatentCache, PoolMemory):
         self.max_bytes = max_bytes
         self._wish = check_backend(backend)
         # Before there is a pool, kernels find nothing to read.
-        self.backend = "triton" if backend == "triton" else "torch"
+        self.backend = backend if backend in REFUSING else "torch"
+        self.state_backend = "triton" if backend == "triton" else "torch"
         self.records_past = False
         self.planned: PlannedLayout | None = None
         self.store: SequenceStore | None = None
@@ -202,6 +211,7 @@ class HybridCache(LatentCache, PoolMemory):
         self._rows = BatchRows(self.planned, self.store)
         self._states = BatchStates(self.layers, self._batch, self.planned.states)
         self.backend = decoding_backend(self._wish, first.device)
+        self.state_backend = stepping_backend(self._wish, first.device)
 
     def _comes_otherwise(self, layer_idx: int, rows: Tensor) -> bool:
         """Whether these first rows of a layer would be rounded; or are the first of all, and of a
@@ -316,7 +326,7 @@ class HybridCache(LatentCache, PoolMemory):
     def state_step(self, layer_idx: int, num_pending: int) -> StateStep | None:
         if self.records_past or self.store is None:
             return None
-        return self._states.step(layer_idx, num_pending, self.backend)
+        return self._states.step(layer_idx, num_pending, self.state_backend)
 
 
 def make_cache(
@@ -329,7 +339,7 @@ def make_cache(
         backend: of decoding, see `HybridCache`; None for the model's `kernel_backend`.
 
     Raises:
-        KernelUnavailableError: `triton` cannot run on the model's device.
+        KernelUnavailableError: `triton` or `cpu` cannot run on the model's device.
         UnsupportedModelError: the model's config does not tell what it stores.
     """
     chosen: Any = backend or getattr(model, "kernel_backend", "auto")

@@ -22,10 +22,11 @@ zeros.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
 
@@ -138,7 +139,7 @@ class Run:
         return slice(self.first_byte, self.first_byte + self.num_bytes)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RowLayout:
     """Where everything in a row lies.
 
@@ -152,9 +153,19 @@ class RowLayout:
     row_bytes: int
     gain_byte: int | None
 
-    @property
+    @cached_property
+    def notes(self) -> dict[Hashable, Any]:
+        """What was worked out of this layout, by whatever names it."""
+        return {}
+
+    @cached_property
     def num_channels(self) -> int:
         return sum(run.channels for run in self.runs)
+
+    @cached_property
+    def widths(self) -> frozenset[int]:
+        """Bits of a channel that occur."""
+        return frozenset(run.bits for run in self.runs)
 
     @property
     def after_runs(self) -> int:
@@ -166,7 +177,7 @@ class RowLayout:
         """Bytes before the padding."""
         return self.after_runs + GAIN_BYTES * (self.gain_byte is not None)
 
-    @property
+    @cached_property
     def uses_tables(self) -> bool:
         """Whether reading takes tables of levels and gains."""
         return self.gain_byte is not None or any(run.kind.bits in PLANES for run in self.runs)

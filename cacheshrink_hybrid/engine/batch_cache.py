@@ -28,6 +28,7 @@ from ..pool.memory import (
     RowStep,
     StateStep,
     place_in_state,
+    stepping_backend,
 )
 from ..pool.state_tensors import Placement, StateShape, first_byte
 from ..pool.store import SequenceStore
@@ -62,6 +63,7 @@ class BatchCache(Cache, PoolMemory):
         self.store = store
         self.coverage = coverage or KernelCoverage(frozenset(), frozenset(), {}, complete=False)
         self.backend = backend
+        self.state_backend = stepping_backend(backend, store.pool.device)
         state, frame_bytes = planned.layout.state, planned.layout.frame_bytes
         self._places: dict[int, dict[tuple[str, int], StatePlace]] = {}
         for number, shape in enumerate(planned.states):
@@ -233,9 +235,11 @@ class BatchCache(Cache, PoolMemory):
         places = {}
         for kind in KINDS:
             if RowSet(layer_idx, kind) in layout.places:
-                number, place = layout.places[RowSet(layer_idx, kind)]
+                row_set = RowSet(layer_idx, kind)
+                number, place = layout.places[row_set]
+                dtype = self.planned.rows[row_set].dtype
                 tables = step.frame_tables[number], step.slot_mappings[number]
-                places[kind] = RowPlace(layout.classes[number], place, *tables)
+                places[kind] = RowPlace(layout.classes[number], place, dtype, *tables)
         return RowStep(
             arena=self.store.pool.arena,
             frame_bytes=self.store.pool.frame_bytes,
@@ -261,7 +265,7 @@ class BatchCache(Cache, PoolMemory):
             read_table=step.read_table,
             write_table=step.write_table,
             num_pending=step.num_pending[layer.layout.replay_length],
-            backend=self.backend,
+            backend=self.state_backend,
         )
 
     # What models ask for

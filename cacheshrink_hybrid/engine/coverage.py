@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..errors import KernelUnavailableError
-from ..kernels.backend import Backend
+from ..kernels.backend import REFUSING, Backend, implementation_on
 from ..latents.attention import kernel_view
 from ..latents.attention.module import LatentAttention
 from ..placement import input_device
@@ -40,8 +40,8 @@ def kernel_coverage(model: PreTrainedModel, spec: ModelSpec, backend: Backend) -
         backend: who decodes, see `RowMemory`.
 
     Raises:
-        KernelUnavailableError: `triton`, and kernels cannot take a converted layer, or nothing is
-            converted.
+        KernelUnavailableError: `triton` or `cpu`, and kernels cannot take a converted layer, or
+            nothing is converted. `cpu` leaves recurrent states to torch.
     """
     if backend == "torch":
         return KernelCoverage(frozenset(), frozenset(), {}, complete=False)
@@ -50,11 +50,15 @@ def kernel_coverage(model: PreTrainedModel, spec: ModelSpec, backend: Backend) -
     faults: dict[int, str] = {}
     reason: str | None
     layers: tuple[int, ...]
+    device = input_device(model)
+    on_cpu = implementation_on(backend, device) == "cpu"
     for module in model.modules():
         if isinstance(module, LatentAttention):
-            like = torch.empty(0, dtype=model.dtype, device=input_device(model))
+            like = torch.empty(0, dtype=model.dtype, device=device)
             reason = kernel_view.why_not(module.head, like)
             layers, found = module.plan.layer_ids, rows
+        elif isinstance(module, RecurrentMixer) and on_cpu:
+            continue
         elif isinstance(module, RecurrentMixer):
             reason, layers, found = pool_step.why_not(module), (module.layer_idx,), states
         else:
@@ -63,10 +67,11 @@ def kernel_coverage(model: PreTrainedModel, spec: ModelSpec, backend: Backend) -
             found.update(layers)
         else:
             faults |= dict.fromkeys(layers, reason)
-    if backend == "triton" and (faults or not (rows or states)):
+    if backend in REFUSING and (faults or not (rows or states)):
         told = "; ".join(f"layer {idx}: {reason}" for idx, reason in sorted(faults.items()))
+        told = told or "nothing of it is converted"
         raise KernelUnavailableError(
-            f"backend='triton' cannot decode this model: {told or 'nothing of it is converted'}; "
+            f"backend={backend!r} cannot decode this model: {told}; "
             "use backend='auto', which leaves such layers to torch"
         )
     recurrent = {layer.layer_idx for layer in spec.state_layers}

@@ -57,10 +57,11 @@ class LLM:
         max_batch: most requests that run at once.
         prefill_chunk: most tokens of a prompt per step. Models that cannot continue a prompt in
             pieces get it whole.
-        backend: `triton` decodes by kernels or refuses, `torch` never does, `auto` takes kernels
-            on a CUDA device for the layers that they can read (`LLM.runner.coverage` tells which,
-            and why not the others). None for the model's `kernel_backend`. Of a prompt, kernels
-            read what earlier chunks left in the pool; recurrent states scan it in torch.
+        backend: `triton` and `cpu` decode by their kernels or refuse, `torch` never does, `auto`
+            takes those of the device for the layers that they can read (`LLM.runner.coverage` tells
+            which, and why not the others). None for the model's `kernel_backend`. Of a prompt,
+            those of a GPU read what earlier chunks left in the pool; recurrent states scan it in
+            torch.
         cuda_graphs: record decode steps and replay them. None where it is possible: on a CUDA
             device, if all layers run as kernels.
 
@@ -69,7 +70,8 @@ class LLM:
         CacheFullError: memory for less than one sequence; says how much is needed.
         NotSupportedError: the model keeps something that the pool cannot, or `cuda_graphs` asks
             for what it cannot have.
-        KernelUnavailableError: `backend` is `triton`, which cannot run here, or leaves layers out.
+        KernelUnavailableError: `backend` is `triton` or `cpu`, which cannot run here, or leaves
+            layers out.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from ..caches.planned_layout import layout_of
 from ..errors import NotSupportedError, UnsupportedModelError
-from ..kernels.backend import Backend
+from ..kernels.backend import Backend, implementation_on
 from ..latents.attention.module import LatentAttention
 from ..model.adapters import adapted_modules, is_of_peft
 from ..model.attached_plan import is_converted, plan_of
@@ -41,7 +41,8 @@ class Runner:
         CacheFullError: `cache_bytes` do not hold a sequence of one frame.
         NotSupportedError: the model keeps something that the store cannot, or its steps cannot be
             recorded and `cuda_graphs` is True.
-        KernelUnavailableError: `backend` is `triton`, which cannot run here, or leaves layers out.
+        KernelUnavailableError: `backend` is `triton` or `cpu`, which cannot run here, or leaves
+            layers out.
         UnsupportedModelError: transformers itself runs the model without a cache only, or peft
             wraps it.
     """
@@ -68,6 +69,7 @@ class Runner:
         self.continues_in_pieces = self.call.spec.continues_in_pieces
         backend = decoding_backend(backend, self.device)
         self.coverage = kernel_coverage(model, self.call.spec, backend)
+        self._on_cpu = implementation_on(backend, self.device) == "cpu"
         autocast = torch.is_autocast_enabled(self.device.type)
         self._widest = torch.float32 if autocast else model.dtype
         planned = layout_of(model, autocast=autocast)
@@ -165,8 +167,9 @@ class Runner:
             )
 
     def _prefill_step(self, seq_id: Hashable, begin: int, count: int) -> StepTables | None:
-        """For layers that kernels read; None where there is no history yet, which nobody reads."""
-        if not begin or not self.coverage.rows:
+        """For layers that kernels read; None where there is no history yet, which nobody reads, and
+        on a CPU, whose kernels decode."""
+        if not begin or not self.coverage.rows or self._on_cpu:
             return None
         step = self.cache.tables(1, count, begin + count)
         step.fill(self.store, [seq_id])

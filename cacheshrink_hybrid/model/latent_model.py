@@ -32,7 +32,8 @@ class LatentModel(Derived, PreTrainedModel):
     @property
     def kernel_backend(self) -> Backend:
         """What decodes from the caches that `generate()` and `make_cache` make: `auto` (Triton
-        kernels on a CUDA device), `triton` or `torch`, see `HybridCache`. To be assigned; not
+        kernels on a CUDA device, functions compiled by numba on a CPU), `triton`, `cpu` or `torch`,
+        see `HybridCache`. To be assigned; not
         saved."""
         return self.__dict__.get("_kernel_backend", "auto")
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import KernelUnavailableError
-from ..kernels.backend import Backend, runs_triton
+from ..kernels.backend import Backend, implementation_on
 from ..kernels.states.pages import StatePlace
 from .lifetime import LifetimeClass
 from .state_map import StateMap
@@ -26,13 +26,18 @@ from .state_tensors import Placement
 
 
 def decoding_backend(backend: Backend, device: torch.device) -> Backend:
-    """`backend` where kernels run on a device, `torch` where they do not. This is the one place
-    that decides it; steps are told.
+    """`backend` where kernels run on a device, `torch` where they do not: of rows. This is the one
+    place that decides it; steps are told.
 
     Raises:
-        KernelUnavailableError: `triton` was asked for and cannot run there.
+        KernelUnavailableError: `triton` or `cpu` was asked for and cannot run there.
     """
-    return backend if runs_triton(backend, device) else "torch"
+    return "torch" if implementation_on(backend, device) == "torch" else backend
+
+
+def stepping_backend(backend: Backend, device: torch.device) -> Backend:
+    """`decoding_backend` of recurrent states, which no kernels step on a CPU."""
+    return backend if implementation_on(backend, device) == "triton" else "torch"
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -74,7 +79,7 @@ class RowMemory(ExactMemory):
 
     Attributes:
         backend: who reads and writes rows, decided before a step begins: `torch`; `auto`, kernels
-            where they can and torch elsewhere; `triton`, kernels or a refusal.
+            where they can and torch elsewhere; `triton` and `cpu`, these kernels or a refusal.
         slots_are_positions: each sequence lies in the slots of its positions, so masks say nothing.
             Otherwise sequences may be padded on the left, and the slots of padding count.
     """
@@ -122,12 +127,12 @@ class StateMemory(ABC):
     """What a cache owes the recurrent layers of a model: where their states lie.
 
     Attributes:
-        backend: who steps states, as in `RowMemory`.
+        state_backend: who steps states, as `backend` of a `RowMemory`; on a CPU `torch`.
         records_past: states wait outside of the pool, because their last tokens may be taken back;
             kernels do not step them.
     """
 
-    backend: Backend
+    state_backend: Backend
     records_past: bool
 
     @abstractmethod
@@ -160,12 +165,14 @@ class RowPlace:
 
     Attributes:
         lifetime, place: class of layers, and the layer's place in it.
+        dtype: of what a row holds.
         frame_table: (B, frames) int32, -1 where there is none.
         slot_mapping: where each new token's row goes, (B * T,) int64; -1 for nowhere.
     """
 
     lifetime: LifetimeClass
     place: int
+    dtype: torch.dtype
     frame_table: Tensor
     slot_mapping: Tensor
 

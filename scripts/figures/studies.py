@@ -334,6 +334,7 @@ STUDIES = (
         commands=tuple(
             f"python -m scripts.bench_decode --contexts 2048 --num-new 12 --repetitions 3 "
             f"--methods joint:16 joint:auto per_head:16 rotate:16 --threads {threads} "
+            "--backend torch "
             f"--json {RESULTS}/{name}.json"
             for threads, name in ((1, "bench_decode"), (2, "bench_decode_2_threads"))
         ),

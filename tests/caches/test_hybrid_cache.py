@@ -16,9 +16,17 @@ from cacheshrink_hybrid.caches.planned_layout import layout_of
 from cacheshrink_hybrid.caches.pooled_layers import PooledLinearLayer
 from cacheshrink_hybrid.errors import CacheFullError, NotSupportedError, UnsupportedModelError
 from cacheshrink_hybrid.families import model_spec
+from tests.dispatch import run_torch
 from tests.families.tiny_configs import CASES, tiny_model
 from tests.models import converted_copy, logits_in_pieces, pair, prefill_then_decode, random_ids
 from tests.tolerances import assert_same_computation
+
+
+@pytest.fixture(autouse=True)
+def torch_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with other caches, to the bit."""
+    run_torch(monkeypatch)
+
 
 BATCH, NUM_TOKENS = 2, 26
 SOME_CASES = ("gpt2", "llama", "mistral-window", "gemma3_text", "bamba", "falcon_h1", "qwen3_next")

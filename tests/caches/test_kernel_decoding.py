@@ -70,20 +70,29 @@ def assert_close(got: Tensor, due: Tensor) -> None:
     assert (got - due).abs().max() <= 2e-4 * due.abs().max()
 
 
+@pytest.fixture(params=["triton", "cpu"])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Backend:
+    """References in the place of Triton's kernels, and functions that are compiled for the CPU."""
+    if request.param == "triton":
+        run_references(monkeypatch)
+    else:
+        pytest.importorskip("numba")
+    return request.param
+
+
 @pytest.fixture
 def references(monkeypatch: pytest.MonkeyPatch) -> None:
     run_references(monkeypatch)
 
 
-@pytest.mark.usefixtures("references")
 @pytest.mark.parametrize("name", CASES)
-def test_pieces(name: str) -> None:
+def test_pieces(kernels: Backend, name: str) -> None:
     """A prompt, longer pieces than decoding takes, pieces of some tokens, single tokens."""
     model, ids = model_of(name), random_ids(2, 44)
     pieces = [9, 20, 3, 1, 1, 8, 1, 1]
     got, due = (
         logits_in_pieces(model, ids, pieces, make_cache(model, backend=backend))
-        for backend in ("triton", "torch")
+        for backend in (kernels, "torch")
     )
     assert_close(got, due)
 
@@ -106,18 +115,17 @@ def test_what_writes_and_reads_is_projected_where_it_is_convolved(
     assert set(projected) == {9}
 
 
-@pytest.mark.usefixtures("references")
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", ["gpt2", "llama", "exact", "exact-rotate", "window", "mamba2"])
 @torch.no_grad()
-def test_left_padding(name: str, attention: str) -> None:
+def test_left_padding(kernels: Backend, name: str, attention: str) -> None:
     model = model_of(name)
     before = model.config._attn_implementation
     model.set_attn_implementation(attention)
     ids, mask = random_ids(3, 16), torch.ones(3, 16, dtype=torch.long)
     mask[1, :5] = mask[2, :11] = 0
     logits = {}
-    for backend in ("triton", "torch"):
+    for backend in (kernels, "torch"):
         cache = make_cache(model, backend=backend)  # type: ignore[arg-type]
         found = []
         for begin, end in ((0, 9), (9, 13), (13, 15), (15, 16)):
@@ -125,10 +133,9 @@ def test_left_padding(name: str, attention: str) -> None:
             found.append(output.logits[:, -1])
         logits[backend] = torch.stack(found)
     model.set_attn_implementation(before)
-    assert_close(logits["triton"], logits["torch"])
+    assert_close(logits[kernels], logits["torch"])
 
 
-@pytest.mark.usefixtures("references")
 @pytest.mark.parametrize(
     ("name", "wish"),
     [
@@ -142,7 +149,7 @@ def test_left_padding(name: str, attention: str) -> None:
         ("exact", "prompt lookup"),
     ],
 )
-def test_generate(name: str, wish: str) -> None:
+def test_generate(kernels: Backend, name: str, wish: str) -> None:
     model, ids = model_of(name), random_ids(1, 12)
     wishes: dict[str, Any] = {
         "greedy": {},
@@ -150,7 +157,7 @@ def test_generate(name: str, wish: str) -> None:
         "prompt lookup": {"prompt_lookup_num_tokens": 3},
     }[wish]
     outputs = []
-    for backend in ("triton", "torch"):
+    for backend in (kernels, "torch"):
         model.kernel_backend = backend
         outputs.append(model.generate(ids, do_sample=False, max_new_tokens=10, **wishes))
     model.kernel_backend = "auto"

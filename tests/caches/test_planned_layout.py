@@ -19,9 +19,17 @@ from cacheshrink_hybrid.latents.attention.module import LatentAttention
 from cacheshrink_hybrid.model.latent_model import plan_of
 from cacheshrink_hybrid.pool.lifetime import FIRST, RECENT, TOKENS, RowSet
 from cacheshrink_hybrid.states.layer import StateCacheMixin
+from tests.dispatch import run_torch
 from tests.families.tiny_configs import CASES, RECURRENT_CASES, tiny_config, tiny_model
 from tests.models import converted_copy, logits_in_pieces, pair, random_ids
 from tests.tolerances import largest_difference
+
+
+@pytest.fixture(autouse=True)
+def torch_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with other caches, to the bit."""
+    run_torch(monkeypatch)
+
 
 EVERY = (*CASES, *RECURRENT_CASES)
 RECURRENT = [case for case in EVERY if model_spec(tiny_config(case)).state_layers]

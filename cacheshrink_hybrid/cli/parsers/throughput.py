@@ -63,8 +63,8 @@ def parser() -> argparse.ArgumentParser:
         "--backend",
         choices=get_args(Backend),
         default="auto",
-        help="of decoding: Triton kernels or torch; auto takes kernels on a CUDA device "
-        "(default: auto)",
+        help="of decoding: Triton kernels, functions compiled for the CPU, or torch; auto takes "
+        "those of the device (default: auto)",
     )
     made.add_argument("--seed", type=seed(), default=0, help="of the trace (default: 0)")
     made.add_argument(

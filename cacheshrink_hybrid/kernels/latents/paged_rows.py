@@ -81,9 +81,9 @@ class PagedRows:
 
     def _lie_at_multiples_of(self, bits: int) -> bool:
         """Whether numbers of so many bits, if there are any, lie at multiples of their size."""
-        places = [run.first_byte for run in self.layout.runs if run.bits == bits]
-        if not places:
+        if bits not in self.layout.widths:
             return True
+        places = [run.first_byte for run in self.layout.runs if run.bits == bits]
         places += [self.frame_bytes, self.layer_offset, self.layout.row_bytes]
         return all(place % (bits // 8) == 0 for place in places)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...codecs.straight_through import newest_straight_through
+from ...kernels.backend import implementation_on
 from ...pool.lifetime import TOKENS
 from ...pool.memory import RowStep
 from .cached_layer import CachedLayer, Slots
@@ -131,13 +132,17 @@ def attend_by_kernels(
     if angles is not None:
         query, latent = head.turned(query, latent, angles)
     read = latent_read(head, step.num_slots, latent)
-    layout = row_layout(head, latent.dtype)
     tokens = step.places[TOKENS]
+    layout = row_layout(head, tokens.dtype)
     rows = rows_in_pool(layout, step.arena, step.frame_bytes, tokens.lifetime, tokens.place)
     append_to_pool(head, latent.flatten(0, 1), rows, tokens.slot_mapping, backend=step.backend)
+    channels = None if key_value is None else head.exact_channels(key_value)
+    if implementation_on(step.backend, query.device) == "cpu":
+        from .cpu_step import attend_on_cpu  # with numba, which need not be there
+
+        return attend_on_cpu(head, query, channels, rows, read, step)
     beside = None
-    if key_value is not None:
-        channels = head.exact_channels(key_value)
+    if channels is not None:
         if num_new > MAX_DECODE_TOKENS:
             beside = _read_beside(head, query, channels, layer, step)
         else:

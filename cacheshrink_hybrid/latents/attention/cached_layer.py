@@ -11,8 +11,10 @@ from transformers.cache_utils import StaticLayer
 
 from ...codecs.straight_through import has_gradients
 from ...errors import KernelUnavailableError, NotSupportedError
+from ...kernels.backend import REFUSING, Backend, implementation_on
 from ...pool.memory import ExactMemory, ExactRows, RowMemory, RowStep
 from ..exact_tokens import ExactView
+from .dense_read import MAX_DECODE_TOKENS
 from .head import LatentHead
 from .kernel_view import why_not
 from .left_padding import first_visible
@@ -144,11 +146,13 @@ class CachedLayer:
             mask: as the attention function takes it.
 
         Raises:
-            KernelUnavailableError: the cache's backend is `triton`, and that cannot run here, or
-                kernels cannot take this step.
+            KernelUnavailableError: the cache's backend is `triton` or `cpu`, and that cannot run
+                here, or kernels cannot take this step.
         """
         cache = self.cache
         if not isinstance(cache, RowMemory) or cache.backend == "torch":
+            return None
+        if _is_for_torch(cache.backend, hidden):
             return None
         reason, first_slots = why_not(head, hidden), None
         if reason is None and not cache.get_seq_length(self.layer_idx):
@@ -162,9 +166,20 @@ class CachedLayer:
                 mask, batch, num_new, num_keys, first_key, head.window
             )
         if reason is not None:
-            if cache.backend == "triton":
+            if cache.backend in REFUSING:
                 raise KernelUnavailableError(
                     f"layer {self.layer_idx} is not read by kernels: {reason}"
                 )
             return None
         return cache.row_step(self.layer_idx, batch, num_new, first_slots)
+
+
+def _is_for_torch(backend: Backend, hidden: Tensor) -> bool:
+    """Whether a pass on inputs (B, T, E) is none that kernels of CPUs are made for: within a graph,
+    or of many tokens, whose keys and values torch expands once."""
+    if hidden.device.type != "cpu":
+        return False
+    if torch.compiler.is_compiling():
+        return True
+    many = hidden.shape[1] > MAX_DECODE_TOKENS
+    return many and implementation_on(backend, hidden.device) == "cpu"

@@ -16,6 +16,8 @@ from ...kernels.latents.decode import KeyUp, LatentRead, RotatedMean
 from .head import LatentHead
 from .rotated_keys import BLOCK_SLOTS
 
+COMPUTED = (torch.float32, torch.float16, torch.bfloat16)
+
 
 def row_layout(head: LatentHead, dtype: torch.dtype) -> RowLayout:
     """The layout of a head's rows, worked out once.
@@ -54,6 +56,8 @@ def why_not(head: LatentHead, like: Tensor) -> str | None:
 
 
 def _fault(head: LatentHead, like: Tensor) -> str | None:
+    if like.dtype not in COMPUTED:
+        return f"it computes in {like.dtype}, and kernels in float32, float16 or bfloat16"
     if head.rotary is not None and head.rotary.depends_on_length:
         return "its angles depend on the length of the text"
     try:

@@ -123,22 +123,9 @@ def read_pool(
         read: from `latent_read`.
         beside: what the queries read of exact rows, from `read_exact`; None where none are.
     """
-    plan, num_new = head.plan, query.shape[2]
-    if plan.keeps_exact:
-        # As if the queries stood before their window: then they see what lies behind the sinks.
-        context_lens = (context_lens - plan.exact_window).clamp_min(0)
-        if plan.exact_sinks:
-            first = torch.zeros_like(context_lens) if first_slots is None else first_slots
-            first_slots = first + plan.exact_sinks
-    asked, offset = query, None
-    if not head.rebuilds_keys:
-        absorbed, offsets = head.absorbed(query, offset=not head.stores_rotated)
-        asked = absorbed.unflatten(1, query.shape[1:3])
-        if head.stores_rotated:
-            asked = torch.cat([asked, query], dim=-1)
-        if offsets is not None:
-            offset = offsets.unflatten(1, query.shape[1:3]).transpose(1, 2)
-    asked = asked.transpose(1, 2).contiguous()
+    num_new = query.shape[2]
+    context_lens, first_slots = coded_slots(head, context_lens, first_slots)
+    asked, offset = asked_of(head, query)
     options: dict[str, Any] = {
         "read": read,
         "offset": offset,
@@ -151,6 +138,34 @@ def read_pool(
         new_lens = torch.full_like(context_lens, num_new)
         mixed, lse = latent_prefill(asked, rows, frame_table, context_lens, new_lens, **options)
     return _whole(head, mixed, lse, beside)
+
+
+def coded_slots(
+    head: LatentHead, context_lens: Tensor, first_slots: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Lengths and first slots of what is read of coded rows, (B,) int32."""
+    plan = head.plan
+    if plan.keeps_exact:
+        # As if the queries stood before their window: then they see what lies behind the sinks.
+        context_lens = (context_lens - plan.exact_window).clamp_min(0)
+        if plan.exact_sinks:
+            first = torch.zeros_like(context_lens) if first_slots is None else first_slots
+            first_slots = first + plan.exact_sinks
+    return context_lens, first_slots
+
+
+def asked_of(head: LatentHead, query: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What meets coded rows of rotated queries (B, H, T, D): queries (B, T, H, K), and (B, T, H)
+    that is added to their products; None for nothing."""
+    if head.rebuilds_keys:
+        return query.transpose(1, 2).contiguous(), None
+    absorbed, offset = head.absorbed(query, offset=not head.stores_rotated)
+    asked = absorbed.unflatten(1, query.shape[1:3])
+    if head.stores_rotated:
+        asked = torch.cat([asked, query], dim=-1)
+    if offset is not None:
+        offset = offset.unflatten(1, query.shape[1:3]).transpose(1, 2)
+    return asked.transpose(1, 2).contiguous(), offset
 
 
 def _whole(

@@ -60,7 +60,7 @@ def state_in_pool(
         KernelUnavailableError: the cache's backend is `triton`, and that cannot run here, or
             kernels cannot take this step.
     """
-    if not isinstance(cache, StateMemory) or cache.backend == "torch":
+    if not isinstance(cache, StateMemory) or cache.state_backend == "torch":
         return None
     reason = why_not(mixer)
     if reason is None and cache.records_past:
@@ -73,7 +73,7 @@ def state_in_pool(
     if reason is None and has_gradients(mixer, hidden):
         reason = "kernels have no backward pass; decode within torch.no_grad()"
     if reason is not None:
-        if cache.backend == "triton":
+        if cache.state_backend == "triton":
             raise KernelUnavailableError(
                 f"layer {mixer.layer_idx} is not stepped by kernels: {reason}"
             )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ....errors import ConfigError
-from ...backend import Backend, uses_triton
+from ...backend import Backend, implementation
 from ..paged_rows import PagedRows
 
 __all__ = ["latent_append"]
@@ -57,10 +57,15 @@ def latent_append(
             faults.append(f"{name} has shape {tuple(vector.shape)}; due is ({channels},)")
     if faults:
         raise ConfigError("; ".join(faults))
-    if uses_triton(backend, latent, rows.arena, slot_mapping, center, costs):
+    chosen = implementation(backend, latent, rows.arena, slot_mapping, center, costs)
+    if chosen == "triton":
         from .kernel import latent_append_triton
 
         latent_append_triton(latent, rows, slot_mapping, center=center, costs=costs)
+    elif chosen == "cpu":
+        from .cpu import latent_append_cpu
+
+        latent_append_cpu(latent, rows, slot_mapping, center=center, costs=costs)
     else:
         from .reference import latent_append_reference
 

@@ -1,4 +1,4 @@
-"""What `latent_decode` and `latent_prefill` share: checks, and the kernel or its reference."""
+"""What `latent_decode` and `latent_prefill` share: checks, and what runs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import Tensor
 
-from ...backend import Backend, uses_triton
+from ...backend import Backend, implementation
 from ..paged_rows import PagedRows, check_frame_table
 from .read import LatentRead
 
@@ -30,10 +30,15 @@ def attend(
     check_frame_table(frame_table, context_lens, query.shape[0], first_slots)
     decode: Callable[..., tuple[Tensor, Tensor]]
     tensors = (query, frame_table, context_lens, offset, query_lens, first_slots)
-    if uses_triton(backend, rows.arena, *tensors):
+    chosen = implementation(backend, rows.arena, *tensors)
+    if chosen == "triton":
         from .kernel import latent_decode_triton
 
         decode = partial(latent_decode_triton, num_splits=num_splits)
+    elif chosen == "cpu":
+        from .cpu import latent_decode_cpu
+
+        decode = partial(latent_decode_cpu, num_splits=num_splits)
     else:
         from .reference import latent_decode_reference as decode
     return decode(

@@ -1,0 +1,190 @@
+"""Attention over rows of latents, compiled.
+
+Rows of TILE slots are decoded into a buffer that stays in the core's cache, where they serve as
+keys and as values.
+"""
+
+import numpy as np
+
+from ...host_code import compiled, kept
+from .decoding import decode_block
+from .keys import finish_keys, own_channels
+from .products import mix, products
+from .softmax import LOG2_E, NOTHING, weigh
+
+TILE = 48
+VECTOR = 16
+"""Rows of numbers are filled up with zeros to a multiple of a vector."""
+
+
+@compiled
+def up(number, unit):
+    """The next multiple of a unit."""
+    return (number + unit - 1) // unit * unit
+
+
+@compiled
+def _padded(weight):
+    """A copy of weights (J, D, rank), zeros behind D and rank."""
+    heads, width, rank = weight.shape
+    out = np.zeros((heads, up(width, 4), up(rank, VECTOR)), np.float32)
+    out[:, :width, :rank] = weight
+    return out
+
+
+@compiled
+def _find_rows(arena, frames, slot, last, size, gains, places, slots, row_gains):
+    """Places, slots and gains of the next rows of a sequence, as many as there is room for.
+
+    Returns:
+        How many there are, and the slot behind them.
+    """
+    count = 0
+    while slot < last and count < TILE:
+        frame = np.int64(frames[slot // size.frame_tokens])
+        if frame >= 0:
+            at = frame * size.frame_bytes + size.layer_offset
+            places[count] = np.uint64(at + slot % size.frame_tokens * size.row_bytes)
+            slots[count] = slot
+            row_gains[count] = np.float32(1)
+            if size.gain_byte >= 0:
+                row_gains[count] = gains[arena[places[count] + np.uint64(size.gain_byte)]]
+            count += 1
+        slot += 1
+    return count, slot
+
+
+@compiled
+def _set_lost_aside(tile, count, row_gains, only_floats, lost):
+    """A lost token is NaN throughout: its score is to be NaN, and its values are no one's.
+
+    Args:
+        lost: 0, or NaN where a row is lost, (TILE,).
+    """
+    for n in range(count):
+        lost[n] = 0
+        if np.isnan(row_gains[n]) or (only_floats and np.isnan(tile[n, 0])):
+            lost[n] = np.float32(np.nan)
+            tile[n] = 0
+    for n in range(count, up(count, 4)):
+        tile[n] = 0
+
+
+@compiled
+def read_block(
+    query,
+    offset,
+    arena,
+    frame_table,
+    sequences,
+    rows,
+    tables,
+    weight,
+    finish,
+    reading,
+    share,
+    out,
+    lse,
+):
+    """`latent_decode`, or a share of its slots.
+
+    Args:
+        query: (B, T, H, K) float32, as all floating-point tensors.
+        offset: (B, T, H).
+        sequences: context_lens, query_lens, first_slots, and row of the angles that each sequence's
+            slot 0 is rotated by, (4, B) int32.
+        rows: `runs_view` and `shares_view`.
+        tables: `row_tables`.
+        weight: of rebuilt keys, (J, D, rank); of no heads where queries meet channels.
+        finish: bias (J, D) of the keys, of no heads where they stay as they are; gains of their
+            norm (D,), of no channels without one; and cos and sin (slots, rotary dim / 2), of no
+            channels without rotation.
+        reading: see `READING`.
+        share: number of the share, and how many there are.
+        out: (B, T, H, Rv), lse: (B, T, H); filled with zeros and -inf.
+    """
+    runs, shares = rows
+    bias, norm, cos, sin = finish
+    size, (B, T, H, width) = reading[0], query.shape
+    groups, rank, value_rank = size.groups, size.rank, size.value_rank
+    heads, num_rows = H // groups, T * H // groups
+
+    tile = np.zeros((TILE, up(size.channels, VECTOR)), np.float32)
+    own = np.zeros((TILE, up(rank, VECTOR)), np.float32)
+    keys = np.zeros((TILE, up(width, VECTOR)), np.float32)
+    scores = np.zeros((num_rows, TILE), np.float32)
+    asked = np.zeros((groups, num_rows, up(width, VECTOR)), np.float32)
+    offsets = np.zeros((groups, num_rows), np.float32)
+    sums = np.zeros((groups, num_rows, value_rank), np.float32)
+    top, total = np.zeros((2, groups, num_rows), np.float32)
+    positions = np.zeros(num_rows, np.int64)
+    slots, places = np.zeros(TILE, np.int64), np.zeros(TILE, np.uint64)
+    row_gains, lost = np.zeros(TILE, np.float32), np.zeros(TILE, np.float32)
+    ups = _padded(weight)
+
+    for b in range(B):
+        context, new = np.int64(sequences[0, b]), np.int64(sequences[1, b])
+        last = min(context, frame_table.shape[1] * size.frame_tokens, size.limit)
+        first = max(np.int64(sequences[2, b]), 0)
+        if size.window:
+            first = max(first, context - new - size.window + 1)
+        length = up(max(last - first, 0), share[1]) // share[1]
+        slot = first + length * share[0]
+        last = min(last, slot + length)
+        if slot >= last or new <= 0:
+            continue
+        for j in range(groups):
+            for t in range(T):
+                for g in range(heads):
+                    m = t * heads + g
+                    positions[m] = context - new + t if t < new else -1
+                    asked[j, m, :width] = query[b, t, j * heads + g]
+                    offsets[j, m] = offset[b, t, j * heads + g]
+        top[:] = NOTHING
+        total[:] = 0
+        sums[:] = 0
+        while slot < last:
+            count, slot = _find_rows(
+                arena, frame_table[b], slot, last, size, tables.gains, places, slots, row_gains
+            )
+            decode_block(arena, places, count, row_gains, runs, tables, tile)
+            _set_lost_aside(tile, count, row_gains, size.only_floats, lost)
+            whole = up(count, 4)
+            for j in range(groups):
+                found = tile
+                if shares.shape[0]:
+                    own_channels(tile, whole, shares, j, own)
+                    found = own
+                if ups.shape[0]:
+                    products(found, whole, ups[j], ups.shape[1], rank, keys)
+                    found = keys
+                if bias.shape[0]:
+                    turn = sequences[3, b]
+                    finish_keys(found, count, slots, turn, bias[j], norm, size.epsilon, cos, sin)
+                products(asked[j], num_rows, found, whole, width, scores)
+                weigh(
+                    scores,
+                    count,
+                    slots,
+                    lost,
+                    offsets[j],
+                    positions,
+                    sums[j],
+                    top[j],
+                    total[j],
+                    size,
+                )
+                value = size.first_value + j * size.value_share
+                mix(scores, tile, whole, value, sums[j])
+        for j in range(groups):
+            for m in range(num_rows):
+                t, h = m // heads, j * heads + m % heads
+                if total[j, m] != 0:
+                    lse[b, t, h] = (top[j, m] + np.log2(total[j, m])) / LOG2_E
+                    out[b, t, h] = sums[j, m] / total[j, m]
+
+
+@kept
+def read_rows(*arguments):
+    """`read_block`."""
+    read_block(*arguments)
