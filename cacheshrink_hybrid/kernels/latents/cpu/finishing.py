@@ -39,6 +39,7 @@ def finish_heads(query, channels, arena, kinds, tables, coded, sinks, value_up, 
     J, _, rank = weight.shape
     heads, zeros = H // J, np.zeros((B, T, H), np.float32)
     none, no_weight = np.zeros(0, np.float32), np.zeros((0, 0, 0), np.float32)
+    no_mean = no_weight, np.zeros((1, 0), np.float32), np.zeros((1, 0), np.float32)
     means, found = np.empty((2, B, T, H, D), np.float32), np.empty((2, B, T, H), np.float32)
     for i in range(2):
         kind = kinds[i]
@@ -52,7 +53,7 @@ def finish_heads(query, channels, arena, kinds, tables, coded, sinks, value_up, 
         finish = kind.bias, none, kind.cos, kind.sin
         read_block(
             query, zeros, arena, kind.frame_table, kind.sequences, (kind.runs, kind.shares),
-            tables[1], no_weight, finish, kind.reading, (0, 1), means[i], found[i],
+            tables[1], no_weight, finish, no_mean, kind.reading, (0, 1), means[i], found[i],
         )  # fmt: skip
     values = np.zeros((up(T * heads, 4), up(rank, VECTOR)), np.float32)
     made = np.zeros((D, up(T * heads, 4)), np.float32)

@@ -9,6 +9,7 @@ import numpy as np
 from ...host_code import compiled, kept
 from .decoding import decode_block
 from .keys import finish_keys, own_channels
+from .mean import add_mean
 from .products import mix, products
 from .softmax import LOG2_E, NOTHING, weigh
 
@@ -81,6 +82,7 @@ def read_block(
     tables,
     weight,
     finish,
+    mean,
     reading,
     share,
     out,
@@ -99,6 +101,8 @@ def read_block(
         finish: bias (J, D) of the keys, of no heads where they stay as they are; gains of their
             norm (D,), of no channels without one; and cos and sin (slots, rotary dim / 2), of no
             channels without rotation.
+        mean: see `add_mean`; of no heads where keys are not stored rotated about it. Its D
+            channels of a query lie behind those that meet the head's own.
         reading: see `READING`.
         share: number of the share, and how many there are.
         out: (B, T, H, Rv), lse: (B, T, H); filled with zeros and -inf.
@@ -108,6 +112,8 @@ def read_block(
     size, (B, T, H, width) = reading[0], query.shape
     groups, rank, value_rank = size.groups, size.rank, size.value_rank
     heads, num_rows = H // groups, T * H // groups
+    mean_heads, block_slots, mean_width = mean[0].shape
+    met = width - mean_width
 
     tile = np.zeros((TILE, up(size.channels, VECTOR)), np.float32)
     own = np.zeros((TILE, up(rank, VECTOR)), np.float32)
@@ -121,6 +127,9 @@ def read_block(
     slots, places = np.zeros(TILE, np.int64), np.zeros(TILE, np.uint64)
     row_gains, lost = np.zeros(TILE, np.float32), np.zeros(TILE, np.float32)
     ups = _padded(weight)
+    turned = np.zeros((num_rows, mean_width), np.float32)
+    at_block = np.zeros(mean_heads, np.int64)
+    mean_parts = np.zeros((mean_heads, num_rows, block_slots), np.float32)
 
     for b in range(B):
         context, new = np.int64(sequences[0, b]), np.int64(sequences[1, b])
@@ -140,6 +149,7 @@ def read_block(
                     positions[m] = context - new + t if t < new else -1
                     asked[j, m, :width] = query[b, t, j * heads + g]
                     offsets[j, m] = offset[b, t, j * heads + g]
+        at_block[:] = -1
         top[:] = NOTHING
         total[:] = 0
         sums[:] = 0
@@ -161,7 +171,11 @@ def read_block(
                 if bias.shape[0]:
                     turn = sequences[3, b]
                     finish_keys(found, count, slots, turn, bias[j], norm, size.epsilon, cos, sin)
-                products(asked[j], num_rows, found, whole, width, scores)
+                products(asked[j], num_rows, found, whole, met, scores)
+                if mean_heads:
+                    add_mean(
+                        scores, count, slots, asked[j], met, mean, j, turned, at_block, mean_parts
+                    )
                 weigh(
                     scores,
                     count,

@@ -242,8 +242,8 @@ def reading_view(read: LatentRead, rows: PagedRows) -> NDArray:
     key_up = read.key_up
     return reading_of(
         rows.layout,
-        1 if key_up is None else key_up.weight.shape[0],
-        read.key_rank if key_up is None else key_up.weight.shape[2],
+        read.key_heads if key_up is None else key_up.weight.shape[0],
+        read.own_rank,
         rows.layout.num_channels - read.value_rank,
         read.value_rank,
         0,

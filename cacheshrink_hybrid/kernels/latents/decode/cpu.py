@@ -20,6 +20,7 @@ LEAST_SLOTS = 256
 """Slots of a share, at the least, that another thread is woken for."""
 NO_WEIGHT, NO_BIAS = np.empty((0, 0, 0), np.float32), np.empty((0, 0), np.float32)
 NO_NORM, NO_ANGLES = np.empty(0, np.float32), np.empty((1, 0), np.float32)
+NO_MEAN = NO_WEIGHT, NO_ANGLES, NO_ANGLES
 
 
 def latent_decode_cpu(
@@ -56,7 +57,6 @@ def read_coded(
     B, T, H, _ = query.shape
     key_up, layout = read.key_up, rows.layout
     weight, finish = NO_WEIGHT, (NO_BIAS, NO_NORM, NO_ANGLES, NO_ANGLES)
-    groups = 1
     if key_up is not None:
         weight = floats(key_up.weight)
         finish = (
@@ -65,7 +65,9 @@ def read_coded(
             NO_ANGLES if key_up.cos is None else floats(key_up.cos),
             NO_ANGLES if key_up.sin is None else floats(key_up.sin),
         )
-        groups = len(weight) if key_up.per_head else 1
+    mean = NO_MEAN
+    if read.mean is not None:
+        mean = floats(read.mean.table), floats(read.mean.cos), floats(read.mean.sin)
     offsets = query.new_zeros(B, T, H) if offset is None else offset
     if num_splits is None:
         longest = int(sequences[0].max(initial=0))
@@ -76,10 +78,11 @@ def read_coded(
         rows.arena.numpy(),
         frame_table.numpy(),
         sequences,
-        (runs_view(layout), shares_view(layout, read.key_rank, groups)),
+        (runs_view(layout), shares_view(layout, read.key_rank, read.key_heads)),
         row_tables(),
         weight,
         finish,
+        mean,
         reading_view(read, rows),
     )
     output = torch.zeros(num_splits, B, T, H, read.value_rank)

@@ -65,6 +65,25 @@ def _read(name: str, device: torch.device, **options) -> LatentRead:
 
 
 @pytest.mark.parametrize(("name", "num_splits"), combined(CASES, [1, 2]))
+def test_compiled_equals_reference(name: str, num_splits: int) -> None:
+    """Also where blocks end within what is decoded at once, and frames are missing."""
+    pytest.importorskip("numba")
+    layout, own_rank, _, head_dim, _, _ = CASES[name]
+    host = torch.device("cpu")
+    lens = [*LENS, 61]
+    rows, table, context = filled_rows(layout, lens, device=host, outliers=False)
+    table[-1, 2] = -1
+    read = _read(name, host, softcap=4.0, window=50)
+    query = torch.randn(len(lens), 2, 3 * J, own_rank + head_dim)
+    due = latent_decode(query, rows, table, context, read=read, backend="torch")
+    got = latent_decode(
+        query, rows, table, context, read=read, num_splits=num_splits, backend="cpu"
+    )
+    assert_close(got[0], due[0])
+    assert_close(got[1], due[1])
+
+
+@pytest.mark.parametrize(("name", "num_splits"), combined(CASES, [1, 2]))
 def test_equals_reference(name: str, num_splits: int, device: torch.device) -> None:
     layout, own_rank, _, head_dim, _, _ = CASES[name]
     rows, table, context = filled_rows(layout, LENS, device=device, outliers=False)
