@@ -63,11 +63,9 @@ def sweep(quick: bool, device: torch.device) -> Iterator[list[Workload]]:
                 )
             dense = {"codec": "float16", "batch": batch, "context": context, "rank": rank}
             group.append(workloads.latent_attention(**dense, heads=32, device=device, dense=True))
-        group.append(
-            workloads.rebuilt_attention(
-                batch=batch, context=context, rank=64, value_rank=512, **full
-            )
-        )
+        for stored_rotated in (False, True):
+            shape = {"batch": batch, "context": context, "rank": 64, "value_rank": 512, **full}
+            group.append(workloads.per_head_attention(**shape, stored_rotated=stored_rotated))
         yield group
     chunks = [(1, 32768, 512)] if quick else [
         (batch, history, num_new)

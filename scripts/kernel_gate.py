@@ -36,7 +36,17 @@ def small_workloads(device: torch.device) -> Iterator[tuple[Make, Make]]:
     heads = {"key_heads": 2, "head_dim": 16}
     for make in (
         *attention,
-        partial(workloads.rebuilt_attention, **full, **heads, rank=16, value_rank=32),
+        *(
+            partial(
+                workloads.per_head_attention,
+                **full,
+                **heads,
+                stored_rotated=stored_rotated,
+                rank=16,
+                value_rank=32,
+            )
+            for stored_rotated in (False, True)
+        ),
         partial(workloads.ssd, **state, code="int8"),
         partial(workloads.gdn, **state, code="float16"),
     ):

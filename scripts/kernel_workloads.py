@@ -17,11 +17,17 @@ from cacheshrink_hybrid.codecs.row_layout import Kind, RowLayout
 from cacheshrink_hybrid.codecs.state import one_segment
 from cacheshrink_hybrid.kernels.backend import Backend
 from cacheshrink_hybrid.kernels.latents.append import latent_append
-from cacheshrink_hybrid.kernels.latents.decode import KeyUp, LatentRead, latent_decode
+from cacheshrink_hybrid.kernels.latents.decode import (
+    KeyUp,
+    LatentRead,
+    RotatedMean,
+    latent_decode,
+)
 from cacheshrink_hybrid.kernels.latents.paged_rows import PagedRows
 from cacheshrink_hybrid.kernels.states.gdn_step import gdn_step
 from cacheshrink_hybrid.kernels.states.pages import StatePages, StatePlace
 from cacheshrink_hybrid.kernels.states.ssd_step import ssd_step
+from cacheshrink_hybrid.latents.attention.rotated_keys import BLOCK_SLOTS
 
 Run = Callable[[], object]
 FILLED_AT_ONCE = 65536
@@ -120,8 +126,9 @@ def latent_attention(
     )
 
 
-def rebuilt_attention(
+def per_head_attention(
     *,
+    stored_rotated: bool,
     batch: int,
     context: int,
     rank: int,
@@ -134,31 +141,44 @@ def rebuilt_attention(
     frame_tokens: int = 64,
     backend: Backend = "auto",
 ) -> Workload:
-    """Decoding with keys rebuilt per head from 8-bit latents, values joint."""
+    """Decoding with 8-bit latents of each head's keys, values joint: keys are rebuilt, or were
+    stored rotated about their mean."""
     layout = RowFormat(alignment=16).layout([(rank * key_heads, 8), (value_rank, 8)])
     rows, table, lens = latent_rows(layout, batch, context, frame_tokens, device)
     angles = torch.arange(context, device=device)[:, None] * 1e4 ** -torch.linspace(
         0, 1, head_dim // 2, device=device
     )
-    key_up = KeyUp(
-        weight=(torch.randn(key_heads, head_dim, rank, device=device) / rank**0.5).to(dtype),
-        bias=torch.zeros(key_heads, head_dim, device=device, dtype=dtype),
-        cos=angles.cos().half(),
-        sin=angles.sin().half(),
-        per_head=True,
-    )
-    query = torch.randn(batch, 1, heads, head_dim, device=device).to(dtype)
+    key_up = mean = None
+    if stored_rotated:
+        of_heads = torch.randn(key_heads, BLOCK_SLOTS, head_dim, device=device).to(dtype)
+        back = -angles[::BLOCK_SLOTS]
+        mean = RotatedMean(table=of_heads, cos=back.cos(), sin=back.sin())
+    else:
+        of_heads = (torch.randn(key_heads, head_dim, rank, device=device) / rank**0.5).to(dtype)
+        key_up = KeyUp(
+            weight=of_heads,
+            bias=torch.zeros(key_heads, head_dim, device=device, dtype=dtype),
+            cos=angles.cos().half(),
+            sin=angles.sin().half(),
+            per_head=True,
+        )
     read = LatentRead(
-        key_rank=rank * key_heads, value_rank=value_rank, scale=head_dim**-0.5, key_up=key_up
+        key_rank=rank * key_heads,
+        value_rank=value_rank,
+        scale=head_dim**-0.5,
+        key_up=key_up,
+        mean=mean,
     )
+    query = torch.randn(batch, 1, heads, read.query_width, device=device).to(dtype)
     moved = batch * context * layout.row_bytes + table.numel() * 4 + query.nbytes
-    moved += batch * heads * value_rank * dtype.itemsize + key_up.weight.nbytes
+    moved += batch * heads * value_rank * dtype.itemsize + of_heads.nbytes
 
     def run() -> object:
         return latent_decode(query, rows, table, lens, read=read, backend=backend)
 
+    way = "rotated" if stored_rotated else "rebuilt"
     return Workload(
-        f"latent_decode rebuilt 8 B={batch} L={context} r={rank}x{key_heads} V={value_rank}",
+        f"latent_decode {way} 8 B={batch} L={context} r={rank}x{key_heads} V={value_rank}",
         f"attention B={batch} L={context}",
         moved,
         run,

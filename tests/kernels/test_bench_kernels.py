@@ -21,7 +21,17 @@ def _workloads() -> list[workloads.Workload]:
     shape = {"key_heads": 2, "head_dim": 16}
     made = [
         workloads.full_attention(**full, **shape),
-        workloads.rebuilt_attention(**full, **shape, rank=16, value_rank=32, backend="torch"),
+        *(
+            workloads.per_head_attention(
+                **full,
+                **shape,
+                stored_rotated=stored_rotated,
+                rank=16,
+                value_rank=32,
+                backend="torch",
+            )
+            for stored_rotated in (False, True)
+        ),
         workloads.torch_ssd(**STATE),
         workloads.ssd(**STATE, code="int8", backend="torch"),
         workloads.gdn(**STATE, code="float16", backend="torch"),
