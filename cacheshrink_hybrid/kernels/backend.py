@@ -12,7 +12,8 @@ that span all key heads, rotations other than of channel pairs (i, i + rotary di
 depend on the length of the text, latents without a channel of values, replayed inputs of Mamba-1,
 and in the engine exact sinks and windows. `triton` and `cpu` refuse them by name (`why_not` of
 `latents.attention.kernel_view` and `states.mixers.pool_step`). On a CPU recurrent states are
-torch's, and so are passes of many tokens and compiled graphs.
+torch's, and so are passes of many tokens, compiled graphs, and with `auto` eager attention, which
+hands out probabilities.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from transformers.cache_utils import StaticLayer
 
 from ...codecs.straight_through import has_gradients
 from ...errors import KernelUnavailableError, NotSupportedError
-from ...kernels.backend import REFUSING, Backend, implementation_on
+from ...kernels.backend import REFUSING, implementation_on
 from ...pool.memory import ExactMemory, ExactRows, RowMemory, RowStep
 from ..exact_tokens import ExactView
 from .dense_read import MAX_DECODE_TOKENS
@@ -152,7 +152,7 @@ class CachedLayer:
         cache = self.cache
         if not isinstance(cache, RowMemory) or cache.backend == "torch":
             return None
-        if _is_for_torch(cache.backend, hidden):
+        if _is_for_torch(cache, module, hidden):
             return None
         reason, first_slots = why_not(head, hidden), None
         if reason is None and not cache.get_seq_length(self.layer_idx):
@@ -174,12 +174,16 @@ class CachedLayer:
         return cache.row_step(self.layer_idx, batch, num_new, first_slots)
 
 
-def _is_for_torch(backend: Backend, hidden: Tensor) -> bool:
-    """Whether a pass on inputs (B, T, E) is none that kernels of CPUs are made for: within a graph,
-    or of many tokens, whose keys and values torch expands once."""
-    if hidden.device.type != "cpu":
+def _is_for_torch(cache: RowMemory, module: nn.Module, hidden: Tensor) -> bool:
+    """Whether a pass on inputs (B, T, E) is none that kernels of CPUs are made for: within a graph;
+    of many tokens, whose keys and values torch expands once; or, with `auto`, by eager attention,
+    of which probabilities may be asked for. The engine decides that by itself."""
+    if hidden.device.type != "cpu" or cache.slots_are_positions:
         return False
     if torch.compiler.is_compiling():
         return True
-    many = hidden.shape[1] > MAX_DECODE_TOKENS
-    return many and implementation_on(backend, hidden.device) == "cpu"
+    config: Any = module.config
+    eager = cache.backend == "auto" and config._attn_implementation == "eager"
+    if not eager and hidden.shape[1] <= MAX_DECODE_TOKENS:
+        return False
+    return implementation_on(cache.backend, hidden.device) == "cpu"

@@ -9,6 +9,7 @@ import torch
 
 from cacheshrink_hybrid.errors import KernelUnavailableError
 from cacheshrink_hybrid.latents.attention.kernel_view import latent_read, why_not
+from cacheshrink_hybrid.latents.attention.slot_rotary import SlotRotary
 from tests.latents.attention.heads import head_of
 
 
@@ -23,3 +24,22 @@ def test_layers_that_keep_nothing_of_their_values_are_refused() -> None:
     assert why_not(head, torch.empty(0)) is None
     reason = why_not(replace(head, plan=replace(head.plan, value_rank=0)), torch.empty(0))
     assert reason is not None and "value_rank=0" in reason
+
+
+def test_models_that_compute_in_float64_are_left_to_torch() -> None:
+    head = head_of("llama", "joint")
+    reason = why_not(head, torch.empty(0, dtype=torch.float64))
+    assert reason is not None and "computes in torch.float64" in reason
+
+
+def test_exact_keys_that_are_rotated_otherwise_are_not_read_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Stored keys that are rotated need no rotation, but exact ones do."""
+    head = head_of("llama", "rotate", exact_window=2)
+    assert why_not(head, torch.empty(0)) is None
+    head, plain = replace(head), head_of("llama", "rotate", exact_window=0, exact_sinks=0)
+    monkeypatch.setattr(SlotRotary, "rotated_halves", lambda self, head_dim: None)
+    reason = why_not(head, torch.empty(0))
+    assert reason is not None and "exact keys are rotated otherwise" in reason
+    assert why_not(plain, torch.empty(0)) is None
