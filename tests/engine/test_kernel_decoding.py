@@ -82,9 +82,11 @@ def prompts(count: int = 5) -> list[list[int]]:
 
 def generated(name: str, backend: str, max_tokens: int, count: int = 5) -> list[tuple[int, ...]]:
     # A coded state is rounded where a chunk ends, so hybrids get their prompts whole.
-    chunk = 512 if "state_dtype" in CASES[name][2] else 6
+    has_states = "state_dtype" in CASES[name][2]
+    chunk = 512 if has_states else 6
     llm = LLM(model_of(name), cache_memory=MEMORY, prefill_chunk=chunk, backend=backend)
-    assert llm.runner.coverage.complete == (backend == "triton")
+    complete = {"triton": True, "cpu": not has_states, "torch": False}
+    assert llm.runner.coverage.complete == complete[backend]
     outputs = llm.generate(prompts(count), SamplingParams(max_tokens=max_tokens))
     assert llm.store.pool.num_held == 0
     return [output.token_ids for output in outputs]
@@ -95,6 +97,21 @@ def test_outputs_are_those_of_torch(name: str, monkeypatch: pytest.MonkeyPatch) 
     due = generated(name, "torch", 12)
     run_references(monkeypatch)
     assert generated(name, "triton", 12) == due
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_outputs_by_functions_of_cpus(name: str) -> None:
+    """Also of eager attention, for the engine hands out no probabilities."""
+    pytest.importorskip("numba")
+    model = model_of(name)
+    before = model.config._attn_implementation
+    due = generated(name, "torch", 12)
+    try:
+        for attention in (before, "eager"):
+            model.set_attn_implementation(attention)
+            assert generated(name, "cpu", 12) == due
+    finally:
+        model.set_attn_implementation(before)
 
 
 @pytest.mark.parametrize("name", ["exact", "exact-per-head", "exact-windows"])
