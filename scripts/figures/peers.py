@@ -52,8 +52,9 @@ def ours_table(results: Results) -> str:
         *(f"perplexity, {text}" for text in texts),
     )
     rows = []
+    bases = {record["base"] for record in by_text[0].values() if record["family"] == OURS}
     for name, record in by_text[0].items():
-        if record["family"] != OURS and name != record["base"]:
+        if record["family"] != OURS and name not in bases:
             continue
         sizes, exact = record["bytes_per_token"], record["exact_bytes_per_token"]
         rows.append(

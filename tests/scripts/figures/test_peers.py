@@ -38,6 +38,8 @@ RECORDS = [
     record("a", 6300, 6300, 4.8),
     record("b", 7000, 6500, 2.0),
     record("useless", 3600, 3600, 530.0),
+    record("a source of its own", 23040, 23040, 0.0, base="a source of its own"),
+    record("ours 8x fine-tuned", 2880, 2880, 0.05),
     {"method": "c", "left_out": "not installed: pip install c==1"},
 ]
 RESULT = {"settings": {"text": "test.txt"}, "records": RECORDS}
@@ -78,6 +80,6 @@ def test_what_is_of_no_use_or_was_not_measured() -> None:
 def test_ours_on_two_texts() -> None:
     book = {"settings": {"text": "book.txt"}, "records": [SOURCE, record("ours 8x", 1, 1, 7.0)]}
     table = rows(ours_table([RESULT, book]))
-    assert list(table)[2:] == ["source", "ours 4x", "ours 8x"]
+    assert list(table)[2:] == ["source", "ours 4x", "ours 8x", "ours 8x fine-tuned"]
     assert table["ours 4x"] == ["5,760", "6,480", "5,850", "5,850", "+0.10 % ± 0.25", ""]
     assert table["ours 8x"][-2:] == ["+1.40 % ± 0.25", "+7.00 % ± 0.25"]
