@@ -2,13 +2,14 @@
 
 For each NAME in `TRAININGS`, way (`whole`, `cut`, and for one `resumed`: cut, from the second step
 on) and process RANK they leave `NAME.WAY.RANK.pt`: the results of `trained`, and by how much the
-bytes of all tensors grew from before the training to its second step.
+bytes of all tensors grew from before the training to a step behind the first.
 """
 
 from __future__ import annotations
 
 import copy
 import gc
+import math
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,18 +93,19 @@ def live_bytes() -> int:
 def measured(
     training: Training, source: PreTrainedModel, output: Path, **settings
 ) -> dict[str, Any]:
-    """As `trained`, of a copy of `source`, with `grown_bytes`."""
+    """As `trained`, of a copy of `source`, with `grown_bytes`: the least from the second pass on,
+    since what one process sends may be alive a little longer while the other one is late."""
     model = copy.deepcopy(source)
     passes = 0
-    grown_bytes = 0
+    grown_bytes: float = math.inf
     before = live_bytes()
 
     def see(module: nn.Module, _args) -> None:
         nonlocal passes, grown_bytes
         if hasattr(module, BASES) and torch.is_grad_enabled():
             passes += 1
-            if passes == 2:
-                grown_bytes = live_bytes() - before
+            if passes >= 2:
+                grown_bytes = min(grown_bytes, live_bytes() - before)
 
     hook = model.register_forward_pre_hook(see)
     found = trained(training, model, output, batch_size=2, **settings)

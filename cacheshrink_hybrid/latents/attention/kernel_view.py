@@ -52,7 +52,7 @@ def why_not(head: LatentHead, like: Tensor) -> str | None:
     unlike = head.unlike_matrices(like)
     if unlike is not None:
         return f"its {unlike} is not one linear map for all tokens"
-    return head.noted(("why_not", like.dtype, like.device.type), lambda: _fault(head, like))
+    return head.noted(("why_not", like.dtype), lambda: _fault(head, like))
 
 
 def _fault(head: LatentHead, like: Tensor) -> str | None:
@@ -60,22 +60,12 @@ def _fault(head: LatentHead, like: Tensor) -> str | None:
         return f"it computes in {like.dtype}, and kernels in float32, float16 or bfloat16"
     if head.rotary is not None and head.rotary.depends_on_length:
         return "its angles depend on the length of the text"
-    # On a GPU torch reads exact rows.
-    if like.device.type == "cpu" and not _turns_exact_keys(head):
-        return "its exact keys are rotated otherwise than in channel pairs (i, i + rotary dim / 2)"
     try:
         row_layout(head, like.dtype)
         latent_read(head, 1, like)
     except KernelUnavailableError as fault:
         return str(fault)
     return None
-
-
-def _turns_exact_keys(head: LatentHead) -> bool:
-    """Whether exact keys, if there are any, are rotated in pairs or not at all."""
-    if not head.plan.keeps_exact or head.rotary is None:
-        return True
-    return head.rotary.rotated_halves(head.head_dim) is not None
 
 
 def latent_read(head: LatentHead, num_slots: int, like: Tensor) -> LatentRead:

@@ -32,14 +32,13 @@ def test_models_that_compute_in_float64_are_left_to_torch() -> None:
     assert reason is not None and "computes in torch.float64" in reason
 
 
-def test_exact_keys_that_are_rotated_otherwise_are_not_read_on_a_cpu(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("method", ["joint", "rotate"])
+def test_other_rotations_than_of_pairs_are_left_to_torch(
+    method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stored keys that are rotated need no rotation, but exact ones do."""
-    head = head_of("llama", "rotate", exact_window=2)
+    """Of rebuilt keys, and of the mean of those that are stored rotated."""
+    head = head_of("llama", method, exact_window=2)
     assert why_not(head, torch.empty(0)) is None
-    head, plain = replace(head), head_of("llama", "rotate", exact_window=0, exact_sinks=0)
     monkeypatch.setattr(SlotRotary, "rotated_halves", lambda self, head_dim: None)
-    reason = why_not(head, torch.empty(0))
-    assert reason is not None and "exact keys are rotated otherwise" in reason
-    assert why_not(plain, torch.empty(0)) is None
+    reason = why_not(replace(head), torch.empty(0))
+    assert reason is not None and "this model rotates otherwise" in reason
