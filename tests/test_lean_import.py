@@ -16,6 +16,7 @@ HEAVY = (
     "datasets",
     "matplotlib",
     "accelerate",
+    "numba",
 )
 
 

@@ -21,6 +21,7 @@ from cacheshrink_hybrid.states.mixers.mixer import RecurrentMixer
 from tests.dispatch import run_references
 from tests.families.tiny_configs import tiny_model
 from tests.models import converted_copy, logits_in_pieces, random_ids
+from tests.subprocesses import run_python
 
 FEW = {"compression_ratio": 6.0}
 """So few bytes that it shows which tokens are exact."""
@@ -273,3 +274,32 @@ def test_backends_that_there_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     if not torch.cuda.is_available():
         with pytest.raises(KernelUnavailableError, match="got CPU tensors"):
             make_cache(model, backend="triton")
+
+
+WITHOUT_NUMBA = """
+import sys
+
+sys.modules["numba"] = sys.modules["llvmlite"] = None  # importing them raises
+import importlib.util
+
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "numba" else find(name, *rest)
+
+from cacheshrink_hybrid import make_cache
+from cacheshrink_hybrid.errors import KernelUnavailableError
+from tests.families.tiny_configs import tiny_model
+from tests.models import converted_copy, random_ids
+
+model = converted_copy(tiny_model("llama"), compression_ratio=2.0)
+assert model.generate(random_ids(1, 70), max_new_tokens=3, do_sample=False).shape == (1, 73)
+try:
+    make_cache(model, backend="cpu")
+except KernelUnavailableError as error:
+    print(error)
+"""
+
+
+def test_where_numba_is_not_installed() -> None:
+    result = run_python("-c", WITHOUT_NUMBA)
+    assert result.returncode == 0, result.stderr
+    assert "pip install 'cacheshrink_hybrid[cpu]'" in result.stdout
