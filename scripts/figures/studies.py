@@ -120,7 +120,7 @@ STUDIES = (
                 for ratio in (4, 8)
             ),
             f"cacheshrink-hybrid retrieval {_REAL} {OUTPUT}/chat_4x {OUTPUT}/chat_8x "
-            "--texts 2 --questions 8 --chunk-length 1024 "
+            "--lengths 1024 2048 4096 --texts 2 --questions 8 --chunk-length 1024 "
             f"--text $DATA/books/frankenstein.txt --json {RESULTS}/retrieval.json",
         ),
         results=("retrieval.json",),
