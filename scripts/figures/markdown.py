@@ -18,14 +18,16 @@ def percent(value: float, digits: int = 2) -> str:
 
 
 def source_of(results: Sequence[dict[str, Any]]) -> str:
-    """Commit and versions under which `results` were measured."""
+    """Commits and versions under which `results` were measured. A run that went on where another
+    one stopped has records of several commits, which say so themselves."""
     found = []
     for result in results:
         environment = result.get("environment", result)
-        commit = str(environment.get("commit") or "unknown")[:8]
+        own = [record["commit"] for record in result.get("records", ()) if "commit" in record]
+        names = [str(name or "unknown")[:8] for name in own or [environment.get("commit")]]
         changed = " with changes" if environment.get("modified") else ""
         found.append(
-            f"commit {commit}{changed}, torch {environment['torch']}, "
+            f"commit {', '.join(dict.fromkeys(names))}{changed}, torch {environment['torch']}, "
             f"transformers {environment['transformers']}"
         )
     return "; ".join(dict.fromkeys(found))
