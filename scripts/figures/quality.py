@@ -173,12 +173,12 @@ def finetuning(results: Results) -> str:
 
 def retrieval(results: Results) -> str:
     """Exact answers, and nats that a code's tokens lose, of the source and its conversions."""
-    models = results[0]["models"]
-    names = [name.rsplit("_", 1)[-1] for name in list(models)[1:]]
+    names = [name.rsplit("_", 1)[-1] for name in list(results[0]["models"])[1:]]
     head = ["", "source finds", *(f"{name} finds" for name in names)]
     head += [f"{name}: nats per token of the code" for name in names]
     rows = []
-    for source, *others in zip(*(model["results"] for model in models.values()), strict=True):
+    runs = [[model["results"] for model in run["models"].values()] for run in results]
+    for source, *others in (cases for run in runs for cases in zip(*run, strict=True)):
         row = [f"{source['task']}, {source['length']} tokens", f"{source['exact']:.3f}"]
         row += [_with_error(one["exact"], one["exact_change_error"]) for one in others]
         row += [

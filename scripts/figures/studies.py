@@ -77,6 +77,10 @@ _PEERS = (
 _CALIBRATED = (
     f"python -m scripts.measure_drift {_REAL} --max-length 512 --ratios 8 --threads 1 --kinds"
 )
+_RETRIEVAL = (
+    f"cacheshrink-hybrid retrieval {_REAL} {OUTPUT}/chat_4x {OUTPUT}/chat_8x --texts 2 "
+    "--questions 8 --chunk-length 1024 --text $DATA/books/frankenstein.txt"
+)
 _PROSE = "books=$DATA/books wiki=$DATA/wikitext-2/valid.txt"
 _OTHERS = f"code=python-code chats={OUTPUT}/chats.jsonl"
 
@@ -119,11 +123,10 @@ STUDIES = (
                 "--num-calibration-samples 64"
                 for ratio in (4, 8)
             ),
-            f"cacheshrink-hybrid retrieval {_REAL} {OUTPUT}/chat_4x {OUTPUT}/chat_8x "
-            "--lengths 1024 2048 4096 --texts 2 --questions 8 --chunk-length 1024 "
-            f"--text $DATA/books/frankenstein.txt --json {RESULTS}/retrieval.json",
+            f"{_RETRIEVAL} --lengths 1024 2048 4096 --json {RESULTS}/retrieval.json",
+            f"{_RETRIEVAL} --lengths 8192 --json {RESULTS}/retrieval_8k.json",
         ),
-        results=("retrieval.json",),
+        results=("retrieval.json", "retrieval_8k.json"),
         shown=quality.retrieval,
     ),
     Study(
