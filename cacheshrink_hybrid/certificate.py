@@ -18,6 +18,10 @@ class Certificate:
 
     Attributes:
         num_sequences, num_tokens: that were scored.
+        num_reading_coded: of these tokens, that read something coded; the others stand so near to
+            the beginning that exact tokens are all they read.
+        weights: fingerprint of those that were measured, see `weights_fingerprint`; None if they
+            were not at hand.
         source_loss: of the source, in nats per token.
         loss_increase: of the converted model over it, every token read from the cache as decoding
             reads it; the mean over sequences of their means.
@@ -28,17 +32,23 @@ class Certificate:
 
     num_sequences: int
     num_tokens: int
+    num_reading_coded: int
     source_loss: float
     loss_increase: float
     standard_error: float | None
     self_check: bool
+    weights: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of_losses(
-        cls, before: Sequence[float], after: Sequence[float], num_tokens: int, *, self_check: bool
+        cls, before: Sequence[float], after: Sequence[float], **known: Any
     ) -> Certificate:
-        """Of mean losses by sequence, in nats per token."""
+        """Of mean losses by sequence, in nats per token.
+
+        Args:
+            known: `num_tokens`, `num_reading_coded`, `self_check` and `weights`.
+        """
         increases = [new - old for old, new in zip(before, after, strict=True)]
         count = len(increases)
         mean = sum(increases) / count
@@ -48,23 +58,34 @@ class Certificate:
             error = math.sqrt(spread / count)
         return cls(
             num_sequences=count,
-            num_tokens=num_tokens,
             source_loss=sum(before) / count,
             loss_increase=mean,
             standard_error=error,
-            self_check=self_check,
             versions=_versions(),
+            **known,
         )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Certificate:
         return cls(**values)
 
+    @property
+    def circumstances(self) -> str:
+        """What was checked before, and which packages computed."""
+        checked = "was" if self.self_check else "was not"
+        names = ", ".join(f"{name} {number}" for name, number in self.versions.items())
+        return f"every replaced layer {checked} rebuilt and compared before; {names}"
+
     def __str__(self) -> str:
-        error = "" if self.standard_error is None else f" +- {self.standard_error:.4f}"
+        text, error = f"{self.num_sequences} held-out sequences", ""
+        if self.standard_error is None:
+            text = "1 held-out sequence, which gives no standard error"
+        else:
+            error = f" +- {self.standard_error:.4f}"
         return (
-            f"measured on {self.num_sequences} held-out sequences ({self.num_tokens:,} tokens): "
-            f"{self.loss_increase:+.4f}{error} nats per token above {self.source_loss:.3f}"
+            f"measured on {text} ({self.num_tokens:,} tokens, {self.num_reading_coded:,} of which "
+            f"read coded ones): {self.loss_increase:+.4f}{error} nats per token above "
+            f"{self.source_loss:.3f}"
         )
 
 

@@ -36,8 +36,8 @@ class CompressionPlan:
             as every model keeps them, and convolution columns at 16 bits.
         kept_state_bytes: part of them in recurrent layers left as they are.
         calibrated_on: the text that bases were fitted to, in words; empty for none.
-        certificate: what the conversion was measured to cost; None where no text was held out, and
-            once the model was trained.
+        certificate: what the conversion was measured to cost; None where no text was held out that
+            reads something coded, and for other weights.
     """
 
     model_type: str
@@ -207,7 +207,7 @@ def plan_table(plan: CompressionPlan, spec: ModelSpec) -> str:
             f"({plan.state_ratio:.2f}x)" + (f", {state_prediction(plan)}" if plan.states else "")
         )
     if plan.certificate is not None:
-        lines.append(str(plan.certificate))
+        lines += [str(plan.certificate), plan.certificate.circumstances]
     return "\n".join(lines)
 
 
@@ -221,8 +221,9 @@ def exact_tokens_line(plan: CompressionPlan) -> str:
         f"{plan.bytes_per_token + plan.exact_bytes(n) / n:.0f} at {n // 1024}k"
         for n in TOTAL_LENGTHS
     )
+    kept = [f"the first {sinks}"] * bool(sinks) + [f"the last {window}"] * bool(window)
     return (
-        f"the first {sinks} and the last {window} tokens are exact as well: {plan.bytes_per_token} "
+        f"{' and '.join(kept)} tokens are exact as well: {plan.bytes_per_token} "
         f"bytes per token without them, with them {added} tokens"
     )
 

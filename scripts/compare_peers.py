@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--gguf", type=Path, metavar="FILE", help="the model for llama.cpp")
     parser.add_argument("--methods", nargs="+", default=["*"], metavar="PATTERN")
-    parser.add_argument("--ratios", nargs="+", type=float, default=list(ours.RATIOS))
+    parser.add_argument("--ratios", nargs="+", type=_ratio, default=list(ours.RATIOS))
     parser.add_argument("--windows", type=int, default=6)
     parser.add_argument("--window-length", type=int, default=1024, help="tokens")
     parser.add_argument("--chunk-length", type=int, default=128, help="tokens per forward pass")
@@ -90,6 +90,13 @@ def _parser() -> argparse.ArgumentParser:
     common_arguments(parser)
     parser.set_defaults(json=Path("out/peers.json"))
     return parser
+
+
+def _ratio(text: str) -> float:
+    ratio = float(text)
+    if not ratio >= 1:
+        raise argparse.ArgumentTypeError(f"{text} is no ratio; give 1 or more")
+    return ratio
 
 
 def run(given: argparse.Namespace, methods: Sequence[Method]) -> None:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
 GGUF_SUFFIX = ".gguf"
+DAMAGED_GGUF = ("cannot reshape array", "buffer of at least", "mmap an empty file")
+"""Parts of what is said of such files that are cut off, wherever that happens to be noticed."""
 PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential")
 """Names by which transformers spreads a model over devices."""
 
@@ -148,7 +150,8 @@ def loading(name: str | Path, cache_dir: str | Path | None = None) -> Iterator[N
         said = first_line(error)
         if "mismatched_sizes" in said:
             said = f"its weights have other shapes than its {CONFIG_NAME} says"
-        if isinstance(error, struct.error) or "cannot reshape array" in said:
+        damaged = any(words in said for words in DAMAGED_GGUF)
+        if isinstance(error, struct.error) or damaged:
             said = f"its {GGUF_SUFFIX} file is cut off or damaged"
         raise ConfigError(
             f"model {str(name)!r} cannot be loaded: {said}; give the directory of a whole model, "

@@ -1,4 +1,4 @@
-"""The README.md that a save writes beside a model that has none."""
+"""The README.md that a save writes beside a model, unless somebody else wrote one."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from ..model.latent_model import LatentModel
 
 
+OWN_CARD = (
+    "<!-- Written by cacheshrink_hybrid, anew with every save; delete this line to keep it. -->"
+)
+"""By what a card of ours is known."""
 CARD = """\
 ---
 {metadata}---
@@ -42,7 +46,19 @@ model, tokenizer = load_mla_model("path/or/name/of/this/model")
 ```
 
 Once the package is imported, `AutoModelForCausalLM.from_pretrained` loads it too.
+
+{mark}
 """
+
+
+def is_own_card(path: Path) -> bool:
+    """Whether a save may write a card there: there is none, or one that a save wrote."""
+    if not path.exists():
+        return True
+    try:
+        return OWN_CARD in path.read_text(encoding="utf-8", errors="replace")
+    except OSError:  # a directory, or nothing that may be read
+        return False
 
 
 def model_card(model: LatentModel, plan: CompressionPlan) -> str:
@@ -63,6 +79,7 @@ def model_card(model: LatentModel, plan: CompressionPlan) -> str:
         version=__version__,
         rows="\n".join(_rows(model, plan)),
         loss=_loss(plan),
+        mark=OWN_CARD,
     )
 
 
@@ -96,12 +113,14 @@ def _loss(plan: CompressionPlan) -> str:
         return "It was converted without calibration text, so no loss is predicted."
     losses = []
     if plan.source_bytes_per_token:
-        losses.append(f"Keys and values: {key_value_prediction(plan)}.")
+        losses.append(f"Keys and values: {key_value_prediction(plan)}, all read coded.")
     if plan.states:
         losses.append(f"Recurrent states: {state_prediction(plan)}.")
+    if plan.calibrated_on:
+        losses.append(f"Calibrated on {plan.calibrated_on}.")
     if plan.certificate is not None:
         told = str(plan.certificate)
-        losses.append(f"{told[0].upper()}{told[1:]}.")
+        losses.append(f"{told[0].upper()}{told[1:]}; {plan.certificate.circumstances}.")
     return "\n".join(
         [
             *losses,

@@ -4,7 +4,7 @@
     cacheshrink_plan.json              ranks, widths and read mode of every layer
     model.safetensors (or shards)      weights, every shared tensor once
     modeling_cacheshrink_hybrid.py     what `trust_remote_code=True` runs: an import of this package
-    README.md                          a model card, if there was none
+    README.md                          a model card, unless there is one of somebody else's
     tokenizer files, generation_config.json
 
 How they replace those of an earlier save: `files`.
@@ -13,22 +13,25 @@ How they replace those of an earlier save: `files`.
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import CheckpointError
-from ..latents.attention.module import LatentAttention
+from ..errors import CacheShrinkWarning
 from ..model.adapters import refuse_adapters
 from ..model.attached_plan import plan_of
 from ..model.latent_model import source_class_of
-from ..states.mixers.mixer import RecurrentMixer
+from ..plan import CompressionPlan
 from .description import write_description
-from .files import CARD_NAME, CONFIG_NAME, check_target, draft_of, shown
+from .files import CARD_NAME, check_target, draft_of
+from .model_card import is_own_card
 from .pretrained_arguments import refuse_for_saving, refuse_unknown
+from .saved_weights import saved_weights, weights_fingerprint
 from .uploads import UPLOAD_ARGUMENTS, check_repository, upload
 
 
@@ -93,7 +96,8 @@ def save_model(
         UPLOAD_ARGUMENTS if push_to_hub else ("push_to_hub=True and what belongs to it",),
     )
     plan = plan_of(model)
-    if not getattr(model, "_hf_peft_config_loaded", False):  # transformers saves its own adapters
+    adapters_alone = getattr(model, "_hf_peft_config_loaded", False)  # as transformers saves them
+    if not adapters_alone:
         refuse_adapters(model, "saving")
     if not is_main_process:
         return None
@@ -102,21 +106,24 @@ def save_model(
     if push_to_hub:
         check_repository(hub["repo_id"])
     check_target(target)
+    weights = saved_weights(model, state_dict)
+    if weights is not None and not adapters_alone:
+        plan = _certified(plan, weights)
     with draft_of(target) as draft:
         kept = model.config.architectures, model.config.dtype
         try:
             source_class_of(model).save_pretrained(
                 model,
                 draft,
-                state_dict=_state_dict(model, state_dict),
+                state_dict=weights,
                 max_shard_size=max_shard_size,
                 save_peft_format=save_peft_format,
                 save_original_format=save_original_format,
             )
         finally:
             model.config.architectures, model.config.dtype = kept
-        if (draft / CONFIG_NAME).is_file():  # transformers saves adapters alone if there are any
-            write_description(draft, model, plan, card=not (target / CARD_NAME).exists())
+        if not adapters_alone:
+            write_description(draft, model, plan, card=is_own_card(target / CARD_NAME))
         if tokenizer is not None:
             tokenizer.save_pretrained(draft)
         written = [str(path.relative_to(draft)) for path in draft.rglob("*") if path.is_file()]
@@ -137,49 +144,18 @@ def push_model(model: PreTrainedModel, repo_id: str, **kwargs: Any) -> str:
     return address
 
 
-def _state_dict(
-    model: PreTrainedModel, given: Mapping[str, torch.Tensor] | None = None
-) -> dict[str, torch.Tensor] | None:
-    """Every weight under one name, without the source's that `store_original_weights` keeps
-    beside those that replaced them; None for adapters, which transformers picks out itself.
-
-    Raises:
-        CheckpointError: if `given` lacks weights of the model or has others.
-    """
-    if getattr(model, "_hf_peft_config_loaded", False):
-        return None if given is None else dict(given)
-    places: tuple[tuple[type, str], ...] = (
-        (LatentAttention, "source_attention"),
-        (RecurrentMixer, "source_weights"),
+def _certified(plan: CompressionPlan, weights: dict[str, torch.Tensor]) -> CompressionPlan:
+    """The plan, without its certificate if that was measured on other weights; where some are not
+    at hand, they are taken for the same."""
+    if plan.certificate is None:
+        return plan
+    found = weights_fingerprint(weights)
+    if found is None or found == plan.certificate.weights:
+        return plan
+    warnings.warn(
+        "the weights, or their type, are not those that the certificate was measured on, so it is "
+        "left out of what is saved; `cacheshrink-hybrid perplexity` measures the model as it is",
+        CacheShrinkWarning,
+        stacklevel=4,
     )
-    kept = tuple(
-        f"{name}.{place}."
-        for name, module in model.named_modules(remove_duplicate=False)
-        for kind, place in places
-        if isinstance(module, kind)
-    )
-    tied = model.all_tied_weights_keys
-    state: dict[str, torch.Tensor] = {}
-    stored: set[int] = set()
-    own = model.state_dict()
-    # Names that the loader knows to be copies come last, so that their originals are stored.
-    names = [name for name in sorted(own, key=tied.__contains__) if not name.startswith(kept)]
-    values = own if given is None else given
-    unlike = {n for n in given or () if not n.startswith(kept)} ^ set(names if given else ())
-    lacking = {name for name in unlike if name in tied and tied[name] in values}
-    if unlike - lacking:
-        raise CheckpointError(
-            f"state_dict lacks weights of the model or has others ({shown(unlike - lacking)}); "
-            "give that of the whole model, unwrapped"
-        )
-    for name in names:
-        tensor = values.get(name)
-        same = own[name]
-        on_device = same.numel() and same.device.type != "meta"
-        copies = tied.get(name) in state or (on_device and same.data_ptr() in stored)
-        if tensor is None or copies:
-            continue
-        state[name] = tensor
-        if on_device:
-            stored.add(same.data_ptr())
-    return state
+    return replace(plan, certificate=None)

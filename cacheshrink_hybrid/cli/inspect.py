@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ..caches.planned_layout import PlannedLayout, planned_layout
 from ..checkpoint.description import read_checkpoint
-from ..checkpoint.load_faults import first_line, is_converted_directory
+from ..checkpoint.load_faults import first_line, is_converted_directory, loading
 from ..checkpoint.source_model import gguf_location
 from ..errors import ConfigError
 from ..families import layout_spec
@@ -102,16 +101,19 @@ def _print_model(model: _Model, lengths: Sequence[int], ratios: tuple[float, flo
 def _config(name: str, trust_remote_code: bool) -> PretrainedConfig:
     """The text model's config."""
     place, where = gguf_location(name)
+    if where:
+        with loading(name):
+            return AutoConfig.from_pretrained(place, **where).get_text_config(decoder=True)
     path = Path(place)
     file = path / "config.json" if path.is_dir() else path
     try:
-        if not where and file.is_file():
+        if file.is_file():
             values = json.loads(file.read_text(encoding="utf-8"))
             if values.get("model_type") not in CONFIG_MAPPING and not trust_remote_code:
                 # A model class is not needed to count bytes, only what the file says.
                 return PretrainedConfig.from_dict({**values, **_own_type(values)})
-        config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code, **where)
-    except (OSError, ValueError, struct.error) as error:
+        config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
         raise ConfigError(f"no config in {name!r}: {first_line(error)}") from error
     return config.get_text_config(decoder=True)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from ..config import CompressionConfig
@@ -46,6 +46,22 @@ def exact_counts(
     return ExactCounts(sinks, window if config.exact_window is None else config.exact_window)
 
 
+def counts_beside(
+    runs: Sequence[tuple[int, int]], counts: ExactCounts, config: CompressionConfig
+) -> ExactCounts:
+    """Counts of a layer, once its rows are known: beside rows that are exact themselves, only what
+    was asked for.
+
+    Args:
+        runs: channels and their bits.
+        counts: from `exact_counts`.
+    """
+    if any(bits < EXACT_BITS for _, bits in runs):
+        return counts
+    sinks = 0 if config.exact_sinks is None else counts.sinks
+    return ExactCounts(sinks, 0 if config.exact_window is None else counts.window)
+
+
 def sinks_of(
     config: CompressionConfig, parts: Iterable[AttentionParts], positions: int | None
 ) -> tuple[int, ...]:
@@ -60,7 +76,8 @@ def sinks_of(
 def check_exact_counts(
     config: CompressionConfig, positions: int | None, layers: Iterable[LayerSpec]
 ) -> None:
-    """Refuse counts that leave no token of the longest text, or of a sliding window, to be coded.
+    """Refuse counts that leave no token of the longest text, or of a sliding window, to be coded,
+    and first tokens that no layer keeps.
 
     Args:
         positions: of the model; None for no limit.
@@ -70,6 +87,13 @@ def check_exact_counts(
         ConfigError: for such counts.
     """
     sinks, window = config.exact_sinks or 0, config.exact_window or 0
+    layers = list(layers)
+    if sinks and layers and all(_window_of(layer) is not None for layer in layers):
+        raise ConfigError(
+            f"exact_sinks={sinks} has no layer to stay exact in: all attention layers of this "
+            "model have a sliding window, which leaves first tokens behind; leave it out, or give "
+            "exact_window alone"
+        )
     if positions is not None and sinks + window >= positions:
         raise ConfigError(
             f"exact_sinks={sinks} and exact_window={window} keep all of this model's {positions} "
@@ -77,9 +101,13 @@ def check_exact_counts(
             "together"
         )
     for layer in layers:
-        sliding = None if layer.attention is None else layer.attention.sliding_window
+        sliding = _window_of(layer)
         if sliding is not None and window >= sliding:
             raise ConfigError(
                 f"exact_window={window} covers the sliding window of {sliding} tokens of layer "
                 f"{layer.layer_idx}, so that none is coded; give fewer than {sliding}"
             )
+
+
+def _window_of(layer: LayerSpec) -> int | None:
+    return None if layer.attention is None else layer.attention.sliding_window

@@ -27,7 +27,7 @@ from ..states.fit.observe import StateStatistics
 from ..states.fit.planner import StateFactors, make_state_unit, plan_states
 from ..states.kinds import compressible_layers
 from ..states.plan import StatePlan
-from .exact_counts import ExactCounts, exact_counts
+from .exact_counts import ExactCounts, counts_beside, exact_counts
 from .ratio_limit import compressed_layers, kept_bytes
 from .statistics import ModelStatistics
 
@@ -89,7 +89,10 @@ def plan_model(
         if state_units:
             plans, states = plan_states(state_units, config, bytes_per_sequence - kept)
         results = latents(bytes_per_token)
-        exact = [exact_counts(config, positions, part.sliding_window) for part in parts]
+        exact = [
+            counts_beside(result.runs, exact_counts(config, positions, part.sliding_window), config)
+            for part, result in zip(parts, results, strict=True)
+        ]
         plan = _plan(spec, parts, results, exact, tuple(plans), config)
         return PlannedModel(plan, results, states)
 

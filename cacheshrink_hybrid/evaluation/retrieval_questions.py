@@ -193,7 +193,7 @@ def _longest(
     if tokens(0, asked) > length:
         raise ConfigError(
             f"length={length} is too short for questions and their codes alone, which take "
-            f"{tokens(0, asked)} tokens; give more, or ask fewer questions"
+            f"{tokens(0, asked)} tokens; give a length beyond that"
         )
     size = bisect_right(range(len(draft.filler) + 1), length, key=tokens) - 1
     if size == len(draft.filler):

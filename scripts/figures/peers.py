@@ -110,13 +110,15 @@ def _row(record: Record, scored: Sequence[Record]) -> tuple[str, ...]:
 
 def best_within(record: Record, scored: Sequence[Record]) -> Record | None:
     """Of ours that were not trained, the one that loses least in no more bytes than `record` has,
-    at both lengths."""
+    at both lengths; where that reads all tokens back, of those that do as well."""
     sizes = record["bytes_per_token"]
+    reads_all = record["convention"] == "read"
     smaller = [
         other
         for other in scored
         if other["family"] == OURS
         and TUNED not in other["method"]
+        and (other["convention"] == "read" or not reads_all)
         and all(other["bytes_per_token"][length] <= sizes[length] for length in (SHORT, LONG))
     ]
     return min(smaller, key=lambda other: other["increase_percent"], default=None)

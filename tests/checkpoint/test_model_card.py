@@ -1,4 +1,4 @@
-"""A save writes a model card where there is none."""
+"""A save writes a model card, but never over somebody else's."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from huggingface_hub import metadata_load
 from transformers import PreTrainedModel
 
-from cacheshrink_hybrid import convert_to_mla, load_mla_model, plan_of
-from cacheshrink_hybrid.checkpoint.model_card import model_card
+from cacheshrink_hybrid import convert_to_mla, load_mla_model, plan_of, save_mla_model
+from cacheshrink_hybrid.checkpoint.model_card import OWN_CARD, model_card
 from cacheshrink_hybrid.families import model_spec
 from cacheshrink_hybrid.plan import key_value_prediction, state_prediction
 from tests.families.tiny_configs import tiny_model
@@ -27,7 +27,7 @@ def test_sizes_and_loss() -> None:
     model = pair("llama", "auto", ratio=4.0, metric="activation").converted
     plan, card = plan_of(model), card_of(model)
     assert f"| {plan.source_bytes_per_token:,} | {plan.bytes_per_token:,} (" in card
-    assert f"Keys and values: {key_value_prediction(plan)}." in card
+    assert f"Keys and values: {key_value_prediction(plan)}, all read coded." in card
     assert "states" not in card
     assert "load_mla_model" in card
 
@@ -158,3 +158,15 @@ def test_the_loss_is_the_one_that_the_plan_prints() -> None:
     expected = f"predicted loss {plan.predicted_loss:.4g} nats/token on the calibration text itself"
     assert expected in model_card(model, fitted)
     assert expected in fitted.table(model_spec(model.config))
+
+
+def test_own_card_is_written_anew(tmp_path: Path) -> None:
+    card = tmp_path / "README.md"
+    for ratio in (2.0, 8.0):
+        model = converted_copy(tiny_model("llama"), ratio, "auto", metric="none")
+        save_mla_model(model, None, tmp_path)
+        assert card.read_text() == card_of(model)
+    kept = card.read_text().replace(OWN_CARD, "Mine now.")
+    card.write_text(kept)
+    save_mla_model(converted_copy(tiny_model("llama"), 4.0, "auto", metric="none"), None, tmp_path)
+    assert card.read_text() == kept

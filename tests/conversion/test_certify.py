@@ -12,6 +12,7 @@ from cacheshrink_hybrid import load_mla_model, save_mla_model
 from cacheshrink_hybrid.checkpoint.model_card import model_card
 from cacheshrink_hybrid.config import CompressionConfig
 from cacheshrink_hybrid.conversion.convert import convert_model
+from cacheshrink_hybrid.errors import CacheShrinkWarning
 from cacheshrink_hybrid.evaluation.cached_forward import cached_logits
 from cacheshrink_hybrid.families import model_spec
 from cacheshrink_hybrid.latents.fit.held_out import split_sequences
@@ -51,6 +52,8 @@ def test_certificate_is_the_loss_of_decoding(case: str) -> None:
     assert found is not None
     assert found.num_sequences == len(held_out) == 2
     assert found.num_tokens == 2 * 39
+    exact = min(latent.exact_sinks + latent.exact_window for latent in plan.latents)
+    assert exact and found.num_reading_coded == 2 * (39 if plan.states else 39 - exact)
     assert not found.self_check
     assert found.loss_increase == pytest.approx(sum(increases) / 2, abs=1e-6)
     assert abs(found.loss_increase) > 1e-5
@@ -59,14 +62,26 @@ def test_certificate_is_the_loss_of_decoding(case: str) -> None:
 @pytest.mark.filterwarnings("ignore:.*tokens of calibration are few")
 def test_certificate_is_saved_and_shown(tmp_path: Path) -> None:
     model = tiny_model("llama")
-    convert_model(model, CompressionConfig(), calibration_ids(10))
+    convert_model(model, CompressionConfig(), calibration_ids(10, 48))
     plan = plan_of(model)
     assert plan.certificate is not None and plan.certificate.self_check
     told = str(plan.certificate)
     assert told in plan.table(model_spec(model.config))
-    assert told[1:] in model_card(model, plan)
+    assert plan.certificate.circumstances in plan.table(model_spec(model.config))
+    card = model_card(model, plan)
+    assert told[1:] in card and plan.certificate.circumstances in card
     save_mla_model(model, None, tmp_path)
     assert plan_of(load_mla_model(tmp_path)[0]).certificate == plan.certificate
+
+
+def test_no_certificate_where_nothing_coded_is_read() -> None:
+    model = tiny_model("llama")
+    config = CompressionConfig(exact_sinks=8, exact_window=40)
+    with pytest.warns(CacheShrinkWarning, match="nothing coded is read, as 48 tokens stay exact"):
+        plan = convert_model(model, config, calibration_ids(10, 49), self_check=False)
+    assert plan.certificate is None
+    plan = convert_model(tiny_model("llama"), config, calibration_ids(10, 50), self_check=False)
+    assert plan.certificate is not None and plan.certificate.num_reading_coded == 1
 
 
 def test_no_certificate_without_held_out_text() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from cacheshrink_hybrid.config import CompressionConfig
 from cacheshrink_hybrid.conversion.convert import convert_model
-from cacheshrink_hybrid.conversion.exact_counts import ExactCounts, exact_counts
+from cacheshrink_hybrid.conversion.exact_counts import ExactCounts, counts_beside, exact_counts
 from cacheshrink_hybrid.errors import ConfigError
 from cacheshrink_hybrid.families import model_spec
 from tests.families.tiny_configs import tiny_model
@@ -44,6 +44,29 @@ def test_counts(
     assert exact_counts(CompressionConfig(**settings), positions, sliding_window) == due
 
 
+@pytest.mark.parametrize(
+    ("runs", "settings", "due"),
+    [
+        (((8, 16), (4, 2)), {}, (4, 32)),
+        (((12, 16),), {}, (0, 0)),
+        (((12, 16),), {"exact_sinks": 2}, (2, 0)),
+        (((12, 16),), {"exact_window": 5}, (0, 5)),
+    ],
+    ids=str,
+)
+def test_counts_beside_rows(runs: tuple, settings: dict, due: ExactCounts) -> None:
+    config = CompressionConfig(**settings)
+    assert counts_beside(runs, exact_counts(config, None, None), config) == due
+
+
+def test_a_roomy_budget_keeps_nothing_twice() -> None:
+    model = tiny_model("llama")
+    config = CompressionConfig(budget_bytes=10**6, context_length=64, metric="activation")
+    plan = convert_model(model, config, calibration_ids())
+    assert {run.bits for latent in plan.latents for run in latent.runs} == {16}
+    assert not plan.exact_bytes(1024)
+
+
 def test_layers_get_what_they_can_read() -> None:
     model = tiny_model("gemma2", max_position_embeddings=512, sliding_window=80)
     plan = convert_model(model, CompressionConfig(metric="activation"), calibration_ids())
@@ -70,6 +93,7 @@ def test_layers_get_what_they_can_read() -> None:
         ({"exact_sinks": -1}, "exact_sinks=-1"),
         ({"exact_window": 2.5}, "exact_window=2.5"),
         ({"exact_window": 4, "cache_bits": 16}, "exact_window=4 keeps tokens from being coded"),
+        ({"exact_sinks": 4, "exact_window": 0}, "exact_sinks=4 has no layer to stay exact in"),
         ({"exact_window": 8}, "exact_window=8 covers the sliding window of 8 tokens of layer 0"),
     ],
     ids=str,

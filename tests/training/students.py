@@ -10,7 +10,9 @@ from cacheshrink_hybrid.certificate import Certificate
 from cacheshrink_hybrid.training import MLATrainer
 from tests.models import pair, random_ids
 
-CERTIFICATE = Certificate.of_losses([1.0, 2.0], [1.1, 2.1], 30, self_check=True)
+CERTIFICATE = Certificate.of_losses(
+    [1.0, 2.0], [1.1, 2.1], num_tokens=30, num_reading_coded=20, self_check=True
+)
 """Of no conversion, to see what becomes of one."""
 
 

@@ -55,6 +55,9 @@ def test_ours_stands_beside_what_takes_at_least_its_bytes_at_both_lengths() -> N
     assert best_within(RECORDS[3], scored) is RECORDS[2]
     assert best_within(RECORDS[4], scored) is WITH_WINDOW
     assert best_within(record("tiny", 100, 100, 1.0), scored) is None
+    exact = record("ours 6x", 3000, 3000, 0.2, convention="exact")
+    assert best_within(RECORDS[3], [*scored, exact]) is RECORDS[2]
+    assert best_within(record("raw", 6300, 6300, 4.8, convention="raw"), [*scored, exact]) is exact
     table = rows(methods_table([RESULT]))
     assert table["a"][-1] == "+1.40 % ± 0.25 (ours 8x)"
     assert table["b"][-1] == "+0.10 % ± 0.25 (ours 4x)"
