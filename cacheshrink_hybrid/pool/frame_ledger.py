@@ -158,10 +158,6 @@ class FrameLedger:
         """Reference counts of frames 0 to num_frames; not to be written to."""
         return self._references
 
-    def references_of(self, frame: int) -> int:
-        """Reference count of one frame number."""
-        return int(self._references[frame])
-
     def grow(self, num_frames: int) -> None:
         """Add frames up to `num_frames`; they are given out after those that are free now."""
         added = num_frames - self.num_frames

@@ -1,7 +1,7 @@
-"""References of sequences to frames, those of running sequences counted apart.
+"""References of sequences to frames, counted apart from those of prefixes.
 
-A frame is *pinned* while a running sequence refers to it. Held frames that nobody pins belong to
-parked sequences alone, so evicting all of these would make exactly them free.
+A frame is *pinned* while a sequence refers to it. Held frames that nobody pins belong to prefixes
+alone, so evicting all of these would make exactly them free.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from .frame_pool import FramePool
 
 
 class HeldFrames:
-    """Takes and gives back frames of a pool for running sequences.
+    """Takes and gives back frames of a pool for sequences.
 
     Attributes:
-        pins: references by running sequences, per frame, int32.
+        pins: references by sequences, per frame, int32.
         num_pinned: frames with at least one.
         copied_bytes: bytes of frames copied before a write, so far.
     """
@@ -30,7 +30,7 @@ class HeldFrames:
 
     @property
     def num_evictable(self) -> int:
-        """Frames that evicting every parked sequence would make free."""
+        """Frames that evicting every prefix would make free."""
         return self.pool.num_held - self.num_pinned
 
     def allocate(self, count: int, kind: str) -> Handles:
@@ -45,12 +45,12 @@ class HeldFrames:
         return handles
 
     def retain(self, handles: Handles) -> None:
-        """One more reference of a running sequence."""
+        """One more reference of a sequence."""
         self.pool.retain(handles)
         self.pin(handles)
 
     def release(self, handles: Handles) -> None:
-        """Give back references of a running sequence."""
+        """Give back references of a sequence."""
         if len(handles):
             self.unpin(handles)
             self.pool.release(handles)
@@ -86,4 +86,4 @@ class HeldFrames:
         counted = np.zeros_like(pins)
         counted[: len(self.pins)] = self.pins
         if (pins != counted).any() or self.num_pinned != (pins > 0).sum():
-            raise FrameError("pins are not those of the running sequences")
+            raise FrameError("pins are not those of the sequences")

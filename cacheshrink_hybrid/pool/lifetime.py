@@ -112,6 +112,10 @@ class LifetimeClass:
         """Tokens of `num_tokens` that have or had a row."""
         return num_tokens if self.limit is None else min(max(0, num_tokens - origin), self.limit)
 
+    def frame_start(self, position: int) -> int:
+        """First row of the frame that has the row of the token at `position`."""
+        return self.num_rows(position) // self.tokens_per_frame * self.tokens_per_frame
+
     def table_length(self, num_tokens: int, origin: int = 0) -> int:
         """Frames of `num_tokens` tokens, those that are gone included."""
         return -(-self.num_rows(num_tokens, origin) // self.tokens_per_frame)

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..errors import CacheFullError
 from .frame_ledger import FRAME_MASK, Handles
+from .frame_pool import FramePool
 from .held_frames import HeldFrames
 from .layout import Layout
 from .sequence import GONE, CachedSequence, FrameTable
@@ -27,7 +29,7 @@ class Step:
         moved_states: sequences whose state is shared, so that the step writes a fresh one.
         num_needed: frames to allocate.
         num_freed: frames that the slides make free.
-        num_unpinned: frames that no running sequence refers to after the slides.
+        num_unpinned: frames that no sequence refers to after the slides.
     """
 
     slides: list[tuple[CachedSequence, int, int, Handles]] = field(default_factory=list)
@@ -53,13 +55,17 @@ def plan_step(
     sequences: Sequence[CachedSequence],
     counts: Sequence[int],
     history: int,
+    *,
+    alone: bool = False,
 ) -> Step:
     """Work out the step in which sequence i takes `counts[i]` tokens.
 
     Args:
         history: tokens kept beyond every window, for rollbacks.
+        alone: as if no prefix were kept, so that nothing is shared with one.
     """
-    step, ledger = Step(), frames.pool
+    step = Step()
+    references = frames.pins if alone else frames.pool.reference_counts()
     dropped: Counter[int] = Counter()
     for sequence, count in zip(sequences, counts, strict=True):
         if not count:
@@ -80,7 +86,7 @@ def plan_step(
                 step.growths.append((sequence, number, skipped, growth))
                 step.num_needed += growth
     for frame, times in dropped.items():
-        step.num_freed += int(ledger.references_of(frame)) == times
+        step.num_freed += int(references[frame]) == times
         step.num_unpinned += int(frames.pins[frame]) == times
     for sequence, count in zip(sequences, counts, strict=True):
         if not count:
@@ -93,7 +99,7 @@ def plan_step(
                 continue
             for entry in range(begin // T, min(len(table), last)):
                 frame = int(table.entries[entry]) & FRAME_MASK
-                if ledger.references_of(frame) - dropped[frame] > 1:
+                if references[frame] - dropped[frame] > 1:
                     dropped[frame] += 1
                     step.copies.append((sequence, number, entry))
         if layout.state.num_frames and sequence.next_state is None:
@@ -101,12 +107,27 @@ def plan_step(
                 step.new_states.append(sequence)
                 continue
             frame = int(sequence.state[0]) & FRAME_MASK
-            if ledger.references_of(frame) - dropped[frame] > 1:
+            if references[frame] - dropped[frame] > 1:
                 dropped[frame] += 1
                 step.moved_states.append(sequence)
     states = len(step.new_states) + len(step.moved_states)
     step.num_needed += len(step.copies) + states * layout.state.num_frames
     return step
+
+
+def check_room(pool: FramePool, needed: int, available: int) -> None:
+    """Refuse a step that needs more frames than there can be.
+
+    Raises:
+        CacheFullError: it does.
+    """
+    if needed > available:
+        num_frames, frame_bytes = pool.num_frames, pool.frame_bytes
+        raise CacheFullError(
+            f"{needed} frames ({needed * frame_bytes} bytes) are needed, {available} of "
+            f"{num_frames} are free or can be evicted; finish sequences, or give the cache more "
+            f"memory than {num_frames * frame_bytes} bytes"
+        )
 
 
 def perform_step(layout: Layout, frames: HeldFrames, step: Step) -> None:

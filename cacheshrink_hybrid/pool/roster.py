@@ -9,7 +9,7 @@ from .sequence import CachedSequence, FrameTable
 
 
 class Roster:
-    """Sequences by id, with a clock that tells their ages.
+    """Sequences by id.
 
     Args:
         num_classes: lifetime classes of the layout, one frame table each.
@@ -18,7 +18,6 @@ class Roster:
     def __init__(self, num_classes: int) -> None:
         self._num_classes = num_classes
         self._sequences: dict[Hashable, CachedSequence] = {}
-        self._clock = 0
 
     def __contains__(self, seq_id: Hashable) -> bool:
         return seq_id in self._sequences
@@ -29,21 +28,17 @@ class Roster:
     def __len__(self) -> int:
         return len(self._sequences)
 
-    def new(self, seq_id: Hashable, priority: float) -> CachedSequence:
-        """An empty, running sequence of this name, which nobody may have.
+    def new(self, seq_id: Hashable) -> CachedSequence:
+        """An empty sequence of this name, which nobody may have.
 
         It is not in the roster yet; see `add`.
         """
         if seq_id in self._sequences:
             raise SequenceError(f"sequence {seq_id!r} exists already; free it or choose another id")
-        self._clock += 1
         return CachedSequence(
             seq_id=seq_id,
             tables=[FrameTable() for _ in range(self._num_classes)],
             first=[0] * self._num_classes,
-            priority=priority,
-            created=self._clock,
-            last_use=self._clock,
         )
 
     def add(self, sequence: CachedSequence) -> None:
@@ -52,29 +47,17 @@ class Roster:
     def forget(self, sequence: CachedSequence) -> None:
         del self._sequences[sequence.seq_id]
 
-    def touch(self, sequence: CachedSequence) -> None:
-        """It was used just now."""
-        self._clock += 1
-        sequence.last_use = self._clock
-
     def known(self, seq_id: Hashable) -> CachedSequence:
         sequence = self._sequences.get(seq_id)
         if sequence is None:
             raise SequenceError(
-                f"sequence {seq_id!r} is unknown; it was never created, was freed, or was evicted"
+                f"sequence {seq_id!r} is unknown; it was never created, or was freed"
             )
         return sequence
 
-    def running(self, seq_id: Hashable) -> CachedSequence:
-        """A known sequence that is not parked."""
+    def ready(self, seq_id: Hashable) -> CachedSequence:
+        """A known sequence without a pending step."""
         sequence = self.known(seq_id)
-        if sequence.parked:
-            raise SequenceError(f"sequence {seq_id!r} is parked; unpark it first")
-        return sequence
-
-    def ready(self, seq_id: Hashable, *, parked: bool = False) -> CachedSequence:
-        """A known sequence without a pending step; `parked` ones only if asked for."""
-        sequence = self.known(seq_id) if parked else self.running(seq_id)
         if sequence.pending:
             raise SequenceError(
                 f"sequence {seq_id!r} has {sequence.pending} reserved tokens; commit them (or "
@@ -89,6 +72,6 @@ class Roster:
         return [self.known(seq_id) for seq_id in seq_ids]
 
     def all_ready(self, seq_ids: Sequence[Hashable]) -> list[CachedSequence]:
-        """Running sequences without a pending step, none of them named twice."""
+        """Sequences without a pending step, none of them named twice."""
         self.distinct(seq_ids)
         return [self.ready(seq_id) for seq_id in seq_ids]

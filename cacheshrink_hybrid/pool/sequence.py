@@ -1,4 +1,4 @@
-"""What one sequence holds in the pool: frame tables, windows, states, and its age."""
+"""What one sequence holds in the pool: frame tables, windows and states."""
 
 from __future__ import annotations
 
@@ -101,8 +101,6 @@ class CachedSequence:
         state: frames of the recurrent state after `num_tokens` tokens; None without one.
         next_state: frames that the pending step writes the state to, if not over the old one.
         checkpoints: states kept at earlier positions, by number of tokens.
-        parked: finished and kept for reuse; may be evicted.
-        priority, created, last_use, uses, saved_flops: what eviction policies look at.
     """
 
     seq_id: Hashable
@@ -114,12 +112,6 @@ class CachedSequence:
     state: Handles | None = None
     next_state: Handles | None = None
     checkpoints: dict[int, Handles] = field(default_factory=dict)
-    parked: bool = False
-    priority: float = 0.0
-    created: int = 0
-    last_use: int = 0
-    uses: int = 0
-    saved_flops: float = 0.0
 
     def holdings(self) -> Iterator[Handles]:
         """Every group of frames that this sequence has a reference to."""

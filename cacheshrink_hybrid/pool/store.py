@@ -1,4 +1,4 @@
-"""Sequences that share one pool: steps, forks, removal, parking and eviction.
+"""Sequences that share one pool: steps, forks, removal, and prefixes that outlive them.
 
 A step takes new tokens in two calls, so that it can be refused before anything is computed:
 
@@ -11,7 +11,7 @@ its first new row is written, and a shared state is read from the old frames and
 ones. A call that raises has changed nothing.
 
 What each operation does to one sequence stands in a module of its own: `reservation`, `sharing`,
-`parking`, `going_back`. The store looks sequences up, refuses what does not fit, and finds the
+`going_back`, `prefixes`. The store looks sequences up, refuses what does not fit, and finds the
 frames.
 """
 
@@ -30,8 +30,17 @@ from .frame_pool import FramePool
 from .going_back import check_resume, cut_tail
 from .held_frames import HeldFrames
 from .layout import Layout
-from .parking import Parking
-from .reservation import Step, first_stored, give_back, perform_step, plan_step, slide_windows
+from .prefixes.lookup import Lookup
+from .prefixes.tree import PrefixTree
+from .reservation import (
+    Step,
+    check_room,
+    first_stored,
+    give_back,
+    perform_step,
+    plan_step,
+    slide_windows,
+)
 from .roster import Roster
 from .sharing import share_prefix
 
@@ -43,9 +52,10 @@ class SequenceStore:
         layout: where the bytes lie.
         pool: frames of `layout.frame_bytes` bytes, all free.
         history: tokens kept beyond every window, so that so many can be removed again.
-        policy: which parked sequence is evicted first; see `eviction`.
+        policy: which prefix is evicted first; see `eviction`.
 
     Attributes:
+        prefixes: kept for sequences to come, as long as nobody needs their frames.
         table_changes: per lifetime class; grows whenever a step gives a sequence other frames than
             it had. Between two such steps, tables that were looked up stay right.
     """
@@ -70,7 +80,7 @@ class SequenceStore:
         self._roster = Roster(len(layout.classes))
         self._frames = HeldFrames(pool)
         self._runs: dict[Hashable, Handles] = {}
-        self._parking = Parking(layout, self._frames, self._roster, policy)
+        self.prefixes = PrefixTree(layout, self._frames, policy)
 
     # What is there
 
@@ -82,13 +92,8 @@ class SequenceStore:
         return [sequence.seq_id for sequence in self._roster]
 
     @property
-    def evicted(self) -> int:
-        """Sequences evicted so far."""
-        return self._parking.evicted
-
-    @property
     def num_available(self) -> int:
-        """Frames that are free, or would be if every parked sequence were evicted."""
+        """Frames that are free, or would be if every prefix were evicted."""
         return self.pool.num_free + self._frames.num_evictable
 
     def need(self, num_tokens: int) -> int:
@@ -126,38 +131,28 @@ class SequenceStore:
 
     # Life and death
 
-    def create(self, seq_id: Hashable, *, priority: float = 0.0) -> None:
-        """An empty, running sequence; it takes no frames yet."""
-        self._roster.add(self._roster.new(seq_id, priority))
+    def create(self, seq_id: Hashable) -> None:
+        """An empty sequence; it takes no frames yet."""
+        self._roster.add(self._roster.new(seq_id))
 
     def free(self, *seq_ids: Hashable) -> None:
-        """Give back everything that these sequences hold and forget them; running or parked."""
+        """Give back everything that these sequences hold and forget them."""
         for sequence in self._roster.distinct(seq_ids):
-            self._parking.drop(sequence)
-
-    def park(self, seq_id: Hashable, *, saved_flops: float = 0.0) -> None:
-        """Keep a finished sequence for reuse, as long as nobody needs its frames.
-
-        Args:
-            saved_flops: operations that a hit on it would save, for `flops_per_byte`.
-        """
-        self._parking.park(self._roster.running(seq_id), saved_flops)
-
-    def unpark(self, seq_id: Hashable) -> None:
-        """Let a parked sequence run on."""
-        self._parking.wake(self._roster.known(seq_id))
+            for handles in list(sequence.holdings()):
+                self._frames.release(handles)
+            self._roster.forget(sequence)
 
     # Steps
 
     def reserve(self, seq_ids: Sequence[Hashable], counts: int | Sequence[int]) -> None:
         """Make room for `counts` new tokens of each sequence, for all of them or for none.
 
-        Tokens that the first new one does not see are dropped from the windows. Parked sequences
-        are evicted as needed.
+        Tokens that the first new one does not see are dropped from the windows. Prefixes are
+        evicted as needed.
 
         Raises:
-            CacheFullError: too few frames, even if all parked sequences were evicted.
-            SequenceError: an id is unknown, parked, named twice or has a step pending.
+            CacheFullError: too few frames, even if all prefixes were evicted.
+            SequenceError: an id is unknown, named twice or has a step pending.
         """
         sequences = self._roster.all_ready(seq_ids)
         counts = [counts] * len(sequences) if isinstance(counts, int) else list(counts)
@@ -165,17 +160,23 @@ class SequenceStore:
             raise SequenceError(
                 f"counts={counts} must be one number >= 0 for each of {len(sequences)} sequences"
             )
-        while True:
+        step = plan_step(self.layout, self._frames, sequences, counts, self.history)
+        if self._num_missing(step) > 0:
+            alone = plan_step(
+                self.layout, self._frames, sequences, counts, self.history, alone=True
+            )
+            check_room(self.pool, alone.num_needed, self.num_available + alone.num_unpinned)
+        while (missing := self._num_missing(step)) > 0:
+            self.prefixes.make_free(missing)
             step = plan_step(self.layout, self._frames, sequences, counts, self.history)
-            if step.num_needed <= self.pool.num_free + step.num_freed:
-                break
-            self._parking.check(step.num_needed, self.num_available + step.num_unpinned)
-            self._parking.evict()
         perform_step(self.layout, self._frames, step)
         self._note_changes(step)
         for sequence, count in zip(sequences, counts, strict=True):
             sequence.pending = count
-            self._roster.touch(sequence)
+
+    def _num_missing(self, step: Step) -> int:
+        """Frames that a step needs and that are not free."""
+        return step.num_needed - step.num_freed - self.pool.num_free
 
     def commit(
         self, seq_ids: Sequence[Hashable], counts: int | Sequence[int] | None = None
@@ -237,27 +238,40 @@ class SequenceStore:
 
     # Sharing
 
-    def fork(self, source: Hashable, target: Hashable, *, priority: float = 0.0) -> None:
-        """A running twin of `source`, that shares all its frames."""
-        self.copy_prefix(source, target, self._roster.known(source).num_tokens, priority=priority)
+    def fork(self, source: Hashable, target: Hashable) -> None:
+        """A twin of `source`, that shares all its frames."""
+        self.copy_prefix(source, target, self._roster.known(source).num_tokens)
 
-    def copy_prefix(
-        self, source: Hashable, target: Hashable, num_tokens: int, *, priority: float = 0.0
-    ) -> None:
-        """A new running sequence of the first `num_tokens` tokens of `source`; copies nothing.
+    def copy_prefix(self, source: Hashable, target: Hashable, num_tokens: int) -> None:
+        """A new sequence of the first `num_tokens` tokens of `source`; copies nothing.
 
         Raises:
             SequenceError: unknown source, taken target, or more tokens than there are.
             NotSupportedError: a window has dropped tokens that the next one would see, or no
                 recurrent state is kept at `num_tokens`.
         """
-        origin = self._roster.ready(source, parked=True)
-        twin = self._roster.new(target, priority)
+        origin = self._roster.ready(source)
+        twin = self._roster.new(target)
         check_resume(self.layout, origin, num_tokens)
         share_prefix(self.layout, self._frames, origin, twin, num_tokens)
         self._roster.add(twin)
-        origin.uses += 1
-        self._roster.touch(origin)
+
+    def offer_prefix(
+        self, seq_id: Hashable, tokens: Sequence[int], *, priority: float = 0.0
+    ) -> None:
+        """Keep a sequence as it stands for others that will begin alike. Copies nothing; what the
+        sequence goes on to write is.
+
+        Args:
+            tokens: all that are committed.
+            priority: for the eviction policy of this name.
+        """
+        self.prefixes.offer(tokens, self._roster.ready(seq_id), priority)
+
+    def resume_prefix(self, seq_id: Hashable, tokens: Sequence[int]) -> Lookup:
+        """Let an empty sequence begin with what is kept of the tokens that it is to take, of which
+        the last is left to compute. Copies nothing."""
+        return self.prefixes.resume(tokens, self._roster.ready(seq_id))
 
     # Frames beside sequences
 
@@ -293,7 +307,7 @@ class SequenceStore:
 
     def drop_checkpoint(self, seq_id: Hashable, position: int) -> None:
         """Forget a kept state."""
-        sequence = self._roster.running(seq_id)
+        sequence = self._roster.known(seq_id)
         if position not in sequence.checkpoints:
             raise SequenceError(
                 f"sequence {seq_id!r} keeps no state at {position}; it does at "
@@ -331,7 +345,6 @@ class SequenceStore:
         if begin != sequence.num_tokens:
             check_resume(self.layout, sequence, begin)
             cut_tail(self.layout, self._frames, sequence, begin)
-            self._roster.touch(sequence)
 
     # Tables and bytes
 
@@ -357,8 +370,9 @@ class SequenceStore:
     # Checking
 
     def statistics(self) -> StoreStatistics:
-        return store_statistics(self.layout, self._frames, self._roster, self.evicted)
+        return store_statistics(self.layout, self._frames, self._roster, self.prefixes)
 
     def check_integrity(self) -> None:
-        """Raise `FrameError` unless every reference and pin is that of exactly one sequence."""
-        check_accounts(self.layout, self._frames, self._roster, self._runs.values())
+        """Raise `FrameError` unless every reference is that of one sequence, run or prefix."""
+        runs = self._runs.values()
+        check_accounts(self.layout, self._frames, self._roster, runs, self.prefixes)

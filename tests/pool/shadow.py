@@ -1,10 +1,16 @@
-"""A sequence store beside a plain model of it: Python lists of row bytes per sequence."""
+"""A sequence store beside a plain model of it: Python lists of tokens and row bytes per sequence.
+
+The bytes of a token's rows, and of the state behind it, are made of all tokens up to it, as those
+of a model are: whatever begins alike has the same bytes, by whichever way it came to them.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -14,6 +20,7 @@ from cacheshrink_hybrid.pool import arena
 from cacheshrink_hybrid.pool.frame_pool import FramePool
 from cacheshrink_hybrid.pool.layout import Layout, compile_layout
 from cacheshrink_hybrid.pool.lifetime import FIRST, RECENT, LayerRows, RowSet
+from cacheshrink_hybrid.pool.prefixes.lookup import REASONS, Lookup
 from cacheshrink_hybrid.pool.state_map import StateRows
 from cacheshrink_hybrid.pool.store import SequenceStore
 
@@ -43,18 +50,66 @@ def small_layout(
     return compile_layout(rows, states, tokens_per_frame=8)
 
 
+@lru_cache(maxsize=1 << 16)
+def row_of(digest: bytes, row_set: RowSet, row_bytes: int) -> bytes:
+    """The row of the last of the tokens with this digest."""
+    return hashlib.shake_128(digest + f"{row_set}".encode()).digest(row_bytes)
+
+
 @dataclass
 class Twin:
-    """What a sequence should hold: the rows of all tokens ever, and its states."""
+    """What a sequence should hold: its tokens, a digest of those up to each of them, from which
+    their rows are made, and its states.
 
-    rows: dict[RowSet, list[bytes]]
+    Attributes:
+        text: that its tokens mostly follow, so that sequences begin alike.
+    """
+
+    text: tuple[int, ...] = ()
+    tokens: list[int] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
     state: bytes = b""
     checkpoints: dict[int, bytes] = field(default_factory=dict)
-    parked: bool = False
 
     @property
     def num_tokens(self) -> int:
-        return len(next(iter(self.rows.values())))
+        return len(self.tokens)
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        for token in tokens:
+            before = self.digests[-1] if self.digests else b""
+            self.tokens.append(token)
+            self.digests.append(hashlib.sha256(before + bytes([token])).digest())
+
+    def rows(self, row_set: RowSet, row_bytes: int, begin: int, end: int) -> bytes:
+        return b"".join(row_of(x, row_set, row_bytes) for x in self.digests[begin:end])
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A sequence as it was when it was offered as a prefix.
+
+    Attributes:
+        first: see `SequenceStore.first_position`, per lifetime class.
+    """
+
+    tokens: tuple[int, ...]
+    first: tuple[int, ...]
+
+    def matched(self, tokens: Sequence[int]) -> int:
+        pairs = enumerate(zip(self.tokens, tokens, strict=False))
+        alike = min(len(self.tokens), len(tokens))
+        return next((i for i, (mine, theirs) in pairs if mine != theirs), alike)
+
+
+def texts(random: np.random.Generator) -> list[tuple[int, ...]]:
+    """Texts that begin with the same tokens, more or fewer of them."""
+    common = random.integers(0, 3, 400)
+    found = []
+    for shared in (0, 5, 16, 37, 37, 60, 110):
+        own = random.integers(0, 3, 400 - shared)
+        found.append(tuple(np.concatenate([common[:shared], own]).tolist()))
+    return found
 
 
 class Shadowed:
@@ -67,24 +122,24 @@ class Shadowed:
         self.pool = FramePool(num_frames, layout.frame_bytes, poison=True)
         self.store = SequenceStore(layout, self.pool, history=history, **settings)
         self.twins: dict[int, Twin] = {}
+        self.offers: list[Offer] = []
         self.random = np.random.default_rng(seed)
-        self.refusals = 0
+        self.texts = texts(self.random)
+        self.refusals = self.saved_tokens = 0
         self.next_id = 0
 
     def attempt(self, operation: Callable[[], None], change: Callable[[], None]) -> bool:
         """Do `operation`; if it is refused nothing may have changed, else do `change` to twins."""
         tables = self.tables()
-        evicted = self.store.evicted
+        evicted = self.store.prefixes.evicted
         try:
             operation()
         except (CacheFullError, NotSupportedError):
             self.refusals += 1
-            assert self.store.evicted == evicted
+            assert self.store.prefixes.evicted == evicted
             assert self.tables() == tables
             return False
         change()
-        for seq_id in [i for i in self.twins if i not in self.store]:
-            assert self.twins.pop(seq_id).parked
         return True
 
     def tables(self) -> list[list]:
@@ -94,15 +149,15 @@ class Shadowed:
 
     def create(self) -> int:
         seq_id, self.next_id = self.next_id, self.next_id + 1
-        self.store.create(seq_id, priority=float(self.random.integers(4)))
-        self.twins[seq_id] = Twin({row_set: [] for row_set in self.layout.places})
+        self.store.create(seq_id)
+        self.twins[seq_id] = Twin(self.texts[self.random.integers(len(self.texts))])
         return seq_id
 
     def running(self) -> list[int]:
-        return [seq_id for seq_id, twin in self.twins.items() if not twin.parked]
+        return list(self.twins)
 
     def append(self, seq_ids: list[int], counts: list[int]) -> bool:
-        """One step of a batch with unequal lengths, its rows and states random bytes."""
+        """One step of a batch with unequal lengths."""
 
         def change() -> None:
             for seq_id, count in zip(seq_ids, counts, strict=True):
@@ -114,38 +169,35 @@ class Shadowed:
     def _write(self, seq_id: int, count: int) -> None:
         twin, store = self.twins[seq_id], self.store
         begin = twin.num_tokens
+        new = list(twin.text[begin : begin + count])
+        if count and self.random.random() < 0.03:
+            new = new[: int(self.random.integers(count))]
+        new += self.random.integers(0, 3, count - len(new)).tolist()
+        twin.extend(new)
         for row_set, (number, place) in self.layout.places.items():
             lifetime = self.layout.classes[number]
             view = arena.row_view(self.pool, lifetime, place)
-            rows = self.random.integers(0, 256, (count, lifetime.row_bytes[place]), dtype=np.uint8)
+            end, width = lifetime.num_rows(begin + count), lifetime.row_bytes[place]
             frames = store.frame_table([seq_id], number)[0].long().clamp_min(0)
-            stored = torch.from_numpy(rows[: lifetime.num_rows(begin + count) - begin])
-            if lifetime.num_rows(begin) == begin:
+            if begin < end:
+                rows = bytearray(twin.rows(row_set, width, begin, end))
+                stored = torch.frombuffer(rows, dtype=torch.uint8).view(-1, width)
                 arena.write_rows(view, frames, begin, stored)
-            twin.rows[row_set] += [row.tobytes() for row in rows]
         if self.layout.state.num_frames and count:
             read, write = (table.long() for table in store.state_tables([seq_id]))
             old = arena.read_state(self.pool, self.layout.state, read, 0)
             assert old.numpy().tobytes() == (twin.state or bytes(old.numel()))
             rows = self.layout.state.rows[0]
-            new = self.random.integers(0, 256, (1, rows.num_rows, rows.row_bytes), dtype=np.uint8)
-            arena.write_state(self.pool, self.layout.state, write, 0, torch.from_numpy(new))
-            twin.state = new.tobytes()
-
-    def _read(self, seq_id: int, row_set: RowSet, begin: int, count: int) -> np.ndarray:
-        number, place = self.layout.places[row_set]
-        view = arena.row_view(self.pool, self.layout.classes[number], place)
-        frames = self.store.frame_table([seq_id], number)[0].long()
-        return arena.read_rows(view, frames, begin, begin + count).numpy()
+            twin.state = hashlib.shake_128(twin.digests[-1]).digest(rows.num_bytes)
+            values = torch.frombuffer(bytearray(twin.state), dtype=torch.uint8)
+            arena.write_state(self.pool, self.layout.state, write, 0, values[None])
 
     def copy_prefix(self, source: int, num_tokens: int) -> bool:
         target, self.next_id = self.next_id, self.next_id + 1
 
         def change() -> None:
-            twin = copy.deepcopy(self.twins[source])
-            self.twins[target] = twin
-            twin.parked = False
-            self._cut(twin, num_tokens)
+            self.twins[target] = copy.deepcopy(self.twins[source])
+            self._cut(self.twins[target], num_tokens)
 
         return self.attempt(lambda: self.store.copy_prefix(source, target, num_tokens), change)
 
@@ -153,8 +205,7 @@ class Shadowed:
         if num_tokens != twin.num_tokens and self.layout.state.num_frames:
             twin.state = twin.checkpoints[num_tokens] if num_tokens else b""
         twin.checkpoints = {p: s for p, s in twin.checkpoints.items() if p <= num_tokens}
-        for rows in twin.rows.values():
-            del rows[num_tokens:]
+        del twin.tokens[num_tokens:], twin.digests[num_tokens:]
 
     def remove(self, seq_id: int, begin: int) -> bool:
         twin = self.twins[seq_id]
@@ -168,13 +219,49 @@ class Shadowed:
         if twin.state:
             twin.checkpoints[twin.num_tokens] = twin.state
 
-    def park(self, seq_id: int) -> None:
-        self.store.park(seq_id, saved_flops=float(self.random.integers(1, 100)))
-        self.twins[seq_id].parked = True
+    def offer(self, seq_id: int) -> None:
+        twin = self.twins[seq_id]
+        if twin.tokens:
+            priority = float(self.random.integers(4))
+            self.store.offer_prefix(seq_id, twin.tokens, priority=priority)
+            numbers = range(len(self.layout.classes))
+            first = tuple(self.store.first_position(seq_id, number) for number in numbers)
+            self.offers.append(Offer(tuple(twin.tokens), first))
 
-    def unpark(self, seq_id: int) -> None:
-        self.store.unpark(seq_id)
-        self.twins[seq_id].parked = False
+    def resume(self, seq_id: int, length: int) -> Lookup:
+        """Let an empty sequence begin with what is kept of its text."""
+        twin = self.twins[seq_id]
+        asked = twin.text[:length]
+        held = self.pool.num_held
+        found = self.store.resume_prefix(seq_id, asked)
+        assert found.num_tokens <= found.num_matched < len(asked)
+        assert found.reason in REASONS
+        self.check_found(asked, found)
+        self.saved_tokens += found.num_tokens
+        twin.extend(asked[: found.num_tokens])
+        if found.num_tokens and self.layout.state.num_frames:
+            rows = self.layout.state.rows[0]
+            twin.state = hashlib.shake_128(twin.digests[-1]).digest(rows.num_bytes)
+        assert self.pool.num_held == held
+        return found
+
+    def check_found(self, asked: Sequence[int], found: Lookup) -> None:
+        """Nothing is found that was not offered; as long as nothing was evicted, all is."""
+        limit = len(asked) - 1
+        matched = [min(offer.matched(asked), limit) for offer in self.offers]
+        assert found.num_matched <= max(matched, default=0)
+        if self.store.prefixes.evicted:
+            return
+        assert found.num_matched == max(matched, default=0)
+        windows = [lifetime.window for lifetime in self.layout.classes]
+        anywhere = not self.layout.state.num_frames and not any(windows)
+        ends = [
+            count
+            for offer, count in zip(self.offers, matched, strict=True)
+            if anywhere or count == len(offer.tokens)
+        ]
+        due = max(ends, default=0)
+        assert found.num_tokens >= due if any(windows) else found.num_tokens == due
 
     def free(self, seq_id: int) -> None:
         self.store.free(seq_id)
@@ -197,10 +284,35 @@ class Shadowed:
                 assert begin <= lifetime.first_needed(twin.num_tokens + 1)
                 view = arena.row_view(self.pool, lifetime, place)
                 rows = arena.read_rows(view, frames[number], begin, end)
-                assert rows.numpy().tobytes() == b"".join(twin.rows[row_set][begin:end])
+                width = lifetime.row_bytes[place]
+                assert rows.numpy().tobytes() == twin.rows(row_set, width, begin, end)
             if twin.state:
                 read, _ = self.store.state_tables([seq_id])
                 state = arena.read_state(self.pool, self.layout.state, read.long(), 0)
                 assert state.numpy().tobytes() == twin.state
             if self.layout.state.num_frames:
                 assert self.store.checkpoints(seq_id) == sorted(twin.checkpoints)
+
+    def check_prefixes(self) -> None:
+        """Every byte that the tree of prefixes holds is that of its tokens."""
+        for node in self.store.prefixes:
+            twin = Twin()
+            for step in node.path():
+                twin.extend(step.tokens.tolist())
+            for row_set, (number, place) in self.layout.places.items():
+                lifetime, rows = self.layout.classes[number], node.rows[number]
+                T, end = lifetime.tokens_per_frame, lifetime.num_rows(node.end)
+                if not len(rows.frames):
+                    continue
+                view = arena.row_view(self.pool, lifetime, place)
+                begin = rows.first // T * T
+                found = arena.read_rows(
+                    view, self.pool.index(rows.frames), rows.first - begin, end - begin
+                )
+                width = lifetime.row_bytes[place]
+                assert found.numpy().tobytes() == twin.rows(row_set, width, rows.first, end)
+            if node.state is not None:
+                frames = self.pool.index(node.state)[None]
+                state = arena.read_state(self.pool, self.layout.state, frames, 0)
+                due = hashlib.shake_128(twin.digests[-1]).digest(state.numel())
+                assert state.numpy().tobytes() == due

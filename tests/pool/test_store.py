@@ -45,17 +45,27 @@ def test_need_is_exact() -> None:
 def test_admission_is_free_plus_evictable() -> None:
     made = shadowed(20, windows=(None,), state=False)
     kept = [filled(made, 40) for _ in range(2)]
-    made.park(kept[0])
-    twin = made.next_id
+    made.offer(kept[0])
     assert made.copy_prefix(kept[0], 16)
+    made.free(kept[0])
     assert made.pool.num_free == 10
     assert made.store.num_available == 13 == made.store.need(13 * 8)
     seq_id = made.create()
     assert not made.append([seq_id], [13 * 8 + 1])
-    assert kept[0] in made.store
+    assert len(list(made.store.prefixes)) == 1
     assert made.append([seq_id], [13 * 8])
-    assert kept[0] not in made.store
-    assert twin in made.store
+    assert not list(made.store.prefixes)
+    made.check()
+
+
+def test_a_sequence_needs_no_copy_of_what_it_shares_with_prefixes_that_go() -> None:
+    """The pool is full, and the frame to write to is shared with a prefix alone."""
+    made = shadowed(3, windows=(None,), state=False)
+    seq_id = filled(made, 20)
+    made.offer(seq_id)
+    assert made.append([seq_id], [4])
+    assert not list(made.store.prefixes)
+    assert not made.append([seq_id], [1])
     made.check()
 
 
@@ -213,35 +223,42 @@ def test_rejected_tokens_of_attention_are_simply_not_counted() -> None:
         ("lru", [1, 2, 0]),
         ("lfu", [1, 0, 2]),
         ("priority", [2, 1, 0]),
-        ("flops_per_byte", [1, 0, 2]),
+        ("seconds_per_byte", [1, 0, 2]),
     ],
 )
 def test_policies(policy: str, victims: list[int]) -> None:
     layout = small_layout(state=False, windows=(None,))
     store = SequenceStore(layout, FramePool(12, layout.frame_bytes), policy=policy)
+    store.prefixes.seconds = lambda begin, end: {14: 5.0, 15: 1.0, 16: 9.0}[end]
     for seq_id, priority in enumerate([3.0, 2.0, 1.0]):
-        store.create(seq_id, priority=priority)
-        store.reserve([seq_id], 16)
+        store.create(seq_id)
+        store.reserve([seq_id], 14 + seq_id)
         store.commit([seq_id])
-    for source, times in ((2, 3), (0, 1)):
-        for _ in range(times):
-            store.fork(source, "twin")
-            store.free("twin")
-    for seq_id, flops in ((1, 1.0), (2, 9.0), (0, 5.0)):
-        store.park(seq_id, saved_flops=flops)
+        store.offer_prefix(seq_id, [seq_id] * (14 + seq_id), priority=priority)
+        store.free(seq_id)
+    for text in (0, 1, 2, 2, 2, 0):
+        store.create("hit")
+        assert store.resume_prefix("hit", [text] * 17).num_tokens == 14 + text
+        store.free("hit")
     store.create("new")
     order = []
     for _ in range(3):
-        before = set(store.seq_ids)
+        before = kept_texts(store)
         store.reserve(["new"], (store.pool.num_free + 1) * 8)
         store.commit(["new"])
-        order += before - set(store.seq_ids)
+        order += before - kept_texts(store)
     assert order == victims
-    assert store.evicted == 3
+    assert store.prefixes.evicted == 3
+
+
+def kept_texts(store: SequenceStore) -> set[int]:
+    """First tokens of the prefixes."""
+    return {int(node.tokens[0]) for node in store.prefixes}
 
 
 def test_unknown_policy() -> None:
-    with pytest.raises(ConfigError, match="choose one of lru, lfu, fifo, priority, flops_per_byte"):
+    allowed = "choose one of lru, lfu, fifo, priority, seconds_per_byte"
+    with pytest.raises(ConfigError, match=allowed):
         shadowed(policy="random")
 
 
@@ -249,7 +266,8 @@ def test_statistics_add_up() -> None:
     made = shadowed(windows=(None,))
     parent = filled(made, 12)
     made.copy_prefix(parent, 12)
-    made.park(parent)
+    made.offer(parent)
+    made.free(parent)
     statistics = made.store.statistics()
     layout = made.layout
     useful = 12 * layout.bytes_per_token + layout.state.useful_bytes
@@ -257,7 +275,8 @@ def test_statistics_add_up() -> None:
     assert statistics.held_bytes == (2 + layout.state.num_frames) * layout.frame_bytes
     assert statistics.internal_fragmentation == pytest.approx(1 - useful / statistics.held_bytes)
     assert statistics.frames.by_kind == {"kv": 2, "state": layout.state.num_frames}
-    assert (statistics.running, statistics.parked) == (1, 1)
+    assert statistics.num_sequences == 1
+    assert statistics.frames.shared == 2 + layout.state.num_frames
 
 
 def test_book_keeping_is_small() -> None:
@@ -267,16 +286,15 @@ def test_book_keeping_is_small() -> None:
 
 
 def refuse(store: SequenceStore) -> list:
-    """(call, message) of what a caller can do wrong; a has 9 tokens, p is parked, b is busy."""
+    """(call, message) of what a caller can do wrong; a has 9 tokens, b is busy."""
     return [
         (lambda: store.create("a"), "exists already"),
         (lambda: store.fork("nobody", "c"), "'nobody' is unknown"),
-        (lambda: store.fork("a", "p"), "exists already"),
+        (lambda: store.fork("a", "b"), "exists already"),
         (lambda: store.copy_prefix("a", "c", 10), "has 9 tokens"),
         (lambda: store.copy_prefix("a", "c", -1), "has 9 tokens"),
         (lambda: store.fork("b", "c"), "3 reserved"),
         (lambda: store.reserve(["a", "nobody"], 1), "unknown"),
-        (lambda: store.reserve(["a", "p"], 1), "parked"),
         (lambda: store.reserve(["a", "a"], 1), "once each"),
         (lambda: store.reserve(["a"], -1), ">= 0"),
         (lambda: store.reserve(["a"], [1, 2]), "one number"),
@@ -286,32 +304,36 @@ def refuse(store: SequenceStore) -> list:
         (lambda: store.commit(["b"], 4), "3 are reserved"),
         (lambda: store.remove("a", 10), "has 9 tokens"),
         (lambda: store.remove("a", -1), "has 9 tokens"),
-        (lambda: store.remove("p", 0), "parked"),
-        (lambda: store.checkpoint("p"), "parked"),
-        (lambda: store.park("p"), "parked"),
-        (lambda: store.unpark("a"), "running already"),
+        (lambda: store.offer_prefix("a", range(8)), "9 tokens, 0 of them padding, and 8 are"),
+        (lambda: store.offer_prefix("e", []), "has 0 tokens"),
+        (lambda: store.offer_prefix("b", range(9)), "3 reserved"),
+        (lambda: store.offer_prefix("padded", range(9)), "9 tokens, 2 of them padding"),
+        (lambda: store.resume_prefix("a", [5]), "9 tokens and is to take 1; resume an empty one"),
+        (lambda: store.resume_prefix("e", []), "with at least one token to take"),
         (lambda: store.free("a", "nobody"), "unknown"),
         (lambda: store.can_resume("nobody", 0), "unknown"),
         (lambda: store.state_tables(["e"]), "no state yet"),
     ]
 
 
-@pytest.mark.parametrize("number", range(24))
+@pytest.mark.parametrize("number", range(25))
 def test_refusals_change_nothing(number: int) -> None:
     layout = small_layout(windows=(None,))
     store = SequenceStore(layout, FramePool(30, layout.frame_bytes))
-    for seq_id in ("a", "p", "b", "e"):
+    for seq_id in ("a", "padded", "b", "e"):
         store.create(seq_id)
-    store.reserve(["a", "p", "b"], 9)
-    store.commit(["a", "p", "b"])
-    store.park("p")
+    store.reserve(["a", "padded", "b"], 9)
+    store.set_origin("padded", 2)
+    store.commit(["a", "padded", "b"])
     store.reserve(["b"], 3)
-    before = [store.statistics(), store.seq_ids, store.digest("a"), store.digest("p")]
+    before = [store.statistics(), store.seq_ids, store.digest("a"), store.digest("padded")]
     call, message = refuse(store)[number]
     with pytest.raises((SequenceError, CacheFullError), match=message):
         call()
     store.check_integrity()
-    assert [store.statistics(), store.seq_ids, store.digest("a"), store.digest("p")] == before
+    after = [store.statistics(), store.seq_ids, store.digest("a"), store.digest("padded")]
+    assert after == before
+    assert len(refuse(store)) == 25
 
 
 def test_errors_name_bytes() -> None:

@@ -1,0 +1,1 @@
+"""Prefixes that are kept for requests which begin alike."""
