@@ -73,6 +73,11 @@ class Dispatcher:
             f"request {request_id!r} is neither waiting nor running; it may have finished"
         )
 
+    def forget_prefixes(self) -> None:
+        """Let no request take over what was kept until now."""
+        with self._turn():
+            self._scheduler.store.prefixes.clear()
+
     def drop(self, requests: Sequence[Request]) -> None:
         """Stop requests that their owner has lost interest in; never blocks."""
         self._dropped.extend(requests)

@@ -23,9 +23,11 @@ from ..kernels.backend import Backend, check_backend
 from ..placement import input_device
 from ..pool.budget import budget_bytes
 from ..pool.lifetime import TOKENS
+from ..pool.prefixes.placement import Placement, placement_of
 from .dispatcher import Dispatcher
 from .named_model import load_named
 from .outbox import Outbox
+from .prefix_reuse import PrefixReuse
 from .prompts import encode, encode_chat, single_prompt, split_prompts
 from .request import Request, RequestOutput
 from .runner import Runner
@@ -64,6 +66,12 @@ class LLM:
             torch.
         cuda_graphs: record decode steps and replay them. None where it is possible: on a CUDA
             device, if all layers run as kernels.
+        prefix_cache: requests that begin like others, now or before, take over what these have in
+            the pool, which keeps it as long as no running request needs the room. The outputs are
+            those of a prompt that is prefilled in other pieces. `statistics.prefixes` counts.
+        prefix_eviction: which prefix goes first, see `pool.eviction`.
+        prefix_placement: where in prompts states are kept, a name in `PLACEMENTS` or a `Placement`
+            (`pool.prefixes.placement`).
 
     Raises:
         ConfigError: a setting that makes no sense, or more memory than there is.
@@ -84,6 +92,9 @@ class LLM:
         prefill_chunk: int = PREFILL_CHUNK,
         backend: Backend | None = None,
         cuda_graphs: bool | None = None,
+        prefix_cache: bool = True,
+        prefix_eviction: str = "seconds_per_byte",
+        prefix_placement: str | Placement = "grid",
     ) -> None:
         if max_batch < 1 or prefill_chunk < 1:
             raise ConfigError(
@@ -105,11 +116,18 @@ class LLM:
             backend=check_backend(chosen),
             max_batch=max_batch,
             cuda_graphs=cuda_graphs,
+            eviction=prefix_eviction,
         )
         self.store = self.runner.store
         self.tokenizer = tokenizer
         self.max_length = getattr(self.runner.config, "max_position_embeddings", None)
-        self._scheduler = Scheduler(self.runner, max_batch=max_batch, prefill_chunk=prefill_chunk)
+        placement = placement_of(prefix_placement)
+        self._scheduler = Scheduler(
+            self.runner,
+            max_batch=max_batch,
+            prefill_chunk=prefill_chunk,
+            reuse=PrefixReuse(self.runner, placement) if prefix_cache else None,
+        )
         self._loose = Outbox()
         """Of requests that `add_request` took."""
         self._dispatcher = Dispatcher(self._scheduler, self._loose)
@@ -147,6 +165,11 @@ class LLM:
             SequenceError: no such request is waiting or running.
         """
         return self._dispatcher.abort(request_id)
+
+    def reset_prefix_cache(self) -> None:
+        """Forget all prefixes. A change of the model is noticed; see `ModelStamp` for which may
+        not be."""
+        self._dispatcher.forget_prefixes()
 
     @property
     def has_requests(self) -> bool:

@@ -36,6 +36,7 @@ class Runner:
         max_batch: most sequences of a decode step.
         cuda_graphs: replay decode steps from recorded graphs; None where that is possible: on a
             CUDA device, if kernels take all layers.
+        eviction: which prefix goes first when frames are needed, see `pool.eviction`.
 
     Raises:
         CacheFullError: `cache_bytes` do not hold a sequence of one frame.
@@ -57,6 +58,7 @@ class Runner:
         backend: Backend = "auto",
         max_batch: int = 256,
         cuda_graphs: bool | None = None,
+        eviction: str = "seconds_per_byte",
     ) -> None:
         if is_of_peft(model):
             raise UnsupportedModelError(
@@ -76,9 +78,8 @@ class Runner:
         layout = planned.layout
         least = len(layout.classes) + layout.state.num_frames
         frames = frames_within(cache_bytes, layout.frame_bytes, least=least)
-        self.store = SequenceStore(
-            layout, FramePool(frames, layout.frame_bytes, device=self.device)
-        )
+        pool = FramePool(frames, layout.frame_bytes, device=self.device)
+        self.store = SequenceStore(layout, pool, policy=eviction)
         self.cache = BatchCache(self.config, planned, self.store, self.coverage, backend)
         slots = [x.tokens_per_frame for x in layout.classes if x.kind == TOKENS]
         self.max_tokens = frames * max(slots, default=1)

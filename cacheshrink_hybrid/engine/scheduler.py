@@ -1,10 +1,10 @@
 """Which requests run, and what each step feeds: continuous batching over one pool.
 
 Each step feeds one token of every sequence that is running, and a limited number of prompt tokens.
-Requests are admitted first come, first served, when their tokens fit. When memory runs out, the
-youngest running request gives its frames back and starts over later with what it has generated. So
-do all running ones after a step that was cut short by an error or an interrupt: what it had written
-by then is not used.
+Requests are admitted first come, first served, when their tokens fit. When memory runs out, kept
+prefixes give their frames back first, and then the youngest running request, which starts over
+later with what it has generated. So do all running ones after a step that was cut short by an error
+or an interrupt: what it had written by then is not used.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..errors import CacheFullError
+from ..pool.prefixes.lookup import PrefixStatistics
+from .prefix_reuse import PrefixReuse
 from .request import Request
 from .runner import Runner
 from .sampling import token_scores
@@ -29,7 +31,8 @@ class EngineStatistics:
         prefilled_tokens, decoded_tokens: fed to the model; recomputed ones count again.
         preemptions: times that a request had to start over.
         waiting, running: requests now.
-        held_frames, total_frames: of the pool now.
+        held_frames, total_frames: of the pool now, those of prefixes included.
+        prefixes: what requests took over from those before them; all 0 without a prefix cache.
     """
 
     steps: int
@@ -40,6 +43,7 @@ class EngineStatistics:
     running: int
     held_frames: int
     total_frames: int
+    prefixes: PrefixStatistics
 
 
 class Scheduler:
@@ -50,10 +54,14 @@ class Scheduler:
         max_batch: most requests that run at once.
         prefill_chunk: most tokens of prompts per step. Models that cannot continue a prompt in
             pieces get it whole.
+        reuse: of prefixes; None for none.
     """
 
-    def __init__(self, runner: Runner, *, max_batch: int, prefill_chunk: int) -> None:
+    def __init__(
+        self, runner: Runner, *, max_batch: int, prefill_chunk: int, reuse: PrefixReuse | None
+    ) -> None:
         self.runner = runner
+        self.reuse = reuse
         self.store = runner.store
         self.max_batch = max_batch
         self.prefill_chunk = prefill_chunk
@@ -78,6 +86,7 @@ class Scheduler:
             running=len(self._running),
             held_frames=pool.num_held,
             total_frames=pool.num_frames,
+            prefixes=self.store.prefixes.statistics(),
         )
 
     def add(self, request: Request) -> None:
@@ -87,9 +96,11 @@ class Scheduler:
 
     def leave(self, request: Request, reason: str | None, error: Exception | None = None) -> None:
         """Forget a request, wherever it is, give its frames back, and tell its owner. Nothing to do
-        for one that is not here."""
+        for one that is not here. After an error nobody knows what its sequence holds."""
         if request in self._running:
             self._running.remove(request)
+            if self.reuse is not None and error is None:
+                self.reuse.leave(request)
             self.store.free(request.request_id)
         elif request in self._waiting:
             self._waiting.remove(request)
@@ -151,8 +162,13 @@ class Scheduler:
             request = next((r for r in self._running if _wants_prefill(r)), None)
             if request is None:
                 break
-            left = len(request.tokens) - request.num_computed
-            size = min(left, budget) if self.runner.continues_in_pieces else left
+            if self.reuse is not None and request.checkpoints is None:
+                self.reuse.begin(request)
+                continue
+            size = left = len(request.tokens) - request.num_computed
+            if self.runner.continues_in_pieces:
+                size = min(left, budget)
+                size = size if self.reuse is None else self.reuse.piece(request, size)
             if not self._reserve([request], [size]):
                 break
             chunk = request.tokens[request.num_computed : request.num_computed + size]
@@ -164,6 +180,8 @@ class Scheduler:
             self._prefilled += size
             request.num_computed += size
             budget -= size
+            if self.reuse is not None:
+                self.reuse.pass_on(request)
             if request.num_computed == len(request.tokens):
                 self._take([request], logits[None])
 
@@ -208,8 +226,10 @@ class Scheduler:
         self._waiting.appendleft(request)
         self._running.remove(request)
         if request.request_id in self.store:
+            if self.reuse is not None:
+                self.reuse.leave(request)
             self.store.free(request.request_id)
-        request.num_computed = 0
+        request.num_computed, request.checkpoints = 0, None
         request.preemptions += 1
         self._preemptions += 1
 

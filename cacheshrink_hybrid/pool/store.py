@@ -257,16 +257,22 @@ class SequenceStore:
         self._roster.add(twin)
 
     def offer_prefix(
-        self, seq_id: Hashable, tokens: Sequence[int], *, priority: float = 0.0
+        self,
+        seq_id: Hashable,
+        tokens: Sequence[int],
+        *,
+        checkpoint: bool = True,
+        priority: float = 0.0,
     ) -> None:
         """Keep a sequence as it stands for others that will begin alike. Copies nothing; what the
         sequence goes on to write is.
 
         Args:
             tokens: all that are committed.
-            priority: for the eviction policy of this name.
+            checkpoint, priority: see `PrefixTree.offer`.
         """
-        self.prefixes.offer(tokens, self._roster.ready(seq_id), priority)
+        sequence = self._roster.ready(seq_id)
+        self.prefixes.offer(tokens, sequence, checkpoint=checkpoint, priority=priority)
 
     def resume_prefix(self, seq_id: Hashable, tokens: Sequence[int]) -> Lookup:
         """Let an empty sequence begin with what is kept of the tokens that it is to take, of which

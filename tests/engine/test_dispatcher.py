@@ -17,6 +17,7 @@ from cacheshrink_hybrid.engine import LLM, SamplingParams
 from cacheshrink_hybrid.errors import NotSupportedError, SequenceError
 from tests.dispatch import run_references
 from tests.engine.failures import failing
+from tests.engine.idle import assert_idle
 from tests.engine.test_kernel_decoding import model_of as kernel_model_of
 from tests.engine.test_llm import MEMORY, model_of, one_by_one, prompts, tokens_of
 
@@ -29,13 +30,6 @@ def engine(case: str = "llama", **settings) -> LLM:
 
 def due(count: int, max_tokens: int = 8, case: str = "llama") -> list[tuple[int, ...]]:
     return one_by_one(model_of(case), prompts(count), max_tokens)
-
-
-def assert_idle(llm: LLM) -> None:
-    assert not llm.has_requests
-    assert (llm.statistics.waiting, llm.statistics.running) == (0, 0)
-    assert (llm.store.pool.num_held, llm.store.seq_ids) == (0, [])
-    llm.store.check_integrity()
 
 
 def collected(llm: LLM) -> dict:
@@ -306,7 +300,7 @@ def test_an_interrupted_step_costs_no_request_of_step() -> None:
                 outputs = llm.step()
             except KeyboardInterrupt:
                 interrupts += 1
-                assert (llm.store.pool.num_held, llm.statistics.running) == (0, 0)
+                assert (llm.store.seq_ids, llm.statistics.running) == ([], 0)
                 continue
             for output in outputs:
                 found[output.request_id] += output.new_token_ids

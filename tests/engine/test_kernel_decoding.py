@@ -24,6 +24,7 @@ from cacheshrink_hybrid.kernels import backend as backends
 from cacheshrink_hybrid.states.mixers.installation import uninstall_mixer
 from cacheshrink_hybrid.states.mixers.mixer import RecurrentMixer
 from tests.dispatch import run_references
+from tests.engine.idle import assert_idle
 from tests.families.tiny_configs import tiny_model
 from tests.models import converted_copy, logits_in_pieces, random_ids
 from tests.tolerances import assert_same_computation
@@ -88,7 +89,7 @@ def generated(name: str, backend: str, max_tokens: int, count: int = 5) -> list[
     complete = {"triton": True, "cpu": not has_states, "torch": False}
     assert llm.runner.coverage.complete == complete[backend]
     outputs = llm.generate(prompts(count), SamplingParams(max_tokens=max_tokens))
-    assert llm.store.pool.num_held == 0
+    assert_idle(llm)
     return [output.token_ids for output in outputs]
 
 

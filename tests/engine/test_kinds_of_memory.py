@@ -12,6 +12,7 @@ from cacheshrink_hybrid import CompressionConfig
 from cacheshrink_hybrid.conversion.convert import convert_model
 from cacheshrink_hybrid.engine import LLM, SamplingParams
 from cacheshrink_hybrid.errors import UnsupportedModelError
+from tests.engine.idle import assert_idle
 from tests.engine.test_llm import MEMORY, one_by_one, prompts, tokens_of
 from tests.families.tiny_configs import tiny_config, tiny_model
 from tests.models import calibration_ids, converted_copy
@@ -36,8 +37,7 @@ def test_models_without_attention(model_type: str, state_ratio: float | None) ->
         convert_model(model, config, calibration_ids())
     llm = quarter(model)
     assert tokens_of(llm.generate(prompts(), WISH)) == one_by_one(model, prompts(), 12)
-    assert llm.store.pool.num_held == 0
-    llm.store.check_integrity()
+    assert_idle(llm)
 
 
 def test_hybrids_that_transformers_runs_without_a_cache_only() -> None:
@@ -73,7 +73,7 @@ def test_exact_copies(case: str, sinks: int, window: int) -> None:
     )
     llm = quarter(model)
     assert tokens_of(llm.generate(prompts(), WISH)) == one_by_one(model, prompts(), 12)
-    assert llm.store.pool.num_held == 0
+    assert_idle(llm)
 
 
 def test_exact_copies_are_what_is_read() -> None:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from cacheshrink_hybrid.engine import LLM, RequestOutput, SamplingParams
 from cacheshrink_hybrid.errors import CacheFullError, ConfigError, NotSupportedError, SequenceError
+from tests.engine.idle import assert_idle
 from tests.families.tiny_configs import tiny_model
 from tests.models import converted_copy, pair, random_ids
 from tests.texts import TEXTS, word_tokenizer
@@ -64,8 +65,7 @@ def test_batched_results_are_those_of_generate(case: str, converted: bool) -> No
     outputs = llm.generate(prompts(), SamplingParams(max_tokens=12))
     assert tokens_of(outputs) == one_by_one(model, prompts(), 12)
     assert all(output.finished for output in outputs)
-    assert llm.store.pool.num_held == 0
-    llm.store.check_integrity()
+    assert_idle(llm)
 
 
 @pytest.mark.parametrize("method", ["rotate", "per_head"])
@@ -108,7 +108,7 @@ def test_a_pool_of_a_quarter_of_the_need_serves_all(case: str) -> None:
     llm = LLM(model, cache_memory=(max(need // 4, roomy.store.need(longest)) + 1) * frame_bytes)
     outputs = llm.generate(prompts(8), SamplingParams(max_tokens=40))
     assert tokens_of(outputs) == one_by_one(model, prompts(8), 40)
-    assert llm.store.pool.num_held == 0
+    assert_idle(llm)
     if case == "llama":
         assert llm.statistics.preemptions > 0
         assert sum(output.preemptions for output in outputs) == llm.statistics.preemptions
@@ -123,9 +123,7 @@ def test_no_frame_is_lost_over_many_requests() -> None:
         llm.step()
     while llm.has_requests:
         llm.step()
-    llm.store.check_integrity()
-    assert llm.store.pool.num_held == 0
-    assert llm.store.seq_ids == []
+    assert_idle(llm)
 
 
 def test_prompts_of_one_token_and_chunks_that_leave_one() -> None:
@@ -215,8 +213,7 @@ def test_streams_beside_other_requests() -> None:
     next(stream)
     stream.close()
     assert [output.new_token_ids for output in llm.step()] == one_by_one(model, [prompts()[0]], 4)
-    assert not llm.has_requests
-    assert llm.store.pool.num_held == 0
+    assert_idle(llm)
 
 
 def test_the_models_length_ends_a_request() -> None:
@@ -380,7 +377,7 @@ def test_no_limit_ends_with_the_positions_or_the_pool(room: str, case: str) -> N
         assert room == "pool" or total == limit
     (due,) = one_by_one(model, prompts(1), 20)  # which ends with the text
     assert outputs[0].token_ids[: len(due)] == due
-    assert llm.store.pool.num_held == 0
+    assert_idle(llm)
 
 
 def test_no_limit_where_nothing_ends_a_request() -> None:

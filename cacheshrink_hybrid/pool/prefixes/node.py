@@ -108,11 +108,12 @@ class PrefixNode:
 def rows_of(
     lifetime: LifetimeClass, number: int, sequence: CachedSequence, start: int, end: int
 ) -> EdgeRows:
-    """What a sequence has of an edge [start, end), in lifetime class `number`."""
+    """What a sequence has of an edge [start, end), in lifetime class `number`; of a window, what is
+    seen from its end."""
     begin = lifetime.frame_start(start)
     if lifetime.num_rows(start) == lifetime.num_rows(end):
         return EdgeRows(begin)
-    first = min(max(sequence.first[number], begin), end)
+    first = min(max(sequence.first[number], begin, lifetime.first_needed(end + 1)), end)
     if first == end:
         return EdgeRows(first)
     entries = sequence.tables[number].entries

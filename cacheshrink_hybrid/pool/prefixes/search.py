@@ -53,7 +53,8 @@ def find(layout: Layout, root: PrefixNode, tokens: Tokens) -> tuple[Lookup, Pref
     limit = len(tokens) - 1
     matched = min(reached, limit)
     place, node, lost = 0, None, False
-    for step in steps_to(layout, last):
+    steps = list(steps_to(layout, last))
+    for step in steps:
         if step.node.start >= matched:
             break
         at = min(step.node.end, matched)
@@ -62,7 +63,8 @@ def find(layout: Layout, root: PrefixNode, tokens: Tokens) -> tuple[Lookup, Pref
         lost = lost or (step.node.lost_state and at == step.node.end)
     if place < matched:
         reason = EVICTED if lost else NO_CHECKPOINT
-        if not lost and last.state is not None and reached == last.end == len(tokens):
+        ends = reached == last.end == len(tokens)
+        if not lost and ends and _resumes(layout, steps[-1], last.end):
             reason = LAST_TOKEN
     elif matched == limit:
         reason = ALL

@@ -44,6 +44,7 @@ class PrefixTree:
     Attributes:
         seconds: what it takes to compute the tokens [begin, end) of a sequence, as far as is known.
         counts: of look-ups.
+        num_tokens, num_checkpoints: on all edges, and nodes with a recurrent state.
         evicted: edges and states given up so far.
     """
 
@@ -51,7 +52,7 @@ class PrefixTree:
         self.layout = layout
         self.frames = frames
         self.seconds: Callable[[int, int], float] = num_tokens_between
-        self.evicted = 0
+        self.num_tokens = self.num_checkpoints = self.evicted = 0
         self.counts = LookupCounts()
         self._queue: EvictionQueue[PrefixNode] = EvictionQueue(policy)
         self._clock = 0
@@ -87,8 +88,8 @@ class PrefixTree:
         return windows or self.layout.state.num_frames > 0
 
     def statistics(self) -> PrefixStatistics:
-        counts, nodes = self.counts, list(self)
-        hits, misses = (sum(x.values()) for x in (counts.limits, counts.misses))
+        counts = self.counts
+        hits, misses = counts.limits.total(), counts.misses.total()
         return PrefixStatistics(
             lookups=hits + misses,
             hits=hits,
@@ -96,8 +97,8 @@ class PrefixTree:
             saved_tokens=counts.saved_tokens,
             limits=dict(counts.limits),
             misses=dict(counts.misses),
-            kept_tokens=sum(len(node.tokens) for node in nodes),
-            checkpoints=sum(node.state is not None for node in nodes),
+            kept_tokens=self.num_tokens,
+            checkpoints=self.num_checkpoints,
             held_bytes=self.frames.num_evictable * self.layout.frame_bytes,
             evicted=self.evicted,
         )
@@ -130,11 +131,19 @@ class PrefixTree:
 
     # Keeping
 
-    def offer(self, tokens: Sequence[int], sequence: CachedSequence, priority: float = 0.0) -> None:
+    def offer(
+        self,
+        tokens: Sequence[int],
+        sequence: CachedSequence,
+        *,
+        checkpoint: bool = True,
+        priority: float = 0.0,
+    ) -> None:
         """Keep the tokens of a sequence as it stands: its rows, and its state behind them.
 
         Args:
             tokens: all that it has.
+            checkpoint: False for rows alone, also in a model that does not go on from those.
             priority: for the eviction policy of this name; the highest of all offers counts.
 
         Raises:
@@ -149,12 +158,13 @@ class PrefixTree:
             )
         given = _array(tokens)
         node, at = walk(self._root, given)
-        if at < node.end and (at < len(given) or self.needs_checkpoints):
+        checkpoint = checkpoint and self.needs_checkpoints
+        if at < node.end and (at < len(given) or checkpoint):
             node = self._split(node, at)
         if at < len(given):
             node = self._grow(node, given, sequence)
         node.priority = max(node.priority, priority)
-        if self.needs_checkpoints:
+        if checkpoint:
             self._complete(node, sequence)
         self._use(node)
 
@@ -168,6 +178,7 @@ class PrefixTree:
         parent.children[int(leaf.tokens[0])] = leaf
         parent.lost_children.discard(int(leaf.tokens[0]))
         self._rank(parent)
+        self.num_tokens += len(leaf.tokens)
         return leaf
 
     def _complete(self, node: PrefixNode, sequence: CachedSequence) -> None:
@@ -176,6 +187,7 @@ class PrefixTree:
         if node.state is None and sequence.state is not None:
             self._retain(sequence.state)
             node.state, node.lost_state = sequence.state, False
+            self.num_checkpoints += 1
         for number, lifetime in enumerate(self.layout.classes):
             if lifetime.window is None:
                 continue
@@ -198,6 +210,7 @@ class PrefixTree:
         assert parent is not None and 0 < count < len(node.tokens)
         upper = self._new_node(node.tokens[:count].copy(), parent, at)
         upper.priority, upper.created, upper.uses = node.priority, node.created, node.uses
+        upper.last_use = node.last_use
         for number, lifetime in enumerate(self.layout.classes):
             upper.rows[number], lower, doubled = split_rows(
                 lifetime, node.rows[number], node.start, at, node.end
@@ -228,8 +241,8 @@ class PrefixTree:
     def make_free(self, num_frames: int) -> None:
         """Evict until so many more frames are free, or nothing is left."""
         due = self.frames.pool.num_free + num_frames
-        while len(self._queue) and self.frames.pool.num_free < due:
-            self._evict()
+        while len(self._queue) and (missing := due - self.frames.pool.num_free) > 0:
+            self._evict(missing)
 
     def clear(self) -> None:
         """Give up everything, which counts as no eviction."""
@@ -239,17 +252,28 @@ class PrefixTree:
                 self._release(handles)
         self._root.children.clear()
         self._root.lost_children.clear()
+        self.num_tokens = self.num_checkpoints = 0
 
-    def _evict(self) -> None:
+    def _evict(self, num_frames: int) -> None:
+        """Give up one edge or state; of an edge that serves at any length, not more of its end than
+        makes so many frames free."""
         node = self._queue.pop()
         self.evicted += 1
+        if not self.needs_checkpoints:
+            cut = node.end - num_frames * self.layout.classes[0].tokens_per_frame
+            if cut > node.start:
+                self._split(node, cut)
+                self._queue.discard(node)
         if node.children:
             assert node.state is not None
             self._release(node.state)
             node.state, node.lost_state = None, True
+            self.num_checkpoints -= 1
             return
         for handles in node.holdings():
             self._release(handles)
+        self.num_tokens -= len(node.tokens)
+        self.num_checkpoints -= node.state is not None
         parent = node.parent
         assert parent is not None
         del parent.children[int(node.tokens[0])]

@@ -84,6 +84,6 @@ def test_rows_of_a_sequence() -> None:
     ]
     assert [[(x.first, len(x.frames)) for x in edge] for edge in found] == [
         [(0, 2), (9, 0), (0, 1)],
-        [(8, 3), (18, 2), (0, 0)],
-        [(16, 2), (18, 2), (0, 0)],
+        [(8, 3), (19, 2), (0, 0)],
+        [(16, 2), (19, 2), (0, 0)],
     ]

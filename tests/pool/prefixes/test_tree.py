@@ -131,7 +131,20 @@ def test_a_used_prefix_outlives_others() -> None:
     offered(store, [1] * 32)
     offered(store, [0] * 33)
     offered(store, [2] * 32)
-    assert [found(store, [text] * 33)[0] for text in range(3)] == [32, 0, 32]
+    assert [found(store, [text] * 33)[0] for text in range(3)] == [32, 24, 32]
+
+
+def test_attention_gives_up_no_more_of_an_end_than_is_needed() -> None:
+    store = store_of(ATTENTION, 20)
+    offered(store, range(100))
+    for num_frames, left in ((1, 92), (2, 76), (1, 68), (8, 4)):
+        free = store.pool.num_free
+        store.prefixes.make_free(num_frames)
+        assert store.pool.num_free == free + num_frames
+        assert found(store, range(100)) == (left, EVICTED)
+        store.check_integrity()
+    offered(store, range(100))
+    assert found(store, range(100)) == (99, ALL)
 
 
 @pytest.mark.parametrize("layout", [ATTENTION, small_layout()])

@@ -1,0 +1,96 @@
+"""Whether a model computes what it computed before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SAMPLES = 8
+"""Values of each tensor that are looked at."""
+SWITCHES = (
+    "training",
+    "compression_disabled",
+    "_active_adapter",
+    "_disable_adapters",
+    "merged_adapters",
+    "scaling",
+)
+"""Attributes of modules, of torch, of this package and of peft, that change what they compute."""
+
+
+class ModelStamp:
+    """Weights, kept buffers and switches of a model, compared with those of the last time.
+
+    Tensors are compared by identity, place, version and some of their values, so an assignment to
+    single elements of `tensor.data`, which counts no version, may stay unseen. So does what was
+    changed and changed back in between.
+
+    Args:
+        model: as it is now.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._take()
+
+    def has_changed(self) -> bool:
+        """Whether the model is not what it was the last time."""
+        tensors, switches = self._parts()
+        same = (
+            len(tensors) == len(self._tensors)
+            and all(old is new for old, new in zip(self._tensors, tensors, strict=True))
+            and switches == self._switches
+            and _places(tensors) == self._places
+            and all(map(torch.equal, self._values, self._sampled()))
+        )
+        if not same:
+            self._take()
+        return not same
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy looks at the copied model."""
+        return {"model": self.model}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._take()
+
+    def _take(self) -> None:
+        self._tensors, self._switches = self._parts()
+        self._places = _places(self._tensors)
+        self._samples: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+        for tensor in self._tensors:
+            if tensor.numel() and not tensor.is_meta:
+                kind = (tensor.dtype, tensor.device)
+                self._samples.setdefault(kind, []).append(_some(tensor))
+        self._values = self._sampled()
+
+    def _parts(self) -> tuple[list[Tensor], list[str]]:
+        tensors: list[Tensor] = []
+        switches = []
+        for module in self.model.modules():
+            own = vars(module)
+            switches += [repr(own[name]) for name in SWITCHES if name in own]
+            tensors += [x for x in module._parameters.values() if x is not None]
+            passing = module._non_persistent_buffers_set
+            buffers = module._buffers.items()
+            tensors += [x for name, x in buffers if x is not None and name not in passing]
+        return tensors, switches
+
+    def _sampled(self) -> list[Tensor]:
+        return [torch.cat(views) for views in self._samples.values()]
+
+
+def _places(tensors: list[Tensor]) -> list[tuple[int, int]]:
+    """Where tensors lie, and how often they were changed in place, which is not counted of tensors
+    of inference mode."""
+    return [(x.data_ptr(), 0 if x.is_inference() else x._version) for x in tensors]
+
+
+def _some(tensor: Tensor) -> Tensor:
+    """A view of some values, at equal distances."""
+    held = tensor.untyped_storage().nbytes() // tensor.itemsize - tensor.storage_offset()
+    flat = tensor.detach().as_strided((min(held, tensor.numel()),), (1,))
+    return flat[:: -(-len(flat) // SAMPLES)]
