@@ -34,7 +34,9 @@ def run(given: argparse.Namespace) -> int:
     if hasattr(model, "kernel_backend"):
         model.kernel_backend = given.backend
     prompts, lengths = _work(trace, tokenizer, given.max_prompt, given.max_output)
-    roomy = LLM(model, tokenizer, cache_memory=given.cache_memory, backend=given.backend)
+    # The prompts are cut from a few texts: what batching gains is to be seen, not that.
+    settings = {"backend": given.backend, "prefix_cache": False}
+    roomy = LLM(model, tokenizer, cache_memory=given.cache_memory, **settings)
 
     baseline = min(given.baseline_requests, len(prompts))
     print(f"one by one: {baseline} requests", flush=True)
@@ -47,7 +49,7 @@ def run(given: argparse.Namespace) -> int:
     ]
     frame_bytes = roomy.store.layout.frame_bytes
     quarter = (max(sum(needs) // 4, *needs) + 1) * frame_bytes
-    small = LLM(model, tokenizer, cache_memory=quarter, backend=given.backend)
+    small = LLM(model, tokenizer, cache_memory=quarter, **settings)
     equal = True
     for name, llm in (("engine", roomy), ("engine, a quarter of the memory", small)):
         print(f"{name}: {len(prompts)} requests", flush=True)

@@ -70,8 +70,8 @@ class LLM:
             the pool, which keeps it as long as no running request needs the room. The outputs are
             those of a prompt that is prefilled in other pieces. `statistics.prefixes` counts.
         prefix_eviction: which prefix goes first, see `pool.eviction`.
-        prefix_placement: where in prompts states are kept, a name in `PLACEMENTS` or a `Placement`
-            (`pool.prefixes.placement`).
+        prefix_placement: where in prompts states are kept: a name such as `grid` or `block_512`, or
+            a `Placement` (`pool.prefixes.placement`).
 
     Raises:
         ConfigError: a setting that makes no sense, or more memory than there is.
@@ -122,11 +122,12 @@ class LLM:
         self.tokenizer = tokenizer
         self.max_length = getattr(self.runner.config, "max_position_embeddings", None)
         placement = placement_of(prefix_placement)
+        reuses = prefix_cache and placement.keeps_rows
         self._scheduler = Scheduler(
             self.runner,
             max_batch=max_batch,
             prefill_chunk=prefill_chunk,
-            reuse=PrefixReuse(self.runner, placement) if prefix_cache else None,
+            reuse=PrefixReuse(self.runner, placement) if reuses else None,
         )
         self._loose = Outbox()
         """Of requests that `add_request` took."""

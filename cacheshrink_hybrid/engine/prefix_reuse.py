@@ -45,8 +45,12 @@ class PrefixReuse:
         else:
             found = self.store.resume_prefix(request.request_id, request.tokens)
         request.num_computed = request.num_kept = found.num_tokens
+        if self.placement.observe is not None:
+            self.placement.observe(found.num_matched)
         if self.prefixes.needs_checkpoints:
-            places = self.placement.positions(len(request.tokens))
+            places: list[int] = []
+            if self.placement.positions is not None:
+                places = self.placement.positions(len(request.tokens))
             if self.placement.at_branches and found.num_matched - found.num_tokens >= LEAST_GAIN:
                 places = sorted({*places, found.num_matched})
             request.checkpoints = [place for place in places if place > found.num_tokens]

@@ -243,6 +243,11 @@ def test_prompts_that_are_taken_whole() -> None:
         ("branch", [0, 0, 80], NO_CHECKPOINT),
         ("last", [0, 0, 0], NO_CHECKPOINT),
         ("kv_only", [0, 0, 0], NO_CHECKPOINT),
+        ("block_30", [0, 60, 60], NO_PREFIX),
+        ("balanced_3", [0, 75, 75], NO_PREFIX),
+        ("sqrt", [0, 80, 80], NO_PREFIX),
+        ("log_16", [0, 64, 64], NO_PREFIX),
+        ("dp_3", [0, 75, 75], NO_PREFIX),
     ],
 )
 def test_placements(placement: str, counts: list[int], reason: str) -> None:
@@ -252,13 +257,32 @@ def test_placements(placement: str, counts: list[int], reason: str) -> None:
     assert reason in llm.statistics.prefixes.misses
     conversation = [*shared, *text(20, 3), *served(llm, shared + text(20, 3)), 5]
     (count,) = saved(llm, [conversation])
-    assert count == (0 if placement == "kv_only" else 103)
+    ends = {"branch": 103, "last": 103, "kv_only": 0, "log_16": 64, "block_30": 90}
+    assert count == ends.get(placement, 100 if placement == "sqrt" else 75)
+
+
+def test_positions_that_were_planned_from_what_was_found() -> None:
+    """Prompts part behind 130 tokens, and the one checkpoint that is allowed comes to lie there."""
+    llm = engine("bamba", prefix_placement="dp_1", prefill_chunk=512)
+    shared = text(130, 0)
+    for seed in range(1, 12):
+        served(llm, shared + text(70, seed))
+    assert saved(llm, [shared + text(70, seed) for seed in (12, 13)]) == [128, 128]
+
+
+def test_nothing_is_kept_without_a_cache() -> None:
+    for settings in ({"prefix_cache": False}, {"prefix_placement": "no_cache"}):
+        llm = engine("llama", **settings)
+        for _ in range(2):
+            served(llm, text(50, 0))
+        assert llm.store.pool.num_held == 0
+        assert llm.statistics.prefixes.lookups == 0
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"prefix_placement": "best"}, "choose one of grid, branch, last, kv_only"),
+        ({"prefix_placement": "best"}, "choose one of grid, branch, last, sqrt, .*, block_N, "),
         ({"prefix_eviction": "random"}, "choose one of lru"),
     ],
 )

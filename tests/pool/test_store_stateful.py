@@ -29,6 +29,7 @@ LIVES = [
 ]
 """Every layout under two policies, and every policy on two layouts."""
 STEPS = 420
+LONG_STEPS = 6000
 PREFIX_CHECKS = 20
 ACTIONS = [
     *("create", "resume", "resume", "append", "append", "append", "fork", "prefix", "remove"),
@@ -36,8 +37,9 @@ ACTIONS = [
 ]
 
 
-def random_life(shadowed: Shadowed, steps: int) -> str:
-    """Random operations; returns a hash of all tables after each of them."""
+def random_life(shadowed: Shadowed, steps: int, *, check_every: int = 1) -> str:
+    """Random operations; returns a hash of all tables after each of them that was followed by a
+    check."""
     random = shadowed.random
     history = hashlib.sha256()
     for number in range(steps):
@@ -72,6 +74,8 @@ def random_life(shadowed: Shadowed, steps: int) -> str:
                 shadowed.offer(seq_id)
             elif action == "free":
                 shadowed.free(seq_id)
+        if number % check_every:
+            continue
         shadowed.check()
         if number % PREFIX_CHECKS == 0:
             shadowed.check_prefixes()
@@ -97,6 +101,19 @@ def test_random_lives(kind: str, policy: str) -> None:
     shadowed.store.prefixes.clear()
     shadowed.check()
     assert shadowed.pool.num_free == shadowed.pool.num_frames
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_long_random_lives(kind: str) -> None:
+    """Tens of thousands of operations in all; what is found is compared at each of them."""
+    shadowed = Shadowed(*LAYOUTS[kind], seed=3, policy="seconds_per_byte")
+    random_life(shadowed, LONG_STEPS, check_every=1000)
+    statistics = shadowed.store.prefixes.statistics()
+    assert statistics.evicted > 100
+    assert statistics.hits > 100
+    shadowed.check()
+    shadowed.check_prefixes()
 
 
 def test_the_same_seed_gives_the_same_tables() -> None:
