@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..pool.prefixes.lookup import FORGOTTEN, WHOLE_PROMPTS, Lookup
 from ..pool.prefixes.placement import Placement, grid_distance
 from .model_stamp import ModelStamp
+from .prefill_cost import PrefillCost
 from .request import Request
 from .runner import Runner
 
@@ -19,6 +20,9 @@ class PrefixReuse:
     Args:
         runner: whose model computes the sequences of its store.
         placement: where checkpoints are kept.
+
+    Attributes:
+        cost: of the pieces that were fed, which says what a prefix saves.
     """
 
     def __init__(self, runner: Runner, placement: Placement) -> None:
@@ -26,6 +30,10 @@ class PrefixReuse:
         self.placement = placement
         wish = placement.least_distance
         self._distance = grid_distance(runner.store.layout) if wish is None else wish
+        self.cost = PrefillCost()
+        # Elsewhere the program goes on before a piece has been computed.
+        if runner.device.type == "cpu":
+            self.prefixes.seconds = self.cost.seconds
         self._in_pieces = runner.continues_in_pieces
         self._stamp = ModelStamp(runner.model)
         self._generation = 0

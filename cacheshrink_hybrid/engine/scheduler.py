@@ -9,6 +9,7 @@ or an interrupt: what it had written by then is not used.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from dataclasses import dataclass
 
@@ -172,6 +173,7 @@ class Scheduler:
             if not self._reserve([request], [size]):
                 break
             chunk = request.tokens[request.num_computed : request.num_computed + size]
+            began = time.perf_counter()
             try:
                 logits = self.runner.prefill(request.request_id, chunk)
             except Exception as error:  # its owner gets it
@@ -181,6 +183,8 @@ class Scheduler:
             request.num_computed += size
             budget -= size
             if self.reuse is not None:
+                done = request.num_computed
+                self.reuse.cost.observe(done - size, done, time.perf_counter() - began)
                 self.reuse.pass_on(request)
             if request.num_computed == len(request.tokens):
                 self._take([request], logits[None])

@@ -42,7 +42,8 @@ class PrefixTree:
         policy: what is evicted first, see `pool.eviction`.
 
     Attributes:
-        seconds: what it takes to compute the tokens [begin, end) of a sequence, as far as is known.
+        seconds: what it takes to compute the tokens [begin, end) of a sequence, for the policy
+            `seconds_per_byte`; a second per token unless somebody knows better.
         counts: of look-ups.
         num_tokens, num_checkpoints: on all edges, and nodes with a recurrent state.
         evicted: edges and states given up so far.
