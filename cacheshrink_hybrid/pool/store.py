@@ -10,9 +10,9 @@ Sequences share frames. A fork copies nothing; a shared, partly filled last fram
 its first new row is written, and a shared state is read from the old frames and written to fresh
 ones. A call that raises has changed nothing.
 
-What each operation does to one sequence stands in a module of its own: `reservation`, `sharing`,
-`going_back`, `prefixes`. The store looks sequences up, refuses what does not fit, and finds the
-frames.
+What each operation does to one sequence stands in a module of its own: `reservation`, `committing`,
+`sharing`, `going_back`, `prefixes`. The store looks sequences up, refuses what does not fit, and
+finds the frames.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch import Tensor
 from ..errors import FrameError, NotSupportedError, SequenceError
 from . import frame_tables
 from .accounts import StoreStatistics, check_accounts, store_statistics
+from .committing import check_commit, commit_tokens
 from .frame_ledger import Handles
 from .frame_pool import FramePool
 from .going_back import check_resume, cut_tail
@@ -35,8 +36,6 @@ from .prefixes.tree import PrefixTree
 from .reservation import (
     Step,
     check_room,
-    first_stored,
-    give_back,
     perform_step,
     plan_step,
     slide_windows,
@@ -192,36 +191,9 @@ class SequenceStore:
             counts = [sequence.pending for sequence in sequences]
         counts = [counts] * len(sequences) if isinstance(counts, int) else list(counts)
         for sequence, count in zip(sequences, counts, strict=True):
-            if not 0 <= count <= sequence.pending:
-                raise SequenceError(
-                    f"{count} tokens of sequence {sequence.seq_id!r} cannot be committed; "
-                    f"{sequence.pending} are reserved"
-                )
-            if self.layout.state.num_frames and count not in (0, sequence.pending):
-                raise NotSupportedError(
-                    f"{count} of {sequence.pending} tokens cannot be committed: the recurrent "
-                    "state has taken all; reserve only what will be committed"
-                )
-            starts = first_stored(self.layout, sequence, self.history)
-            if 0 < count < sequence.pending and any(at > sequence.num_tokens for at in starts):
-                raise NotSupportedError(
-                    f"{count} of {sequence.pending} tokens cannot be committed: windows have room "
-                    "for the last of them only; reserve only what will be committed"
-                )
+            check_commit(self.layout, sequence, count, self.history)
         for sequence, count in zip(sequences, counts, strict=True):
-            if sequence.next_state is not None and count:
-                assert sequence.state is not None
-                self._frames.release(sequence.state)
-                sequence.state, sequence.next_state = sequence.next_state, None
-            if count:
-                starts = first_stored(self.layout, sequence, self.history)
-                for number, start in enumerate(starts):
-                    if start > sequence.num_tokens:
-                        sequence.first[number] = start
-            else:
-                give_back(self.layout, self._frames, sequence)
-            sequence.num_tokens += count
-            sequence.pending = 0
+            commit_tokens(self.layout, self._frames, sequence, count, self.history)
 
     def trim(self, seq_ids: Sequence[Hashable]) -> None:
         """Drop the tokens that have left the windows, beyond `history`, now instead of with the
