@@ -138,10 +138,18 @@ class Scheduler:
             )
             request = self._waiting[0]
             room = self.store.num_available - spoken
-            if room < self.store.need(len(request.tokens) + 1) and self._running:
+            if room < self._num_needed(request) and self._running:
                 return
             self.store.create(request.request_id)
             self._running.append(self._waiting.popleft())
+
+    def _num_needed(self, request: Request) -> int:
+        """Frames that a waiting request takes for its tokens and one more, beside those that it
+        shares with running ones."""
+        needed = self.store.need(len(request.tokens) + 1)
+        if self.reuse is not None:
+            needed -= self.store.prefixes.num_pinned(request.tokens)
+        return needed
 
     def _decode(self) -> None:
         """One token for every request whose tokens are computed up to the last."""

@@ -194,6 +194,27 @@ def test_requests_that_wait_take_over_from_those_before_them() -> None:
     assert llm.statistics.prefixes.saved_tokens == 100
 
 
+@pytest.mark.parametrize(("reuse", "most"), [(True, 5), (False, 1)])
+def test_what_requests_share_is_there_once(reuse: bool, most: int) -> None:
+    """One long prompt and a half fit; more requests that share it run beside each other."""
+    roomy = engine("llama")
+    frames = roomy.store.need(300) * 3 // 2
+    memory = (frames + 1) * roomy.store.layout.frame_bytes
+    llm = engine("llama", cache_memory=memory, prefix_cache=reuse)
+    shared, wish = text(250, 0), SamplingParams(max_tokens=20, ignore_eos=True)
+    prompts = [shared + text(5, seed) for seed in range(1, 6)]
+    for prompt in prompts:
+        llm.add_request(prompt, wish)
+    running, found = 0, []
+    while llm.has_requests:
+        found += [output for output in llm.step() if output.finished]
+        running = max(running, llm.statistics.running)
+    assert running == most
+    assert llm.statistics.preemptions == 0
+    tokens = {output.prompt_ids: output.token_ids for output in found}
+    assert [tokens[tuple(p)] for p in prompts] == [served(roomy, p, wish) for p in prompts]
+
+
 def test_a_change_of_the_model_forgets_everything() -> None:
     model = copy.deepcopy(model_of("llama"))
     llm = LLM(model, cache_memory=MEMORY)

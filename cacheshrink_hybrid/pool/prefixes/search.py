@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..frame_ledger import FRAME_MASK
 from ..held_frames import HeldFrames
 from ..layout import Layout
 from ..sequence import GONE, CachedSequence, FrameTable
@@ -102,6 +103,18 @@ def begin_with(
     twin.state = node.state if layout.state.num_frames else None
     for handles in twin.holdings():
         frames.retain(handles)
+
+
+def num_pinned(layout: Layout, frames: HeldFrames, node: PrefixNode, num_tokens: int) -> int:
+    """Frames that a sequence would share in `begin_with` and never copy, and that other sequences
+    hold in any case; windows let go of theirs and are left out."""
+    steps, count = list(steps_to(layout, node)), 0
+    for number, lifetime in enumerate(layout.classes):
+        if lifetime.window is None:
+            whole = lifetime.num_rows(num_tokens) // lifetime.tokens_per_frame
+            handles = _table(steps, number, whole, lifetime.tokens_per_frame).entries
+            count += int(np.count_nonzero(frames.pins[handles & FRAME_MASK]))
+    return count
 
 
 def _table(steps: Sequence[Step], number: int, length: int, tokens_per_frame: int) -> FrameTable:

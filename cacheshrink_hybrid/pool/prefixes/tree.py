@@ -22,7 +22,7 @@ from ..layout import Layout
 from ..sequence import CachedSequence
 from .lookup import Lookup, LookupCounts, PrefixStatistics
 from .node import EdgeRows, PrefixNode, Tokens, rows_of, split_rows
-from .search import begin_with, find, steps_to, walk
+from .search import begin_with, find, num_pinned, steps_to, walk
 
 
 def _array(tokens: Sequence[int]) -> Tokens:
@@ -129,6 +129,12 @@ class PrefixTree:
             node.uses += 1
             self._use(node)
         return found
+
+    def num_pinned(self, tokens: Sequence[int]) -> int:
+        """Frames of what would be found of a prompt that sequences hold in any case, so that one
+        more takes nothing from anybody."""
+        found, node = find(self.layout, self._root, _array(tokens))
+        return 0 if node is None else num_pinned(self.layout, self.frames, node, found.num_tokens)
 
     # Keeping
 

@@ -164,6 +164,22 @@ def test_copies_of_long_conversations(layout: Layout) -> None:
     assert found(store, range(900)) == (499, NO_PREFIX)
 
 
+def test_what_others_hold_in_any_case() -> None:
+    """Whole frames of all tokens and of first ones; those of windows go."""
+    store = store_of(small_layout(state=False, windows=(None, 12), first=8))
+    text = range(30)
+    offered(store, text, 20)
+    assert store.prefixes.num_pinned([*text, 1, 2]) == 0
+    store.create("running")
+    store.resume_prefix("running", [*text[:20], 90, 91])
+    frames_of_first = 8 // store.layout.classes[-1].tokens_per_frame
+    assert store.prefixes.num_pinned([*text[:20], 92, 93]) == 2 + frames_of_first
+    assert store.prefixes.num_pinned([*text, 1, 2]) == 2 + frames_of_first
+    assert store.prefixes.num_pinned([5, 6]) == 0
+    store.free("running")
+    assert store.prefixes.num_pinned([*text[:20], 92, 93]) == 0
+
+
 def test_look_ups_are_counted() -> None:
     store = store_of(ATTENTION)
     offered(store, range(10))
