@@ -49,6 +49,15 @@ def model_of(name: str) -> PreTrainedModel:
     return converted_copy(source, 4.0, "auto", metric="activation", **SETTINGS[name])
 
 
+QUICK = [
+    name
+    if name in ("llama", "bamba", "gemma3_text")
+    else pytest.param(name, marks=pytest.mark.slow)
+    for name in SETTINGS
+]
+"""One with rows alone, one with states, one with windows; the others where there is time."""
+
+
 def engine(name: str, **settings) -> LLM:
     given = {"cache_memory": MEMORY, "prefill_chunk": 64, "prefix_placement": DENSE, **settings}
     return LLM(model_of(name), **given)
@@ -103,7 +112,7 @@ def test_one_edit_in_a_long_template(name: str) -> None:
     assert counts == ([0, *[150] * 4] if name in ANYWHERE else [0, 128, *[150] * 3])
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", QUICK)
 def test_conversations_go_on_where_they_ended(name: str) -> None:
     llm, prompt = engine(name), text(50, 0)
     for turn in range(1, 5):
@@ -134,7 +143,7 @@ def test_what_was_aborted_is_gone_on_with(name: str) -> None:
     assert saved(llm, [prompt]) == [128]
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", QUICK)
 def test_two_long_conversations_in_a_pool_for_one_and_a_half(name: str) -> None:
     """Who runs gets the room; nothing is refused, and what is left still helps."""
     roomy = engine(name)
@@ -151,7 +160,7 @@ def test_two_long_conversations_in_a_pool_for_one_and_a_half(name: str) -> None:
     assert_idle(llm)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", QUICK)
 def test_a_preempted_request_takes_over_its_own_beginning(name: str) -> None:
     roomy = engine(name)
     wish = SamplingParams(max_tokens=30, ignore_eos=True)
