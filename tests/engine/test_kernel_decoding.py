@@ -21,6 +21,7 @@ from cacheshrink_hybrid.engine.step_tables import StepTables, batch_buckets
 from cacheshrink_hybrid.errors import KernelUnavailableError, NotSupportedError
 from cacheshrink_hybrid.families import model_spec
 from cacheshrink_hybrid.kernels import backend as backends
+from cacheshrink_hybrid.pool.prefixes.lookup import PrefixStatistics
 from cacheshrink_hybrid.states.mixers.installation import uninstall_mixer
 from cacheshrink_hybrid.states.mixers.mixer import RecurrentMixer
 from tests.dispatch import run_references
@@ -113,6 +114,28 @@ def test_outputs_by_functions_of_cpus(name: str) -> None:
             assert generated(name, "cpu", 12) == due
     finally:
         model.set_attn_implementation(before)
+
+
+def generated_alike(name: str, backend: str) -> tuple[list[tuple[int, ...]], PrefixStatistics]:
+    """Tokens of prompts that share their beginning, one after the other, so that the third and
+    fourth go on from a checkpoint of the second."""
+    llm = LLM(model_of(name), cache_memory=MEMORY, backend=backend)
+    shared = random_ids(1, 34)[0].tolist()
+    prompts = [[*shared, 10 + i, *random_ids(1, 9, seed=i)[0].tolist()] for i in range(4)]
+    outputs = [llm.generate(prompt, SamplingParams(max_tokens=8))[0] for prompt in prompts]
+    statistics = llm.statistics.prefixes
+    assert_idle(llm)
+    return [output.token_ids for output in outputs], statistics
+
+
+@pytest.mark.parametrize(
+    "name", ["llama", "window", "exact", "exact-hybrid", "mamba2-replay", "delta-net"]
+)
+def test_kernels_go_on_from_prefixes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    due, statistics = generated_alike(name, "torch")
+    assert statistics.saved_tokens >= 2 * 34
+    run_references(monkeypatch)
+    assert generated_alike(name, "triton") == (due, statistics)
 
 
 @pytest.mark.parametrize("name", ["exact", "exact-per-head", "exact-windows"])
