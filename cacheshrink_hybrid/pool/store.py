@@ -33,13 +33,7 @@ from .held_frames import HeldFrames
 from .layout import Layout
 from .prefixes.lookup import Lookup
 from .prefixes.tree import PrefixTree
-from .reservation import (
-    Step,
-    check_room,
-    perform_step,
-    plan_step,
-    slide_windows,
-)
+from .reservation import Step, check_room, perform_step, plan_step, slide_windows
 from .roster import Roster
 from .sharing import share_prefix
 

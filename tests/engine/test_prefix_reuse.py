@@ -259,6 +259,19 @@ def test_after_an_error_nothing_is_kept_of_the_request() -> None:
     assert_idle(llm)
 
 
+def test_states_alone() -> None:
+    """No rows, and prompts that part where no state is."""
+    model = tiny_model("mamba2")
+    frames = LLM(model, cache_memory=MEMORY).store.layout.state.num_frames * 5
+    memory = (frames + 1) * LLM(model, cache_memory=MEMORY).store.layout.frame_bytes
+    llm = LLM(model, cache_memory=memory, prefix_placement=DENSE, prefill_chunk=64)
+    shared = text(80, 0)
+    prompts = [shared[:count] + text(30, seed) for seed, count in ((1, 80), (2, 80), (3, 80))]
+    assert saved(llm, [*prompts, prompts[2], text(9, 4), text(9, 5), prompts[2]])[:3] == [0, 64, 80]
+    assert llm.statistics.prefixes.evicted > 0
+    assert_idle(llm)
+
+
 def test_prompts_that_are_taken_whole() -> None:
     llm = LLM(tiny_model("mamba"), cache_memory=MEMORY)
     for _ in range(2):

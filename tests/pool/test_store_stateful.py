@@ -19,6 +19,7 @@ LAYOUTS = {
     "both": (small_layout(), 45),
     "attention": (small_layout(state=False), 30),
     "state": (small_layout(windows=(None, 20, 5)), 45),
+    "states alone": (small_layout(windows=()), 12),
 }
 """Layout, and frames of a pool that is a little too small for the lives below."""
 LIVES = [
@@ -93,7 +94,8 @@ def test_random_lives(kind: str, policy: str) -> None:
     assert shadowed.store.prefixes.evicted > 0
     assert shadowed.saved_tokens > 0
     shadowed.check_prefixes()
-    assert shadowed.store.statistics().copied_bytes > 0
+    copies = shadowed.store.statistics().copied_bytes > 0
+    assert copies == bool(shadowed.layout.classes)  # states are written to fresh frames
     for seq_id in list(shadowed.twins):
         shadowed.free(seq_id)
     shadowed.check()

@@ -29,6 +29,11 @@ def _array(tokens: Sequence[int]) -> Tokens:
     return np.asarray(tokens, dtype=np.int64)
 
 
+def _num_held(node: PrefixNode) -> int:
+    """References to frames that a node has."""
+    return sum(map(len, node.holdings()))
+
+
 def num_tokens_between(begin: int, end: int) -> float:
     """A second for every token."""
     return float(end - begin)
@@ -165,6 +170,8 @@ class PrefixTree:
             )
         given = _array(tokens)
         node, at = walk(self._root, given)
+        if not (checkpoint or self.layout.classes):
+            return  # there is nothing to keep
         checkpoint = checkpoint and self.needs_checkpoints
         if at < node.end and (at < len(given) or checkpoint):
             node = self._split(node, at)
@@ -277,15 +284,27 @@ class PrefixTree:
             node.state, node.lost_state = None, True
             self.num_checkpoints -= 1
             return
-        for handles in node.holdings():
-            self._release(handles)
-        self.num_tokens -= len(node.tokens)
-        self.num_checkpoints -= node.state is not None
-        parent = node.parent
+        self._rank(self._without_empty(self._remove(node)))
+
+    def _remove(self, leaf: PrefixNode) -> PrefixNode:
+        """Forget a leaf; the node before it."""
+        parent = leaf.parent
         assert parent is not None
-        del parent.children[int(node.tokens[0])]
-        parent.lost_children.add(int(node.tokens[0]))
-        self._rank(parent)
+        self._queue.discard(leaf)
+        for handles in leaf.holdings():
+            self._release(handles)
+        self.num_tokens -= len(leaf.tokens)
+        self.num_checkpoints -= leaf.state is not None
+        del parent.children[int(leaf.tokens[0])]
+        parent.lost_children.add(int(leaf.tokens[0]))
+        return parent
+
+    def _without_empty(self, node: PrefixNode) -> PrefixNode:
+        """Forget a leaf that holds nothing, and those before that are left so; the node that is
+        not."""
+        while not node.children and node.parent is not None and not _num_held(node):
+            node = self._remove(node)
+        return node
 
     def _use(self, node: PrefixNode) -> None:
         """A node was used just now."""
@@ -298,11 +317,11 @@ class PrefixTree:
         if node.parent is None:
             return
         self._queue.discard(node)
-        held = node.state if node.children else np.concatenate(list(node.holdings()))
-        if held is None:
+        if node.children and node.state is None:
             return
         before = node.parent
         while self.layout.state.num_frames and before.parent is not None and before.state is None:
             before = before.parent
         node.saved_seconds = self.seconds(before.end, node.end)
-        self._queue.push(node, len(held) * self.layout.frame_bytes)
+        num_frames = self.layout.state.num_frames if node.children else _num_held(node)
+        self._queue.push(node, num_frames * self.layout.frame_bytes)

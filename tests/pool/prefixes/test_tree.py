@@ -86,6 +86,23 @@ def test_windows_go_on_where_they_were_kept() -> None:
     assert found(store, range(30)) == (20, NO_CHECKPOINT)
 
 
+def test_what_holds_nothing_is_not_kept() -> None:
+    """States alone: where prompts part, there is no row either."""
+    states = small_layout(windows=())
+    store = store_of(states, 6 * states.state.num_frames)
+    offered(store, [1] * 10)
+    offered(store, [1] * 4 + [2] * 3)
+    assert store.prefixes.num_tokens == 13
+    store.create("rows alone")
+    store.reserve(["rows alone"], 8)
+    store.commit(["rows alone"])
+    store.offer_prefix("rows alone", [1] * 4 + [3] * 4, checkpoint=False)
+    assert store.prefixes.num_tokens == 13
+    store.prefixes.make_free(store.pool.num_frames)
+    assert store.prefixes.num_tokens == 0 == len(list(store.prefixes))
+    assert found(store, [1] * 4) == (0, EVICTED)
+
+
 def test_who_begins_with_a_prefix_copies_what_both_write_to() -> None:
     made = Shadowed(HYBRID, 60)
     texts = [text for text in made.texts if text[:37] == made.texts[-1][:37]][:2]
