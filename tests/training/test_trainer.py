@@ -360,12 +360,6 @@ def test_source_model() -> None:
         MLATrainer(tiny_model("llama"), None)
 
 
-def test_rotated_keys_have_no_nested_ranks() -> None:
-    model = pair("llama", "rotate", 2.0).converted
-    with pytest.raises(ConfigError, match="stored rotated"):
-        MLATrainer(model, None, nested_ranks=(0.5, 1.0))
-
-
 def test_foreign_tokens() -> None:
     with pytest.raises(ConfigError, match="token 960, but the model's vocabulary has 96"):
         train(student(), texts=[torch.tensor([3, 960, 4])])
