@@ -62,7 +62,7 @@ CASES = [
         Case(
             f"latent_decode-rotated-{head_dim}-{bits}",
             rotated(bits, heads=heads, key_heads=J, head_dim=head_dim, rank=rank),
-            needs=DECODE,
+            needs=DECODE if bits == 8 else (MATRIX, WIDE_LOAD),
         )
         for heads, J, head_dim, bits, rank in [
             (32, 8, 128, 8, 512),

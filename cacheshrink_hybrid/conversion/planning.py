@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from ..config import CompressionConfig
@@ -204,7 +205,9 @@ def _key_shape(part: AttentionParts) -> KeyShape:
     elif width is None:
         reason = "the rotation does not turn pairs (i, i + n) of channels"
     else:
-        angles = part.rotary.block_phases(BLOCK_SLOTS, width // 2)
+        exact = torch.empty(0, device=part.key.weight().device)
+        cos, sin = part.rotary.place_angles(0, BLOCK_SLOTS, BLOCK_SLOTS, exact)
+        angles = torch.atan2(sin, cos)[0, :, : width // 2].to("cpu", torch.float64)
     return KeyShape(
         num_heads=J,
         head_dim=D,

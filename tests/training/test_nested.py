@@ -29,8 +29,8 @@ CASES = [
     ("llama-head-dim", "joint", {"cache_bits": "auto"}),
     ("llama-head-dim", "separate", {"cache_bits": "auto"}),
     ("llama-head-dim", "per_head", {"cache_bits": "auto"}),
-    ("llama", "rotate", {}),
-    ("llama-head-dim", "rotate_joint", {"cache_bits": "auto"}),
+    ("llama-head-dim", "rotate", {"cache_bits": "auto"}),
+    ("llama", "rotate_joint", {}),
     ("zamba2-adapters", "joint", {}),
 ]
 

@@ -142,28 +142,24 @@ class SlotRotary:
         Args:
             first: slot of the first; a tensor, () or (B, 1), where it is counted on the device.
         """
-        self._forget_other_frequencies()
+        traced = torch.compiler.is_compiling()
+        if not traced:
+            self._forget_other_frequencies()
         place = block_slots, (like.dtype, like.device)
         kept = self._place_angles.get(place)
         if kept is None:
             with lasting_tensors(), torch.no_grad():
                 kept = of_length_one(*self._compute(block_slots, like))
-            self._place_angles[place] = kept
+            if not traced:
+                self._place_angles[place] = kept
         cos, sin = kept
-        if isinstance(first, int) and not torch.compiler.is_compiling():
+        if isinstance(first, int) and not traced:
             begin = first % block_slots
             if begin + count <= block_slots:
                 return cos[:, begin : begin + count], sin[:, begin : begin + count]
         places = (torch.arange(count, device=like.device) + first) % block_slots
         places = places if places.ndim > 1 else places[None]
         return cos[0, places], sin[0, places]
-
-    def block_phases(self, block_slots: int, num_pairs: int) -> Tensor:
-        """Angles of each channel pair at the slots of a block, (block_slots, pairs), float64."""
-        exact = torch.empty(0, device=next(self.rotary_emb.buffers()).device)
-        cos, sin = self._compute(block_slots, exact)
-        phases = torch.atan2(sin.double(), cos.double())
-        return phases[0, :, :num_pairs].cpu()
 
     def kept_angles(self) -> object:
         """What `angles`, `pair_angles`, `block_angles` and `place_angles` gave out last."""

@@ -282,7 +282,8 @@ def latent_decode_triton(
         read_channels = min(read.value_rank + read.own_rank, layout.num_channels)
         if up is not None:
             read_channels += width
-        tiles = choose_tiles(T * group, read_channels, layout, exact=exact)
+        absorbs = block_up is not None
+        tiles = choose_tiles(T * group, read_channels, layout, exact=exact, absorbs=absorbs)
         tiles = fitted(tiles, rows.frame_tokens)
     if block_up is not None:
         tiles = replace(tiles, block_n=min(tiles.block_n, block_up.block_slots))
