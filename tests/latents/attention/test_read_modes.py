@@ -53,6 +53,15 @@ def test_identity_beyond_a_block_of_rotated_keys(case: str, method: str) -> None
     assert_same_logits(found, logits_of(models.source, ids))
 
 
+def test_identity_of_shared_modules_with_adapters() -> None:
+    """Adapters of keys and values come before the rotation."""
+    source = tiny_model("zamba2-adapters", use_mem_rope=True)
+    converted = converted_copy(source, 1.0, "rotate_joint")
+    ids = random_ids(2, LENGTH)
+    found = logits_in_pieces(converted, ids, prefill_then_decode(LENGTH, 12))
+    assert_same_logits(found, logits_of(source, ids))
+
+
 @every_case
 def test_left_padding(method: str, case: str) -> None:
     models = pair(case, method)
