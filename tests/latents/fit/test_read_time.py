@@ -17,7 +17,7 @@ from cacheshrink_hybrid.latents.fit.kinds import Candidate, Reader, fastest_fact
 from cacheshrink_hybrid.latents.fit.read_time import read_operations, read_seconds
 from tests.moments import random_unit
 
-J, D, H = 8, 8, 16
+J, D, H = 2, 32, 4
 SIZES = {"num_heads": H, "kv_width": J * D, "head_dim": D, "key_rank": 32, "value_rank": 48}
 
 
