@@ -44,7 +44,6 @@ class LatentKind:
             name.
         joint: keys and values are made of the same channels; else of channels apart.
         per_head: the keys of each head are made of channels of its own.
-        key_step: key channels that are kept or dropped together.
         read_mode: how keys are read, see `LatentPlan`; None for what suits the module best.
         rotary_only: for modules that rotate their keys; others get a joint latent.
         ranked: its bases have spectra, so that ranks can be given or be equal everywhere; else
@@ -58,7 +57,6 @@ class LatentKind:
     settings: tuple[str, ...] = ()
     joint: bool = False
     per_head: bool = False
-    key_step: int = 1
     read_mode: str | None = None
     rotary_only: bool = False
     ranked: bool = True
@@ -68,6 +66,11 @@ class LatentKind:
     def mixes_keys(self) -> bool:
         """Whether any key channels of a run may be mixed with each other."""
         return not self.per_head
+
+    @property
+    def stores_rotated(self) -> bool:
+        """Whether keys are rotated by their place in a block of slots before they are stored."""
+        return self.read_mode == "rotate"
 
     def function(self) -> Any:
         return imported(self.fit)
@@ -164,10 +167,17 @@ LATENT_KINDS: dict[str, LatentKind] = {
         ),
         LatentKind(
             name="rotate",
-            words="keys of each head stored rotated, about their mean; values in one latent",
+            words="K and V apart, K stored rotated within blocks of slots",
             fit=f"{_FIT}.rotate:rotated",
-            per_head=True,
-            key_step=2,
+            read_mode="rotate",
+            rotary_only=True,
+            ranked=False,
+        ),
+        LatentKind(
+            name="rotate_joint",
+            words="one latent for [k; v], k stored rotated within blocks of slots",
+            fit=f"{_FIT}.rotate:rotated_joint",
+            joint=True,
             read_mode="rotate",
             rotary_only=True,
             ranked=False,

@@ -59,8 +59,16 @@ CASES = [
         needs=DECODE,
     ),
     *(
-        Case(f"latent_decode-rotated-{bits}", rotated(bits, rank=rank), needs=DECODE)
-        for bits, rank in [(16, 64), (8, 64), (4, 112)]
+        Case(
+            f"latent_decode-rotated-{head_dim}-{bits}",
+            rotated(bits, heads=heads, key_heads=J, head_dim=head_dim, rank=rank),
+            needs=DECODE if bits == 8 else (MATRIX, WIDE_LOAD),
+        )
+        for heads, J, head_dim, bits, rank in [
+            (32, 8, 128, 8, 512),
+            (32, 8, 128, 4, 512),
+            (9, 3, 64, 4, 256),
+        ]
     ),
     Case("latent_decode-narrow-rotated", rotated_narrow, hot=False),
     Case("latent_decode-narrow-absorb", everything(rebuilt=False), hot=False),

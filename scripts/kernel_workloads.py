@@ -17,17 +17,12 @@ from cacheshrink_hybrid.codecs.row_layout import Kind, RowLayout
 from cacheshrink_hybrid.codecs.state import one_segment
 from cacheshrink_hybrid.kernels.backend import Backend
 from cacheshrink_hybrid.kernels.latents.append import latent_append
-from cacheshrink_hybrid.kernels.latents.decode import (
-    KeyUp,
-    LatentRead,
-    RotatedMean,
-    latent_decode,
-)
+from cacheshrink_hybrid.kernels.latents.decode import BlockUp, KeyUp, LatentRead, latent_decode
 from cacheshrink_hybrid.kernels.latents.paged_rows import PagedRows
 from cacheshrink_hybrid.kernels.states.gdn_step import gdn_step
 from cacheshrink_hybrid.kernels.states.pages import StatePages, StatePlace
 from cacheshrink_hybrid.kernels.states.ssd_step import ssd_step
-from cacheshrink_hybrid.latents.attention.rotated_keys import BLOCK_SLOTS
+from cacheshrink_hybrid.latents.fit.rotate import BLOCK_SLOTS
 
 Run = Callable[[], object]
 FILLED_AT_ONCE = 65536
@@ -141,20 +136,26 @@ def per_head_attention(
     frame_tokens: int = 64,
     backend: Backend = "auto",
 ) -> Workload:
-    """Decoding with 8-bit latents of each head's keys, values joint: keys are rebuilt, or were
-    stored rotated about their mean."""
+    """Decoding with 8-bit latents, values apart: keys of each head's own are rebuilt, or those of
+    all heads were stored rotated."""
     layout = RowFormat(alignment=16).layout([(rank * key_heads, 8), (value_rank, 8)])
     rows, table, lens = latent_rows(layout, batch, context, frame_tokens, device)
     angles = torch.arange(context, device=device)[:, None] * 1e4 ** -torch.linspace(
         0, 1, head_dim // 2, device=device
     )
-    key_up = mean = None
+    key_up = block_up = None
+    own_rank = rank * key_heads if stored_rotated else rank
+    of_heads = torch.randn(key_heads, head_dim, own_rank, device=device) / own_rank**0.5
+    of_heads = of_heads.to(dtype)
     if stored_rotated:
-        of_heads = torch.randn(key_heads, BLOCK_SLOTS, head_dim, device=device).to(dtype)
         back = -angles[::BLOCK_SLOTS]
-        mean = RotatedMean(table=of_heads, cos=back.cos(), sin=back.sin())
+        block_up = BlockUp(
+            weight=of_heads,
+            mean=torch.randn(key_heads, BLOCK_SLOTS, head_dim, device=device).to(dtype),
+            cos=back.cos(),
+            sin=back.sin(),
+        )
     else:
-        of_heads = (torch.randn(key_heads, head_dim, rank, device=device) / rank**0.5).to(dtype)
         key_up = KeyUp(
             weight=of_heads,
             bias=torch.zeros(key_heads, head_dim, device=device, dtype=dtype),
@@ -167,7 +168,7 @@ def per_head_attention(
         value_rank=value_rank,
         scale=head_dim**-0.5,
         key_up=key_up,
-        mean=mean,
+        block_up=block_up,
     )
     query = torch.randn(batch, 1, heads, read.query_width, device=device).to(dtype)
     moved = batch * context * layout.row_bytes + table.numel() * 4 + query.nbytes

@@ -7,7 +7,7 @@ import torch
 from cacheshrink_hybrid.codecs import RowFormat
 from cacheshrink_hybrid.codecs.row_layout import Kind, RowLayout
 from cacheshrink_hybrid.kernels.latents.append.kernel import latent_append_triton
-from cacheshrink_hybrid.kernels.latents.decode import KeyUp, LatentRead, RotatedMean
+from cacheshrink_hybrid.kernels.latents.decode import BlockUp, KeyUp, LatentRead
 from cacheshrink_hybrid.kernels.latents.decode.kernel import latent_decode_triton
 from cacheshrink_hybrid.kernels.latents.decode.tiles import Tiles
 from cacheshrink_hybrid.kernels.latents.paged_rows import PagedRows
@@ -189,23 +189,27 @@ def rebuilt(
     return run
 
 
-def rotated(bits: int, *, rank: int = 64, dtype: torch.dtype = torch.bfloat16):
-    """Decoding with keys stored rotated about their mean: 8 key heads of 128, `rank` channels each,
-    in blocks of 64 slots."""
+def rotated(bits: int, *, heads: int, key_heads: int, head_dim: int, rank: int):
+    """Decoding with keys stored rotated in blocks of 64 slots, in one latent with values."""
 
     def run() -> None:
-        layout = RowFormat(alignment=16).layout([(8 * rank, bits), (256, bits)])
-        angles = meta(512, 64, dtype=torch.float32)
+        layout = RowFormat(alignment=16).layout([(rank, bits)])
+        angles, dtype = meta(512, head_dim // 2, dtype=torch.float32), torch.bfloat16
         latent_decode_triton(
-            meta(8, 1, 32, rank + 128, dtype=dtype),
+            meta(8, 1, heads, head_dim, dtype=dtype),
             rows_of(layout),
             meta(8, 512, dtype=torch.int32),
             meta(8, dtype=torch.int32),
             read=LatentRead(
-                key_rank=8 * rank,
-                value_rank=256,
+                key_rank=rank,
+                value_rank=rank,
                 scale=0.1,
-                mean=RotatedMean(table=meta(8, 64, 128, dtype=dtype), cos=angles, sin=angles),
+                block_up=BlockUp(
+                    weight=meta(key_heads, head_dim, rank, dtype=dtype),
+                    mean=meta(key_heads, 64, head_dim, dtype=dtype),
+                    cos=angles,
+                    sin=angles,
+                ),
             ),
             offset=None,
             query_lens=None,
@@ -220,7 +224,7 @@ def rotated_narrow() -> None:
     """Narrow rows of keys that are rotated in part, with windows, softcap and ragged queries."""
     angles = meta(64, 4, dtype=torch.float32)
     latent_decode_triton(
-        meta(2, 5, 6, 22 + 20, dtype=torch.float16),
+        meta(2, 5, 6, 20, dtype=torch.float16),
         rows_of(NARROW, frame_tokens=8),
         meta(2, 512, dtype=torch.int32),
         meta(2, dtype=torch.int32),
@@ -230,7 +234,7 @@ def rotated_narrow() -> None:
             scale=0.1,
             window=100,
             softcap=30.0,
-            mean=RotatedMean(table=meta(2, 64, 20), cos=angles, sin=angles),
+            block_up=BlockUp(weight=meta(2, 20, 44), mean=meta(2, 64, 20), cos=angles, sin=angles),
         ),
         offset=None,
         query_lens=meta(2, dtype=torch.int32),

@@ -42,10 +42,10 @@ from .load_faults import config_fault, first_line
 from .model_card import model_card
 from .model_names import public_name
 
-FORMAT_VERSION = 7
-"""7: keys that are stored rotated are so about their mean, in channels of each head's own; 6 had
-them in channels of all heads, 5 copies of latents for exact rows, and 4 coded rows of other
-bytes."""
+FORMAT_VERSION = 8
+"""8: keys that are stored rotated are so by their place in a block of slots; 7 had them rotated by
+their slot, in channels of each head's own, 6 in channels of all heads, 5 copies of latents for
+exact rows, and 4 coded rows of other bytes."""
 REMOTE_CODE_NAME = "modeling_cacheshrink_hybrid"
 REMOTE_CODE = '''\
 """Loads this converted model through the package; `pip install cacheshrink_hybrid`."""

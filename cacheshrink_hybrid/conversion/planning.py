@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from ..config import CompressionConfig
@@ -18,6 +19,7 @@ from ..latents.fit.held_out import HeldOutText
 from ..latents.fit.held_out_loss import held_out_loss
 from ..latents.fit.kinds import Reader, factorize, fastest_factors, full_rank_factors
 from ..latents.fit.read_time import read_operations, read_seconds
+from ..latents.fit.rotate import BLOCK_SLOTS
 from ..latents.fit.statistics import HeldOutSamples
 from ..latents.plan import ChannelRun, LatentPlan
 from ..methods import LATENT_KINDS, WIDTHS_OF
@@ -195,16 +197,24 @@ def _key_shape(part: AttentionParts) -> KeyShape:
     if part.rotary is None:
         return KeyShape(num_heads=J, head_dim=D, cannot_rotate="they are not rotated at all")
     width = part.rotary.rotated_halves(D)
-    reason = None
+    reason = angles = None
     if part.k_norm is not None:
         reason = "they are normalised before rotation"
     elif part.rotary.depends_on_length:
         reason = "their angles depend on the length of the text"
     elif width is None:
         reason = "the rotation does not turn pairs (i, i + n) of channels"
-    elif (D - width) % 2:
-        reason = "an odd number of channels of a head is not rotated"
-    return KeyShape(num_heads=J, head_dim=D, rotary_dim=width or D, cannot_rotate=reason)
+    else:
+        exact = torch.empty(0, device=part.key.weight().device)
+        cos, sin = part.rotary.place_angles(0, BLOCK_SLOTS, BLOCK_SLOTS, exact)
+        angles = torch.atan2(sin, cos)[0, :, : width // 2].to("cpu", torch.float64)
+    return KeyShape(
+        num_heads=J,
+        head_dim=D,
+        rotary_dim=width or D,
+        block_angles=angles,
+        cannot_rotate=reason,
+    )
 
 
 def _factors(
@@ -284,8 +294,8 @@ def _latent_plan(
     part: AttentionParts, result: CodedFactors, exact: ExactCounts, config: CompressionConfig
 ) -> LatentPlan:
     factors, runs = result.factors, result.runs
-    frequencies = factors.frequencies
-    read_mode = LATENT_KINDS[factors.method].read_mode or part.read_mode
+    kind = LATENT_KINDS[factors.method]
+    read_mode = kind.read_mode or part.read_mode
     key_rank, value_rank = factors.key_rank, factors.value_up.shape[1]
     operations = read_operations(
         factors.method,
@@ -305,7 +315,7 @@ def _latent_plan(
         read_mode=read_mode,
         runs=tuple(ChannelRun(channels=channels, bits=bits) for channels, bits in runs),
         row_format=result.row_format if config.coded else None,
-        frequencies=None if frequencies is None else tuple(frequencies.tolist()),
+        block_slots=BLOCK_SLOTS if kind.stores_rotated else 0,
         exact_sinks=exact.sinks,
         exact_window=exact.window,
         exact_channels=2 * part.kv_width if any(exact) else 0,

@@ -39,12 +39,11 @@ class LatentPlan:
         value_rank: channels that values are rebuilt from, Rv.
         read_mode: `absorb` (queries are projected into the latent, nothing is rebuilt),
             `reconstruct` (keys are rebuilt and rotated, values absorbed) or `rotate` (keys are
-            stored rotated about their mean, and absorbed).
+            stored rotated within blocks of slots, and queries absorbed block by block).
+        block_slots: for `rotate`, slots of a block, a power of two; 0 for other modes.
         runs: widths of the stored channels; their channels add up to R.
         row_format: how latents are written as rows of bytes; None where they are stored as they
             are, in the model's dtype.
-        frequencies: for `rotate`, the rotary frequency of each pair of key channels, -1 for pairs
-            that are not rotated.
         exact_sinks: first tokens of a sequence that have an exact row as well.
         exact_window: most recent tokens, the last one included, that have an exact row as well.
         exact_channels: of an exact row, 2 * J * D; 0 where no token has one.
@@ -66,7 +65,7 @@ class LatentPlan:
     read_mode: str
     runs: tuple[ChannelRun, ...]
     row_format: RowFormat | None = None
-    frequencies: tuple[int, ...] | None = None
+    block_slots: int = 0
     exact_sinks: int = 0
     exact_window: int = 0
     exact_channels: int = 0
@@ -102,13 +101,12 @@ class LatentPlan:
             )
         if self.read_mode not in READ_MODES:
             raise PlanError(f"read_mode={self.read_mode!r} is unknown; one of {READ_MODES} is due")
-        if (self.frequencies is not None) != (self.read_mode == "rotate") or (
-            self.frequencies is not None and 2 * len(self.frequencies) != self.key_rank
-        ):
+        rotates, block = self.read_mode == "rotate", self.block_slots
+        if self.kind.stores_rotated != rotates or rotates != (block > 0) or block & (block - 1):
             raise PlanError(
-                f"layer {self.layer_ids[0]} with read_mode={self.read_mode!r} and "
-                f"key_rank={self.key_rank} has frequencies={self.frequencies}; `rotate` needs one "
-                "per pair of key channels, other modes none"
+                f"layer {self.layer_ids[0]} with method={self.method!r} has "
+                f"read_mode={self.read_mode!r} and block_slots={block}; methods that store rotated "
+                "keys have `rotate` and a power of two, others neither"
             )
 
     @property
@@ -185,6 +183,5 @@ class LatentPlan:
                 "layer_ids": tuple(values["layer_ids"]),
                 "runs": tuple(ChannelRun(**run) for run in values["runs"]),
                 "row_format": values["row_format"] and RowFormat(**values["row_format"]),
-                "frequencies": values["frequencies"] and tuple(values["frequencies"]),
             }
         )

@@ -15,8 +15,8 @@ def write_factors(module: LatentAttention, parts: AttentionParts, factors: Laten
     """Fold encoder, bases and mean into the module's new projections.
 
     kv_a_proj = E W with bias E (b - mean); k_b_proj and v_b_proj are the bases with the means as
-    biases, keys times their multiplier; kv_proj, where tokens stay exact, is W with bias b, keys
-    times their multiplier too.
+    biases, keys times their multiplier; kv_proj, where there is one, is W with bias b, keys times
+    their multiplier too. Where keys are stored rotated, kv_a_proj is E for what kv_proj gives.
     """
     encoder, width = factors.encoder, parts.kv_width
     weight = _float64(torch.cat([parts.key.weight(), parts.value.weight()]))
@@ -27,14 +27,18 @@ def write_factors(module: LatentAttention, parts: AttentionParts, factors: Laten
     if module.latent_costs is not None:
         assert factors.costs is not None
         module.latent_costs.copy_(factors.costs)
-    module.kv_a_proj.weight.copy_(encoder @ weight)
-    module.kv_a_proj.bias.copy_(encoder @ (bias - factors.mean))
+    multiplied = torch.ones_like(bias)
+    multiplied[:width] = parts.key_multiplier
+    if module.kv_mean is not None:
+        module.kv_mean.copy_(multiplied * factors.mean)
+        module.kv_a_proj.weight.copy_(encoder / multiplied)
+    else:
+        module.kv_a_proj.weight.copy_(encoder @ weight)
+        module.kv_a_proj.bias.copy_(encoder @ (bias - factors.mean))
     module.k_b_proj.weight.copy_(_key_weight(factors) * parts.key_multiplier)
     module.k_b_proj.bias.copy_(factors.mean[:width] * parts.key_multiplier)
     module.v_b_proj.weight.copy_(factors.value_up)
     module.v_b_proj.bias.copy_(factors.mean[width:])
-    multiplied = torch.ones_like(bias)
-    multiplied[:width] = parts.key_multiplier
     if module.kv_proj is not None:
         module.kv_proj.weight.copy_(multiplied[:, None] * weight)
         if module.kv_proj.bias is not None:

@@ -108,7 +108,7 @@ def freeze_what_is_fixed(model: nn.Module) -> None:
     for module in model.modules():
         fixed: tuple[nn.Parameter | None, ...] = ()
         if isinstance(module, LatentAttention):
-            fixed = (module.latent_costs,)
+            fixed = (module.latent_costs, module.kv_mean)
         elif isinstance(module, RecurrentMixer):
             fixed = (module.state_write, module.state_read)
         for parameter in fixed:

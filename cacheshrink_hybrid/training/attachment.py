@@ -215,7 +215,8 @@ def _learned(module: LatentAttention) -> Iterable[tuple[str, nn.Parameter, float
     spread of what it is added to."""
     weight = module.kv_a_proj.weight
     yield "kv_a_proj.weight", weight, _rms(weight)
-    yield "kv_a_proj.bias", module.kv_a_proj.bias, 1.0  # channels have unit variance
+    if module.kv_a_proj.bias is not None:
+        yield "kv_a_proj.bias", module.kv_a_proj.bias, 1.0  # channels have unit variance
     if module.kv_a_adapters is not None:
         for name, parameter in module.kv_a_adapters.named_parameters():
             yield f"kv_a_adapters.{name}", parameter, _rms(parameter)

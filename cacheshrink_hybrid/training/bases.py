@@ -2,8 +2,8 @@
 
 joint       one factor for [k; v] of a module
 separate    one for keys, one for values; xkv the same, shared by the modules of a group
+rotate      as these two: a basis of keys is one of rotated keys, and so are gradients
 per_head    one for each head's keys, one for values
-rotate      values only: the keys' basis must commute with the rotation, so it stays as it is
 states      of Gated DeltaNet, one for each key head's keys, in plain length: |k| <= 1 must hold
 
 While training, forward passes read U from the factors; everything else (evaluation, saving) reads
@@ -208,8 +208,7 @@ def _independent(group: list[LatentAttention]):
     if first.plan.kind.joint:
         yield "kv", torch.cat([k, v]), whole, [Piece(keys), Piece(values, first_row=width)]
         return
-    if first.plan.read_mode != "rotate":
-        yield "k", k, key_half, [Piece(keys)]
+    yield "k", k, key_half, [Piece(keys)]
     yield "v", v, value_half, [Piece(values)]
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..errors import ConfigError, PlanError
+from ..errors import ConfigError
 from ..headwise_linear import HeadwiseLinear, by_head, in_runs
 from ..latents.attention.module import LatentAttention
 from ..latents.plan import ChannelRun, LatentPlan
@@ -46,18 +46,11 @@ def cut_ranks(model: PreTrainedModel, share: float) -> PreTrainedModel:
 
     Raises:
         ConfigError: another share.
-        PlanError: keys that are stored rotated, whose channels stand for frequencies.
     """
     if not 0 < share <= 1:
         raise ConfigError(f"share={share!r} must be above 0 and at most 1")
     refuse_adapters(model, "cutting ranks")
     plan = plan_of(model)
-    rotated = [latent.layer_ids[0] for latent in plan.latents if latent.read_mode == "rotate"]
-    if rotated:
-        raise PlanError(
-            f"layer {rotated[0]} stores rotated keys, whose channels stand for frequencies; "
-            "convert with another compression_method to cut ranks"
-        )
     shared: Shared = {}
     plans: dict[tuple[int, ...], LatentPlan] = {}
     for module in latent_layers(model).values():
@@ -130,7 +123,8 @@ def _cut_weights(
 
     encoder = module.kv_a_proj
     encoder.weight = cut(encoder.weight, lambda w: w[rows])
-    encoder.bias = cut(encoder.bias, lambda b: b[rows])
+    if encoder.bias is not None:
+        encoder.bias = cut(encoder.bias, lambda b: b[rows])
     encoder.out_features = len(rows)
     for adapter in (module.kv_a_adapters or {}).values():
         adapter[1].weight = cut(adapter[1].weight, lambda w: w[rows])

@@ -11,7 +11,7 @@ from ..next_token import distillation_loss, language_model_loss
 from .data import real_tokens
 from .losses import metric_loss, relative_loss
 from .settings import TrainingConfig
-from .targets import Original, RebuiltObserver, matched_outputs
+from .targets import Original, RebuiltObserver, latent_layers, matched_outputs
 
 
 @dataclass
@@ -73,9 +73,14 @@ class Objective:
             logits = _logits(model, input_ids)
         mask = real_tokens(labels)
         errors = logits.new_zeros((), dtype=torch.float32)
+        layers = latent_layers(self.original.model)
         for layer_idx, output in rebuilt.items():
+            # The metric is of what the bases give.
+            given, due = (
+                layers[layer_idx].head.in_block(y, 0) for y in (output, targets[layer_idx])
+            )
             metric = self.metrics[layer_idx].to(output.device, torch.float32)
-            errors = errors + metric_loss(output, targets[layer_idx], metric, mask)
+            errors = errors + metric_loss(given, due, metric, mask)
         alpha = self.config.reconstruction_alpha
         return alpha * errors + (1 - alpha) * language_model_loss(logits, labels)
 

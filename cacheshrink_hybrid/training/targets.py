@@ -136,12 +136,15 @@ def observed_input(
 def rebuilt_key_value(module: LatentAttention, x: Tensor, layer_idx: int) -> Tensor:
     """y^ = [k^; v^] (B, T, 2*J*D) that a module's latents of inputs x (B, T, E) stand for, keys
     before norm and rotation."""
-    head, latent = module.head, module.latent(x, layer_idx)
+    head = module.head
+    if head.stores_rotated:
+        latent = head.latent_in_block(module.key_value(x, layer_idx), 0)
+    else:
+        latent = module.latent(x, layer_idx)
     if head.codec is not None:
         coded = head.decoded(head.encoded(latent), latent.dtype)
         latent = straight_through(latent, coded)
-    keys = head.key_up(head.key_channels(latent))
-    return torch.cat([keys, head.value_up(head.value_channels(latent))], dim=-1)
+    return torch.cat([head.raw_keys(latent, 0), head.value_up(head.value_channels(latent))], dim=-1)
 
 
 class RebuiltObserver:

@@ -135,11 +135,6 @@ class MLATrainer:
                 f"loss={config.loss!r} is about attention, but only recurrent states of this model "
                 "are compressed; take 'lm' or 'distillation'"
             )
-        if config.nested_ranks and any(latent.read_mode == "rotate" for latent in latents):
-            raise ConfigError(
-                "nested_ranks do not fit keys that are stored rotated; convert with another "
-                "compression_method"
-            )
 
     def train(
         self,

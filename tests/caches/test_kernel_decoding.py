@@ -31,7 +31,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "float32": ("llama", "auto", {"cache_bits": 16}),
     "exact": ("llama", "auto", {**FEW, "exact_sinks": 2, "exact_window": 5}),
     "exact-absorbed": ("gpt2", "auto", {**FEW, "exact_window": 3}),
-    "exact-rotate": ("llama", "rotate", {**FEW, "exact_sinks": 3}),
+    "exact-rotate": ("llama", "rotate_joint", {**FEW, "exact_sinks": 3}),
     "exact-softcap-window": ("gemma2", "auto", {**FEW, "exact_sinks": 1, "exact_window": 4}),
     "exact-sinks": ("gpt_oss", "auto", {**FEW, "exact_sinks": 2, "exact_window": 4}),
     "rotate": ("llama", "rotate", {}),

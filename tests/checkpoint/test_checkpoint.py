@@ -288,19 +288,19 @@ DAMAGES = {
         r"no checkpoint of a converted model: its cacheshrink_plan.json is no JSON: Expecting",
     ),
     "older-version": (
-        edit_json("config.json", format_version=6),
-        r"format version 6; this package reads 7",
+        edit_json("config.json", format_version=7),
+        r"format version 7; this package reads 8",
     ),
     "newer-version": (
         edit_json("config.json", format_version=99),
-        r"format version 99; this package reads 7",
+        r"format version 99; this package reads 8",
     ),
     "newer-version-with-new-plan-fields": (
         lambda directory: (
             edit_json("config.json", format_version=99)(directory),
             edit_json("cacheshrink_plan.json", novelty=1)(directory),
         ),
-        r"format version 99; this package reads 7",
+        r"format version 99; this package reads 8",
     ),
     "other-layout": (
         edit_json("config.json", cache_layout="0" * 64),

@@ -260,7 +260,9 @@ def test_converted_twice() -> None:
 
 
 @pytest.mark.parametrize("metric", ["fisher", "score", "activation", "none"])
-@pytest.mark.parametrize("method", ["auto", "joint", "separate", "xkv", "per_head", "rotate"])
+@pytest.mark.parametrize(
+    "method", ["auto", "joint", "separate", "xkv", "per_head", "rotate", "rotate_joint"]
+)
 def test_same_seed_same_weights(method: str, metric: str) -> None:
     source = tiny_model("llama")
     seed = {"seed": 7} if metric == "fisher" else {}

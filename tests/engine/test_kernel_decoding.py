@@ -37,7 +37,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("llama", "joint", {}),
     "llama-float32": ("llama", "joint", {"cache_bits": 16}),
     "llama-per-head": ("llama", "per_head", {}),
-    "llama-rotate": ("llama", "rotate", {}),
+    "llama-rotate": ("llama", "rotate_joint", {}),
     "window": ("mistral-window", "auto", {}),
     "exact": ("llama", "joint", {**FEW, "exact_sinks": 2, "exact_window": 5}),
     "exact-absorbed": ("gpt2", "auto", {**FEW, "exact_window": 3}),

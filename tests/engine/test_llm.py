@@ -68,7 +68,7 @@ def test_batched_results_are_those_of_generate(case: str, converted: bool) -> No
     assert_idle(llm)
 
 
-@pytest.mark.parametrize("method", ["rotate", "per_head"])
+@pytest.mark.parametrize("method", ["rotate_joint", "per_head"])
 def test_other_ways_to_store_keys(method: str) -> None:
     model = converted_copy(tiny_model("llama"), 2.0, method, metric="activation")
     outputs = LLM(model, cache_memory=MEMORY).generate(prompts(), SamplingParams(max_tokens=8))

@@ -16,9 +16,9 @@ from cacheshrink_hybrid.codecs.state_format import StateFormat, StateSegment
 from cacheshrink_hybrid.kernels.backend import Backend
 from cacheshrink_hybrid.kernels.latents.append import latent_append
 from cacheshrink_hybrid.kernels.latents.decode import (
+    BlockUp,
     KeyUp,
     LatentRead,
-    RotatedMean,
     latent_decode,
 )
 from cacheshrink_hybrid.kernels.latents.paged_rows import PagedRows
@@ -164,15 +164,18 @@ def rotated(setting: Setting, backend: Backend) -> Outcome:
     """Half of a row are keys, of which some channels are rotated."""
     rows, table, lens = _rows(setting)
     before, width, J, D = rows.arena.clone(), rows.layout.num_channels, 2, 12
-    key_rank = width // 2 // (4 * J) * 4 * J
+    key_rank = width // 2
     angles = torch.arange(4)[:, None] * 0.7 ** torch.arange(4)
-    mean = RotatedMean(
-        table=setting.randn(J, 16, D),
+    block_up = BlockUp(
+        weight=setting.randn(J, D, key_rank) / D**0.5,
+        mean=setting.randn(J, 16, D),
         cos=angles.cos().to(setting.device),
         sin=angles.sin().to(setting.device),
     )
-    read = LatentRead(key_rank=key_rank, value_rank=width - key_rank, scale=D**-0.5, mean=mean)
-    query = setting.randn(len(LENS), 1, 3 * J, key_rank // J + D)
+    read = LatentRead(
+        key_rank=key_rank, value_rank=width - key_rank, scale=D**-0.5, block_up=block_up
+    )
+    query = setting.randn(len(LENS), 1, 3 * J, D)
     options = {"num_splits": 2} if backend == "triton" else {}
     return _read_only(
         rows,

@@ -34,6 +34,13 @@ def test_bytes_per_token() -> None:
         ({"read_mode": "guess"}, "read_mode='guess' is unknown; one of"),
         ({"exact_sinks": 4}, "exact_sinks=4 and exact_window=0 has exact_channels=0"),
         ({"exact_channels": 24}, "exact_window=0 has exact_channels=24"),
+        ({"read_mode": "rotate", "block_slots": 64}, "method='joint' has read_mode='rotate'"),
+        ({"method": "rotate_joint"}, "method='rotate_joint' has read_mode='absorb'"),
+        ({"block_slots": 16}, "block_slots=16; methods that store rotated keys"),
+        (
+            {"method": "rotate_joint", "read_mode": "rotate", "block_slots": 48},
+            "block_slots=48; .*a power of two",
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -42,12 +49,11 @@ def test_contradictions(change: dict, message: str) -> None:
         dataclasses.replace(LATENT, **change)
 
 
-@pytest.mark.parametrize("frequencies", [None, (2, -1)])
-def test_round_trip(frequencies: tuple[int, ...] | None) -> None:
+@pytest.mark.parametrize("method", ["joint", "rotate_joint"])
+def test_round_trip(method: str) -> None:
     plan = LATENT
-    if frequencies is not None:
-        changes = {"method": "rotate", "read_mode": "rotate", "key_rank": 2 * len(frequencies)}
-        plan = dataclasses.replace(LATENT, frequencies=frequencies, value_rank=4, **changes)
+    if method == "rotate_joint":
+        plan = dataclasses.replace(LATENT, method=method, read_mode="rotate", block_slots=64)
     assert LatentPlan.from_dict(json.loads(json.dumps(dataclasses.asdict(plan)))) == plan
 
 

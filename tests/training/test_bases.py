@@ -20,7 +20,8 @@ CASES = [
     ("llama", "separate", {}, 6),
     ("llama", "xkv", {"cross_layer_group_size": 2}, 4),
     ("llama", "per_head", {}, 6),
-    ("llama", "rotate", {}, 3),
+    ("llama", "rotate", {}, 6),
+    ("llama", "rotate_joint", {}, 3),
     ("llama-biases", "joint", {"cache_bits": "auto"}, 3),
     ("llama", "joint", {"cache_bits": "auto", "hadamard": True}, 3),
     ("qwen3", "separate", {}, 6),
@@ -113,7 +114,7 @@ def test_state_projections_train(case: str) -> None:
             assert (gram - torch.diag_embed(kept.float())).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("method", ["joint", "per_head", "xkv"])
+@pytest.mark.parametrize("method", ["joint", "per_head", "rotate_joint", "xkv"])
 def test_moved_bases_arrive_in_the_weights(method: str) -> None:
     """What trained is what is exported, and evaluation in between sees it too."""
     model = converted("llama", method)

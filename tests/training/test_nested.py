@@ -11,7 +11,7 @@ import torch
 from cacheshrink_hybrid.caches import make_cache
 from cacheshrink_hybrid.checkpoint.load import load_mla_model
 from cacheshrink_hybrid.checkpoint.save import save_mla_model
-from cacheshrink_hybrid.errors import ConfigError, PlanError
+from cacheshrink_hybrid.errors import ConfigError
 from cacheshrink_hybrid.latents.attention.module import LatentAttention
 from cacheshrink_hybrid.model.attached_plan import attach_certificate, plan_of
 from cacheshrink_hybrid.training import MLATrainer, cut_ranks
@@ -29,6 +29,8 @@ CASES = [
     ("llama-head-dim", "joint", {"cache_bits": "auto"}),
     ("llama-head-dim", "separate", {"cache_bits": "auto"}),
     ("llama-head-dim", "per_head", {"cache_bits": "auto"}),
+    ("llama-head-dim", "rotate", {"cache_bits": "auto"}),
+    ("llama", "rotate_joint", {}),
     ("zamba2-adapters", "joint", {}),
 ]
 
@@ -114,8 +116,3 @@ def test_bad_share() -> None:
     model = pair("llama", "joint", 2.0).converted
     with pytest.raises(ConfigError, match="share=0"):
         cut_ranks(model, 0)
-
-
-def test_rotated_keys() -> None:
-    with pytest.raises(PlanError, match="stores rotated keys"):
-        cut_ranks(pair("llama", "rotate", 2.0).converted, 0.5)

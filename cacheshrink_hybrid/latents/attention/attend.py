@@ -37,7 +37,7 @@ from .rotation import Angles
 def attend_by_torch(
     head: LatentHead,
     query: Tensor,
-    latent: Tensor,
+    latent: Tensor | None,
     key_value: Tensor | None,
     layer: CachedLayer,
     position_embeddings: Angles | None,
@@ -51,8 +51,9 @@ def attend_by_torch(
 
     Args:
         query: before rotation, (B, H, T, D).
-        latent: of the new tokens, (B, T, R).
-        key_value: theirs as the source has them, (B, T, 2*J*D), where some tokens stay exact.
+        latent: of the new tokens, (B, T, R); None where keys are stored rotated.
+        key_value: theirs as the source has them, (B, T, 2*J*D), where some tokens stay exact or
+            keys are stored rotated.
         layer: that they are appended to.
         position_embeddings: angles of the new tokens by position.
         mask: as `attend` takes it.
@@ -62,9 +63,11 @@ def attend_by_torch(
     slots = layer.slots(query.shape[2])
     query_angles, key_angles = _angles(head, query, position_embeddings, layer, slots)
     if query_angles is not None:
-        query, latent = head.turned(query, latent, query_angles)
+        assert head.rotary is not None
+        query = head.rotary.rotate(query, *query_angles)
+    latent = _latent(head, latent, key_value, slots.first_query)
     channels = rows = None
-    if key_value is not None:
+    if key_value is not None and head.exact_codec is not None:
         channels = head.exact_channels(key_value)
         rows = head.exact_rows(channels)
     stored, held = layer.append(head.encoded(latent), rows)
@@ -82,8 +85,18 @@ def attend_by_torch(
             head, query, context, exact, slots, mask, key_angles, attend, training=training
         )
     if not training and reads_directly(head, query, mask):
-        return read_latents(head, query, context, mask, key_angles)
-    return read_expanded(head, query, context, mask, key_angles, attend)
+        return read_latents(head, query, context, mask, key_angles, slots.first_key)
+    return read_expanded(head, query, context, mask, key_angles, slots.first_key, attend)
+
+
+def _latent(
+    head: LatentHead, latent: Tensor | None, key_value: Tensor | None, first_slot: int | Tensor
+) -> Tensor:
+    """Latents (B, T, R) of the new tokens from a slot on, as they are stored."""
+    if latent is not None:
+        return latent
+    assert key_value is not None
+    return head.latent_in_block(key_value, first_slot)
 
 
 def _angles(
@@ -109,18 +122,17 @@ def _angles(
 def attend_by_kernels(
     head: LatentHead,
     query: Tensor,
-    latent: Tensor,
+    latent: Tensor | None,
     key_value: Tensor | None,
     layer: CachedLayer,
     position_embeddings: Angles | None,
     step: RowStep,
 ) -> Tensor:
-    """Write the new latents (B, T, R) to the pool and read it; heads' outputs (B, T, H*D).
+    """Write new latents to the pool and read it; heads' outputs (B, T, H*D).
 
     Args:
         query: before rotation, (B, H, T, D).
-        key_value: of the new tokens as the source has them, (B, T, 2*J*D), where some tokens stay
-            exact.
+        latent, key_value: as of `attend_by_torch`.
         layer: whose step it is.
         position_embeddings: angles of the new tokens by position.
     """
@@ -130,13 +142,20 @@ def attend_by_kernels(
         assert head.rotary is not None
         angles = head.rotary.window_angles(step.first_new, 0, step.num_slots, query)[0]
     if angles is not None:
-        query, latent = head.turned(query, latent, angles)
+        assert head.rotary is not None
+        query = head.rotary.rotate(query, *angles)
+    first_slot: int | Tensor | None = step.first_new
+    if first_slot is None:
+        first_slot = step.context_lens.long()[:, None] - num_new
+    latent = _latent(head, latent, key_value, first_slot)
     read = latent_read(head, step.num_slots, latent)
     tokens = step.places[TOKENS]
     layout = row_layout(head, tokens.dtype)
     rows = rows_in_pool(layout, step.arena, step.frame_bytes, tokens.lifetime, tokens.place)
     append_to_pool(head, latent.flatten(0, 1), rows, tokens.slot_mapping, backend=step.backend)
-    channels = None if key_value is None else head.exact_channels(key_value)
+    channels = None
+    if key_value is not None and head.exact_codec is not None:
+        channels = head.exact_channels(key_value)
     if implementation_on(step.backend, query.device) == "cpu":
         from .cpu_step import attend_on_cpu  # with numba, which need not be there
 

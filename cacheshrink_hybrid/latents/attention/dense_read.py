@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .head import LatentHead
 from .paired_keys import keeps_pairs, products_in_pairs
-from .rotated_keys import products_with_rotated
+from .rotated_keys import products_in_blocks
 from .rotation import Angles
 
 # Up to this many query tokens, scores over the whole context are cheaper than expanded values, and
@@ -64,7 +64,12 @@ def without_empty_slots(
 
 
 def read_latents(
-    head: LatentHead, query: Tensor, latent: Tensor, mask: Tensor | None, angles: Angles | None
+    head: LatentHead,
+    query: Tensor,
+    latent: Tensor,
+    mask: Tensor | None,
+    angles: Angles | None,
+    first_slot: int,
 ) -> tuple[Tensor, Tensor]:
     """Few queries against many latents.
 
@@ -73,13 +78,14 @@ def read_latents(
         latent: (B, S, R).
         mask: (B or 1, 1 or H, T, S), boolean (True is visible) or additive; None for causal.
         angles: cos and sin of the S slots; None where keys are not rotated.
+        first_slot: the first of them.
 
     Returns:
         Heads' outputs (B, T, H*D) and probabilities (B, H, T, S).
     """
     # What all scores of a query have in common, softmax does not see.
     alone = head.softcap is None and head.sinks is None
-    products = products_of(head, query, latent, angles, up_to_constants=alone)
+    products = products_of(head, query, latent, angles, first_slot, up_to_constants=alone)
     probabilities = probabilities_of(head, products, mask)
     return mixed(head, probabilities, latent, complete=head.sinks is None), probabilities
 
@@ -89,28 +95,30 @@ def products_of(
     query: Tensor,
     latent: Tensor,
     angles: Angles | None,
+    first_slot: int,
     *,
     up_to_constants: bool = False,
 ) -> Tensor:
     """Products of queries (B, H, T, D) and the keys of latents (B, S, R), (B, H, T, S).
 
     Args:
+        angles, first_slot: of the S slots. Where there are more than a block of them, keys that are
+            stored rotated are met by their slots, whatever the angles.
         up_to_constants: leave out what is the same for all keys that a query meets.
     """
     B, H, T, _ = query.shape
-    if head.stores_rotated:
-        assert angles is not None
-        return products_with_rotated(head, query, latent, angles)
-    if not head.rebuilds_keys:
+    if head.stores_rotated and latent.shape[1] > head.plan.block_slots:
+        return products_in_blocks(head, query, latent, first_slot)
+    if not (head.rebuilds_keys or head.stores_rotated):
         absorbed, offset = head.absorbed(query, offset=not up_to_constants)
         channels = head.key_channels(latent).transpose(1, 2)
         products = torch.matmul(absorbed, channels)
         if offset is not None:
             products = products + offset[..., None]
         return products.view(B, H, T, -1)
-    if angles is not None and keeps_pairs(head, query, angles):
+    if head.rebuilds_keys and angles is not None and keeps_pairs(head, query, angles):
         return products_in_pairs(head, query, latent, angles)
-    return head.products(query, head.keys(latent, angles))
+    return head.products(query, head.keys(latent, angles, first_slot))
 
 
 def probabilities_of(head: LatentHead, products: Tensor, mask: Tensor | None) -> Tensor:
@@ -147,11 +155,13 @@ def read_expanded(
     latent: Tensor,
     mask: Any,
     angles: Angles | None,
+    first_slot: int,
     attend: Attend,
 ) -> tuple[Tensor, Tensor | None]:
     """Many queries: expand keys and values once and call an attention function; returns what
     `read_latents` does, probabilities where the function gives them."""
-    output, weights = attend(query, head.keys(latent, angles), head.values(latent), mask)
+    keys = head.keys(latent, angles, first_slot)
+    output, weights = attend(query, keys, head.values(latent), mask)
     return output.reshape(*output.shape[:2], -1), weights
 
 

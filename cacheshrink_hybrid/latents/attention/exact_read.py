@@ -50,7 +50,7 @@ def read_with_exact(
     """
     if not training and reads_directly(head, query, mask):
         return _read_directly(head, query, latent, exact, slots, mask, angles)
-    keys, values = head.keys(latent, angles), head.values(latent)
+    keys, values = head.keys(latent, angles, slots.first_key), head.values(latent)
     outputs: list[Tensor] = []
     weights: list[Tensor | None] = []
     for start in range(0, query.shape[2], QUERY_BLOCK):
@@ -86,7 +86,10 @@ def _read_directly(
         cos, sin = angles
         of_coded = cos[:, : forms.num_coded], sin[:, : forms.num_coded]
     keys, values = head.exact_keys_values(forms.rows, forms.angles(angles))
-    products = [products_of(head, query, latent, of_coded), head.products(query, keys)]
+    products = [
+        products_of(head, query, latent, of_coded, slots.first_key),
+        head.products(query, keys),
+    ]
     probabilities = probabilities_of(
         head, torch.cat(products, dim=-1), forms.mask(mask, head.window)
     )

@@ -1,12 +1,13 @@
 """The noun of attention over latents: what a layer computes with, and each formula once.
 
 Of a latent c per token, keys are k = rotate(norm(U_k c + b_k)) and values v = U_v c + b_v; where
-key channels are rotated before they are stored, k = U_k c + rotate(b_k). Neither has to be formed:
-where keys are not normalised, and not rotated as they are read, the products are
+keys are rotated by their place in a block of slots before they are stored, k = rotate(back(U_k c) +
+b_k). Neither has to be formed: where keys are neither normalised nor rotated,
 
     q . k = (U_k^T q) . c + q . b_k                 absorbed queries
-    q . k = (U_k^T q) . c + q . rotate(b_k)         the same, of rotated channels (`rotated_keys`)
     sum p v = U_v (sum p c) + (sum p) b_v           mixed latents
+
+and the same holds for queries that are turned back to a block (`rotated_keys`).
 
 Readers are functions of a head, queries and a context: `dense_read` and `exact_read` of tensors,
 `pool_read` and `prefill` of bytes in the pool.
@@ -29,7 +30,7 @@ from ...pool.memory import ExactRows
 from ..exact_tokens import ExactView
 from ..plan import LatentPlan
 from .maps import HeadMap
-from .rotation import Angles, turn_channels, turning_pairs
+from .rotation import Angles
 from .slot_rotary import SlotRotary
 from .split_heads import split_heads
 
@@ -51,6 +52,8 @@ class LatentHead:
         window: a query sees so many slots, its own included; None for all before it.
         sinks: (H,) logits that take part in the softmax without a value; None for none.
         key_up, value_up: from key and value channels to keys and values.
+        encoder, mean: where keys are stored rotated, from [k; v] about their mean to channels, and
+            the mean, (2*J*D,); None elsewhere.
         key_norm, norm_spans_heads: norm of keys before their rotation, see `split_heads`.
         rotary: rotation of queries and keys by their slot; None for none.
         codec, costs: how latents become rows of bytes, and what errors in their channels cost,
@@ -68,6 +71,8 @@ class LatentHead:
     sinks: Tensor | None = None
     key_up: HeadMap
     value_up: HeadMap
+    encoder: nn.Module | None = None
+    mean: Tensor | None = None
     key_norm: nn.Module | None = None
     norm_spans_heads: bool = False
     rotary: SlotRotary | None = None
@@ -101,7 +106,7 @@ class LatentHead:
 
     @property
     def stores_rotated(self) -> bool:
-        """Whether the key channels of a latent are rotated by its slot before they are stored."""
+        """Whether keys are rotated by their place in a block of slots before they are stored."""
         return self.plan.read_mode == "rotate"
 
     def unlike_matrices(self, like: Tensor) -> str | None:
@@ -114,16 +119,23 @@ class LatentHead:
 
     # What is stored
 
-    def turned(self, query: Tensor, latent: Tensor, angles: Angles) -> tuple[Tensor, Tensor]:
-        """New queries (B, H, T, D), and latents (B, T, R) as they are stored, rotated by the angles
-        of their slots."""
-        assert self.rotary is not None
-        query = self.rotary.rotate(query, *angles)
-        frequencies, device = self.plan.frequencies, latent.device
-        if frequencies is not None:
-            pairs = self.noted(("pairs", device), lambda: turning_pairs(frequencies, device))
-            latent = turn_channels(latent, pairs, *angles)
-        return query, latent
+    def latent_in_block(self, key_value: Tensor, first_slot: int | Tensor) -> Tensor:
+        """Latents (B, T, R) of new [k; v] (B, T, 2*J*D) whose keys are stored rotated.
+
+        Args:
+            first_slot: of the first new token, for `SlotRotary.place_angles`.
+        """
+        assert self.encoder is not None and self.mean is not None
+        return self.encoder(self.in_block(key_value - self.mean, first_slot))
+
+    def in_block(self, key_value: Tensor, first_slot: int | Tensor) -> Tensor:
+        """[k; v] (B, T, 2*J*D) of the slots from a first one on, with keys rotated by their places
+        where they are stored so."""
+        if not self.stores_rotated:
+            return key_value
+        width = self.kv_width
+        keys = self._turned(key_value[..., :width], first_slot)
+        return torch.cat([keys, key_value[..., width:]], dim=-1)
 
     def encoded(self, latent: Tensor) -> Tensor:
         """What is stored of latents (B, T, R): their rows of bytes, or the latents themselves."""
@@ -199,35 +211,45 @@ class LatentHead:
         first = self.plan.kv_lora_rank - self.plan.value_rank
         return latent[..., first:] if first else latent
 
-    def keys(self, latent: Tensor, angles: Angles | None) -> Tensor:
-        """Keys (B, J, S, D) of latents (B, S, R), normalised, and rotated by angles of their slots
-        if such are given."""
-        outputs = self.key_up(self.key_channels(latent))
+    def keys(self, latent: Tensor, angles: Angles | None, first_slot: int) -> Tensor:
+        """Keys (B, J, S, D) of latents (B, S, R) of the slots from `first_slot` on, normalised, and
+        rotated by angles of their slots if such are given."""
+        outputs = self.raw_keys(latent, first_slot)
         k = split_heads(outputs, self.head_dim, self.key_norm, self.norm_spans_heads)
-        if self.stores_rotated:
-            return k - self._mean(k) + self.rotated_mean(k, angles)
         if angles is not None:
             assert self.rotary is not None
             k = self.rotary.rotate(k, *angles)
         return k
 
-    def rotated_mean(self, like: Tensor, angles: Angles | None) -> Tensor:
-        """The keys' mean as it is at slots of these angles, (B or 1, J, S, D); without angles
-        (1, J, 1, D).
+    def raw_keys(self, latent: Tensor, first_slot: int) -> Tensor:
+        """Keys (B, S, J*D) of latents (B, S, R) as the source's projection gives them, times their
+        multiplier."""
+        keys = self.key_up(self.key_channels(latent))
+        if not self.stores_rotated:
+            return keys
+        mean = self.key_up.offset(keys)
+        return self._turned(keys - mean, first_slot, back=True) + mean
+
+    def _turned(self, keys: Tensor, first_slot: int | Tensor, *, back: bool = False) -> Tensor:
+        """Keys (B, T, J*D) rotated by the places in their blocks of the slots from a first one on,
+        see `SlotRotary.place_angles`; or back."""
+        assert self.rotary is not None
+        cos, sin = self.rotary.place_angles(first_slot, keys.shape[1], self.plan.block_slots, keys)
+        heads = keys.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        heads = self.rotary.rotate(heads, cos, -sin if back else sin)
+        return heads.transpose(1, 2).flatten(2)
+
+    def mean_in_block(self, like: Tensor) -> Tensor:
+        """The keys' mean rotated by the places of a block of slots, (1, J, block, D).
 
         Args:
             like: a tensor of the keys' type and device.
         """
-        mean = self._mean(like)
-        if angles is None:
-            return mean
         assert self.rotary is not None
-        batch, num_slots, _ = angles[0].shape
-        return self.rotary.rotate(mean.expand(batch, -1, num_slots, -1), *angles)
-
-    def _mean(self, like: Tensor) -> Tensor:
-        """(1, J, 1, D)."""
-        return self.key_up.offset(like).view(1, self.num_key_value_heads, 1, self.head_dim)
+        block = self.plan.block_slots
+        mean = self.key_up.offset(like).view(1, self.num_key_value_heads, 1, self.head_dim)
+        angles = self.rotary.place_angles(0, block, block, like)
+        return self.rotary.rotate(mean.expand(-1, -1, block, -1), *angles)
 
     def values(self, latent: Tensor) -> Tensor:
         """Values (B, J, S, D) of latents (B, S, R)."""

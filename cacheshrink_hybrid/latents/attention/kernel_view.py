@@ -12,9 +12,8 @@ from torch import Tensor
 
 from ...codecs.row_layout import Kind, RowLayout
 from ...errors import KernelUnavailableError
-from ...kernels.latents.decode import KeyUp, LatentRead, RotatedMean
+from ...kernels.latents.decode import BlockUp, KeyUp, LatentRead
 from .head import LatentHead
-from .rotated_keys import BLOCK_SLOTS
 
 COMPUTED = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -101,7 +100,7 @@ def latent_read(head: LatentHead, num_slots: int, like: Tensor) -> LatentRead:
         window=window,
         softcap=head.softcap,
         key_up=_key_up(head, num_slots, like) if head.rebuilds_keys else None,
-        mean=_rotated_mean(head, num_slots, like) if head.stores_rotated else None,
+        block_up=_block_up(head, num_slots, like) if head.stores_rotated else None,
     )
 
 
@@ -124,11 +123,16 @@ def _key_up(head: LatentHead, num_slots: int, like: Tensor) -> KeyUp:
     )
 
 
-def _rotated_mean(head: LatentHead, num_slots: int, like: Tensor) -> RotatedMean:
+def _block_up(head: LatentHead, num_slots: int, like: Tensor) -> BlockUp:
     assert head.rotary is not None
-    cos, sin = head.rotary.block_angles(num_slots, _num_pairs(head), BLOCK_SLOTS, like)
-    table = head.rotated_mean(like, head.rotary.angles(BLOCK_SLOTS, like))[0].detach()
-    return RotatedMean(table=table.contiguous(), cos=cos, sin=sin)
+    cos, sin = head.rotary.block_angles(num_slots, _num_pairs(head), head.plan.block_slots, like)
+    weight, _ = head.key_up.matrix(like)
+    return BlockUp(
+        weight=weight.detach().contiguous(),
+        mean=head.mean_in_block(like)[0].detach().contiguous(),
+        cos=cos,
+        sin=sin,
+    )
 
 
 def _num_pairs(head: LatentHead) -> int:

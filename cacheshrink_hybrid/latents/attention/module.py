@@ -6,7 +6,8 @@ every cache of transformers holds it as it is; the "value" is empty, or holds ex
 
     absorb       scores (U_k^T q) . c, output U_v (sum p c)            no rotation, no key norm
     reconstruct  k = rotate(norm(U_k c + mean)), scores q . k, output U_v (sum p c)
-    rotate       scores (U_k^T q) . c + q . rotate(mean), with c rotated before it is stored
+    rotate       as absorb, with keys rotated by their place in a block of slots before they are
+                 stored, and queries turned back to each block
 
 Every query reads latents, also those of its own chunk, so the result does not depend on how a
 sequence is cut into chunks.
@@ -43,8 +44,9 @@ class LatentAttention(Derived, nn.Module):
 
     Weights that do not concern the cache (queries, output, norms, sinks) are the source's own
     modules. New ones: `kv_a_proj` (E -> R) makes the latent, `k_b_proj` (Rk -> J*D) and `v_b_proj`
-    (Rv -> J*D) undo it; their biases carry the means. Where tokens stay exact, `kv_proj`
-    (E -> 2*J*D) makes their keys and values, as the source does.
+    (Rv -> J*D) undo it; their biases carry the means. Where tokens stay exact, or keys are stored
+    rotated, `kv_proj` (E -> 2*J*D) makes keys and values, as the source does; in the latter case
+    `kv_a_proj` (2*J*D -> R) makes the latent of these, about `kv_mean`, once they are rotated.
 
     Args:
         parts: the source module, taken apart.
@@ -75,13 +77,16 @@ class LatentAttention(Derived, nn.Module):
         self.latent_costs = nn.Parameter(costs, requires_grad=False) if plan.coded else None
 
         self.q_proj = parts.query.as_linear()
-        self.kv_a_proj = skip_init(nn.Linear, weight.shape[1], plan.kv_lora_rank, **new)
+        rotates, both = plan.kind.stores_rotated, 2 * parts.kv_width
+        encoded = both if rotates else weight.shape[1]
+        self.kv_a_proj = skip_init(nn.Linear, encoded, plan.kv_lora_rank, bias=not rotates, **new)
+        self.kv_mean = None
+        if rotates:
+            self.kv_mean = nn.Parameter(torch.empty(both, **new), requires_grad=False)
         self.kv_proj = None
-        if plan.keeps_exact:
+        if rotates or plan.keeps_exact:
             bias = parts.key.bias() is not None or parts.value.bias() is not None
-            self.kv_proj = skip_init(
-                nn.Linear, weight.shape[1], plan.exact_channels, bias=bias, **new
-            )
+            self.kv_proj = skip_init(nn.Linear, weight.shape[1], both, bias=bias, **new)
         self.k_b_proj = make_key_projection(plan, J, D, new)
         self.v_b_proj = skip_init(nn.Linear, plan.value_rank, parts.kv_width, **new)
         self.o_proj = parts.output
@@ -124,8 +129,9 @@ class LatentAttention(Derived, nn.Module):
         ):
             if module is not None:
                 yield from module.parameters()
-        if self.latent_costs is not None:
-            yield self.latent_costs
+        for parameter in (self.kv_mean, self.latent_costs):
+            if parameter is not None:
+                yield parameter
 
     def freeze_as(self, parts: AttentionParts) -> None:
         """Let new projections train where what they stand for does."""
@@ -176,7 +182,7 @@ class LatentAttention(Derived, nn.Module):
         assert layer_idx is not None, "a shared module is called with its layer_idx"
         head, layer = self.head, CachedLayer(cache, layer_idx)
         query, gate = self._query(head, hidden_states, layer_idx)
-        latent = self.latent(hidden_states, layer_idx)
+        latent = None if head.stores_rotated else self.latent(hidden_states, layer_idx)
         source = self.key_value(hidden_states, layer_idx)
         step = layer.row_step(head, self, hidden_states, attention_mask)
         weights = None
@@ -215,6 +221,8 @@ class LatentAttention(Derived, nn.Module):
             and kept.key_norm is self.k_norm
             and kept.sinks is self.sinks
             and kept.costs is self.latent_costs
+            and kept.mean is self.kv_mean
+            and (kept.encoder is None or kept.encoder is self.kv_a_proj)
         ):
             return kept
         made = replace(kept, **self._standing(kept.num_key_value_heads, kept.head_dim))
@@ -244,6 +252,8 @@ class LatentAttention(Derived, nn.Module):
             "plan": plan,
             "key_up": key_up,
             "value_up": value_up,
+            "encoder": self.kv_a_proj if plan.kind.stores_rotated else None,
+            "mean": self.kv_mean,
             "key_norm": self.k_norm,
             "sinks": self.sinks,
             "codec": plan.codec() if plan.coded else None,
@@ -252,7 +262,8 @@ class LatentAttention(Derived, nn.Module):
         }
 
     def latent(self, x: Tensor, layer_idx: int) -> Tensor:
-        """Latents (B, T, R), as they are before they are stored, of inputs (B, T, E)."""
+        """Latents (B, T, R), as they are before they are stored, of inputs (B, T, E). Those whose
+        keys are rotated `LatentHead.latent_in_block` makes."""
         latent = self.kv_a_proj(x)
         if self.kv_a_adapters is not None:
             latent = latent + self.kv_a_adapters[str(layer_idx)](x)
@@ -260,7 +271,7 @@ class LatentAttention(Derived, nn.Module):
 
     def key_value(self, x: Tensor, layer_idx: int) -> Tensor | None:
         """[k; v] as the source's projections give them, (B, T, 2*J*D), of inputs (B, T, E); None
-        where no token stays exact."""
+        where no token stays exact and no keys are stored rotated."""
         if self.kv_proj is None:
             return None
         y = self.kv_proj(x)
@@ -319,18 +330,20 @@ def _adapters(
     parts: AttentionParts, plan: LatentPlan, new: dict
 ) -> tuple[nn.ModuleDict | None, nn.ModuleDict | None, nn.ModuleDict | None]:
     """Low-rank additions of shared modules: the queries' own, those of K and V seen through the
-    encoder, (E -> 2 * adapter rank -> R), and those of exact K and V, (... -> 2*J*D)."""
+    encoder, (E -> 2 * adapter rank -> R), and those of K and V themselves, (... -> 2*J*D), each
+    where there is such a projection of the input."""
     if not parts.adapters:
         return None, None, None
-    query, latent = nn.ModuleDict(), nn.ModuleDict()
-    exact = nn.ModuleDict() if plan.keeps_exact else None
+    query = nn.ModuleDict()
+    latent = None if plan.kind.stores_rotated else nn.ModuleDict()
+    both = nn.ModuleDict() if plan.keeps_exact or plan.kind.stores_rotated else None
     for layer_idx, (q, k, v) in parts.adapters.items():
         query[str(layer_idx)] = q
         rank = k[0].out_features + v[0].out_features
-        for adapters, width in ((latent, plan.kv_lora_rank), (exact, plan.exact_channels)):
+        for adapters, width in ((latent, plan.kv_lora_rank), (both, 2 * parts.kv_width)):
             if adapters is not None:
                 adapters[str(layer_idx)] = nn.Sequential(
                     skip_init(nn.Linear, k[0].in_features, rank, bias=False, **new),
                     skip_init(nn.Linear, rank, width, bias=False, **new),
                 )
-    return query, latent, exact
+    return query, latent, both

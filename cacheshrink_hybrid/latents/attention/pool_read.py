@@ -157,15 +157,12 @@ def coded_slots(
 def asked_of(head: LatentHead, query: Tensor) -> tuple[Tensor, Tensor | None]:
     """What meets coded rows of rotated queries (B, H, T, D): queries (B, T, H, K), and (B, T, H)
     that is added to their products; None for nothing."""
-    if head.rebuilds_keys:
+    if head.rebuilds_keys or head.stores_rotated:
         return query.transpose(1, 2).contiguous(), None
-    absorbed, offset = head.absorbed(query, offset=not head.stores_rotated)
-    asked = absorbed.unflatten(1, query.shape[1:3])
-    if head.stores_rotated:
-        asked = torch.cat([asked, query], dim=-1)
-    if offset is not None:
-        offset = offset.unflatten(1, query.shape[1:3]).transpose(1, 2)
-    return asked.transpose(1, 2).contiguous(), offset
+    absorbed, offset = head.absorbed(query)
+    assert offset is not None
+    asked, offset = (x.unflatten(1, query.shape[1:3]).transpose(1, 2) for x in (absorbed, offset))
+    return asked.contiguous(), offset
 
 
 def _whole(

@@ -26,6 +26,9 @@ def latent_operations(head: LatentHead, read: LatentRead, num_new: int) -> int:
     """Operations per slot of history by `latent_prefill`, for `num_new` queries of each head."""
     H, J, D = head.num_attention_heads, head.num_key_value_heads, head.head_dim
     rows = num_new * H
+    if read.block_up is not None:
+        absorbed = D * read.key_rank // read.block_up.block_slots
+        return 2 * rows * (read.key_rank + D + absorbed + read.value_rank)
     if read.key_up is None:
         return 2 * rows * (read.query_width + read.value_rank)
     rank = read.key_up.weight.shape[2]
@@ -77,7 +80,7 @@ def expanded_prefill(
         if head.rotary is not None:
             cos, sin = head.rotary.angles(num_slots, query)
             angles = cos[:, first:last], sin[:, first:last]
-        key, value = head.keys(latent, angles), head.values(latent)
+        key, value = head.keys(latent, angles, first), head.values(latent)
         output, weight = attention_with_sums(head, query, key, value, causal=first == begin)
         merged = torch.logaddexp(total, weight)
         mixed = mixed * torch.exp(total - merged)[..., None]

@@ -1,49 +1,41 @@
-"""Keys that are stored rotated about their mean, met without a key being rebuilt.
+"""Keys that are stored rotated by their place in a block of slots, met without a key being rebuilt.
 
-Stored of slot s is R_s (k - m), and so a score is the product with the stored channels, plus the
-part q . (R_s m) of the mean m, which no memory of the token is needed for. Within a block of slots
-that begins at slot b that part is (R_-b q) . (R_j m): one table of R_j m serves all blocks, and the
-query is turned back once per block.
+Slot s = b + j is place j of the block that begins at slot b. Stored of it is the latent of
+R_j (k - m) and v. With the query turned back to the block, once for all its slots, a score is
+
+    q . R_s k = (R_-b q) . R_j k = (U_k^T R_-b q) . c + (R_-b q) . (R_j m)
+
+The second part needs no memory of the token: one table of R_j m serves all blocks.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ...headwise_linear import by_head
 from .head import LatentHead
-from .rotation import Angles, turned_back
-
-BLOCK_SLOTS = 64
 
 
-def products_with_rotated(
-    head: LatentHead, query: Tensor, latent: Tensor, angles: Angles
-) -> Tensor:
-    """Products (B, H, T, S) of rotated queries (B, H, T, D) and the keys of latents (B, S, R).
-
-    Args:
-        angles: of the S slots, one after the other wherever there are more than `BLOCK_SLOTS`.
-    """
-    absorbed, _ = head.absorbed(query, offset=False)
-    shares = head.key_up.shares
-    assert shares is not None
-    own = by_head(head.key_channels(latent), head.num_key_value_heads, shares)
-    products = torch.matmul(head.grouped(absorbed), own.permute(0, 2, 3, 1))
-    return products.view(*query.shape[:3], -1) + mean_products(head, query, angles)
-
-
-def mean_products(head: LatentHead, query: Tensor, angles: Angles) -> Tensor:
-    """The mean's part of `products_with_rotated`, (B, H, T, S)."""
-    num_slots = angles[0].shape[1]
-    if num_slots <= BLOCK_SLOTS:
-        return head.products(query, head.rotated_mean(query, angles))
+def products_in_blocks(head: LatentHead, query: Tensor, latent: Tensor, first_slot: int) -> Tensor:
+    """Products (B, H, T, S) of queries (B, H, T, D), rotated by their slots, and the keys of
+    latents (B, S, R) of the slots from `first_slot` on."""
     assert head.rotary is not None
     B, H, T, D = query.shape
-    table = head.rotated_mean(query, head.rotary.angles(BLOCK_SLOTS, query))
-    cos, sin = turned_back(*(angle[:, ::BLOCK_SLOTS] for angle in angles))
-    num_blocks = cos.shape[1]
+    J, num_slots, block = head.num_key_value_heads, latent.shape[1], head.plan.block_slots
+    before = first_slot % block
+    num_blocks = -(-(before + num_slots) // block)
+    cos, sin = head.rotary.angles(first_slot + num_slots, query)
+    starts = slice(first_slot - before, None, block)
     asked = query.reshape(B, H * T, 1, D).expand(-1, -1, num_blocks, -1)
-    asked = head.rotary.rotate(asked, cos, sin).view(B, H, T * num_blocks, D)
-    return head.products(asked, table).view(B, H, T, -1)[..., :num_slots]
+    asked = head.rotary.rotate(asked, cos[:, starts], -sin[:, starts])
+    asked = asked.view(B, J, -1, D)  # (B, J, G * T * blocks, D)
+
+    weight, _ = head.key_up.matrix(query)
+    absorbed = torch.matmul(asked, weight).view(B, H * T, num_blocks, -1).transpose(1, 2)
+    after = num_blocks * block - before - num_slots
+    channels = nn.functional.pad(head.key_channels(latent), (0, 0, before, after))
+    blocks = channels.unflatten(1, (num_blocks, block))
+    products = torch.matmul(absorbed, blocks.transpose(2, 3)).transpose(1, 2)  # (B, H * T, ...)
+    of_mean = torch.matmul(asked, head.mean_in_block(query).transpose(2, 3)).view_as(products)
+    products = (products + of_mean).flatten(2)[..., before : before + num_slots]
+    return products.view(B, H, T, num_slots)

@@ -16,15 +16,7 @@ from torch import Tensor, nn
 
 from ...errors import NotSupportedError
 from ...lasting import lasting_tensors
-from .rotation import (
-    Angles,
-    in_pairs,
-    turn_channels,
-    turn_pairs_,
-    turned_back,
-    turned_halves,
-    turning_pairs,
-)
+from .rotation import Angles, in_pairs, of_length_one, turn_pairs_, turned_halves
 
 ApplyRotary = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -69,6 +61,7 @@ class SlotRotary:
         self._angles: dict[Place, Angles] = {}
         self._pair_angles: dict[Place, Angles] = {}
         self._block_angles: dict[tuple[int, torch.device], Angles] = {}
+        self._place_angles: dict[tuple[int, Place], Angles] = {}
         self._turns: tuple[tuple[Tensor, Tensor], ...] = ()
         self._halves: bool | None = None
         self._formula: dict[tuple[torch.dtype, torch.dtype], bool] = {}
@@ -89,7 +82,8 @@ class SlotRotary:
             a is not b or m != n for (a, m), (b, n) in zip(now, known, strict=True)
         ):
             self._frequencies = now
-            self._angles, self._pair_angles, self._block_angles = {}, {}, {}
+            self._angles, self._pair_angles = {}, {}
+            self._block_angles, self._place_angles = {}, {}
             self._turns, self._step = (), None
 
     def angles(self, num_slots: int, like: Tensor, last: int | Tensor | None = None) -> Angles:
@@ -125,8 +119,9 @@ class SlotRotary:
     def block_angles(
         self, num_slots: int, num_pairs: int, block_slots: int, like: Tensor
     ) -> Angles:
-        """cos and sin of each channel pair that turn back from the first slot of a block, for the
-        blocks of slots 0 .. num_slots-1 or more, (blocks, pairs) each, float32, contiguous."""
+        """cos and sin of each channel pair that turn a query back to the first slot of a block, as
+        long as the model's, for the blocks of slots 0 .. num_slots-1 or more, (blocks, pairs) each,
+        float32, contiguous."""
         self._forget_other_frequencies()
         kept = self._block_angles.get((block_slots, like.device))
         if kept is None or len(kept[0]) * block_slots < num_slots:
@@ -134,13 +129,42 @@ class SlotRotary:
             exact = like.new_empty(0, dtype=torch.float32)
             cos, sin = self.pair_angles(num_slots, num_pairs, exact)
             with lasting_tensors(), torch.no_grad():
-                kept = turned_back(cos[::block_slots].contiguous(), sin[::block_slots].contiguous())
+                kept = cos[::block_slots].contiguous(), -sin[::block_slots]
             self._block_angles[block_slots, like.device] = kept
         return kept
 
+    def place_angles(
+        self, first: int | Tensor, count: int, block_slots: int, like: Tensor
+    ) -> Angles:
+        """cos and sin of length one of the places that slots have in their blocks, (B or 1, count,
+        rotary dim) each, as `like`.
+
+        Args:
+            first: slot of the first; a tensor, () or (B, 1), where it is counted on the device.
+        """
+        traced = torch.compiler.is_compiling()
+        if not traced:
+            self._forget_other_frequencies()
+        place = block_slots, (like.dtype, like.device)
+        kept = self._place_angles.get(place)
+        if kept is None:
+            with lasting_tensors(), torch.no_grad():
+                kept = of_length_one(*self._compute(block_slots, like))
+            if not traced:
+                self._place_angles[place] = kept
+        cos, sin = kept
+        if isinstance(first, int) and not traced:
+            begin = first % block_slots
+            if begin + count <= block_slots:
+                return cos[:, begin : begin + count], sin[:, begin : begin + count]
+        places = (torch.arange(count, device=like.device) + first) % block_slots
+        places = places if places.ndim > 1 else places[None]
+        return cos[0, places], sin[0, places]
+
     def kept_angles(self) -> object:
-        """What `angles`, `pair_angles` and `block_angles` gave out last."""
-        return dict(self._angles), dict(self._pair_angles), dict(self._block_angles)
+        """What `angles`, `pair_angles`, `block_angles` and `place_angles` gave out last."""
+        kept = self._angles, self._pair_angles, self._block_angles, self._place_angles
+        return [dict(angles) for angles in kept]
 
     def _compute(self, num_slots: int, like: Tensor, last: int | Tensor | None = None) -> Angles:
         """`angles` without looking at what is kept."""
@@ -286,10 +310,9 @@ class SlotRotary:
             if width > head_dim or angles.shape[-1] != given:
                 continue
             turned = self.rotate(probe, angles.cos(), angles.sin())
-            pairs = turning_pairs(range(half), device)
-            paired = in_pairs(probe[..., :width])[:, 0]
-            due = turn_channels(paired, pairs, angles.cos(), angles.sin())
-            same = torch.allclose(in_pairs(turned[..., :width])[:, 0], due, atol=1e-5)
+            of_pairs = angles[..., :half].repeat(1, 1, 2)
+            due = turned_halves(probe[..., :width], of_pairs.cos(), of_pairs.sin())
+            same = torch.allclose(turned[..., :width], due, atol=1e-5)
             if same and torch.equal(turned[..., width:], probe[..., width:]):
                 return width
         return None

@@ -20,31 +20,33 @@ from .factors import Bases, LatentFactors, Unit, scaled_factors
 
 
 def joint(units: Sequence[Unit]) -> list[Bases]:
-    return [_joint(unit) for unit in units]
+    return [joint_bases(unit, "joint") for unit in units]
 
 
-def _joint(unit: Unit) -> Bases:
+def joint_bases(unit: Unit, method: str) -> Bases:
+    """One basis for [k; v] of a module, for latents of this method."""
     basis = whitened_basis(unit.covariance, unit.metric)
 
     def at(ranks: Sequence[int]) -> list[LatentFactors]:
         (rank,) = ranks
         up, down = basis.up[:, :rank], basis.down[:rank]
-        return [scaled_factors(unit, "joint", up[: unit.width], up[unit.width :], down)]
+        return [scaled_factors(unit, method, up[: unit.width], up[unit.width :], down)]
 
     return Bases((unit,), (_spectrum(basis, unit.num_layers),), at)
 
 
 def separate(units: Sequence[Unit]) -> list[Bases]:
-    return [_separate(unit) for unit in units]
+    return [separate_bases(unit, "separate") for unit in units]
 
 
-def _separate(unit: Unit) -> Bases:
+def separate_bases(unit: Unit, method: str) -> Bases:
+    """A basis for k and one for v of a module, for latents of this method."""
     key, value = (whitened_basis(*unit.half(half)) for half in (0, 1))
 
     def at(ranks: Sequence[int]) -> list[LatentFactors]:
         k, v = ranks
         down = torch.block_diag(key.down[:k], value.down[:v])
-        return [scaled_factors(unit, "separate", key.up[:, :k], value.up[:, :v], down)]
+        return [scaled_factors(unit, method, key.up[:, :k], value.up[:, :v], down)]
 
     spectra = tuple(_spectrum(basis, unit.num_layers) for basis in (key, value))
     return Bases((unit,), spectra, at)

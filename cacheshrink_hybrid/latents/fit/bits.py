@@ -268,20 +268,19 @@ def _kept_channels(factor: LatentFactors, channels: Tensor) -> LatentFactors:
     """The factors with these channels only, in this order."""
     keys = channels[channels < factor.key_rank]
     values = channels[channels >= factor.value_offset] - factor.value_offset
-    frequencies, heads = factor.frequencies, factor.key_heads
+    heads = factor.key_heads
     return replace(
         factor,
         encoder=factor.encoder[channels],
         key_up=factor.key_up[:, keys],
         value_up=factor.value_up[:, values],
-        frequencies=None if frequencies is None else frequencies[keys[::2] // 2],
         key_heads=None if heads is None else heads[keys],
     )
 
 
 def _mixed(factor: LatentFactors, runs: Runs, latents: Tensor) -> tuple[LatentFactors, Tensor]:
     """The factors in a basis where the channels of each run are mixed by a Hadamard matrix, and the
-    latents (tokens, R) in it. Keys that are stored by head or frequency stay as they are."""
+    latents (tokens, R) in it. Keys in channels of each head's own stay as they are."""
     mixing = torch.eye(len(factor.encoder), dtype=torch.float64)
     start = 0
     for channels, bits in runs:

@@ -7,19 +7,20 @@ from torch import Tensor
 
 from ...codecs import RowFormat
 from ...codecs.gain_search import rounded_levels
-from .factors import LatentFactors, Unit, over_pairs
+from ...methods import LATENT_KINDS
+from .factors import LatentFactors, Unit
+from .rotate import in_blocks, sampled_places
 
 
 def channel_costs(factor: LatentFactors, unit: Unit) -> Tensor:
     """lambda of each channel: what a squared error of one costs per layer, (R,)."""
-    costs = torch.einsum("nr,nm,mr->r", factor.up, unit.metric, factor.up)
-    return over_pairs(costs, factor.frequencies)
+    return torch.einsum("nr,nm,mr->r", factor.up, unit.metric, factor.up)
 
 
 def channel_variances(factor: LatentFactors, unit: Unit) -> Tensor:
     """Variance of each channel, (R,); one, or less for channels that hardly vary."""
     variance = torch.einsum("rn,nm,rm->r", factor.encoder, unit.covariance, factor.encoder)
-    return over_pairs(variance.clamp_min(0.0), factor.frequencies)
+    return variance.clamp_min(0.0)
 
 
 def measured_distortion(
@@ -48,12 +49,7 @@ def sampled_latents(factor: LatentFactors, unit: Unit, sample: Tensor | None) ->
     if sample is None:
         variance = channel_variances(factor, unit)
         return torch.randn(4096, len(variance), generator=generator) * variance.sqrt().float()
-    latents = (sample.float() - factor.mean.float()) @ factor.encoder.T.float()
-    if factor.frequencies is not None:
-        # Stored keys are rotated by their position, which meets every phase in a long text.
-        pairs = torch.view_as_complex(latents[:, : factor.key_rank].unflatten(-1, (-1, 2)))
-        phases = 2 * torch.pi * torch.rand(pairs.shape, generator=generator)
-        phases = phases * (factor.frequencies >= 0)
-        turned = torch.view_as_real(pairs * torch.polar(torch.ones_like(phases), phases))
-        latents = torch.cat([turned.flatten(-2), latents[:, factor.key_rank :]], dim=-1)
-    return latents
+    centred = sample.float() - factor.mean.float()
+    if LATENT_KINDS[factor.method].stores_rotated:
+        centred = in_blocks(centred, unit.keys, sampled_places(len(centred), unit.keys))
+    return centred @ factor.encoder.T.float()

@@ -24,12 +24,15 @@ class KeyShape:
     Attributes:
         num_heads, head_dim: J and D.
         rotary_dim: rotated channels of a head, pairs (i, i + rotary_dim / 2); 0 for none.
-        cannot_rotate: why keys cannot be stored rotated; None if they can.
+        block_angles: by which the pairs are rotated at the places of a block of slots, a power of
+            two, (places, rotary_dim / 2), float64; None where keys cannot be stored rotated.
+        cannot_rotate: why they cannot; None if they can.
     """
 
     num_heads: int
     head_dim: int
     rotary_dim: int = 0
+    block_angles: Tensor | None = None
     cannot_rotate: str | None = None
 
 
@@ -41,7 +44,7 @@ class Unit:
         covariance, metric: of y = [k; v], (2*J*D, 2*J*D); the metric is positive definite.
         mean: (2*J*D,).
         num_layers: layers that the module serves.
-        keys: how its keys split up; needed by `per_head` and `rotate`.
+        keys: how its keys split up; needed where heads have channels of their own or rotate.
     """
 
     covariance: Tensor
@@ -97,8 +100,6 @@ class LatentFactors:
         relative_error: expected_error over the total variance.
         basis_group: modules with the same number share `key_up` and `value_up`.
         costs: of errors in the channels, relative to each other, (R,); None if they are not coded.
-        frequencies: for `rotate`, the rotary frequency of each pair of key channels, (Rk / 2,); -1
-            where a pair is not rotated.
         key_heads: where heads have channels of their own, the head that each key channel belongs
             to, (Rk,).
     """
@@ -114,7 +115,6 @@ class LatentFactors:
     relative_error: float
     basis_group: int | None = None
     costs: Tensor | None = None
-    frequencies: Tensor | None = None
     key_heads: Tensor | None = None
 
     @property
@@ -135,16 +135,14 @@ class LatentFactors:
     def atoms(self) -> list[Tensor]:
         """Channels that must stay side by side, (n, size) for each part that may be reordered."""
         channels = torch.arange(self.encoder.shape[0])
-        kind = LATENT_KINDS[self.method]
-        if kind.joint:
+        if LATENT_KINDS[self.method].joint:
             return [channels[:, None]]
         keys, values = channels[: self.key_rank], channels[self.key_rank :, None]
         if self.key_heads is None:
             return [keys[:, None], values]
-        # one channel, or one pair, of every head
+        # one channel of every head
         own = keys[self.key_heads.argsort(stable=True)]
-        by_head = own.view(self.num_key_heads, -1, kind.key_step)
-        return [by_head.transpose(0, 1).flatten(1), values]
+        return [own.view(self.num_key_heads, -1).T, values]
 
     @property
     def num_key_heads(self) -> int:
@@ -195,7 +193,6 @@ def scaled_factors(
     down: Tensor,
     group: int | None = None,
     *,
-    frequencies: Tensor | None = None,
     key_heads: Tensor | None = None,
 ) -> LatentFactors:
     """Factors with channels of unit variance as they are stored, and their losses.
@@ -205,7 +202,7 @@ def scaled_factors(
         value_up: (J*D, Rv).
         down: encoder, (R, 2*J*D).
         group: `basis_group`, whose bases keep their scale.
-        frequencies, key_heads: of the key channels, see `LatentFactors`.
+        key_heads: of the key channels, see `LatentFactors`.
     """
     full_up = _stacked(key_up, value_up, down.shape[0])
     identity = torch.eye(2 * unit.width, dtype=torch.float64)
@@ -214,7 +211,7 @@ def scaled_factors(
     variance = float(unit.covariance.trace())
     if group is None:
         variance_of = torch.einsum("rn,nm,rm->r", down, unit.covariance, down).clamp_min(0)
-        spread = over_pairs(variance_of, frequencies).sqrt()
+        spread = variance_of.sqrt()
         # Errors of the layers before reach all directions alike, so those that hardly vary must
         # not be blown up to unit variance: what comes with the text would be a multiple of it.
         scale = (spread.square() + (SPREAD_FLOOR * spread.max()) ** 2).sqrt().clamp_min(1e-30)
@@ -232,23 +229,8 @@ def scaled_factors(
         error_bound=loss / float(torch.linalg.eigvalsh(unit.metric)[0]),
         relative_error=error / variance if variance > 0 else 0.0,
         basis_group=group,
-        frequencies=frequencies,
         key_heads=key_heads,
     )
-
-
-def over_pairs(channels: Tensor, frequencies: Tensor | None) -> Tensor:
-    """Figures of channels (R,), where two that are stored rotated as a pair both get their mean:
-    over a text a stored pair meets every phase.
-
-    Args:
-        frequencies: of the pairs, see `LatentFactors`.
-    """
-    if frequencies is None:
-        return channels
-    pairs = channels[: 2 * len(frequencies)].view(len(frequencies), 2)
-    pairs = torch.where(frequencies[:, None] >= 0, pairs.mean(1, keepdim=True), pairs)
-    return torch.cat([pairs.flatten(), channels[2 * len(frequencies) :]])
 
 
 def _stacked(key_up: Tensor, value_up: Tensor, rank: int) -> Tensor:

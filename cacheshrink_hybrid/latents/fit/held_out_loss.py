@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from ...codecs import RowCodec
+from ...methods import LATENT_KINDS
 from .bits import CodedFactors
-from .distortion import sampled_latents
-from .factors import Unit
+from .distortion import channel_costs, sampled_latents
+from .factors import LatentFactors, Unit
+from .rotate import in_blocks, sampled_places, seen_in_blocks
 from .statistics import HeldOutSamples
 
 
@@ -20,11 +22,17 @@ def held_out_loss(result: CodedFactors, unit: Unit, samples: HeldOutSamples, cod
     an error costs e^T M e with the unit's metric M.
 
     Args:
+        unit: the module, with the moments of its keys and values as they are.
         coded: whether latents are stored as rows of codes.
     """
     factor = result.factors
+    turns = LATENT_KINDS[factor.method].stores_rotated
     centered = samples.vectors.double() - factor.mean
-    left_out = centered - centered @ factor.encoder.T @ factor.up.T
+    places = sampled_places(len(centered), unit.keys) if turns else None
+    seen = centered if places is None else in_blocks(centered, unit.keys, places)
+    left_out = seen - seen @ factor.encoder.T @ factor.up.T
+    if places is not None:
+        left_out = in_blocks(left_out, unit.keys, places, back=True)
     loss = _mean_cost(left_out, unit, samples)
     if coded:
         codec = RowCodec(result.runs, result.row_format)
@@ -33,7 +41,7 @@ def held_out_loss(result: CodedFactors, unit: Unit, samples: HeldOutSamples, cod
         distortion = (
             (codec.decode(rows, torch.float32) - latents).square().mean(0, dtype=torch.float64)
         )
-        loss += float(_channel_costs(factor.up, unit, samples) @ distortion)
+        loss += float(_channel_costs(factor, unit, samples) @ distortion)
     return loss
 
 
@@ -46,8 +54,13 @@ def _mean_cost(errors: Tensor, unit: Unit, samples: HeldOutSamples) -> float:
     return 0.5 * float((gradients @ errors.T).square().sum()) / pairs
 
 
-def _channel_costs(up: Tensor, unit: Unit, samples: HeldOutSamples) -> Tensor:
+def _channel_costs(factor: LatentFactors, unit: Unit, samples: HeldOutSamples) -> Tensor:
     """Cost of a unit error in each channel, (R,)."""
+    turns = LATENT_KINDS[factor.method].stores_rotated
     if samples.gradients is None:
-        return torch.einsum("nr,nm,mr->r", up, unit.metric, up)
-    return 0.5 * (samples.gradients.double() @ up).square().mean(0)
+        return channel_costs(factor, seen_in_blocks(unit) if turns else unit)
+    gradients = samples.gradients.double()
+    if turns:
+        places = sampled_places(len(gradients), unit.keys)
+        gradients = in_blocks(gradients, unit.keys, places)
+    return 0.5 * (gradients @ factor.up).square().mean(0)

@@ -170,12 +170,14 @@ def fastest_factors(
         [factor for factor, _ in joint], units, samples, widths, budget_bytes, formats=formats
     )
     found: list[list[Candidate]] = []
-    for index, (pair, first) in enumerate(zip(joint, coded, strict=True)):
+    for index, (unit, pair, first) in enumerate(zip(units, joint, coded, strict=True)):
         text = None if held_out is None else held_out[index]
-        of_kind = partial(_candidate, reader=readers[index], held_out=text, config=config)
+        of_kind = partial(
+            _candidate, unit=unit, reader=readers[index], held_out=text, config=config
+        )
         candidates = [of_kind(pair, first)]
-        for full in _other_kinds(units[index], config):
-            budget = first.row_format.row_bytes(first.runs) * units[index].num_layers
+        for full in _other_kinds(unit, config):
+            budget = first.row_format.row_bytes(first.runs) * unit.num_layers
             (result,) = code_channels(
                 [full[0]], [full[1]], [samples[index]], widths, budget, formats=[formats[index]]
             )
@@ -204,7 +206,7 @@ def _other_kinds(unit: Unit, config: CompressionConfig) -> Iterator[FullFactors]
     if unit.keys is None or not _rotates(unit):
         return
     for kind in LATENT_KINDS.values():
-        if kind.rotary_only and not (kind.read_mode == "rotate" and unit.keys.cannot_rotate):
+        if kind.rotary_only and not (kind.stores_rotated and unit.keys.cannot_rotate):
             yield _full(kind, unit, config)
 
 
@@ -212,11 +214,12 @@ def _candidate(
     full: FullFactors,
     result: CodedFactors,
     *,
+    unit: Unit,
     reader: Reader,
     held_out: HeldOutSamples | None,
     config: CompressionConfig,
 ) -> Candidate:
-    factors, unit = result.factors, full[1]
+    factors = result.factors
     seconds = 0.0  # what is not rotated has no choice
     if unit.keys is not None:
         operations = read_operations(

@@ -5,7 +5,7 @@ product; the slower of the two bounds it, since a fused kernel overlaps them. Pe
 with H query heads, J key heads of D, Rk key channels and Rv value channels:
 
     absorb                    2 H (Rk + Rv)
-    rotate                    2 H (Rk / J + D + Rv), D for the mean of the keys
+    rotate                    2 H (Rk + D + Rv) + 2 H D Rk / block, D for the mean of the keys
     reconstruct, joint        2 J D Rk + 2 H D + 2 H Rv
     reconstruct, per head     2 D Rk + 2 H D + 2 H Rv
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from ...device_profile import DeviceProfile
 from ...methods import LATENT_KINDS
+from .rotate import BLOCK_SLOTS
 
 
 def read_operations(
@@ -35,8 +36,8 @@ def read_operations(
     """
     values = 2 * num_heads * value_rank
     if read_mode == "rotate":
-        own_rank = key_rank * head_dim // kv_width
-        return values + 2 * num_heads * (own_rank + head_dim)
+        absorbed = head_dim * key_rank // BLOCK_SLOTS
+        return values + 2 * num_heads * (key_rank + head_dim + absorbed)
     if read_mode != "reconstruct":
         return values + 2 * num_heads * key_rank
     rebuilt_by = head_dim if LATENT_KINDS[method].per_head else kv_width

@@ -1,76 +1,90 @@
-"""Keys stored rotated about their mean, in channels of each head's own; values in one latent.
+"""Keys stored rotated by their place in a block of slots, about their mean; with values or apart.
 
-RoPE turns the pair of channels (i, i + Dr/2) of a head by one angle, R_t at slot t. Stored is
-R_t (k - mean), pair by pair, so nothing is rebuilt to read it; the mean's part of a score needs no
-memory of the token. In a long text the stored pair meets every phase, whatever the key's was, so
-its two channels are alike: one scale, and one cost of an error, the mean of the two. Channels that
-are not rotated get the best basis of their head. Heads go in step, as in `per_head`, by pairs.
+Stored of a token at place j of its block is E [R_j (k - mean); v - mean], see
+`attention.rotated_keys`. Over a text every place comes as often as any other, so the moments that
+a latent sees are averaged over the places of a block. Frequencies that hardly turn within a block
+keep all that they have in common with each other, across heads and with values; fast ones lose it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ...errors import PlanError
-from ...linalg import whitened_basis
-from .factors import Bases, KeyShape, LatentFactors, Unit, scaled_factors
+from .bases import joint_bases, separate_bases
+from .factors import Bases, KeyShape, Unit
+
+BLOCK_SLOTS = 64
 
 
 def rotated(units: Sequence[Unit]) -> list[Bases]:
-    return [Bases.unranked(unit, rotate_factors) for unit in units]
+    return [separate_bases(seen_in_blocks(unit), "rotate") for unit in units]
 
 
-def rotate_factors(unit: Unit) -> LatentFactors:
-    """Full-rank factors of one module: D channels of head 0, then of head 1, and so on; in a head
-    pairs (real, imaginary) by falling loss, rotated or not."""
-    keys = _key_shape(unit)
-    J, D = keys.num_heads, keys.head_dim
-    covariance, metric = unit.half(0)
-    heads = [slice(j * D, (j + 1) * D) for j in range(J)]
-    bases = [_head_basis(covariance[h, h], metric[h, h], keys.rotary_dim) for h in heads]
-    ups, downs, frequencies = zip(*bases, strict=True)
-    values = whitened_basis(*unit.half(1))
-    return scaled_factors(
+def rotated_joint(units: Sequence[Unit]) -> list[Bases]:
+    return [joint_bases(seen_in_blocks(unit), "rotate_joint") for unit in units]
+
+
+def seen_in_blocks(unit: Unit) -> Unit:
+    """The unit with moments of its keys rotated by their places, averaged over a block.
+
+    Raises:
+        PlanError: keys that cannot be stored rotated.
+    """
+    keys = _that_turn(unit.keys)
+    return replace(
         unit,
-        "rotate",
-        torch.block_diag(*ups),
-        values.up,
-        torch.block_diag(*downs, values.down),
-        frequencies=torch.cat(frequencies),
-        key_heads=torch.arange(J).repeat_interleave(D),
+        covariance=_averaged(unit.covariance, keys),
+        metric=_averaged(unit.metric, keys),
     )
 
 
-def _head_basis(
-    covariance: Tensor, metric: Tensor, rotary_dim: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Up and down (D, D) of one head, in channels that lose what they vary by, and the frequency of
-    each pair of them, (D / 2,), -1 where it is not rotated."""
-    half, width = rotary_dim // 2, len(metric)
-    costs, variances = (
-        matrix.diagonal()[:rotary_dim].view(2, half).mean(0).repeat(2)
-        for matrix in (metric, covariance)
-    )
-    up, down, losses = torch.diag(costs.rsqrt()), torch.diag(costs.sqrt()), costs * variances
-    if rotary_dim < width:
-        still = slice(rotary_dim, None)
-        rest = whitened_basis(covariance[still, still], metric[still, still])
-        up, down = torch.block_diag(up, rest.up), torch.block_diag(down, rest.down)
-        losses = torch.cat([losses, rest.spectrum])
-    turned = torch.arange(rotary_dim).view(2, half).T
-    pairs = torch.cat([turned, torch.arange(rotary_dim, width).view(-1, 2)])
-    frequencies = torch.cat([torch.arange(half), torch.full((len(pairs) - half,), -1)])
-    order = losses[pairs].sum(1).argsort(descending=True, stable=True)
-    channels = pairs[order].flatten()
-    return up[:, channels], down[channels], frequencies[order]
+def _averaged(matrix: Tensor, keys: KeyShape) -> Tensor:
+    """Mean over the places j of a block of R_j M R_j^T: a place is a sum of powers of two, so the
+    mean over twice as many places is that of two."""
+    assert keys.block_angles is not None
+    distance = 1
+    while distance < len(keys.block_angles):
+        at = torch.full((len(matrix),), distance)
+        turned = in_blocks(in_blocks(matrix, keys, at).T, keys, at)
+        matrix, distance = 0.5 * (matrix + turned), 2 * distance
+    return 0.5 * (matrix + matrix.T)
 
 
-def _key_shape(unit: Unit) -> KeyShape:
-    if unit.keys is None:
+def in_blocks(
+    vectors: Tensor, keys: KeyShape | None, places: Tensor, *, back: bool = False
+) -> Tensor:
+    """Vectors (n, 2*J*D) over [k; v] with the keys of each rotated by its place, (n,), in a block.
+
+    Args:
+        back: rotate the other way.
+    """
+    keys = _that_turn(keys)
+    assert keys.block_angles is not None
+    angles = keys.block_angles[places].to(vectors.dtype)[:, None]  # (n, 1, rotary dim / 2)
+    cos, sin = angles.cos(), -angles.sin() if back else angles.sin()
+    J, D, half = keys.num_heads, keys.head_dim, keys.rotary_dim // 2
+    heads = vectors[:, : J * D].unflatten(1, (J, D))
+    first, second, rest = heads.split([half, half, D - 2 * half], dim=-1)
+    turned = torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
+    return torch.cat([turned.flatten(1), vectors[:, J * D :]], dim=1)
+
+
+def sampled_places(count: int, keys: KeyShape | None) -> Tensor:
+    """Places (count,) of samples in their blocks: each equally often, in no order."""
+    angles = _that_turn(keys).block_angles
+    assert angles is not None
+    generator = torch.Generator().manual_seed(0)
+    return torch.randperm(count, generator=generator) % len(angles)
+
+
+def _that_turn(keys: KeyShape | None) -> KeyShape:
+    if keys is None:
         raise PlanError("rotated keys need the rotated channels; give the unit its `keys`")
-    if unit.keys.cannot_rotate is not None:
-        raise PlanError(f"keys cannot be stored rotated: {unit.keys.cannot_rotate}")
-    return unit.keys
+    if keys.cannot_rotate is not None:
+        raise PlanError(f"keys cannot be stored rotated: {keys.cannot_rotate}")
+    return keys

@@ -20,6 +20,7 @@ from tests.tolerances import assert_same_computation
 CASES = {
     "absorb": ("gpt2", "joint"),
     "rotate": ("llama", "rotate"),
+    "rotate-joint": ("llama", "rotate_joint"),
     "rotate-partly": ("gpt_neox", "rotate"),
     "rotate-longer": ("llama-yarn", "rotate"),  # its cos and sin are not of length one
 }
@@ -41,8 +42,8 @@ def test_absorbed_queries_meet_latents_as_queries_meet_keys(name: str, num_slots
     if head.rotary is not None:
         cos, sin = head.rotary.angles(first + num_slots, query)
         angles = cos[:, first:], sin[:, first:]
-    products = products_of(head, query, latent, angles)
-    due = head.products(query, head.keys(latent, angles))
+    products = products_of(head, query, latent, angles, first)
+    due = head.products(query, head.keys(latent, angles, first))
     assert_same_computation(products, due)
 
 

@@ -36,7 +36,7 @@ def test_models_that_compute_in_float64_are_left_to_torch() -> None:
 def test_other_rotations_than_of_pairs_are_left_to_torch(
     method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of rebuilt keys, and of the mean of those that are stored rotated."""
+    """Of rebuilt keys, and of queries that are turned back to a block."""
     head = head_of("llama", method, exact_window=2)
     assert why_not(head, torch.empty(0)) is None
     monkeypatch.setattr(SlotRotary, "rotated_halves", lambda self, head_dim: None)

@@ -140,8 +140,8 @@ def test_masks(case: str, num_new: int, num_keys: int, mask_name: str) -> None:
     angles = None
     if head.rotary is not None:
         angles = head.rotary.window_angles(num_keys - num_new, 0, num_keys, query)[1]
-    read, read_weights = dense_read.read_latents(head, query, latent, mask, angles)
-    expanded, weights = dense_read.read_expanded(head, query, latent, mask, angles, expand)
+    read, read_weights = dense_read.read_latents(head, query, latent, mask, angles, 0)
+    expanded, weights = dense_read.read_expanded(head, query, latent, mask, angles, 0, expand)
     assert bool(torch.isfinite(read).all())
     assert bool(torch.isfinite(expanded).all())
     assert_same_computation(read, expanded)

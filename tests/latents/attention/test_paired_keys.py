@@ -21,7 +21,7 @@ def test_products(method: str) -> None:
     assert head.rotary is not None
     angles = head.rotary.angles(7, query)
     assert keeps_pairs(head, query, angles)
-    due = head.products(query, head.keys(latent, angles))
+    due = head.products(query, head.keys(latent, angles, 0))
     assert_same_computation(products_in_pairs(head, query, latent, angles), due)
 
 

@@ -27,6 +27,7 @@ CASES = {
     "rebuilt": ("llama-biases", "joint"),
     "rebuilt-per-head": ("llama", "per_head"),
     "rotated": ("llama", "rotate"),
+    "rotated-joint": ("llama-biases", "rotate_joint"),
     "normalised": ("qwen3", "joint"),
     "sinks": ("gpt_oss", "joint"),
 }

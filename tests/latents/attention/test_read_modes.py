@@ -9,7 +9,7 @@ import torch
 
 from cacheshrink_hybrid import load_mla_model, save_mla_model
 from cacheshrink_hybrid.errors import PlanError
-from cacheshrink_hybrid.latents.attention.rotated_keys import BLOCK_SLOTS
+from cacheshrink_hybrid.latents.fit.rotate import BLOCK_SLOTS
 from tests.families.tiny_configs import tiny_model
 from tests.models import (
     converted_copy,
@@ -26,7 +26,9 @@ LENGTH = 21
 PER_HEAD = ["llama", "llama-mqa", "llama-dynamic", "gpt_neox", "phi3-partial", "qwen3", "olmo2"]
 ROTATE = ["llama", "llama-biases", "llama-yarn", "gpt_neox", "phi3-partial", "mistral-window"]
 ROTATE += ["smollm3", "gemma2", "gpt_oss", "falcon_h1"]
-CASES = [("per_head", case) for case in PER_HEAD] + [("rotate", case) for case in ROTATE]
+METHODS = ["per_head", "rotate", "rotate_joint"]
+CASES = [(method, case) for method in METHODS[1:] for case in ROTATE]
+CASES += [("per_head", case) for case in PER_HEAD]
 
 every_case = pytest.mark.parametrize("method, case", CASES)
 
@@ -41,13 +43,23 @@ def test_identity_in_pieces(method: str, case: str, length: int) -> None:
     assert_same_logits(found, logits_of(models.source, ids))
 
 
+@pytest.mark.parametrize("method", METHODS[1:])
 @pytest.mark.parametrize("case", ["llama", "llama-yarn", "gpt_neox", "mistral-window"])
-def test_identity_beyond_a_block_of_rotated_keys(case: str) -> None:
-    models = pair(case, "rotate")
+def test_identity_beyond_a_block_of_rotated_keys(case: str, method: str) -> None:
+    models = pair(case, method)
     ids = random_ids(1, 2 * BLOCK_SLOTS + 7)
     pieces = prefill_then_decode(ids.shape[1], BLOCK_SLOTS + 30)
     found = logits_in_pieces(models.converted, ids, pieces)
     assert_same_logits(found, logits_of(models.source, ids))
+
+
+def test_identity_of_shared_modules_with_adapters() -> None:
+    """Adapters of keys and values come before the rotation."""
+    source = tiny_model("zamba2-adapters", use_mem_rope=True)
+    converted = converted_copy(source, 1.0, "rotate_joint")
+    ids = random_ids(2, LENGTH)
+    found = logits_in_pieces(converted, ids, prefill_then_decode(LENGTH, 12))
+    assert_same_logits(found, logits_of(source, ids))
 
 
 @every_case
@@ -63,7 +75,7 @@ def test_left_padding(method: str, case: str) -> None:
     assert torch.equal(*outputs)
 
 
-@pytest.mark.parametrize("method", ["per_head", "rotate"])
+@pytest.mark.parametrize("method", METHODS)
 def test_coded_latents_are_read_as_their_decoded_selves(method: str) -> None:
     models = pair("llama", method, 4.0, cache_bits="auto")
     ids = random_ids(2, LENGTH)
@@ -86,13 +98,13 @@ def test_keys_that_cannot_be_stored_rotated_are_refused(case: str, reason: str) 
         converted_copy(tiny_model(case), 2.0, "rotate")
 
 
-@pytest.mark.parametrize("method", ["per_head", "rotate"])
+@pytest.mark.parametrize("method", METHODS)
 def test_models_without_rotation_are_refused(method: str) -> None:
     with pytest.raises(PlanError, match="this model has none"):
         converted_copy(tiny_model("gpt2"), 2.0, method)
 
 
-@pytest.mark.parametrize("method", ["per_head", "rotate"])
+@pytest.mark.parametrize("method", METHODS)
 def test_round_trip(method: str, tmp_path) -> None:
     converted = pair("llama-biases", method, 4.0, cache_bits="auto").converted
     save_mla_model(converted, None, tmp_path / "model")
@@ -101,7 +113,7 @@ def test_round_trip(method: str, tmp_path) -> None:
     assert torch.equal(logits_of(loaded, ids), logits_of(converted, ids))
 
 
-@pytest.mark.parametrize("method", ["per_head", "rotate"])
+@pytest.mark.parametrize("method", METHODS)
 def test_generation_modes_agree(method: str) -> None:
     converted = pair("llama", method).converted
     ids = random_ids(1, 12)

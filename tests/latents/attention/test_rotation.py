@@ -7,14 +7,12 @@ from torch import Tensor
 
 from cacheshrink_hybrid.latents.attention.rotation import (
     in_pairs,
-    turn_channels,
+    of_length_one,
     turn_pairs_,
     turned_halves,
-    turning_pairs,
 )
 
 B, HEADS, T, D = 2, 3, 5, 8
-CPU = torch.device("cpu")
 
 
 def angles(batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -38,16 +36,8 @@ def test_halves_and_pairs_in_place() -> None:
         torch.testing.assert_close(pairs, in_pairs(due).transpose(1, 2))
 
 
-def test_pairs_of_a_latent() -> None:
-    """Frequencies in any order; some pairs stay, and so do the channels behind them."""
+def test_angles_of_length_one() -> None:
+    """As those of models that lengthen what they rotate."""
     cos, sin, _ = angles(1)
-    x, rest = torch.randn(B, 1, T, D), torch.randn(B, T, 3)
-    turned = in_pairs(turned_halves(x, cos, sin))[:, 0].unflatten(-1, (-1, 2))
-    latent = in_pairs(x)[:, 0].unflatten(-1, (-1, 2))
-    order = [2, 0, -1, 3]
-    given = torch.cat([latent[:, :, [2, 0, 1, 3]].flatten(-2), rest], dim=-1)
-    kept = latent[:, :, 1:2]
-    due = torch.cat([turned[:, :, [2, 0]], kept, turned[:, :, 3:]], dim=2).flatten(-2)
-    found = turn_channels(given, turning_pairs(order, CPU), cos, sin)
-    torch.testing.assert_close(found, torch.cat([due, rest], dim=-1))
-    assert turning_pairs(range(4), CPU).still is None
+    found = of_length_one(1.3 * cos, 1.3 * sin)
+    torch.testing.assert_close(torch.stack(found), torch.stack([cos, sin]))

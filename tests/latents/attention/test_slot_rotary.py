@@ -12,7 +12,7 @@ from cacheshrink_hybrid.cache_argument import cache_argument
 from cacheshrink_hybrid.errors import NotSupportedError
 from cacheshrink_hybrid.families import model_spec, read_attention
 from cacheshrink_hybrid.latents.attention.left_padding import check_padding
-from cacheshrink_hybrid.latents.attention.rotation import turned_halves
+from cacheshrink_hybrid.latents.attention.rotation import of_length_one, turned_halves
 from cacheshrink_hybrid.latents.attention.slot_rotary import SlotRotary, check_positions
 from tests.families.tiny_configs import RECURRENT_CASES, tiny_model
 from tests.models import pair, random_ids
@@ -203,7 +203,7 @@ def test_kept_angles_follow_dtype_and_length() -> None:
 
 
 def test_blocks_are_turned_back_to_their_first_slot() -> None:
-    """By rotations of length one, though those of the model are longer, and in float32."""
+    """By rotations as long as the model's, and in float32."""
     rotary, head_dim = rotaries("llama-yarn")[0]
     like = torch.zeros(1, dtype=torch.bfloat16)
     short = rotary.block_angles(40, head_dim // 2, 16, like)
@@ -216,8 +216,24 @@ def test_blocks_are_turned_back_to_their_first_slot() -> None:
         rotary.rotate(x, *(angle[:, slot : slot + 1] for angle in rotary.angles(100, x)))
         for slot in (85, 5)
     )
+    length = torch.hypot(cos[0, 0], sin[0, 0])
+    assert length > 1.01
     back = (torch.cat([angle[5:6], angle[5:6]], dim=1)[None] for angle in (cos, sin))
-    torch.testing.assert_close(turned_halves(far, *back), near, atol=1e-5, rtol=1e-5)
+    due = length * near
+    torch.testing.assert_close(turned_halves(far, *back), due, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", ["llama", "llama-yarn", "gpt_neox"])
+def test_places_are_the_slots_of_the_first_block(case: str) -> None:
+    """Of length one; at a number, at one that is counted on the device, and at one per sequence."""
+    rotary, head_dim = rotaries(case)[0]
+    x = torch.randn(2, 1, 6, head_dim)
+    table = of_length_one(*rotary.angles(16, x))
+    for first in (3, 13, torch.tensor(29), torch.tensor([[2], [30]])):
+        at = ((torch.arange(6) + first) % 16).expand(2, 6)
+        due = rotary.rotate(x, *(angle[0, at] for angle in table))
+        found = rotary.rotate(x, *rotary.place_angles(first, 6, 16, x))
+        assert_same_computation(found, due)
 
 
 def test_angles_of_a_growing_text_are_not_kept_where_they_change() -> None:

@@ -55,6 +55,7 @@ SETTINGS = {
     "xkv": {"compression_method": "xkv", "cross_layer_group_size": 2},
     "per head": {"compression_method": "per_head"},
     "rotated": {"compression_method": "rotate"},
+    "rotated, score": {"compression_method": "rotate_joint", "metric": "score"},
     "activation": {"metric": "activation"},
     "score": {"metric": "score"},
 }

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 import pytest
+import torch
 
 from cacheshrink_hybrid.codecs import RowFormat
 from cacheshrink_hybrid.config import CompressionConfig
@@ -16,7 +17,7 @@ from cacheshrink_hybrid.latents.fit.kinds import Candidate, Reader, fastest_fact
 from cacheshrink_hybrid.latents.fit.read_time import read_operations, read_seconds
 from tests.moments import random_unit
 
-J, D, H = 8, 8, 16
+J, D, H = 2, 32, 4
 SIZES = {"num_heads": H, "kv_width": J * D, "head_dim": D, "key_rank": 32, "value_rank": 48}
 
 
@@ -24,7 +25,7 @@ SIZES = {"num_heads": H, "kv_width": J * D, "head_dim": D, "key_rank": 32, "valu
     "method, mode, operations",
     [
         ("joint", "absorb", 2 * H * (32 + 48)),
-        ("rotate", "rotate", 2 * H * (32 // J + D + 48)),
+        ("rotate", "rotate", 2 * H * (32 + D + 48) + 2 * H * D * 32 // 64),
         ("joint", "reconstruct", 2 * J * D * 32 + 2 * H * D + 2 * H * 48),
         ("per_head", "reconstruct", 2 * D * 32 + 2 * H * D + 2 * H * 48),
     ],
@@ -52,7 +53,9 @@ def test_other_devices_are_refused(text: str) -> None:
 
 
 def _chosen(objective: str, bandwidth: float, matrix_rate: float, **shape) -> str:
-    keys = KeyShape(num_heads=J, head_dim=D, **{"rotary_dim": D, **shape})
+    angles = torch.arange(64)[:, None] * 0.1 ** torch.arange(D // 2).double()
+    shape = {"rotary_dim": D, "block_angles": angles, **shape}
+    keys = KeyShape(num_heads=J, head_dim=D, **shape)
     factors = fastest_factors(
         [replace(random_unit(J * D, 1), keys=keys)],
         [None],

@@ -1,15 +1,15 @@
 """Attention over rows of latents, compiled.
 
-Rows of TILE slots are decoded into a buffer that stays in the core's cache, where they serve as
-keys and as values.
+Rows of TILE slots, or of a block where keys are stored rotated, are decoded into a buffer that
+stays in the core's cache, where they serve as keys and as values.
 """
 
 import numpy as np
 
 from ...host_code import compiled, kept
+from .blocks import absorb_in_block, add_at
 from .decoding import decode_block
 from .keys import finish_keys, own_channels
-from .mean import add_mean
 from .products import mix, products
 from .softmax import LOG2_E, NOTHING, weigh
 
@@ -41,7 +41,7 @@ def _find_rows(arena, frames, slot, last, size, gains, places, slots, row_gains)
         How many there are, and the slot behind them.
     """
     count = 0
-    while slot < last and count < TILE:
+    while slot < last and count < len(places):
         frame = np.int64(frames[slot // size.frame_tokens])
         if frame >= 0:
             at = frame * size.frame_bytes + size.layer_offset
@@ -97,12 +97,12 @@ def read_block(
             slot 0 is rotated by, (4, B) int32.
         rows: `runs_view` and `shares_view`.
         tables: `row_tables`.
-        weight: of rebuilt keys, (J, D, rank); of no heads where queries meet channels.
+        weight: of rebuilt keys, or of queries that are absorbed block by block, (J, D, rank); of no
+            heads where queries meet channels as they are.
         finish: bias (J, D) of the keys, of no heads where they stay as they are; gains of their
             norm (D,), of no channels without one; and cos and sin (slots, rotary dim / 2), of no
             channels without rotation.
-        mean: see `add_mean`; of no heads where keys are not stored rotated about it. Its D
-            channels of a query lie behind those that meet the head's own.
+        mean: see `absorb_in_block`; of no heads where keys are not stored rotated.
         reading: see `READING`.
         share: number of the share, and how many there are.
         out: (B, T, H, Rv), lse: (B, T, H); filled with zeros and -inf.
@@ -112,24 +112,24 @@ def read_block(
     size, (B, T, H, width) = reading[0], query.shape
     groups, rank, value_rank = size.groups, size.rank, size.value_rank
     heads, num_rows = H // groups, T * H // groups
-    mean_heads, block_slots, mean_width = mean[0].shape
-    met = width - mean_width
+    in_blocks, block_slots = mean[0].shape[0] > 0, mean[0].shape[1]
+    room = block_slots if in_blocks else TILE
 
-    tile = np.zeros((TILE, up(size.channels, VECTOR)), np.float32)
-    own = np.zeros((TILE, up(rank, VECTOR)), np.float32)
-    keys = np.zeros((TILE, up(width, VECTOR)), np.float32)
-    scores = np.zeros((num_rows, TILE), np.float32)
+    tile = np.zeros((room, up(size.channels, VECTOR)), np.float32)
+    own = np.zeros((room, up(rank, VECTOR)), np.float32)
+    keys = np.zeros((room, up(width, VECTOR)), np.float32)
+    scores = np.zeros((num_rows, room), np.float32)
     asked = np.zeros((groups, num_rows, up(width, VECTOR)), np.float32)
     offsets = np.zeros((groups, num_rows), np.float32)
     sums = np.zeros((groups, num_rows, value_rank), np.float32)
     top, total = np.zeros((2, groups, num_rows), np.float32)
     positions = np.zeros(num_rows, np.int64)
-    slots, places = np.zeros(TILE, np.int64), np.zeros(TILE, np.uint64)
-    row_gains, lost = np.zeros(TILE, np.float32), np.zeros(TILE, np.float32)
+    slots, places = np.zeros(room, np.int64), np.zeros(room, np.uint64)
+    row_gains, lost = np.zeros(room, np.float32), np.zeros(room, np.float32)
     ups = _padded(weight)
-    turned = np.zeros((num_rows, mean_width), np.float32)
-    at_block = np.zeros(mean_heads, np.int64)
-    mean_parts = np.zeros((mean_heads, num_rows, block_slots), np.float32)
+    turned = np.zeros((num_rows, up(width, 4)), np.float32)
+    absorbed = np.zeros((num_rows, ups.shape[2]), np.float32)
+    of_mean = np.zeros((num_rows, block_slots), np.float32)
 
     for b in range(B):
         context, new = np.int64(sequences[0, b]), np.int64(sequences[1, b])
@@ -145,17 +145,21 @@ def read_block(
         for j in range(groups):
             for t in range(T):
                 for g in range(heads):
-                    m = t * heads + g
+                    m = g * T + t
                     positions[m] = context - new + t if t < new else -1
                     asked[j, m, :width] = query[b, t, j * heads + g]
                     offsets[j, m] = offset[b, t, j * heads + g]
-        at_block[:] = -1
         top[:] = NOTHING
         total[:] = 0
         sums[:] = 0
         while slot < last:
+            block, end = np.int64(0), last
+            if in_blocks:
+                block = slot // block_slots
+                end = min(last, (block + 1) * block_slots)
+                absorb_in_block(asked[0], block, ups, mean, turned, absorbed, of_mean)
             count, slot = _find_rows(
-                arena, frame_table[b], slot, last, size, tables.gains, places, slots, row_gains
+                arena, frame_table[b], slot, end, size, tables.gains, places, slots, row_gains
             )
             decode_block(arena, places, count, row_gains, runs, tables, tile)
             _set_lost_aside(tile, count, row_gains, size.only_floats, lost)
@@ -165,17 +169,17 @@ def read_block(
                 if shares.shape[0]:
                     own_channels(tile, whole, shares, j, own)
                     found = own
-                if ups.shape[0]:
+                if ups.shape[0] and not in_blocks:
                     products(found, whole, ups[j], ups.shape[1], rank, keys)
                     found = keys
                 if bias.shape[0]:
                     turn = sequences[3, b]
                     finish_keys(found, count, slots, turn, bias[j], norm, size.epsilon, cos, sin)
-                products(asked[j], num_rows, found, whole, met, scores)
-                if mean_heads:
-                    add_mean(
-                        scores, count, slots, asked[j], met, mean, j, turned, at_block, mean_parts
-                    )
+                if in_blocks:
+                    products(absorbed, num_rows, tile, whole, rank, scores)
+                    add_at(scores, count, slots, block * block_slots, of_mean)
+                else:
+                    products(asked[j], num_rows, found, whole, width, scores)
                 weigh(
                     scores,
                     count,
@@ -192,7 +196,7 @@ def read_block(
                 mix(scores, tile, whole, value, sums[j])
         for j in range(groups):
             for m in range(num_rows):
-                t, h = m // heads, j * heads + m % heads
+                t, h = m % T, j * heads + m // T
                 if total[j, m] != 0:
                     lse[b, t, h] = (top[j, m] + np.log2(total[j, m])) / LOG2_E
                     out[b, t, h] = sums[j, m] / total[j, m]

@@ -242,7 +242,7 @@ def reading_view(read: LatentRead, rows: PagedRows) -> NDArray:
     key_up = read.key_up
     return reading_of(
         rows.layout,
-        read.key_heads if key_up is None else key_up.weight.shape[0],
+        1 if key_up is None else key_up.weight.shape[0],
         read.own_rank,
         rows.layout.num_channels - read.value_rank,
         read.value_rank,

@@ -8,9 +8,9 @@ from ....errors import ConfigError
 from ...backend import Backend
 from ..paged_rows import PagedRows
 from .attend import attend
-from .read import KeyUp, LatentRead, RotatedMean
+from .read import BlockUp, KeyUp, LatentRead
 
-__all__ = ["KeyUp", "LatentRead", "RotatedMean", "latent_decode"]
+__all__ = ["BlockUp", "KeyUp", "LatentRead", "latent_decode"]
 
 
 def latent_decode(
@@ -31,14 +31,13 @@ def latent_decode(
         output = sum_s exp(score_s - lse) values_s    over the visible s
 
     where values_s are the last `read.value_rank` channels of latent s, and key_s its first
-    `read.key_rank` channels, or what `read.key_up` makes of them, or each head's own of them beside
-    `read.mean`. Latents are read from their bytes; nothing of their size is written. The reference
-    multiplies in float32; the kernel in float32 for float32 queries, else with 16-bit operands and
-    float32 sums.
+    `read.key_rank` channels, or what `read.key_up` or `read.block_up` make of them. Latents are
+    read from their bytes; nothing of their size is written. The reference multiplies in float32;
+    the kernel in float32 for float32 queries, else with 16-bit operands and float32 sums.
 
     Args:
-        query: (B, T, H, key_rank) in latent space; (B, T, H, D), rotated, if keys are rebuilt; the
-            two side by side, (B, T, H, key_rank / J + D), if keys are stored rotated about a mean.
+        query: (B, T, H, key_rank) in latent space; (B, T, H, D), rotated, if keys are rebuilt or
+            stored rotated.
         rows: the layer's rows, the T new ones included.
         frame_table: frames of each sequence, (B, max_frames), int32, -1 where there is none; slots
             without a frame are not seen.

@@ -65,9 +65,10 @@ def read_coded(
             NO_ANGLES if key_up.cos is None else floats(key_up.cos),
             NO_ANGLES if key_up.sin is None else floats(key_up.sin),
         )
-    mean = NO_MEAN
-    if read.mean is not None:
-        mean = floats(read.mean.table), floats(read.mean.cos), floats(read.mean.sin)
+    in_blocks = NO_MEAN
+    if read.block_up is not None:
+        weight, mean = floats(read.block_up.weight), floats(read.block_up.mean)
+        in_blocks = mean, floats(read.block_up.cos), floats(read.block_up.sin)
     offsets = query.new_zeros(B, T, H) if offset is None else offset
     if num_splits is None:
         longest = int(sequences[0].max(initial=0))
@@ -82,7 +83,7 @@ def read_coded(
         row_tables(),
         weight,
         finish,
-        mean,
+        in_blocks,
         reading_view(read, rows),
     )
     output = torch.zeros(num_splits, B, T, H, read.value_rank)

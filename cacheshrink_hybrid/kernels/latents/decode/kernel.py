@@ -20,11 +20,13 @@ from ..paged_rows import PagedRows
 from ..pieces import FramedRows, pieces_of
 from ..row_tile import load_gain, load_piece
 from .key_tile import (
+    absorbed_pieces,
     key_parts,
     mean_scores,
     query_part,
     query_piece,
     rebuilt_keys,
+    turned_parts,
     vector_part,
     weight_part,
 )
@@ -45,7 +47,7 @@ def latent_decode_fwd_kernel(
     p_query_lens,  # (B,) or None
     p_first_slots,  # (B,) or None
     p_up,  # (J, D, RANK) or None
-    p_bias,  # (J, D)
+    p_bias,  # (J, D), or None with a mean
     p_norm,  # (D,) or None
     p_mean,  # (J, MEAN_SLOTS, D) or None
     p_cos,  # (slots, ROTARY / 2) or None; with a mean (blocks, ROTARY / 2)
@@ -68,7 +70,6 @@ def latent_decode_fwd_kernel(
     RANK: tl.constexpr,
     EPSILON: tl.constexpr,
     PARTS: tl.constexpr,
-    FIRST_PART: tl.constexpr,
     MEAN_SLOTS: tl.constexpr,
     SPLIT: tl.constexpr,
     NATIVE_FLOAT8: tl.constexpr,
@@ -113,12 +114,12 @@ def latent_decode_fwd_kernel(
                 queries = queries + (q,)
     parts = ()
     for i in tl.static_range(len(PARTS)):
-        q = query_part(p_q + FIRST_PART, m_m, constant(PARTS[i]))
+        q = query_part(p_q, m_m, constant(PARTS[i]))
         largest = tl.maximum(largest, tl.max(tl.abs(q), 1))
         parts = parts + (q,)
     ups = ()
     biases = ()
-    if RANK > 0:
+    if RANK > 0 and MEAN_SLOTS == 0:
         for i in tl.static_range(len(PARTS)):
             p_u = p_up + i_head * QUERY_WIDTH * RANK
             ups = ups + (weight_part(p_u, RANK, constant(PARTS[i]), PIECES, DOT),)
@@ -156,6 +157,13 @@ def latent_decode_fwd_kernel(
         lost = tl.zeros([BLOCK_N], tl.float32)
         if ROWS.gain_byte >= 0:
             gain, lost = load_gain(p_row, m_n, p_tables, ROWS)
+        met = queries
+        wide = tl.full([BLOCK_M], 1.0, tl.float32)
+        turned = ()
+        if MEAN_SLOTS > 0:
+            turned = turned_parts(parts, p_cos, p_sin, block * BLOCK_N // MEAN_SLOTS, PARTS)
+            p_u = p_up + i_head * QUERY_WIDTH * RANK
+            met, wide = absorbed_pieces(turned, p_u, RANK, PARTS, PIECES, DOT, BLOCK_M)
         # Scores are taken as soon as a piece is there: its tile then need not wait in registers.
         tiles = ()
         s_plain = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
@@ -172,17 +180,18 @@ def latent_decode_fwd_kernel(
                 DOT,
             )
             tiles = tiles + (tile,)
-            if RANK == 0 and PIECES[i].is_key:
+            if (RANK == 0 or MEAN_SLOTS > 0) and PIECES[i].is_key:
                 if PIECES[i].coded:
-                    s_coded = product(queries[PIECES[i].key_index], tl.trans(tile), s_coded)
+                    s_coded = product(met[PIECES[i].key_index], tl.trans(tile), s_coded)
                 else:
-                    s_plain = product(queries[PIECES[i].key_index], tl.trans(tile), s_plain)
-        if RANK == 0:
+                    s_plain = product(met[PIECES[i].key_index], tl.trans(tile), s_plain)
+        if RANK == 0 or MEAN_SLOTS > 0:
             s = s_plain + s_coded * gain[None, :]
             if MEAN_SLOTS > 0:
+                p_m = p_mean + i_head * MEAN_SLOTS * QUERY_WIDTH
                 s = mean_scores(
-                    parts, p_mean, p_cos, p_sin, i_head, block * BLOCK_N, s,
-                    QUERY_WIDTH - FIRST_PART, MEAN_SLOTS, PARTS, DOT, BLOCK_N,
+                    turned, p_m, block * BLOCK_N % MEAN_SLOTS, s * wide[:, None], QUERY_WIDTH,
+                    PARTS, DOT, BLOCK_N,
                 )  # fmt: skip
         else:
             large = tl.full([BLOCK_N], 1.0, tl.float32)
@@ -257,12 +266,10 @@ def latent_decode_triton(
 ) -> tuple[Tensor, Tensor]:
     """See `latent_decode` and `latent_prefill`."""
     B, T, H, width = query.shape
-    layout, key_up, mean = rows.layout, read.key_up, read.mean
+    layout, up, key_up, block_up = rows.layout, read.up, read.key_up, read.block_up
     device = query.device
-    key_heads = read.key_heads if key_up is None else key_up.weight.shape[0]
+    key_heads = 1 if up is None else up.weight.shape[0]
     group = H // key_heads
-    rotation = key_up or mean
-    head_dim = width if mean is None else width - read.own_rank
     values = (layout.num_channels - read.value_rank, layout.num_channels)
     pieces = pieces_of(
         layout,
@@ -273,12 +280,13 @@ def latent_decode_triton(
     exact = query.dtype == torch.float32
     if tiles is None:
         read_channels = min(read.value_rank + read.own_rank, layout.num_channels)
-        if rotation is not None:
-            read_channels += head_dim
-        tiles = choose_tiles(T * group, read_channels, layout, exact=exact)
+        if up is not None:
+            read_channels += width
+        absorbs = block_up is not None
+        tiles = choose_tiles(T * group, read_channels, layout, exact=exact, absorbs=absorbs)
         tiles = fitted(tiles, rows.frame_tokens)
-    if mean is not None and mean.block_slots % tiles.block_n:
-        tiles = replace(tiles, block_n=mean.block_slots)
+    if block_up is not None:
+        tiles = replace(tiles, block_n=min(tiles.block_n, block_up.block_slots))
     row_blocks = triton.cdiv(T * group, tiles.block_m)
     if num_splits is None:
         slots = frame_table.shape[1] * rows.frame_tokens
@@ -306,12 +314,12 @@ def latent_decode_triton(
         p_context_lens=context_lens,
         p_query_lens=query_lens,
         p_first_slots=first_slots,
-        p_up=None if key_up is None else key_up.weight.contiguous(),
+        p_up=None if up is None else up.weight.contiguous(),
         p_bias=None if key_up is None else key_up.bias.contiguous(),
         p_norm=None if key_up is None else key_up.norm_weight,
-        p_mean=None if mean is None else mean.table.contiguous(),
-        p_cos=None if rotation is None or rotation.cos is None else rotation.cos.contiguous(),
-        p_sin=None if rotation is None or rotation.sin is None else rotation.sin.contiguous(),
+        p_mean=None if block_up is None else block_up.mean.contiguous(),
+        p_cos=None if up is None or up.cos is None else up.cos.contiguous(),
+        p_sin=None if up is None or up.sin is None else up.sin.contiguous(),
         p_out=part,
         p_lse=part_lse,
         num_tokens=T,
@@ -327,11 +335,10 @@ def latent_decode_triton(
         ROWS=FramedRows.of(rows),
         WINDOW=read.window or 0,
         SOFTCAP=read.softcap or 0.0,
-        RANK=0 if key_up is None else key_up.weight.shape[2],
+        RANK=0 if up is None else up.weight.shape[2],
         EPSILON=0.0 if key_up is None else key_up.norm_epsilon,
-        PARTS=() if rotation is None else key_parts(head_dim, rotation.rotary_dim),
-        FIRST_PART=width - head_dim,
-        MEAN_SLOTS=0 if mean is None else mean.block_slots,
+        PARTS=() if up is None else key_parts(width, up.rotary_dim),
+        MEAN_SLOTS=0 if block_up is None else block_up.block_slots,
         SPLIT=split,
         NATIVE_FLOAT8=has_native_float8(device),
         OUT=tl.float32 if split else TRITON_DTYPES[query.dtype],

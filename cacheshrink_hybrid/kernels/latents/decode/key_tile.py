@@ -1,5 +1,5 @@
 """Device functions that bring queries and latents together: queries in the units of pieces, keys
-rebuilt from tiles of latents, and the mean of keys that are stored rotated about it.
+rebuilt from tiles of latents, and queries absorbed for a block of keys that are stored rotated.
 
 The D channels of a key go in *parts*: where keys are rotated, the first and the second
 halves of the rotated channels, which turn into each other, and then the rest, if there is any.
@@ -152,33 +152,67 @@ def rebuilt_keys(
 
 
 @triton.jit
-def mean_scores(
-    parts,
-    p_mean,
-    p_cos,
-    p_sin,
-    i_head,
-    first_slot,
-    s,
-    HEAD_DIM: tl.constexpr,
-    SLOTS: tl.constexpr,
-    PARTS: tl.constexpr,
-    DOT: tl.constexpr,
-    N: tl.constexpr,
-):
-    """Scores s (M, N) of a tile of slots from `first_slot` on, and what the mean of the keys adds:
-    query parts (M, BLOCK) float32 are turned back to the first of their SLOTS slots, where the
-    table of the mean begins."""
+def turned_parts(parts, p_cos, p_sin, block, PARTS: tl.constexpr):
+    """Parts of rotated queries, (M, BLOCK) float32 each, turned back to a block of slots."""
     o_d = tl.arange(0, PARTS[0].block)
     m_d = o_d < PARTS[0].channels
-    o_angle = first_slot // SLOTS * PARTS[0].channels + o_d
+    o_angle = block * PARTS[0].channels + o_d
     cos = tl.load(p_cos + o_angle, mask=m_d, other=0.0)[None, :]
     sin = tl.load(p_sin + o_angle, mask=m_d, other=0.0)[None, :]
     first, second = parts[0], parts[1]
     turned = (first * cos - second * sin, second * cos + first * sin)
     for i in tl.static_range(2, len(PARTS)):
         turned = turned + (parts[i],)
-    o_n = i_head * SLOTS + first_slot % SLOTS + tl.arange(0, N)
+    return turned
+
+
+@triton.jit
+def absorbed_pieces(
+    turned,
+    p_up,
+    RANK: tl.constexpr,
+    PARTS: tl.constexpr,
+    PIECES: tl.constexpr,
+    DOT: tl.constexpr,
+    M: tl.constexpr,
+):
+    """Channels of turned queries that meet each key piece, (M, WIDTH), in the piece's unit, divided
+    by what makes them at most 1, (M,)."""
+    found = ()
+    largest = tl.full([M], 1e-30, tl.float32)
+    for i in tl.static_range(len(PIECES)):
+        if PIECES[i].is_key:
+            o_c = tl.arange(0, PIECES[i].width)
+            q = tl.zeros([M, constant(PIECES[i].width)], tl.float32)
+            for k in tl.static_range(len(PARTS)):
+                o_d = tl.arange(0, PARTS[k].block)
+                mask = (o_d < PARTS[k].channels)[:, None] & (o_c < PIECES[i].valid)[None, :]
+                o_up = (PARTS[k].first + o_d)[:, None] * RANK + (PIECES[i].key_channel + o_c)
+                up = tl.load(p_up + o_up, mask=mask, other=0.0).to(DOT)
+                q = product(turned[k].to(DOT), up, q)
+            q = q * PIECES[i].unit
+            largest = tl.maximum(largest, tl.max(tl.abs(q), 1))
+            found = found + (q,)
+    scaled = ()
+    for i in tl.static_range(len(found)):
+        scaled = scaled + ((found[i] / largest[:, None]).to(DOT),)
+    return scaled, largest
+
+
+@triton.jit
+def mean_scores(
+    turned,
+    p_mean,
+    first_place,
+    s,
+    HEAD_DIM: tl.constexpr,
+    PARTS: tl.constexpr,
+    DOT: tl.constexpr,
+    N: tl.constexpr,
+):
+    """Scores s (M, N) of a tile whose first slot has this place in its block, and what the mean of
+    the keys (block, HEAD_DIM) adds for turned queries."""
+    o_n = first_place + tl.arange(0, N)
     for i in tl.static_range(len(PARTS)):
         o_d = tl.arange(0, PARTS[i].block)
         m_d = (o_d < PARTS[i].channels)[None, :]

@@ -66,39 +66,49 @@ class KeyUp:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class RotatedMean:
-    """The mean m of keys that are stored rotated about it: R_s m at slot s.
+class BlockUp:
+    """How queries meet keys that are stored rotated by their place in a block of slots.
 
-    Within the block of slots that begins at slot b, q . R_(b+j) m = (R_-b q) . (R_j m).
+    Of slot b + j, in the block that begins at slot b, k = R_b (weight c + R_j m), and so
+    q . k = (weight^T R_-b q) . c + (R_-b q) . (R_j m).
 
     Attributes:
-        table: R_j m of the places j in a block, (J, block, D); blocks are a power of two of slots.
+        weight: (J, D, key rank).
+        mean: R_j m of the places j in a block, (J, block, D); blocks are a power of two of slots.
         cos, sin: of R_-b by block, which turns a query back, (blocks, rotary dim / 2), float32. The
             first `rotary dim` channels are rotated in pairs (i, i + rotary dim / 2).
     """
 
-    table: Tensor
+    weight: Tensor
+    mean: Tensor
     cos: Tensor
     sin: Tensor
 
     def __post_init__(self) -> None:
         faults = []
-        if self.table.ndim != 3:
-            faults.append(f"table is {self.table.ndim}-d; due is (J, block, D)")
-        elif (block := self.table.shape[1]) < 16 or block & (block - 1):
-            faults.append(f"table is of {block} slots; due is a power of two, at least 16")
+        if self.weight.ndim != 3:
+            faults.append(f"weight is {self.weight.ndim}-d; due is (J, D, key rank)")
+        if self.mean.ndim != 3:
+            faults.append(f"mean is {self.mean.ndim}-d; due is (J, block, D)")
+        elif (block := self.mean.shape[1]) < 16 or block & (block - 1):
+            faults.append(f"mean is of {block} slots; due is a power of two, at least 16")
+        elif self.weight.shape[:2] != self.mean.shape[::2]:
+            faults.append(
+                f"weight of (J, D)={tuple(self.weight.shape[:2])} does not fit a mean of "
+                f"{tuple(self.mean.shape[::2])}"
+            )
         if self.cos.ndim != 2 or self.cos.shape != self.sin.shape:
             faults.append("cos and sin are not both (blocks, rotary dim / 2)")
-        elif self.table.ndim == 3 and not 0 < 2 * self.cos.shape[1] <= self.table.shape[2]:
+        elif self.mean.ndim == 3 and not 0 < 2 * self.cos.shape[1] <= self.mean.shape[2]:
             faults.append(
-                f"{2 * self.cos.shape[1]} rotated channels in keys of {self.table.shape[2]}"
+                f"{2 * self.cos.shape[1]} rotated channels in keys of {self.mean.shape[2]}"
             )
         if faults:
             raise ConfigError("; ".join(faults))
 
     @property
     def block_slots(self) -> int:
-        return self.table.shape[1]
+        return self.mean.shape[1]
 
     @property
     def rotary_dim(self) -> int:
@@ -115,9 +125,9 @@ class LatentRead:
         scale: factor of the scores.
         window: a query at slot p sees the slots above p - window; None for all.
         softcap: scores become softcap * tanh(score / softcap); None for not.
-        key_up: how keys are rebuilt; None if queries were brought into latent space.
-        mean: of keys that are stored rotated about it, in channels of each head's own, as
-            `KeyUp.per_head` says; None for others.
+        key_up: how keys are rebuilt; None if they are not.
+        block_up: how keys are met that are stored rotated; None for others. With neither, queries
+            were brought into latent space.
 
     Raises:
         ConfigError: numbers out of range.
@@ -129,7 +139,7 @@ class LatentRead:
     window: int | None = None
     softcap: float | None = None
     key_up: KeyUp | None = None
-    mean: RotatedMean | None = None
+    block_up: BlockUp | None = None
 
     def __post_init__(self) -> None:
         faults = []
@@ -144,18 +154,17 @@ class LatentRead:
             due = rank * heads if self.key_up.per_head else rank
             if due != self.key_rank:
                 faults.append(f"key_rank={self.key_rank}, but key_up reads {due} channels")
-        if self.mean is not None and self.key_rank % self.key_heads:
-            faults.append(f"key_rank={self.key_rank} is not shared by {self.key_heads} heads")
-        if self.mean is not None and self.key_up is not None:
-            faults.append("key_up is of keys that are rebuilt, mean of keys that are not")
+        if self.block_up is not None and self.block_up.weight.shape[2] != self.key_rank:
+            rank = self.block_up.weight.shape[2]
+            faults.append(f"key_rank={self.key_rank}, but block_up reads {rank} channels")
+        if self.block_up is not None and self.key_up is not None:
+            faults.append("key_up is of keys that are rebuilt, block_up of keys that are not")
         if faults:
             raise ConfigError("; ".join(faults))
 
     @property
     def key_heads(self) -> int:
         """Heads that read channels of their own, J; 1 where all read the same ones."""
-        if self.mean is not None:
-            return self.mean.table.shape[0]
         if self.key_up is not None and self.key_up.per_head:
             return self.key_up.weight.shape[0]
         return 1
@@ -166,11 +175,14 @@ class LatentRead:
         return self.key_rank // self.key_heads
 
     @property
+    def up(self) -> KeyUp | BlockUp | None:
+        """What stands between queries of the heads' width and channels; None for nothing."""
+        return self.key_up or self.block_up
+
+    @property
     def query_width(self) -> int:
         """Channels K of a query."""
-        if self.key_up is not None:
-            return self.key_up.weight.shape[1]
-        return self.own_rank + (0 if self.mean is None else self.mean.table.shape[2])
+        return self.own_rank if self.up is None else self.up.weight.shape[1]
 
     def check(self, query: Tensor, offset: Tensor | None, rows: PagedRows) -> None:
         """Refuse queries (B, T, H, K) that do not fit.
@@ -191,11 +203,11 @@ class LatentRead:
             )
         if width != self.query_width:
             faults.append(f"query has {width} channels; due is {self.query_width}")
-        key_heads = self.key_heads if self.key_up is None else self.key_up.weight.shape[0]
+        key_heads = 1 if self.up is None else self.up.weight.shape[0]
         if heads % key_heads:
             faults.append(f"{heads} query heads on {key_heads} key heads")
-        if self.key_up is not None and offset is not None:
-            faults.append("offset belongs to absorbed queries; rebuilt keys have a bias")
+        if self.up is not None and offset is not None:
+            faults.append("offset belongs to queries in latent space; keys have a bias or a mean")
         if offset is not None and offset.shape != query.shape[:3]:
             faults.append(f"offset has shape {tuple(offset.shape)}; due is (B, T, H)")
         if faults:

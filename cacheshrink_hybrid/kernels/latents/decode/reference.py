@@ -8,7 +8,7 @@ from torch import Tensor
 from ....codecs.row_layout import RowLayout
 from ..paged_rows import PagedRows
 from ..row_reference import gather_latents
-from .read import KeyUp, LatentRead, RotatedMean
+from .read import BlockUp, KeyUp, LatentRead
 
 
 def latent_decode_reference(
@@ -61,12 +61,8 @@ def latent_decode_reference(
 def _scores(query: Tensor, latent: Tensor, layout: RowLayout, read: LatentRead) -> Tensor:
     """Scores (B, H, T, S) before scale, of queries (B, T, H, K) and latents (B, S, R)."""
     heads = query.transpose(1, 2)
-    if read.mean is not None:
-        absorbed, asked = heads.split([read.own_rank, heads.shape[-1] - read.own_rank], dim=-1)
-        own = _own_channels(latent, layout, read.key_heads, read.own_rank)
-        own = own.repeat_interleave(heads.shape[1] // read.key_heads, dim=1)
-        stored = torch.matmul(absorbed, own.transpose(2, 3))
-        return stored + mean_scores(asked, latent.shape[1], read.mean)
+    if read.block_up is not None:
+        return _scores_in_blocks(heads, latent[..., : read.key_rank], read.block_up)
     if read.key_up is None:
         return torch.matmul(heads, latent[:, None, :, : read.key_rank].transpose(2, 3))
     keys = rebuilt_keys(latent, layout, read.key_up)
@@ -92,14 +88,19 @@ def rebuilt_keys(latent: Tensor, layout: RowLayout, key_up: KeyUp) -> Tensor:
     return _turned(keys, cos, sin)
 
 
-def mean_scores(query: Tensor, num_slots: int, mean: RotatedMean) -> Tensor:
-    """What the mean of the keys adds to scores, (B, H, T, S), of rotated queries (B, H, T, D)."""
-    J, block, _ = mean.table.shape
+def _scores_in_blocks(query: Tensor, channels: Tensor, block_up: BlockUp) -> Tensor:
+    """Products (B, H, T, S) of rotated queries (B, H, T, D) and keys of channels (B, S, Rk)."""
+    J, block, _ = block_up.mean.shape
+    num_slots = channels.shape[1]
     num_blocks = -(-num_slots // block)
-    back = mean.cos[:num_blocks], mean.sin[:num_blocks]
+    back = block_up.cos[:num_blocks], block_up.sin[:num_blocks]
     turned = _turned(query[..., None, :].expand(-1, -1, -1, num_blocks, -1), *back)
-    grouped = turned.unflatten(1, (J, -1))
-    scores = torch.einsum("bjgtnd,jsd->bjgtns", grouped, mean.table.float())
+    grouped = turned.unflatten(1, (J, -1))  # (B, J, G, T, blocks, D)
+    absorbed = torch.einsum("bjgtnd,jdr->bjgtnr", grouped, block_up.weight.float())
+    missing = num_blocks * block - num_slots
+    blocks = torch.nn.functional.pad(channels, (0, 0, 0, missing)).unflatten(1, (-1, block))
+    scores = torch.einsum("bjgtnr,bnsr->bjgtns", absorbed, blocks)
+    scores = scores + torch.einsum("bjgtnd,jsd->bjgtns", grouped, block_up.mean.float())
     return scores.flatten(1, 2).flatten(-2)[..., :num_slots]
 
 

@@ -20,7 +20,9 @@ class Tiles:
     num_stages: int
 
 
-def choose_tiles(num_rows: int, channels: int, layout: RowLayout, *, exact: bool) -> Tiles:
+def choose_tiles(
+    num_rows: int, channels: int, layout: RowLayout, *, exact: bool, absorbs: bool = False
+) -> Tiles:
     """Tiles for `num_rows` rows of queries that read the same keys.
 
     Chosen by compiling: the largest that spill no registers (`scripts.compile_kernels`).
@@ -30,6 +32,7 @@ def choose_tiles(num_rows: int, channels: int, layout: RowLayout, *, exact: bool
         channels: channels of a tile of latents and of rebuilt keys together.
         layout: what a row holds.
         exact: whether products are in float32, which the matrix units do not do.
+        absorbs: whether queries are absorbed anew for each tile.
     """
     if exact:
         return Tiles(16, 32, 8, 1)
@@ -40,9 +43,10 @@ def choose_tiles(num_rows: int, channels: int, layout: RowLayout, *, exact: bool
         block_m = 16
     elif channels > 256 and layout.gain_byte is not None:
         block_m = min(block_m, 32)
+    stages = 1 if looked_up and absorbs else 2
     if channels <= 128:
-        return Tiles(block_m, 64, 8 if block_m == 64 else 4, 2)
-    return Tiles(block_m, 32, 8 if channels > 256 or block_m == 64 else 4, 2)
+        return Tiles(block_m, 64, 8 if block_m == 64 else 4, stages)
+    return Tiles(block_m, 32, 8 if channels > 256 or block_m == 64 else 4, stages)
 
 
 def fitted(tiles: Tiles, frame_tokens: int) -> Tiles:

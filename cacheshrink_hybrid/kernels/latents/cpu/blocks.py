@@ -1,0 +1,52 @@
+"""Compiled: queries meet keys that are stored rotated by their place in a block of slots."""
+
+from ...host_code import compiled
+from .products import mix, products
+
+
+@compiled
+def _turn(query, cos, sin, width, to):
+    """The D channels of a rotated query, turned by the angles whose cos and sin these are."""
+    half = cos.shape[0]
+    for k in range(half):
+        x, y = query[k], query[half + k]
+        to[k] = x * cos[k] - y * sin[k]
+        to[half + k] = y * cos[k] + x * sin[k]
+    for k in range(2 * half, width):
+        to[k] = query[k]
+
+
+@compiled
+def absorb_in_block(asked, block, ups, mean, turned, absorbed, of_mean):
+    """Queries of all heads as the channels of a block see them, and what the keys' mean adds to
+    their products.
+
+    Args:
+        asked: rotated queries (M, D), those of a key head side by side.
+        block: number of the block.
+        ups: (J, D, Rk), zeros behind each.
+        mean: table (J, slots of a block, D), and cos and sin by block, see `BlockUp`.
+        turned: zeros, (M / J, D filled up to a multiple of 4).
+        absorbed: filled in, (M, Rk filled up as `ups`).
+        of_mean: filled in, (M, slots of a block).
+    """
+    table, cos, sin = mean
+    heads, slots, width = table.shape
+    count = asked.shape[0] // heads
+    absorbed[:] = 0
+    for j in range(heads):
+        first = j * count
+        for m in range(count):
+            _turn(asked[first + m], cos[block], sin[block], width, turned[m])
+        mix(turned, ups[j], ups.shape[1], 0, absorbed[first : first + count])
+        products(turned, count, table[j], slots, width, of_mean[first : first + count])
+
+
+@compiled
+def add_at(scores, count, slots, first_slot, of_mean):
+    """Add what the mean gives to products (M, n) of the slots that they are of, in a block that
+    begins at `first_slot`."""
+    for m in range(scores.shape[0]):
+        row, part = scores[m], of_mean[m]
+        for n in range(count):
+            row[n] += part[slots[n] - first_slot]
