@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,6 +20,24 @@ from .planned_layout import PlannedLayout
 
 MOST_COPIES = 16
 """Sequences that are read one by one; in larger batches one gather costs less."""
+
+
+@dataclass(eq=False, slots=True)
+class _SharedStep:
+    """What the layers of a step by kernels have in common.
+
+    Attributes:
+        begin, end: its tokens.
+        lens: `end` of every sequence.
+        tables: by lifetime class, see `RowPlace`.
+        notes: see `RowStep`.
+    """
+
+    begin: int
+    end: int
+    lens: Tensor
+    tables: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    notes: dict[Hashable, Any] = field(default_factory=dict)
 
 
 class BatchRows:
@@ -42,8 +61,7 @@ class BatchRows:
         self._places_end = 0
         self._tables: dict[int, tuple[int, Tensor]] = {}
         self._buffers: dict[torch.dtype, Tensor] = {}
-        self._steps: dict[int, tuple[tuple[int, int], Tensor, Tensor]] = {}
-        self._lens: tuple[int, Tensor] | None = None
+        self._shared: _SharedStep | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is looked up again: views, in a copy, would be of memory of their own."""
@@ -63,8 +81,7 @@ class BatchRows:
         """Look everything up again: sequences were cut or changed places."""
         self._places.clear()
         self._tables.clear()
-        self._steps.clear()
-        self._lens = None
+        self._shared = None
 
     def write(self, row_set: RowSet, begin: int, rows: Tensor) -> None:
         """Store rows (B, T, elements) of the tokens from `begin` on, which are reserved."""
@@ -134,43 +151,41 @@ class BatchRows:
         self, layer_idx: int, begin: int, end: int, first_slots: Tensor | None, backend: Backend
     ) -> RowStep:
         """The step of the tokens [begin, end), which are reserved, for kernels."""
-        pool = self.store.pool
-        if self._lens is None or self._lens[0] != end:
-            lens = torch.full((len(self._ids),), end, dtype=torch.int32, device=pool.device)
-            self._lens = end, lens
-        row_sets = (RowSet(layer_idx, kind) for kind in KINDS)
+        pool, shared = self.store.pool, self._shared
+        if shared is None or (shared.begin, shared.end) != (begin, end):
+            count = len(self._ids)
+            lens = torch.full((count,), end, dtype=torch.int32, device=pool.device)
+            shared = self._shared = _SharedStep(begin, end, lens)
+        places = {}
+        for kind in KINDS:
+            found = self.layout.places.get(row_set := RowSet(layer_idx, kind))
+            if found is not None:
+                number, place = found
+                if number not in shared.tables:
+                    shared.tables[number] = self._step_tables(number, begin, end)
+                lifetime, dtype = self.layout.classes[number], self.shapes[row_set].dtype
+                places[kind] = RowPlace(lifetime, place, dtype, *shared.tables[number])
         return RowStep(
             arena=pool.arena,
             frame_bytes=pool.frame_bytes,
-            places={
-                row_set.kind: self._place(row_set, begin, end)
-                for row_set in row_sets
-                if row_set in self.layout.places
-            },
-            context_lens=self._lens[1],
+            places=places,
+            context_lens=shared.lens,
             num_slots=end,
             ends_together=True,
             first_slots=first_slots,
             first_new=begin,
             backend=backend,
+            notes=shared.notes,
         )
 
-    def _place(self, row_set: RowSet, begin: int, end: int) -> RowPlace:
-        """Where the rows of the tokens [begin, end), and those before, lie."""
-        number, place = self.layout.places[row_set]
+    def _step_tables(self, number: int, begin: int, end: int) -> tuple[Tensor, Tensor]:
+        """Frames of the tokens before `end` in a class, and slots of those from `begin` on."""
         lifetime = self.layout.classes[number]
-        known = self._steps.get(number)
-        if known is None or known[0] != (begin, end):
-            table = self.store.frame_table(self._ids, number)
-            positions = torch.arange(begin, end, device=table.device).expand(len(table), -1)
-            if lifetime.limit is not None:
-                positions = positions - torch.tensor(self.origins, device=table.device)[:, None]
-            self._steps[number] = known = (
-                (begin, end),
-                table,
-                new_slots(table, positions, lifetime),
-            )
-        return RowPlace(lifetime, place, self.shapes[row_set].dtype, *known[1:])
+        table = self.store.frame_table(self._ids, number)
+        positions = torch.arange(begin, end, device=table.device).expand(len(table), -1)
+        if lifetime.limit is not None:
+            positions = positions - torch.tensor(self.origins, device=table.device)[:, None]
+        return table, new_slots(table, positions, lifetime)
 
     def read(self, row_set: RowSet, begin: int, end: int, *, lasting: bool = True) -> Tensor:
         """Rows (B, end - begin, elements), copied frame by frame.

@@ -10,6 +10,7 @@ step to step.
 from __future__ import annotations
 
 from collections.abc import Hashable, MutableMapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,6 +72,8 @@ class BatchCache(Cache, PoolMemory):
                 place = place_in_state(state, number, frame_bytes)
                 self._places.setdefault(shape.layer_idx, {})[shape.kind, shape.number] = place
         self._step: StepTables | None = None
+        self._notes: dict[Hashable, Any] = {}
+        """Of the step, see `RowStep`."""
         self._copies_states = False
         """Whether this step's states are copied out for torch, and back."""
         super().__init__(layers=pooled_layers(config, self))
@@ -96,7 +99,7 @@ class BatchCache(Cache, PoolMemory):
     def begin_step(self, step: StepTables) -> None:
         """Show a step that kernels take completely, each sequence with one new token."""
         self._ids, self._lengths = [], []
-        self._step, self._copies_states = step, False
+        self._step, self._notes, self._copies_states = step, {}, False
         # Only kernels know the lengths, of which the tables tell them. Models ask whether there is
         # a history, and for masks, which nobody reads: the shortest will do.
         self._show_past(1)
@@ -108,7 +111,7 @@ class BatchCache(Cache, PoolMemory):
         Args:
             step: for the layers that kernels take.
         """
-        self._step, self._copies_states = step, True
+        self._step, self._notes, self._copies_states = step, {}, True
         self._forget_states()
         self._ids = list(seq_ids)
         self._lengths = [self.store.num_tokens(seq_id) for seq_id in seq_ids]
@@ -249,6 +252,7 @@ class BatchCache(Cache, PoolMemory):
             # One sequence at a time is prefilled, with tables of its length.
             ends_together=num_new > 1,
             backend=self.backend,
+            notes=self._notes,
         )
 
     def state_step(self, layer_idx: int, num_pending: int) -> StateStep | None:

@@ -11,8 +11,9 @@ memory from the others by `isinstance`, in every layer of every step.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ from ..kernels.states.pages import StatePlace
 from .lifetime import LifetimeClass
 from .state_map import StateMap
 from .state_tensors import Placement
+
+Found = TypeVar("Found")
 
 
 def decoding_backend(backend: Backend, device: torch.device) -> Backend:
@@ -191,6 +194,7 @@ class RowStep:
         first_new: slot of the first new token, where it is that of all sequences; None where slots
             are positions, of which the model knows the angles.
         backend: runs the kernels.
+        notes: what readers worked out in this step, for its other layers.
     """
 
     arena: Tensor
@@ -202,6 +206,13 @@ class RowStep:
     first_slots: Tensor | None = None
     first_new: int | None = None
     backend: Backend
+    notes: dict[Hashable, Any]
+
+    def noted(self, name: Hashable, find: Callable[[], Found]) -> Found:
+        """Keeps what `find` gives under a name, for the layers that follow."""
+        if name not in self.notes:
+            self.notes[name] = find()
+        return self.notes[name]
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)

@@ -125,10 +125,17 @@ def attend_by_kernels(
         position_embeddings: angles of the new tokens by position.
     """
     num_new = query.shape[2]
+    channels = None if key_value is None else head.exact_channels(key_value)
     angles = position_embeddings if head.rotary is not None else None
     if angles is not None and step.first_new is not None:
         assert head.rotary is not None
         angles = head.rotary.window_angles(step.first_new, 0, step.num_slots, query)[0]
+    if implementation_on(step.backend, query.device) == "cpu":
+        from .cpu_step import attend_on_cpu  # with numba, which need not be there
+
+        if angles is not None and head.stores_rotated:
+            latent = head.turned_latent(latent, angles)
+        return attend_on_cpu(head, query, latent, channels, step)
     if angles is not None:
         query, latent = head.turned(query, latent, angles)
     read = latent_read(head, step.num_slots, latent)
@@ -136,11 +143,6 @@ def attend_by_kernels(
     layout = row_layout(head, tokens.dtype)
     rows = rows_in_pool(layout, step.arena, step.frame_bytes, tokens.lifetime, tokens.place)
     append_to_pool(head, latent.flatten(0, 1), rows, tokens.slot_mapping, backend=step.backend)
-    channels = None if key_value is None else head.exact_channels(key_value)
-    if implementation_on(step.backend, query.device) == "cpu":
-        from .cpu_step import attend_on_cpu  # with numba, which need not be there
-
-        return attend_on_cpu(head, query, channels, rows, read, step)
     beside = None
     if channels is not None:
         if num_new > MAX_DECODE_TOKENS:

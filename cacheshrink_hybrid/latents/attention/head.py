@@ -94,6 +94,11 @@ class LatentHead:
     # How keys are met
 
     @property
+    def absorbs(self) -> bool:
+        """Whether queries are absorbed as they are."""
+        return self.plan.read_mode == "absorb"
+
+    @property
     def rebuilds_keys(self) -> bool:
         """Whether keys are rebuilt from latents and then normalised and rotated; else queries are
         absorbed."""
@@ -118,12 +123,15 @@ class LatentHead:
         """New queries (B, H, T, D), and latents (B, T, R) as they are stored, rotated by the angles
         of their slots."""
         assert self.rotary is not None
-        query = self.rotary.rotate(query, *angles)
+        return self.rotary.rotate(query, *angles), self.turned_latent(latent, angles)
+
+    def turned_latent(self, latent: Tensor, angles: Angles) -> Tensor:
+        """Latents (B, T, R) as they are stored, rotated by the angles of their slots."""
         frequencies, device = self.plan.frequencies, latent.device
-        if frequencies is not None:
-            pairs = self.noted(("pairs", device), lambda: turning_pairs(frequencies, device))
-            latent = turn_channels(latent, pairs, *angles)
-        return query, latent
+        if frequencies is None:
+            return latent
+        pairs = self.noted(("pairs", device), lambda: turning_pairs(frequencies, device))
+        return turn_channels(latent, pairs, *angles)
 
     def encoded(self, latent: Tensor) -> Tensor:
         """What is stored of latents (B, T, R): their rows of bytes, or the latents themselves."""

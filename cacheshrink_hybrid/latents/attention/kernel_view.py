@@ -112,7 +112,7 @@ def _key_up(head: LatentHead, num_slots: int, like: Tensor) -> KeyUp:
     weight, bias = head.key_up.matrix(like)
     cos = sin = None
     if head.rotary is not None:
-        cos, sin = head.rotary.pair_angles(num_slots, _num_pairs(head), like)
+        cos, sin = head.rotary.pair_angles(num_slots, num_pairs(head), like)
     return KeyUp(
         weight=weight.detach().contiguous(),
         bias=bias.detach().view(weight.shape[:2]),
@@ -126,12 +126,18 @@ def _key_up(head: LatentHead, num_slots: int, like: Tensor) -> KeyUp:
 
 def _rotated_mean(head: LatentHead, num_slots: int, like: Tensor) -> RotatedMean:
     assert head.rotary is not None
-    cos, sin = head.rotary.block_angles(num_slots, _num_pairs(head), BLOCK_SLOTS, like)
-    table = head.rotated_mean(like, head.rotary.angles(BLOCK_SLOTS, like))[0].detach()
-    return RotatedMean(table=table.contiguous(), cos=cos, sin=sin)
+    cos, sin = head.rotary.block_angles(num_slots, num_pairs(head), BLOCK_SLOTS, like)
+    return RotatedMean(table=rotated_mean(head, like), cos=cos, sin=sin)
 
 
-def _num_pairs(head: LatentHead) -> int:
+def rotated_mean(head: LatentHead, like: Tensor) -> Tensor:
+    """The table of a `RotatedMean`, as the mean is now."""
+    assert head.rotary is not None
+    table = head.rotated_mean(like, head.rotary.angles(BLOCK_SLOTS, like))[0]
+    return table.detach().contiguous()
+
+
+def num_pairs(head: LatentHead) -> int:
     """Rotated pairs of a head's channels.
 
     Raises:

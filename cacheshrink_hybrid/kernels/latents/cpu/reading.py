@@ -14,6 +14,8 @@ from .products import mix, products
 from .softmax import LOG2_E, NOTHING, weigh
 
 TILE = 48
+LEAST_SLOTS = 256
+"""Slots of a share, at the least, that another thread is woken for."""
 VECTOR = 16
 """Rows of numbers are filled up with zeros to a multiple of a vector."""
 

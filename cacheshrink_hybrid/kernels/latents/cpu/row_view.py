@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ....codecs import levels
 from ....codecs.gains import gain_table
@@ -116,23 +117,87 @@ def row_tables() -> Tables:
     )
 
 
-class ExactRows(NamedTuple):
-    """Exact rows of one kind: slots of new ones, (B * T,); `frame_table` and `sequences` of
-    `read_block`; how they are written: `runs_view`, `planes_view`, `CODED` and `PLACE`; how they
-    are read: shares of the heads, `READING`, and bias, cos and sin of the keys."""
+class RowForm(NamedTuple):
+    """Rows of one kind of a layer: how they are written, by `runs_view`, `planes_view`,
+    `coded_view` and `place_view`; how they are read, by `shares_view` and `READING`."""
 
-    slots: NDArray
-    frame_table: NDArray
-    sequences: NDArray
     runs: NDArray
     planes: NDArray
     coded: NDArray
     place: NDArray
     shares: NDArray
     reading: NDArray
+
+
+class StepRows(NamedTuple):
+    """Rows of one kind that a step writes and reads: slots of the new tokens (B * T,) int64;
+    `frame_table` (B, frames) int32 and `sequences` (4, B) int32 of `read_block`; and their form."""
+
+    slots: NDArray
+    frame_table: NDArray
+    sequences: NDArray
+    form: RowForm
+
+
+class StepWeights(NamedTuple):
+    """What a layer computes with, float32.
+
+    absorbing: brings queries to the channels of keys (J, D, rank), and `offset` (J, D) is the bias
+        that their products lack; of no heads where keys are rebuilt, or there is no bias.
+    rebuilding: (J, D, rank), with bias (J, D) and gains of a norm (D,); of no heads, and no
+        channels, for none.
+    cos, sin: by slot, (slots, rotary dim / 2); of no channels without rotation.
+    mean: see `add_mean`.
+    no_bias: zeros (J, D).
+    value_up: weight (J, D, Rv) and bias (J, D).
+    costs: of errors in channels, (R,). sinks: logits without a value, (H,); of no heads for none.
+    """
+
+    absorbing: NDArray
+    offset: NDArray
+    rebuilding: NDArray
     bias: NDArray
+    norm: NDArray
     cos: NDArray
     sin: NDArray
+    mean: tuple[NDArray, NDArray, NDArray]
+    no_bias: NDArray
+    value_up: tuple[NDArray, NDArray]
+    costs: NDArray
+    sinks: NDArray
+
+
+class StepRoom(NamedTuple):
+    """Where a step of n shares keeps what its parts hand on: rotated queries (B, T, H, D); queries
+    as coded rows are asked (B, T, H, K), and what is added to their products (B, T, H); value
+    channels mixed by share (n, B, T, H, Rv); mean values of recent and first exact rows
+    (2, B, T, H, D); and log-sum-exps of all these (n + 2, B, T, H)."""
+
+    turned: NDArray
+    asked: NDArray
+    offset: NDArray
+    mixed: NDArray
+    means: NDArray
+    sums: NDArray
+
+
+NO_WEIGHT, NO_BIAS = np.empty((0, 0, 0), np.float32), np.empty((0, 0), np.float32)
+NO_NORM, NO_SINKS = np.empty(0, np.float32), np.empty(0, np.float32)
+NO_ANGLES, NO_CHANNELS = np.empty((1, 0), np.float32), np.empty((0, 0), np.float32)
+NO_MEAN = NO_WEIGHT, NO_ANGLES, NO_ANGLES
+NO_ROWS = StepRows(
+    np.empty(0, np.int64),
+    np.empty((0, 0), np.int32),
+    np.empty((4, 0), np.int32),
+    RowForm(
+        np.empty((0, 5), np.int64),
+        np.empty((0, 2), np.int64),
+        np.empty(0, CODED),
+        np.zeros(1, PLACE),
+        np.empty((0, 2), np.int64),
+        np.zeros(1, READING),
+    ),
+)
 
 
 class CodingTables(NamedTuple):
@@ -155,6 +220,15 @@ def coding_tables() -> CodingTables:
         found,
         gain_table(torch.device("cpu")).numpy(),
     )
+
+
+def floats(x: Tensor) -> NDArray:
+    """A tensor as contiguous float32, in its own memory where it is so already."""
+    if x.requires_grad:
+        x = x.detach()
+    if x.dtype != torch.float32:
+        x = x.float()
+    return x.contiguous().numpy()
 
 
 def noted(make: Callable[..., NDArray]) -> Callable[..., NDArray]:
@@ -237,32 +311,81 @@ def shares_view(layout: RowLayout, key_rank: int, groups: int) -> NDArray:
     return np.array([(run.first_channel, run.channels // groups) for run in runs], np.int64)
 
 
-def reading_view(read: LatentRead, rows: PagedRows) -> NDArray:
-    """`READING` of what attention does with the latents of a layer, (1,)."""
+def read_form(read: LatentRead, rows: PagedRows) -> RowForm:
+    """The form of rows that attention reads as latents."""
     key_up = read.key_up
-    return reading_of(
-        rows.layout,
-        read.key_heads if key_up is None else key_up.weight.shape[0],
-        read.own_rank,
-        rows.layout.num_channels - read.value_rank,
-        read.value_rank,
-        0,
-        read.window or 0,
-        NO_LIMIT,
-        rows.frame_bytes,
-        rows.frame_tokens,
-        rows.layer_offset,
-        read.scale,
-        read.softcap or 0.0,
-        0.0 if key_up is None else key_up.norm_epsilon,
+    reading = _reading(
+        rows,
+        groups=read.key_heads if key_up is None else key_up.weight.shape[0],
+        rank=read.own_rank,
+        first_value=rows.layout.num_channels - read.value_rank,
+        value_rank=read.value_rank,
+        window=read.window or 0,
+        scale=read.scale,
+        softcap=read.softcap or 0.0,
+        epsilon=0.0 if key_up is None else key_up.norm_epsilon,
+    )
+    return _form(rows, shares_view(rows.layout, read.key_rank, read.key_heads), reading)
+
+
+def exact_form(
+    rows: PagedRows,
+    num_heads: int,
+    head_dim: int,
+    *,
+    scale: float,
+    softcap: float | None,
+    window: int | None,
+    limit: int | None,
+) -> RowForm:
+    """The form of exact rows: the keys of all heads before rotation, then the values.
+
+    Args:
+        scale, softcap: of scores, see `LatentRead`.
+        window: slots that a query sees; None for all.
+        limit: slots from here on hold no rows; None for none.
+    """
+    reading = _reading(
+        rows,
+        groups=num_heads,
+        rank=head_dim,
+        first_value=num_heads * head_dim,
+        value_rank=head_dim,
+        value_share=head_dim,
+        window=window or 0,
+        scale=scale,
+        softcap=softcap or 0.0,
+    )
+    if limit is not None:
+        reading["limit"] = limit
+    return _form(rows, np.array([[0, head_dim]]), reading)
+
+
+def _form(rows: PagedRows, shares: NDArray, reading: NDArray) -> RowForm:
+    layout = rows.layout
+    return RowForm(
+        runs_view(layout),
+        planes_view(layout),
+        coded_view(layout),
+        place_view(rows),
+        shares,
+        reading,
     )
 
 
-@noted
-def reading_of(layout: RowLayout, *numbers: float) -> NDArray:
-    """`READING`, (1,), of what of it does not follow from a layout, in its order."""
-    before, place, score = numbers[:7], numbers[7:10], numbers[10:]
-    gain_byte = -1 if layout.gain_byte is None else layout.gain_byte
-    coded = any(run.kind.coded for run in layout.runs)
-    found = *before, layout.num_channels, *place, layout.row_bytes, gain_byte, not coded, *score
-    return np.array([found], READING)
+def _reading(rows: PagedRows, **numbers: float) -> NDArray:
+    """`READING`, (1,), of the numbers that do not follow from rows; 0 where none is given."""
+    layout, found = rows.layout, np.zeros(1, READING)
+    of_rows = {
+        "limit": NO_LIMIT,
+        "channels": layout.num_channels,
+        "frame_bytes": rows.frame_bytes,
+        "frame_tokens": rows.frame_tokens,
+        "layer_offset": rows.layer_offset,
+        "row_bytes": layout.row_bytes,
+        "gain_byte": -1 if layout.gain_byte is None else layout.gain_byte,
+        "only_floats": not any(run.kind.coded for run in layout.runs),
+    }
+    for name, number in (of_rows | numbers).items():
+        found[name] = number
+    return found
