@@ -13,8 +13,8 @@ from torch import Tensor
 from ..kernels.backend import Backend
 from ..lasting import lasting_tensors
 from ..pool.arena import read_first, row_view, write_first
-from ..pool.lifetime import FIRST, KINDS, RECENT, RowSet
-from ..pool.memory import ExactRows, RowPlace, RowStep, new_slots
+from ..pool.lifetime import FIRST, RECENT, RowSet
+from ..pool.memory import ExactRows, RowPlaces, RowStep, RowTables, new_slots
 from ..pool.store import SequenceStore
 from .planned_layout import PlannedLayout
 
@@ -29,14 +29,13 @@ class _SharedStep:
     Attributes:
         begin, end: its tokens.
         lens: `end` of every sequence.
-        tables: by lifetime class, see `RowPlace`.
-        notes: see `RowStep`.
+        tables, notes: see `RowStep`.
     """
 
     begin: int
     end: int
     lens: Tensor
-    tables: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    tables: list[RowTables]
     notes: dict[Hashable, Any] = field(default_factory=dict)
 
 
@@ -61,6 +60,7 @@ class BatchRows:
         self._places_end = 0
         self._tables: dict[int, tuple[int, Tensor]] = {}
         self._buffers: dict[torch.dtype, Tensor] = {}
+        self._layers: dict[int, RowPlaces] = {}
         self._shared: _SharedStep | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -155,20 +155,17 @@ class BatchRows:
         if shared is None or (shared.begin, shared.end) != (begin, end):
             count = len(self._ids)
             lens = torch.full((count,), end, dtype=torch.int32, device=pool.device)
-            shared = self._shared = _SharedStep(begin, end, lens)
-        places = {}
-        for kind in KINDS:
-            found = self.layout.places.get(row_set := RowSet(layer_idx, kind))
-            if found is not None:
-                number, place = found
-                if number not in shared.tables:
-                    shared.tables[number] = self._step_tables(number, begin, end)
-                lifetime, dtype = self.layout.classes[number], self.shapes[row_set].dtype
-                places[kind] = RowPlace(lifetime, place, dtype, *shared.tables[number])
+            numbers = range(len(self.layout.classes))
+            tables = [self._step_tables(number, begin, end) for number in numbers]
+            shared = self._shared = _SharedStep(begin, end, lens, tables)
+        if layer_idx not in self._layers:
+            dtypes = {row_set: shape.dtype for row_set, shape in self.shapes.items()}
+            self._layers[layer_idx] = RowPlaces.of(self.layout, dtypes, layer_idx)
         return RowStep(
             arena=pool.arena,
             frame_bytes=pool.frame_bytes,
-            places=places,
+            places=self._layers[layer_idx],
+            class_tables=shared.tables,
             context_lens=shared.lens,
             num_slots=end,
             ends_together=True,
@@ -178,14 +175,14 @@ class BatchRows:
             notes=shared.notes,
         )
 
-    def _step_tables(self, number: int, begin: int, end: int) -> tuple[Tensor, Tensor]:
+    def _step_tables(self, number: int, begin: int, end: int) -> RowTables:
         """Frames of the tokens before `end` in a class, and slots of those from `begin` on."""
         lifetime = self.layout.classes[number]
         table = self.store.frame_table(self._ids, number)
         positions = torch.arange(begin, end, device=table.device).expand(len(table), -1)
         if lifetime.limit is not None:
             positions = positions - torch.tensor(self.origins, device=table.device)[:, None]
-        return table, new_slots(table, positions, lifetime)
+        return RowTables(table, new_slots(table, positions, lifetime))
 
     def read(self, row_set: RowSet, begin: int, end: int, *, lasting: bool = True) -> Tensor:
         """Rows (B, end - begin, elements), copied frame by frame.

@@ -89,6 +89,8 @@ class HybridCache(LatentCache, PoolMemory):
 
     def plan_for(self, model: PreTrainedModel) -> None:
         """Store what this model stores, unless something is stored already."""
+        config: Any = model.config.get_text_config(decoder=True)
+        self.wants_probabilities = config._attn_implementation == "eager"
         if self.store is None:
             self.planned = layout_of(model)
 

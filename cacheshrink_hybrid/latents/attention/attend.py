@@ -139,10 +139,10 @@ def attend_by_kernels(
     if angles is not None:
         query, latent = head.turned(query, latent, angles)
     read = latent_read(head, step.num_slots, latent)
-    tokens = step.places[TOKENS]
+    tokens, tables = step.place(TOKENS), step.tables(TOKENS)
     layout = row_layout(head, tokens.dtype)
     rows = rows_in_pool(layout, step.arena, step.frame_bytes, tokens.lifetime, tokens.place)
-    append_to_pool(head, latent.flatten(0, 1), rows, tokens.slot_mapping, backend=step.backend)
+    append_to_pool(head, latent.flatten(0, 1), rows, tables.slot_mapping, backend=step.backend)
     beside = None
     if channels is not None:
         if num_new > MAX_DECODE_TOKENS:
@@ -155,12 +155,12 @@ def attend_by_kernels(
         and step.first_slots is None
         and expanding_pays(head, read, num_new)
     ):
-        return expanded_prefill(head, query, rows, tokens.frame_table, step.num_slots)
+        return expanded_prefill(head, query, rows, tables.frames, step.num_slots)
     return read_pool(
         head,
         query,
         rows,
-        tokens.frame_table,
+        tables.frames,
         step.context_lens,
         read=read,
         first_slots=step.first_slots,

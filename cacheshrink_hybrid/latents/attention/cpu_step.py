@@ -1,8 +1,9 @@
 """One step of attention over rows in the pool, by functions compiled for the CPU.
 
 All that lies between a layer's projections is one call of `attend_rows`; with several threads one
-for each, and one before and after them. What layers of a step have in common is worked out once, in
-the notes of the step.
+for each, and one before and after them. Weights stream through the caches of a CPU between two
+layers, so that whatever Python looks at comes from memory: what a layer needs in every step is kept
+in the notes of its rows, and what the layers of a step have in common in those of the step.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from ...kernels.latents.cpu.row_view import (
     NO_ANGLES,
     NO_BIAS,
     NO_CHANNELS,
-    NO_MEAN,
+    NO_FORM,
     NO_NORM,
     NO_ROWS,
     NO_SINKS,
     NO_WEIGHT,
     RowForm,
-    StepRoom,
+    StepAngles,
     StepRows,
     StepWeights,
     coding_tables,
@@ -34,7 +35,7 @@ from ...kernels.latents.cpu.row_view import (
     read_form,
     row_tables,
 )
-from ...kernels.latents.cpu.step import BEGIN, END, READ, WHOLE, attend_rows
+from ...kernels.latents.cpu.step import BEGIN, END, READ, WHOLE, attend_rows, room_size
 from ...kernels.workers import in_parallel, num_shares
 from ...pool.lifetime import FIRST, KINDS, RECENT, TOKENS
 from ...pool.memory import RowStep
@@ -54,30 +55,30 @@ def attend_on_cpu(
         latent: as it is stored, (B, T, R).
         channels: of the tokens' exact rows, (B, T, 2*J*D); None where no token stays exact.
     """
+    layer = step.places.notes.get("cpu")
+    if layer is None or layer.head is not head:
+        layer = step.places.notes["cpu"] = _Layer(head, step, latent)
     query = query.transpose(1, 2)
-    B, T, H, D = query.shape
-    first_new, longest = step.noted("slots", lambda: _slots(step, T))
-    count = num_shares(longest - head.plan.exact_window, LEAST_SLOTS)
-    weights = _weights(head, step, latent)
-    width = weights.absorbing.shape[2] + (0 if head.absorbs else D)
-    room = StepRoom(
-        turned=np.empty((B, T, H, D), np.float32),
-        asked=np.empty((B, T, H, width), np.float32),
-        offset=np.zeros((B, T, H), np.float32),
-        mixed=np.empty((count, B, T, H, head.plan.value_rank), np.float32),
-        means=np.empty((2, B, T, H, D), np.float32),
-        sums=np.empty((count + 2, B, T, H), np.float32),
+    first_new, longest, arena = step.noted("slots", lambda: _slots(step, latent.shape[1]))
+    weights = layer.weights(latent)
+    count = num_shares(longest, LEAST_SLOTS)
+    room = step.noted(
+        (query.shape, layer.query_width, head.plan.value_rank), lambda: layer.room(query, count)
     )
-    output = torch.empty(B, T, H, D)
+    rows = step.noted(
+        (*layer.exact_numbers, step.first_slots), lambda: _rows(head, step, latent.shape[1])
+    )
+    output = torch.empty(query.shape)
     arguments = (
+        count,
         (
             floats(query),
             first_new,
             floats(latent.flatten(0, 1)),
             NO_CHANNELS if channels is None else floats(channels.flatten(0, 1)),
         ),
-        step.arena.numpy(),
-        tuple(_rows(head, step, kind, latent) for kind in KINDS),
+        (arena, rows, layer.forms),
+        step.noted(layer.turning, lambda: _angles(head, step, latent)),
         weights,
         (coding_tables(), row_tables()),
         room,
@@ -92,32 +93,119 @@ def attend_on_cpu(
     return output.to(query.dtype).flatten(2)
 
 
-def _slots(step: RowStep, num_new: int) -> tuple[NDArray, int]:
-    """Slot of each sequence's first new token, (B,) int64, below 0 for padding; and the slots of
-    the longest one."""
+class _Layer:
+    """What is known of a layer in every step over one pool.
+
+    Args:
+        latent: a tensor of the type and device of latents.
+
+    Attributes:
+        forms: of its rows, by kind.
+        exact_numbers: tokens that stay exact, and the lifetime classes of its rows.
+        turning: what the angles depend on that it is read with.
+        query_width: channels K of a query as coded rows are asked.
+    """
+
+    def __init__(self, head: LatentHead, step: RowStep, latent: Tensor) -> None:
+        plan, places = head.plan, step.places.by_kind
+        self.head = head
+        self.forms = tuple(
+            _form(head, step, kind, latent) if kind in places else NO_FORM for kind in KINDS
+        )
+        classes = (places[kind].number for kind in KINDS if kind in places)
+        self.exact_numbers = plan.exact_sinks, plan.exact_window, *classes
+        self.turning = head.rotary, plan.read_mode, head.head_dim, latent.dtype
+        own_rank = plan.key_rank if head.key_up.shares is None else sum(head.key_up.shares)
+        self.query_width = (0 if head.rebuilds_keys else own_rank) + (
+            0 if head.absorbs else head.head_dim
+        )
+        self._weights: StepWeights | None = None
+        self._addresses: tuple[int, ...] = ()
+        self._mean: tuple[bytes, NDArray] = b"", NO_WEIGHT
+
+    def room(self, query: Tensor, count: int) -> NDArray:
+        B, T, H, D = query.shape
+        size = room_size(B * T * H, D, self.query_width, self.head.plan.value_rank, count)
+        return np.empty(size, np.float32)
+
+    def weights(self, latent: Tensor) -> StepWeights:
+        """As they are now. Where they are float32, what is kept lies in their own memory."""
+        head = self.head
+        made_of = [*head.key_up.matrix(latent), *head.value_up.matrix(latent)]
+        made_of += [tensor for tensor in (head.costs, head.sinks) if tensor is not None]
+        addresses = tuple(tensor.data_ptr() for tensor in made_of)
+        kept = self._weights
+        if kept is None or self._addresses != addresses:
+            kept = _weights(head, *made_of[:4])
+            own = head.key_up.is_plain and head.value_up.is_plain
+            if own and all(x.dtype == torch.float32 and x.is_contiguous() for x in made_of):
+                self._weights, self._addresses = kept, addresses
+        if head.rebuilds_keys and head.key_norm is not None:
+            kept = kept._replace(norm=floats(rms_gains(head, latent.device)[0]))
+        if head.stores_rotated:
+            bias = floats(made_of[1]).tobytes()
+            if self._mean[0] != bias:
+                self._mean = bias, floats(rotated_mean(head, latent))
+            kept = kept._replace(mean=self._mean[1])
+        return kept
+
+
+def _form(head: LatentHead, step: RowStep, kind: str, latent: Tensor) -> RowForm:
+    """How rows of a kind are written and read."""
+    place, exact = step.place(kind), head.exact_codec
+    layout = row_layout(head, place.dtype) if kind == TOKENS or exact is None else exact.layout
+    rows = rows_in_pool(layout, step.arena, step.frame_bytes, place.lifetime, place.place)
+    if kind == TOKENS:
+        return read_form(latent_read(head, 1, latent), rows)
+    return exact_form(
+        rows,
+        head.num_key_value_heads,
+        head.head_dim,
+        scale=head.scale,
+        softcap=head.softcap,
+        window=head.plan.exact_window if kind == RECENT else None,
+        limit=head.plan.exact_sinks if kind == FIRST else None,
+    )
+
+
+def _weights(
+    head: LatentHead, key_up: Tensor, key_bias: Tensor, value_up: Tensor, value_bias: Tensor
+) -> StepWeights:
+    """All but gains of a norm and the mean of keys."""
+    heads = head.num_key_value_heads, head.head_dim
+    up, bias = floats(key_up), floats(key_bias).reshape(heads)
+    return StepWeights(
+        absorbing=NO_WEIGHT if head.rebuilds_keys else up,
+        offset=bias if head.absorbs else NO_BIAS,
+        rebuilding=up if head.rebuilds_keys else NO_WEIGHT,
+        bias=bias if head.rebuilds_keys else NO_BIAS,
+        norm=NO_NORM,
+        mean=NO_WEIGHT,
+        no_bias=np.zeros(heads, np.float32),
+        value_up=floats(value_up),
+        value_bias=floats(value_bias).reshape(heads),
+        costs=NO_NORM if head.costs is None else floats(head.costs),
+        sinks=NO_SINKS if head.sinks is None else floats(head.sinks),
+    )
+
+
+def _slots(step: RowStep, num_new: int) -> tuple[NDArray, int, NDArray]:
+    """Slot of each sequence's first new token, (B,) int64, below 0 for padding; the slots of the
+    longest one; and the arena."""
     lens = step.context_lens.numpy().astype(np.int64)
-    return lens - num_new, int(lens.max())
+    return lens - num_new, int(lens.max()), step.arena.numpy()
 
 
-def _rows(head: LatentHead, step: RowStep, kind: str, latent: Tensor) -> StepRows:
-    """The rows of a kind that a layer writes, of latents (B, T, R), and reads in this step."""
-    place = step.places.get(kind)
-    if place is None:
-        return NO_ROWS
-    plan, lifetime, offset = head.plan, place.lifetime, place.lifetime.offsets[place.place]
-    form = head.noted(
-        (kind, place.dtype, step.frame_bytes, lifetime.tokens_per_frame, offset),
-        lambda: _form(head, step, kind, latent),
-    )
-    slots, frame_table, sequences = step.noted(
-        (kind, plan.exact_window, plan.exact_sinks, place.frame_table, step.first_slots),
-        lambda: (
-            place.slot_mapping.numpy(),
-            place.frame_table.numpy(),
-            _sequences(head, step, kind, latent.shape[1]),
-        ),
-    )
-    return StepRows(slots, frame_table, sequences, form)
+def _rows(head: LatentHead, step: RowStep, num_new: int) -> tuple[StepRows, ...]:
+    """The rows that new tokens write and read, by kind."""
+    found = []
+    for kind in KINDS:
+        if kind not in step.places.by_kind:
+            found.append(NO_ROWS)
+            continue
+        tables, sequences = step.tables(kind), _sequences(head, step, kind, num_new)
+        found.append(StepRows(tables.slot_mapping.numpy(), tables.frames.numpy(), sequences))
+    return tuple(found)
 
 
 def _sequences(head: LatentHead, step: RowStep, kind: str, num_new: int) -> NDArray:
@@ -135,77 +223,13 @@ def _sequences(head: LatentHead, step: RowStep, kind: str, num_new: int) -> NDAr
     return found
 
 
-def _form(head: LatentHead, step: RowStep, kind: str, latent: Tensor) -> RowForm:
-    """How rows of a kind are written and read."""
-    place, exact = step.places[kind], head.exact_codec
-    layout = row_layout(head, place.dtype) if kind == TOKENS or exact is None else exact.layout
-    rows = rows_in_pool(layout, step.arena, step.frame_bytes, place.lifetime, place.place)
-    if kind == TOKENS:
-        return read_form(latent_read(head, 1, latent), rows)
-    return exact_form(
-        rows,
-        head.num_key_value_heads,
-        head.head_dim,
-        scale=head.scale,
-        softcap=head.softcap,
-        window=head.plan.exact_window if kind == RECENT else None,
-        limit=head.plan.exact_sinks if kind == FIRST else None,
-    )
-
-
-def _weights(head: LatentHead, step: RowStep, latent: Tensor) -> StepWeights:
-    """What a layer computes with, as its weights are now."""
-    heads = head.num_key_value_heads, head.head_dim
-    key_up, key_bias = (floats(x) for x in head.key_up.matrix(latent))
-    value_up, value_bias = (floats(x) for x in head.value_up.matrix(latent))
-    key_bias = key_bias.reshape(heads)
-    cos, sin = _angles(head, step, latent)
-    norm = NO_NORM
-    if head.rebuilds_keys and head.key_norm is not None:
-        norm = floats(rms_gains(head, latent.device)[0])
-    return StepWeights(
-        absorbing=NO_WEIGHT if head.rebuilds_keys else key_up,
-        offset=key_bias if head.absorbs else NO_BIAS,
-        rebuilding=key_up if head.rebuilds_keys else NO_WEIGHT,
-        bias=key_bias if head.rebuilds_keys else NO_BIAS,
-        norm=norm,
-        cos=cos,
-        sin=sin,
-        mean=_mean(head, step, latent) if head.stores_rotated else NO_MEAN,
-        no_bias=head.noted("no bias", lambda: np.zeros(heads, np.float32)),
-        value_up=(value_up, value_bias.reshape(heads)),
-        costs=NO_NORM if head.costs is None else floats(head.costs),
-        sinks=NO_SINKS if head.sinks is None else floats(head.sinks),
-    )
-
-
-def _angles(head: LatentHead, step: RowStep, like: Tensor) -> tuple[NDArray, NDArray]:
-    """cos and sin by slot."""
+def _angles(head: LatentHead, step: RowStep, like: Tensor) -> StepAngles:
+    """Of the slots, and of blocks where queries are turned back to them."""
     if head.rotary is None:
-        return NO_ANGLES, NO_ANGLES
-    rotary, pairs = head.rotary, num_pairs(head)
-
-    def find() -> tuple[NDArray, NDArray]:
-        cos, sin = rotary.pair_angles(step.num_slots, pairs, like)
-        return floats(cos), floats(sin)
-
-    return step.noted((rotary, pairs, like.dtype), find)
-
-
-def _mean(head: LatentHead, step: RowStep, like: Tensor) -> tuple[NDArray, NDArray, NDArray]:
-    """`RotatedMean` in arrays; its table is made anew when the bias of the keys is another one."""
-    rotary, pairs = head.rotary, num_pairs(head)
-    assert rotary is not None
-
-    def find() -> tuple[NDArray, NDArray]:
-        cos, sin = rotary.block_angles(step.num_slots, pairs, BLOCK_SLOTS, like)
-        return floats(cos), floats(sin)
-
-    cos, sin = step.noted((rotary, pairs, BLOCK_SLOTS), find)
-    kept: dict[bytes, NDArray] = head.noted(("mean", like.dtype), dict)
-    bias = floats(head.key_up.offset(like)).tobytes()
-    table = kept.get(bias)
-    if table is None:
-        kept.clear()
-        table = kept[bias] = floats(rotated_mean(head, like))
-    return table, cos, sin
+        return StepAngles(NO_ANGLES, NO_ANGLES, NO_ANGLES, NO_ANGLES)
+    pairs, blocks = num_pairs(head), (NO_ANGLES, NO_ANGLES)
+    cos, sin = (floats(x) for x in head.rotary.pair_angles(step.num_slots, pairs, like))
+    if head.stores_rotated:
+        found = head.rotary.block_angles(step.num_slots, pairs, BLOCK_SLOTS, like)
+        blocks = floats(found[0]), floats(found[1])
+    return StepAngles(cos, sin, *blocks)

@@ -130,13 +130,22 @@ class RowForm(NamedTuple):
 
 
 class StepRows(NamedTuple):
-    """Rows of one kind that a step writes and reads: slots of the new tokens (B * T,) int64;
-    `frame_table` (B, frames) int32 and `sequences` (4, B) int32 of `read_block`; and their form."""
+    """Rows of one kind in a step: slots of the new tokens (B * T,) int64, and `frame_table` and
+    `sequences` as `read_block` takes them."""
 
     slots: NDArray
     frame_table: NDArray
     sequences: NDArray
-    form: RowForm
+
+
+class StepAngles(NamedTuple):
+    """cos and sin by slot (slots, rotary dim / 2), and those that turn a query back by block
+    (blocks, rotary dim / 2), float32; of no channels where there are none."""
+
+    cos: NDArray
+    sin: NDArray
+    block_cos: NDArray
+    block_sin: NDArray
 
 
 class StepWeights(NamedTuple):
@@ -146,10 +155,9 @@ class StepWeights(NamedTuple):
         that their products lack; of no heads where keys are rebuilt, or there is no bias.
     rebuilding: (J, D, rank), with bias (J, D) and gains of a norm (D,); of no heads, and no
         channels, for none.
-    cos, sin: by slot, (slots, rotary dim / 2); of no channels without rotation.
-    mean: see `add_mean`.
+    mean: table of keys' mean in a block (J, block, D); of no heads for none.
     no_bias: zeros (J, D).
-    value_up: weight (J, D, Rv) and bias (J, D).
+    value_up: (J, D, Rv), with bias (J, D).
     costs: of errors in channels, (R,). sinks: logits without a value, (H,); of no heads for none.
     """
 
@@ -158,46 +166,27 @@ class StepWeights(NamedTuple):
     rebuilding: NDArray
     bias: NDArray
     norm: NDArray
-    cos: NDArray
-    sin: NDArray
-    mean: tuple[NDArray, NDArray, NDArray]
+    mean: NDArray
     no_bias: NDArray
-    value_up: tuple[NDArray, NDArray]
+    value_up: NDArray
+    value_bias: NDArray
     costs: NDArray
     sinks: NDArray
-
-
-class StepRoom(NamedTuple):
-    """Where a step of n shares keeps what its parts hand on: rotated queries (B, T, H, D); queries
-    as coded rows are asked (B, T, H, K), and what is added to their products (B, T, H); value
-    channels mixed by share (n, B, T, H, Rv); mean values of recent and first exact rows
-    (2, B, T, H, D); and log-sum-exps of all these (n + 2, B, T, H)."""
-
-    turned: NDArray
-    asked: NDArray
-    offset: NDArray
-    mixed: NDArray
-    means: NDArray
-    sums: NDArray
 
 
 NO_WEIGHT, NO_BIAS = np.empty((0, 0, 0), np.float32), np.empty((0, 0), np.float32)
 NO_NORM, NO_SINKS = np.empty(0, np.float32), np.empty(0, np.float32)
 NO_ANGLES, NO_CHANNELS = np.empty((1, 0), np.float32), np.empty((0, 0), np.float32)
 NO_MEAN = NO_WEIGHT, NO_ANGLES, NO_ANGLES
-NO_ROWS = StepRows(
-    np.empty(0, np.int64),
-    np.empty((0, 0), np.int32),
-    np.empty((4, 0), np.int32),
-    RowForm(
-        np.empty((0, 5), np.int64),
-        np.empty((0, 2), np.int64),
-        np.empty(0, CODED),
-        np.zeros(1, PLACE),
-        np.empty((0, 2), np.int64),
-        np.zeros(1, READING),
-    ),
+NO_FORM = RowForm(
+    np.empty((0, 5), np.int64),
+    np.empty((0, 2), np.int64),
+    np.empty(0, CODED),
+    np.zeros(1, PLACE),
+    np.empty((0, 2), np.int64),
+    np.zeros(1, READING),
 )
+NO_ROWS = StepRows(np.empty(0, np.int64), np.empty((0, 0), np.int32), np.empty((4, 0), np.int32))
 
 
 class CodingTables(NamedTuple):

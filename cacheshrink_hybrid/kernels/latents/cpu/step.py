@@ -4,7 +4,10 @@ Queries are rotated and brought to where they meet channels, rows of the new tok
 rows of all tokens are read, and what was read of them becomes the heads' outputs.
 """
 
+from typing import NamedTuple
+
 import numpy as np
+from numpy.typing import NDArray
 
 from ...host_code import compiled, kept
 from .products import products
@@ -14,6 +17,40 @@ from .writing import write_block
 BEGIN, READ, END = 1, 2, 4
 """Parts of a step: before coded rows are read, reading a share of them, and after that."""
 WHOLE = BEGIN | READ | END
+
+
+class StepRoom(NamedTuple):
+    """What the parts of a step of n shares hand on: rotated queries (B, T, H, D); queries as coded
+    rows are asked (B, T, H, K), and what is added to their products (B, T, H); value channels mixed
+    by share (n, B, T, H, Rv); mean values of recent and first exact rows (2, B, T, H, D); and
+    log-sum-exps of all these (n + 2, B, T, H)."""
+
+    turned: NDArray
+    asked: NDArray
+    offset: NDArray
+    mixed: NDArray
+    means: NDArray
+    sums: NDArray
+
+
+def room_size(num_queries: int, D: int, width: int, value_rank: int, num_shares: int) -> int:
+    """Numbers in the room of a step of B * T * H queries of `width` channels K."""
+    return num_queries * (3 * D + width + num_shares * value_rank + num_shares + 3)
+
+
+@compiled
+def _step_room(flat, query, width, value_rank, num_shares):
+    """The room of a step in numbers that lie in a row."""
+    B, T, H, D = query.shape
+    n = B * T * H
+    turned, flat = flat[: n * D].reshape((B, T, H, D)), flat[n * D :]
+    asked, flat = flat[: n * width].reshape((B, T, H, width)), flat[n * width :]
+    offset, flat = flat[:n].reshape((B, T, H)), flat[n:]
+    means, flat = flat[: 2 * n * D].reshape((2, B, T, H, D)), flat[2 * n * D :]
+    count = num_shares + 2
+    sums, flat = flat[: n * count].reshape((count, B, T, H)), flat[n * count :]
+    mixed = flat[: n * num_shares * value_rank].reshape((num_shares, B, T, H, value_rank))
+    return StepRoom(turned, asked, offset, mixed, means, sums)
 
 
 @compiled
@@ -56,52 +93,52 @@ def _absorb(query, weight, bias, asked, offset):
 
 
 @compiled
-def _begin(new, arena, kinds, weights, coding, room):
+def _begin(new, pool, angles, weights, coding, room):
     """Rotate and absorb queries, and write the new tokens' rows."""
     query, first_new, latents, channels = new
-    coded, recent, first = kinds
+    arena, rows, forms = pool
     none, turned, asked = np.zeros(0, np.float32), room.turned, room.asked
-    _turn(query, first_new, weights.cos, weights.sin, turned)
-    absorbing, width = weights.absorbing, weights.absorbing.shape[2]
-    if absorbing.shape[0]:
-        _absorb(turned, absorbing, weights.offset, asked, room.offset)
+    _turn(query, first_new, angles.cos, angles.sin, turned)
+    width = weights.absorbing.shape[2]
+    room.offset[:] = 0
+    if weights.absorbing.shape[0]:
+        _absorb(turned, weights.absorbing, weights.offset, asked, room.offset)
     asked[..., width:] = turned[..., : asked.shape[3] - width]
-    write_block(
-        latents, none, weights.costs, coded.slots, arena, coded.form.runs, coded.form.planes,
-        coded.form.coded, coding, coded.form.place,
-    )  # fmt: skip
-    for kind in (recent, first):
-        if kind.form.runs.shape[0]:
+    for i in range(3):
+        form = forms[i]
+        if form.runs.shape[0]:
+            of_rows, costs = (channels, none) if i else (latents, weights.costs)
             write_block(
-                channels, none, none, kind.slots, arena, kind.form.runs, kind.form.planes,
-                kind.form.coded, coding, kind.form.place,
+                of_rows, none, costs, rows[i].slots, arena, form.runs, form.planes, form.coded,
+                coding, form.place,
             )  # fmt: skip
 
 
 @compiled
-def _read(share, arena, kinds, weights, tables, room):
+def _read(share, pool, angles, weights, tables, room):
     """Read a share of the coded rows, and with the first one the exact rows."""
+    arena, rows, forms = pool
     no_weight, none = np.zeros((0, 0, 0), np.float32), np.zeros(0, np.float32)
-    no_mean, zeros = (no_weight, weights.cos, weights.cos), np.zeros_like(room.offset)
-    coded, recent, first = kinds
+    no_mean, zeros = (no_weight, angles.cos, angles.cos), np.zeros_like(room.offset)
     num_shares = room.mixed.shape[0]
     room.mixed[share], room.sums[share] = 0, -np.inf
-    finish = weights.bias, weights.norm, weights.cos, weights.sin
+    finish = weights.bias, weights.norm, angles.cos, angles.sin
+    mean = weights.mean, angles.block_cos, angles.block_sin
     read_block(
-        room.asked, room.offset, arena, coded.frame_table, coded.sequences,
-        (coded.form.runs, coded.form.shares), tables, weights.rebuilding, finish, weights.mean,
-        coded.form.reading, (share, num_shares), room.mixed[share], room.sums[share],
+        room.asked, room.offset, arena, rows[0].frame_table, rows[0].sequences,
+        (forms[0].runs, forms[0].shares), tables, weights.rebuilding, finish, mean,
+        forms[0].reading, (share, num_shares), room.mixed[share], room.sums[share],
     )  # fmt: skip
     if share:
         return
     room.means[:], room.sums[num_shares:] = 0, -np.inf
-    for i, kind in enumerate((recent, first)):
-        if kind.form.runs.shape[0]:
-            finish = weights.no_bias, none, weights.cos, weights.sin
+    finish = weights.no_bias, none, angles.cos, angles.sin
+    for i in range(1, 3):
+        if forms[i].runs.shape[0]:
             read_block(
-                room.turned, zeros, arena, kind.frame_table, kind.sequences,
-                (kind.form.runs, kind.form.shares), tables, no_weight, finish, no_mean,
-                kind.form.reading, (0, 1), room.means[i], room.sums[num_shares + i],
+                room.turned, zeros, arena, rows[i].frame_table, rows[i].sequences,
+                (forms[i].runs, forms[i].shares), tables, no_weight, finish, no_mean,
+                forms[i].reading, (0, 1), room.means[i - 1], room.sums[num_shares + i - 1],
             )  # fmt: skip
 
 
@@ -125,7 +162,7 @@ def _end(weights, room, out):
     """The heads' outputs (B, T, H, D), of all that takes part in the softmax."""
     B, T, H, D = out.shape
     mixed, means = room.mixed, room.means
-    weight, bias = weights.value_up
+    weight, bias = weights.value_up, weights.value_bias
     J, _, rank = weight.shape
     heads, num_shares = H // J, mixed.shape[0]
     shares = np.zeros(num_shares + 2, np.float32)
@@ -156,26 +193,30 @@ def _end(weights, room, out):
 
 
 @kept
-def attend_rows(part, share, new, arena, kinds, weights, tables, room, out):
+def attend_rows(part, share, num_shares, new, pool, angles, weights, tables, room, out):
     """A layer's step, or parts of it.
 
     Args:
         part: of the step; `BEGIN` comes before every `READ`, and `END` after all of them.
-        share: number of the share of the coded rows that is read.
+        share, num_shares: which share of the coded rows is read, of how many.
         new: of the new tokens, float32 as all floating-point tensors: queries before rotation
             (B, T, H, D), each sequence's first slot (B,), below 0 for padding, latents (B * T, R),
             and channels of exact rows (B * T, 2*J*D).
-        kinds: coded, recent exact and first exact rows, see `StepRows`; exact ones with no runs
-            where there are none.
-        weights: see `StepWeights`.
+        pool: its arena, and rows and forms of coded, recent exact and first exact rows, see
+            `StepRows` and `RowForm`; forms of no runs where there are none.
+        angles, weights: see `StepAngles` and `StepWeights`.
         tables: `coding_tables` and `row_tables`.
-        room: see `StepRoom`.
+        room: numbers for what parts hand on, `room_size` at least.
         out: (B, T, H, D).
     """
     coding, decoding = tables
+    width = weights.absorbing.shape[2]
+    if weights.rebuilding.shape[0] or weights.mean.shape[0]:
+        width += out.shape[3]
+    where = _step_room(room, new[0], width, weights.value_up.shape[2], num_shares)
     if part & BEGIN:
-        _begin(new, arena, kinds, weights, coding, room)
+        _begin(new, pool, angles, weights, coding, where)
     if part & READ:
-        _read(share, arena, kinds, weights, decoding, room)
+        _read(share, pool, angles, weights, decoding, where)
     if part & END:
-        _end(weights, room, out)
+        _end(weights, where, out)
