@@ -85,9 +85,11 @@ level, and distortion of a standard normal channel."""
 
 
 class Tables(NamedTuple):
-    """What is looked up: levels of 1 to 6 bits of two neighbours (5460, 2), numbers of the bytes of
-    e4m3 and e5m2 (2, 256), step and first level of 8 uniform bits (2,), and gains (256,)."""
+    """What is looked up: levels of 1 to 6 bits (6, 64), and those of two neighbours (5460, 2),
+    numbers of the bytes of e4m3 and e5m2 (2, 256), step and first level of 8 uniform bits (2,), and
+    gains (256,)."""
 
+    levels: NDArray
     pairs: NDArray
     byte_floats: NDArray
     uniform: NDArray
@@ -109,7 +111,11 @@ def row_tables() -> Tables:
     every_byte = torch.arange(256, dtype=torch.uint8)
     floats = [every_byte.view(kind.dtype).float() for kind in (Kind.E4M3, Kind.E5M2)]
     uniform = levels.UNIFORM_STEP, float(levels.uniform_levels()[0])
+    single = np.zeros((len(PLANES), 2 ** max(PLANES)), np.float32)
+    for row, bits in zip(single, PLANES, strict=True):
+        row[: 2**bits] = levels.levels_of(bits)
     return Tables(
+        single,
         torch.cat(pairs).numpy(),
         torch.stack(floats).numpy(),
         np.array(uniform, np.float32),
