@@ -35,7 +35,7 @@ class _SharedStep:
     begin: int
     end: int
     lens: Tensor
-    tables: list[RowTables]
+    tables: dict[int, RowTables] = field(default_factory=dict)
     notes: dict[Hashable, Any] = field(default_factory=dict)
 
 
@@ -151,20 +151,18 @@ class BatchRows:
         self, layer_idx: int, begin: int, end: int, first_slots: Tensor | None, backend: Backend
     ) -> RowStep:
         """The step of the tokens [begin, end), which are reserved, for kernels."""
-        pool, shared = self.store.pool, self._shared
+        pool, shared, places = self.store.pool, self._shared, self._places_of(layer_idx)
         if shared is None or (shared.begin, shared.end) != (begin, end):
             count = len(self._ids)
             lens = torch.full((count,), end, dtype=torch.int32, device=pool.device)
-            numbers = range(len(self.layout.classes))
-            tables = [self._step_tables(number, begin, end) for number in numbers]
-            shared = self._shared = _SharedStep(begin, end, lens, tables)
-        if layer_idx not in self._layers:
-            dtypes = {row_set: shape.dtype for row_set, shape in self.shapes.items()}
-            self._layers[layer_idx] = RowPlaces.of(self.layout, dtypes, layer_idx)
+            shared = self._shared = _SharedStep(begin, end, lens)
+        for place in places.by_kind.values():
+            if place.number not in shared.tables:
+                shared.tables[place.number] = self._step_tables(place.number, begin, end)
         return RowStep(
             arena=pool.arena,
             frame_bytes=pool.frame_bytes,
-            places=self._layers[layer_idx],
+            places=places,
             class_tables=shared.tables,
             context_lens=shared.lens,
             num_slots=end,
@@ -174,6 +172,20 @@ class BatchRows:
             backend=backend,
             notes=shared.notes,
         )
+
+    def is_ready(self, layer_idx: int, begin: int, end: int) -> bool:
+        """Whether layers whose rows live as long as those of this one took this step before it."""
+        shared = self._shared
+        if shared is None or (shared.begin, shared.end) != (begin, end):
+            return False
+        places = self._places_of(layer_idx).by_kind.values()
+        return all(place.number in shared.tables for place in places)
+
+    def _places_of(self, layer_idx: int) -> RowPlaces:
+        if layer_idx not in self._layers:
+            dtypes = {row_set: shape.dtype for row_set, shape in self.shapes.items()}
+            self._layers[layer_idx] = RowPlaces.of(self.layout, dtypes, layer_idx)
+        return self._layers[layer_idx]
 
     def _step_tables(self, number: int, begin: int, end: int) -> RowTables:
         """Frames of the tokens before `end` in a class, and slots of those from `begin` on."""

@@ -78,9 +78,9 @@ class StepTables:
         }
 
     @cached_property
-    def row_tables(self) -> list[RowTables]:
-        """Per lifetime class, for `RowStep`."""
-        return list(map(RowTables, self.frame_tables, self.slot_mappings))
+    def row_tables(self) -> dict[int, RowTables]:
+        """By number of a lifetime class, for `RowStep`."""
+        return dict(enumerate(map(RowTables, self.frame_tables, self.slot_mappings)))
 
     def fill(self, store: SequenceStore, seq_ids: Sequence[Hashable]) -> None:
         """Show these sequences, whose new tokens are reserved; the other rows become padding."""

@@ -11,7 +11,7 @@ memory from the others by `isinstance`, in every layer of every step.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
@@ -219,7 +219,7 @@ class RowStep:
     Attributes:
         arena, frame_bytes: of the pool.
         places: of the layer's rows; those of first tokens are counted from `first_slots`.
-        class_tables: by lifetime class.
+        class_tables: by number of a lifetime class.
         context_lens: slots of each sequence, the new ones included, (B,) int32; 0 for padding.
         num_slots: more than any slot.
         ends_together: every sequence has `num_slots` slots.
@@ -233,7 +233,7 @@ class RowStep:
     arena: Tensor
     frame_bytes: int
     places: RowPlaces
-    class_tables: Sequence[RowTables]
+    class_tables: Mapping[int, RowTables]
     context_lens: Tensor
     num_slots: int
     ends_together: bool

@@ -126,14 +126,16 @@ def attend_by_kernels(
     """
     num_new = query.shape[2]
     channels = None if key_value is None else head.exact_channels(key_value)
-    angles = position_embeddings if head.rotary is not None else None
-    if angles is not None and step.first_new is not None:
-        assert head.rotary is not None
-        angles = head.rotary.window_angles(step.first_new, 0, step.num_slots, query)[0]
-    if implementation_on(step.backend, query.device) == "cpu":
+    on_cpu = implementation_on(step.backend, query.device) == "cpu"
+    angles = None
+    if head.rotary is not None and (head.stores_rotated or not on_cpu):
+        angles = position_embeddings
+        if step.first_new is not None:
+            angles = head.rotary.window_angles(step.first_new, 0, step.num_slots, query)[0]
+    if on_cpu:
         from .cpu_step import attend_on_cpu  # with numba, which need not be there
 
-        if angles is not None and head.stores_rotated:
+        if angles is not None:
             latent = head.turned_latent(latent, angles)
         return attend_on_cpu(head, query, latent, channels, step)
     if angles is not None:

@@ -160,7 +160,7 @@ class CachedLayer:
         if reason is None and has_gradients(module, hidden):
             reason = "kernels have no backward pass; decode within torch.no_grad()"
         batch, num_new = hidden.shape[:2]
-        if reason is None and not cache.slots_are_positions:
+        if reason is None and mask is not None and not cache.slots_are_positions:
             num_keys, first_key = cache.get_mask_sizes(num_new, self.layer_idx)
             reason, first_slots = first_visible(
                 mask, batch, num_new, num_keys, first_key, head.window

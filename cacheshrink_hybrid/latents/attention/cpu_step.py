@@ -56,41 +56,58 @@ def attend_on_cpu(
         channels: of the tokens' exact rows, (B, T, 2*J*D); None where no token stays exact.
     """
     layer = step.places.notes.get("cpu")
-    if layer is None or layer.head is not head:
+    if layer is None or layer.head is not head or layer.dtype != latent.dtype:
         layer = step.places.notes["cpu"] = _Layer(head, step, latent)
-    query = query.transpose(1, 2)
-    first_new, longest, arena = step.noted("slots", lambda: _slots(step, latent.shape[1]))
-    weights = layer.weights(latent)
-    count = num_shares(longest, LEAST_SLOTS)
-    room = step.noted(
-        (query.shape, layer.query_width, head.plan.value_rank), lambda: layer.room(query, count)
+    common = step.noted((layer.kind, step.first_slots), lambda: _Common(layer, step, query))
+    B, H, T, D = query.shape
+    output = torch.empty(B, T, H * D)
+    new = (
+        floats(query),
+        common.first_new,
+        floats(latent),
+        NO_CHANNELS if channels is None else floats(channels),
     )
-    rows = step.noted(
-        (*layer.exact_numbers, step.first_slots), lambda: _rows(head, step, latent.shape[1])
-    )
-    output = torch.empty(query.shape)
     arguments = (
-        count,
-        (
-            floats(query),
-            first_new,
-            floats(latent.flatten(0, 1)),
-            NO_CHANNELS if channels is None else floats(channels.flatten(0, 1)),
-        ),
-        (arena, rows, layer.forms),
-        step.noted(layer.turning, lambda: _angles(head, step, latent)),
-        weights,
-        (coding_tables(), row_tables()),
-        room,
+        common.num_shares,
+        new,
+        (common.arena, common.rows, layer.forms),
+        common.angles,
+        layer.weights(latent),
+        common.tables,
+        common.room,
         output.numpy(),
     )
-    if count == 1:
+    if common.num_shares == 1:
         attend_rows(WHOLE, 0, *arguments)
     else:
         attend_rows(BEGIN, 0, *arguments)
-        in_parallel([partial(attend_rows, READ, share, *arguments) for share in range(count)])
+        shares = range(common.num_shares)
+        in_parallel([partial(attend_rows, READ, share, *arguments) for share in shares])
         attend_rows(END, 0, *arguments)
-    return output.to(query.dtype).flatten(2)
+    return output if query.dtype == torch.float32 else output.to(query.dtype)
+
+
+class _Common:
+    """What layers of a kind have in common in a step.
+
+    Attributes:
+        first_new: slot of each sequence's first new token, (B,) int64; below 0 for padding.
+        num_shares: into which the coded rows are cut, for as many threads.
+        arena, rows, angles, tables, room: as `attend_rows` takes them.
+    """
+
+    def __init__(self, layer: _Layer, step: RowStep, query: Tensor) -> None:
+        head = layer.head
+        B, H, T, D = query.shape
+        lens = step.context_lens.numpy().astype(np.int64)
+        self.first_new = lens - T
+        self.num_shares = num_shares(int(lens.max()) - head.plan.exact_window, LEAST_SLOTS)
+        self.arena = step.arena.numpy()
+        self.rows = tuple(_rows(head, step, kind, T) for kind in KINDS)
+        self.angles = _angles(head, step, query)
+        self.tables = coding_tables(), row_tables()
+        sizes = D, layer.query_width, head.plan.value_rank, self.num_shares
+        self.room = np.empty(room_size(B * T * H, *sizes), np.float32)
 
 
 class _Layer:
@@ -100,38 +117,34 @@ class _Layer:
         latent: a tensor of the type and device of latents.
 
     Attributes:
+        dtype: of latents.
         forms: of its rows, by kind.
-        exact_numbers: tokens that stay exact, and the lifetime classes of its rows.
-        turning: what the angles depend on that it is read with.
         query_width: channels K of a query as coded rows are asked.
+        kind: layers of which this is equal have a `_Common`.
     """
 
     def __init__(self, head: LatentHead, step: RowStep, latent: Tensor) -> None:
         plan, places = head.plan, step.places.by_kind
-        self.head = head
+        self.head, self.dtype = head, latent.dtype
         self.forms = tuple(
             _form(head, step, kind, latent) if kind in places else NO_FORM for kind in KINDS
         )
-        classes = (places[kind].number for kind in KINDS if kind in places)
-        self.exact_numbers = plan.exact_sinks, plan.exact_window, *classes
-        self.turning = head.rotary, plan.read_mode, head.head_dim, latent.dtype
         own_rank = plan.key_rank if head.key_up.shares is None else sum(head.key_up.shares)
         self.query_width = (0 if head.rebuilds_keys else own_rank) + (
             0 if head.absorbs else head.head_dim
         )
+        classes = (places[kind].number for kind in KINDS if kind in places)
+        sizes = head.num_attention_heads, head.head_dim, self.query_width, plan.value_rank
+        exact = plan.exact_sinks, plan.exact_window
+        self.kind = (head.rotary, plan.read_mode, self.dtype, *sizes, *exact, *classes)
         self._weights: StepWeights | None = None
         self._addresses: tuple[int, ...] = ()
         self._mean: tuple[bytes, NDArray] = b"", NO_WEIGHT
 
-    def room(self, query: Tensor, count: int) -> NDArray:
-        B, T, H, D = query.shape
-        size = room_size(B * T * H, D, self.query_width, self.head.plan.value_rank, count)
-        return np.empty(size, np.float32)
-
     def weights(self, latent: Tensor) -> StepWeights:
         """As they are now. Where they are float32, what is kept lies in their own memory."""
         head = self.head
-        made_of = [*head.key_up.matrix(latent), *head.value_up.matrix(latent)]
+        made_of = [*head.key_up.parameters(latent), *head.value_up.parameters(latent)]
         made_of += [tensor for tensor in (head.costs, head.sinks) if tensor is not None]
         addresses = tuple(tensor.data_ptr() for tensor in made_of)
         kept = self._weights
@@ -173,7 +186,8 @@ def _weights(
 ) -> StepWeights:
     """All but gains of a norm and the mean of keys."""
     heads = head.num_key_value_heads, head.head_dim
-    up, bias = floats(key_up), floats(key_bias).reshape(heads)
+    up, bias = (floats(x).reshape(*heads, -1) for x in (key_up, key_bias))
+    bias = bias[..., 0]
     return StepWeights(
         absorbing=NO_WEIGHT if head.rebuilds_keys else up,
         offset=bias if head.absorbs else NO_BIAS,
@@ -181,31 +195,20 @@ def _weights(
         bias=bias if head.rebuilds_keys else NO_BIAS,
         norm=NO_NORM,
         mean=NO_WEIGHT,
-        no_bias=np.zeros(heads, np.float32),
-        value_up=floats(value_up),
+        value_up=floats(value_up).reshape(*heads, -1),
         value_bias=floats(value_bias).reshape(heads),
         costs=NO_NORM if head.costs is None else floats(head.costs),
         sinks=NO_SINKS if head.sinks is None else floats(head.sinks),
     )
 
 
-def _slots(step: RowStep, num_new: int) -> tuple[NDArray, int, NDArray]:
-    """Slot of each sequence's first new token, (B,) int64, below 0 for padding; the slots of the
-    longest one; and the arena."""
-    lens = step.context_lens.numpy().astype(np.int64)
-    return lens - num_new, int(lens.max()), step.arena.numpy()
-
-
-def _rows(head: LatentHead, step: RowStep, num_new: int) -> tuple[StepRows, ...]:
-    """The rows that new tokens write and read, by kind."""
-    found = []
-    for kind in KINDS:
-        if kind not in step.places.by_kind:
-            found.append(NO_ROWS)
-            continue
-        tables, sequences = step.tables(kind), _sequences(head, step, kind, num_new)
-        found.append(StepRows(tables.slot_mapping.numpy(), tables.frames.numpy(), sequences))
-    return tuple(found)
+def _rows(head: LatentHead, step: RowStep, kind: str, num_new: int) -> StepRows:
+    """The rows of a kind that new tokens write and read."""
+    if kind not in step.places.by_kind:
+        return NO_ROWS
+    tables = step.tables(kind)
+    sequences = _sequences(head, step, kind, num_new)
+    return StepRows(tables.slot_mapping.numpy(), tables.frames.numpy(), sequences)
 
 
 def _sequences(head: LatentHead, step: RowStep, kind: str, num_new: int) -> NDArray:

@@ -28,8 +28,10 @@ def up(number, unit):
 
 @compiled
 def _padded(weight):
-    """A copy of weights (J, D, rank), zeros behind D and rank."""
+    """Weights (J, D, rank), zeros behind D and rank."""
     heads, width, rank = weight.shape
+    if width % 4 == 0 and rank % VECTOR == 0:
+        return weight
     out = np.zeros((heads, up(width, 4), up(rank, VECTOR)), np.float32)
     out[:, :width, :rank] = weight
     return out
@@ -117,9 +119,9 @@ def read_block(
     mean_heads, block_slots, mean_width = mean[0].shape
     met = width - mean_width
 
-    tile = np.zeros((TILE, up(size.channels, VECTOR)), np.float32)
-    own = np.zeros((TILE, up(rank, VECTOR)), np.float32)
-    keys = np.zeros((TILE, up(width, VECTOR)), np.float32)
+    tile = np.empty((TILE, up(size.channels, VECTOR)), np.float32)
+    own = np.empty((TILE, up(rank, VECTOR)), np.float32)
+    keys = np.empty((TILE, up(width, VECTOR)), np.float32)
     scores = np.zeros((num_rows, TILE), np.float32)
     asked = np.zeros((groups, num_rows, up(width, VECTOR)), np.float32)
     offsets = np.zeros((groups, num_rows), np.float32)

@@ -35,6 +35,7 @@ READING = np.dtype(
                 "layer_offset",
                 "row_bytes",
                 "gain_byte",
+                "after_gain",
                 "only_floats",
             )
         ),
@@ -43,33 +44,19 @@ READING = np.dtype(
         ("epsilon", np.float32),
     ]
 )
-"""How rows are read.
+"""Where rows lie, and how they are read.
 
 groups: of query heads that meet keys of their own; rank: channels of such a group's keys.
 first_value, value_rank, value_share: first channel that is mixed, how many, and how many channels
     further those of the next group lie.
 window: 0 for none. limit: slots from here on are none. channels: of a row. gain_byte: -1 for none.
+after_gain: bytes of a row before its padding.
 only_floats: no channel is coded, so that a lost token is NaN in all.
 softcap: 0 for none.
 """
 
 
 NO_LIMIT = 2**62
-
-PLACE = np.dtype(
-    [
-        (name, np.int64)
-        for name in (
-            "frame_bytes",
-            "frame_tokens",
-            "layer_offset",
-            "row_bytes",
-            "gain_byte",
-            "after_gain",
-        )
-    ]
-)
-"""Where rows are written; gain_byte: -1 for none, after_gain: bytes before the padding."""
 
 CODED = np.dtype(
     [
@@ -124,13 +111,10 @@ def row_tables() -> Tables:
 
 
 class RowForm(NamedTuple):
-    """Rows of one kind of a layer: how they are written, by `runs_view`, `planes_view`,
-    `coded_view` and `place_view`; how they are read, by `shares_view` and `READING`."""
+    """Rows of one kind of a layer: `runs_view`, `coded_view`, `shares_view` and `READING`."""
 
     runs: NDArray
-    planes: NDArray
     coded: NDArray
-    place: NDArray
     shares: NDArray
     reading: NDArray
 
@@ -162,7 +146,6 @@ class StepWeights(NamedTuple):
     rebuilding: (J, D, rank), with bias (J, D) and gains of a norm (D,); of no heads, and no
         channels, for none.
     mean: table of keys' mean in a block (J, block, D); of no heads for none.
-    no_bias: zeros (J, D).
     value_up: (J, D, Rv), with bias (J, D).
     costs: of errors in channels, (R,). sinks: logits without a value, (H,); of no heads for none.
     """
@@ -173,7 +156,6 @@ class StepWeights(NamedTuple):
     bias: NDArray
     norm: NDArray
     mean: NDArray
-    no_bias: NDArray
     value_up: NDArray
     value_bias: NDArray
     costs: NDArray
@@ -182,13 +164,11 @@ class StepWeights(NamedTuple):
 
 NO_WEIGHT, NO_BIAS = np.empty((0, 0, 0), np.float32), np.empty((0, 0), np.float32)
 NO_NORM, NO_SINKS = np.empty(0, np.float32), np.empty(0, np.float32)
-NO_ANGLES, NO_CHANNELS = np.empty((1, 0), np.float32), np.empty((0, 0), np.float32)
+NO_ANGLES, NO_CHANNELS = np.empty((1, 0), np.float32), np.empty((0, 0, 0), np.float32)
 NO_MEAN = NO_WEIGHT, NO_ANGLES, NO_ANGLES
 NO_FORM = RowForm(
-    np.empty((0, 5), np.int64),
-    np.empty((0, 2), np.int64),
+    np.empty((0, 7), np.int64),
     np.empty(0, CODED),
-    np.zeros(1, PLACE),
     np.empty((0, 2), np.int64),
     np.zeros(1, READING),
 )
@@ -242,27 +222,13 @@ def noted(make: Callable[..., NDArray]) -> Callable[..., NDArray]:
 @noted
 def runs_view(layout: RowLayout) -> NDArray:
     """Per run: number of its kind, first channel, channels, first byte of its first plane and of
-    its last one, (n, 5) int64."""
-    return np.array(
-        [
-            (
-                run.kind.number,
-                run.first_channel,
-                run.channels,
-                run.planes[0].first_byte,
-                run.planes[-1].first_byte,
-            )
-            for run in layout.runs
-        ],
-        np.int64,
-    )
-
-
-@noted
-def planes_view(layout: RowLayout) -> NDArray:
-    """Bits of each run's planes, 0 for none, (n, 2) int64."""
-    planes = [(*run.kind.planes, 0)[:2] if run.kind.coded else (0, 0) for run in layout.runs]
-    return np.array(planes, np.int64)
+    its last one, and bits of these planes, 0 for none, (n, 7) int64."""
+    found = []
+    for run in layout.runs:
+        first, last = run.planes[0].first_byte, run.planes[-1].first_byte
+        bits = (*run.kind.planes, 0)[:2] if run.kind.coded else (0, 0)
+        found.append((run.kind.number, run.first_channel, run.channels, first, last, *bits))
+    return np.array(found, np.int64)
 
 
 @noted
@@ -284,18 +250,6 @@ def coded_view(layout: RowLayout) -> NDArray:
     )
 
 
-def place_view(rows: PagedRows) -> NDArray:
-    """`PLACE` of a layer's rows, (1,)."""
-    return _place_view(rows.layout, rows.frame_bytes, rows.frame_tokens, rows.layer_offset)
-
-
-@noted
-def _place_view(layout: RowLayout, frame_bytes: int, frame_tokens: int, offset: int) -> NDArray:
-    gain_byte = -1 if layout.gain_byte is None else layout.gain_byte
-    sizes = frame_bytes, frame_tokens, offset, layout.row_bytes, gain_byte, layout.after_gain
-    return np.array([sizes], PLACE)
-
-
 @noted
 def shares_view(layout: RowLayout, key_rank: int, groups: int) -> NDArray:
     """First channel of the first group, and channels of each, in every run of the keys, (n, 2)
@@ -309,7 +263,7 @@ def shares_view(layout: RowLayout, key_rank: int, groups: int) -> NDArray:
 def read_form(read: LatentRead, rows: PagedRows) -> RowForm:
     """The form of rows that attention reads as latents."""
     key_up = read.key_up
-    reading = _reading(
+    reading = row_reading(
         rows,
         groups=read.key_heads if key_up is None else key_up.weight.shape[0],
         rank=read.own_rank,
@@ -340,7 +294,7 @@ def exact_form(
         window: slots that a query sees; None for all.
         limit: slots from here on hold no rows; None for none.
     """
-    reading = _reading(
+    reading = row_reading(
         rows,
         groups=num_heads,
         rank=head_dim,
@@ -357,18 +311,10 @@ def exact_form(
 
 
 def _form(rows: PagedRows, shares: NDArray, reading: NDArray) -> RowForm:
-    layout = rows.layout
-    return RowForm(
-        runs_view(layout),
-        planes_view(layout),
-        coded_view(layout),
-        place_view(rows),
-        shares,
-        reading,
-    )
+    return RowForm(runs_view(rows.layout), coded_view(rows.layout), shares, reading)
 
 
-def _reading(rows: PagedRows, **numbers: float) -> NDArray:
+def row_reading(rows: PagedRows, **numbers: float) -> NDArray:
     """`READING`, (1,), of the numbers that do not follow from rows; 0 where none is given."""
     layout, found = rows.layout, np.zeros(1, READING)
     of_rows = {
@@ -379,6 +325,7 @@ def _reading(rows: PagedRows, **numbers: float) -> NDArray:
         "layer_offset": rows.layer_offset,
         "row_bytes": layout.row_bytes,
         "gain_byte": -1 if layout.gain_byte is None else layout.gain_byte,
+        "after_gain": layout.after_gain,
         "only_floats": not any(run.kind.coded for run in layout.runs),
     }
     for name, number in (of_rows | numbers).items():

@@ -39,9 +39,9 @@ def room_size(num_queries: int, D: int, width: int, value_rank: int, num_shares:
 
 
 @compiled
-def _step_room(flat, query, width, value_rank, num_shares):
+def _step_room(flat, shape, width, value_rank, num_shares):
     """The room of a step in numbers that lie in a row."""
-    B, T, H, D = query.shape
+    B, H, T, D = shape
     n = B * T * H
     turned, flat = flat[: n * D].reshape((B, T, H, D)), flat[n * D :]
     asked, flat = flat[: n * width].reshape((B, T, H, width)), flat[n * width :]
@@ -55,16 +55,16 @@ def _step_room(flat, query, width, value_rank, num_shares):
 
 @compiled
 def _turn(query, first_new, cos, sin, out):
-    """Queries (B, T, H, D) rotated by the angles of their slots."""
-    B, T, H, _ = query.shape
+    """Queries (B, H, T, D) rotated by the angles of their slots, (B, T, H, D)."""
+    B, T, H, _ = out.shape
     half = cos.shape[1]
     for b in range(B):
         for t in range(T):
-            out[b, t] = query[b, t]
+            out[b, t] = query[b, :, t]
             if half and first_new[b] >= 0:
                 c, s = cos[first_new[b] + t], sin[first_new[b] + t]
                 for h in range(H):
-                    x, to = query[b, t, h], out[b, t, h]
+                    x, to = query[b, h, t], out[b, t, h]
                     for k in range(half):
                         to[k] = x[k] * c[k] - x[half + k] * s[k]
                         to[half + k] = x[half + k] * c[k] + x[k] * s[k]
@@ -93,9 +93,8 @@ def _absorb(query, weight, bias, asked, offset):
 
 
 @compiled
-def _begin(new, pool, angles, weights, coding, room):
-    """Rotate and absorb queries, and write the new tokens' rows."""
-    query, first_new, latents, channels = new
+def _begin(query, first_new, new, pool, angles, weights, coding, room):
+    """Rotate and absorb queries, and write rows of latents and of exact channels, (B * T, ...)."""
     arena, rows, forms = pool
     none, turned, asked = np.zeros(0, np.float32), room.turned, room.asked
     _turn(query, first_new, angles.cos, angles.sin, turned)
@@ -107,10 +106,10 @@ def _begin(new, pool, angles, weights, coding, room):
     for i in range(3):
         form = forms[i]
         if form.runs.shape[0]:
-            of_rows, costs = (channels, none) if i else (latents, weights.costs)
+            of_rows, costs = (new[1], none) if i else (new[0], weights.costs)
             write_block(
-                of_rows, none, costs, rows[i].slots, arena, form.runs, form.planes, form.coded,
-                coding, form.place,
+                of_rows, none, costs, rows[i].slots, arena, form.runs, form.coded, coding,
+                form.reading,
             )  # fmt: skip
 
 
@@ -132,7 +131,7 @@ def _read(share, pool, angles, weights, tables, room):
     if share:
         return
     room.means[:], room.sums[num_shares:] = 0, -np.inf
-    finish = weights.no_bias, none, angles.cos, angles.sin
+    finish = np.zeros(weights.value_bias.shape, np.float32), none, angles.cos, angles.sin
     for i in range(1, 3):
         if forms[i].runs.shape[0]:
             read_block(
@@ -200,23 +199,26 @@ def attend_rows(part, share, num_shares, new, pool, angles, weights, tables, roo
         part: of the step; `BEGIN` comes before every `READ`, and `END` after all of them.
         share, num_shares: which share of the coded rows is read, of how many.
         new: of the new tokens, float32 as all floating-point tensors: queries before rotation
-            (B, T, H, D), each sequence's first slot (B,), below 0 for padding, latents (B * T, R),
-            and channels of exact rows (B * T, 2*J*D).
+            (B, H, T, D), each sequence's first slot (B,), below 0 for padding, latents (B, T, R),
+            and channels of exact rows (B, T, 2*J*D).
         pool: its arena, and rows and forms of coded, recent exact and first exact rows, see
             `StepRows` and `RowForm`; forms of no runs where there are none.
         angles, weights: see `StepAngles` and `StepWeights`.
         tables: `coding_tables` and `row_tables`.
         room: numbers for what parts hand on, `room_size` at least.
-        out: (B, T, H, D).
+        out: (B, T, H * D).
     """
+    query, first_new, latents, channels = new
+    B, H, T, D = query.shape
     coding, decoding = tables
     width = weights.absorbing.shape[2]
     if weights.rebuilding.shape[0] or weights.mean.shape[0]:
-        width += out.shape[3]
-    where = _step_room(room, new[0], width, weights.value_up.shape[2], num_shares)
+        width += D
+    where = _step_room(room, query.shape, width, weights.value_up.shape[2], num_shares)
     if part & BEGIN:
-        _begin(new, pool, angles, weights, coding, where)
+        rows = latents.reshape((B * T, -1)), channels.reshape((B * T, -1))
+        _begin(query, first_new, rows, pool, angles, weights, coding, where)
     if part & READ:
         _read(share, pool, angles, weights, decoding, where)
     if part & END:
-        _end(weights, where, out)
+        _end(weights, where, out.reshape((B, T, H, D)))
