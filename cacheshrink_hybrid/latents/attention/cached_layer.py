@@ -178,11 +178,12 @@ def _is_for_torch(cache: RowMemory, hidden: Tensor) -> bool:
     """Whether a pass on inputs (B, T, E) is none that kernels of CPUs are made for: within a graph;
     of many tokens, whose keys and values torch expands once; or, with `auto`, by eager attention,
     of which probabilities may be asked for. The engine decides that by itself."""
-    if hidden.device.type != "cpu" or cache.slots_are_positions:
+    if cache.slots_are_positions:
         return False
-    if torch.compiler.is_compiling():
-        return True
+    compiling = torch.compiler.is_compiling()
     eager = cache.backend == "auto" and cache.wants_probabilities
-    if not eager and hidden.shape[1] <= MAX_DECODE_TOKENS:
+    if not (compiling or eager) and hidden.shape[1] <= MAX_DECODE_TOKENS:
         return False
-    return implementation_on(cache.backend, hidden.device) == "cpu"
+    if hidden.device.type != "cpu":
+        return False
+    return compiling or implementation_on(cache.backend, hidden.device) == "cpu"
