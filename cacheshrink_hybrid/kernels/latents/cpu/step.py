@@ -117,27 +117,27 @@ def _begin(query, first_new, new, pool, angles, weights, coding, room):
 def _read(share, pool, angles, weights, tables, room):
     """Read a share of the coded rows, and with the first one the exact rows."""
     arena, rows, forms = pool
-    no_weight, none = np.zeros((0, 0, 0), np.float32), np.zeros(0, np.float32)
-    no_mean, zeros = (no_weight, angles.cos, angles.cos), np.zeros_like(room.offset)
     num_shares = room.mixed.shape[0]
-    room.mixed[share], room.sums[share] = 0, -np.inf
+    query, offset, weight, part = room.asked, room.offset, weights.rebuilding, (share, num_shares)
     finish = weights.bias, weights.norm, angles.cos, angles.sin
     mean = weights.mean, angles.block_cos, angles.block_sin
-    read_block(
-        room.asked, room.offset, arena, rows[0].frame_table, rows[0].sequences,
-        (forms[0].runs, forms[0].shares), tables, weights.rebuilding, finish, mean,
-        forms[0].reading, (share, num_shares), room.mixed[share], room.sums[share],
-    )  # fmt: skip
-    if share:
-        return
-    room.means[:], room.sums[num_shares:] = 0, -np.inf
-    finish = np.zeros(weights.value_bias.shape, np.float32), none, angles.cos, angles.sin
-    for i in range(1, 3):
+    out, sums = room.mixed[share], room.sums[share]
+    for i in range(3):
+        if i:
+            if share:
+                break
+            query, offset, part = room.turned, np.zeros_like(room.offset), (0, 1)
+            weight, no_gains = np.zeros((0, 0, 0), np.float32), np.zeros(0, np.float32)
+            no_bias = np.zeros(weights.value_bias.shape, np.float32)
+            finish = no_bias, no_gains, angles.cos, angles.sin
+            mean = weight, angles.block_cos, angles.block_sin
+            out, sums = room.means[i - 1], room.sums[num_shares + i - 1]
+        out[:], sums[:] = 0, -np.inf
         if forms[i].runs.shape[0]:
             read_block(
-                room.turned, zeros, arena, rows[i].frame_table, rows[i].sequences,
-                (forms[i].runs, forms[i].shares), tables, no_weight, finish, no_mean,
-                forms[i].reading, (0, 1), room.means[i - 1], room.sums[num_shares + i - 1],
+                query, offset, arena, rows[i].frame_table, rows[i].sequences,
+                (forms[i].runs, forms[i].shares), tables, weight, finish, mean,
+                forms[i].reading, part, out, sums,
             )  # fmt: skip
 
 
