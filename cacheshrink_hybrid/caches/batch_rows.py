@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,13 +13,30 @@ from torch import Tensor
 from ..kernels.backend import Backend
 from ..lasting import lasting_tensors
 from ..pool.arena import read_first, row_view, write_first
-from ..pool.lifetime import FIRST, KINDS, RECENT, RowSet
-from ..pool.memory import ExactRows, RowPlace, RowStep, new_slots
+from ..pool.lifetime import FIRST, RECENT, RowSet
+from ..pool.memory import ExactRows, RowPlaces, RowStep, RowTables, new_slots
 from ..pool.store import SequenceStore
 from .planned_layout import PlannedLayout
 
 MOST_COPIES = 16
 """Sequences that are read one by one; in larger batches one gather costs less."""
+
+
+@dataclass(eq=False, slots=True)
+class _SharedStep:
+    """What the layers of a step by kernels have in common.
+
+    Attributes:
+        begin, end: its tokens.
+        lens: `end` of every sequence.
+        tables, notes: see `RowStep`.
+    """
+
+    begin: int
+    end: int
+    lens: Tensor
+    tables: dict[int, RowTables] = field(default_factory=dict)
+    notes: dict[Hashable, Any] = field(default_factory=dict)
 
 
 class BatchRows:
@@ -42,8 +60,8 @@ class BatchRows:
         self._places_end = 0
         self._tables: dict[int, tuple[int, Tensor]] = {}
         self._buffers: dict[torch.dtype, Tensor] = {}
-        self._steps: dict[int, tuple[tuple[int, int], Tensor, Tensor]] = {}
-        self._lens: tuple[int, Tensor] | None = None
+        self._layers: dict[int, RowPlaces] = {}
+        self._shared: _SharedStep | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is looked up again: views, in a copy, would be of memory of their own."""
@@ -63,8 +81,7 @@ class BatchRows:
         """Look everything up again: sequences were cut or changed places."""
         self._places.clear()
         self._tables.clear()
-        self._steps.clear()
-        self._lens = None
+        self._shared = None
 
     def write(self, row_set: RowSet, begin: int, rows: Tensor) -> None:
         """Store rows (B, T, elements) of the tokens from `begin` on, which are reserved."""
@@ -134,43 +151,50 @@ class BatchRows:
         self, layer_idx: int, begin: int, end: int, first_slots: Tensor | None, backend: Backend
     ) -> RowStep:
         """The step of the tokens [begin, end), which are reserved, for kernels."""
-        pool = self.store.pool
-        if self._lens is None or self._lens[0] != end:
-            lens = torch.full((len(self._ids),), end, dtype=torch.int32, device=pool.device)
-            self._lens = end, lens
-        row_sets = (RowSet(layer_idx, kind) for kind in KINDS)
+        pool, shared, places = self.store.pool, self._shared, self._places_of(layer_idx)
+        if shared is None or (shared.begin, shared.end) != (begin, end):
+            count = len(self._ids)
+            lens = torch.full((count,), end, dtype=torch.int32, device=pool.device)
+            shared = self._shared = _SharedStep(begin, end, lens)
+        for place in places.by_kind.values():
+            if place.number not in shared.tables:
+                shared.tables[place.number] = self._step_tables(place.number, begin, end)
         return RowStep(
             arena=pool.arena,
             frame_bytes=pool.frame_bytes,
-            places={
-                row_set.kind: self._place(row_set, begin, end)
-                for row_set in row_sets
-                if row_set in self.layout.places
-            },
-            context_lens=self._lens[1],
+            places=places,
+            class_tables=shared.tables,
+            context_lens=shared.lens,
             num_slots=end,
             ends_together=True,
             first_slots=first_slots,
             first_new=begin,
             backend=backend,
+            notes=shared.notes,
         )
 
-    def _place(self, row_set: RowSet, begin: int, end: int) -> RowPlace:
-        """Where the rows of the tokens [begin, end), and those before, lie."""
-        number, place = self.layout.places[row_set]
+    def is_ready(self, layer_idx: int, begin: int, end: int) -> bool:
+        """Whether layers whose rows live as long as those of this one took this step before it."""
+        shared = self._shared
+        if shared is None or (shared.begin, shared.end) != (begin, end):
+            return False
+        places = self._places_of(layer_idx).by_kind.values()
+        return all(place.number in shared.tables for place in places)
+
+    def _places_of(self, layer_idx: int) -> RowPlaces:
+        if layer_idx not in self._layers:
+            dtypes = {row_set: shape.dtype for row_set, shape in self.shapes.items()}
+            self._layers[layer_idx] = RowPlaces.of(self.layout, dtypes, layer_idx)
+        return self._layers[layer_idx]
+
+    def _step_tables(self, number: int, begin: int, end: int) -> RowTables:
+        """Frames of the tokens before `end` in a class, and slots of those from `begin` on."""
         lifetime = self.layout.classes[number]
-        known = self._steps.get(number)
-        if known is None or known[0] != (begin, end):
-            table = self.store.frame_table(self._ids, number)
-            positions = torch.arange(begin, end, device=table.device).expand(len(table), -1)
-            if lifetime.limit is not None:
-                positions = positions - torch.tensor(self.origins, device=table.device)[:, None]
-            self._steps[number] = known = (
-                (begin, end),
-                table,
-                new_slots(table, positions, lifetime),
-            )
-        return RowPlace(lifetime, place, self.shapes[row_set].dtype, *known[1:])
+        table = self.store.frame_table(self._ids, number)
+        positions = torch.arange(begin, end, device=table.device).expand(len(table), -1)
+        if lifetime.limit is not None:
+            positions = positions - torch.tensor(self.origins, device=table.device)[:, None]
+        return RowTables(table, new_slots(table, positions, lifetime))
 
     def read(self, row_set: RowSet, begin: int, end: int, *, lasting: bool = True) -> Tensor:
         """Rows (B, end - begin, elements), copied frame by frame.

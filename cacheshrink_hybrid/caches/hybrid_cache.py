@@ -89,6 +89,8 @@ class HybridCache(LatentCache, PoolMemory):
 
     def plan_for(self, model: PreTrainedModel) -> None:
         """Store what this model stores, unless something is stored already."""
+        config: Any = model.config.get_text_config(decoder=True)
+        self.wants_probabilities = config._attn_implementation == "eager"
         if self.store is None:
             self.planned = layout_of(model)
 
@@ -309,9 +311,10 @@ class HybridCache(LatentCache, PoolMemory):
         layer = self.layers[layer_idx]
         begin = layer.cumulative_length
         layer.cumulative_length = end = begin + num_new
-        self._make_room(batch_size, end)
-        if RowSet(layer_idx, FIRST) in self._rows.layout.places:
-            self._find_origins(begin, first_slots)
+        if not self._rows.is_ready(layer_idx, begin, end):
+            self._make_room(batch_size, end)
+            if RowSet(layer_idx, FIRST) in self._rows.layout.places:
+                self._find_origins(begin, first_slots)
         return self._rows.step(layer_idx, begin, end, first_slots, self.backend)
 
     def place_state(

@@ -10,6 +10,7 @@ step to step.
 from __future__ import annotations
 
 from collections.abc import Hashable, MutableMapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,11 +21,11 @@ from ..caches.pooled_layers import PooledAttentionLayer, PooledLinearLayer, pool
 from ..kernels.backend import Backend
 from ..kernels.states.pages import StatePlace
 from ..pool import arena
-from ..pool.lifetime import FIRST, KINDS, RECENT, RowSet
+from ..pool.lifetime import FIRST, RECENT, RowSet
 from ..pool.memory import (
     ExactRows,
     PoolMemory,
-    RowPlace,
+    RowPlaces,
     RowStep,
     StateStep,
     place_in_state,
@@ -70,7 +71,10 @@ class BatchCache(Cache, PoolMemory):
             if shape.layer_idx in self.coverage.states:
                 place = place_in_state(state, number, frame_bytes)
                 self._places.setdefault(shape.layer_idx, {})[shape.kind, shape.number] = place
+        self._row_places: dict[int, RowPlaces] = {}
         self._step: StepTables | None = None
+        self._notes: dict[Hashable, Any] = {}
+        """Of the step, see `RowStep`."""
         self._copies_states = False
         """Whether this step's states are copied out for torch, and back."""
         super().__init__(layers=pooled_layers(config, self))
@@ -96,7 +100,7 @@ class BatchCache(Cache, PoolMemory):
     def begin_step(self, step: StepTables) -> None:
         """Show a step that kernels take completely, each sequence with one new token."""
         self._ids, self._lengths = [], []
-        self._step, self._copies_states = step, False
+        self._step, self._notes, self._copies_states = step, {}, False
         # Only kernels know the lengths, of which the tables tell them. Models ask whether there is
         # a history, and for masks, which nobody reads: the shortest will do.
         self._show_past(1)
@@ -108,7 +112,7 @@ class BatchCache(Cache, PoolMemory):
         Args:
             step: for the layers that kernels take.
         """
-        self._step, self._copies_states = step, True
+        self._step, self._notes, self._copies_states = step, {}, True
         self._forget_states()
         self._ids = list(seq_ids)
         self._lengths = [self.store.num_tokens(seq_id) for seq_id in seq_ids]
@@ -231,24 +235,21 @@ class BatchCache(Cache, PoolMemory):
         if step is None or layer_idx not in self.coverage.rows:
             return None
         assert num_new == step.num_new and batch_size == len(step.context_lens)
-        layout = self.planned.layout
-        places = {}
-        for kind in KINDS:
-            if RowSet(layer_idx, kind) in layout.places:
-                row_set = RowSet(layer_idx, kind)
-                number, place = layout.places[row_set]
-                dtype = self.planned.rows[row_set].dtype
-                tables = step.frame_tables[number], step.slot_mappings[number]
-                places[kind] = RowPlace(layout.classes[number], place, dtype, *tables)
+        if layer_idx not in self._row_places:
+            dtypes = {row_set: rows.dtype for row_set, rows in self.planned.rows.items()}
+            layer = RowPlaces.of(self.planned.layout, dtypes, layer_idx)
+            self._row_places[layer_idx] = layer
         return RowStep(
             arena=self.store.pool.arena,
             frame_bytes=self.store.pool.frame_bytes,
-            places=places,
+            places=self._row_places[layer_idx],
+            class_tables=step.row_tables,
             context_lens=step.context_lens,
             num_slots=step.num_slots,
             # One sequence at a time is prefilled, with tables of its length.
             ends_together=num_new > 1,
             backend=self.backend,
+            notes=self._notes,
         )
 
     def state_step(self, layer_idx: int, num_pending: int) -> StateStep | None:

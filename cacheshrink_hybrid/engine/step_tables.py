@@ -8,13 +8,14 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from ..kernels.pool_copy import pool_copy
 from ..pool.layout import Layout
-from ..pool.memory import new_slots
+from ..pool.memory import RowTables, new_slots
 from ..pool.store import SequenceStore
 
 
@@ -75,6 +76,11 @@ class StepTables:
         self.num_pending = {
             length: torch.zeros(batch_size, **whole) for length in sorted(set(replay_lengths))
         }
+
+    @cached_property
+    def row_tables(self) -> dict[int, RowTables]:
+        """By number of a lifetime class, for `RowStep`."""
+        return dict(enumerate(map(RowTables, self.frame_tables, self.slot_mappings)))
 
     def fill(self, store: SequenceStore, seq_ids: Sequence[Hashable]) -> None:
         """Show these sequences, whose new tokens are reserved; the other rows become padding."""

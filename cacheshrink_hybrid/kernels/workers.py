@@ -12,6 +12,11 @@ _executors: dict[int, ThreadPoolExecutor] = {}
 """By number of threads."""
 
 
+def num_shares(amount: int, least: int) -> int:
+    """Shares to cut so much work into, none smaller than `least` where there are several."""
+    return max(1, min(torch.get_num_threads(), amount // least))
+
+
 def in_parallel(tasks: Sequence[Callable[[], object]]) -> None:
     """Run tasks that do not depend on each other, at most `torch.get_num_threads()` at a time; the
     first one here. Returns when all are done; raises what one of them raised."""

@@ -11,8 +11,9 @@ memory from the others by `isinstance`, in every layer of every step.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,9 +21,12 @@ from torch import Tensor
 from ..errors import KernelUnavailableError
 from ..kernels.backend import Backend, implementation_on
 from ..kernels.states.pages import StatePlace
-from .lifetime import LifetimeClass
+from .layout import Layout
+from .lifetime import KINDS, LifetimeClass, RowSet
 from .state_map import StateMap
 from .state_tensors import Placement
+
+Found = TypeVar("Found")
 
 
 def decoding_backend(backend: Backend, device: torch.device) -> Backend:
@@ -82,10 +86,12 @@ class RowMemory(ExactMemory):
             where they can and torch elsewhere; `triton` and `cpu`, these kernels or a refusal.
         slots_are_positions: each sequence lies in the slots of its positions, so masks say nothing.
             Otherwise sequences may be padded on the left, and the slots of padding count.
+        wants_probabilities: the model attends by a function that forms them.
     """
 
     backend: Backend
     slots_are_positions: bool
+    wants_probabilities: bool = False
 
     @abstractmethod
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -161,19 +167,48 @@ class PoolMemory(RowMemory, StateMemory):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class RowPlace:
-    """Where the rows of one kind of a layer lie, those of new tokens too.
+    """Where the rows of one kind of a layer lie, in every step.
 
     Attributes:
-        lifetime, place: class of layers, and the layer's place in it.
+        number, lifetime: class of layers that this one belongs to, and its number in the layout.
+        place: of the layer in its class.
         dtype: of what a row holds.
-        frame_table: (B, frames) int32, -1 where there is none.
-        slot_mapping: where each new token's row goes, (B * T,) int64; -1 for nowhere.
     """
 
+    number: int
     lifetime: LifetimeClass
     place: int
     dtype: torch.dtype
-    frame_table: Tensor
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class RowPlaces:
+    """Where the rows of a layer lie.
+
+    Attributes:
+        by_kind: their places.
+        notes: what readers work out of them, from step to step.
+    """
+
+    by_kind: Mapping[str, RowPlace]
+    notes: dict[Hashable, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, layout: Layout, dtypes: Mapping[RowSet, torch.dtype], layer_idx: int) -> RowPlaces:
+        """Of a layer, whose rows hold what `dtypes` says."""
+        found = {}
+        for kind in KINDS:
+            if (row_set := RowSet(layer_idx, kind)) in layout.places:
+                number, place = layout.places[row_set]
+                found[kind] = RowPlace(number, layout.classes[number], place, dtypes[row_set])
+        return cls(found)
+
+
+class RowTables(NamedTuple):
+    """The rows of a lifetime class in a step: frames (B, frames) int32, -1 where there is none, and
+    where each new token's row goes, (B * T,) int64, -1 for nowhere."""
+
+    frames: Tensor
     slot_mapping: Tensor
 
 
@@ -183,7 +218,8 @@ class RowStep:
 
     Attributes:
         arena, frame_bytes: of the pool.
-        places: of the layer's rows, by kind; those of first tokens are counted from `first_slots`.
+        places: of the layer's rows; those of first tokens are counted from `first_slots`.
+        class_tables: by number of a lifetime class.
         context_lens: slots of each sequence, the new ones included, (B,) int32; 0 for padding.
         num_slots: more than any slot.
         ends_together: every sequence has `num_slots` slots.
@@ -191,17 +227,34 @@ class RowStep:
         first_new: slot of the first new token, where it is that of all sequences; None where slots
             are positions, of which the model knows the angles.
         backend: runs the kernels.
+        notes: what readers worked out in this step, for its other layers.
     """
 
     arena: Tensor
     frame_bytes: int
-    places: Mapping[str, RowPlace]
+    places: RowPlaces
+    class_tables: Mapping[int, RowTables]
     context_lens: Tensor
     num_slots: int
     ends_together: bool
     first_slots: Tensor | None = None
     first_new: int | None = None
     backend: Backend
+    notes: dict[Hashable, Any]
+
+    def place(self, kind: str) -> RowPlace:
+        """Where the layer's rows of a kind lie."""
+        return self.places.by_kind[kind]
+
+    def tables(self, kind: str) -> RowTables:
+        """Of the class of these rows."""
+        return self.class_tables[self.place(kind).number]
+
+    def noted(self, name: Hashable, find: Callable[[], Found]) -> Found:
+        """Keeps what `find` gives under a name, for the layers that follow."""
+        if name not in self.notes:
+            self.notes[name] = find()
+        return self.notes[name]
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)

@@ -137,29 +137,29 @@ def attend_by_kernels(
         position_embeddings: angles of the new tokens by position.
     """
     num_new = query.shape[2]
-    angles = position_embeddings if head.rotary is not None else None
-    if angles is not None and step.first_new is not None:
-        assert head.rotary is not None
-        angles = head.rotary.window_angles(step.first_new, 0, step.num_slots, query)[0]
-    if angles is not None:
-        assert head.rotary is not None
-        query = head.rotary.rotate(query, *angles)
-    first_slot: int | Tensor | None = step.first_new
-    if first_slot is None:
-        first_slot = step.context_lens.long()[:, None] - num_new
-    latent = _latent(head, latent, key_value, first_slot)
-    read = latent_read(head, step.num_slots, latent)
-    tokens = step.places[TOKENS]
-    layout = row_layout(head, tokens.dtype)
-    rows = rows_in_pool(layout, step.arena, step.frame_bytes, tokens.lifetime, tokens.place)
-    append_to_pool(head, latent.flatten(0, 1), rows, tokens.slot_mapping, backend=step.backend)
     channels = None
     if key_value is not None and head.exact_codec is not None:
         channels = head.exact_channels(key_value)
     if implementation_on(step.backend, query.device) == "cpu":
         from .cpu_step import attend_on_cpu  # with numba, which need not be there
 
-        return attend_on_cpu(head, query, channels, rows, read, step)
+        return attend_on_cpu(head, query, latent, key_value, channels, step)
+    if latent is None:
+        first_slot: int | Tensor | None = step.first_new
+        if first_slot is None:
+            first_slot = step.context_lens.long()[:, None] - num_new
+        latent = _latent(head, latent, key_value, first_slot)
+    if head.rotary is not None:
+        angles = position_embeddings
+        if step.first_new is not None:
+            angles = head.rotary.window_angles(step.first_new, 0, step.num_slots, query)[0]
+        if angles is not None:
+            query = head.rotary.rotate(query, *angles)
+    read = latent_read(head, step.num_slots, latent)
+    tokens, tables = step.place(TOKENS), step.tables(TOKENS)
+    layout = row_layout(head, tokens.dtype)
+    rows = rows_in_pool(layout, step.arena, step.frame_bytes, tokens.lifetime, tokens.place)
+    append_to_pool(head, latent.flatten(0, 1), rows, tables.slot_mapping, backend=step.backend)
     beside = None
     if channels is not None:
         if num_new > MAX_DECODE_TOKENS:
@@ -172,12 +172,12 @@ def attend_by_kernels(
         and step.first_slots is None
         and expanding_pays(head, read, num_new)
     ):
-        return expanded_prefill(head, query, rows, tokens.frame_table, step.num_slots)
+        return expanded_prefill(head, query, rows, tables.frames, step.num_slots)
     return read_pool(
         head,
         query,
         rows,
-        tokens.frame_table,
+        tables.frames,
         step.context_lens,
         read=read,
         first_slots=step.first_slots,

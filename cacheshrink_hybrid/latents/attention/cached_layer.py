@@ -152,7 +152,7 @@ class CachedLayer:
         cache = self.cache
         if not isinstance(cache, RowMemory) or cache.backend == "torch":
             return None
-        if _is_for_torch(cache, module, hidden):
+        if _is_for_torch(cache, hidden):
             return None
         reason, first_slots = why_not(head, hidden), None
         if reason is None and not cache.get_seq_length(self.layer_idx):
@@ -160,7 +160,7 @@ class CachedLayer:
         if reason is None and has_gradients(module, hidden):
             reason = "kernels have no backward pass; decode within torch.no_grad()"
         batch, num_new = hidden.shape[:2]
-        if reason is None and not cache.slots_are_positions:
+        if reason is None and mask is not None and not cache.slots_are_positions:
             num_keys, first_key = cache.get_mask_sizes(num_new, self.layer_idx)
             reason, first_slots = first_visible(
                 mask, batch, num_new, num_keys, first_key, head.window
@@ -174,16 +174,16 @@ class CachedLayer:
         return cache.row_step(self.layer_idx, batch, num_new, first_slots)
 
 
-def _is_for_torch(cache: RowMemory, module: nn.Module, hidden: Tensor) -> bool:
+def _is_for_torch(cache: RowMemory, hidden: Tensor) -> bool:
     """Whether a pass on inputs (B, T, E) is none that kernels of CPUs are made for: within a graph;
     of many tokens, whose keys and values torch expands once; or, with `auto`, by eager attention,
     of which probabilities may be asked for. The engine decides that by itself."""
-    if hidden.device.type != "cpu" or cache.slots_are_positions:
+    if cache.slots_are_positions:
         return False
-    if torch.compiler.is_compiling():
-        return True
-    config: Any = module.config
-    eager = cache.backend == "auto" and config._attn_implementation == "eager"
-    if not eager and hidden.shape[1] <= MAX_DECODE_TOKENS:
+    compiling = torch.compiler.is_compiling()
+    eager = cache.backend == "auto" and cache.wants_probabilities
+    if not (compiling or eager) and hidden.shape[1] <= MAX_DECODE_TOKENS:
         return False
-    return implementation_on(cache.backend, hidden.device) == "cpu"
+    if hidden.device.type != "cpu":
+        return False
+    return compiling or implementation_on(cache.backend, hidden.device) == "cpu"

@@ -1,119 +1,266 @@
-"""One step of attention over rows in the pool, by functions compiled for the CPU: coded rows are
-read as by `latent_decode`, and what else there is to do is done by `finish_heads_cpu`."""
+"""One step of attention over rows in the pool, by functions compiled for the CPU.
+
+All that lies between a layer's projections is one call of `attend_rows`; with several threads one
+for each, and one before and after them. Weights stream through the caches of a CPU between two
+layers, so that whatever Python looks at comes from memory: what a layer needs in every step is kept
+in the notes of its rows, and what the layers of a step have in common in those of the step.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import partial
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...kernels.latents.cpu.finish import ExactPart, finish_heads_cpu
-from ...kernels.latents.decode import LatentRead
-from ...kernels.latents.decode.cpu import read_coded
-from ...kernels.latents.paged_rows import PagedRows
-from ...pool.lifetime import FIRST, RECENT, TOKENS
+from ...kernels.latents.cpu.blocks import turn_in_blocks
+from ...kernels.latents.cpu.reading import LEAST_SLOTS
+from ...kernels.latents.cpu.row_view import (
+    NO_ANGLES,
+    NO_BIAS,
+    NO_CHANNELS,
+    NO_FORM,
+    NO_NORM,
+    NO_ROWS,
+    NO_SINKS,
+    NO_WEIGHT,
+    RowForm,
+    StepAngles,
+    StepRows,
+    StepWeights,
+    coding_tables,
+    exact_form,
+    floats,
+    read_form,
+    row_tables,
+)
+from ...kernels.latents.cpu.step import BEGIN, END, READ, WHOLE, attend_rows, room_size
+from ...kernels.workers import in_parallel, num_shares
+from ...pool.lifetime import FIRST, KINDS, RECENT, TOKENS
 from ...pool.memory import RowStep
 from .head import LatentHead
-from .pool_read import asked_of, rows_in_pool
+from .kernel_view import latent_read, num_pairs, rms_gains, row_layout
+from .pool_read import coded_slots, rows_in_pool
 
 
 def attend_on_cpu(
     head: LatentHead,
     query: Tensor,
+    latent: Tensor | None,
+    key_value: Tensor | None,
     channels: Tensor | None,
-    rows: PagedRows,
-    read: LatentRead,
     step: RowStep,
 ) -> Tensor:
-    """Heads' outputs (B, T, H*D) of rotated queries (B, H, T, D) over the rows of a step, whose
-    coded ones are appended already.
+    """Append the rows of T new tokens, and read all rows; heads' outputs (B, T, H*D).
 
     Args:
-        channels: of the new tokens' exact rows, (B, T, 2*J*D), which are appended here; None
-            where no token stays exact.
-        read: from `latent_read`.
+        query: before rotation, (B, H, T, D).
+        latent: (B, T, R); None where keys are stored rotated, whose latents are made of
+            `key_value` (B, T, 2*J*D).
+        channels: of the tokens' exact rows, (B, T, 2*J*D); None where no token stays exact.
     """
-    asked, offset = asked_of(head, query)
-    slots = StepSlots.of(head, step, query.shape[2])
-    table = step.places[TOKENS].frame_table
-    mixed, lse = read_coded(asked, rows, table, slots.coded, read, offset)
-    angles = None
-    if channels is not None and head.rotary is not None:
-        pairs = head.rotary.rotated_halves(head.head_dim)
-        assert pairs is not None
-        angles = head.rotary.pair_angles(step.num_slots, pairs // 2, query)
-    output = finish_heads_cpu(
-        query.transpose(1, 2).contiguous(),
-        channels,
-        (_first(head, step, slots), _recent(head, step, slots)),
-        mixed,
-        lse,
-        angles=angles,
+    layer = step.places.notes.get("cpu")
+    if layer is None or layer.head is not head or layer.dtype != query.dtype:
+        layer = step.places.notes["cpu"] = _Layer(head, step, query)
+    common = step.noted((layer.kind, step.first_slots), lambda: _Common(layer, step, query))
+    if latent is None:
+        assert key_value is not None
+        latent = _latent_in_block(head, key_value, common)
+    B, H, T, D = query.shape
+    output = torch.empty(B, T, H * D)
+    new = (
+        floats(query),
+        common.first_new,
+        floats(latent),
+        NO_CHANNELS if channels is None else floats(channels),
+    )
+    arguments = (
+        common.num_shares,
+        new,
+        (common.arena, common.rows, layer.forms),
+        common.angles,
+        layer.weights(query),
+        common.tables,
+        common.room,
+        output.numpy(),
+    )
+    if common.num_shares == 1:
+        attend_rows(WHOLE, 0, *arguments)
+    else:
+        attend_rows(BEGIN, 0, *arguments)
+        shares = range(common.num_shares)
+        in_parallel([partial(attend_rows, READ, share, *arguments) for share in shares])
+        attend_rows(END, 0, *arguments)
+    return output if query.dtype == torch.float32 else output.to(query.dtype)
+
+
+def _latent_in_block(head: LatentHead, key_value: Tensor, common: _Common) -> Tensor:
+    """`LatentHead.latent_in_block`."""
+    assert head.encoder is not None and head.mean is not None
+    turned = torch.empty(key_value.shape)
+    turn_in_blocks(
+        floats(key_value),
+        floats(head.mean),
+        common.first_new,
+        *common.place_angles,
+        head.head_dim,
+        turned.numpy(),
+    )
+    return head.encoder(turned.to(key_value.dtype))
+
+
+class _Common:
+    """What layers of a kind have in common in a step.
+
+    Attributes:
+        first_new: slot of each sequence's first new token, (B,) int64; below 0 for padding.
+        num_shares: into which the coded rows are cut, for as many threads.
+        arena, rows, angles, tables, room: as `attend_rows` takes them.
+        place_angles: as `turn_in_blocks` takes them.
+    """
+
+    def __init__(self, layer: _Layer, step: RowStep, query: Tensor) -> None:
+        head = layer.head
+        B, H, T, D = query.shape
+        lens = step.context_lens.numpy().astype(np.int64)
+        self.first_new = lens - T
+        self.num_shares = num_shares(int(lens.max()) - head.plan.exact_window, LEAST_SLOTS)
+        self.arena = step.arena.numpy()
+        self.rows = tuple(_rows(head, step, kind, T) for kind in KINDS)
+        self.angles = _angles(head, step, query)
+        self.place_angles = NO_ANGLES, NO_ANGLES
+        if head.stores_rotated:
+            assert head.rotary is not None
+            slots, half = head.plan.block_slots, self.angles.cos.shape[1]
+            cos, sin = head.rotary.place_angles(0, slots, slots, query)
+            self.place_angles = floats(cos[0, :, :half]), floats(sin[0, :, :half])
+        self.tables = coding_tables(), row_tables()
+        sizes = D, layer.query_width, head.plan.value_rank, self.num_shares
+        self.room = np.empty(room_size(B * T * H, *sizes), np.float32)
+
+
+class _Layer:
+    """What is known of a layer in every step over one pool.
+
+    Args:
+        like: a tensor of the type and device of queries.
+
+    Attributes:
+        dtype: of queries.
+        forms: of its rows, by kind.
+        query_width: channels K of a query as coded rows are asked.
+        kind: layers of which this is equal have a `_Common`.
+    """
+
+    def __init__(self, head: LatentHead, step: RowStep, like: Tensor) -> None:
+        plan, places = head.plan, step.places.by_kind
+        self.head, self.dtype = head, like.dtype
+        self.forms = tuple(
+            _form(head, step, kind, like) if kind in places else NO_FORM for kind in KINDS
+        )
+        self.query_width = plan.key_rank if head.absorbs else head.head_dim
+        classes = (places[kind].number for kind in KINDS if kind in places)
+        sizes = head.num_attention_heads, head.head_dim, self.query_width, plan.value_rank
+        exact = plan.exact_sinks, plan.exact_window
+        self.kind = (head.rotary, plan.read_mode, self.dtype, *sizes, *exact, *classes)
+        self._weights: StepWeights | None = None
+        self._addresses: tuple[int, ...] = ()
+        self._mean: tuple[bytes, NDArray] = b"", NO_WEIGHT
+
+    def weights(self, like: Tensor) -> StepWeights:
+        """As they are now. Where they are float32, what is kept lies in their own memory."""
+        head = self.head
+        made_of = [*head.key_up.parameters(like), *head.value_up.parameters(like)]
+        made_of += [tensor for tensor in (head.costs, head.sinks) if tensor is not None]
+        addresses = tuple(tensor.data_ptr() for tensor in made_of)
+        kept = self._weights
+        if kept is None or self._addresses != addresses:
+            kept = _weights(head, *made_of[:4])
+            own = head.key_up.is_plain and head.value_up.is_plain
+            if own and all(x.dtype == torch.float32 and x.is_contiguous() for x in made_of):
+                self._weights, self._addresses = kept, addresses
+        if head.rebuilds_keys and head.key_norm is not None:
+            kept = kept._replace(norm=floats(rms_gains(head, like.device)[0]))
+        if head.stores_rotated:
+            bias = floats(made_of[1]).tobytes()
+            if self._mean[0] != bias:
+                self._mean = bias, floats(head.mean_in_block(like)[0])
+            kept = kept._replace(mean=self._mean[1])
+        return kept
+
+
+def _form(head: LatentHead, step: RowStep, kind: str, like: Tensor) -> RowForm:
+    """How rows of a kind are written and read."""
+    place, exact = step.place(kind), head.exact_codec
+    layout = row_layout(head, place.dtype) if kind == TOKENS or exact is None else exact.layout
+    rows = rows_in_pool(layout, step.arena, step.frame_bytes, place.lifetime, place.place)
+    if kind == TOKENS:
+        return read_form(latent_read(head, 1, like), rows)
+    return exact_form(
+        rows,
+        head.num_key_value_heads,
+        head.head_dim,
         scale=head.scale,
         softcap=head.softcap,
-        sinks=head.sinks,
-        value_up=head.value_up.matrix(mixed),
-    )
-    return output.flatten(2)
-
-
-class StepSlots(NamedTuple):
-    """Which slots new tokens read of coded rows, of exact recent ones and of exact first ones, as
-    kernels take them: lengths, new tokens, first slots, and the slot of the angles that slot 0 is
-    rotated by, (4, B) int32 each."""
-
-    coded: NDArray
-    recent: NDArray
-    first: NDArray
-
-    @classmethod
-    def of(cls, head: LatentHead, step: RowStep, num_new: int) -> StepSlots:
-        window, num_sinks = head.plan.exact_window, head.plan.exact_sinks
-        recent = np.zeros((4, len(step.context_lens)), np.int32)
-        recent[0] = step.context_lens.numpy()
-        recent[1] = num_new
-        if step.first_slots is not None:
-            recent[2] = step.first_slots.numpy()
-        # As if the queries stood before their window: then they see what lies behind the sinks.
-        coded, first = recent.copy(), recent.copy()
-        coded[0] = np.maximum(coded[0] - window, 0)
-        coded[2] += num_sinks
-        # First rows are counted from the first token.
-        first[0] -= first[2] + window
-        first[3], first[2] = first[2], 0
-        return cls(coded, recent, first)
-
-
-def _recent(head: LatentHead, step: RowStep, slots: StepSlots) -> ExactPart | None:
-    """Exact rows of the window, in the slots of their tokens."""
-    if not head.plan.exact_window:
-        return None
-    return ExactPart(
-        rows=_exact_rows(head, step, RECENT),
-        frame_table=step.places[RECENT].frame_table,
-        slot_mapping=step.places[RECENT].slot_mapping,
-        sequences=slots.recent,
-        window=head.plan.exact_window,
+        window=head.plan.exact_window if kind == RECENT else None,
+        limit=head.plan.exact_sinks if kind == FIRST else None,
     )
 
 
-def _first(head: LatentHead, step: RowStep, slots: StepSlots) -> ExactPart | None:
-    """Exact rows of the first tokens, which queries see behind their window."""
-    if not head.plan.exact_sinks:
-        return None
-    return ExactPart(
-        rows=_exact_rows(head, step, FIRST),
-        frame_table=step.places[FIRST].frame_table,
-        slot_mapping=step.places[FIRST].slot_mapping,
-        sequences=slots.first,
-        limit=head.plan.exact_sinks,
+def _weights(
+    head: LatentHead, key_up: Tensor, key_bias: Tensor, value_up: Tensor, value_bias: Tensor
+) -> StepWeights:
+    """All but gains of a norm and the mean of keys."""
+    heads = head.num_key_value_heads, head.head_dim
+    up, bias = (floats(x).reshape(*heads, -1) for x in (key_up, key_bias))
+    bias = bias[..., 0]
+    return StepWeights(
+        absorbing=up if head.absorbs else NO_WEIGHT,
+        offset=bias if head.absorbs else NO_BIAS,
+        rebuilding=NO_WEIGHT if head.absorbs else up,
+        bias=bias if head.rebuilds_keys else NO_BIAS,
+        norm=NO_NORM,
+        mean=NO_WEIGHT,
+        value_up=floats(value_up).reshape(*heads, -1),
+        value_bias=floats(value_bias).reshape(heads),
+        costs=NO_NORM if head.costs is None else floats(head.costs),
+        sinks=NO_SINKS if head.sinks is None else floats(head.sinks),
     )
 
 
-def _exact_rows(head: LatentHead, step: RowStep, kind: str) -> PagedRows:
-    assert head.exact_codec is not None
-    place = step.places[kind]
-    layout = head.exact_codec.layout
-    return rows_in_pool(layout, step.arena, step.frame_bytes, place.lifetime, place.place)
+def _rows(head: LatentHead, step: RowStep, kind: str, num_new: int) -> StepRows:
+    """The rows of a kind that new tokens write and read."""
+    if kind not in step.places.by_kind:
+        return NO_ROWS
+    tables = step.tables(kind)
+    sequences = _sequences(head, step, kind, num_new)
+    return StepRows(tables.slot_mapping.numpy(), tables.frames.numpy(), sequences)
+
+
+def _sequences(head: LatentHead, step: RowStep, kind: str, num_new: int) -> NDArray:
+    """Slots that new tokens read of a kind of rows, as `read_block` takes them: lengths, new
+    tokens, first slots, and the slot of the angles that slot 0 is rotated by, (4, B) int32."""
+    found = np.zeros((4, len(step.context_lens)), np.int32)
+    lens, first = step.context_lens, step.first_slots
+    if kind == TOKENS:
+        lens, first = coded_slots(head, lens, first)
+    found[0], found[1], found[2] = lens, num_new, 0 if first is None else first
+    if kind == FIRST:
+        # Counted from the first token, and read by queries as if they stood before their window.
+        found[0] -= found[2] + head.plan.exact_window
+        found[3], found[2] = found[2], 0
+    return found
+
+
+def _angles(head: LatentHead, step: RowStep, like: Tensor) -> StepAngles:
+    """Of the slots, and of blocks where queries are turned back to them."""
+    if head.rotary is None:
+        return StepAngles(NO_ANGLES, NO_ANGLES, NO_ANGLES, NO_ANGLES)
+    pairs, blocks = num_pairs(head), (NO_ANGLES, NO_ANGLES)
+    cos, sin = (floats(x) for x in head.rotary.pair_angles(step.num_slots, pairs, like))
+    if head.stores_rotated:
+        found = head.rotary.block_angles(step.num_slots, pairs, head.plan.block_slots, like)
+        blocks = floats(found[0]), floats(found[1])
+    return StepAngles(cos, sin, *blocks)

@@ -99,6 +99,11 @@ class LatentHead:
     # How keys are met
 
     @property
+    def absorbs(self) -> bool:
+        """Whether queries are absorbed as they are."""
+        return self.plan.read_mode == "absorb"
+
+    @property
     def rebuilds_keys(self) -> bool:
         """Whether keys are rebuilt from latents and then normalised and rotated; else queries are
         absorbed."""

@@ -111,7 +111,7 @@ def _key_up(head: LatentHead, num_slots: int, like: Tensor) -> KeyUp:
     weight, bias = head.key_up.matrix(like)
     cos = sin = None
     if head.rotary is not None:
-        cos, sin = head.rotary.pair_angles(num_slots, _num_pairs(head), like)
+        cos, sin = head.rotary.pair_angles(num_slots, num_pairs(head), like)
     return KeyUp(
         weight=weight.detach().contiguous(),
         bias=bias.detach().view(weight.shape[:2]),
@@ -125,7 +125,7 @@ def _key_up(head: LatentHead, num_slots: int, like: Tensor) -> KeyUp:
 
 def _block_up(head: LatentHead, num_slots: int, like: Tensor) -> BlockUp:
     assert head.rotary is not None
-    cos, sin = head.rotary.block_angles(num_slots, _num_pairs(head), head.plan.block_slots, like)
+    cos, sin = head.rotary.block_angles(num_slots, num_pairs(head), head.plan.block_slots, like)
     weight, _ = head.key_up.matrix(like)
     return BlockUp(
         weight=weight.detach().contiguous(),
@@ -135,7 +135,7 @@ def _block_up(head: LatentHead, num_slots: int, like: Tensor) -> BlockUp:
     )
 
 
-def _num_pairs(head: LatentHead) -> int:
+def num_pairs(head: LatentHead) -> int:
     """Rotated pairs of a head's channels.
 
     Raises:

@@ -57,6 +57,12 @@ class HeadMap:
         columns, bias = images(self.projection, self._units(like))
         return columns.T.reshape(*heads, -1), bias
 
+    def parameters(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """`matrix`, in any shape, which costs nothing where the projection is plain."""
+        if self.is_plain:
+            return self.projection.weight, self.projection.bias
+        return self.matrix(like)
+
     def offset(self, like: Tensor) -> Tensor:
         """What it gives for channels of zeros, (J*D,); for `like` see `matrix`."""
         if self.is_plain:

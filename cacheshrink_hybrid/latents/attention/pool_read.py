@@ -94,12 +94,12 @@ def _exact_rows(
     """Write the new rows of one kind, and read those at `positions` (B, n), (B, n, 2*J*D);
     anything where there are none."""
     assert head.exact_codec is not None
-    place = step.places[kind]
+    place, tables = step.place(kind), step.tables(kind)
     rows = rows_in_pool(
         head.exact_codec.layout, step.arena, step.frame_bytes, place.lifetime, place.place
     )
-    latent_append(channels.flatten(0, 1), rows, place.slot_mapping, backend=step.backend)
-    return head.exact_codec.decode(rows.at(place.frame_table, positions), channels.dtype)
+    latent_append(channels.flatten(0, 1), rows, tables.slot_mapping, backend=step.backend)
+    return head.exact_codec.decode(rows.at(tables.frames, positions), channels.dtype)
 
 
 def read_pool(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from ..cpu.row_view import coded_view, coding_tables, place_view, planes_view, runs_view
+from ..cpu.row_view import coded_view, coding_tables, row_reading, runs_view
 from ..cpu.writing import write_rows
 from ..paged_rows import PagedRows
 
@@ -27,8 +27,7 @@ def latent_append_cpu(
         slot_mapping.contiguous().numpy(),
         rows.arena.numpy(),
         runs_view(layout),
-        planes_view(layout),
         coded_view(layout),
         coding_tables(),
-        place_view(rows),
+        row_reading(rows),
     )

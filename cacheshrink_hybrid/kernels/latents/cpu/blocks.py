@@ -1,6 +1,6 @@
-"""Compiled: queries meet keys that are stored rotated by their place in a block of slots."""
+"""Compiled: keys are rotated by their place in a block of slots, and queries meet such keys."""
 
-from ...host_code import compiled
+from ...host_code import compiled, kept
 from .products import mix, products
 
 
@@ -50,3 +50,30 @@ def add_at(scores, count, slots, first_slot, of_mean):
         row, part = scores[m], of_mean[m]
         for n in range(count):
             row[n] += part[slots[n] - first_slot]
+
+
+@kept
+def turn_in_blocks(key_value, mean, first_new, cos, sin, head_dim, out):
+    """New [k; v] (B, T, 2*J*D) about their mean, with keys rotated by their places in blocks.
+
+    Args:
+        mean: (2*J*D,), float32 as all floating-point tensors.
+        first_new: slot of each sequence's first new token, (B,); below 0 for padding.
+        cos, sin: of length one by place, (slots of a block, rotary dim / 2).
+        out: filled in.
+    """
+    B, T, width = key_value.shape
+    slots, half = cos.shape
+    for b in range(B):
+        for t in range(T):
+            x, to = key_value[b, t], out[b, t]
+            for k in range(width):
+                to[k] = x[k] - mean[k]
+            place = (max(first_new[b], 0) + t) % slots
+            c, s = cos[place], sin[place]
+            for first in range(0, width // 2, head_dim):
+                key = to[first : first + head_dim]
+                for k in range(half):
+                    x1, x2 = key[k], key[half + k]
+                    key[k] = x1 * c[k] - x2 * s[k]
+                    key[half + k] = x2 * c[k] + x1 * s[k]

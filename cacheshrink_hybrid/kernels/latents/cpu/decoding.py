@@ -5,6 +5,7 @@ import numpy as np
 
 from ....codecs.row_layout import Kind
 from ...host_code import compiled
+from .lookup import LANES, load_word, look_up_16, looks_up_16
 
 FLOAT32, FLOAT16, BFLOAT16 = Kind.FLOAT32.number, Kind.FLOAT16.number, Kind.BFLOAT16.number
 E4M3, UNIFORM8 = Kind.E4M3.number, Kind.UNIFORM8.number
@@ -21,8 +22,9 @@ def _word(arena, at, count):
     return word
 
 
-def _levels_decoder(low: int, high: int):
-    """A function that decodes runs of `low + high` bits, eight channels at a time.
+def pairs_decoder(low: int, high: int):
+    """A function that decodes runs of `low + high` bits of rows with gains, eight channels at a
+    time.
 
     Two neighbours are looked up at once: the bits of both in the first plane, and above them those
     in the second one, are the place of their levels in a table.
@@ -32,12 +34,12 @@ def _levels_decoder(low: int, high: int):
     both_lows, both_highs = np.uint64(2 * low), np.uint64(2 * high)
 
     @compiled
-    def decode(arena, places, count, p_low, p_high, channel, channels, pairs, out):
-        levels = pairs[first : first + 4 ** (low + high)]
+    def decode(arena, places, count, gains, p_low, p_high, channel, channels, tables, out):
+        levels = tables.pairs[first : first + 4 ** (low + high)]
         octets = np.uint64(channels // 8)
         for n in range(count):
             at_low, at_high = places[n] + np.uint64(p_low), places[n] + np.uint64(p_high)
-            c = np.uint64(channel)
+            c, gain = np.uint64(channel), gains[n]
             for octet in range(octets):
                 lows = _word(arena, at_low + octet * np.uint64(low), low)
                 highs = _word(arena, at_high + octet * np.uint64(high), high)
@@ -45,8 +47,8 @@ def _levels_decoder(low: int, high: int):
                     index = (lows >> (both_lows * k)) & low_mask
                     if high:
                         index |= ((highs >> (both_highs * k)) & high_mask) << both_lows
-                    out[n, c] = levels[index, 0]
-                    out[n, c + np.uint64(1)] = levels[index, 1]
+                    out[n, c] = levels[index, 0] * gain
+                    out[n, c + np.uint64(1)] = levels[index, 1] * gain
                     c += np.uint64(2)
             for k in range(octets * np.uint64(8), np.uint64(channels)):
                 bit = k * np.uint64(low)
@@ -57,12 +59,45 @@ def _levels_decoder(low: int, high: int):
                     other = np.uint64(arena[at_high + (bit >> np.uint64(3))])
                     other = (other >> (bit & np.uint64(7))) & np.uint64(2**high - 1)
                     index |= other << both_lows
-                out[n, c] = levels[index, 0]
+                out[n, c] = levels[index, 0] * gain
                 c += np.uint64(1)
 
     return decode
 
 
+@compiled
+def _word_at(arena, at):
+    """8 bytes from byte `at` on, as far as there are so many."""
+    if at + np.uint64(8) <= np.uint64(arena.shape[0]):
+        return load_word(arena, at)
+    return _word(arena, at, np.uint64(arena.shape[0]) - at)
+
+
+def lookup_decoder(low: int, high: int):
+    """The same, 16 channels at a time."""
+    look_up, bits = look_up_16(low, high), low + high
+    step, by_low, by_high = (np.uint64(number) for number in (LANES, 2 * low, 2 * high))
+
+    @compiled
+    def decode(arena, places, count, gains, p_low, p_high, channel, channels, tables, out):
+        levels = tables.levels[bits - 1]
+        for n in range(count):
+            at_low, at_high = places[n] + np.uint64(p_low), places[n] + np.uint64(p_high)
+            first, left, highs = np.uint64(channel), np.uint64(channels), np.uint64(0)
+            while left:
+                if high:
+                    highs = _word_at(arena, at_high)
+                number = min(left, step)
+                look_up(_word_at(arena, at_low), highs, levels, gains[n], out[n], first, number)
+                at_low += by_low
+                at_high += by_high
+                first += step
+                left -= number
+
+    return decode
+
+
+_levels_decoder = lookup_decoder if looks_up_16() else pairs_decoder
 _levels1, _levels2, _levels3 = (_levels_decoder(*bits) for bits in ((1, 0), (2, 0), (2, 1)))
 _levels4, _levels5, _levels6 = (_levels_decoder(*bits) for bits in ((4, 0), (4, 1), (4, 2)))
 
@@ -115,25 +150,24 @@ def decode_block(arena, places, count, gains, runs, tables, out):
         runs: see `runs_view`.
         tables: see `row_tables`.
     """
-    pairs = tables.pairs
     for i in range(runs.shape[0]):
         kind, channel, channels = runs[i, 0], runs[i, 1], runs[i, 2]
         low, high = runs[i, 3], runs[i, 4]
         if kind <= UNIFORM8:
             _decode_floats(kind, arena, places, count, low, channel, channels, tables, out)
         elif kind == LEVELS6:
-            _levels6(arena, places, count, low, high, channel, channels, pairs, out)
+            _levels6(arena, places, count, gains, low, high, channel, channels, tables, out)
         elif kind == LEVELS5:
-            _levels5(arena, places, count, low, high, channel, channels, pairs, out)
+            _levels5(arena, places, count, gains, low, high, channel, channels, tables, out)
         elif kind == LEVELS4:
-            _levels4(arena, places, count, low, high, channel, channels, pairs, out)
+            _levels4(arena, places, count, gains, low, high, channel, channels, tables, out)
         elif kind == LEVELS3:
-            _levels3(arena, places, count, low, high, channel, channels, pairs, out)
+            _levels3(arena, places, count, gains, low, high, channel, channels, tables, out)
         elif kind == LEVELS2:
-            _levels2(arena, places, count, low, high, channel, channels, pairs, out)
+            _levels2(arena, places, count, gains, low, high, channel, channels, tables, out)
         else:
-            _levels1(arena, places, count, low, high, channel, channels, pairs, out)
-        if kind >= UNIFORM8:
+            _levels1(arena, places, count, gains, low, high, channel, channels, tables, out)
+        if kind == UNIFORM8:
             for n in range(count):
                 for c in range(np.uint64(channel), np.uint64(channel + channels)):
                     out[n, c] *= gains[n]

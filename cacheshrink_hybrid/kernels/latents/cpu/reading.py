@@ -14,6 +14,8 @@ from .products import mix, products
 from .softmax import LOG2_E, NOTHING, weigh
 
 TILE = 48
+LEAST_SLOTS = 256
+"""Slots of a share, at the least, that another thread is woken for."""
 VECTOR = 16
 """Rows of numbers are filled up with zeros to a multiple of a vector."""
 
@@ -26,8 +28,10 @@ def up(number, unit):
 
 @compiled
 def _padded(weight):
-    """A copy of weights (J, D, rank), zeros behind D and rank."""
+    """Weights (J, D, rank), zeros behind D and rank."""
     heads, width, rank = weight.shape
+    if width % 4 == 0 and rank % VECTOR == 0:
+        return weight
     out = np.zeros((heads, up(width, 4), up(rank, VECTOR)), np.float32)
     out[:, :width, :rank] = weight
     return out
@@ -115,9 +119,9 @@ def read_block(
     in_blocks, block_slots = mean[0].shape[0] > 0, mean[0].shape[1]
     room = block_slots if in_blocks else TILE
 
-    tile = np.zeros((room, up(size.channels, VECTOR)), np.float32)
-    own = np.zeros((room, up(rank, VECTOR)), np.float32)
-    keys = np.zeros((room, up(width, VECTOR)), np.float32)
+    tile = np.empty((room, up(size.channels, VECTOR)), np.float32)
+    own = np.empty((room, up(rank, VECTOR)), np.float32)
+    keys = np.empty((room, up(width, VECTOR)), np.float32)
     scores = np.zeros((num_rows, room), np.float32)
     asked = np.zeros((groups, num_rows, up(width, VECTOR)), np.float32)
     offsets = np.zeros((groups, num_rows), np.float32)

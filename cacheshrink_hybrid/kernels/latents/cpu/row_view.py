@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ....codecs import levels
 from ....codecs.gains import gain_table
@@ -34,6 +35,7 @@ READING = np.dtype(
                 "layer_offset",
                 "row_bytes",
                 "gain_byte",
+                "after_gain",
                 "only_floats",
             )
         ),
@@ -42,33 +44,19 @@ READING = np.dtype(
         ("epsilon", np.float32),
     ]
 )
-"""How rows are read.
+"""Where rows lie, and how they are read.
 
 groups: of query heads that meet keys of their own; rank: channels of such a group's keys.
 first_value, value_rank, value_share: first channel that is mixed, how many, and how many channels
     further those of the next group lie.
 window: 0 for none. limit: slots from here on are none. channels: of a row. gain_byte: -1 for none.
+after_gain: bytes of a row before its padding.
 only_floats: no channel is coded, so that a lost token is NaN in all.
 softcap: 0 for none.
 """
 
 
 NO_LIMIT = 2**62
-
-PLACE = np.dtype(
-    [
-        (name, np.int64)
-        for name in (
-            "frame_bytes",
-            "frame_tokens",
-            "layer_offset",
-            "row_bytes",
-            "gain_byte",
-            "after_gain",
-        )
-    ]
-)
-"""Where rows are written; gain_byte: -1 for none, after_gain: bytes before the padding."""
 
 CODED = np.dtype(
     [
@@ -84,9 +72,11 @@ level, and distortion of a standard normal channel."""
 
 
 class Tables(NamedTuple):
-    """What is looked up: levels of 1 to 6 bits of two neighbours (5460, 2), numbers of the bytes of
-    e4m3 and e5m2 (2, 256), step and first level of 8 uniform bits (2,), and gains (256,)."""
+    """What is looked up: levels of 1 to 6 bits (6, 64), and those of two neighbours (5460, 2),
+    numbers of the bytes of e4m3 and e5m2 (2, 256), step and first level of 8 uniform bits (2,), and
+    gains (256,)."""
 
+    levels: NDArray
     pairs: NDArray
     byte_floats: NDArray
     uniform: NDArray
@@ -108,7 +98,11 @@ def row_tables() -> Tables:
     every_byte = torch.arange(256, dtype=torch.uint8)
     floats = [every_byte.view(kind.dtype).float() for kind in (Kind.E4M3, Kind.E5M2)]
     uniform = levels.UNIFORM_STEP, float(levels.uniform_levels()[0])
+    single = np.zeros((len(PLANES), 2 ** max(PLANES)), np.float32)
+    for row, bits in zip(single, PLANES, strict=True):
+        row[: 2**bits] = levels.levels_of(bits)
     return Tables(
+        single,
         torch.cat(pairs).numpy(),
         torch.stack(floats).numpy(),
         np.array(uniform, np.float32),
@@ -116,23 +110,69 @@ def row_tables() -> Tables:
     )
 
 
-class ExactRows(NamedTuple):
-    """Exact rows of one kind: slots of new ones, (B * T,); `frame_table` and `sequences` of
-    `read_block`; how they are written: `runs_view`, `planes_view`, `CODED` and `PLACE`; how they
-    are read: shares of the heads, `READING`, and bias, cos and sin of the keys."""
+class RowForm(NamedTuple):
+    """Rows of one kind of a layer: `runs_view`, `coded_view`, `shares_view` and `READING`."""
+
+    runs: NDArray
+    coded: NDArray
+    shares: NDArray
+    reading: NDArray
+
+
+class StepRows(NamedTuple):
+    """Rows of one kind in a step: slots of the new tokens (B * T,) int64, and `frame_table` and
+    `sequences` as `read_block` takes them."""
 
     slots: NDArray
     frame_table: NDArray
     sequences: NDArray
-    runs: NDArray
-    planes: NDArray
-    coded: NDArray
-    place: NDArray
-    shares: NDArray
-    reading: NDArray
-    bias: NDArray
+
+
+class StepAngles(NamedTuple):
+    """cos and sin by slot (slots, rotary dim / 2), and those that turn a query back by block
+    (blocks, rotary dim / 2), float32; of no channels where there are none."""
+
     cos: NDArray
     sin: NDArray
+    block_cos: NDArray
+    block_sin: NDArray
+
+
+class StepWeights(NamedTuple):
+    """What a layer computes with, float32.
+
+    absorbing: brings queries to the channels of keys (J, D, rank), and `offset` (J, D) is the bias
+        that their products lack; of no heads elsewhere.
+    rebuilding: of rebuilt keys, or of queries that are absorbed block by block, (J, D, rank); bias
+        (J, D) and gains of a norm (D,) are of rebuilt keys; of no heads, and no channels, for none.
+    mean: table of keys' mean in a block (J, block, D); of no heads for none.
+    value_up: (J, D, Rv), with bias (J, D).
+    costs: of errors in channels, (R,). sinks: logits without a value, (H,); of no heads for none.
+    """
+
+    absorbing: NDArray
+    offset: NDArray
+    rebuilding: NDArray
+    bias: NDArray
+    norm: NDArray
+    mean: NDArray
+    value_up: NDArray
+    value_bias: NDArray
+    costs: NDArray
+    sinks: NDArray
+
+
+NO_WEIGHT, NO_BIAS = np.empty((0, 0, 0), np.float32), np.empty((0, 0), np.float32)
+NO_NORM, NO_SINKS = np.empty(0, np.float32), np.empty(0, np.float32)
+NO_ANGLES, NO_CHANNELS = np.empty((1, 0), np.float32), np.empty((0, 0, 0), np.float32)
+NO_MEAN = NO_WEIGHT, NO_ANGLES, NO_ANGLES
+NO_FORM = RowForm(
+    np.empty((0, 7), np.int64),
+    np.empty(0, CODED),
+    np.empty((0, 2), np.int64),
+    np.zeros(1, READING),
+)
+NO_ROWS = StepRows(np.empty(0, np.int64), np.empty((0, 0), np.int32), np.empty((4, 0), np.int32))
 
 
 class CodingTables(NamedTuple):
@@ -157,6 +197,15 @@ def coding_tables() -> CodingTables:
     )
 
 
+def floats(x: Tensor) -> NDArray:
+    """A tensor as contiguous float32, in its own memory where it is so already."""
+    if x.requires_grad:
+        x = x.detach()
+    if x.dtype != torch.float32:
+        x = x.float()
+    return x.contiguous().numpy()
+
+
 def noted(make: Callable[..., NDArray]) -> Callable[..., NDArray]:
     """Keeps what a function of a layout, and of numbers, gives."""
 
@@ -173,27 +222,13 @@ def noted(make: Callable[..., NDArray]) -> Callable[..., NDArray]:
 @noted
 def runs_view(layout: RowLayout) -> NDArray:
     """Per run: number of its kind, first channel, channels, first byte of its first plane and of
-    its last one, (n, 5) int64."""
-    return np.array(
-        [
-            (
-                run.kind.number,
-                run.first_channel,
-                run.channels,
-                run.planes[0].first_byte,
-                run.planes[-1].first_byte,
-            )
-            for run in layout.runs
-        ],
-        np.int64,
-    )
-
-
-@noted
-def planes_view(layout: RowLayout) -> NDArray:
-    """Bits of each run's planes, 0 for none, (n, 2) int64."""
-    planes = [(*run.kind.planes, 0)[:2] if run.kind.coded else (0, 0) for run in layout.runs]
-    return np.array(planes, np.int64)
+    its last one, and bits of these planes, 0 for none, (n, 7) int64."""
+    found = []
+    for run in layout.runs:
+        first, last = run.planes[0].first_byte, run.planes[-1].first_byte
+        bits = (*run.kind.planes, 0)[:2] if run.kind.coded else (0, 0)
+        found.append((run.kind.number, run.first_channel, run.channels, first, last, *bits))
+    return np.array(found, np.int64)
 
 
 @noted
@@ -215,18 +250,6 @@ def coded_view(layout: RowLayout) -> NDArray:
     )
 
 
-def place_view(rows: PagedRows) -> NDArray:
-    """`PLACE` of a layer's rows, (1,)."""
-    return _place_view(rows.layout, rows.frame_bytes, rows.frame_tokens, rows.layer_offset)
-
-
-@noted
-def _place_view(layout: RowLayout, frame_bytes: int, frame_tokens: int, offset: int) -> NDArray:
-    gain_byte = -1 if layout.gain_byte is None else layout.gain_byte
-    sizes = frame_bytes, frame_tokens, offset, layout.row_bytes, gain_byte, layout.after_gain
-    return np.array([sizes], PLACE)
-
-
 @noted
 def shares_view(layout: RowLayout, key_rank: int, groups: int) -> NDArray:
     """First channel of the first group, and channels of each, in every run of the keys, (n, 2)
@@ -237,32 +260,74 @@ def shares_view(layout: RowLayout, key_rank: int, groups: int) -> NDArray:
     return np.array([(run.first_channel, run.channels // groups) for run in runs], np.int64)
 
 
-def reading_view(read: LatentRead, rows: PagedRows) -> NDArray:
-    """`READING` of what attention does with the latents of a layer, (1,)."""
+def read_form(read: LatentRead, rows: PagedRows) -> RowForm:
+    """The form of rows that attention reads as latents."""
     key_up = read.key_up
-    return reading_of(
-        rows.layout,
-        1 if key_up is None else key_up.weight.shape[0],
-        read.own_rank,
-        rows.layout.num_channels - read.value_rank,
-        read.value_rank,
-        0,
-        read.window or 0,
-        NO_LIMIT,
-        rows.frame_bytes,
-        rows.frame_tokens,
-        rows.layer_offset,
-        read.scale,
-        read.softcap or 0.0,
-        0.0 if key_up is None else key_up.norm_epsilon,
+    reading = row_reading(
+        rows,
+        groups=1 if key_up is None else key_up.weight.shape[0],
+        rank=read.own_rank,
+        first_value=rows.layout.num_channels - read.value_rank,
+        value_rank=read.value_rank,
+        window=read.window or 0,
+        scale=read.scale,
+        softcap=read.softcap or 0.0,
+        epsilon=0.0 if key_up is None else key_up.norm_epsilon,
     )
+    return _form(rows, shares_view(rows.layout, read.key_rank, read.key_heads), reading)
 
 
-@noted
-def reading_of(layout: RowLayout, *numbers: float) -> NDArray:
-    """`READING`, (1,), of what of it does not follow from a layout, in its order."""
-    before, place, score = numbers[:7], numbers[7:10], numbers[10:]
-    gain_byte = -1 if layout.gain_byte is None else layout.gain_byte
-    coded = any(run.kind.coded for run in layout.runs)
-    found = *before, layout.num_channels, *place, layout.row_bytes, gain_byte, not coded, *score
-    return np.array([found], READING)
+def exact_form(
+    rows: PagedRows,
+    num_heads: int,
+    head_dim: int,
+    *,
+    scale: float,
+    softcap: float | None,
+    window: int | None,
+    limit: int | None,
+) -> RowForm:
+    """The form of exact rows: the keys of all heads before rotation, then the values.
+
+    Args:
+        scale, softcap: of scores, see `LatentRead`.
+        window: slots that a query sees; None for all.
+        limit: slots from here on hold no rows; None for none.
+    """
+    reading = row_reading(
+        rows,
+        groups=num_heads,
+        rank=head_dim,
+        first_value=num_heads * head_dim,
+        value_rank=head_dim,
+        value_share=head_dim,
+        window=window or 0,
+        scale=scale,
+        softcap=softcap or 0.0,
+    )
+    if limit is not None:
+        reading["limit"] = limit
+    return _form(rows, np.array([[0, head_dim]]), reading)
+
+
+def _form(rows: PagedRows, shares: NDArray, reading: NDArray) -> RowForm:
+    return RowForm(runs_view(rows.layout), coded_view(rows.layout), shares, reading)
+
+
+def row_reading(rows: PagedRows, **numbers: float) -> NDArray:
+    """`READING`, (1,), of the numbers that do not follow from rows; 0 where none is given."""
+    layout, found = rows.layout, np.zeros(1, READING)
+    of_rows = {
+        "limit": NO_LIMIT,
+        "channels": layout.num_channels,
+        "frame_bytes": rows.frame_bytes,
+        "frame_tokens": rows.frame_tokens,
+        "layer_offset": rows.layer_offset,
+        "row_bytes": layout.row_bytes,
+        "gain_byte": -1 if layout.gain_byte is None else layout.gain_byte,
+        "after_gain": layout.after_gain,
+        "only_floats": not any(run.kind.coded for run in layout.runs),
+    }
+    for name, number in (of_rows | numbers).items():
+        found[name] = number
+    return found

@@ -71,7 +71,7 @@ def _write_plane(codes, channels, shift, bits, arena, at):
 
 
 @compiled
-def write_block(latents, center, costs, slots, arena, runs, planes, coded, tables, place):
+def write_block(latents, center, costs, slots, arena, runs, coded, tables, reading):
     """`latent_append`.
 
     Args:
@@ -79,12 +79,12 @@ def write_block(latents, center, costs, slots, arena, runs, planes, coded, table
         center: (R,) float32; of no channels for none.
         costs: (R,) float32; not looked at without gains.
         slots: (N,) int64, -1 for nowhere.
-        runs, planes: `runs_view` and `planes_view`.
+        runs: `runs_view`.
         coded: runs with a gain, see `CODED`.
         tables: `coding_tables`.
-        place: of the rows, `PLACE`, (1,).
+        reading: `READING`, (1,).
     """
-    where, channels = place[0], latents.shape[1]
+    where, channels = reading[0], latents.shape[1]
     latent, codes = np.empty(channels, np.float32), np.empty(channels, np.uint8)
     for n in range(latents.shape[0]):
         slot = slots[n]
@@ -112,10 +112,11 @@ def write_block(latents, center, costs, slots, arena, runs, planes, coded, table
                 continue
             codes_of(kind, latent, first, count, gain, tables, codes)
             shift = 0
-            for k in range(planes.shape[1]):
-                if planes[i, k]:
-                    _write_plane(codes, count, shift, planes[i, k], arena, at + runs[i, 3 + k])
-                    shift += planes[i, k]
+            for k in range(2):
+                bits = runs[i, 5 + k]
+                if bits:
+                    _write_plane(codes, count, shift, bits, arena, at + runs[i, 3 + k])
+                    shift += bits
         for i in range(where.after_gain, where.row_bytes):
             arena[at + i] = 0
 

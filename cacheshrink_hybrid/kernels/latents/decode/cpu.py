@@ -6,21 +6,22 @@ from functools import partial
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from ...workers import in_parallel
-from ..cpu.finish import floats
-from ..cpu.reading import read_rows
-from ..cpu.row_view import reading_view, row_tables, runs_view, shares_view
+from ...workers import in_parallel, num_shares
+from ..cpu.reading import LEAST_SLOTS, read_rows
+from ..cpu.row_view import (
+    NO_ANGLES,
+    NO_BIAS,
+    NO_MEAN,
+    NO_NORM,
+    NO_WEIGHT,
+    floats,
+    read_form,
+    row_tables,
+)
 from ..paged_rows import PagedRows
 from .read import LatentRead
-
-LEAST_SLOTS = 256
-"""Slots of a share, at the least, that another thread is woken for."""
-NO_WEIGHT, NO_BIAS = np.empty((0, 0, 0), np.float32), np.empty((0, 0), np.float32)
-NO_NORM, NO_ANGLES = np.empty(0, np.float32), np.empty((1, 0), np.float32)
-NO_MEAN = NO_WEIGHT, NO_ANGLES, NO_ANGLES
 
 
 def latent_decode_cpu(
@@ -41,21 +42,8 @@ def latent_decode_cpu(
     sequences[1] = query.shape[1] if query_lens is None else query_lens.numpy()
     if first_slots is not None:
         sequences[2] = first_slots.numpy()
-    return read_coded(query, rows, frame_table, sequences, read, offset, num_splits)
-
-
-def read_coded(
-    query: Tensor,
-    rows: PagedRows,
-    frame_table: Tensor,
-    sequences: NDArray,
-    read: LatentRead,
-    offset: Tensor | None,
-    num_splits: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """`latent_decode` with `sequences` as `read_block` takes them, (4, B) int32."""
     B, T, H, _ = query.shape
-    key_up, layout = read.key_up, rows.layout
+    key_up, form = read.key_up, read_form(read, rows)
     weight, finish = NO_WEIGHT, (NO_BIAS, NO_NORM, NO_ANGLES, NO_ANGLES)
     if key_up is not None:
         weight = floats(key_up.weight)
@@ -71,20 +59,19 @@ def read_coded(
         in_blocks = mean, floats(read.block_up.cos), floats(read.block_up.sin)
     offsets = query.new_zeros(B, T, H) if offset is None else offset
     if num_splits is None:
-        longest = int(sequences[0].max(initial=0))
-        num_splits = max(1, min(torch.get_num_threads(), longest // LEAST_SLOTS))
+        num_splits = num_shares(int(sequences[0].max(initial=0)), LEAST_SLOTS)
     arguments = (
         floats(query),
         floats(offsets),
         rows.arena.numpy(),
         frame_table.numpy(),
         sequences,
-        (runs_view(layout), shares_view(layout, read.key_rank, read.key_heads)),
+        (form.runs, form.shares),
         row_tables(),
         weight,
         finish,
         in_blocks,
-        reading_view(read, rows),
+        form.reading,
     )
     output = torch.zeros(num_splits, B, T, H, read.value_rank)
     sums = torch.full((num_splits, B, T, H), -torch.inf)
