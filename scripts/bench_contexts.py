@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM, Cache, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cacheshrink_hybrid import HybridCache, load_mla_model, make_cache
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(argv)
     torch.set_num_threads(given.threads)
     quiet()
-    ALL_ATTENTION_FUNCTIONS.register(FOLDED, folded_attention)
+    register_folded_attention()
     dtype = getattr(torch, given.dtype)
     source = AutoModelForCausalLM.from_pretrained(
         given.model, dtype=dtype, attn_implementation=FOLDED
@@ -126,6 +127,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def register_folded_attention() -> None:
+    """Let models be loaded with `attn_implementation=FOLDED`."""
+    ALL_ATTENTION_FUNCTIONS.register(FOLDED, folded_attention)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(FOLDED, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+
+
 def folded_attention(
     module: Any,
     query: Tensor,
@@ -144,7 +151,7 @@ def folded_attention(
         attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
         return attend(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     folded = query.view(B, key.shape[1], -1, D)
-    output = scaled_dot_product_attention(folded, key, value, scale=scaling)
+    output = scaled_dot_product_attention(folded, key, value, attention_mask, scale=scaling)
     return output.view(B, H, 1, D).transpose(1, 2).contiguous(), None
 
 

@@ -99,6 +99,29 @@ def decoding(results: Results) -> str:
     )
 
 
+def long_contexts(results: Results) -> str:
+    """Tokens per second over the source's by context, and how a step's time grows."""
+    records = results[0]["records"]
+    contexts = list(dict.fromkeys(record["context"] for record in records))
+    found = {(record["reader"], record["context"]): record for record in records}
+    slopes = {record["reader"]: record["over_source"] for record in results[0]["growth"]}
+    rows = []
+    for reader in dict.fromkeys(record["reader"] for record in records):
+        row = [reader.replace("_4x", ", 4x").replace("_6x", ", 6x")]
+        for context in contexts:
+            record = found.get((reader, context))
+            if record is None:
+                row.append("")
+            elif reader == "source":
+                row.append(f"1 ({record['ms_per_step']:.0f} ms)")
+            else:
+                row.append(f"{record['ratio']:.2f}")
+        row.append(f"{slopes[reader]:.2f}" if reader in slopes else "")
+        rows.append(row)
+    lengths = (f"{n:,} tokens" for n in contexts)
+    return table(("tokens/s over the source", *lengths, "growth with the context"), rows)
+
+
 def hybrid_decoding(results: Results) -> str:
     widths = [result["settings"]["hidden_size"] or 192 for result in results]
     names = [run["model"] for run in results[0]["runs"][1:]]

@@ -81,6 +81,13 @@ _RETRIEVAL = (
     f"cacheshrink-hybrid retrieval {_REAL} {OUTPUT}/chat_4x {OUTPUT}/chat_8x --texts 2 "
     "--questions 8 --chunk-length 1024 --text $DATA/books/frankenstein.txt"
 )
+_LONG_READERS = (
+    ("rotate", 4),
+    ("rotate_joint", 4),
+    ("rotate_joint", 6),
+    ("per_head", 4),
+    ("joint", 4),
+)
 _PROSE = "books=$DATA/books wiki=$DATA/wikitext-2/valid.txt"
 _OTHERS = f"code=python-code chats={OUTPUT}/chats.jsonl"
 
@@ -344,6 +351,24 @@ STUDIES = (
         ),
         results=("bench_decode.json", "bench_decode_2_threads.json"),
         shown=speed.decoding,
+    ),
+    Study(
+        name="long contexts",
+        commands=(
+            _REAL_MODEL,
+            *(
+                f"cacheshrink-hybrid convert {_REAL} {OUTPUT}/{kind}_{ratio}x "
+                f"--compression-ratio {ratio} --compression-method {kind} "
+                "--calibration-dataset $DATA/wikitext-2/valid.txt --num-calibration-samples 64 "
+                "--max-calibration-length 512"
+                for kind, ratio in _LONG_READERS
+            ),
+            f"python -m scripts.bench_contexts {_REAL} "
+            + " ".join(f"{OUTPUT}/{kind}_{ratio}x" for kind, ratio in _LONG_READERS)
+            + f" --gguf {_REAL}.Q4_1.gguf --threads 1 --json {RESULTS}/bench_contexts.json",
+        ),
+        results=("bench_contexts.json",),
+        shown=speed.long_contexts,
     ),
     Study(
         name="hybrid decoding",
