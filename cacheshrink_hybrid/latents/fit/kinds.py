@@ -37,7 +37,7 @@ from .statistics import HeldOutSamples
 EQUAL_LOSS = 1.01
 """Within 1 % of the joint latent's loss, the separate one is taken."""
 ABOUT_AS_FAST = 1.25
-CLOSE_LOSS = 1.5
+CLOSE_LOSS = 1.75
 """`auto` gives up this factor in a layer's loss for speed,"""
 SLIGHT_LOSS = 0.002
 """or more, while all layers together lose at most so many nats per token: 0.2 % of perplexity."""
