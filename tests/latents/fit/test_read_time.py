@@ -78,8 +78,11 @@ def test_where_operations_bound_keys_are_not_rebuilt_from_the_joint_latent() -> 
 
 
 def test_auto_does_not_pay_for_speed_with_much_loss() -> None:
-    # These moments correlate across heads and frequencies, which only the joint latent uses.
-    assert _chosen("auto", bandwidth=1e9, matrix_rate=1.0) == "joint"
+    # These moments correlate across heads and frequencies, all of which turn far within a block, so
+    # that only the joint latent uses it.
+    angles = torch.arange(64)[:, None] * torch.linspace(1, 2, D // 2).double()
+    assert _chosen("auto", bandwidth=1e9, matrix_rate=1.0, block_angles=angles) == "joint"
+    assert _chosen("speed", bandwidth=1e9, matrix_rate=1.0, block_angles=angles) != "joint"
 
 
 def _preferred(*losses: tuple[float, float], **settings) -> list[str]:
