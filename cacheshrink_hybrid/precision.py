@@ -21,6 +21,16 @@ def without_autocast(like: Tensor) -> AbstractContextManager:
     return nullcontext()
 
 
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""As wide as an element of so many bytes."""
+
+
+def as_integers(tensor: Tensor) -> Tensor:
+    """The bits of a tensor's elements, which autocast leaves alone and which equal themselves, as
+    NaN does not."""
+    return tensor.view(INTEGERS[tensor.element_size()])
+
+
 def multiplies_bfloat16() -> bool:
     """Whether the CPU has instructions for products of bfloat16, and torch can tell."""
     known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()

@@ -10,11 +10,9 @@ from transformers import PreTrainedModel
 
 from ..errors import CheckpointError
 from ..latents.attention.module import LatentAttention
+from ..precision import as_integers
 from ..states.mixers.mixer import RecurrentMixer
 from .files import shown
-
-WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.int64}
-"""Integers as wide as an element of so many bytes, or half as wide."""
 
 
 def saved_weights(
@@ -75,7 +73,6 @@ def weights_fingerprint(weights: Mapping[str, torch.Tensor]) -> str | None:
     for name, tensor in sorted(weights.items()):
         if tensor.device.type == "meta":
             return None
-        words = tensor.detach().contiguous().view(-1).view(WORDS[tensor.element_size()])
-        total = int(words.sum(dtype=torch.int64))
+        total = int(as_integers(tensor.detach()).sum(dtype=torch.int64))
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {total}\n".encode())
     return digest.hexdigest()

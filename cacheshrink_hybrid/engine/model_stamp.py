@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..precision import as_integers
+
 SAMPLES = 8
 """Values of each tensor that are looked at."""
 SWITCHES = (
@@ -64,7 +66,7 @@ class ModelStamp:
         for tensor in self._tensors:
             if tensor.numel() and not tensor.is_meta:
                 kind = (tensor.dtype, tensor.device)
-                self._samples.setdefault(kind, []).append(_some(tensor))
+                self._samples.setdefault(kind, []).append(as_integers(_some(tensor)))
         self._values = self._sampled()
 
     def _parts(self) -> tuple[list[Tensor], list[str]]:

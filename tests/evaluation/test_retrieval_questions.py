@@ -136,7 +136,7 @@ def test_questions_ask_all_over_the_text() -> None:
     ("task", "length", "message"),
     [
         ("words", 1600, "task='words' is unknown; choose from needle, keys"),
-        ("keys", 100, "length=100 is too short for questions .* take [0-9]+ tokens; give more"),
+        ("keys", 100, "length=100 is too short for questions .* take [0-9]+ tokens; give a"),
         ("keys", 9000, "words for a list of [0-9]+ tokens, and length=9000 takes more; give a"),
     ],
 )
