@@ -282,7 +282,7 @@ def llama_step(
         flash_attn=True,
         verbose=False,
     )
-    if context + room > llama_model_n_ctx_train(llama.model):
+    if context > llama_model_n_ctx_train(llama.model):
         return None
     llama.eval([1 + i % 1000 for i in range(context)])
     held = int(llama_state_seq_get_size(llama.ctx, 0))

@@ -171,8 +171,9 @@ def scale(results: Results) -> str:
     rows = []
     for result in results:
         settings = result["settings"]
-        name = f"random Llama, {settings['layers']} layers of {settings['hidden']}"
-        if settings["model"] is not None:
+        if settings["model"] is None:
+            name = f"random Llama, {settings['layers']} layers of {settings['hidden']}"
+        else:
             name = Path(settings["model"]).name
         rows.append(
             (

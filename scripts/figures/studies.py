@@ -365,7 +365,8 @@ STUDIES = (
             ),
             f"python -m scripts.bench_contexts {_REAL} "
             + " ".join(f"{OUTPUT}/{kind}_{ratio}x" for kind, ratio in _LONG_READERS)
-            + f" --gguf {_REAL}.Q4_1.gguf --threads 1 --json {RESULTS}/bench_contexts.json",
+            + f" --gguf {_REAL}.Q4_1.gguf --threads 1 --num-new 6 --repetitions 4 "
+            f"--json {RESULTS}/bench_contexts.json",
         ),
         results=("bench_contexts.json",),
         shown=speed.long_contexts,
