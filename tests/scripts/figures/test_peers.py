@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from scripts.figures.peers import (
     OURS,
     best_within,
@@ -9,6 +12,8 @@ from scripts.figures.peers import (
     ours_table,
     useful_methods,
 )
+
+RESULTS = Path(__file__).parents[3] / "eval/results"
 
 
 def record(method: str, at_1k: float, at_8k: float, increase: float, **more) -> dict:
@@ -86,3 +91,9 @@ def test_ours_on_two_texts() -> None:
     assert list(table)[2:] == ["source", "ours 4x", "ours 8x", "ours 8x fine-tuned"]
     assert table["ours 4x"] == ["5,760", "6,480", "5,850", "5,850", "+0.10 % ± 0.25", ""]
     assert table["ours 8x"][-2:] == ["+1.40 % ± 0.25", "+7.00 % ± 0.25"]
+
+
+def test_committed_table_is_that_of_its_records() -> None:
+    records = json.loads((RESULTS / "peers.json").read_text(encoding="utf-8"))
+    written = (RESULTS / "peers.md").read_text(encoding="utf-8")
+    assert written == methods_table([records]) + "\n"
