@@ -174,19 +174,26 @@ def token_windows(tokenizer, texts: Sequence[str], max_length: int) -> list[Tens
     return [ids for ids in rows if ids.shape[1] > 1]
 
 
-@torch.inference_mode()
 def perplexity(
     model: PreTrainedModel, windows: Sequence[Tensor], chunk_length: int
 ) -> tuple[float, int]:
     """Perplexity of all predicted tokens of `windows` (1, T) each, and their number."""
-    total, count = 0.0, 0
+    losses = [loss for window in window_losses(model, windows, chunk_length) for loss in window]
+    return math.exp(math.fsum(losses) / len(losses)), len(losses)
+
+
+@torch.inference_mode()
+def window_losses(
+    model: PreTrainedModel, windows: Sequence[Tensor], chunk_length: int
+) -> list[list[float]]:
+    """Loss in nats of every predicted token of `windows` (1, T) each, through a live cache."""
+    found = []
     for ids in windows:
         logits, _ = cached_logits(model, ids[:, :-1], chunk_length)
         labels = ids[0, 1:].to(logits.device)
         losses = torch.nn.functional.cross_entropy(logits[0].float(), labels, reduction="none")
-        total += float(losses.double().sum())
-        count += len(labels)
-    return math.exp(total / count), count
+        found.append(losses.double().tolist())
+    return found
 
 
 @torch.inference_mode()

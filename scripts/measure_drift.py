@@ -10,7 +10,8 @@ and at laptop size, in about a minute:
 A kind is a text file, a directory of text files, a .jsonl of conversations, `python-docs`,
 `python-code`, or several of these with `+` between them, in turn. Its first half calibrates, its
 second half is scored, through live caches. For every amount of calibration text, ratio and setting
-the table has a row per pair of kinds: how much the perplexity grows over the source's. With
+the table has a row per pair of kinds: how much the perplexity grows over the source's, with the
+standard error of the paired differences between windows. With
 `--letters N` a line of N random letters is shown and repeated at once, and the share of the
 repeated letters that the model predicts is printed beside it; no calibration text has such lines.
 What comes out is a table and, as last line, one JSON object.
@@ -21,6 +22,7 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
+import math
 import random
 import string
 import sys
@@ -35,17 +37,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from cacheshrink_hybrid import CompressionConfig, convert_model, plan_of
 from cacheshrink_hybrid.conversion.statistics import SharedStatistics
 from cacheshrink_hybrid.errors import ConfigError
+from cacheshrink_hybrid.evaluation.paired import mean_with_error, paired_difference
 from cacheshrink_hybrid.text_tables import format_table
 
 from .benchmark import (
     cached_logits,
     common_arguments,
     environment,
-    perplexity,
     progress,
     quiet,
     report,
     spread,
+    window_losses,
 )
 from .text_kinds import SOURCES, TextKind
 
@@ -58,7 +61,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "exact 4+32": {"exact_sinks": 4, "exact_window": 32},
     "exact 4+64": {"exact_sinks": 4, "exact_window": 64},
     "activation metric": {"metric": "activation", **CODED},
+    "drawn labels": {"fisher_labels": "model"},
 }
+CALIBRATED_BY = ("metric", "fisher_labels")
+"""Settings that change what calibration gathers; the others share it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,21 +84,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         for kind in args.kinds
     }
     letters = letter_lines(tokenizer, args.letters, max(args.samples), args.seed)
-    base = {name: perplexity(model, held_out, 64)[0] for name, (_, held_out) in halves.items()}
+    base = {name: window_losses(model, held_out, 64) for name, (_, held_out) in halves.items()}
     base_recall = repeated(model, letters)
     records = []
     for calibrated_on, samples in itertools.product(args.calibrated_on or halves, args.samples):
         seen = spread(halves[calibrated_on][0], samples)
-        statistics: dict[str, SharedStatistics] = {}
+        statistics: dict[tuple[str, ...], SharedStatistics] = {}
         for setting, ratio in itertools.product(args.settings, args.ratios):
-            values = SETTINGS[setting]
-            metric = values.get("metric", "fisher")
-            if metric not in statistics:
-                progress(f"calibrate on {len(seen)} windows of {calibrated_on} ({metric})")
-                statistics[metric] = SharedStatistics(model, CompressionConfig(metric=metric), seen)
+            config = CompressionConfig(compression_ratio=ratio, **SETTINGS[setting])
+            by = {name: getattr(config, name) for name in CALIBRATED_BY}
+            gathered = tuple(by.values())
+            if gathered not in statistics:
+                progress(f"calibrate on {len(seen)} windows of {calibrated_on} {gathered}")
+                statistics[gathered] = SharedStatistics(model, CompressionConfig(**by), seen)
             converted = copy.deepcopy(model)
-            config = CompressionConfig(compression_ratio=ratio, **values)
-            convert_model(converted, config, statistics=statistics[metric].serving(config))
+            convert_model(converted, config, statistics=statistics[gathered].serving(config))
             records += [
                 {
                     "setting": setting,
@@ -101,12 +107,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                     "calibrated_on": calibrated_on,
                     "samples": len(seen),
                     "read": name,
-                    "perplexity": found,
-                    "increase_percent": 100 * (found / base[name] - 1),
+                    **growth(base[name], window_losses(converted, held_out, 64)),
                     "letters": repeated(converted, letters),
                 }
                 for name, (_, held_out) in halves.items()
-                for found in [perplexity(converted, held_out, 64)[0]]
             ]
     result = {
         "program": "measure_drift",
@@ -116,10 +120,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             "model": Path(args.model).name,
             "kinds": [(kind.name, kind.described) for kind in args.kinds],
         },
-        "source": {"perplexity": base, "letters": base_recall},
+        "source": {
+            "perplexity": {
+                name: growth(losses, losses)["perplexity"] for name, losses in base.items()
+            },
+            "letters": base_recall,
+        },
         "records": records,
     }
-    print(f"source: perplexity {base}, letters {base_recall}")
+    print(f"source: {result['source']}")
     print(format_table([table_row(record) for record in records]))
     report(result, args.json)
     return 0
@@ -162,6 +171,22 @@ def _check_names(args: argparse.Namespace) -> None:
         )
 
 
+def growth(base: list[list[float]], found: list[list[float]]) -> dict[str, float | None]:
+    """Perplexity, and what it is more than the base's in percent, with the standard error of the
+    paired differences; None for one window.
+
+    Args:
+        base, found: losses in nats of the tokens of each window, of the source and of a conversion.
+    """
+    mean, _ = mean_with_error(found)
+    more, error = paired_difference(base, found)
+    return {
+        "perplexity": math.exp(mean),
+        "increase_percent": 100 * math.expm1(more),
+        "standard_error": None if error is None else 100 * math.exp(more) * error,
+    }
+
+
 def letter_lines(tokenizer, num_letters: int, number: int, seed: int) -> list[Tensor]:
     """Token ids (1, T) of lines of random letters, each shown twice; none for no letters."""
     generator = random.Random(seed)
@@ -197,6 +222,7 @@ def table_row(record: dict[str, Any]) -> dict[str, Any]:
         "read": record["read"],
         "ppl": record["perplexity"],
         "ppl +%": record["increase_percent"],
+        "+-": record["standard_error"],
     }
     return row if record["letters"] is None else row | {"letters": record["letters"]}
 

@@ -108,7 +108,12 @@ def drift(results: Results) -> str:
         named: dict[str, dict[str, str]] = {}
         for record in result["records"]:
             name = f"{model}, {record['ratio']:g}x, {record['samples']} x {record['calibrated_on']}"
-            named.setdefault(name, {})[record["read"]] = percent(record["increase_percent"])
+            if record["setting"] != "default":
+                name += f", {record['setting']}"
+            cell = percent(record["increase_percent"])
+            if record.get("standard_error") is not None:
+                cell += f" ± {record['standard_error']:.2f}"
+            named.setdefault(name, {})[record["read"]] = cell
         rows += [(name, *(row.get(kind, "") for kind in kinds)) for name, row in named.items()]
     return table(("calibrated on; perplexity over the source, read:", *kinds), rows)
 
