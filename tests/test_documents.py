@@ -10,10 +10,8 @@ from pathlib import Path
 import pytest
 
 from cacheshrink_hybrid.cli import PROGRAMS
-from cacheshrink_hybrid.families.rows import FAMILIES
-from cacheshrink_hybrid.families.states import MIXERS
 from cacheshrink_hybrid.methods import LATENT_KINDS, METRICS
-from scripts import print_figures
+from scripts import list_families, print_figures
 from scripts.figures.studies import STUDIES, Study
 
 ROOT = Path(__file__).parents[1]
@@ -103,10 +101,8 @@ def test_links_lead_somewhere(document: str) -> None:
 
 def test_families_are_those_of_the_rows() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = text.partition("- Attention only:")[2].partition("Every other type")[0]
-    recurrent = {"mamba", "falcon_mamba", "mamba2"}
-    assert recurrent <= set(MIXERS)
-    assert set(FAMILIES) | recurrent == set(re.findall(r"[a-z]\w+(?=[,.]| \()", section))
+    assert list_families.BLOCK.search(text)
+    assert list_families.filled(text) == text, "run python -m scripts.list_families"
 
 
 def test_sizes_in_the_readme_are_those_of_the_published_configs() -> None:

@@ -31,7 +31,7 @@ from .description import write_description
 from .files import CARD_NAME, check_target, draft_of
 from .model_card import is_own_card
 from .pretrained_arguments import refuse_for_saving, refuse_unknown
-from .saved_weights import saved_weights, weights_fingerprint
+from .saved_weights import saved_weights, weights_fingerprint, without_broken_conversions
 from .uploads import UPLOAD_ARGUMENTS, check_repository, upload
 
 
@@ -112,14 +112,15 @@ def save_model(
     with draft_of(target) as draft:
         kept = model.config.architectures, model.config.dtype
         try:
-            source_class_of(model).save_pretrained(
-                model,
-                draft,
-                state_dict=weights,
-                max_shard_size=max_shard_size,
-                save_peft_format=save_peft_format,
-                save_original_format=save_original_format,
-            )
+            with without_broken_conversions(model, weights):
+                source_class_of(model).save_pretrained(
+                    model,
+                    draft,
+                    state_dict=weights,
+                    max_shard_size=max_shard_size,
+                    save_peft_format=save_peft_format,
+                    save_original_format=save_original_format,
+                )
         finally:
             model.config.architectures, model.config.dtype = kept
         if not adapters_alone:

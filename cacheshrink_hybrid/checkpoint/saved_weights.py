@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import PrefixChange
 
 from ..errors import CheckpointError
 from ..latents.attention.module import LatentAttention
@@ -76,3 +80,31 @@ def weights_fingerprint(weights: Mapping[str, torch.Tensor]) -> str | None:
         total = int(as_integers(tensor.detach()).sum(dtype=torch.int64))
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {total}\n".encode())
     return digest.hexdigest()
+
+
+@contextmanager
+def without_broken_conversions(
+    model: PreTrainedModel, weights: Mapping[str, torch.Tensor] | None
+) -> Iterator[None]:
+    """Within this context transformers saves a model without those of its conversions to published
+    names that join several matrices of which `weights` has not all any more."""
+    given = vars(model).get("_weight_conversions")
+    conversions = given
+    if conversions is None:  # the prefixes of names are known of models that were loaded
+        found = get_model_conversion_mapping(model, add_legacy=False)
+        conversions = [x for x in found if not isinstance(x, PrefixChange)]
+    names = list(model.state_dict() if weights is None else weights)
+    whole = [
+        conversion
+        for conversion in conversions
+        if all(any(re.search(p, n) for n in names) for p in conversion.target_patterns)
+        or len(conversion.target_patterns) == 1
+    ]
+    vars(model)["_weight_conversions"] = whole
+    try:
+        yield
+    finally:
+        if given is None:
+            del vars(model)["_weight_conversions"]
+        else:
+            vars(model)["_weight_conversions"] = given

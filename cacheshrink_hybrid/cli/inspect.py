@@ -19,7 +19,7 @@ from ..checkpoint.load_faults import first_line, is_converted_directory, loading
 from ..checkpoint.source_model import gguf_location
 from ..errors import ConfigError
 from ..families import layout_spec
-from ..families.rows import REFUSED
+from ..families.unconverted import REFUSED
 from ..plan import CompressionPlan
 from ..spec import LayerSpec, ModelSpec
 from ..text_tables import fitting_table, format_table

@@ -12,8 +12,9 @@ from .attention import (
     read_source_attention,
     replace_attention,
 )
+from .family import Family
 from .layers import family_of, layer_list_of, layout_spec, model_spec
-from .rows import FAMILIES, Family
+from .rows import FAMILIES
 
 __all__ = [
     "FAMILIES",

@@ -5,18 +5,20 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ..errors import UnsupportedModelError
 from ..latents.attention.parts import AttentionParts
+from ..latents.attention.rotation import of_first_channels
 from ..latents.attention.slot_rotary import SlotRotary
 from ..spec import AttentionSpec, ModelSpec
+from .family import Family
 from .layers import family_of
-from .rows import Family
 
-DROPOUTS = ("attention_dropout", "dropout", "attn_dropout", "resid_dropout")
+DROPOUTS = ("attention_dropout", "dropout", "attn_dropout", "resid_dropout", "residual_dropout")
 """Attributes of attention modules of transformers that hold a dropout, as a number or a module."""
 LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 
@@ -82,7 +84,7 @@ def _take_apart(
     try:
         query, key, value = family.projections(source, H, J, D)
         output = getattr(source, family.output)
-        norms = [getattr(source, name) for name in family.norms or ()]
+        norms = [getattr(source, name) for name in _norms(model.config, family)]
     except AttributeError as error:
         raise _unlike_row(family, layer_idx, str(error)) from error
     q_norm, k_norm = norms or (None, None)
@@ -114,18 +116,33 @@ def _take_apart(
         sinks=getattr(source, "sinks", None),
         sliding_window=spec.sliding_window,
         dropout=_dropout(source),
-        residual_dropout=getattr(source, "resid_dropout", None),
+        residual_dropout=_residual_dropout(source),
         rotary=_rotary(model, source, layer_idx, rotaries) if spec.uses_rope else None,
         adapters=_adapters(source, sources),
     )
 
 
+def _norms(config: PretrainedConfig, family: Family) -> tuple[str, ...]:
+    """Names of the norms of queries and keys, or none."""
+    if family.norms is None or (family.norms_if and not getattr(config, family.norms_if)):
+        return ()
+    return family.norms
+
+
 def _dropout(source: nn.Module) -> float:
-    for name in ("attention_dropout", "dropout"):
+    for name in ("attention_dropout", "dropout", "attn_dropout"):
         if hasattr(source, name):
-            return float(getattr(source, name))
-    module = getattr(source, "attn_dropout", None)
-    return float(module.p) if module is not None else 0.0
+            found = getattr(source, name)
+            return float(found.p if isinstance(found, nn.Module) else found)
+    return 0.0
+
+
+def _residual_dropout(source: nn.Module) -> nn.Module | None:
+    for name in ("resid_dropout", "residual_dropout"):
+        if hasattr(source, name):
+            found = getattr(source, name)
+            return found if isinstance(found, nn.Module) else nn.Dropout(found)
+    return None
 
 
 def _rotary(
@@ -135,19 +152,22 @@ def _rotary(
     rotaries: dict[tuple, SlotRotary],
 ) -> SlotRotary:
     """The rotation of a layer, one for all layers that are rotated alike."""
-    family, rotary_emb = family_of(model.config), model.base_model.rotary_emb
+    family = family_of(model.config)
+    path = family.rotary(model.config, layer_idx)
+    rotary_emb: Any = _submodule(model.base_model, path)
     extra = (model.config.layer_types[layer_idx],) if family.rope_by_layer_type else ()
     rope_type = rotary_emb.rope_type
     if extra:
         rope_type = rope_type[extra[0]]
+    apply = sys.modules[type(source).__module__].apply_rotary_pos_emb
     rotary = SlotRotary(
         rotary_emb,
-        sys.modules[type(source).__module__].apply_rotary_pos_emb,
+        of_first_channels(apply) if family.rotates_first else apply,
         extra=extra,
         position_axes=family.position_axes,
         depends_on_length=rope_type in LENGTH_DEPENDENT_ROPE,
     )
-    return rotaries.setdefault(extra, rotary)
+    return rotaries.setdefault((path, extra), rotary)
 
 
 def _adapters(source: nn.Module, sources: dict[int, nn.Module]) -> dict:
@@ -166,7 +186,7 @@ def _submodule(model: nn.Module, path: str) -> nn.Module:
         return model.get_submodule(path)
     except AttributeError as error:
         raise UnsupportedModelError(
-            f"the model has no module {path!r}, where its family keeps its attention; convert a "
+            f"the model has no module {path!r}, where its family keeps it; convert a "
             "plain causal language model (AutoModelForCausalLM)"
         ) from error
 

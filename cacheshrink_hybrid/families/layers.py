@@ -12,8 +12,10 @@ from transformers.integrations.heterogeneity.configuration_utils import (
 
 from ..errors import UnsupportedModelError
 from ..spec import AttentionSpec, LayerSpec, ModelSpec
-from .rows import FAMILIES, LAYOUTS, REFUSED, Family
+from .family import Family
+from .rows import FAMILIES
 from .states import MIXERS, state_spec
+from .unconverted import LAYOUTS, REFUSED
 
 ATTENTION_LAYERS = {
     "full_attention",
@@ -45,10 +47,10 @@ def family_of(config: PretrainedConfig) -> Family:
             f"{config.kv_lora_rank}); it has no keys and values to compress, use it as it is"
         )
     raise UnsupportedModelError(
-        f"model_type={model_type!r} is unknown; supported are {', '.join(sorted(FAMILIES))}. The "
-        "programs perplexity, recall and generate take its causal models as they are; to convert "
-        "them, or to know what they cache, write a row in cacheshrink_hybrid/families/rows.py by "
-        "the recipe 'A model family' in CONTRIBUTING.md"
+        f"model_type={model_type!r} is unknown; supported are {len(FAMILIES)} types, such as "
+        "llama, whose rows are in cacheshrink_hybrid/families/rows.py. The programs perplexity, "
+        "recall and generate take its causal models as they are; to convert them, or to know what "
+        "they cache, write a row there by the recipe 'A model family' in CONTRIBUTING.md"
     )
 
 
@@ -57,6 +59,7 @@ def model_spec(config: PretrainedConfig) -> ModelSpec:
     with _one_size_for_all(config):
         family = family_of(config)
         _refuse_other_attention(config)
+        _refuse_options(config, family)
         return _spec(config, family)
 
 
@@ -142,6 +145,16 @@ def _layer_types(config: PretrainedConfig) -> list[str]:
             f"known are {', '.join(sorted(ATTENTION_LAYERS | MIXER_LAYERS | CACHELESS_LAYERS))}"
         )
     return list(kinds)
+
+
+def _refuse_options(config: PretrainedConfig, family: Family) -> None:
+    for name, reason in family.refused_options.items():
+        value = getattr(config, name, None)
+        if value:
+            raise UnsupportedModelError(
+                f"{name}={value!r} of model_type={config.model_type!r} is not converted: {reason}; "
+                f"models of this type without {name} are"
+            )
 
 
 def _refuse_other_attention(config: PretrainedConfig) -> None:

@@ -2,7 +2,7 @@
 
 A kind of mixer is one function from a config to the sizes of its state; a family names its kind and
 where its mixers are. Families that are listed here but not in `rows.FAMILIES` are known by their
-layout only: their bytes can be counted, they are not converted (`rows.REFUSED` says why).
+layout only: their bytes can be counted, they are not converted (`unconverted.REFUSED` says why).
 """
 
 from __future__ import annotations
@@ -177,12 +177,23 @@ MIXERS: dict[str, MixerRow] = {
         path="model.layers.{}.linear_attn",
         form=MixerForm(projections="joined"),
     ),
+    "qwen3_5_moe_text": MixerRow(
+        kind="gated_delta_net",
+        path="model.layers.{}.linear_attn",
+        form=MixerForm(projections="joined"),
+    ),
+    "lara_mini": MixerRow(
+        kind="gated_delta_net",
+        path="model.layers.{}.linear_attn",
+        form=MixerForm(projections="joined"),
+    ),
     "olmo_hybrid": MixerRow(
         kind="gated_delta_net",
         path="model.layers.{}.linear_attn",
         form=MixerForm(output="o_proj", norm="o_norm", negative_eigenvalues=True),
     ),
     "lfm2": MixerRow(kind="short_conv", path="model.layers.{}.conv"),
+    "lfm2_moe": MixerRow(kind="short_conv", path="model.layers.{}.conv"),
     "kimi_linear": MixerRow(kind="kimi_delta", path="model.layers.{}.self_attn"),
     "recurrent_gemma": MixerRow(kind="rg_lru", path="model.layers.{}.temporal_block"),
     "samba": MixerRow(kind="mamba", path="backbone.layers.{}.mixer"),

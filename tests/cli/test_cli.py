@@ -209,9 +209,9 @@ def test_models_of_unknown_families(
 ) -> None:
     """They are measured beside others, as far as it is known what they cache, and `inspect` says
     what else there is to do with them."""
-    name, file, picture = str(tmp_path / "persimmon"), tmp_path / "p.json", tmp_path / "p.png"
+    name, file, picture = str(tmp_path / "bitnet"), tmp_path / "p.json", tmp_path / "p.png"
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    config = AutoConfig.for_model("persimmon", **COMMON | {"vocab_size": len(tokenizer)})
+    config = AutoConfig.for_model("bitnet", **COMMON | {"vocab_size": len(tokenizer)})
     AutoModelForCausalLM.from_config(config).save_pretrained(name)
     tokenizer.save_pretrained(name)
     arguments = [name, MODEL, "--text", str(text), "--json", str(file), "--plot", str(picture)]
@@ -225,7 +225,7 @@ def test_models_of_unknown_families(
     assert "nothing to plot" in capsys.readouterr().err
     assert main(["inspect", name]) == 2
     error = capsys.readouterr().err
-    assert "model_type='persimmon' is unknown; supported are bamba, " in error
+    assert "model_type='bitnet' is unknown; supported are " in error
     assert "perplexity, recall and generate take" in error
     assert "the recipe 'A model family' in CONTRIBUTING.md" in error
     assert "### A model family" in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

@@ -183,10 +183,10 @@ UNSUPPORTED = {
         r"already caches latents \(kv_lora_rank=8\); .*use it as it is",
     ),
     "no-entry": (
-        "persimmon",
+        "bitnet",
         COMMON,
         AutoModelForCausalLM,
-        r"'persimmon' is unknown; supported are .*llama.*families/rows.py",
+        r"'bitnet' is unknown; supported are .*llama.*families/rows.py",
     ),
     "encoder": ("bert", {**SMALL, "intermediate_size": 48}, AutoModel, "'bert' is unknown"),
     "encoder-decoder": (
@@ -355,8 +355,8 @@ def test_path_with_dtype(tmp_path: Path) -> None:
 
 
 def test_path_of_an_unsupported_model_fails_before_its_weights_are_read(tmp_path: Path) -> None:
-    AutoConfig.for_model("persimmon", **COMMON).save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedModelError, match="'persimmon' is unknown"):
+    AutoConfig.for_model("bitnet", **COMMON).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="'bitnet' is unknown"):
         convert_to_mla(tmp_path, **WITH_TEXT)
 
 

@@ -41,7 +41,7 @@ def test_rounding_of_half_precision_is_no_difference(case: str, dtype: torch.dty
 
 
 UNLIKE_ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "clipped": ({"model_type": "olmo", "clip_qkv": 0.5}, {}),
+    "clipped": ({"model_type": "olmo", "clip_qkv": 0.5}, {"refused_options": {}}),
     "norm-after-rotation": (
         {"model_type": "hunyuan_v1_dense"},
         {"norms": ("query_layernorm", "key_layernorm")},

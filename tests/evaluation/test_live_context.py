@@ -24,8 +24,13 @@ def in_one_pass(model: PreTrainedModel, ids: list[int], first: int) -> torch.Ten
 
 def unknown_family() -> PreTrainedModel:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    config = AutoConfig.for_model("persimmon", vocab_size=96, num_attention_heads=4, **sizes)
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 2,
+    }
+    config = AutoConfig.for_model("bitnet", vocab_size=96, num_attention_heads=4, **sizes)
     return AutoModelForCausalLM.from_config(config).eval()
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoConfig
+from transformers import CONFIG_MAPPING, AutoConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from cacheshrink_hybrid.errors import UnsupportedModelError
-from cacheshrink_hybrid.families import layout_spec, model_spec, read_attention
+from cacheshrink_hybrid.families import FAMILIES, layout_spec, model_spec, read_attention
 from tests.families.tiny_configs import tiny_model
 
 OF_THEIR_OWN: dict[str, tuple[str, dict[str, Any]]] = {
@@ -34,6 +37,45 @@ def test_layers_with_sizes_of_their_own(name: str, spec) -> None:
 def test_a_dropout_that_would_be_lost(dropout) -> None:
     """It changes nothing but training, so no comparison of logits would miss it."""
     model = copy.deepcopy(tiny_model("llama"))
-    model.model.layers[1].self_attn.residual_dropout = dropout
-    with pytest.raises(UnsupportedModelError, match=r"layer 1 .*residual_dropout is a dropout"):
+    model.model.layers[1].self_attn.output_dropout = dropout
+    with pytest.raises(UnsupportedModelError, match=r"layer 1 .*output_dropout is a dropout"):
         read_attention(model, model_spec(model.config))
+
+
+@pytest.mark.parametrize("dropout", [0.5, nn.Dropout(0.5)], ids=["number", "module"])
+def test_a_dropout_of_the_output_is_kept(dropout) -> None:
+    model = copy.deepcopy(tiny_model("starcoder2"))
+    model.model.layers[1].self_attn.residual_dropout = dropout
+    found = [part.residual_dropout for part in read_attention(model, model_spec(model.config))]
+    assert [x.p for x in found] == [0.0, 0.5, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "option"),
+    [
+        ("olmo", {"clip_qkv": 0.5}),
+        ("olmoe", {"clip_qkv": 8.0}),
+        ("stablelm", {"qk_layernorm": True}),
+    ],
+)
+def test_options_that_no_row_describes(model_type: str, option: dict[str, Any]) -> None:
+    (name,) = option
+    config = AutoConfig.for_model(model_type, **option)
+    with pytest.raises(UnsupportedModelError, match=rf"{name}=.* of model_type='{model_type}' is"):
+        model_spec(config)
+    assert model_spec(AutoConfig.for_model(model_type)).attention_layers
+
+
+def test_every_type_is_accepted_or_refused_in_words() -> None:
+    """From the config that transformers gives it, which for some types is not valid."""
+    accepted = set()
+    for model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        if model_type not in CONFIG_MAPPING:
+            continue  # of a converted model's class
+        try:
+            config = AutoConfig.for_model(model_type)
+        except StrictDataclassError:
+            continue
+        with suppress(UnsupportedModelError):
+            accepted.add(model_spec(config).model_type)
+    assert accepted == {*FAMILIES} & {*CONFIG_MAPPING}

@@ -7,52 +7,10 @@ from __future__ import annotations
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from tests.families.row_configs import ROW_CASES
+from tests.families.tiny_sizes import COMMON, GDN, MAMBA2, MOE, layers, rope
+
 WEIGHT_GAIN = 5.0
-
-COMMON = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-    "tie_word_embeddings": False,
-}
-MAMBA2 = {
-    "mamba_n_heads": 4,
-    "mamba_d_head": 16,
-    "mamba_n_groups": 1,
-    "mamba_d_state": 8,
-    "mamba_d_conv": 4,
-    "mamba_expand": 2,
-    "mamba_chunk_size": 8,
-}
-GDN = {
-    "linear_num_value_heads": 4,
-    "linear_num_key_heads": 2,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-    "linear_conv_kernel_dim": 4,
-}
-MOE = {
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 16,
-    "decoder_sparse_step": 1,
-}
-
-
-def _rope(theta: float = 10000.0, **scaling) -> dict:
-    return {"rope_parameters": {"rope_type": "default", "rope_theta": theta, **scaling}}
-
-
-def _layers(*kinds: str) -> dict:
-    return {"layer_types": list(kinds), "num_hidden_layers": len(kinds)}
-
 
 CASES: dict[str, dict] = {
     "gpt2": dict(
@@ -80,7 +38,7 @@ CASES: dict[str, dict] = {
     ),
     "gpt_neox": dict(
         model_type="gpt_neox",
-        **_rope(partial_rotary_factor=0.25),
+        **rope(partial_rotary_factor=0.25),
         **{**COMMON, "hidden_size": 64, "num_key_value_heads": None},
     ),
     "opt": dict(
@@ -95,15 +53,15 @@ CASES: dict[str, dict] = {
     "llama-mha": dict(model_type="llama", **{**COMMON, "num_key_value_heads": 4}),
     "llama-mqa": dict(model_type="llama", **{**COMMON, "num_key_value_heads": 1}),
     "llama-biases": dict(model_type="llama", attention_bias=True, **COMMON),
-    "llama-theta": dict(model_type="llama", **_rope(5e5), **COMMON),
+    "llama-theta": dict(model_type="llama", **rope(5e5), **COMMON),
     "llama-head-dim": dict(
         model_type="llama", head_dim=64, **{**COMMON, "hidden_size": 256, "num_hidden_layers": 2}
     ),
-    "llama-linear": dict(model_type="llama", **_rope(rope_type="linear", factor=4.0), **COMMON),
-    "llama-dynamic": dict(model_type="llama", **_rope(rope_type="dynamic", factor=2.0), **COMMON),
+    "llama-linear": dict(model_type="llama", **rope(rope_type="linear", factor=4.0), **COMMON),
+    "llama-dynamic": dict(model_type="llama", **rope(rope_type="dynamic", factor=2.0), **COMMON),
     "llama-llama3": dict(
         model_type="llama",
-        **_rope(
+        **rope(
             5e5,
             rope_type="llama3",
             factor=8.0,
@@ -115,7 +73,7 @@ CASES: dict[str, dict] = {
     ),
     "llama-yarn": dict(
         model_type="llama",
-        **_rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=64),
+        **rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=64),
         **COMMON,
     ),
     "mistral": dict(model_type="mistral", sliding_window=None, **COMMON),
@@ -146,21 +104,21 @@ CASES: dict[str, dict] = {
         head_dim=16,
         query_pre_attn_scalar=16,
         sliding_window=8,
-        **_layers("sliding_attention", "sliding_attention", "full_attention"),
+        **layers("sliding_attention", "sliding_attention", "full_attention"),
         **{k: v for k, v in COMMON.items() if k != "num_hidden_layers"},
     ),
     "phi3": dict(model_type="phi3", sliding_window=None, **COMMON),
     "phi3-partial": dict(
         model_type="phi3",
         sliding_window=None,
-        **_rope(partial_rotary_factor=0.5),
+        **rope(partial_rotary_factor=0.5),
         **{**COMMON, "hidden_size": 64},
     ),
     "phi3-longrope": dict(
         model_type="phi3",
         sliding_window=None,
         original_max_position_embeddings=128,
-        **_rope(
+        **rope(
             rope_type="longrope",
             short_factor=[1.0, 1.1, 1.2, 1.3],
             long_factor=[2.0, 2.5, 3.0, 4.0],
@@ -179,8 +137,8 @@ CASES: dict[str, dict] = {
         num_local_experts=4,
         num_experts_per_tok=2,
         sliding_window=8,
-        **_layers("sliding_attention", "full_attention"),
-        **_rope(
+        **layers("sliding_attention", "full_attention"),
+        **rope(
             150000.0,
             rope_type="yarn",
             factor=4.0,
@@ -223,7 +181,7 @@ CASES: dict[str, dict] = {
         num_local_experts=2,
         num_experts_per_tok=1,
         **MAMBA2,
-        **{**COMMON, **_layers("mamba", "attention", "mamba")},
+        **{**COMMON, **layers("mamba", "attention", "mamba")},
     ),
     "granitemoehybrid-rope": dict(
         model_type="granitemoehybrid",
@@ -233,7 +191,7 @@ CASES: dict[str, dict] = {
         num_experts_per_tok=0,
         position_embedding_type="rope",
         **MAMBA2,
-        **{**COMMON, **_layers("mamba", "attention", "attention")},
+        **{**COMMON, **layers("mamba", "attention", "attention")},
     ),
     "nemotron_h": dict(
         model_type="nemotron_h",
@@ -300,33 +258,42 @@ CASES: dict[str, dict] = {
         **MOE,
         **GDN,
         shared_expert_intermediate_size=16,
-        **{**COMMON, **_layers("linear_attention", "full_attention", "linear_attention")},
+        **{**COMMON, **layers("linear_attention", "full_attention", "linear_attention")},
     ),
     "qwen3_5_text": dict(
         model_type="qwen3_5_text",
         head_dim=16,
         partial_rotary_factor=0.25,
         **GDN,
-        **{**COMMON, **_layers("linear_attention", "full_attention", "linear_attention")},
+        **{**COMMON, **layers("linear_attention", "full_attention", "linear_attention")},
+    ),
+    "qwen3_5_moe_text": dict(
+        model_type="qwen3_5_moe_text",
+        head_dim=16,
+        partial_rotary_factor=0.25,
+        shared_expert_intermediate_size=16,
+        **MOE,
+        **GDN,
+        **{**COMMON, **layers("linear_attention", "full_attention", "linear_attention")},
     ),
     "lfm2": dict(
         model_type="lfm2",
         conv_L_cache=3,
         block_ff_dim=48,
         block_auto_adjust_ff_dim=False,
-        **{**COMMON, **_layers("conv", "full_attention", "full_attention")},
+        **{**COMMON, **layers("conv", "full_attention", "full_attention")},
     ),
     "olmo_hybrid": dict(
         model_type="olmo_hybrid",
         **{**GDN, "linear_num_key_heads": 4},
-        **{**COMMON, **_layers("linear_attention", "full_attention", "full_attention")},
-        **_rope(),
+        **{**COMMON, **layers("linear_attention", "full_attention", "full_attention")},
+        **rope(),
     ),
     "olmo_hybrid-nope": dict(
         model_type="olmo_hybrid",
         rope_parameters={"rope_type": "default", "rope_theta": None},
         **{**GDN, "linear_num_key_heads": 4},
-        **{**COMMON, **_layers("linear_attention", "full_attention", "full_attention")},
+        **{**COMMON, **layers("linear_attention", "full_attention", "full_attention")},
     ),
 }
 
@@ -366,7 +333,7 @@ depend on the family, are run on."""
 
 def tiny_config(case: str, **changes) -> PretrainedConfig:
     """The config of one case, with `changes` to its values."""
-    values = {**(CASES | RECURRENT_CASES)[case], **changes}
+    values = {**(CASES | RECURRENT_CASES | ROW_CASES)[case], **changes}
     return AutoConfig.for_model(values.pop("model_type"), **values)
 
 
@@ -380,8 +347,9 @@ def tiny_model(
     """
     torch.manual_seed(seed)
     config = tiny_config(case, **changes)
-    # Older transformers give Gemma 2 an SDPA that leaves its softcap out.
-    choice = {"attn_implementation": "eager"} if config.model_type == "gemma2" else {}
+    # Older transformers give them an SDPA that leaves their softcap out.
+    capped = config.model_type in ("gemma2", "vaultgemma")
+    choice = {"attn_implementation": "eager"} if capped else {}
     model = AutoModelForCausalLM.from_config(config, dtype=dtype, **choice).eval()
     model.tie_weights()
     with torch.no_grad():

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 Angles = tuple[Tensor, Tensor]
 """cos and sin, (B or 1, T, rotary dim) each."""
+
+ApplyRotary = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""A model file's `apply_rotary_pos_emb(q, k, cos, sin)`."""
+
+
+def of_first_channels(apply: ApplyRotary) -> ApplyRotary:
+    """The rotation of as many of a head's first channels as there are angles; the others stay."""
+
+    def rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        width = cos.shape[-1]
+        turned = apply(q[..., :width], k[..., :width], cos, sin)
+        q, k = (
+            torch.cat((first, whole[..., width:]), dim=-1)
+            for first, whole in zip(turned, (q, k), strict=True)
+        )
+        return q, k
+
+    return rotated
 
 
 def turned_halves(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -9,16 +9,12 @@ inputs for which slots and positions do not run in step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
 from ...errors import NotSupportedError
 from ...lasting import lasting_tensors
-from .rotation import Angles, in_pairs, of_length_one, turn_pairs_, turned_halves
-
-ApplyRotary = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+from .rotation import Angles, ApplyRotary, in_pairs, of_length_one, turn_pairs_, turned_halves
 
 Place = tuple[torch.dtype, torch.device]
 

@@ -1,0 +1,135 @@
+"""What a row of the table of model families says: the axes on which families differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig
+
+from ..latents.attention.parts import Projection
+
+Projections = Callable[[nn.Module, int, int, int], tuple[Projection, Projection, Projection]]
+
+
+def split(q: str = "q_proj", k: str = "k_proj", v: str = "v_proj") -> Projections:
+    """Queries, keys and values each have a layer of their own."""
+
+    def read(attention: nn.Module, H: int, J: int, D: int):
+        return tuple(Projection(name, getattr(attention, name)) for name in (q, k, v))
+
+    return read
+
+
+def fused(name: str) -> Projections:
+    """One layer gives [q | k | v]."""
+
+    def read(attention: nn.Module, H: int, J: int, D: int):
+        module = getattr(attention, name)
+        q, k, v = torch.arange((H + 2 * J) * D).split([H * D, J * D, J * D])
+        return tuple(Projection(name, module, rows) for rows in (q, k, v))
+
+    return read
+
+
+def interleaved(name: str) -> Projections:
+    """One layer gives, head by head, [q | k | v]; every query head has its own key/value head."""
+
+    def read(attention: nn.Module, H: int, J: int, D: int):
+        module = getattr(attention, name)
+        q, k, v = torch.arange(3 * H * D).view(H, 3, D).unbind(1)
+        return tuple(Projection(name, module, rows.flatten()) for rows in (q, k, v))
+
+    return read
+
+
+def always(config: PretrainedConfig, layer_idx: int) -> bool:
+    return True
+
+
+def never(config: PretrainedConfig, layer_idx: int) -> bool:
+    return False
+
+
+def in_windows(config: PretrainedConfig, layer_idx: int) -> bool:
+    """Layers that see everything have no positions."""
+    return config.layer_types[layer_idx] == "sliding_attention"
+
+
+def in_windows_if_any(config: PretrainedConfig, layer_idx: int) -> bool:
+    """Layers that see everything have no positions, where others have a window."""
+    return config.sliding_window is None or in_windows(config, layer_idx)
+
+
+def _of_model(config: PretrainedConfig, layer_idx: int) -> str:
+    return "rotary_emb"
+
+
+def _own(config: PretrainedConfig, hybrid_layer: int) -> int:
+    return hybrid_layer
+
+
+def _head_sizes(config: PretrainedConfig) -> tuple[int, int, int]:
+    num_heads = config.num_attention_heads
+    num_kv_heads = getattr(config, "num_key_value_heads", None) or num_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // num_heads
+    return num_heads, num_kv_heads, head_dim
+
+
+def _sliding_window(config: PretrainedConfig) -> int:
+    return config.sliding_window
+
+
+LLAMA_PROJECTIONS = split()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """One row.
+
+    Attributes:
+        model_type: Hugging Face `model_type`.
+        attends: whether such models have attention.
+        attention: path of layer i's attention module, with `{}` for i.
+        projections: where queries, keys and values come from.
+        output: attribute of the output projection.
+        norms: attributes of (q_norm, k_norm); None if there are none.
+        norms_if: attribute of the config that says whether there are norms; None if there are.
+        norm_spans_heads: the norms run over all heads together instead of one head each.
+        uses_rope: whether layer i rotates its keys.
+        rotary: path of layer i's rotary embedding in the base model.
+        rotates_first: attention takes apart the first channels of a head, as many as there are
+            angles, and rotates those; elsewhere the model's function does so where need be.
+        position_axes: see `SlotRotary`.
+        rope_by_layer_type: the rotary embedding takes the layer's type as third argument.
+        gated: the query projection also gives an output gate.
+        continues_in_pieces: see `ModelSpec`.
+        shares_with: for the n-th attention layer, the number of the one whose weights it uses.
+        head_sizes: (H, J, D) of an attention layer.
+        layer_types: kinds of all layers; None for those that the config lists.
+        window: tokens that a layer with a sliding window sees.
+        refused_options: by attributes of the config, why models that set them are not converted.
+    """
+
+    model_type: str
+    attends: bool = True
+    attention: str = "model.layers.{}.self_attn"
+    projections: Projections = LLAMA_PROJECTIONS
+    output: str = "o_proj"
+    norms: tuple[str, str] | None = None
+    norms_if: str | None = None
+    norm_spans_heads: bool = False
+    uses_rope: Callable[[PretrainedConfig, int], bool] = always
+    rotary: Callable[[PretrainedConfig, int], str] = _of_model
+    rotates_first: bool = False
+    rope_by_layer_type: bool = False
+    position_axes: int = 1
+    gated: bool = False
+    continues_in_pieces: bool = True
+    shares_with: Callable[[PretrainedConfig, int], int] = _own
+    head_sizes: Callable[[PretrainedConfig], tuple[int, int, int]] = _head_sizes
+    layer_types: Callable[[PretrainedConfig], list[str]] | None = None
+    window: Callable[[PretrainedConfig], int] = _sliding_window
+    refused_options: Mapping[str, str] = field(default_factory=dict)

@@ -1,0 +1,78 @@
+"""Families that are known and not converted: the reasons, and the layouts of those whose bytes can
+be counted all the same.
+"""
+
+from __future__ import annotations
+
+from transformers import PretrainedConfig
+
+from .family import Family, never
+
+REFUSED: dict[str, str] = {
+    "cacheshrink_hybrid": "it is a converted model already; convert its source instead, or load it "
+    "with load_mla_model",
+    "recurrent_gemma": "it keeps its recurrent state on its modules instead of in the cache, so "
+    "beam search, padding and cache reuse are wrong in the source model already",
+    "kimi_linear": "its attention caches latents already, and its delta rule decays every key "
+    "channel by itself, so that no basis but the given one commutes with it",
+    "samba": "transformers has no model class for it, and remote code brings a cache of its own",
+    "hymba": "its remote code keeps convolution and recurrent states in a cache class of its own "
+    "and shares keys and values between layers",
+    "minimax": "it requires a cache class of its own and is wrong with left padding and beams in "
+    "the source model already",
+    "gemma3": "it is a vision-language model; convert its text model (model_type 'gemma3_text')",
+    "qwen3_5": "it is a vision-language model; convert its text model ('qwen3_5_text')",
+}
+"""Families that are known and not converted, with the reason."""
+
+
+def _latent_sizes(config: PretrainedConfig) -> tuple[int, int, int]:
+    """A native latent and its rotary key, as one head whose keys and values are half of it each."""
+    width = config.kv_lora_rank + config.qk_rope_head_dim
+    return config.num_attention_heads, 1, width // 2
+
+
+def _samba_heads(config: PretrainedConfig) -> tuple[int, int, int]:
+    heads = config.attn["num_heads"]
+    return heads, config.attn.get("num_kv_heads") or heads, config.hidden_size // heads
+
+
+def _samba_layers(config: PretrainedConfig) -> list[str]:
+    """Attention in the listed layers, always with a window, and Mamba in the others."""
+    attention = set(config.attn["layers"])
+    return [
+        "sliding_attention" if i in attention else "linear_attention"
+        for i in range(config.num_hidden_layers)
+    ]
+
+
+def _hymba_layers(config: PretrainedConfig) -> list[str]:
+    """Attention and Mamba side by side in every layer; few layers see everything. A layer that
+    reads the keys and values of the one before caches none of its own."""
+    seeing_all = set(config.global_attn_idx or ())
+    readers = {i for group in config.kv_reuse_group or () for i in group[1:]}
+    return [
+        "linear_attention" if i in readers else "hybrid" if i in seeing_all else "sliding_hybrid"
+        for i in range(config.num_hidden_layers)
+    ]
+
+
+LAYOUTS: dict[str, Family] = {
+    row.model_type: row
+    for row in (
+        Family(model_type="recurrent_gemma"),
+        Family(model_type="kimi_linear", uses_rope=never, head_sizes=_latent_sizes),
+        Family(
+            model_type="samba",
+            head_sizes=_samba_heads,
+            layer_types=_samba_layers,
+            window=lambda config: config.attn["window_size"],
+        ),
+        Family(
+            model_type="hymba",
+            layer_types=_hymba_layers,
+            window=lambda config: config.attn_window_size,
+        ),
+    )
+}
+"""Families whose bytes can be counted and that are not converted."""
