@@ -199,7 +199,7 @@ def _key_shape(part: AttentionParts) -> KeyShape:
     width = part.rotary.rotated_halves(D)
     reason = angles = None
     if part.k_norm is not None:
-        reason = "they are normalised before rotation"
+        reason = "they are normalised"
     elif part.rotary.depends_on_length:
         reason = "their angles depend on the length of the text"
     elif width is None:

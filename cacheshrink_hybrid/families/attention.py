@@ -84,6 +84,7 @@ def _take_apart(
     try:
         query, key, value = family.projections(source, H, J, D)
         output = getattr(source, family.output)
+        gate = None if family.gate is None else getattr(source, family.gate)
         norms = [getattr(source, name) for name in _norms(model.config, family)]
     except AttributeError as error:
         raise _unlike_row(family, layer_idx, str(error)) from error
@@ -107,9 +108,12 @@ def _take_apart(
         value=value,
         output=output,
         gated=family.gated,
+        gate=gate,
+        query_scale=None if family.query_scale is None else family.query_scale(source),
         q_norm=q_norm,
         k_norm=k_norm,
         norm_spans_heads=family.norm_spans_heads,
+        norms_follow_rotation=family.norms_follow_rotation,
         key_multiplier=float(getattr(source, "key_multiplier", 1.0)),
         scaling=float(source.scaling),
         softcap=getattr(source, "attn_logit_softcapping", None),

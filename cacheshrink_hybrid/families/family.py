@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PretrainedConfig
 
-from ..latents.attention.parts import Projection
+from ..latents.attention.parts import Projection, QueryScale
 
 Projections = Callable[[nn.Module, int, int, int], tuple[Projection, Projection, Projection]]
 
@@ -97,6 +98,7 @@ class Family:
         output: attribute of the output projection.
         norms: attributes of (q_norm, k_norm); None if there are none.
         norms_if: attribute of the config that says whether there are norms; None if there are.
+        norms_follow_rotation: the norms come after the rotation.
         norm_spans_heads: the norms run over all heads together instead of one head each.
         uses_rope: whether layer i rotates its keys.
         rotary: path of layer i's rotary embedding in the base model.
@@ -105,6 +107,9 @@ class Family:
         position_axes: see `SlotRotary`.
         rope_by_layer_type: the rotary embedding takes the layer's type as third argument.
         gated: the query projection also gives an output gate.
+        gate: attribute of the projection that gives an output gate; None for none.
+        query_scale: factors of queries by their positions, see `AttentionParts`, of an attention
+            module; None for none.
         continues_in_pieces: see `ModelSpec`.
         shares_with: for the n-th attention layer, the number of the one whose weights it uses.
         head_sizes: (H, J, D) of an attention layer.
@@ -120,6 +125,7 @@ class Family:
     output: str = "o_proj"
     norms: tuple[str, str] | None = None
     norms_if: str | None = None
+    norms_follow_rotation: bool = False
     norm_spans_heads: bool = False
     uses_rope: Callable[[PretrainedConfig, int], bool] = always
     rotary: Callable[[PretrainedConfig, int], str] = _of_model
@@ -127,6 +133,8 @@ class Family:
     rope_by_layer_type: bool = False
     position_axes: int = 1
     gated: bool = False
+    gate: str | None = None
+    query_scale: Callable[[Any], QueryScale] | None = None
     continues_in_pieces: bool = True
     shares_with: Callable[[PretrainedConfig, int], int] = _own
     head_sizes: Callable[[PretrainedConfig], tuple[int, int, int]] = _head_sizes

@@ -7,8 +7,13 @@ A family is added by a row here and a row in `tests/families/tiny_configs.py`, o
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+from torch import Tensor
 from transformers import PretrainedConfig
 
+from ..latents.attention.parts import QueryScale
 from .family import Family, fused, in_windows, in_windows_if_any, interleaved, never
 
 QK_NORM = ("q_norm", "k_norm")
@@ -24,6 +29,17 @@ def _rotated_in_dense_prefix(config: PretrainedConfig, layer_idx: int) -> bool:
     return in_windows(config, layer_idx) or (
         dense and config.prefix_dense_sliding_window_pattern == 1
     )
+
+
+def _scale_of_long_texts(attention: Any) -> QueryScale:
+    """1 + beta log(1 + floor(position / n)): queries grow with every n tokens of the text."""
+    rope = attention.config.rope_parameters
+    beta, count = rope["llama_4_scaling_beta"], rope["original_max_position_embeddings"]
+
+    def scale(positions: Tensor) -> Tensor:
+        return (1 + beta * torch.log(1 + torch.floor(positions / count)))[:, None, :, None]
+
+    return scale
 
 
 def _rotated_by_theta(config: PretrainedConfig, layer_idx: int) -> bool:
@@ -112,6 +128,19 @@ FAMILIES: dict[str, Family] = {
         Family(model_type="olmo3", norms=QK_NORM, norm_spans_heads=True, rope_by_layer_type=True),
         Family(model_type="flex_olmo", norms=QK_NORM, norm_spans_heads=True),
         Family(model_type="minimax_m2", norms=QK_NORM, norm_spans_heads=True),
+        Family(
+            model_type="hunyuan_v1_dense",
+            norms=("query_layernorm", "key_layernorm"),
+            norms_follow_rotation=True,
+        ),
+        Family(
+            model_type="hunyuan_v1_moe",
+            norms=("query_layernorm", "key_layernorm"),
+            norms_follow_rotation=True,
+        ),
+        Family(model_type="nanochat", norms=QK_NORM, norms_follow_rotation=True),
+        Family(model_type="afmoe", norms=QK_NORM, uses_rope=in_windows, gate="gate_proj"),
+        Family(model_type="ministral3", query_scale=_scale_of_long_texts),
         Family(model_type="olmo", refused_options={"clip_qkv": CLAMPED}),
         Family(
             model_type="olmoe",
@@ -198,6 +227,12 @@ FAMILIES: dict[str, Family] = {
         ),
         Family(model_type="lara_mini", norms=QK_NORM, uses_rope=in_windows),
         Family(model_type="lfm2", output="out_proj", norms=QK_LAYERNORM),
+        Family(
+            model_type="lfm3",
+            norms=QK_NORM,
+            rope_by_layer_type=True,
+            gate="g_proj",
+        ),
         Family(
             model_type="lfm2_moe",
             output="out_proj",

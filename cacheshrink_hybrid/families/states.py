@@ -193,6 +193,7 @@ MIXERS: dict[str, MixerRow] = {
         form=MixerForm(output="o_proj", norm="o_norm", negative_eigenvalues=True),
     ),
     "lfm2": MixerRow(kind="short_conv", path="model.layers.{}.conv"),
+    "lfm3": MixerRow(kind="short_conv", path="model.layers.{}.conv"),
     "lfm2_moe": MixerRow(kind="short_conv", path="model.layers.{}.conv"),
     "kimi_linear": MixerRow(kind="kimi_delta", path="model.layers.{}.self_attn"),
     "recurrent_gemma": MixerRow(kind="rg_lru", path="model.layers.{}.temporal_block"),

@@ -14,7 +14,6 @@ from cacheshrink_hybrid import CompressionConfig, convert_model
 from cacheshrink_hybrid.conversion.self_check import check_layers
 from cacheshrink_hybrid.errors import SelfCheckError
 from cacheshrink_hybrid.families import FAMILIES, Family, model_spec, read_attention
-from cacheshrink_hybrid.families.rows import QK_NORM
 from cacheshrink_hybrid.latents.attention.module import LatentAttention
 from cacheshrink_hybrid.states.kinds import compressible_layers
 from cacheshrink_hybrid.states.mixers.mixer import RecurrentMixer
@@ -44,9 +43,9 @@ UNLIKE_ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "clipped": ({"model_type": "olmo", "clip_qkv": 0.5}, {"refused_options": {}}),
     "norm-after-rotation": (
         {"model_type": "hunyuan_v1_dense"},
-        {"norms": ("query_layernorm", "key_layernorm")},
+        {"norms_follow_rotation": False},
     ),
-    "norm-without-weight": ({"model_type": "nanochat"}, {}),
+    "norm-without-weight": ({"model_type": "nanochat"}, {"norms": None}),
     "scale-by-position": (
         {
             "model_type": "ministral3",
@@ -60,9 +59,9 @@ UNLIKE_ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
                 "mscale": 1.0,
             },
         },
-        {},
+        {"query_scale": None},
     ),
-    "gated-elsewhere": ({"model_type": "afmoe", "num_local_experts": 2}, {"norms": QK_NORM}),
+    "gated-elsewhere": ({"model_type": "afmoe", "num_local_experts": 2}, {"gate": None}),
     "differential": ({"model_type": "diffllama"}, {}),
     "rotation-left-out": ({"model_type": "llama"}, {"uses_rope": lambda config, layer: False}),
     "norms-left-out": ({"model_type": "qwen3"}, {"norms": None}),

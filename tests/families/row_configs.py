@@ -134,6 +134,27 @@ ROW_CASES = _known(
     olmoe={**COMMON, "num_experts": 4, "num_experts_per_tok": 2, "attention_bias": True},
     flex_olmo={**COMMON, "num_experts": 4, "num_experts_per_tok": 2, "attention_bias": True},
     minimax_m2={**PARTIAL, **HEAD, **ROUTED},
+    afmoe={
+        **WIDE_WINDOWS,
+        "attention_bias": True,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+    },
+    hunyuan_v1_moe={**COMMON, **HEAD, "attention_bias": True, "num_experts": 4, "moe_topk": 2},
+    nanochat={**COMMON, "attention_bias": True},
+    lfm3={
+        **WIDE_WINDOWS,
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+            "full_attention": {
+                "rope_type": "proportional",
+                "rope_theta": 1000000.0,
+                "partial_rotary_factor": 0.5,
+            },
+        },
+        **layers("conv", "sliding_attention", "full_attention"),
+    },
     granite_swa={**WINDOWS, **GRANITE, "layer_rope_theta": [10000.0, 500000.0]},
     granitemoe_swa={
         **WINDOWS,

@@ -131,6 +131,22 @@ CASES: dict[str, dict] = {
         model_type="smollm3", no_rope_layers=[1, 1, 0], no_rope_layer_interval=3, **COMMON
     ),
     "granite": dict(model_type="granite", attention_multiplier=0.2, **COMMON),
+    "hunyuan_v1_dense": dict(
+        model_type="hunyuan_v1_dense", head_dim=16, attention_bias=True, **COMMON
+    ),
+    "ministral3": dict(
+        model_type="ministral3",
+        head_dim=16,
+        **rope(
+            rope_type="yarn",
+            factor=4.0,
+            original_max_position_embeddings=8,
+            llama_4_scaling_beta=0.5,
+            mscale=1.0,
+            mscale_all_dim=0.8,
+        ),
+        **COMMON,
+    ),
     "gpt_oss": dict(
         model_type="gpt_oss",
         head_dim=16,
@@ -321,6 +337,8 @@ AXES = {
     "gemma2": "windows, softcaps",
     "gpt_oss": "sinks, mixture of experts",
     "qwen3": "norms of queries and keys",
+    "hunyuan_v1_dense": "norms after the rotation",
+    "ministral3": "queries that grow with their position",
     "jamba": "Mamba-1",
     "granitemoehybrid": "Mamba-2, multipliers",
     "qwen3_next": "delta rule, gates",

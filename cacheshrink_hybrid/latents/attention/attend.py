@@ -25,7 +25,7 @@ from .dense_read import (
     reads_directly,
     without_empty_slots,
 )
-from .exact_read import read_beside, read_with_exact
+from .exact_read import angles_at, read_beside, read_with_exact
 from .head import LatentHead
 from .kernel_view import latent_read, row_layout
 from .left_padding import first_visible_slots
@@ -41,6 +41,7 @@ def attend_by_torch(
     key_value: Tensor | None,
     layer: CachedLayer,
     position_embeddings: Angles | None,
+    position_ids: Tensor | None,
     mask: Any,
     attend: Attend,
     *,
@@ -55,16 +56,14 @@ def attend_by_torch(
         key_value: theirs as the source has them, (B, T, 2*J*D), where some tokens stay exact or
             keys are stored rotated.
         layer: that they are appended to.
-        position_embeddings: angles of the new tokens by position.
+        position_embeddings, position_ids: angles and positions of the new tokens.
         mask: as `attend` takes it.
         attend: attention function for many queries.
         training: keys and values are expanded, which dropout and gradients go through.
     """
     slots = layer.slots(query.shape[2])
-    query_angles, key_angles = _angles(head, query, position_embeddings, layer, slots)
-    if query_angles is not None:
-        assert head.rotary is not None
-        query = head.rotary.rotate(query, *query_angles)
+    query_angles, key_angles = _angles(head, query, position_embeddings, position_ids, layer, slots)
+    query = head.queries(query, query_angles)
     latent = _latent(head, latent, key_value, slots.first_query)
     channels = rows = None
     if key_value is not None and head.exact_codec is not None:
@@ -103,19 +102,27 @@ def _angles(
     head: LatentHead,
     query: Tensor,
     position_embeddings: Angles | None,
+    position_ids: Tensor | None,
     layer: CachedLayer,
     slots: Slots,
 ) -> tuple[Angles | None, Angles | None]:
     """Angles of the new queries, and of all slots that are read.
 
     Without history the model's own positions serve, unless keys are stored rotated, which later
-    queries must find rotated by their slot.
+    queries must find rotated by their slot. Where norms follow the rotation, scores depend on more
+    than differences of positions, so that slots count from each row's first token.
     """
     if head.rotary is None or position_embeddings is None:
         return None, None
     fresh = slots.num_keys == query.shape[2] and not head.stores_rotated
     if layer.cache is None or fresh:
         return position_embeddings, position_embeddings
+    if head.norms_follow_rotation and position_ids is not None:
+        last = slots.first_query + query.shape[2] - 1
+        of_slots = head.rotary.angles(slots.first_key + slots.num_keys, query, last)
+        keys = torch.arange(slots.num_keys, device=query.device) + slots.first_key
+        padding = slots.first_query - position_ids[:, :1]
+        return angles_at(of_slots, position_ids), angles_at(of_slots, keys - padding)
     return head.rotary.window_angles(*slots, query)
 
 
@@ -153,8 +160,7 @@ def attend_by_kernels(
         angles = position_embeddings
         if step.first_new is not None:
             angles = head.rotary.window_angles(step.first_new, 0, step.num_slots, query)[0]
-        if angles is not None:
-            query = head.rotary.rotate(query, *angles)
+        query = head.queries(query, angles)
     read = latent_read(head, step.num_slots, latent)
     tokens, tables = step.place(TOKENS), step.tables(TOKENS)
     layout = row_layout(head, tokens.dtype)

@@ -54,7 +54,9 @@ class LatentHead:
         key_up, value_up: from key and value channels to keys and values.
         encoder, mean: where keys are stored rotated, from [k; v] about their mean to channels, and
             the mean, (2*J*D,); None elsewhere.
-        key_norm, norm_spans_heads: norm of keys before their rotation, see `split_heads`.
+        key_norm, norm_spans_heads: norm of keys, see `split_heads`; before their rotation, or after
+            it if `norms_follow_rotation`.
+        query_norm: norm of queries after their rotation; None for one before it, or none.
         rotary: rotation of queries and keys by their slot; None for none.
         codec, costs: how latents become rows of bytes, and what errors in their channels cost,
             relative to each other, (R,); None where latents are stored as they are.
@@ -74,7 +76,9 @@ class LatentHead:
     encoder: nn.Module | None = None
     mean: Tensor | None = None
     key_norm: nn.Module | None = None
+    query_norm: nn.Module | None = None
     norm_spans_heads: bool = False
+    norms_follow_rotation: bool = False
     rotary: SlotRotary | None = None
     codec: RowCodec | None = None
     costs: Tensor | None = None
@@ -156,8 +160,8 @@ class LatentHead:
 
     def exact_channels(self, key_value: Tensor) -> Tensor:
         """What exact rows hold, (B, T, 2*J*D), of [k; v] as the projections give them: keys are
-        normalised."""
-        if self.key_norm is None:
+        normalised, unless that comes after their rotation."""
+        if self.key_norm is None or self.norms_follow_rotation:
             return key_value
         width = self.kv_width
         keys = split_heads(
@@ -220,11 +224,20 @@ class LatentHead:
         """Keys (B, J, S, D) of latents (B, S, R) of the slots from `first_slot` on, normalised, and
         rotated by angles of their slots if such are given."""
         outputs = self.raw_keys(latent, first_slot)
-        k = split_heads(outputs, self.head_dim, self.key_norm, self.norm_spans_heads)
+        norm = None if self.norms_follow_rotation else self.key_norm
+        k = split_heads(outputs, self.head_dim, norm, self.norm_spans_heads)
+        return self._at_slots(k, angles, self.key_norm)
+
+    def queries(self, query: Tensor, angles: Angles | None) -> Tensor:
+        """Queries (B, H, T, D) as they meet keys, rotated by angles if such are given."""
+        return self._at_slots(query, angles, self.query_norm)
+
+    def _at_slots(self, x: Tensor, angles: Angles | None, norm: nn.Module | None) -> Tensor:
+        """Heads (B, heads, T, D), rotated by angles, and then normalised where norms follow."""
         if angles is not None:
             assert self.rotary is not None
-            k = self.rotary.rotate(k, *angles)
-        return k
+            x = self.rotary.rotate(x, *angles)
+        return norm(x) if norm is not None and self.norms_follow_rotation else x
 
     def raw_keys(self, latent: Tensor, first_slot: int) -> Tensor:
         """Keys (B, S, J*D) of latents (B, S, R) as the source's projection gives them, times their
@@ -278,11 +291,7 @@ class LatentHead:
         """Keys, rotated by angles of their slots if such are given, and values, (B, J, n, D) each,
         of exact rows' channels (B, n, 2*J*D)."""
         heads = channels.unflatten(-1, (2, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
-        keys, values = heads[0], heads[1]
-        if angles is not None:
-            assert self.rotary is not None
-            keys = self.rotary.rotate(keys, *angles)
-        return keys, values
+        return self._at_slots(heads[0], angles, self.key_norm), heads[1]
 
     def products(self, query: Tensor, keys: Tensor) -> Tensor:
         """Products (B, H, T, S) of queries (B, H, T, D) and keys (B, J, S, D)."""

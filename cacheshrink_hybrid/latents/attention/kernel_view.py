@@ -75,9 +75,9 @@ def latent_read(head: LatentHead, num_slots: int, like: Tensor) -> LatentRead:
         like: a tensor of the queries' type and device.
 
     Raises:
-        KernelUnavailableError: norms of keys other than the RMS norm of a head's channels,
-            rotations other than of channel pairs (i, i + rotary dim / 2), sliding windows that
-            exact tokens cover, and latents without a channel of keys or of values.
+        KernelUnavailableError: norms of keys other than the RMS norm of a head's channels before
+            their rotation, rotations other than of channel pairs (i, i + rotary dim / 2), sliding
+            windows that exact tokens cover, and latents without a channel of keys or of values.
     """
     plan, window = head.plan, head.window
     if not (plan.key_rank and plan.value_rank):
@@ -106,6 +106,10 @@ def latent_read(head: LatentHead, num_slots: int, like: Tensor) -> LatentRead:
 
 def _key_up(head: LatentHead, num_slots: int, like: Tensor) -> KeyUp:
     norm_weight, epsilon = None, 0.0
+    if head.norms_follow_rotation:
+        raise KernelUnavailableError(
+            "kernels normalise keys before they rotate them; this model does so afterwards"
+        )
     if head.key_norm is not None:
         norm_weight, epsilon = rms_gains(head, like.device)
     weight, bias = head.key_up.matrix(like)

@@ -29,6 +29,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from ...cache_argument import cache_argument, take_cache
 from ...derived_class import Derived
 from ..plan import LatentPlan
+from .adapters import low_rank_additions
 from .attend import attend_by_kernels, attend_by_torch
 from .cached_layer import CachedLayer
 from .dense_read import eager_attention
@@ -36,7 +37,7 @@ from .head import LatentHead
 from .key_projection import key_shares, make_key_projection
 from .maps import HeadMap
 from .parts import AttentionParts
-from .split_heads import split_query
+from .split_heads import gated_heads, split_query
 
 
 class LatentAttention(Derived, nn.Module):
@@ -71,6 +72,7 @@ class LatentAttention(Derived, nn.Module):
         self.num_key_value_groups = parts.num_attention_heads // J
         self.is_causal = True
         self.gated = parts.gated
+        self.query_scale = parts.query_scale
         self.dropout = parts.dropout
         self.compression_disabled = False
         costs = torch.empty(plan.kv_lora_rank, **new)
@@ -90,11 +92,12 @@ class LatentAttention(Derived, nn.Module):
         self.k_b_proj = make_key_projection(plan, J, D, new)
         self.v_b_proj = skip_init(nn.Linear, plan.value_rank, parts.kv_width, **new)
         self.o_proj = parts.output
+        self.gate_proj = parts.gate
         self.q_norm = parts.q_norm
         self.k_norm = parts.k_norm
         self.sinks = parts.sinks
         self.residual_dropout = parts.residual_dropout
-        self.q_adapters, self.kv_a_adapters, self.kv_adapters = _adapters(parts, plan, new)
+        self.q_adapters, self.kv_a_adapters, self.kv_adapters = low_rank_additions(parts, plan, new)
         if parts.rotary is not None:  # now, rather than within a graph
             parts.rotary.try_formula(D, weight.dtype, weight.dtype)
         self._head = LatentHead(
@@ -105,8 +108,9 @@ class LatentAttention(Derived, nn.Module):
             softcap=parts.softcap,
             window=parts.sliding_window,
             norm_spans_heads=parts.norm_spans_heads,
+            norms_follow_rotation=parts.norms_follow_rotation,
             rotary=parts.rotary,
-            **self._standing(J, D),
+            **self._standing(J, D, parts.norms_follow_rotation),
         )
         old, own = _projections(parts.source), _projections(self)
         self.replaced_names = tuple(name for name in old if name not in own)
@@ -181,7 +185,8 @@ class LatentAttention(Derived, nn.Module):
         layer_idx = self.layer_idx if layer_idx is None else layer_idx
         assert layer_idx is not None, "a shared module is called with its layer_idx"
         head, layer = self.head, CachedLayer(cache, layer_idx)
-        query, gate = self._query(head, hidden_states, layer_idx)
+        position_ids = kwargs.get("position_ids")
+        query, gate = self._query(head, hidden_states, layer_idx, position_ids)
         latent = None if head.stores_rotated else self.latent(hidden_states, layer_idx)
         source = self.key_value(hidden_states, layer_idx)
         step = layer.row_step(head, self, hidden_states, attention_mask)
@@ -198,12 +203,13 @@ class LatentAttention(Derived, nn.Module):
                 source,
                 layer,
                 position_embeddings,
+                position_ids,
                 attention_mask,
                 partial(self.attend_expanded, **kwargs),
                 training=self.training,
             )
         if gate is not None:
-            output = output * torch.sigmoid(gate)
+            output = gated_heads(output, gate)
         output = self.o_proj(output)
         if self.residual_dropout is not None:
             output = self.residual_dropout(output)
@@ -219,18 +225,20 @@ class LatentAttention(Derived, nn.Module):
             and kept.key_up.projection is self.k_b_proj
             and kept.value_up.projection is self.v_b_proj
             and kept.key_norm is self.k_norm
+            and (kept.query_norm is None or kept.query_norm is self.q_norm)
             and kept.sinks is self.sinks
             and kept.costs is self.latent_costs
             and kept.mean is self.kv_mean
             and (kept.encoder is None or kept.encoder is self.kv_a_proj)
         ):
             return kept
-        made = replace(kept, **self._standing(kept.num_key_value_heads, kept.head_dim))
+        sizes = kept.num_key_value_heads, kept.head_dim
+        made = replace(kept, **self._standing(*sizes, kept.norms_follow_rotation))
         if not torch.compiler.is_compiling():
             self._head = made
         return made
 
-    def _standing(self, num_heads: int, head_dim: int) -> dict[str, Any]:
+    def _standing(self, num_heads: int, head_dim: int, norms_follow: bool) -> dict[str, Any]:
         """The parts of a head that another plan, module or parameter of this one replaces."""
         plan = self.plan
         key_up = HeadMap(
@@ -255,6 +263,7 @@ class LatentAttention(Derived, nn.Module):
             "encoder": self.kv_a_proj if plan.kind.stores_rotated else None,
             "mean": self.kv_mean,
             "key_norm": self.k_norm,
+            "query_norm": self.q_norm if norms_follow else None,
             "sinks": self.sinks,
             "codec": plan.codec() if plan.coded else None,
             "costs": self.latent_costs,
@@ -279,12 +288,19 @@ class LatentAttention(Derived, nn.Module):
             y = y + self.kv_adapters[str(layer_idx)](x)
         return y
 
-    def _query(self, head: LatentHead, x: Tensor, layer_idx: int) -> tuple[Tensor, Tensor | None]:
-        """Queries before rotation (B, H, T, D), and the gate (B, T, H*D) or None."""
+    def _query(
+        self, head: LatentHead, x: Tensor, layer_idx: int, position_ids: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Queries before rotation (B, H, T, D), and the gate (B, T, H*D), (B, T, H) or None."""
         q = self.q_proj(x)
         if self.q_adapters is not None:
             q = q + self.q_adapters[str(layer_idx)](x)
-        return split_query(q, head.head_dim, self.q_norm, head.norm_spans_heads, gated=self.gated)
+        norm = None if head.norms_follow_rotation else self.q_norm
+        query, gate = split_query(q, head.head_dim, norm, head.norm_spans_heads, gated=self.gated)
+        if self.query_scale is not None:
+            assert position_ids is not None
+            query = query * self.query_scale(position_ids).to(query.dtype)
+        return query, gate if self.gate_proj is None else self.gate_proj(x)
 
     def attend_expanded(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs
@@ -324,26 +340,3 @@ def _projections(module: nn.Module) -> list[str]:
     """Names of the children with a weight that is a matrix."""
     weights = {name: getattr(child, "weight", None) for name, child in module.named_children()}
     return [name for name, weight in weights.items() if weight is not None and weight.ndim > 1]
-
-
-def _adapters(
-    parts: AttentionParts, plan: LatentPlan, new: dict
-) -> tuple[nn.ModuleDict | None, nn.ModuleDict | None, nn.ModuleDict | None]:
-    """Low-rank additions of shared modules: the queries' own, those of K and V seen through the
-    encoder, (E -> 2 * adapter rank -> R), and those of K and V themselves, (... -> 2*J*D), each
-    where there is such a projection of the input."""
-    if not parts.adapters:
-        return None, None, None
-    query = nn.ModuleDict()
-    latent = None if plan.kind.stores_rotated else nn.ModuleDict()
-    both = nn.ModuleDict() if plan.keeps_exact or plan.kind.stores_rotated else None
-    for layer_idx, (q, k, v) in parts.adapters.items():
-        query[str(layer_idx)] = q
-        rank = k[0].out_features + v[0].out_features
-        for adapters, width in ((latent, plan.kv_lora_rank), (both, 2 * parts.kv_width)):
-            if adapters is not None:
-                adapters[str(layer_idx)] = nn.Sequential(
-                    skip_init(nn.Linear, k[0].in_features, rank, bias=False, **new),
-                    skip_init(nn.Linear, rank, width, bias=False, **new),
-                )
-    return query, latent, both

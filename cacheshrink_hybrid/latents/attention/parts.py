@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +11,8 @@ from torch.nn.utils import skip_init
 
 from ...linear_map import is_plain, weight_and_bias
 from .slot_rotary import SlotRotary
+
+QueryScale = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +78,12 @@ class AttentionParts:
             `query` has 2*H*D rows if `gated`.
         output: projection of the heads' outputs back to the hidden size.
         gated: the query projection also gives a gate per head, laid out [query | gate].
-        q_norm, k_norm: norms before the rotation; over one head's width, or over all heads if
+        gate: projection of a gate of the heads' outputs, (H*D, E), or (H, E) for one per head; None
+            for none.
+        query_scale: factors (B, 1, T, 1) of queries by their positions (B, T); None for none.
+        q_norm, k_norm: norms of queries and keys; over one head's width, or over all heads if
             `norm_spans_heads`.
+        norms_follow_rotation: they come after the rotation instead of before it.
         key_multiplier: constant that keys are multiplied with after their projection.
         scaling: factor of the scores.
         softcap: scores s become softcap * tanh(s / softcap); None for no cap.
@@ -95,9 +101,12 @@ class AttentionParts:
     value: Projection
     output: nn.Module
     gated: bool = False
+    gate: nn.Module | None = None
+    query_scale: QueryScale | None = None
     q_norm: nn.Module | None = None
     k_norm: nn.Module | None = None
     norm_spans_heads: bool = False
+    norms_follow_rotation: bool = False
     key_multiplier: float = 1.0
     scaling: float
     softcap: float | None = None

@@ -1,7 +1,9 @@
-"""The outputs of a projection as heads, with the norm that some models have there."""
+"""Heads: those of a projection, with the norm that some models have there; and gates on what they
+give."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
@@ -33,3 +35,9 @@ def split_query(
         q, gate = q.unflatten(-1, (-1, 2 * head_dim)).chunk(2, dim=-1)
         q, gate = q.flatten(-2), gate.flatten(-2)
     return split_heads(q, head_dim, norm, spans_heads), gate
+
+
+def gated_heads(heads: Tensor, gate: Tensor) -> Tensor:
+    """Heads' outputs (B, T, H*D) times the sigmoids of their gates, (B, T, H*D), or (B, T, H)."""
+    opened = torch.sigmoid(gate)[..., None]
+    return (heads.unflatten(-1, (*gate.shape[2:], -1)) * opened).flatten(-2)
