@@ -15,6 +15,7 @@ from pathlib import Path
 
 from cacheshrink_hybrid.families import FAMILIES
 from cacheshrink_hybrid.families.states import MIXERS
+from cacheshrink_hybrid.families.vision import TEXT_MODELS
 from cacheshrink_hybrid.states.kinds import MIXER_KINDS
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -54,6 +55,7 @@ def families() -> str:
         ("Attention only", attending),
         ("Hybrids", hybrid),
         ("Without attention, which are given a `state_ratio`", recurrent),
+        ("Vision-language, converted as a whole", sorted(TEXT_MODELS)),
     )
     return "".join(
         textwrap.fill(f"- {title}: {', '.join(names)}.", WIDTH, subsequent_indent="  ") + "\n"

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassFieldValidationError
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import PretrainedConfig
 
 from ..errors import ConfigError
 from .auto_config import CacheShrinkConfig
 from .files import shown
+from .model_class import auto_class_of
 from .pretrained_arguments import HUB_ARGUMENTS, MODEL_ARGUMENTS, refuse_unknown
 
 
@@ -18,7 +19,10 @@ def source_of(config: PretrainedConfig) -> PretrainedConfig:
     """The source's config of what `AutoConfig` reads from a saved model, or of such a config."""
     if isinstance(config, CacheShrinkConfig):
         return config.source()
-    if isinstance(config, PretrainedConfig) and type(config) in AutoModelForCausalLM._model_mapping:
+    if (
+        isinstance(config, PretrainedConfig)
+        and type(config) in auto_class_of(config)._model_mapping
+    ):
         return config
     raise ConfigError(
         f"config={config!r} is no config of a causal language model; give what AutoConfig reads "

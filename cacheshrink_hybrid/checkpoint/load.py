@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -17,6 +16,7 @@ from ..errors import ConfigError
 from .auto_config import CacheShrinkConfig
 from .description import read_checkpoint
 from .load_faults import device_fault
+from .model_class import model_class_of
 from .pretrained_arguments import HUB_ARGUMENTS, local_directory, taken
 from .savable_model import SavableModel, savable_class
 
@@ -64,5 +64,5 @@ def empty_model(config: CacheShrinkConfig, **kwargs: Any) -> PreTrainedModel:
     """
     directory = local_directory(config.name_or_path, taken(kwargs, HUB_ARGUMENTS))
     source = config.source()
-    model_class = savable_class(AutoModelForCausalLM._model_mapping[type(source)])
+    model_class = savable_class(model_class_of(source))
     return model_class._from_config(source, plan=read_checkpoint(directory).plan, **kwargs)

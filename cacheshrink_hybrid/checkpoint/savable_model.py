@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ..derived_class import derived_class
@@ -24,6 +24,7 @@ from .description import check_weights, read_checkpoint
 from .files import shown
 from .given_config import changed_values, source_of, unfit, with_values
 from .load_faults import check_device_map
+from .model_class import model_class_of
 from .pretrained_arguments import (
     HUB_ARGUMENTS,
     MODEL_ARGUMENTS,
@@ -87,7 +88,7 @@ class SavableModel(LatentModel):
         if changed and model_spec(source) != model_spec(saved.config):
             raise unfit(directory, changed)
         check_weights(directory, saved.digests, verify_weights)
-        model_class = savable_class(AutoModelForCausalLM._model_mapping[type(source)])
+        model_class = savable_class(model_class_of(source))
         try:
             # That class's own is this method, so the one of transformers is called directly.
             model, info = PreTrainedModel.from_pretrained.__func__(

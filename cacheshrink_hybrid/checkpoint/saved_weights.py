@@ -97,8 +97,8 @@ def without_broken_conversions(
     whole = [
         conversion
         for conversion in conversions
-        if all(any(re.search(p, n) for n in names) for p in conversion.target_patterns)
-        or len(conversion.target_patterns) == 1
+        if len(conversion.target_patterns) == 1
+        or all(any(re.search(p, name) for name in names) for p in conversion.target_patterns)
     ]
     vars(model)["_weight_conversions"] = whole
     try:

@@ -26,6 +26,7 @@ from ..spec import ModelSpec
 from .files import CONFIG_NAME, shown
 from .load_faults import GGUF_SUFFIX, check_device_map, device_fault
 from .load_faults import loading as readable
+from .model_class import auto_class_of
 from .pretrained_arguments import HUB_ARGUMENTS, MODEL_ARGUMENTS, refuse_unknown, taken
 from .tokenizer_files import load_tokenizer
 
@@ -93,7 +94,8 @@ def load_source(
         if tokenizer is None:
             tokenizer = load_tokenizer(name, **where)
         check_tokenizer(tokenizer)
-        model = whole_model(name, dtype=dtype or "auto", **how, **where)
+        how |= {"auto_class": auto_class_of(config), "dtype": dtype or "auto"}
+        model = whole_model(name, **how, **where)
     if device is not None or "device_map" not in how:
         model = model.to(device or "cpu")
     if file:
@@ -101,16 +103,19 @@ def load_source(
     return model.eval(), tokenizer
 
 
-def whole_model(name: str | Path, **options: Any) -> PreTrainedModel:
+def whole_model(
+    name: str | Path, *, auto_class: Any = AutoModelForCausalLM, **options: Any
+) -> PreTrainedModel:
     """A causal language model all of whose weights are there; transformers fills in random ones.
 
     Args:
+        auto_class: of transformers, that loads it.
         options: of `from_pretrained`.
 
     Raises:
         ConfigError: weights are missing.
     """
-    model, found = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **options)
+    model, found = auto_class.from_pretrained(name, output_loading_info=True, **options)
     missing = found["missing_keys"]
     if missing:
         raise ConfigError(

@@ -17,6 +17,7 @@ from ..latents.attention.slot_rotary import SlotRotary
 from ..spec import AttentionSpec, ModelSpec
 from .family import Family
 from .layers import family_of
+from .vision import text_config_of
 
 DROPOUTS = ("attention_dropout", "dropout", "attn_dropout", "resid_dropout", "residual_dropout")
 """Attributes of attention modules of transformers that hold a dropout, as a number or a module."""
@@ -85,7 +86,7 @@ def _take_apart(
         query, key, value = family.projections(source, H, J, D)
         output = getattr(source, family.output)
         gate = None if family.gate is None else getattr(source, family.gate)
-        norms = [getattr(source, name) for name in _norms(model.config, family)]
+        norms = [getattr(source, name) for name in _norms(text_config_of(model.config), family)]
     except AttributeError as error:
         raise _unlike_row(family, layer_idx, str(error)) from error
     q_norm, k_norm = norms or (None, None)
@@ -156,10 +157,13 @@ def _rotary(
     rotaries: dict[tuple, SlotRotary],
 ) -> SlotRotary:
     """The rotation of a layer, one for all layers that are rotated alike."""
-    family = family_of(model.config)
-    path = family.rotary(model.config, layer_idx)
-    rotary_emb: Any = _submodule(model.base_model, path)
-    extra = (model.config.layer_types[layer_idx],) if family.rope_by_layer_type else ()
+    family, config = family_of(model.config), text_config_of(model.config)
+    path = family.rotary(config, layer_idx)
+    text_model = model.base_model
+    if family.text_model is not None:
+        text_model = model.get_submodule(family.text_model)
+    rotary_emb: Any = _submodule(text_model, path)
+    extra = (config.layer_types[layer_idx],) if family.rope_by_layer_type else ()
     rope_type = rotary_emb.rope_type
     if extra:
         rope_type = rope_type[extra[0]]

@@ -93,6 +93,7 @@ class Family:
     Attributes:
         model_type: Hugging Face `model_type`.
         attends: whether such models have attention.
+        text_model: path of the text model in a model with other parts; None for the base model.
         attention: path of layer i's attention module, with `{}` for i.
         projections: where queries, keys and values come from.
         output: attribute of the output projection.
@@ -101,7 +102,7 @@ class Family:
         norms_follow_rotation: the norms come after the rotation.
         norm_spans_heads: the norms run over all heads together instead of one head each.
         uses_rope: whether layer i rotates its keys.
-        rotary: path of layer i's rotary embedding in the base model.
+        rotary: path of layer i's rotary embedding in the text model.
         rotates_first: attention takes apart the first channels of a head, as many as there are
             angles, and rotates those; elsewhere the model's function does so where need be.
         position_axes: see `SlotRotary`.
@@ -120,6 +121,7 @@ class Family:
 
     model_type: str
     attends: bool = True
+    text_model: str | None = None
     attention: str = "model.layers.{}.self_attn"
     projections: Projections = LLAMA_PROJECTIONS
     output: str = "o_proj"

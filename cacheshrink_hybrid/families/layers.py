@@ -16,6 +16,7 @@ from .family import Family
 from .rows import FAMILIES
 from .states import MIXERS, state_spec
 from .unconverted import LAYOUTS, REFUSED
+from .vision import placed, text_config_of, within
 
 ATTENTION_LAYERS = {
     "full_attention",
@@ -29,14 +30,14 @@ CACHELESS_LAYERS = {"moe", "mlp"}
 
 
 def family_of(config: PretrainedConfig) -> Family:
-    """The row of a config's family.
+    """The row of a config's family; that of its text model, as it lies in the whole.
 
     Raises:
         UnsupportedModelError: for native-latent, refused and unknown families.
     """
-    model_type = config.model_type
-    if model_type in FAMILIES:
-        return FAMILIES[model_type]
+    model_type, text = config.model_type, text_config_of(config)
+    if text.model_type in FAMILIES:
+        return within(FAMILIES[text.model_type], config)
     if model_type in REFUSED:
         raise UnsupportedModelError(
             f"model_type={model_type!r} is not converted: {REFUSED[model_type]}"
@@ -57,10 +58,10 @@ def family_of(config: PretrainedConfig) -> Family:
 def model_spec(config: PretrainedConfig) -> ModelSpec:
     """What every layer of the model caches, read from its config; needs no weights."""
     with _one_size_for_all(config):
-        family = family_of(config)
-        _refuse_other_attention(config)
-        _refuse_options(config, family)
-        return _spec(config, family)
+        family, text = family_of(config), text_config_of(config)
+        _refuse_other_attention(text)
+        _refuse_options(text, family)
+        return _spec(text, family)
 
 
 def layout_spec(config: PretrainedConfig) -> ModelSpec:
@@ -116,11 +117,11 @@ def _spec(config: PretrainedConfig, family: Family) -> ModelSpec:
                 module_name=family.attention.format(owner),
             )
         recurrent = kind in MIXER_LAYERS and config.model_type in MIXERS
-        state = state_spec(config, i, attention is not None) if recurrent else None
+        state = state_spec(config, i, attention is not None, family) if recurrent else None
         mixer = state.kind if state is not None else None
         layers.append(LayerSpec(layer_idx=i, attention=attention, mixer=mixer, state=state))
     return ModelSpec(
-        model_type=config.model_type,
+        model_type=family.model_type,
         layers=tuple(layers),
         continues_in_pieces=family.continues_in_pieces,
     )
@@ -128,9 +129,10 @@ def _spec(config: PretrainedConfig, family: Family) -> ModelSpec:
 
 def layer_list_of(config: PretrainedConfig) -> str:
     """Path of the model's list of decoder layers."""
-    if config.model_type in MIXERS:
-        return MIXERS[config.model_type].path.partition(".{}")[0]
-    return family_of(config).attention.partition(".{}")[0]
+    family, text = family_of(config), text_config_of(config)
+    row = MIXERS.get(text.model_type)
+    path = family.attention if row is None else placed(row.path, family.text_model)
+    return path.partition(".{}")[0]
 
 
 def _layer_types(config: PretrainedConfig) -> list[str]:

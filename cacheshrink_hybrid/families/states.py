@@ -14,6 +14,8 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from ..spec import PLAIN_FORM, MixerForm, StateSpec
+from .family import Family
+from .vision import placed
 
 Sizes = Callable[[PretrainedConfig], dict[str, Any]]
 
@@ -203,9 +205,10 @@ MIXERS: dict[str, MixerRow] = {
 """Families with recurrent layers, by `model_type`."""
 
 
-def state_spec(config: PretrainedConfig, layer_idx: int, hybrid: bool) -> StateSpec:
-    """The state of one recurrent layer; `hybrid` layers have attention beside it."""
+def state_spec(config: PretrainedConfig, layer_idx: int, hybrid: bool, family: Family) -> StateSpec:
+    """The state of one recurrent layer of a family; `hybrid` layers have attention beside it."""
     row = MIXERS[config.model_type]
     path = row.hybrid_path if hybrid and row.hybrid_path else row.path
+    path = placed(path, family.text_model)
     sizes = SIZES[row.kind](config)
     return StateSpec(kind=row.kind, module_name=path.format(layer_idx), form=row.form, **sizes)

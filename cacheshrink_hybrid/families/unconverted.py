@@ -8,6 +8,9 @@ from transformers import PretrainedConfig
 
 from .family import Family, never
 
+IMAGE_POSITIONS = (
+    "its images have positions of their own in three directions, and keys are rotated by their slot"
+)
 REFUSED: dict[str, str] = {
     "cacheshrink_hybrid": "it is a converted model already; convert its source instead, or load it "
     "with load_mla_model",
@@ -20,8 +23,12 @@ REFUSED: dict[str, str] = {
     "and shares keys and values between layers",
     "minimax": "it requires a cache class of its own and is wrong with left padding and beams in "
     "the source model already",
-    "gemma3": "it is a vision-language model; convert its text model (model_type 'gemma3_text')",
-    "qwen3_5": "it is a vision-language model; convert its text model ('qwen3_5_text')",
+    "paligemma": "it reads its prompts in both directions, and only causal attention is converted",
+    **dict.fromkeys(("qwen3_5", "qwen3_5_moe"), f"{IMAGE_POSITIONS}; convert its text model alone"),
+    **dict.fromkeys(
+        ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "glm4v_moe"),
+        IMAGE_POSITIONS,
+    ),
 }
 """Families that are known and not converted, with the reason."""
 

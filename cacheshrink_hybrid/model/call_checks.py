@@ -49,13 +49,14 @@ def _make_cache(
     one that keeps those which are read."""
     given = dict(zip(names, args, strict=False)) | kwargs
     wanted = given.get("use_cache")
-    wanted = inner.config.use_cache if wanted is None else wanted
+    config = inner.config.get_text_config(decoder=True)
+    wanted = config.use_cache if wanted is None else wanted
     learns = inner.training and torch.is_grad_enabled()
     if not wanted or learns or torch.compiler.is_compiling() or given_cache(given) is not None:
         return None
     name = cache_argument(inner)
     place = names.index(name)
-    cache = LatentCache(config=inner.config)
+    cache = LatentCache(config=config)
     if place < len(args):
         return (*args[:place], cache, *args[place + 1 :]), kwargs
     return args, {**kwargs, name: cache}

@@ -10,10 +10,14 @@ import pytest
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 from cacheshrink_hybrid.errors import UnsupportedModelError
 from cacheshrink_hybrid.families import FAMILIES, layout_spec, model_spec, read_attention
+from cacheshrink_hybrid.families.vision import TEXT_MODELS
 from tests.families.tiny_configs import tiny_model
 
 OF_THEIR_OWN: dict[str, tuple[str, dict[str, Any]]] = {
@@ -69,13 +73,16 @@ def test_options_that_no_row_describes(model_type: str, option: dict[str, Any]) 
 def test_every_type_is_accepted_or_refused_in_words() -> None:
     """From the config that transformers gives it, which for some types is not valid."""
     accepted = set()
-    for model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    for model_type in (
+        *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    ):
         if model_type not in CONFIG_MAPPING:
             continue  # of a converted model's class
         try:
             config = AutoConfig.for_model(model_type)
-        except StrictDataclassError:
+        except (StrictDataclassError, ValueError):
             continue
         with suppress(UnsupportedModelError):
             accepted.add(model_spec(config).model_type)
-    assert accepted == {*FAMILIES} & {*CONFIG_MAPPING}
+    assert accepted == {*FAMILIES, *TEXT_MODELS} & {*CONFIG_MAPPING}

@@ -368,7 +368,11 @@ def tiny_model(
     # Older transformers give them an SDPA that leaves their softcap out.
     capped = config.model_type in ("gemma2", "vaultgemma")
     choice = {"attn_implementation": "eager"} if capped else {}
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype, **choice).eval()
+    return shaken(AutoModelForCausalLM.from_config(config, dtype=dtype, **choice).eval())
+
+
+def shaken(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with weights that matter, in place."""
     model.tie_weights()
     with torch.no_grad():
         for name, parameter in model.named_parameters():

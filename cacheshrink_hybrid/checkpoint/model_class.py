@@ -1,0 +1,21 @@
+"""The class of transformers that a source config is a model of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PretrainedConfig
+
+from ..families.vision import TEXT_MODELS
+
+
+def auto_class_of(config: PretrainedConfig) -> Any:
+    """The Auto class that loads such models: with images, or of text alone."""
+    if config.model_type in TEXT_MODELS:
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM
+
+
+def model_class_of(config: PretrainedConfig) -> Any:
+    """The class of a config's models."""
+    return auto_class_of(config)._model_mapping[type(config)]

@@ -1,0 +1,60 @@
+"""Vision-language models whose text model is one of the table: where it lies in the whole.
+
+What such a model remembers is what its text model does, of images as of words: the vision part
+gives it vectors in the place of tokens, at positions that follow each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from transformers import PretrainedConfig
+
+from .family import Family
+
+TEXT_MODELS: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            "aria",
+            "aya_vision",
+            "cohere2_vision",
+            "gemma3",
+            "internvl",
+            "lfm2_vl",
+            "lighton_ocr",
+            "llava",
+            "llava_next",
+            "llava_onevision",
+            "mistral3",
+            "ovis2",
+            "qianfan_ocr",
+            "vipllava",
+        ),
+        "model.language_model",
+    ),
+    **dict.fromkeys(("idefics2", "idefics3", "smolvlm"), "model.text_model"),
+}
+"""By `model_type` of the whole, the path of the text model."""
+
+
+def text_config_of(config: PretrainedConfig) -> PretrainedConfig:
+    """The config of the layers that remember: that of the text model, where there are others."""
+    return config.get_text_config(decoder=True) if config.model_type in TEXT_MODELS else config
+
+
+def within(row: Family, config: PretrainedConfig) -> Family:
+    """The row of a whole model of this config, `row` being that of its text model."""
+    path = TEXT_MODELS.get(config.model_type)
+    if path is None:
+        return row
+    return replace(
+        row,
+        model_type=config.model_type,
+        attention=placed(row.attention, path),
+        text_model=path,
+    )
+
+
+def placed(module: str, text_model: str | None) -> str:
+    """Path in the whole of a module that a text model alone has at `model.` and so on."""
+    return module if text_model is None else text_model + module.removeprefix("model")
