@@ -26,6 +26,16 @@ VISION = {
 }
 CLIP = {**VISION, "model_type": "clip_vision_model", "projection_dim": 32}
 SIGLIP = {**VISION, "model_type": "siglip_vision_model"}
+PATCHES = {
+    "depth": 2,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_heads": 4,
+    "patch_size": 7,
+    "window_size": SIDE,
+    "out_hidden_size": 32,
+    "fullatt_block_indexes": [1],
+}
 LLAMA = {**COMMON, "model_type": "llama"}
 QWEN2 = {**COMMON, "model_type": "qwen2"}
 QWEN3 = {**COMMON, "model_type": "qwen3", "head_dim": 16}
@@ -272,6 +282,139 @@ VISION_CASES = _known(
             "spatial_shapes": torch.tensor([[4, 4]]),
             "pixel_attention_mask": torch.ones(1, 16, dtype=torch.long),
         },
+    ),
+    janus=VisionCase(
+        num_tokens=16,
+        values={
+            "text_config": LLAMA,
+            "vision_config": {**VISION, "model_type": "janus_vision_model", "projection_dim": 32},
+            "vq_config": {
+                "embed_dim": 8,
+                "num_embeddings": 16,
+                "latent_channels": 8,
+                "base_channels": 32,
+                "channel_multiplier": [1],
+                "num_res_blocks": 1,
+                "projection_dim": 32,
+                "image_token_embed_dim": 32,
+            },
+            "image_token_id": IMAGE_TOKEN,
+            "tie_word_embeddings": False,
+        },
+    ),
+    got_ocr2=VisionCase(
+        num_tokens=1,
+        values={
+            "text_config": QWEN2,
+            "vision_config": {
+                "hidden_size": 32,
+                "output_channels": 16,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "image_size": 64,
+                "window_size": 2,
+                "global_attn_indexes": [1],
+                "mlp_dim": 48,
+                "initializer_range": 0.02,
+            },
+            "image_token_index": IMAGE_TOKEN,
+            "image_seq_length": 1,
+            "tie_word_embeddings": False,
+        },
+        image=(1, 3, 64, 64),
+    ),
+    llava_next_video=VisionCase(
+        num_tokens=36,
+        values={
+            "text_config": LLAMA,
+            "vision_config": CLIP,
+            "image_token_index": IMAGE_TOKEN,
+            "video_token_index": 94,
+            "image_grid_pinpoints": [[SIDE, SIDE]],
+        },
+        image=(1, 2, 3, SIDE, SIDE),
+        given={"image_sizes": torch.tensor([[SIDE, SIDE]])},
+    ),
+    deepseek_vl=VisionCase(
+        num_tokens=16,
+        values={
+            "text_config": LLAMA,
+            "vision_config": SIGLIP,
+            "image_token_id": IMAGE_TOKEN,
+            "tie_word_embeddings": False,
+        },
+    ),
+    exaone4_5=VisionCase(
+        num_tokens=4,
+        values={
+            "text_config": {
+                **COMMON,
+                "model_type": "exaone4",
+                "sliding_window": 8,
+                "sliding_window_pattern": 2,
+                **layers("sliding_attention", "full_attention"),
+            },
+            "vision_config": {**PATCHES, "num_key_value_heads": 2},
+            "image_token_id": IMAGE_TOKEN,
+            "video_token_id": 94,
+        },
+        image=(16, 3 * 2 * 7 * 7),
+        given={"image_grid_thw": torch.tensor([[1, 4, 4]])},
+    ),
+    hyperclovax_vision_v2=VisionCase(
+        num_tokens=4,
+        values={
+            "text_config": {**COMMON, "model_type": "hyperclovax", "attention_multiplier": 0.2},
+            "vision_config": {**PATCHES, "model_type": "qwen2_5_vl_vision"},
+            "image_token_id": IMAGE_TOKEN,
+            "video_token_id": 94,
+            "tie_word_embeddings": False,
+        },
+        image=(16, 3 * 2 * 7 * 7),
+        given={"image_grid_thw": torch.tensor([[1, 4, 4]])},
+    ),
+    video_llama_3=VisionCase(
+        num_tokens=4,
+        values={
+            "text_config": QWEN2,
+            "vision_config": {**VISION, "model_type": "video_llama_3_vision"},
+            "image_token_id": IMAGE_TOKEN,
+            "video_token_id": 94,
+        },
+        image=(16, 3 * 7 * 7),
+        given={
+            "image_grid_thw": torch.tensor([[1, 4, 4]]),
+            "image_merge_sizes": torch.tensor([2]),
+        },
+    ),
+    lfm3_vl=VisionCase(
+        num_tokens=4,
+        values={
+            "text_config": {
+                **COMMON,
+                "model_type": "lfm3",
+                "head_dim": 16,
+                "sliding_window": 8,
+                **layers("conv", "sliding_attention", "full_attention"),
+            },
+            "vision_config": {
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "patch_size": 7,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "layer_types": ["conv", "full_attention"],
+            },
+            "projector_hidden_size": 32,
+            "image_token_id": IMAGE_TOKEN,
+            "video_token_id": 94,
+            "vision_start_token_id": 92,
+            "vision_end_token_id": 93,
+            "tie_word_embeddings": False,
+        },
+        image=(16, 3 * 2 * 7 * 7),
+        given={"image_grid_thw": torch.tensor([[1, 4, 4]])},
     ),
 )
 """By the model type of the whole."""
