@@ -42,6 +42,12 @@ def family_of(config: PretrainedConfig) -> Family:
         raise UnsupportedModelError(
             f"model_type={model_type!r} is not converted: {REFUSED[model_type]}"
         )
+    if config.is_encoder_decoder:
+        raise UnsupportedModelError(
+            f"model_type={model_type!r} is not converted: its decoder reads an encoder's output "
+            "through a second cache, and only causal decoders with one cache are; convert a model "
+            "of AutoModelForCausalLM"
+        )
     if getattr(config, "kv_lora_rank", None):
         raise UnsupportedModelError(
             f"model_type={model_type!r} already caches latents (kv_lora_rank="

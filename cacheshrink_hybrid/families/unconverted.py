@@ -11,7 +11,33 @@ from .family import Family, never
 IMAGE_POSITIONS = (
     "its images have positions of their own in three directions, and keys are rotated by their slot"
 )
+ALIBI = "its scores are biased by distance (ALiBi), and latents are read by products alone"
+OWN_STATE = "it has no attention, and keeps states of a form of its own"
+CONVOLVED = "short convolutions, with states of their own, run over its keys and values"
+INDEXED = "it chooses what its queries read by an index of keys, which is cached beside the others"
+SHARED = "layers read the keys and values of other layers"
 REFUSED: dict[str, str] = {
+    **dict.fromkeys(("bloom", "mpt"), ALIBI),
+    **dict.fromkeys(("rwkv", "xlstm"), OWN_STATE),
+    **dict.fromkeys(("zaya", "inkling_text", "inkling2_text", "inkling2_loop_text"), CONVOLVED),
+    **dict.fromkeys(("qwen4_exp", "qwen4_exp_text", "minimax_m3_vl_text"), INDEXED),
+    **dict.fromkeys(("gemma3n", "gemma3n_text", "dory"), SHARED),
+    **dict.fromkeys(
+        ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"),
+        "layers differ in the width of their heads, and some read the keys and values of others",
+    ),
+    "deepseek_v4": "it caches latents already, of several tokens each",
+    "diffllama": "its attention is the difference of two",
+    "doge": "a mask that is made of the values decides what its queries see",
+    "dbrx": "queries, keys and values come from one clamped projection",
+    "jetmoe": "its attention heads are experts that a router chooses",
+    "laguna": "its layers differ in their numbers of heads",
+    **dict.fromkeys(
+        ("llama4", "llama4_text"),
+        "its layers see chunks of the text, and keys are normalised in complex pairs",
+    ),
+    "mimo_v2_flash": "its values are narrower than its keys",
+    "hrm_text": "every token goes through its two stacks of layers several times",
     "cacheshrink_hybrid": "it is a converted model already; convert its source instead, or load it "
     "with load_mla_model",
     "recurrent_gemma": "it keeps its recurrent state on its modules instead of in the cache, so "

@@ -193,7 +193,7 @@ UNSUPPORTED = {
         "t5",
         {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "vocab_size": 96},
         AutoModelForSeq2SeqLM,
-        "'t5' is unknown",
+        "'t5' is not converted: its decoder reads an encoder's output",
     ),
     "pure-mamba": (
         "mamba",
