@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from typing import Protocol
+
 from ..pool.prefixes.lookup import FORGOTTEN, WHOLE_PROMPTS, Lookup
 from ..pool.prefixes.placement import Placement, grid_distance
 from .model_stamp import ModelStamp
 from .prefill_cost import PrefillCost
-from .request import Request
 from .runner import Runner
 
 LEAST_GAIN = 16
 """Tokens that a checkpoint has to save where a prompt goes on otherwise: fewer are computed sooner
 than a state is put aside."""
+
+
+class Prompted(Protocol):
+    """A sequence on its way through a prompt, as requests are; see there.
+
+    Attributes:
+        request_id: its name in the store.
+    """
+
+    request_id: Hashable
+    tokens: list[int]
+    num_computed: int
+    checkpoints: list[int] | None
+    num_kept: int
+    generation: int
 
 
 class PrefixReuse:
@@ -39,16 +56,16 @@ class PrefixReuse:
         self._generation = 0
         """Of the model's weights, counted up when they change."""
 
-    def begin(self, request: Request) -> None:
+    def begin(self, request: Prompted) -> None:
         """Let the empty sequence of a request take over what is kept of its tokens, and note where
         checkpoints are to be."""
         forgets = self._renew()
         request.generation, request.checkpoints = self._generation, []
         if not self._in_pieces:
-            self._count_miss(request, WHOLE_PROMPTS)
+            self.count_miss(len(request.tokens), WHOLE_PROMPTS)
             return
         if forgets:
-            self._count_miss(request, FORGOTTEN)
+            self.count_miss(len(request.tokens), FORGOTTEN)
             found = Lookup(0, 0, FORGOTTEN)
         else:
             found = self.store.resume_prefix(request.request_id, request.tokens)
@@ -63,12 +80,12 @@ class PrefixReuse:
                 places = sorted({*places, found.num_matched})
             request.checkpoints = [place for place in places if place > found.num_tokens]
 
-    def piece(self, request: Request, longest: int) -> int:
+    def piece(self, request: Prompted, longest: int) -> int:
         """Most tokens of the next piece of a prompt, which ends where a checkpoint is to be."""
         due = (place - request.num_computed for place in request.checkpoints or ())
         return min(longest, next((count for count in due if count > 0), longest))
 
-    def pass_on(self, request: Request) -> None:
+    def pass_on(self, request: Prompted) -> None:
         """Keep a sequence as it stands, if one of its positions that matter has been reached."""
         at_end = request.num_computed == len(request.tokens)
         wanted = request.num_computed in (request.checkpoints or ())
@@ -78,11 +95,11 @@ class PrefixReuse:
             self._offer(request, checkpoint=wanted or self.placement.at_ends)
             request.num_kept = request.num_computed
 
-    def leave(self, request: Request) -> None:
+    def leave(self, request: Prompted) -> None:
         """Keep a sequence that will not go on, wherever it is."""
         self._offer(request, checkpoint=self.placement.at_ends)
 
-    def _offer(self, request: Request, *, checkpoint: bool) -> None:
+    def _offer(self, request: Prompted, *, checkpoint: bool) -> None:
         num_tokens = self.store.num_tokens(request.request_id)
         self._renew()
         if num_tokens and self._in_pieces and request.generation == self._generation:
@@ -99,5 +116,6 @@ class PrefixReuse:
         self.prefixes.clear()
         return had_any
 
-    def _count_miss(self, request: Request, reason: str) -> None:
-        self.prefixes.counts.add(len(request.tokens), Lookup(0, 0, reason))
+    def count_miss(self, num_tokens: int, reason: str) -> None:
+        """A prompt of so many tokens was not looked up, or could not be."""
+        self.prefixes.counts.add(num_tokens, Lookup(0, 0, reason))
