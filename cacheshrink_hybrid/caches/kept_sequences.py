@@ -18,7 +18,7 @@ from ..pool.arena import read_first, read_rows, read_state, row_view
 from ..pool.lifetime import RowSet
 from ..pool.store import SequenceStore
 from ..states.layer import StateCacheMixin
-from ..states.mixers.mixer import RecurrentMixer
+from ..states.mixers.installation import take_over_layers
 from .batch_states import linear_layers
 from .hybrid_cache import HybridCache
 from .making import make_cache
@@ -83,9 +83,7 @@ def cache_of(
     held = {row_set: _padded(planned, row_set, sequences, num_slots) for row_set in planned.rows}
     origins = [num_slots - sequence.num_tokens for sequence in sequences]
     cache.fill(planned, held, num_slots, origins, device)
-    for module in model.modules():
-        if isinstance(module, RecurrentMixer) and module.state_plan is not None:
-            module.take_over(cache)
+    take_over_layers(model, cache)
     longest = max(sequence.num_tokens for sequence in sequences)
     for layer_idx, layer in linear_layers(cache.layers).items():
         states = _states_of(planned, layer_idx, sequences, device)

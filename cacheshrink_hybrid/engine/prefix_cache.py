@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -29,6 +30,7 @@ from ..placement import input_device
 from ..pool.budget import budget_bytes
 from ..pool.prefixes.lookup import TOO_LONG, UNEVEN, WHOLE_PROMPTS, PrefixStatistics
 from ..pool.prefixes.placement import Placement, placement_of
+from .prefix_files import load_prefixes, save_prefixes
 from .prefix_reuse import PrefixReuse
 from .runner import Runner
 
@@ -59,10 +61,12 @@ class PrefixCache:
             "2GiB", or a fraction of the free memory.
         prefill_chunk: most tokens that are computed at once.
         eviction, placement: see `prefix_eviction` and `prefix_placement` of `LLM`.
+        prefixes: directory that `save` wrote, to begin with.
 
     Raises:
         ConfigError: a setting that makes no sense, or more memory than there is.
-        CacheFullError: memory for less than one sequence.
+        CacheFullError: memory for less than one sequence, or than the `prefixes`.
+        CheckpointError: `prefixes` are damaged, or of another model.
         NotSupportedError: the model counts no tokens in its cache, or stores what a pool cannot.
     """
 
@@ -74,6 +78,7 @@ class PrefixCache:
         prefill_chunk: int = PREFILL_CHUNK,
         eviction: str = "seconds_per_byte",
         placement: str | Placement = "grid",
+        prefixes: str | Path | None = None,
     ) -> None:
         if prefill_chunk < 1:
             raise ConfigError(f"prefill_chunk={prefill_chunk} must be at least 1")
@@ -95,10 +100,21 @@ class PrefixCache:
         self._reuse = PrefixReuse(self._runner, placement_of(placement))
         self._lock = threading.Lock()
         self._next_id = 0
+        if prefixes is not None:
+            load_prefixes(prefixes, self.store, model)
 
     @property
     def statistics(self) -> PrefixStatistics:
         return self.store.prefixes.statistics()
+
+    def save(self, directory: str | Path) -> None:
+        """Write all that is kept, for `PrefixCache` and `LLM` to begin with.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        with self._lock:
+            save_prefixes(directory, self.store, self.model)
 
     # For generate()
 

@@ -52,6 +52,7 @@ class PrefixTree:
         counts: of look-ups.
         num_tokens, num_checkpoints: on all edges, and nodes with a recurrent state.
         evicted: edges and states given up so far.
+        root: of no tokens.
     """
 
     def __init__(self, layout: Layout, frames: HeldFrames, policy: str = "lru") -> None:
@@ -62,10 +63,10 @@ class PrefixTree:
         self.counts = LookupCounts()
         self._queue: EvictionQueue[PrefixNode] = EvictionQueue(policy)
         self._clock = 0
-        self._root = self._new_node(np.empty(0, dtype=np.int64), None, 0)
+        self.root = self._new_node(np.empty(0, dtype=np.int64), None, 0)
 
     def __getstate__(self) -> dict[str, Any]:
-        nodes = [self._root, *self]
+        nodes = [self.root, *self]
         numbers = {node: number for number, node in enumerate(nodes)}
         parents = [0 if node.parent is None else numbers[node.parent] for node in nodes]
         return {**vars(self), "_nodes": nodes, "_parents": parents}
@@ -81,7 +82,7 @@ class PrefixTree:
 
     def __iter__(self) -> Iterator[PrefixNode]:
         """All nodes but the root, each before those behind it."""
-        waiting = list(self._root.children.values())
+        waiting = list(self.root.children.values())
         while waiting:
             node = waiting.pop()
             yield node
@@ -114,7 +115,7 @@ class PrefixTree:
     def find(self, tokens: Sequence[int]) -> Lookup:
         """How many of a prompt's tokens a new sequence need not compute: those before the deepest
         position, at least one token before the last, from which all layers can go on."""
-        return find(self.layout, self._root, _array(tokens))[0]
+        return find(self.layout, self.root, _array(tokens))[0]
 
     def resume(self, tokens: Sequence[int], twin: CachedSequence) -> Lookup:
         """Let the empty sequence `twin` begin with what is found of a prompt. Copies nothing.
@@ -127,7 +128,7 @@ class PrefixTree:
                 f"sequence {twin.seq_id!r} has {twin.num_tokens} tokens and is to take "
                 f"{len(tokens)}; resume an empty one, with at least one token to take"
             )
-        found, node = find(self.layout, self._root, _array(tokens))
+        found, node = find(self.layout, self.root, _array(tokens))
         self.counts.add(len(tokens), found)
         if node is not None:
             begin_with(self.layout, self.frames, twin, node, found.num_tokens)
@@ -138,7 +139,7 @@ class PrefixTree:
     def num_pinned(self, tokens: Sequence[int]) -> int:
         """Frames of what would be found of a prompt that sequences hold in any case, so that one
         more takes nothing from anybody."""
-        found, node = find(self.layout, self._root, _array(tokens))
+        found, node = find(self.layout, self.root, _array(tokens))
         return 0 if node is None else num_pinned(self.layout, self.frames, node, found.num_tokens)
 
     # Keeping
@@ -169,7 +170,7 @@ class PrefixTree:
                 "that has some, and no padding"
             )
         given = _array(tokens)
-        node, at = walk(self._root, given)
+        node, at = walk(self.root, given)
         if not (checkpoint or self.layout.classes):
             return  # there is nothing to keep
         checkpoint = checkpoint and self.needs_checkpoints
@@ -181,6 +182,17 @@ class PrefixTree:
         if checkpoint:
             self._complete(node, sequence)
         self._use(node)
+
+    def adopt(self, node: PrefixNode, parent: PrefixNode) -> None:
+        """Hang a leaf, as it is, behind a node; its frames get one more reference."""
+        for handles in node.holdings():
+            self._retain(handles)
+        node.parent, parent.children[int(node.tokens[0])] = parent, node
+        self.num_tokens += len(node.tokens)
+        self.num_checkpoints += node.state is not None
+        self._clock = max(self._clock, node.last_use)
+        self._rank(parent)
+        self._rank(node)
 
     def _grow(self, parent: PrefixNode, tokens: Tokens, sequence: CachedSequence) -> PrefixNode:
         """A leaf behind `parent`, with the rows of the tokens that follow there."""
@@ -264,8 +276,8 @@ class PrefixTree:
             self._queue.discard(node)
             for handles in node.holdings():
                 self._release(handles)
-        self._root.children.clear()
-        self._root.lost_children.clear()
+        self.root.children.clear()
+        self.root.lost_children.clear()
         self.num_tokens = self.num_checkpoints = 0
 
     def _evict(self, num_frames: int) -> None:
