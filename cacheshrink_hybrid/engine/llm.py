@@ -71,8 +71,8 @@ class LLM:
             the pool, which keeps it as long as no running request needs the room. The outputs are
             those of a prompt that is prefilled in other pieces. `statistics.prefixes` counts.
         prefix_eviction: which prefix goes first, see `pool.eviction`.
-        prefix_placement: where in prompts states are kept: a name such as `grid` or `block_512`, or
-            a `Placement` (`pool.prefixes.placement`).
+        prefix_placement: where in prompts states are kept: a name such as `learned` or
+            `block_512`, or a `Placement` (`pool.prefixes.placement`).
         prefixes: directory that `PrefixCache.save` wrote, to begin with.
 
     Raises:
@@ -96,8 +96,8 @@ class LLM:
         backend: Backend | None = None,
         cuda_graphs: bool | None = None,
         prefix_cache: bool = True,
-        prefix_eviction: str = "seconds_per_byte",
-        prefix_placement: str | Placement = "grid",
+        prefix_eviction: str = "learned",
+        prefix_placement: str | Placement = "learned",
         prefixes: str | Path | None = None,
     ) -> None:
         if max_batch < 1 or prefill_chunk < 1:

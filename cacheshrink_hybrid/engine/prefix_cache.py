@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from ..errors import ConfigError, NotSupportedError
 from ..families import model_spec
 from ..placement import input_device
 from ..pool.budget import budget_bytes
+from ..pool.prefixes.keeper import Prompt
 from ..pool.prefixes.lookup import TOO_LONG, UNEVEN, WHOLE_PROMPTS, PrefixStatistics
 from ..pool.prefixes.placement import Placement, placement_of
 from .prefix_files import load_prefixes, save_prefixes
@@ -38,14 +39,9 @@ PREFILL_CHUNK = 512
 
 
 @dataclass(slots=True, eq=False)
-class Prompt:
-    """A prompt that is computed but for its last token; attributes as those of a `Request`."""
+class ModelPrompt(Prompt):
+    """A prompt that is computed but for its last token; see `prefix_reuse.Served`."""
 
-    request_id: Hashable
-    tokens: list[int]
-    num_computed: int = 0
-    checkpoints: list[int] | None = None
-    num_kept: int = 0
     generation: int = 0
 
 
@@ -76,8 +72,8 @@ class PrefixCache:
         *,
         max_bytes: int | float | str = "1GiB",
         prefill_chunk: int = PREFILL_CHUNK,
-        eviction: str = "seconds_per_byte",
-        placement: str | Placement = "grid",
+        eviction: str = "learned",
+        placement: str | Placement = "learned",
         prefixes: str | Path | None = None,
     ) -> None:
         if prefill_chunk < 1:
@@ -210,7 +206,7 @@ class PrefixCache:
 
     def _computed(self, tokens: list[int]) -> KeptSequence:
         """All but the last token of a prompt, computed as far as it is not kept."""
-        prompt = Prompt(self._next_id, tokens)
+        prompt = ModelPrompt(self._next_id, tokens)
         self._next_id += 1
         self.store.create(prompt.request_id)
         try:
@@ -222,12 +218,12 @@ class PrefixCache:
         finally:
             self.store.free(prompt.request_id)
 
-    def _sizes(self, prompt: Prompt) -> Iterator[int]:
+    def _sizes(self, prompt: ModelPrompt) -> Iterator[int]:
         """Of the pieces that are left."""
         while left := len(prompt.tokens) - 1 - prompt.num_computed:
             yield self._reuse.piece(prompt, min(left, self.prefill_chunk))
 
-    def _feed(self, prompt: Prompt, size: int) -> None:
+    def _feed(self, prompt: ModelPrompt, size: int) -> None:
         begin = prompt.num_computed
         self.store.reserve([prompt.request_id], size)
         began = time.perf_counter()

@@ -59,7 +59,7 @@ class Runner:
         backend: Backend = "auto",
         max_batch: int = 256,
         cuda_graphs: bool | None = None,
-        eviction: str = "seconds_per_byte",
+        eviction: str = "learned",
     ) -> None:
         if is_of_peft(model):
             raise UnsupportedModelError(

@@ -229,16 +229,17 @@ class SequenceStore:
         *,
         checkpoint: bool = True,
         priority: float = 0.0,
+        kind: str = "",
     ) -> None:
         """Keep a sequence as it stands for others that will begin alike. Copies nothing; what the
         sequence goes on to write is.
 
         Args:
             tokens: all that are committed.
-            checkpoint, priority: see `PrefixTree.offer`.
+            checkpoint, priority, kind: see `PrefixTree.offer`.
         """
         sequence = self._roster.ready(seq_id)
-        self.prefixes.offer(tokens, sequence, checkpoint=checkpoint, priority=priority)
+        self.prefixes.offer(tokens, sequence, checkpoint=checkpoint, priority=priority, kind=kind)
 
     def resume_prefix(self, seq_id: Hashable, tokens: Sequence[int]) -> Lookup:
         """Let an empty sequence begin with what is kept of the tokens that it is to take, of which

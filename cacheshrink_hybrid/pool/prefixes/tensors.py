@@ -5,6 +5,7 @@ tokens        of all edges, each node's behind those of the nodes before it, int
 nodes         per node, parents first: number of its parent (0 is the root), tokens of its edge,
               whether it has a state, when it was created and last used, and how often, (n, 6)
 priorities    per node, float64
+kinds         why each was kept, a line each, bytes of text
 rows          per node and lifetime class: first row and number of frames, (n, classes, 2)
 row_frames    of all rows, in that order, numbers in `frames`, int64
 state_frames  of all states, (states, frames of a state) int64
@@ -46,12 +47,14 @@ def tensors_of(tree: PrefixTree) -> dict[str, Tensor]:
         for node in nodes
     ]
     rows = [[(x.first, len(x.frames)) for x in node.rows] for node in nodes]
+    kinds = "\n".join(node.kind for node in nodes)
     size = max(1, tree.layout.state.num_frames)
     return {
         "frames": pool.frames[pool.index(used)].cpu(),
         "tokens": _joined([node.tokens for node in nodes]),
         "nodes": torch.tensor(numbers, dtype=torch.int64).view(-1, 6),
         "priorities": torch.tensor([node.priority for node in nodes], dtype=torch.float64),
+        "kinds": torch.tensor(list(kinds.encode()), dtype=torch.uint8),
         "rows": torch.tensor(rows, dtype=torch.int64).view(len(nodes), len(tree.layout.classes), 2),
         "row_frames": _joined([np.searchsorted(used, frames) for frames in row_frames]),
         "state_frames": _joined([np.searchsorted(used, state) for state in states]).view(-1, size),
@@ -76,6 +79,7 @@ def fill(tree: PrefixTree, tensors: Mapping[str, Tensor]) -> None:
     counts = tensors["rows"][:, :, 1].numpy()
     row_frames = np.split(tensors["row_frames"].numpy(), np.cumsum(counts.reshape(-1)))[:-1]
     handles = _stored(pool, tensors["frames"], _kinds(tree, row_frames, state_frames))
+    kinds = bytes(tensors["kinds"].tolist()).decode().split("\n")
     nodes, state = [tree.root], 0
     at = 0
     for number, entry in enumerate(tensors["nodes"].tolist()):
@@ -89,6 +93,7 @@ def fill(tree: PrefixTree, tensors: Mapping[str, Tensor]) -> None:
             nodes[parent].end + count,
             rows,
             state=handles[state_frames[state]] if has_state else None,
+            kind=kinds[number],
             priority=float(tensors["priorities"][number]),
             created=created,
             last_use=last_use,

@@ -22,6 +22,7 @@ from ..layout import Layout
 from ..sequence import CachedSequence
 from .lookup import Lookup, LookupCounts, PrefixStatistics
 from .node import EdgeRows, PrefixNode, Tokens, rows_of, split_rows
+from .odds import note, odds_of
 from .search import begin_with, find, num_pinned, steps_to, walk
 
 
@@ -132,6 +133,7 @@ class PrefixTree:
         self.counts.add(len(tokens), found)
         if node is not None:
             begin_with(self.layout, self.frames, twin, node, found.num_tokens)
+            note(node, used=True)
             node.uses += 1
             self._use(node)
         return found
@@ -151,6 +153,7 @@ class PrefixTree:
         *,
         checkpoint: bool = True,
         priority: float = 0.0,
+        kind: str = "",
     ) -> None:
         """Keep the tokens of a sequence as it stands: its rows, and its state behind them.
 
@@ -158,6 +161,7 @@ class PrefixTree:
             tokens: all that it has.
             checkpoint: False for rows alone, also in a model that does not go on from those.
             priority: for the eviction policy of this name; the highest of all offers counts.
+            kind: what it is kept for; that of the first offer counts.
 
         Raises:
             SequenceError: these are not as many tokens as it has, it has none, or begins with
@@ -178,6 +182,9 @@ class PrefixTree:
             node = self._split(node, at)
         if at < len(given):
             node = self._grow(node, given, sequence)
+            node.kind = kind
+        elif checkpoint and node.state is None:
+            node.kind = kind
         node.priority = max(node.priority, priority)
         if checkpoint:
             self._complete(node, sequence)
@@ -236,7 +243,8 @@ class PrefixTree:
         assert parent is not None and 0 < count < len(node.tokens)
         upper = self._new_node(node.tokens[:count].copy(), parent, at)
         upper.priority, upper.created, upper.uses = node.priority, node.created, node.uses
-        upper.last_use = node.last_use
+        upper.last_use, upper.floor, upper.moment = node.last_use, node.floor, node.moment
+        upper.kind = node.kind
         for number, lifetime in enumerate(self.layout.classes):
             upper.rows[number], lower, doubled = split_rows(
                 lifetime, node.rows[number], node.start, at, node.end
@@ -283,7 +291,8 @@ class PrefixTree:
     def _evict(self, num_frames: int) -> None:
         """Give up one edge or state; of an edge that serves at any length, not more of its end than
         makes so many frames free."""
-        node = self._queue.pop()
+        node = self._queue.pop(self._clock)
+        note(node, used=False)
         self.evicted += 1
         if not self.needs_checkpoints:
             cut = node.end - num_frames * self.layout.classes[0].tokens_per_frame
@@ -322,6 +331,7 @@ class PrefixTree:
         """A node was used just now."""
         self._clock += 1
         node.last_use = self._clock
+        node.floor, node.moment = self._queue.floor, self._queue.next_moment()
         self._rank(node)
 
     def _rank(self, node: PrefixNode) -> None:
@@ -331,9 +341,17 @@ class PrefixTree:
         self._queue.discard(node)
         if node.children and node.state is None:
             return
-        before = node.parent
-        while self.layout.state.num_frames and before.parent is not None and before.state is None:
-            before = before.parent
-        node.saved_seconds = self.seconds(before.end, node.end)
+        node.saved_seconds = self._saved_seconds(node)
+        node.odds = odds_of(node)
         num_frames = self.layout.state.num_frames if node.children else _num_held(node)
         self._queue.push(node, num_frames * self.layout.frame_bytes)
+
+    def _saved_seconds(self, node: PrefixNode) -> float:
+        """By a hit on a node, over one on those before it."""
+        before = node.parent
+        if self.layout.state.num_frames:
+            if node.state is None:
+                return 0.0
+            while before is not None and before.parent is not None and before.state is None:
+                before = before.parent
+        return self.seconds(0 if before is None else before.end, node.end)

@@ -39,6 +39,8 @@ def test_what_comes_back_is_what_was_kept(kind: str) -> None:
     assert other.pool.num_held == len(tensors["frames"]) == other.store._frames.num_evictable
     for text in made.texts:
         assert other.store.prefixes.find(text) == made.store.prefixes.find(text)
+    kinds = [sorted(node.kind for node in x.store.prefixes) for x in (made, other)]
+    assert kinds[0] == kinds[1] and {"even", "odd"} <= set(kinds[0])
     made.store.free(*made.store.seq_ids)
     before, after = made.store.prefixes.statistics(), other.store.prefixes.statistics()
     assert (after.kept_tokens, after.checkpoints) == (before.kept_tokens, before.checkpoints)
