@@ -12,9 +12,9 @@ sequences are never candidates.
                       (GreedyDual-Size, Cao and Irani 1997; Marconi, arXiv 2411.19379, weighs
                       operations per byte)
     learned           the logarithm of the odds that there will be a hit (`prefixes.odds`), times
-                      seconds per byte, and the moment of the last use. A lifetime, from there to
-                      the eviction of what was worth keeping, is `SPAN` moments long whatever the
-                      load, so value decays by exp(-SPAN) in it
+                      seconds per byte, plus the moment of the last use. Moments are counted in
+                      lifetimes, from the last use to the eviction of what was worth keeping, so
+                      that worth falls to 1 / e within one, whatever the load
 """
 
 from __future__ import annotations
@@ -70,7 +70,6 @@ POLICIES: dict[str, Callable[[Evictable, int], Score]] = {
 """Score of what holds `num_bytes` bytes."""
 
 
-SPAN = 2.0
 FORGETTING = 0.99
 """Weight of a lifetime after each further one."""
 
@@ -121,7 +120,7 @@ class EvictionQueue(Generic[Item]):
 
     def next_moment(self) -> float:
         """Something was used: the moment of that."""
-        self.moment += SPAN / max(1.0, self._lifetime)
+        self.moment += 1 / max(1.0, self._lifetime)
         return self.moment
 
     def pop(self, clock: int) -> Item:
