@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from ..errors import ConfigError
@@ -203,7 +204,7 @@ def _two_lines(name: str) -> str:
 
 def plot_savings(path: Path, rows: Sequence[dict[str, Any]], ours: tuple[str, str]) -> None:
     """Share of prompt tokens saved against states kept, a picture for each workload in the first
-    budget: every placement with the eviction that serves it best, and `ours`.
+    budget: `ours`, and every other placement with the eviction that serves it best.
 
     Args:
         rows: dicts with `workload`, `width`, `budget_share`, `placement`, `eviction`,
@@ -230,17 +231,20 @@ def plot_savings(path: Path, rows: Sequence[dict[str, Any]], ours: tuple[str, st
         here = [row for row in shown if row["workload"] == name]
         best: dict[str, dict[str, Any]] = {}
         for row in sorted(here, key=lambda row: row["saved_share"]):
-            best[row["placement"]] = row
+            if (row["placement"], row["eviction"]) == ours or row["placement"] != ours[0]:
+                best[row["placement"]] = row
+        middle = median(row["checkpoints"] for row in best.values())
         labels = []
         for placement, row in best.items():
-            is_ours = (placement, row["eviction"]) == ours
             place = row["checkpoints"], 100 * row["saved_share"]
-            axes.plot(*place, "o", color=OTHER_COLOUR if is_ours else COLOUR)
+            axes.plot(*place, "o", color=OTHER_COLOUR if placement == ours[0] else COLOUR)
+            left = row["checkpoints"] > middle  # of its point, so that it stays within the frame
             label = axes.annotate(
                 f"{placement}, {row['eviction']}",
                 place,
-                xytext=(5, 3),
+                xytext=(-5 if left else 5, 3),
                 textcoords="offset points",
+                ha="right" if left else "left",
                 fontsize=7,
             )
             labels.append(label)

@@ -9,12 +9,13 @@ Where several sequences computed the same tokens, the rows of the first one stay
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from ...errors import SequenceError
+from ...errors import ConfigError, SequenceError
 from ..eviction import EvictionQueue
 from ..frame_ledger import Handles
 from ..held_frames import HeldFrames
@@ -24,6 +25,7 @@ from .lookup import Lookup, LookupCounts, PrefixStatistics
 from .node import EdgeRows, PrefixNode, Tokens, rows_of, split_rows
 from .odds import note, odds_of
 from .search import begin_with, find, num_pinned, steps_to, walk
+from .worth import num_tokens_between, saved_seconds
 
 
 def _array(tokens: Sequence[int]) -> Tokens:
@@ -33,11 +35,6 @@ def _array(tokens: Sequence[int]) -> Tokens:
 def _num_held(node: PrefixNode) -> int:
     """References to frames that a node has."""
     return sum(map(len, node.holdings()))
-
-
-def num_tokens_between(begin: int, end: int) -> float:
-    """A second for every token."""
-    return float(end - begin)
 
 
 class PrefixTree:
@@ -164,6 +161,7 @@ class PrefixTree:
             kind: what it is kept for; that of the first offer counts.
 
         Raises:
+            ConfigError: a priority below 0, or none.
             SequenceError: these are not as many tokens as it has, it has none, or begins with
                 padding.
         """
@@ -173,6 +171,8 @@ class PrefixTree:
                 f"of them padding, and {len(tokens)} are offered; offer all tokens of a sequence "
                 "that has some, and no padding"
             )
+        if not 0 <= priority < math.inf:
+            raise ConfigError(f"priority={priority} must be a number of at least 0")
         given = _array(tokens)
         node, at = walk(self.root, given)
         if not (checkpoint or self.layout.classes):
@@ -341,17 +341,9 @@ class PrefixTree:
         self._queue.discard(node)
         if node.children and node.state is None:
             return
-        node.saved_seconds = self._saved_seconds(node)
+        node.saved_seconds = saved_seconds(
+            node, self.seconds, with_states=self.layout.state.num_frames > 0
+        )
         node.odds = odds_of(node)
         num_frames = self.layout.state.num_frames if node.children else _num_held(node)
         self._queue.push(node, num_frames * self.layout.frame_bytes)
-
-    def _saved_seconds(self, node: PrefixNode) -> float:
-        """By a hit on a node, over one on those before it."""
-        before = node.parent
-        if self.layout.state.num_frames:
-            if node.state is None:
-                return 0.0
-            while before is not None and before.parent is not None and before.state is None:
-                before = before.parent
-        return self.seconds(0 if before is None else before.end, node.end)
