@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .checkpoint.save import save_mla_model
     from .config import CompressionConfig
     from .conversion.convert import convert_model, convert_to_mla
+    from .engine.prefix_cache import PrefixCache
     from .errors import CacheShrinkError
     from .evaluation import (
         compare_outputs,
@@ -43,6 +44,7 @@ __all__ = [
     "HybridCache",
     "LatentCache",
     "MLATrainer",
+    "PrefixCache",
     "TrainingConfig",
     "__version__",
     "cache_bytes",
@@ -68,6 +70,7 @@ _HOMES = {
     "HybridCache": "caches",
     "LatentCache": "caches",
     "MLATrainer": "training",
+    "PrefixCache": "engine.prefix_cache",
     "TrainingConfig": "training",
     "cache_bytes": "caches",
     "compare_outputs": "evaluation",

@@ -72,8 +72,8 @@ def replaced(path: Path) -> Iterator[Path]:
             "another path"
         ) from error
     finally:
-        if not through:
-            draft.unlink(missing_ok=True)
+        if not through and draft.exists():
+            draft.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

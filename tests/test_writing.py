@@ -51,6 +51,13 @@ def test_full_disk(name: str, write, earlier: str | None, tmp_path: Path) -> Non
     assert path.stat().st_size > 64
 
 
+def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("earlier")
+    with pytest.raises(OutputError, match=r"file/a\.md cannot be written"):
+        write_text(tmp_path / "file" / "a.md", "text")
+    assert (tmp_path / "file").read_text() == "earlier"
+
+
 def test_program_prints_before_it_writes(tmp_path: Path, capsys) -> None:
     file = tmp_path / "memory.json"
     arguments = ["memory", str(model_path()), "--lengths", "4", "--json", str(file)]

@@ -9,6 +9,7 @@ first tensor that comes, grows with the batch and goes with the cache.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +21,6 @@ from transformers.cache_utils import LinearAttentionCacheLayerMixin
 from ..errors import NotSupportedError
 from ..families import model_spec
 from ..kernels.backend import REFUSING, Backend, check_backend
-from ..placement import input_device
 from ..pool.frame_pool import FramePool
 from ..pool.lifetime import FIRST, RECENT_HISTORY, RowSet
 from ..pool.memory import (
@@ -249,6 +249,33 @@ class HybridCache(LatentCache, PoolMemory):
             for states in states_of(layer):
                 states.update(dict(states))  # each to its new place
 
+    def fill(
+        self,
+        planned: PlannedLayout,
+        held: Mapping[RowSet, tuple[int, Tensor]],
+        num_slots: int,
+        origins: Sequence[int],
+        device: torch.device,
+    ) -> None:
+        """Begin with the rows of a batch that another cache stored.
+
+        Args:
+            planned: what is stored.
+            held: of each row set, as `BatchRows.held` gives them.
+            num_slots: of each sequence, padding included.
+            origins: first slot of each sequence that is not padding.
+            device: where all lies.
+        """
+        self.planned = planned
+        first = torch.empty(0, device=device)
+        self._lay_out(len(origins), num_slots, first)
+        for row_set, (begin, stored) in held.items():
+            self._make_room(len(stored), num_slots)
+            self._rows.restore(row_set, begin, stored)
+        self._set_origins(origins if held else ())
+        for layer in self._attention_layers:
+            layer.cumulative_length = num_slots
+
     def _batch_size(self) -> int:
         if self.store is not None and self._batch.ids:
             return len(self._batch.ids)
@@ -300,7 +327,7 @@ class HybridCache(LatentCache, PoolMemory):
         count = len(self._batch.ids)
         self._set_origins([0] * count if first is None else first.expand(count).tolist())
 
-    def _set_origins(self, origins: list[int]) -> None:
+    def _set_origins(self, origins: Sequence[int]) -> None:
         assert self.store is not None
         for seq_id, origin in zip(self._batch.ids, origins, strict=True):
             self.store.set_origin(seq_id, origin)
@@ -330,24 +357,3 @@ class HybridCache(LatentCache, PoolMemory):
         if self.records_past or self.store is None:
             return None
         return self._states.step(layer_idx, num_pending, self.state_backend)
-
-
-def make_cache(
-    model: PreTrainedModel, *, max_bytes: int | None = None, backend: Backend | None = None
-) -> HybridCache:
-    """An empty cache for `model`, converted or not: the one that `generate()` builds itself.
-
-    Args:
-        max_bytes: most bytes that the arena may take; None for no limit.
-        backend: of decoding, see `HybridCache`; None for the model's `kernel_backend`.
-
-    Raises:
-        KernelUnavailableError: `triton` or `cpu` cannot run on the model's device.
-        UnsupportedModelError: the model's config does not tell what it stores.
-    """
-    chosen: Any = backend or getattr(model, "kernel_backend", "auto")
-    decoding_backend(check_backend(chosen), input_device(model))
-    config = model.config.get_text_config(decoder=True)
-    made = HybridCache(config, max_bytes=max_bytes, backend=chosen)
-    made.plan_for(model)
-    return made

@@ -36,6 +36,7 @@ PROGRAMS = {
     "states": "perplexity and recall against bytes of recurrent state",
     "sweep": "perplexity against stored bytes over ratios, methods and codes",
     "allocator": "replay request traces over cache allocators",
+    "prefix": "serve requests that begin alike by strategies of prefix reuse",
     "throughput": "serve many requests with the engine, and one by one",
     "generate": "continue a prompt",
 }

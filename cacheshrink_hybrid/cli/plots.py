@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from ..errors import ConfigError
@@ -199,6 +200,61 @@ def _two_lines(name: str) -> str:
     if len(name) <= LABEL_CHARACTERS or not hyphen:
         return name.replace("-", "-\n", 1) if len(name) > LABEL_CHARACTERS else name
     return f"{first}-\n{rest}{name[LABEL_CHARACTERS:]}"
+
+
+def plot_savings(path: Path, rows: Sequence[dict[str, Any]], ours: tuple[str, str]) -> None:
+    """Share of prompt tokens saved against states kept, a picture for each workload in the first
+    budget: `ours`, and every other placement with the eviction that serves it best.
+
+    Args:
+        rows: dicts with `workload`, `width`, `budget_share`, `placement`, `eviction`,
+            `saved_share` and `checkpoints`; those of the first width are shown.
+        ours: placement and eviction that are marked.
+
+    Raises:
+        ConfigError: if matplotlib is not installed.
+    """
+    shown = [row for row in rows if row["width"] == rows[0]["width"]]
+    shown = [row for row in shown if row["budget_share"] == rows[0]["budget_share"]]
+    names = list(dict.fromkeys(row["workload"] for row in shown))
+    across = min(3, len(names))
+    figure, grid = _pyplot().subplots(
+        -(-len(names) // across),
+        across,
+        figsize=(4 * across, 3.4 * -(-len(names) // across)),
+        squeeze=False,
+        layout="constrained",
+    )
+    for axes in grid.flat[len(names) :]:
+        axes.set_axis_off()
+    for name, axes in zip(names, grid.flat, strict=False):
+        here = [row for row in shown if row["workload"] == name]
+        best: dict[str, dict[str, Any]] = {}
+        for row in sorted(here, key=lambda row: row["saved_share"]):
+            if (row["placement"], row["eviction"]) == ours or row["placement"] != ours[0]:
+                best[row["placement"]] = row
+        middle = median(row["checkpoints"] for row in best.values())
+        labels = []
+        for placement, row in best.items():
+            place = row["checkpoints"], 100 * row["saved_share"]
+            axes.plot(*place, "o", color=OTHER_COLOUR if placement == ours[0] else COLOUR)
+            left = row["checkpoints"] > middle  # of its point, so that it stays within the frame
+            label = axes.annotate(
+                f"{placement}, {row['eviction']}",
+                place,
+                xytext=(-5 if left else 5, 3),
+                textcoords="offset points",
+                ha="right" if left else "left",
+                fontsize=7,
+            )
+            labels.append(label)
+        axes.set_title(name, fontsize=10)
+        axes.set_xlabel("states kept, mean")
+        axes.set_ylabel("prompt tokens saved, %")
+        axes.margins(0.35, 0.15)
+        axes.grid(alpha=0.3)
+        spread_labels(axes, labels)
+    _save(figure, path)
 
 
 def plot_losses(path: Path, records: Sequence[dict[str, Any]], title: str) -> None:

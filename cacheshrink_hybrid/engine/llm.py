@@ -27,6 +27,7 @@ from ..pool.prefixes.placement import Placement, placement_of
 from .dispatcher import Dispatcher
 from .named_model import load_named
 from .outbox import Outbox
+from .prefix_files import load_prefixes
 from .prefix_reuse import PrefixReuse
 from .prompts import encode, encode_chat, single_prompt, split_prompts
 from .request import Request, RequestOutput
@@ -70,14 +71,16 @@ class LLM:
             the pool, which keeps it as long as no running request needs the room. The outputs are
             those of a prompt that is prefilled in other pieces. `statistics.prefixes` counts.
         prefix_eviction: which prefix goes first, see `pool.eviction`.
-        prefix_placement: where in prompts states are kept: a name such as `grid` or `block_512`, or
-            a `Placement` (`pool.prefixes.placement`).
+        prefix_placement: where in prompts states are kept: a name such as `learned` or
+            `block_512`, or a `Placement` (`pool.prefixes.placement`).
+        prefixes: directory that `PrefixCache.save` wrote, to begin with.
 
     Raises:
         ConfigError: a setting that makes no sense, or more memory than there is.
         CacheFullError: memory for less than one sequence; says how much is needed.
         NotSupportedError: the model keeps something that the pool cannot, or `cuda_graphs` asks
             for what it cannot have.
+        CheckpointError: `prefixes` are damaged, or of another model.
         KernelUnavailableError: `backend` is `triton` or `cpu`, which cannot run here, or leaves
             layers out.
     """
@@ -93,8 +96,9 @@ class LLM:
         backend: Backend | None = None,
         cuda_graphs: bool | None = None,
         prefix_cache: bool = True,
-        prefix_eviction: str = "seconds_per_byte",
-        prefix_placement: str | Placement = "grid",
+        prefix_eviction: str = "learned",
+        prefix_placement: str | Placement = "learned",
+        prefixes: str | Path | None = None,
     ) -> None:
         if max_batch < 1 or prefill_chunk < 1:
             raise ConfigError(
@@ -123,6 +127,10 @@ class LLM:
         self.max_length = getattr(self.runner.config, "max_position_embeddings", None)
         placement = placement_of(prefix_placement)
         reuses = prefix_cache and placement.keeps_rows
+        if prefixes is not None:
+            if not reuses:
+                raise ConfigError("prefixes=... needs a prefix cache; leave prefix_cache=True")
+            load_prefixes(prefixes, self.store, model)
         self._scheduler = Scheduler(
             self.runner,
             max_batch=max_batch,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..model.attached_plan import is_converted, plan_of
 from ..precision import as_integers
 
 SAMPLES = 8
@@ -70,19 +74,41 @@ class ModelStamp:
         self._values = self._sampled()
 
     def _parts(self) -> tuple[list[Tensor], list[str]]:
-        tensors: list[Tensor] = []
-        switches = []
-        for module in self.model.modules():
-            own = vars(module)
-            switches += [repr(own[name]) for name in SWITCHES if name in own]
-            tensors += [x for x in module._parameters.values() if x is not None]
-            passing = module._non_persistent_buffers_set
-            buffers = module._buffers.items()
-            tensors += [x for name, x in buffers if x is not None and name not in passing]
-        return tensors, switches
+        return _kept_tensors(self.model), _switches(self.model, SWITCHES)
 
     def _sampled(self) -> list[Tensor]:
         return [torch.cat(views) for views in self._samples.values()]
+
+
+def model_digest(model: nn.Module) -> str:
+    """SHA-256 of all that a model computes with: weights, kept buffers, plan and switches."""
+    digest = hashlib.sha256(repr(_switches(model, SWITCHES[1:])).encode())
+    if is_converted(model):
+        plan = plan_of(model)
+        layers = [*map(asdict, plan.latents), *map(asdict, plan.states)]
+        digest.update(json.dumps(layers, sort_keys=True, default=str).encode())
+    for tensor in _kept_tensors(model):
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)};".encode())
+        data = as_integers(tensor.detach().cpu().contiguous())
+        digest.update(data.reshape(-1).numpy().data)
+    return digest.hexdigest()
+
+
+def _kept_tensors(model: nn.Module) -> list[Tensor]:
+    """Parameters and buffers of all modules, without buffers that are worked out anew."""
+    tensors: list[Tensor] = []
+    for module in model.modules():
+        tensors += [x for x in module._parameters.values() if x is not None]
+        passing = module._non_persistent_buffers_set
+        buffers = module._buffers.items()
+        tensors += [x for name, x in buffers if x is not None and name not in passing]
+    return tensors
+
+
+def _switches(model: nn.Module, names: tuple[str, ...]) -> list[str]:
+    """Attributes of these names of all modules that have them."""
+    own = (vars(module) for module in model.modules())
+    return [repr(values[name]) for values in own for name in names if name in values]
 
 
 def _places(tensors: list[Tensor]) -> list[tuple[int, int]]:

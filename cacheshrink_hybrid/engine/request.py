@@ -79,8 +79,7 @@ class Request:
         num_computed: tokens whose rows and states are in the pool.
         num_read: generated tokens that the caller has had in outputs.
         error: what ended it, if it ended by itself with no output.
-        checkpoints: positions at which its sequence is to be kept; None before it was looked up.
-        num_kept: tokens up to the last position at which it was.
+        checkpoints, num_kept: see `pool.prefixes.keeper.Prompted`.
         generation: of the model's weights that computes it, see `PrefixReuse`.
     """
 
@@ -98,7 +97,7 @@ class Request:
     preemptions: int = 0
     finish_reason: str | None = None
     error: Exception | None = None
-    checkpoints: list[int] | None = None
+    checkpoints: dict[int, str] | None = None
     num_kept: int = 0
     generation: int = 0
 

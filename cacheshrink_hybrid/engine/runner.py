@@ -19,6 +19,7 @@ from ..pool.frame_pool import FramePool
 from ..pool.lifetime import TOKENS
 from ..pool.memory import decoding_backend
 from ..pool.store import SequenceStore
+from ..states.mixers.installation import take_over_layers
 from .batch_cache import BatchCache
 from .coverage import kernel_coverage
 from .decode_steps import DecodeSteps
@@ -58,7 +59,7 @@ class Runner:
         backend: Backend = "auto",
         max_batch: int = 256,
         cuda_graphs: bool | None = None,
-        eviction: str = "seconds_per_byte",
+        eviction: str = "learned",
     ) -> None:
         if is_of_peft(model):
             raise UnsupportedModelError(
@@ -81,6 +82,8 @@ class Runner:
         pool = FramePool(frames, layout.frame_bytes, device=self.device)
         self.store = SequenceStore(layout, pool, policy=eviction)
         self.cache = BatchCache(self.config, planned, self.store, self.coverage, backend)
+        # The first pass of all may go on from a prefix that was loaded.
+        take_over_layers(model, self.cache)
         slots = [x.tokens_per_frame for x in layout.classes if x.kind == TOKENS]
         self.max_tokens = frames * max(slots, default=1)
         positions = getattr(self.config, "max_position_embeddings", None)

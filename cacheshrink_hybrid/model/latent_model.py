@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from torch import nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from ..cache_argument import CACHE_ARGUMENTS
@@ -12,7 +11,7 @@ from ..errors import NotSupportedError, UnsupportedModelError
 from ..families import model_spec, read_attention
 from ..kernels.backend import Backend, check_backend
 from ..plan import CompressionPlan
-from ..states.mixers.mixer import RecurrentMixer
+from ..states.mixers.installation import take_over_layers
 from .adapters import AdapterSettings
 from .attached_plan import PLAN_ATTRIBUTE, plan_of
 from .call_checks import check_calls
@@ -85,8 +84,7 @@ class LatentModel(Derived, PreTrainedModel):
                     model_kwargs[name].activate_past_recording()
             if isinstance(model_kwargs.get(name), Cache):
                 # Before anybody asks the cache whether it can be compiled or cropped.
-                for mixer in _mixers(self):
-                    mixer.take_over(model_kwargs[name])
+                take_over_layers(self, model_kwargs[name])
         return result
 
     def init_continuous_batching(self, *args, **kwargs):
@@ -126,7 +124,3 @@ def source_class_of(model: PreTrainedModel) -> type[PreTrainedModel]:
     """The class that a converted model had before."""
     assert isinstance(model, LatentModel)
     return model.made_of[1]
-
-
-def _mixers(model: nn.Module) -> list[RecurrentMixer]:
-    return [module for module in model.modules() if isinstance(module, RecurrentMixer)]

@@ -229,16 +229,17 @@ class SequenceStore:
         *,
         checkpoint: bool = True,
         priority: float = 0.0,
+        kind: str = "",
     ) -> None:
         """Keep a sequence as it stands for others that will begin alike. Copies nothing; what the
         sequence goes on to write is.
 
         Args:
             tokens: all that are committed.
-            checkpoint, priority: see `PrefixTree.offer`.
+            checkpoint, priority, kind: see `PrefixTree.offer`.
         """
         sequence = self._roster.ready(seq_id)
-        self.prefixes.offer(tokens, sequence, checkpoint=checkpoint, priority=priority)
+        self.prefixes.offer(tokens, sequence, checkpoint=checkpoint, priority=priority, kind=kind)
 
     def resume_prefix(self, seq_id: Hashable, tokens: Sequence[int]) -> Lookup:
         """Let an empty sequence begin with what is kept of the tokens that it is to take, of which
@@ -277,16 +278,6 @@ class SequenceStore:
         self._frames.retain(sequence.state)
         sequence.checkpoints[position] = sequence.state
 
-    def drop_checkpoint(self, seq_id: Hashable, position: int) -> None:
-        """Forget a kept state."""
-        sequence = self._roster.known(seq_id)
-        if position not in sequence.checkpoints:
-            raise SequenceError(
-                f"sequence {seq_id!r} keeps no state at {position}; it does at "
-                f"{sorted(sequence.checkpoints)}"
-            )
-        self._frames.release(sequence.checkpoints.pop(position))
-
     def can_resume(self, seq_id: Hashable, position: int) -> bool:
         """Whether the token at `position` could come next, after removing those from there on."""
         sequence = self._roster.known(seq_id)
@@ -295,16 +286,6 @@ class SequenceStore:
         except (NotSupportedError, SequenceError):
             return False
         return True
-
-    def resume_point(self, seq_id: Hashable, position: int) -> int:
-        """The furthest position up to `position` at which the sequence, or a copy of its prefix,
-        can go on; 0 if it has to start again."""
-        sequence = self._roster.known(seq_id)
-        places = [min(position, sequence.num_tokens)]
-        if self.layout.state.num_frames:
-            kept = (*sequence.checkpoints, sequence.num_tokens)
-            places = sorted((p for p in kept if p <= position), reverse=True)
-        return next((place for place in places if self.can_resume(seq_id, place)), 0)
 
     def remove(self, seq_id: Hashable, begin: int) -> None:
         """Forget the tokens from `begin` on: go back to an earlier state of the sequence.

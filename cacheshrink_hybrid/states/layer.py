@@ -146,6 +146,17 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin, Derived):
         if not self.num_pending:
             self.is_recurrent_states_initialized[0] = True
 
+    def resume(self, codes: Tensor, ring: Sequence[Tensor], num_tokens: int) -> None:
+        """Go on behind `num_tokens` tokens from what another layer stored of them. Their columns
+        are here already."""
+        if num_tokens >= self.layout.replay_length:
+            self.recurrent_states[0] = codes
+            self.is_recurrent_states_initialized[0] = True
+        for extra, inputs in enumerate(ring, start=1):
+            self.recurrent_states[extra] = inputs
+            self.is_recurrent_states_initialized[extra] = True
+        self._count_ring(len(ring), num_tokens % self.layout.replay_length)
+
     def have_codes(self) -> None:
         """Where the ring has not been full yet, have codes of a state of zeros behind it: kernels
         always read some."""
@@ -197,12 +208,16 @@ class StateCacheMixin(LinearAttentionCacheLayerMixin, Derived):
                 ring = self.recurrent_states[1 + i]  # maybe copied to where it is kept
                 self.is_recurrent_states_initialized[1 + i] = True
             ring[:, known:left] = flat[:, flat.shape[1] - left + known :]
-        self.number_of_states = 1 + len(inputs)
+        self._count_ring(len(inputs), left)
+
+    def _count_ring(self, num_inputs: int, num_pending: int) -> None:
+        """Say that there is a ring of so many kinds of inputs, of so many tokens."""
+        self.number_of_states = 1 + num_inputs
         for extra in range(1, self.number_of_states):
             self.conv_states[extra] = None
             self.is_conv_states_initialized[extra] = False
             self.has_previous_state[extra] = False
-        self.num_pending = left
+        self.num_pending = num_pending
 
     def _commit_if_left(self) -> None:
         """Recording was switched off without a last crop: what is recorded stays."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from . import peers, quality, speed
+from . import peers, prefixes, quality, speed
 
 OUTPUT = "out/figures"
 RESULTS = "eval/results"
@@ -67,6 +67,7 @@ _TRACES = "agentic_burst chat churn mixed_long uniform_short " + " ".join(
         "sharegpt_lengths.json",
     )
 )
+_PREFIX = "cacheshrink-hybrid prefix --requests 400"
 _CACHESHRINK = f"python -m scripts.compare_cacheshrink {_LLAMAS} --text {_STORIES} --threads 1"
 
 _REAL = f"{OUTPUT}/SmolLM2-135M-Instruct"
@@ -327,6 +328,25 @@ STUDIES = (
         ),
         results=("allocator_churn.json",),
         shown=speed.allocators,
+    ),
+    Study(
+        name="prefix reuse",
+        commands=(
+            f"{_PREFIX} --placements align_528 block_512 dp_3 branch grid learned "
+            f"--json {RESULTS}/prefix.json --plot {RESULTS}/prefix.png",
+        ),
+        results=("prefix.json",),
+        shown=prefixes.strategies,
+    ),
+    Study(
+        name="narrower states",
+        commands=(
+            f"{_PREFIX} --workloads system_prompts mixed --placements learned "
+            '--evictions learned --widths "fp32 states" "bf16 states" "int8 states" '
+            f'"4x, int8 states" --json {RESULTS}/prefix_widths.json',
+        ),
+        results=("prefix_widths.json",),
+        shown=prefixes.widths,
     ),
     Study(
         name="engine",

@@ -23,6 +23,7 @@ EVAL = (
     "allocator",
     "memory",
     "perplexity",
+    "prefix",
     "recall",
     "retrieval",
     "states",
@@ -64,7 +65,7 @@ def ended(*command: str) -> tuple[int, list[str], str]:
 )
 @pytest.mark.parametrize("module", MODULES)
 def test_nothing_heavy_is_imported_to_talk(module: str, arguments: list[str], status: int) -> None:
-    if module in ("eval.allocator", "eval.throughput") and not arguments:
+    if module in ("eval.allocator", "eval.prefix", "eval.throughput") and not arguments:
         pytest.skip("needs no argument, and would run")
     found, heavy, out = ended(module, *arguments)
     assert (found, heavy) == (status, [])

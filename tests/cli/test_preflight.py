@@ -255,6 +255,10 @@ REFUSED = {
         ["--points 4:x", "--points 2:int8:a", "--drift 9"],
     ),
     "allocator": (["--traces", "none", "--requests", "0"], ["--traces: ", "--requests: "]),
+    "prefix": (
+        ["--trace", "none", "--placements", "best", "--budgets", "0", "--json", "empty"],
+        ["--trace: ", "--budgets: ", "--json: ", "--placements best: "],
+    ),
     "throughput": (["NONE", "--trace", "none"], ["MODEL: ", "--trace: "]),
     "generate": (["NONE", "--prompt", "a", "--temperature", "-1"], ["MODEL: ", "--temperature: "]),
     "demo": (["--output", "file", "--ratios", "0.5"], ["--output: ", "--ratios: "]),

@@ -325,7 +325,10 @@ def test_nothing_is_kept_without_a_cache() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"prefix_placement": "best"}, "choose one of grid, branch, last, sqrt, .*, block_N, "),
+        (
+            {"prefix_placement": "best"},
+            "choose one of learned, grid, .*, block_N, ",
+        ),
         ({"prefix_eviction": "random"}, "choose one of lru"),
     ],
 )

@@ -223,7 +223,8 @@ class Shadowed:
         twin = self.twins[seq_id]
         if twin.tokens:
             priority = float(self.random.integers(4))
-            self.store.offer_prefix(seq_id, twin.tokens, priority=priority)
+            kind = "even" if seq_id % 2 == 0 else "odd"
+            self.store.offer_prefix(seq_id, twin.tokens, priority=priority, kind=kind)
             numbers = range(len(self.layout.classes))
             first = tuple(self.store.first_position(seq_id, number) for number in numbers)
             self.offers.append(Offer(tuple(twin.tokens), first))

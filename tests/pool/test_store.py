@@ -190,11 +190,6 @@ def test_going_back_to_a_checkpoint() -> None:
     made.check()
     made.append([seq_id], [2])
     made.check()
-    made.store.drop_checkpoint(seq_id, 5)
-    made.twins[seq_id].checkpoints.clear()
-    made.check()
-    with pytest.raises(SequenceError, match="keeps no state at 5"):
-        made.store.drop_checkpoint(seq_id, 5)
 
 
 def test_rejected_tokens_cannot_be_taken_out_of_a_state() -> None:

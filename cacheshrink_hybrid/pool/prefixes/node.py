@@ -53,7 +53,10 @@ class PrefixNode:
         rows: per lifetime class.
         state: frames of the recurrent state after `end` tokens; None if there is none.
         parent, children: nodes before and behind; these by the first token of their edges.
-        priority, created, last_use, uses, saved_seconds: what eviction policies look at.
+        kind: what it was kept for, see `keeper`.
+        priority, created, last_use, uses, saved_seconds, odds, floor: what eviction
+            policies look at.
+        outcomes: what became of nodes behind it, see `odds`.
         lost_state: it had a state, which was evicted.
         lost_children: first tokens of edges behind that were evicted.
     """
@@ -64,11 +67,16 @@ class PrefixNode:
     state: Handles | None = None
     parent: PrefixNode | None = None
     children: dict[int, PrefixNode] = field(default_factory=dict)
+    kind: str = ""
     priority: float = 0.0
     created: int = 0
     last_use: int = 0
     uses: int = 0
     saved_seconds: float = 0.0
+    odds: float = 0.5
+    floor: float = 0.0
+    moment: float = 0.0
+    outcomes: dict[tuple[str, int], list[float]] = field(default_factory=dict)
     lost_state: bool = False
     lost_children: set[int] = field(default_factory=set)
 

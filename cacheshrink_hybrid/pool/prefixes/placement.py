@@ -16,6 +16,7 @@ from functools import partial
 
 from ...errors import ConfigError
 from ..layout import Layout
+from .ends import EndPlan
 from .overlaps import OverlapPlan
 
 Positions = Callable[[int], list[int]]
@@ -30,7 +31,7 @@ class Placement:
         name: in tables.
         positions: those known beforehand; None for none.
         observe: is told how many tokens of each prompt were found, wherever they can be gone on
-            from; None for nothing.
+            from, and how many it has; None for nothing.
         at_pieces: also where the prefill ends a piece.
         least_distance: tokens from there to the checkpoint before; None for `grid_distance`.
         at_branches: also where a prompt goes on otherwise than those that are kept.
@@ -40,7 +41,7 @@ class Placement:
 
     name: str
     positions: Positions | None = None
-    observe: Callable[[int], None] | None = None
+    observe: Callable[[int, int], None] | None = None
     at_pieces: bool = False
     least_distance: int | None = None
     at_branches: bool = False
@@ -65,6 +66,11 @@ def balanced(count: int, num_tokens: int, *, granularity: int = 1) -> list[int]:
     return rounded_down((place for place in places if place <= num_tokens), granularity)
 
 
+def aligned_end(size: int, num_tokens: int, *, granularity: int = 1) -> list[int]:
+    """The last multiple of `size`."""
+    return rounded_down([num_tokens // size * size], granularity)
+
+
 def square_root(num_tokens: int, *, granularity: int = 1) -> list[int]:
     """As many positions as tokens between two of them."""
     return block(max(1, math.isqrt(num_tokens)), num_tokens, granularity=granularity)
@@ -78,10 +84,27 @@ def powers_of_two(first: int, num_tokens: int, *, granularity: int = 1) -> list[
 
 def _planned(name: str, count: int, **settings: float | None) -> Placement:
     plan = OverlapPlan(count, **settings)  # type: ignore[arg-type]
-    return Placement(name=name, positions=plan.positions, observe=plan.observe)
+
+    def observe(num_matched: int, num_tokens: int) -> None:
+        plan.observe(num_matched)
+
+    return Placement(name=name, positions=plan.positions, observe=observe)
+
+
+def _learned(name: str) -> Placement:
+    plan = EndPlan()
+    return Placement(
+        name=name,
+        positions=plan.positions,
+        observe=plan.observe,
+        at_pieces=True,
+        at_branches=True,
+        at_ends=True,
+    )
 
 
 NAMED: dict[str, Callable[[str], Placement]] = {
+    "learned": _learned,
     "grid": lambda name: Placement(name=name, at_pieces=True, at_branches=True, at_ends=True),
     "branch": lambda name: Placement(name=name, at_branches=True, at_ends=True),
     "last": lambda name: Placement(name=name, at_ends=True),
@@ -89,18 +112,21 @@ NAMED: dict[str, Callable[[str], Placement]] = {
     "kv_only": lambda name: Placement(name=name),
     "no_cache": lambda name: Placement(name=name, keeps_rows=False),
 }
-"""`grid` is where the prefill ends a piece anyway and no checkpoint is near, and `branch`; that is
-where prompts were seen to part, and `last`; that is where prompts and requests end. `kv_only` keeps
-rows, so that recurrent layers start again."""
+"""`learned` is before the end that prompts usually have of their own (`ends`), and `grid`; that is
+where the prefill ends a piece anyway and no checkpoint is near, and `branch`; that is where prompts
+were seen to part, and `last`; that is where prompts and requests end. `kv_only` keeps rows, so that
+recurrent layers start again."""
 NUMBERED: dict[str, Callable[[str, int], Placement]] = {
     "block": lambda name, size: Placement(name=name, positions=partial(block, size)),
+    "align": lambda name, size: Placement(name=name, positions=partial(aligned_end, size)),
     "balanced": lambda name, count: Placement(name=name, positions=partial(balanced, count)),
     "log": lambda name, first: Placement(name=name, positions=partial(powers_of_two, first)),
     "dp": partial(_planned, decay=0.99, replan_every=10),
     "dp_periodic": partial(_planned, replan_every=100),
     "dp_frozen": partial(_planned, replan_every=None),
 }
-"""With a number behind the name: `block_512` every 512 tokens, `balanced_3` at 3 positions,
+"""With a number behind the name: `block_512` every 512 tokens, `align_512` at the last multiple of
+512, `balanced_3` at 3 positions,
 `log_1024` powers of two from 1024 on, `dp_3` at the 3 positions that are best for how far prompts
 were found lately (`overlaps`), planned often, seldom or once."""
 

@@ -9,12 +9,13 @@ Where several sequences computed the same tokens, the rows of the first one stay
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from ...errors import SequenceError
+from ...errors import ConfigError, SequenceError
 from ..eviction import EvictionQueue
 from ..frame_ledger import Handles
 from ..held_frames import HeldFrames
@@ -22,7 +23,9 @@ from ..layout import Layout
 from ..sequence import CachedSequence
 from .lookup import Lookup, LookupCounts, PrefixStatistics
 from .node import EdgeRows, PrefixNode, Tokens, rows_of, split_rows
+from .odds import note, odds_of
 from .search import begin_with, find, num_pinned, steps_to, walk
+from .worth import num_tokens_between, saved_seconds
 
 
 def _array(tokens: Sequence[int]) -> Tokens:
@@ -32,11 +35,6 @@ def _array(tokens: Sequence[int]) -> Tokens:
 def _num_held(node: PrefixNode) -> int:
     """References to frames that a node has."""
     return sum(map(len, node.holdings()))
-
-
-def num_tokens_between(begin: int, end: int) -> float:
-    """A second for every token."""
-    return float(end - begin)
 
 
 class PrefixTree:
@@ -52,6 +50,7 @@ class PrefixTree:
         counts: of look-ups.
         num_tokens, num_checkpoints: on all edges, and nodes with a recurrent state.
         evicted: edges and states given up so far.
+        root: of no tokens.
     """
 
     def __init__(self, layout: Layout, frames: HeldFrames, policy: str = "lru") -> None:
@@ -62,10 +61,10 @@ class PrefixTree:
         self.counts = LookupCounts()
         self._queue: EvictionQueue[PrefixNode] = EvictionQueue(policy)
         self._clock = 0
-        self._root = self._new_node(np.empty(0, dtype=np.int64), None, 0)
+        self.root = self._new_node(np.empty(0, dtype=np.int64), None, 0)
 
     def __getstate__(self) -> dict[str, Any]:
-        nodes = [self._root, *self]
+        nodes = [self.root, *self]
         numbers = {node: number for number, node in enumerate(nodes)}
         parents = [0 if node.parent is None else numbers[node.parent] for node in nodes]
         return {**vars(self), "_nodes": nodes, "_parents": parents}
@@ -81,7 +80,7 @@ class PrefixTree:
 
     def __iter__(self) -> Iterator[PrefixNode]:
         """All nodes but the root, each before those behind it."""
-        waiting = list(self._root.children.values())
+        waiting = list(self.root.children.values())
         while waiting:
             node = waiting.pop()
             yield node
@@ -114,7 +113,7 @@ class PrefixTree:
     def find(self, tokens: Sequence[int]) -> Lookup:
         """How many of a prompt's tokens a new sequence need not compute: those before the deepest
         position, at least one token before the last, from which all layers can go on."""
-        return find(self.layout, self._root, _array(tokens))[0]
+        return find(self.layout, self.root, _array(tokens))[0]
 
     def resume(self, tokens: Sequence[int], twin: CachedSequence) -> Lookup:
         """Let the empty sequence `twin` begin with what is found of a prompt. Copies nothing.
@@ -127,10 +126,11 @@ class PrefixTree:
                 f"sequence {twin.seq_id!r} has {twin.num_tokens} tokens and is to take "
                 f"{len(tokens)}; resume an empty one, with at least one token to take"
             )
-        found, node = find(self.layout, self._root, _array(tokens))
+        found, node = find(self.layout, self.root, _array(tokens))
         self.counts.add(len(tokens), found)
         if node is not None:
             begin_with(self.layout, self.frames, twin, node, found.num_tokens)
+            note(node, used=True)
             node.uses += 1
             self._use(node)
         return found
@@ -138,7 +138,7 @@ class PrefixTree:
     def num_pinned(self, tokens: Sequence[int]) -> int:
         """Frames of what would be found of a prompt that sequences hold in any case, so that one
         more takes nothing from anybody."""
-        found, node = find(self.layout, self._root, _array(tokens))
+        found, node = find(self.layout, self.root, _array(tokens))
         return 0 if node is None else num_pinned(self.layout, self.frames, node, found.num_tokens)
 
     # Keeping
@@ -150,6 +150,7 @@ class PrefixTree:
         *,
         checkpoint: bool = True,
         priority: float = 0.0,
+        kind: str = "",
     ) -> None:
         """Keep the tokens of a sequence as it stands: its rows, and its state behind them.
 
@@ -157,8 +158,10 @@ class PrefixTree:
             tokens: all that it has.
             checkpoint: False for rows alone, also in a model that does not go on from those.
             priority: for the eviction policy of this name; the highest of all offers counts.
+            kind: what it is kept for; that of the first offer counts.
 
         Raises:
+            ConfigError: a priority below 0, or none.
             SequenceError: these are not as many tokens as it has, it has none, or begins with
                 padding.
         """
@@ -168,8 +171,10 @@ class PrefixTree:
                 f"of them padding, and {len(tokens)} are offered; offer all tokens of a sequence "
                 "that has some, and no padding"
             )
+        if not 0 <= priority < math.inf:
+            raise ConfigError(f"priority={priority} must be a number of at least 0")
         given = _array(tokens)
-        node, at = walk(self._root, given)
+        node, at = walk(self.root, given)
         if not (checkpoint or self.layout.classes):
             return  # there is nothing to keep
         checkpoint = checkpoint and self.needs_checkpoints
@@ -177,10 +182,24 @@ class PrefixTree:
             node = self._split(node, at)
         if at < len(given):
             node = self._grow(node, given, sequence)
+            node.kind = kind
+        elif checkpoint and node.state is None:
+            node.kind = kind
         node.priority = max(node.priority, priority)
         if checkpoint:
             self._complete(node, sequence)
         self._use(node)
+
+    def adopt(self, node: PrefixNode, parent: PrefixNode) -> None:
+        """Hang a leaf, as it is, behind a node; its frames get one more reference."""
+        for handles in node.holdings():
+            self._retain(handles)
+        node.parent, parent.children[int(node.tokens[0])] = parent, node
+        self.num_tokens += len(node.tokens)
+        self.num_checkpoints += node.state is not None
+        self._clock = max(self._clock, node.last_use)
+        self._rank(parent)
+        self._rank(node)
 
     def _grow(self, parent: PrefixNode, tokens: Tokens, sequence: CachedSequence) -> PrefixNode:
         """A leaf behind `parent`, with the rows of the tokens that follow there."""
@@ -224,7 +243,8 @@ class PrefixTree:
         assert parent is not None and 0 < count < len(node.tokens)
         upper = self._new_node(node.tokens[:count].copy(), parent, at)
         upper.priority, upper.created, upper.uses = node.priority, node.created, node.uses
-        upper.last_use = node.last_use
+        upper.last_use, upper.floor, upper.moment = node.last_use, node.floor, node.moment
+        upper.kind = node.kind
         for number, lifetime in enumerate(self.layout.classes):
             upper.rows[number], lower, doubled = split_rows(
                 lifetime, node.rows[number], node.start, at, node.end
@@ -264,14 +284,15 @@ class PrefixTree:
             self._queue.discard(node)
             for handles in node.holdings():
                 self._release(handles)
-        self._root.children.clear()
-        self._root.lost_children.clear()
+        self.root.children.clear()
+        self.root.lost_children.clear()
         self.num_tokens = self.num_checkpoints = 0
 
     def _evict(self, num_frames: int) -> None:
         """Give up one edge or state; of an edge that serves at any length, not more of its end than
         makes so many frames free."""
-        node = self._queue.pop()
+        node = self._queue.pop(self._clock)
+        note(node, used=False)
         self.evicted += 1
         if not self.needs_checkpoints:
             cut = node.end - num_frames * self.layout.classes[0].tokens_per_frame
@@ -310,6 +331,7 @@ class PrefixTree:
         """A node was used just now."""
         self._clock += 1
         node.last_use = self._clock
+        node.floor, node.moment = self._queue.floor, self._queue.next_moment()
         self._rank(node)
 
     def _rank(self, node: PrefixNode) -> None:
@@ -319,9 +341,9 @@ class PrefixTree:
         self._queue.discard(node)
         if node.children and node.state is None:
             return
-        before = node.parent
-        while self.layout.state.num_frames and before.parent is not None and before.state is None:
-            before = before.parent
-        node.saved_seconds = self.seconds(before.end, node.end)
+        node.saved_seconds = saved_seconds(
+            node, self.seconds, with_states=self.layout.state.num_frames > 0
+        )
+        node.odds = odds_of(node)
         num_frames = self.layout.state.num_frames if node.children else _num_held(node)
         self._queue.push(node, num_frames * self.layout.frame_bytes)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import Cache
 
 from ...derived_class import derived_class
 from ...spec import StateSpec
@@ -30,6 +31,15 @@ def install_mixer(
     module.form = spec.form
     module.compress_state(plan, read, keep_source=keep_source)
     return module
+
+
+def take_over_layers(model: nn.Module, cache: Cache) -> None:
+    """Make the layers of a cache those of the model's compressed mixers, before any pass."""
+    for module in model.modules():
+        if not isinstance(module, RecurrentMixer) or module.state_plan is None:
+            continue
+        if not module.compression_disabled:
+            module.take_over(cache)
 
 
 MIXER_ATTRIBUTES = (

@@ -52,6 +52,8 @@ def test_places_at_multiples_of_64(strategy, num_tokens, places) -> None:
         ("balanced_9", 5, [1, 2, 3, 4, 5]),
         ("sqrt", 10, [3, 6, 9]),
         ("log_3", 16, [4, 8, 16]),
+        ("align_30", 100, [90]),
+        ("learned", 100, []),
         ("dp_3", 100, [25, 50, 75]),
         ("dp_frozen_1", 9, [4]),
     ],
@@ -70,7 +72,7 @@ def test_every_name_makes_one_of_its_own() -> None:
     first, second = placement_of("dp_2"), placement_of("dp_2")
     assert first.observe is not None and second.positions is not None
     for _ in range(10):
-        first.observe(640)
+        first.observe(640, 700)
     assert second.positions(1000) == [333, 666]
     mine = Placement(name="mine")
     assert placement_of(mine) is mine
@@ -78,7 +80,7 @@ def test_every_name_makes_one_of_its_own() -> None:
 
 @pytest.mark.parametrize("name", ["", "block", "block_", "block_0", "block_-3", "grid_5", "best"])
 def test_unknown_names(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"choose one of grid, .* dp_frozen_N \(N a number"):
+    with pytest.raises(ConfigError, match=r"one of learned, grid, .* dp_frozen_N \(N a number"):
         placement_of(name)
 
 

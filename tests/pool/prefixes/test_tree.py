@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from cacheshrink_hybrid.errors import ConfigError
 from cacheshrink_hybrid.pool.frame_pool import FramePool
 from cacheshrink_hybrid.pool.layout import Layout
 from cacheshrink_hybrid.pool.prefixes.lookup import (
@@ -195,6 +196,18 @@ def test_what_others_hold_in_any_case() -> None:
     assert store.prefixes.num_pinned([5, 6]) == 0
     store.free("running")
     assert store.prefixes.num_pinned([*text[:20], 92, 93]) == 0
+
+
+@pytest.mark.parametrize("priority", [-1, float("nan"), float("inf")])
+def test_priorities_that_order_nothing(priority: float) -> None:
+    store = store_of(ATTENTION)
+    store.create("offered")
+    store.reserve(["offered"], 3)
+    store.commit(["offered"])
+    with pytest.raises(ConfigError, match="must be a number of at least 0"):
+        store.offer_prefix("offered", [1, 2, 3], priority=priority)
+    assert not list(store.prefixes)
+    store.check_integrity()
 
 
 def test_look_ups_are_counted() -> None:

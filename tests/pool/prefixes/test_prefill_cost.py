@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cacheshrink_hybrid.engine.prefill_cost import PrefillCost
+from cacheshrink_hybrid.pool.prefixes.prefill_cost import PrefillCost
 
 
 def test_a_second_per_token_before_anything_is_known() -> None:

@@ -1,0 +1,161 @@
+"""The program `prefix`: strategies of prefix reuse on the same requests and bytes."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from ..demo import model_path
+from ..engine import LLM
+from ..evaluation.allocation.allocator import Sizes
+from ..evaluation.prefixes.simulator import distinct_tokens, simulate
+from ..evaluation.prefixes.workloads import PromptRequest, read_workload, synthetic_workload
+from ..evaluation.reference_models import REFERENCE_MODELS
+from ..pool.prefixes.prefill_cost import PrefillCost
+from ..text_tables import format_table
+from .parsers.prefix import WIDTHS
+from .plots import plot_savings, short_name
+from .report import write_json
+
+OURS = ("learned", "learned")
+OWN_PLACEMENTS, OWN_EVICTIONS = ("grid", "learned"), ("learned",)
+MEASURED_TOKENS, PIECE_TOKENS = 2048, 256
+CACHE_MEMORY = "256MiB"
+
+Row = dict[str, Any]
+
+
+def run(given: argparse.Namespace) -> int:
+    measured = given.measure or str(model_path())
+    print(f"measuring the prefill of {measured}", flush=True)
+    cost = measured_cost(measured)
+    rows = list(_rows(given, cost))
+    for width in dict.fromkeys(row["width"] for row in rows):
+        _print([row for row in rows if row["width"] == width], width)
+    if given.json is not None:
+        about = {"program": "prefix", "model": given.model, "requests": given.requests}
+        about |= {"seed": given.seed, "measured": short_name(measured)}
+        about |= {f"seconds of {n} tokens": cost.seconds(0, n) for n in (1000, 10000)}
+        write_json(given.json, {**about, "rows": rows})
+        print(f"rows: {given.json}")
+    if given.plot is not None:
+        plot_savings(given.plot, rows, OURS)
+        print(f"plot: {given.plot}")
+    return 0
+
+
+def measured_cost(model: str) -> PrefillCost:
+    """What pieces of a prompt take on this machine, the quicker of two times each."""
+    runner = LLM(model, cache_memory=CACHE_MEMORY, prefix_cache=False).runner
+    longest = min(MEASURED_TOKENS, runner.max_tokens)
+    pieces = [
+        (begin, min(begin + PIECE_TOKENS, longest)) for begin in range(0, longest, PIECE_TOKENS)
+    ]
+    best = dict.fromkeys(pieces, float("inf"))
+    for name in ("first", "second"):
+        runner.store.create(name)
+        for begin, end in pieces:
+            runner.store.reserve([name], end - begin)
+            began = time.perf_counter()
+            runner.prefill(name, [token % runner.config.vocab_size for token in range(begin, end)])
+            best[begin, end] = min(best[begin, end], time.perf_counter() - began)
+        runner.store.free(name)
+    cost = PrefillCost()
+    for (begin, end), seconds in best.items():
+        cost.observe(begin, end, seconds)
+    return cost
+
+
+def _workloads(given: argparse.Namespace) -> Iterator[tuple[str, list[PromptRequest]]]:
+    for name in given.workloads:
+        yield name, synthetic_workload(name, given.requests, given.seed)
+    for path in given.trace:
+        yield Path(path).stem, read_workload(path, given.requests)
+
+
+def _rows(given: argparse.Namespace, cost: PrefillCost) -> Iterator[Row]:
+    (model,) = (model for model in REFERENCE_MODELS if model.name == given.model)
+    token_bytes = Sizes(model.layer_rows(), model.state_rows("bf16")).token_bytes
+    cells = [
+        (width, share, placement, eviction)
+        for width in given.widths
+        for share in given.budgets
+        for placement in given.placements
+        for eviction in given.evictions
+    ]
+    count = len(cells) * (len(given.workloads) + len(given.trace))
+    with tqdm(total=count, desc="prefix", unit="run") as bar:
+        for name, requests in _workloads(given):
+            whole = distinct_tokens(requests) * token_bytes
+            for width, share, placement, eviction in cells:
+                ratio, codec = WIDTHS[width]
+                layout = Sizes(model.layer_rows(ratio), model.state_rows(codec)).layout
+                budget = int(share * whole)
+                found = simulate(
+                    layout, requests, budget, placement=placement, eviction=eviction, cost=cost
+                )
+                yield {
+                    "workload": name,
+                    "width": width,
+                    "placement": placement,
+                    "eviction": eviction,
+                    "budget_share": share,
+                    "budget_bytes": budget,
+                    **found.to_dict(),
+                }
+                bar.update()
+
+
+def _print(rows: Sequence[Row], width: str) -> None:
+    cells = {(r["workload"], r["budget_share"]): r["budget_bytes"] for r in rows}
+    for (workload, share), budget in cells.items():
+        here = [r for r in rows if (r["workload"], r["budget_share"]) == (workload, share)]
+        table: dict[str, Row] = {}
+        for row in here:
+            line = table.setdefault(row["placement"], {"placement": row["placement"]})
+            line[row["eviction"]] = f"{100 * row['saved_share']:.1f}"
+        print(f"\n{workload}, {width}, {budget / 2**20:,.0f} MiB: % of prompt tokens saved")
+        print(format_table(list(table.values())))
+    compared = [line for key in cells for line in _comparison(rows, *key)]
+    if compared:
+        print(f"\n{' / '.join(OURS)} beside the best of the others, {width}")
+        print(format_table(compared))
+
+
+def _comparison(rows: Sequence[Row], workload: str, share: float) -> Iterator[Row]:
+    """Ours beside the best of the others, and of those that were published."""
+    here = [r for r in rows if (r["workload"], r["budget_share"]) == (workload, share)]
+    ours = next((r for r in here if (r["placement"], r["eviction"]) == OURS), None)
+    others = [r for r in here if r is not ours]
+    if ours is None or not others:
+        return
+    line: Row = {"workload": workload, "budget": share, "ours": _percent(ours)}
+    line["best other"] = _named(best_of(others))
+    published = [r for r in others if is_published(r)]
+    if published:
+        best = best_of(published)
+        line["best published"] = _named(best)
+        line["ratio"] = f"{ours['saved_tokens'] / max(1, best['saved_tokens']):.2f}"
+    yield line
+
+
+def is_published(row: Row) -> bool:
+    """Whether a strategy is made of parts that others have described."""
+    return row["placement"] not in OWN_PLACEMENTS and row["eviction"] not in OWN_EVICTIONS
+
+
+def best_of(rows: Sequence[Row]) -> Row:
+    return max(rows, key=lambda row: row["saved_share"])
+
+
+def _percent(row: Row) -> str:
+    return f"{100 * row['saved_share']:.1f}"
+
+
+def _named(row: Row) -> str:
+    return f"{_percent(row)} ({row['placement']}, {row['eviction']})"

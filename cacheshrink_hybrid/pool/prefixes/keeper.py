@@ -1,0 +1,123 @@
+"""What a sequence takes over from others on its way through a prompt, and leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ..store import SequenceStore
+from .lookup import Lookup
+from .placement import Placement, grid_distance
+from .prefill_cost import PrefillCost
+
+LEAST_GAIN = 16
+"""Tokens that a checkpoint has to save where a prompt goes on otherwise: fewer are computed sooner
+than a state is put aside."""
+
+PIECE, BRANCH, PLANNED, PROMPT, END = "piece", "branch", "planned", "prompt", "end"
+"""Why a position is kept: a piece of the prefill ended there, prompts part there, it was planned,
+the prompt ended, or the whole sequence did."""
+
+
+class Prompted(Protocol):
+    """A sequence on its way through a prompt.
+
+    Attributes:
+        request_id: its name in the store.
+        tokens: of the prompt, and those that were generated; a sequence or an array.
+        num_computed: tokens whose rows and states are in the pool.
+        checkpoints: positions at which the sequence is to be kept, and why, in ascending order;
+            None before it was looked up.
+        num_kept: tokens up to the last position at which it was.
+    """
+
+    request_id: Hashable
+    tokens: Any
+    num_computed: int
+    checkpoints: dict[int, str] | None
+    num_kept: int
+
+
+@dataclass(slots=True, eq=False)
+class Prompt:
+    """One that is nothing else."""
+
+    request_id: Hashable
+    tokens: Any
+    num_computed: int = 0
+    checkpoints: dict[int, str] | None = None
+    num_kept: int = 0
+
+
+class PrefixKeeper:
+    """Finds prefixes of prompts in a store, and offers sequences to it.
+
+    Args:
+        store: of the sequences.
+        placement: where checkpoints are kept.
+
+    Attributes:
+        cost: of the pieces that were fed, which says what a prefix saves.
+    """
+
+    def __init__(self, store: SequenceStore, placement: Placement) -> None:
+        self.store, self.prefixes = store, store.prefixes
+        self.placement = placement
+        wish = placement.least_distance
+        self._distance = grid_distance(store.layout) if wish is None else wish
+        self.cost = PrefillCost()
+
+    def begin(self, prompt: Prompted) -> Lookup:
+        """Let the empty sequence of a prompt take over what is kept of its tokens, and note where
+        checkpoints are to be."""
+        found = self.store.resume_prefix(prompt.request_id, prompt.tokens)
+        self._begin_at(prompt, found)
+        return found
+
+    def _begin_at(self, prompt: Prompted, found: Lookup) -> None:
+        prompt.num_computed = prompt.num_kept = found.num_tokens
+        prompt.checkpoints = {}
+        if self.placement.observe is not None:
+            self.placement.observe(found.num_matched, len(prompt.tokens))
+        if not self.prefixes.needs_checkpoints:
+            return
+        places: dict[int, str] = {}
+        if self.placement.positions is not None:
+            places = dict.fromkeys(self.placement.positions(len(prompt.tokens)), PLANNED)
+        if self.placement.at_branches and found.num_matched - found.num_tokens >= LEAST_GAIN:
+            places[found.num_matched] = BRANCH
+        due = sorted(place for place in places if place > found.num_tokens)
+        prompt.checkpoints = {place: places[place] for place in due}
+
+    def piece(self, prompt: Prompted, longest: int) -> int:
+        """Most tokens of the next piece of a prompt, which ends where a checkpoint is to be."""
+        due = (place - prompt.num_computed for place in prompt.checkpoints or ())
+        return min(longest, next((count for count in due if count > 0), longest))
+
+    def pass_on(self, prompt: Prompted) -> None:
+        """Keep a sequence as it stands, if one of its positions that matter has been reached."""
+        at_end = prompt.num_computed == len(prompt.tokens)
+        wanted = (prompt.checkpoints or {}).get(prompt.num_computed)
+        if self.placement.at_pieces and self.prefixes.needs_checkpoints and wanted is None:
+            far = prompt.num_computed - prompt.num_kept >= self._distance
+            wanted = PIECE if far else None
+        if wanted is not None or at_end:
+            checkpoint = wanted is not None or self.placement.at_ends
+            self._offer(prompt, checkpoint=checkpoint, kind=wanted or PROMPT)
+            prompt.num_kept = prompt.num_computed
+
+    def leave(self, prompt: Prompted) -> None:
+        """Keep a sequence that will not go on, wherever it is."""
+        self._offer(prompt, checkpoint=self.placement.at_ends, kind=END)
+
+    def _offer(self, prompt: Prompted, *, checkpoint: bool, kind: str) -> None:
+        num_tokens = self.store.num_tokens(prompt.request_id)
+        if num_tokens:
+            self.store.offer_prefix(
+                prompt.request_id, prompt.tokens[:num_tokens], checkpoint=checkpoint, kind=kind
+            )
+
+    def count_miss(self, num_tokens: int, reason: str) -> None:
+        """A prompt of so many tokens was not looked up, or could not be."""
+        self.prefixes.counts.add(num_tokens, Lookup(0, 0, reason))

@@ -1,0 +1,68 @@
+"""The program of prefix reuse tells what each strategy saves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cacheshrink_hybrid.cli import main, prefix
+from cacheshrink_hybrid.cli.prefix import is_published
+from cacheshrink_hybrid.demo import model_path
+from cacheshrink_hybrid.pool.prefixes.prefill_cost import PrefillCost
+
+
+def test_cost_is_measured() -> None:
+    cost = prefix.measured_cost(str(model_path()))
+    assert 0 < cost.seconds(0, 100) < cost.seconds(0, 1000) < 60
+
+
+@pytest.fixture
+def linear_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefix, "measured_cost", lambda model: PrefillCost())
+
+
+@pytest.mark.usefixtures("linear_cost")
+def test_rows_tables_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trace = tmp_path / "recorded.jsonl"
+    entry = {"timestamp": 0, "input_length": 600, "output_length": 4, "hash_ids": [1, 2]}
+    trace.write_text("\n".join([json.dumps(entry)] * 5))
+    where = ["--json", str(tmp_path / "rows.json"), "--plot", str(tmp_path / "savings.png")]
+    what = ["--workloads", "chats", "--trace", str(trace), "--requests", "30", "--budgets", "9"]
+    strategies = ["--placements", "branch", "learned", "--evictions", "lru", "learned"]
+    widths = ["--widths", "bf16 states", "int8 states"]
+    assert main(["prefix", *what, *strategies, *widths, *where]) == 0
+    results = json.loads((tmp_path / "rows.json").read_text())
+    rows = results["rows"]
+    assert len(rows) == 2 * 2 * 2 * 2
+    assert {row["workload"] for row in rows} == {"chats", "recorded"}
+    for row in rows:
+        assert row["saved_share"] == row["saved_tokens"] / row["asked_tokens"]
+        assert row["budget_bytes"] > 0
+    (found,) = {row["saved_tokens"] for row in rows if row["workload"] == "recorded"}
+    assert found == 3 * 599 + 0  # the second request finds the state behind the last token only
+    out = capsys.readouterr().out
+    assert "beside the best of the others, int8 states" in out
+    assert (tmp_path / "savings.png").stat().st_size > 1000
+
+
+@pytest.mark.usefixtures("linear_cost")
+def test_without_ours_nothing_is_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    strategies = ["--placements", "last", "--evictions", "lru", "--budgets", "1"]
+    assert main(["prefix", "--workloads", "chats", "--requests", "9", *strategies]) == 0
+    assert "beside" not in capsys.readouterr().out
+
+
+def test_budgets_for_less_than_a_state(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--workloads", "chats", "--requests", "9", "--budgets", "0.0001"]
+    assert main(["prefix", *given]) == 2
+    assert "give at least" in capsys.readouterr().err
+
+
+def test_what_is_published() -> None:
+    rows = [
+        {"placement": placement, "eviction": eviction}
+        for placement, eviction in (("dp_3", "lru"), ("grid", "lru"), ("dp_3", "learned"))
+    ]
+    assert [is_published(row) for row in rows] == [True, False, False]
