@@ -24,10 +24,10 @@ def absorb_in_block(asked, block, ups, mean, turned, absorbed, of_mean):
     Args:
         asked: rotated queries (M, D), those of a key head side by side.
         block: number of the block.
-        ups: (J, D, Rk), zeros behind each.
+        ups: (J, D, Rk).
         mean: table (J, slots of a block, D), and cos and sin by block, see `BlockUp`.
-        turned: zeros, (M / J, D filled up to a multiple of 4).
-        absorbed: filled in, (M, Rk filled up as `ups`).
+        turned: zeros, (M / J, D).
+        absorbed: filled in, (M, Rk).
         of_mean: filled in, (M, slots of a block).
     """
     table, cos, sin = mean

@@ -57,8 +57,7 @@ def weigh(products, count, slots, lost, offsets, positions, sums, top, total, si
             weight = _power_of_two(scores[n] - largest)
             scores[n] = weight
             added += weight
-        for n in range(count, (count + 3) // 4 * 4):
-            scores[n] = 0
         total[m] = total[m] * shrink + added
-        for k in range(sums.shape[1]):
-            sums[m, k] *= shrink
+        if shrink != 1:
+            for k in range(sums.shape[1]):
+                sums[m, k] *= shrink

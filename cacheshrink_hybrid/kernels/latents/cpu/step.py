@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...host_code import compiled, kept
-from .products import products
-from .reading import VECTOR, read_block, up
+from .products import mix, products
+from .reading import read_block
 from .writing import write_block
 
 BEGIN, READ, END = 1, 2, 4
@@ -75,18 +75,18 @@ def _absorb(query, weight, bias, asked, offset):
     """Queries (B, T, H, D) as key channels see them, with weights (J, D, rank), and what the bias
     (J, D) adds to their products."""
     B, T, H, D = query.shape
-    J, _, rank = weight.shape
+    J = weight.shape[0]
+    asked[:] = 0
     for b in range(B):
         for t in range(T):
+            for j in range(J):
+                heads = slice(j * H // J, (j + 1) * H // J)
+                mix(query[b, t, heads], weight[j], D, 0, asked[b, t, heads])
             for h in range(H):
-                j, x, to = h * J // H, query[b, t, h], asked[b, t, h]
-                to[:] = 0
+                x, y = query[b, t, h], bias[h * J // H]
                 total = np.float32(0)
                 for d in range(D):
-                    row = weight[j, d]
-                    for k in range(rank):
-                        to[k] += x[d] * row[k]
-                    total += x[d] * bias[j, d]
+                    total += x[d] * y[d]
                 offset[b, t, h] = total
 
 
@@ -163,8 +163,8 @@ def _end(weights, room, out):
     J, _, rank = weight.shape
     heads, num_shares = H // J, mixed.shape[0]
     shares = np.zeros(num_shares + 2, np.float32)
-    values = np.zeros((up(T * heads, 4), up(rank, VECTOR)), np.float32)
-    made = np.zeros((D, up(T * heads, 4)), np.float32)
+    values = np.zeros((T * heads, rank), np.float32)
+    made = np.zeros((T * heads, D), np.float32)
     for b in range(B):
         for j in range(J):
             for m in range(T * heads):
@@ -182,11 +182,11 @@ def _end(weights, room, out):
                 for i in range(2):
                     for k in range(D):
                         to[k] += shares[num_shares + i] * means[i, b, t, h, k]
-            products(weight[j], D, values, values.shape[0], rank, made)
+            products(values, T * heads, weight[j], D, rank, made)
             for m in range(T * heads):
                 to = out[b, m // heads, j * heads + m % heads]
                 for k in range(D):
-                    to[k] += made[k, m]
+                    to[k] += made[m, k]
 
 
 @kept
