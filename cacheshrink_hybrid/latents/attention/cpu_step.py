@@ -186,7 +186,7 @@ class _Layer:
         if head.stores_rotated:
             bias = floats(made_of[1]).tobytes()
             if self._mean[0] != bias:
-                self._mean = bias, floats(head.mean_in_block(like)[0])
+                self._mean = bias, floats(head.mean_in_block(like)[0].transpose(1, 2))
             kept = kept._replace(mean=self._mean[1])
         return kept
 

@@ -1,7 +1,7 @@
 """Compiled: keys are rotated by their place in a block of slots, and queries meet such keys."""
 
 from ...host_code import compiled, kept
-from .products import mix, products
+from .products import mix
 
 
 @compiled
@@ -25,31 +25,36 @@ def absorb_in_block(asked, block, ups, mean, turned, absorbed, of_mean):
         asked: rotated queries (M, D), those of a key head side by side.
         block: number of the block.
         ups: (J, D, Rk).
-        mean: table (J, slots of a block, D), and cos and sin by block, see `BlockUp`.
+        mean: table (J, D, slots of a block), and cos and sin by block, see `BlockUp`.
         turned: zeros, (M / J, D).
         absorbed: filled in, (M, Rk).
         of_mean: filled in, (M, slots of a block).
     """
     table, cos, sin = mean
-    heads, slots, width = table.shape
+    heads, width, _ = table.shape
     count = asked.shape[0] // heads
-    absorbed[:] = 0
+    absorbed[:], of_mean[:] = 0, 0
     for j in range(heads):
         first = j * count
         for m in range(count):
             _turn(asked[first + m], cos[block], sin[block], width, turned[m])
-        mix(turned, ups[j], ups.shape[1], 0, absorbed[first : first + count])
-        products(turned, count, table[j], slots, width, of_mean[first : first + count])
+        mix(turned, ups[j], width, 0, absorbed[first : first + count])
+        mix(turned, table[j], width, 0, of_mean[first : first + count])
 
 
 @compiled
 def add_at(scores, count, slots, first_slot, of_mean):
     """Add what the mean gives to products (M, n) of the slots that they are of, in a block that
     begins at `first_slot`."""
+    without_gaps = slots[count - 1] - slots[0] == count - 1
     for m in range(scores.shape[0]):
-        row, part = scores[m], of_mean[m]
-        for n in range(count):
-            row[n] += part[slots[n] - first_slot]
+        row, part = scores[m], of_mean[m, slots[0] - first_slot :]
+        if without_gaps:
+            for n in range(count):
+                row[n] += part[n]
+        else:
+            for n in range(count):
+                row[n] += part[slots[n] - slots[0]]
 
 
 @kept

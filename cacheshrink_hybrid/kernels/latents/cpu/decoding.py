@@ -67,7 +67,7 @@ def pairs_decoder(low: int, high: int):
 
 
 def lookup_decoder(low: int, high: int):
-    """The same, 16 channels at a time; up to 15 numbers behind those of a run are written as well."""
+    """The same, 16 channels at a time; up to 15 numbers behind a run are written as well."""
     look_up, load_low, load_high = look_up_16(low, high), LOAD_WORD[low], LOAD_WORD[high or 1]
     by_low, by_high = np.uint64(2 * low), np.uint64(2 * high)
     bits, step = low + high, np.uint64(LANES)

@@ -10,30 +10,13 @@ from ...host_code import compiled, kept
 from .blocks import absorb_in_block, add_at
 from .decoding import decode_block
 from .keys import finish_keys, own_channels
+from .lines import VECTOR, lines, up
 from .products import mix, products
 from .softmax import LOG2_E, NOTHING, weigh
 
 TILE = 64
 LEAST_SLOTS = 256
 """Slots of a share, at the least, that another thread is woken for."""
-VECTOR = 16
-"""Numbers of a vector, and of a line of the cache."""
-
-
-@compiled
-def up(number, unit):
-    """The next multiple of a unit."""
-    return (number + unit - 1) // unit * unit
-
-
-@compiled
-def lines(count, width):
-    """Rows (count, width) of anything, that begin with a line of the cache, and lie so far apart
-    that vectors of them do."""
-    stride = up(width, VECTOR)
-    room = np.empty(count * stride + VECTOR, np.float32)
-    first = (-room.ctypes.data // 4) % VECTOR
-    return room[first : first + count * stride].reshape((count, stride))
 
 
 @compiled
@@ -113,7 +96,7 @@ def read_block(
     size, (B, T, H, width) = reading[0], query.shape
     groups, rank, value_rank = size.groups, size.rank, size.value_rank
     heads, num_rows = H // groups, T * H // groups
-    in_blocks, block_slots = mean[0].shape[0] > 0, mean[0].shape[1]
+    in_blocks, block_slots = mean[0].shape[0] > 0, mean[0].shape[2]
     room = block_slots if in_blocks else TILE
 
     tile = lines(room, size.channels + VECTOR)

@@ -145,7 +145,7 @@ class StepWeights(NamedTuple):
         that their products lack; of no heads elsewhere.
     rebuilding: of rebuilt keys, or of queries that are absorbed block by block, (J, D, rank); bias
         (J, D) and gains of a norm (D,) are of rebuilt keys; of no heads, and no channels, for none.
-    mean: table of keys' mean in a block (J, block, D); of no heads for none.
+    mean: table of keys' mean in a block (J, D, block); of no heads for none.
     value_up: (J, D, Rv), with bias (J, D).
     costs: of errors in channels, (R,). sinks: logits without a value, (H,); of no heads for none.
     """

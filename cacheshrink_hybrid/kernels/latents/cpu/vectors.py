@@ -90,8 +90,9 @@ def folded(builder: Any, vectors: Sequence[Any]) -> Any:
     found, group = list(vectors), vectors[0].type.count
     while group > 1:
         # Groups of lanes belong to one sum each; their halves are added, of two vectors at once.
-        pairs = [(v, v) for v in found] if len(found) == 1 else zip(found[::2], found[1::2])
-        lanes = found[0].type.count * (1 if len(found) == 1 else 2)
+        single = len(found) == 1
+        pairs = [(found[0], found[0])] if single else zip(found[::2], found[1::2], strict=True)
+        lanes = found[0].type.count * (1 if single else 2)
         halves = [[i for i in range(lanes) if i % group // (group // 2) == k] for k in range(2)]
         lower, upper = (of_numbers(half) for half in halves)
         found = [
