@@ -9,6 +9,7 @@ import numpy as np
 from ...host_code import compiled, kept
 from .blocks import absorb_in_block, add_at
 from .decoding import decode_block
+from .fetching import fetch
 from .keys import finish_keys, own_channels
 from .lines import VECTOR, lines, up
 from .products import mix, products
@@ -21,13 +22,19 @@ LEAST_SLOTS = 256
 
 @compiled
 def _find_rows(arena, frames, slot, last, size, gains, places, slots, row_gains):
-    """Places, slots and gains of the next rows of a sequence, as many as there is room for.
+    """Places, slots and gains of the next rows of a sequence, as many as there is room for; those
+    that come next are fetched.
 
     Returns:
         How many there are, and the slot behind them.
     """
-    count = 0
+    count, ahead = 0, len(places)
     while slot < last and count < len(places):
+        if slot % size.frame_tokens == 0:
+            coming = (slot + ahead) // size.frame_tokens
+            if coming < len(frames) and frames[coming] >= 0:
+                at = np.int64(frames[coming]) * size.frame_bytes + size.layer_offset
+                fetch(arena, at, size.frame_tokens * size.row_bytes)
         frame = np.int64(frames[slot // size.frame_tokens])
         if frame >= 0:
             at = frame * size.frame_bytes + size.layer_offset
