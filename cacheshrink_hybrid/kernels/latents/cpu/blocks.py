@@ -1,6 +1,6 @@
 """Compiled: keys are rotated by their place in a block of slots, and queries meet such keys."""
 
-from ...host_code import compiled, kept
+from ...host_code import compiled
 from .products import mix
 
 
@@ -57,21 +57,21 @@ def add_at(scores, count, slots, first_slot, of_mean):
                 row[n] += part[slots[n] - slots[0]]
 
 
-@kept
+@compiled
 def turn_in_blocks(key_value, mean, first_new, cos, sin, head_dim, out):
     """New [k; v] (B, T, 2*J*D) about their mean, with keys rotated by their places in blocks.
 
     Args:
         mean: (2*J*D,), float32 as all floating-point tensors.
         first_new: slot of each sequence's first new token, (B,); below 0 for padding.
-        cos, sin: of length one by place, (slots of a block, rotary dim / 2).
-        out: filled in.
+        cos, sin: by place, (slots of a block, rotary dim / 2).
+        out: filled in, (B * T, 2*J*D).
     """
     B, T, width = key_value.shape
     slots, half = cos.shape
     for b in range(B):
         for t in range(T):
-            x, to = key_value[b, t], out[b, t]
+            x, to = key_value[b, t], out[b * T + t]
             for k in range(width):
                 to[k] = x[k] - mean[k]
             place = (max(first_new[b], 0) + t) % slots

@@ -58,8 +58,7 @@ def _loop(context: Any, builder: Any, kind: Any, row: Any, count: Any, step: Any
         step(builder.gep(data, [builder.mul(loop.index, INT64(LANES))]))
 
 
-@intrinsic
-def largest_of(typing, row, count, least):
+def _largest_of(typing, row, count, least):
     """The largest of `count` numbers, filled up to a multiple of `LANES`, and of `least`."""
 
     def make(context, builder, signature, arguments):
@@ -78,8 +77,7 @@ def largest_of(typing, row, count, least):
     return types.float32(row, types.int64, types.float32), make
 
 
-@intrinsic
-def powers_of_two(typing, row, count, largest):
+def _powers_of_two(typing, row, count, largest):
     """Each number x of a row, as above, becomes 2^(x - largest); returns their sum."""
 
     def make(context, builder, signature, arguments):
@@ -99,3 +97,7 @@ def powers_of_two(typing, row, count, largest):
         return builder.extract_element(found, INT32(0))
 
     return types.float32(row, types.int64, types.float32), make
+
+
+largest_of: Any = intrinsic(_largest_of)
+powers_of_two: Any = intrinsic(_powers_of_two)

@@ -1,5 +1,7 @@
 """Compiled: bytes are brought near before they are read."""
 
+from typing import Any
+
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
@@ -11,14 +13,16 @@ LINE_BYTES = 64
 READ, TO_L2, DATA = INT32(0), INT32(2), INT32(1)
 
 
-@intrinsic
-def _fetch_line(typing, arena, at):
+def _fetching(typing, arena, at):
     def make(context, builder, signature, arguments):
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
         place = builder.gep(data, [arguments[1]])
         call(builder, "llvm.prefetch.p0", ir.VoidType(), place, READ, TO_L2, DATA)
 
     return types.void(arena, at), make
+
+
+_fetch_line: Any = intrinsic(_fetching)
 
 
 @compiled

@@ -129,18 +129,23 @@ class StepRows(NamedTuple):
 
 
 class StepAngles(NamedTuple):
-    """cos and sin by slot (slots, rotary dim / 2), and those that turn a query back by block
-    (blocks, rotary dim / 2), float32; of no channels where there are none."""
+    """cos and sin by slot (slots, rotary dim / 2), those that turn a query back by block (blocks,
+    ...), and those that turn a key by its place in a block (block, ...), float32; of no channels
+    where there are none."""
 
     cos: NDArray
     sin: NDArray
     block_cos: NDArray
     block_sin: NDArray
+    place_cos: NDArray
+    place_sin: NDArray
 
 
 class StepWeights(NamedTuple):
     """What a layer computes with, float32.
 
+    encoder: of [k; v] about their mean, with keys rotated by their places in blocks, (R, 2*J*D),
+        and that mean (2*J*D,); of no rows where latents are given.
     absorbing: brings queries to the channels of keys (J, D, rank), and `offset` (J, D) is the bias
         that their products lack; of no heads elsewhere.
     rebuilding: of rebuilt keys, or of queries that are absorbed block by block, (J, D, rank); bias
@@ -150,6 +155,8 @@ class StepWeights(NamedTuple):
     costs: of errors in channels, (R,). sinks: logits without a value, (H,); of no heads for none.
     """
 
+    encoder: NDArray
+    center: NDArray
     absorbing: NDArray
     offset: NDArray
     rebuilding: NDArray
