@@ -115,6 +115,12 @@ def read_block(
     positions = np.zeros(num_rows, np.int64)
     slots, places = np.zeros(room, np.int64), np.zeros(room, np.uint64)
     row_gains, lost = np.zeros(room, np.float32), np.zeros(room, np.float32)
+    rebuilt = 0 if in_blocks else weight.shape[0]
+    downs = np.zeros((rebuilt, weight.shape[2], keys.shape[1]), np.float32)
+    begun = np.zeros((rebuilt, keys.shape[1]), np.float32)
+    for j in range(rebuilt):
+        downs[j, :, :width] = weight[j].T
+        begun[j, :width] = bias[j]
     turned = np.zeros((num_rows, width), np.float32)
     absorbed = np.zeros((num_rows, weight.shape[2]), np.float32)
     of_mean = np.zeros((num_rows, block_slots), np.float32)
@@ -156,12 +162,13 @@ def read_block(
                 if shares.shape[0]:
                     own_channels(tile, count, shares, j, own)
                     found = own
-                if weight.shape[0] and not in_blocks:
-                    products(found, count, weight[j], width, rank, keys)
+                if downs.shape[0]:
+                    keys[:count] = begun[j]
+                    mix(found, downs[j], rank, 0, keys[:count])
                     found = keys
                 if bias.shape[0]:
                     turn = sequences[3, b]
-                    finish_keys(found, count, slots, turn, bias[j], norm, size.epsilon, cos, sin)
+                    finish_keys(found, count, slots, turn, width, norm, size.epsilon, cos, sin)
                 if in_blocks:
                     products(absorbed, num_rows, tile, count, rank, scores)
                     add_at(scores, count, slots, block * block_slots, of_mean)
