@@ -147,15 +147,15 @@ def attend_by_kernels(
     channels = None
     if key_value is not None and head.exact_codec is not None:
         channels = head.exact_channels(key_value)
-    if implementation_on(step.backend, query.device) == "cpu":
-        from .cpu_step import attend_on_cpu  # with numba, which need not be there
+    runs = step.noted("runs", lambda: implementation_on(step.backend, query.device))
+    if runs == "cpu":
+        from .cpu_step import attend_on_cpu, encodes  # with numba, which need not be there
 
+        if latent is None and not encodes(head, query):
+            latent = _latent(head, latent, key_value, _first_new(step, num_new))
         return attend_on_cpu(head, query, latent, key_value, channels, step)
     if latent is None:
-        first_slot: int | Tensor | None = step.first_new
-        if first_slot is None:
-            first_slot = step.context_lens.long()[:, None] - num_new
-        latent = _latent(head, latent, key_value, first_slot)
+        latent = _latent(head, latent, key_value, _first_new(step, num_new))
     if head.rotary is not None:
         angles = position_embeddings
         if step.first_new is not None:
@@ -190,6 +190,13 @@ def attend_by_kernels(
         beside=beside,
         backend=step.backend,
     )
+
+
+def _first_new(step: RowStep, num_new: int) -> int | Tensor:
+    """Slot of the first of `num_new` tokens; of each sequence's, (B, 1), where slots differ."""
+    if step.first_new is not None:
+        return step.first_new
+    return step.context_lens.long()[:, None] - num_new
 
 
 def _read_beside(

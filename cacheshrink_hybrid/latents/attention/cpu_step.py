@@ -9,13 +9,13 @@ in the notes of its rows, and what the layers of a step have in common in those 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...kernels.latents.cpu.blocks import turn_in_blocks
 from ...kernels.latents.cpu.reading import LEAST_SLOTS
 from ...kernels.latents.cpu.row_view import (
     NO_ANGLES,
@@ -38,6 +38,7 @@ from ...kernels.latents.cpu.row_view import (
 )
 from ...kernels.latents.cpu.step import BEGIN, END, READ, WHOLE, attend_rows, room_size
 from ...kernels.workers import in_parallel, num_shares
+from ...linear_map import is_plain
 from ...pool.lifetime import FIRST, KINDS, RECENT, TOKENS
 from ...pool.memory import RowStep
 from .head import LatentHead
@@ -57,23 +58,21 @@ def attend_on_cpu(
 
     Args:
         query: before rotation, (B, H, T, D).
-        latent: (B, T, R); None where keys are stored rotated, whose latents are made of
-            `key_value` (B, T, 2*J*D).
+        latent: (B, T, R); None where they are made of `key_value` (B, T, 2*J*D), see `encodes`.
         channels: of the tokens' exact rows, (B, T, 2*J*D); None where no token stays exact.
     """
     layer = step.places.notes.get("cpu")
     if layer is None or layer.head is not head or layer.dtype != query.dtype:
         layer = step.places.notes["cpu"] = _Layer(head, step, query)
     common = step.noted((layer.kind, step.first_slots), lambda: _Common(layer, step, query))
-    if latent is None:
-        assert key_value is not None
-        latent = _latent_in_block(head, key_value, common)
+    given = key_value if latent is None else latent
+    assert given is not None
     B, H, T, D = query.shape
     output = torch.empty(B, T, H * D)
     new = (
         floats(query),
         common.first_new,
-        floats(latent),
+        floats(given),
         NO_CHANNELS if channels is None else floats(channels),
     )
     arguments = (
@@ -81,7 +80,7 @@ def attend_on_cpu(
         new,
         (common.arena, common.rows, layer.forms),
         common.angles,
-        layer.weights(query),
+        layer.weights(query, encodes=latent is None),
         common.tables,
         common.room,
         output.numpy(),
@@ -96,19 +95,13 @@ def attend_on_cpu(
     return output if query.dtype == torch.float32 else output.to(query.dtype)
 
 
-def _latent_in_block(head: LatentHead, key_value: Tensor, common: _Common) -> Tensor:
-    """`LatentHead.latent_in_block`."""
-    assert head.encoder is not None and head.mean is not None
-    turned = torch.empty(key_value.shape)
-    turn_in_blocks(
-        floats(key_value),
-        floats(head.mean),
-        common.first_new,
-        *common.place_angles,
-        head.head_dim,
-        turned.numpy(),
-    )
-    return head.encoder(turned.to(key_value.dtype))
+def encodes(head: LatentHead, key_value: Tensor) -> bool:
+    """Whether the latents of new [k; v] are made here, so that no layer is called for them: by a
+    float32 matrix, where keys are stored rotated."""
+    encoder: Any = head.encoder
+    if encoder is None or not is_plain(encoder) or encoder.bias is not None:
+        return False
+    return key_value.dtype == encoder.weight.dtype == torch.float32
 
 
 class _Common:
@@ -118,7 +111,6 @@ class _Common:
         first_new: slot of each sequence's first new token, (B,) int64; below 0 for padding.
         num_shares: into which the coded rows are cut, for as many threads.
         arena, rows, angles, tables, room: as `attend_rows` takes them.
-        place_angles: as `turn_in_blocks` takes them.
     """
 
     def __init__(self, layer: _Layer, step: RowStep, query: Tensor) -> None:
@@ -130,12 +122,6 @@ class _Common:
         self.arena = step.arena.numpy()
         self.rows = tuple(_rows(head, step, kind, T) for kind in KINDS)
         self.angles = _angles(head, step, query)
-        self.place_angles = NO_ANGLES, NO_ANGLES
-        if head.stores_rotated:
-            assert head.rotary is not None
-            slots, half = head.plan.block_slots, self.angles.cos.shape[1]
-            cos, sin = head.rotary.place_angles(0, slots, slots, query)
-            self.place_angles = floats(cos[0, :, :half]), floats(sin[0, :, :half])
         self.tables = coding_tables(), row_tables()
         sizes = D, layer.query_width, head.plan.value_rank, self.num_shares
         self.room = np.empty(room_size(B * T * H, *sizes), np.float32)
@@ -166,28 +152,33 @@ class _Layer:
         exact = plan.exact_sinks, plan.exact_window
         self.kind = (head.rotary, plan.read_mode, self.dtype, *sizes, *exact, *classes)
         self._weights: StepWeights | None = None
-        self._addresses: tuple[int, ...] = ()
+        self._known: tuple[bytes | int, ...] = ()
         self._mean: tuple[bytes, NDArray] = b"", NO_WEIGHT
 
-    def weights(self, like: Tensor) -> StepWeights:
-        """As they are now. Where they are float32, what is kept lies in their own memory."""
+    def weights(self, like: Tensor, *, encodes: bool) -> StepWeights:
+        """As they are now. Where they are float32, what is kept lies in their own memory.
+
+        Args:
+            encodes: with those that make latents.
+        """
         head = self.head
         made_of = [*head.key_up.parameters(like), *head.value_up.parameters(like)]
-        made_of += [tensor for tensor in (head.costs, head.sinks) if tensor is not None]
-        addresses = tuple(tensor.data_ptr() for tensor in made_of)
-        kept = self._weights
-        if kept is None or self._addresses != addresses:
-            kept = _weights(head, *made_of[:4])
-            own = head.key_up.is_plain and head.value_up.is_plain
-            if own and all(x.dtype == torch.float32 and x.is_contiguous() for x in made_of):
-                self._weights, self._addresses = kept, addresses
-        if head.rebuilds_keys and head.key_norm is not None:
-            kept = kept._replace(norm=floats(rms_gains(head, like.device)[0]))
+        encoding = _encoding(head) if encodes else ()
+        others = [x for x in (head.costs, head.sinks, *encoding) if x is not None]
         if head.stores_rotated:
             bias = floats(made_of[1]).tobytes()
             if self._mean[0] != bias:
-                self._mean = bias, floats(head.mean_in_block(like)[0])
-            kept = kept._replace(mean=self._mean[1])
+                self._mean = bias, floats(head.mean_in_block(like)[0].transpose(1, 2))
+        known = (self._mean[0], *(x.data_ptr() for x in (*made_of, *others)))
+        kept = self._weights
+        if kept is None or self._known != known:
+            kept = _weights(head, *made_of, mean=self._mean[1], encoding=encoding)
+            own = head.key_up.is_plain and head.value_up.is_plain
+            made_of += others
+            if own and all(x.dtype == torch.float32 and x.is_contiguous() for x in made_of):
+                self._weights, self._known = kept, known
+        if head.rebuilds_keys and head.key_norm is not None:
+            kept = kept._replace(norm=floats(rms_gains(head, like.device)[0]))
         return kept
 
 
@@ -209,20 +200,36 @@ def _form(head: LatentHead, step: RowStep, kind: str, like: Tensor) -> RowForm:
     )
 
 
+def _encoding(head: LatentHead) -> tuple[Tensor, Tensor]:
+    """The encoder's weight, and the mean of what it encodes."""
+    encoder: Any = head.encoder
+    assert head.mean is not None
+    return encoder.weight, head.mean
+
+
 def _weights(
-    head: LatentHead, key_up: Tensor, key_bias: Tensor, value_up: Tensor, value_bias: Tensor
+    head: LatentHead,
+    key_up: Tensor,
+    key_bias: Tensor,
+    value_up: Tensor,
+    value_bias: Tensor,
+    *,
+    mean: NDArray,
+    encoding: tuple[Tensor, ...],
 ) -> StepWeights:
-    """All but gains of a norm and the mean of keys."""
+    """All but gains of a norm; latents are made by `_encoding`, if that is given."""
     heads = head.num_key_value_heads, head.head_dim
     up, bias = (floats(x).reshape(*heads, -1) for x in (key_up, key_bias))
     bias = bias[..., 0]
     return StepWeights(
+        encoder=floats(encoding[0]) if encoding else NO_BIAS,
+        center=floats(encoding[1]) if encoding else NO_NORM,
         absorbing=up if head.absorbs else NO_WEIGHT,
         offset=bias if head.absorbs else NO_BIAS,
         rebuilding=NO_WEIGHT if head.absorbs else up,
         bias=bias if head.rebuilds_keys else NO_BIAS,
         norm=NO_NORM,
-        mean=NO_WEIGHT,
+        mean=mean,
         value_up=floats(value_up).reshape(*heads, -1),
         value_bias=floats(value_bias).reshape(heads),
         costs=NO_NORM if head.costs is None else floats(head.costs),
@@ -255,12 +262,13 @@ def _sequences(head: LatentHead, step: RowStep, kind: str, num_new: int) -> NDAr
 
 
 def _angles(head: LatentHead, step: RowStep, like: Tensor) -> StepAngles:
-    """Of the slots, and of blocks where queries are turned back to them."""
+    """Of the slots, and of blocks and places in them where keys are stored rotated."""
     if head.rotary is None:
-        return StepAngles(NO_ANGLES, NO_ANGLES, NO_ANGLES, NO_ANGLES)
-    pairs, blocks = num_pairs(head), (NO_ANGLES, NO_ANGLES)
-    cos, sin = (floats(x) for x in head.rotary.pair_angles(step.num_slots, pairs, like))
-    if head.stores_rotated:
-        found = head.rotary.block_angles(step.num_slots, pairs, head.plan.block_slots, like)
-        blocks = floats(found[0]), floats(found[1])
-    return StepAngles(cos, sin, *blocks)
+        return StepAngles(*[NO_ANGLES] * 6)
+    pairs, slots = num_pairs(head), head.plan.block_slots
+    by_slot = head.rotary.pair_angles(step.num_slots, pairs, like)
+    if not head.stores_rotated:
+        return StepAngles(floats(by_slot[0]), floats(by_slot[1]), *[NO_ANGLES] * 4)
+    by_block = head.rotary.block_angles(step.num_slots, pairs, slots, like)
+    by_place = [x[0, :, :pairs] for x in head.rotary.place_angles(0, slots, slots, like)]
+    return StepAngles(*[floats(x) for x in (*by_slot, *by_block, *by_place)])

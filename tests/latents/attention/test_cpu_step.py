@@ -43,11 +43,23 @@ def _write_to_gains(attention: LatentAttention) -> None:
         attention.k_norm.weight.mul_(2)
 
 
+def _replace_encoder(attention: LatentAttention) -> None:
+    encoder = attention.kv_a_proj
+    encoder.weight = nn.Parameter(encoder.weight.detach() * 1.5, requires_grad=False)
+
+
+def _hook_encoder(attention: LatentAttention) -> None:
+    attention.kv_a_proj.register_forward_hook(lambda module, given, output: output * 1.5)
+
+
 CHANGES = {
     "written to": lambda attention: attention.k_b_proj.bias.add_(0.5),
     "replaced": _replace_bias,
     "moved": _replace_storage,
     "gains": _write_to_gains,
+    "encoder written to": lambda attention: attention.kv_a_proj.weight.mul_(1.5),
+    "encoder replaced": _replace_encoder,
+    "encoder with a hook": _hook_encoder,
 }
 
 

@@ -1,7 +1,7 @@
 """Compiled: keys are rotated by their place in a block of slots, and queries meet such keys."""
 
-from ...host_code import compiled, kept
-from .products import mix, products
+from ...host_code import compiled
+from .products import mix
 
 
 @compiled
@@ -24,49 +24,54 @@ def absorb_in_block(asked, block, ups, mean, turned, absorbed, of_mean):
     Args:
         asked: rotated queries (M, D), those of a key head side by side.
         block: number of the block.
-        ups: (J, D, Rk), zeros behind each.
-        mean: table (J, slots of a block, D), and cos and sin by block, see `BlockUp`.
-        turned: zeros, (M / J, D filled up to a multiple of 4).
-        absorbed: filled in, (M, Rk filled up as `ups`).
+        ups: (J, D, Rk).
+        mean: table (J, D, slots of a block), and cos and sin by block, see `BlockUp`.
+        turned: zeros, (M / J, D).
+        absorbed: filled in, (M, Rk).
         of_mean: filled in, (M, slots of a block).
     """
     table, cos, sin = mean
-    heads, slots, width = table.shape
+    heads, width, _ = table.shape
     count = asked.shape[0] // heads
-    absorbed[:] = 0
+    absorbed[:], of_mean[:] = 0, 0
     for j in range(heads):
         first = j * count
         for m in range(count):
             _turn(asked[first + m], cos[block], sin[block], width, turned[m])
-        mix(turned, ups[j], ups.shape[1], 0, absorbed[first : first + count])
-        products(turned, count, table[j], slots, width, of_mean[first : first + count])
+        mix(turned, ups[j], width, 0, absorbed[first : first + count])
+        mix(turned, table[j], width, 0, of_mean[first : first + count])
 
 
 @compiled
 def add_at(scores, count, slots, first_slot, of_mean):
     """Add what the mean gives to products (M, n) of the slots that they are of, in a block that
     begins at `first_slot`."""
+    without_gaps = slots[count - 1] - slots[0] == count - 1
     for m in range(scores.shape[0]):
-        row, part = scores[m], of_mean[m]
-        for n in range(count):
-            row[n] += part[slots[n] - first_slot]
+        row, part = scores[m], of_mean[m, slots[0] - first_slot :]
+        if without_gaps:
+            for n in range(count):
+                row[n] += part[n]
+        else:
+            for n in range(count):
+                row[n] += part[slots[n] - slots[0]]
 
 
-@kept
+@compiled
 def turn_in_blocks(key_value, mean, first_new, cos, sin, head_dim, out):
     """New [k; v] (B, T, 2*J*D) about their mean, with keys rotated by their places in blocks.
 
     Args:
         mean: (2*J*D,), float32 as all floating-point tensors.
         first_new: slot of each sequence's first new token, (B,); below 0 for padding.
-        cos, sin: of length one by place, (slots of a block, rotary dim / 2).
-        out: filled in.
+        cos, sin: by place, (slots of a block, rotary dim / 2).
+        out: filled in, (B * T, 2*J*D).
     """
     B, T, width = key_value.shape
     slots, half = cos.shape
     for b in range(B):
         for t in range(T):
-            x, to = key_value[b, t], out[b, t]
+            x, to = key_value[b, t], out[b * T + t]
             for k in range(width):
                 to[k] = x[k] - mean[k]
             place = (max(first_new[b], 0) + t) % slots

@@ -5,7 +5,8 @@ import numpy as np
 
 from ....codecs.row_layout import Kind
 from ...host_code import compiled
-from .lookup import LANES, load_word, look_up_16, looks_up_16
+from .lookup import LANES, LOAD_WORD, look_up_16
+from .vectors import has_wide_registers
 
 FLOAT32, FLOAT16, BFLOAT16 = Kind.FLOAT32.number, Kind.FLOAT16.number, Kind.BFLOAT16.number
 E4M3, UNIFORM8 = Kind.E4M3.number, Kind.UNIFORM8.number
@@ -65,39 +66,37 @@ def pairs_decoder(low: int, high: int):
     return decode
 
 
-@compiled
-def _word_at(arena, at):
-    """8 bytes from byte `at` on, as far as there are so many."""
-    if at + np.uint64(8) <= np.uint64(arena.shape[0]):
-        return load_word(arena, at)
-    return _word(arena, at, np.uint64(arena.shape[0]) - at)
-
-
 def lookup_decoder(low: int, high: int):
-    """The same, 16 channels at a time."""
-    look_up, bits = look_up_16(low, high), low + high
-    step, by_low, by_high = (np.uint64(number) for number in (LANES, 2 * low, 2 * high))
+    """The same, 16 channels at a time; up to 15 numbers behind a run are written as well."""
+    look_up, load_low, load_high = look_up_16(low, high), LOAD_WORD[low], LOAD_WORD[high or 1]
+    by_low, by_high = np.uint64(2 * low), np.uint64(2 * high)
+    bits, step = low + high, np.uint64(LANES)
 
     @compiled
     def decode(arena, places, count, gains, p_low, p_high, channel, channels, tables, out):
         levels = tables.levels[bits - 1]
+        left = np.uint64(channels % LANES)
         for n in range(count):
             at_low, at_high = places[n] + np.uint64(p_low), places[n] + np.uint64(p_high)
-            first, left, highs = np.uint64(channel), np.uint64(channels), np.uint64(0)
-            while left:
+            first, gain, highs = np.uint64(channel), gains[n], np.uint64(0)
+            for _ in range(channels // LANES):
                 if high:
-                    highs = _word_at(arena, at_high)
-                number = min(left, step)
-                look_up(_word_at(arena, at_low), highs, levels, gains[n], out[n], first, number)
+                    highs = load_high(arena, at_high)
+                look_up(load_low(arena, at_low), highs, levels, gain, out[n], first)
                 at_low += by_low
                 at_high += by_high
                 first += step
-                left -= number
+            if left:
+                # A plane may end with the arena.
+                lows = _word(arena, at_low, (left * by_low + np.uint64(15)) // step)
+                if high:
+                    highs = _word(arena, at_high, (left * by_high + np.uint64(15)) // step)
+                look_up(lows, highs, levels, gain, out[n], first)
 
     return decode
 
 
-_levels_decoder = lookup_decoder if looks_up_16() else pairs_decoder
+_levels_decoder = lookup_decoder if has_wide_registers() else pairs_decoder
 _levels1, _levels2, _levels3 = (_levels_decoder(*bits) for bits in ((1, 0), (2, 0), (2, 1)))
 _levels4, _levels5, _levels6 = (_levels_decoder(*bits) for bits in ((4, 0), (4, 1), (4, 2)))
 
@@ -119,7 +118,7 @@ def _float16(half):
 
 @compiled
 def _decode_floats(kind, arena, places, count, first, channel, channels, tables, out):
-    """A run of numbers that lie whole, or of uniform levels."""
+    """A run of numbers that lie whole."""
     for n in range(count):
         at, c = places[n] + np.uint64(first), np.uint64(channel)
         if kind == FLOAT16:
@@ -133,13 +132,19 @@ def _decode_floats(kind, arena, places, count, first, channel, channels, tables,
             for k in range(np.uint64(channels)):
                 word = _word(arena, at + np.uint64(4) * k, 4)
                 out[n, c + k] = np.uint32(word).view(np.float32)
-        elif kind == UNIFORM8:
-            for k in range(np.uint64(channels)):
-                code = np.float32(arena[at + k])
-                out[n, c + k] = code * tables.uniform[0] + tables.uniform[1]
         else:
             for k in range(np.uint64(channels)):
                 out[n, c + k] = tables.byte_floats[kind - E4M3, arena[at + k]]
+
+
+@compiled
+def _uniform8(arena, places, count, gains, first, channel, channels, tables, out):
+    """A run of 8 uniform bits."""
+    step, lowest = tables.uniform[0], tables.uniform[1]
+    for n in range(count):
+        at, c, gain = places[n] + np.uint64(first), np.uint64(channel), gains[n]
+        for k in range(np.uint64(channels)):
+            out[n, c + k] = (np.float32(arena[at + k]) * step + lowest) * gain
 
 
 @compiled
@@ -147,14 +152,17 @@ def decode_block(arena, places, count, gains, runs, tables, out):
     """Latents (count, R) of the rows that begin at `places`, whose coded channels have these gains.
 
     Args:
+        out: filled in; 15 numbers behind a row's R may be written as well.
         runs: see `runs_view`.
         tables: see `row_tables`.
     """
     for i in range(runs.shape[0]):
         kind, channel, channels = runs[i, 0], runs[i, 1], runs[i, 2]
         low, high = runs[i, 3], runs[i, 4]
-        if kind <= UNIFORM8:
+        if kind < UNIFORM8:
             _decode_floats(kind, arena, places, count, low, channel, channels, tables, out)
+        elif kind == UNIFORM8:
+            _uniform8(arena, places, count, gains, low, channel, channels, tables, out)
         elif kind == LEVELS6:
             _levels6(arena, places, count, gains, low, high, channel, channels, tables, out)
         elif kind == LEVELS5:
@@ -167,7 +175,3 @@ def decode_block(arena, places, count, gains, runs, tables, out):
             _levels2(arena, places, count, gains, low, high, channel, channels, tables, out)
         else:
             _levels1(arena, places, count, gains, low, high, channel, channels, tables, out)
-        if kind == UNIFORM8:
-            for n in range(count):
-                for c in range(np.uint64(channel), np.uint64(channel + channels)):
-                    out[n, c] *= gains[n]

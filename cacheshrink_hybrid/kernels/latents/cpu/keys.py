@@ -19,19 +19,18 @@ def own_channels(tile, count, shares, head, own):
 
 
 @compiled
-def finish_keys(keys, count, slots, turn, bias, gains, epsilon, cos, sin):
-    """Bias, RMS norm and rotation of rebuilt keys (count, D), in place.
+def finish_keys(keys, count, slots, turn, width, gains, epsilon, cos, sin):
+    """RMS norm and rotation of keys (count, D), in place.
 
     Args:
+        width: numbers D of a key.
         slots, turn: slot of each key, and the row of the angles that slot 0 is rotated by.
         gains: of the norm, (D,); of no number without a norm.
         cos, sin: angles by slot, (slots, rotary dim / 2).
     """
-    width, half = bias.shape[0], np.uint64(cos.shape[1])
+    half = np.uint64(cos.shape[1])
     for n in range(count):
         key = keys[n]
-        for k in range(width):
-            key[k] += bias[k]
         if gains.shape[0]:
             square = np.float32(0)
             for k in range(width):

@@ -9,43 +9,32 @@ import numpy as np
 from ...host_code import compiled, kept
 from .blocks import absorb_in_block, add_at
 from .decoding import decode_block
+from .fetching import fetch
 from .keys import finish_keys, own_channels
+from .lines import VECTOR, lines, up
 from .products import mix, products
 from .softmax import LOG2_E, NOTHING, weigh
 
-TILE = 48
+TILE = 64
 LEAST_SLOTS = 256
 """Slots of a share, at the least, that another thread is woken for."""
-VECTOR = 16
-"""Rows of numbers are filled up with zeros to a multiple of a vector."""
-
-
-@compiled
-def up(number, unit):
-    """The next multiple of a unit."""
-    return (number + unit - 1) // unit * unit
-
-
-@compiled
-def _padded(weight):
-    """Weights (J, D, rank), zeros behind D and rank."""
-    heads, width, rank = weight.shape
-    if width % 4 == 0 and rank % VECTOR == 0:
-        return weight
-    out = np.zeros((heads, up(width, 4), up(rank, VECTOR)), np.float32)
-    out[:, :width, :rank] = weight
-    return out
 
 
 @compiled
 def _find_rows(arena, frames, slot, last, size, gains, places, slots, row_gains):
-    """Places, slots and gains of the next rows of a sequence, as many as there is room for.
+    """Places, slots and gains of the next rows of a sequence, as many as there is room for; those
+    that come next are fetched.
 
     Returns:
         How many there are, and the slot behind them.
     """
-    count = 0
+    count, ahead = 0, len(places)
     while slot < last and count < len(places):
+        if slot % size.frame_tokens == 0:
+            coming = (slot + ahead) // size.frame_tokens
+            if coming < len(frames) and frames[coming] >= 0:
+                at = np.int64(frames[coming]) * size.frame_bytes + size.layer_offset
+                fetch(arena, at, size.frame_tokens * size.row_bytes)
         frame = np.int64(frames[slot // size.frame_tokens])
         if frame >= 0:
             at = frame * size.frame_bytes + size.layer_offset
@@ -71,8 +60,6 @@ def _set_lost_aside(tile, count, row_gains, only_floats, lost):
         if np.isnan(row_gains[n]) or (only_floats and np.isnan(tile[n, 0])):
             lost[n] = np.float32(np.nan)
             tile[n] = 0
-    for n in range(count, up(count, 4)):
-        tile[n] = 0
 
 
 @compiled
@@ -116,23 +103,26 @@ def read_block(
     size, (B, T, H, width) = reading[0], query.shape
     groups, rank, value_rank = size.groups, size.rank, size.value_rank
     heads, num_rows = H // groups, T * H // groups
-    in_blocks, block_slots = mean[0].shape[0] > 0, mean[0].shape[1]
+    in_blocks, block_slots = mean[0].shape[0] > 0, mean[0].shape[2]
     room = block_slots if in_blocks else TILE
 
-    tile = np.empty((room, up(size.channels, VECTOR)), np.float32)
-    own = np.empty((room, up(rank, VECTOR)), np.float32)
-    keys = np.empty((room, up(width, VECTOR)), np.float32)
-    scores = np.zeros((num_rows, room), np.float32)
-    asked = np.zeros((groups, num_rows, up(width, VECTOR)), np.float32)
+    tile = lines(room, size.channels + VECTOR)
+    own, keys, scores = lines(room, rank), lines(room, width), lines(num_rows, room)
+    asked = np.zeros((groups, num_rows, width), np.float32)
     offsets = np.zeros((groups, num_rows), np.float32)
     sums = np.zeros((groups, num_rows, value_rank), np.float32)
     top, total = np.zeros((2, groups, num_rows), np.float32)
     positions = np.zeros(num_rows, np.int64)
     slots, places = np.zeros(room, np.int64), np.zeros(room, np.uint64)
     row_gains, lost = np.zeros(room, np.float32), np.zeros(room, np.float32)
-    ups = _padded(weight)
-    turned = np.zeros((num_rows, up(width, 4)), np.float32)
-    absorbed = np.zeros((num_rows, ups.shape[2]), np.float32)
+    rebuilt = 0 if in_blocks else weight.shape[0]
+    downs = np.zeros((rebuilt, weight.shape[2], keys.shape[1]), np.float32)
+    begun = np.zeros((rebuilt, keys.shape[1]), np.float32)
+    for j in range(rebuilt):
+        downs[j, :, :width] = weight[j].T
+        begun[j, :width] = bias[j]
+    turned = np.zeros((num_rows, width), np.float32)
+    absorbed = np.zeros((num_rows, weight.shape[2]), np.float32)
     of_mean = np.zeros((num_rows, block_slots), np.float32)
 
     for b in range(B):
@@ -151,7 +141,7 @@ def read_block(
                 for g in range(heads):
                     m = g * T + t
                     positions[m] = context - new + t if t < new else -1
-                    asked[j, m, :width] = query[b, t, j * heads + g]
+                    asked[j, m] = query[b, t, j * heads + g]
                     offsets[j, m] = offset[b, t, j * heads + g]
         top[:] = NOTHING
         total[:] = 0
@@ -161,29 +151,29 @@ def read_block(
             if in_blocks:
                 block = slot // block_slots
                 end = min(last, (block + 1) * block_slots)
-                absorb_in_block(asked[0], block, ups, mean, turned, absorbed, of_mean)
+                absorb_in_block(asked[0], block, weight, mean, turned, absorbed, of_mean)
             count, slot = _find_rows(
                 arena, frame_table[b], slot, end, size, tables.gains, places, slots, row_gains
             )
             decode_block(arena, places, count, row_gains, runs, tables, tile)
             _set_lost_aside(tile, count, row_gains, size.only_floats, lost)
-            whole = up(count, 4)
             for j in range(groups):
                 found = tile
                 if shares.shape[0]:
-                    own_channels(tile, whole, shares, j, own)
+                    own_channels(tile, count, shares, j, own)
                     found = own
-                if ups.shape[0] and not in_blocks:
-                    products(found, whole, ups[j], ups.shape[1], rank, keys)
+                if downs.shape[0]:
+                    keys[:count] = begun[j]
+                    mix(found, downs[j], rank, 0, keys[:count])
                     found = keys
                 if bias.shape[0]:
                     turn = sequences[3, b]
-                    finish_keys(found, count, slots, turn, bias[j], norm, size.epsilon, cos, sin)
+                    finish_keys(found, count, slots, turn, width, norm, size.epsilon, cos, sin)
                 if in_blocks:
-                    products(absorbed, num_rows, tile, whole, rank, scores)
+                    products(absorbed, num_rows, tile, count, rank, scores)
                     add_at(scores, count, slots, block * block_slots, of_mean)
                 else:
-                    products(asked[j], num_rows, found, whole, width, scores)
+                    products(asked[j], num_rows, found, count, width, scores)
                 weigh(
                     scores,
                     count,
@@ -197,7 +187,7 @@ def read_block(
                     size,
                 )
                 value = size.first_value + j * size.value_share
-                mix(scores, tile, whole, value, sums[j])
+                mix(scores, tile, count, value, sums[j])
         for j in range(groups):
             for m in range(num_rows):
                 t, h = m % T, j * heads + m // T

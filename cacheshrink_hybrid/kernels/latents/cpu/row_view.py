@@ -129,27 +129,34 @@ class StepRows(NamedTuple):
 
 
 class StepAngles(NamedTuple):
-    """cos and sin by slot (slots, rotary dim / 2), and those that turn a query back by block
-    (blocks, rotary dim / 2), float32; of no channels where there are none."""
+    """cos and sin by slot (slots, rotary dim / 2), those that turn a query back by block (blocks,
+    ...), and those that turn a key by its place in a block (block, ...), float32; of no channels
+    where there are none."""
 
     cos: NDArray
     sin: NDArray
     block_cos: NDArray
     block_sin: NDArray
+    place_cos: NDArray
+    place_sin: NDArray
 
 
 class StepWeights(NamedTuple):
     """What a layer computes with, float32.
 
+    encoder: of [k; v] about their mean, with keys rotated by their places in blocks, (R, 2*J*D),
+        and that mean (2*J*D,); of no rows where latents are given.
     absorbing: brings queries to the channels of keys (J, D, rank), and `offset` (J, D) is the bias
         that their products lack; of no heads elsewhere.
     rebuilding: of rebuilt keys, or of queries that are absorbed block by block, (J, D, rank); bias
         (J, D) and gains of a norm (D,) are of rebuilt keys; of no heads, and no channels, for none.
-    mean: table of keys' mean in a block (J, block, D); of no heads for none.
+    mean: table of keys' mean in a block (J, D, block); of no heads for none.
     value_up: (J, D, Rv), with bias (J, D).
     costs: of errors in channels, (R,). sinks: logits without a value, (H,); of no heads for none.
     """
 
+    encoder: NDArray
+    center: NDArray
     absorbing: NDArray
     offset: NDArray
     rebuilding: NDArray

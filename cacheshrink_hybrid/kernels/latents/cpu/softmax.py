@@ -3,26 +3,15 @@
 import numpy as np
 
 from ...host_code import compiled
+from .exponentials import largest_of, powers_of_two
+from .lines import up
+from .tiles import LANES
 
 LOG2_E = np.float32(1.4426950408889634)
 NOTHING = np.float32(-1e30)
 """Largest score of a query that has seen nothing."""
 UNSEEN = np.float32(-2e30)
 """Score of a slot that a query does not see."""
-
-
-@compiled
-def _power_of_two(x):
-    """2^x, to 2e-7 of it, for x <= 0; 0 below 2^-126."""
-    whole = np.floor(x)
-    y, f = np.float32(1.8775767e-3), x - whole
-    y = y * f + np.float32(8.9893397e-3)
-    y = y * f + np.float32(5.5826318e-2)
-    y = y * f + np.float32(2.4015361e-1)
-    y = y * f + np.float32(6.9315308e-1)
-    y = y * f + np.float32(9.9999994e-1)
-    exponent = np.int32(whole if whole > np.float32(-127) else np.float32(-127))
-    return y * np.int32((exponent + np.int32(127)) << np.int32(23)).view(np.float32)
 
 
 @compiled
@@ -36,29 +25,34 @@ def weigh(products, count, slots, lost, offsets, positions, sums, top, total, si
         top, total: that score, in powers of two, and the sum of the weights, (M,).
         size: see `READING`.
     """
-    window, softcap, scale = size.window, size.softcap, size.scale
+    window, softcap = size.window, size.softcap
+    lost_any = False
+    for n in range(count):
+        lost_any |= lost[n] != 0
     for m in range(top.shape[0]):
-        position, offset = positions[m], offsets[m]
+        position, scores = positions[m], products[m]
         first = position - window if window else np.int64(-1)
-        scores = products[m]
+        offset, scale = offsets[m], size.scale
+        if softcap:
+            for n in range(count):
+                scores[n] = softcap * np.tanh((scores[n] + offset) * scale / softcap)
+            offset, scale = np.float32(0), np.float32(1)
+        scale *= LOG2_E
         for n in range(count):
-            score = (scores[n] + offset) * scale
-            if softcap:
-                score = softcap * np.tanh(score / softcap)
-            score = score * LOG2_E + lost[n]
-            scores[n] = score if first < slots[n] <= position else UNSEEN
-        largest = top[m]
-        for n in range(count):
-            largest = scores[n] if scores[n] > largest else largest
-        shrink = _power_of_two(top[m] - largest)
-        top[m] = largest
-        added = np.float32(0)
-        for n in range(count):
-            weight = _power_of_two(scores[n] - largest)
-            scores[n] = weight
-            added += weight
-        for n in range(count, (count + 3) // 4 * 4):
-            scores[n] = 0
-        total[m] = total[m] * shrink + added
-        for k in range(sums.shape[1]):
-            sums[m, k] *= shrink
+            scores[n] = (scores[n] + offset) * scale
+        if lost_any:
+            for n in range(count):
+                scores[n] += lost[n]
+        if not (first < slots[0] and slots[count - 1] <= position):
+            for n in range(count):
+                scores[n] = scores[n] if first < slots[n] <= position else UNSEEN
+        for n in range(count, up(count, LANES)):
+            scores[n] = UNSEEN
+        largest = largest_of(scores, count, top[m])
+        if largest > top[m]:
+            shrink = np.exp2(top[m] - largest)
+            top[m] = largest
+            total[m] *= shrink
+            for k in range(sums.shape[1]):
+                sums[m, k] *= shrink
+        total[m] += powers_of_two(scores, count, largest)

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...host_code import compiled, kept
-from .products import products
-from .reading import VECTOR, read_block, up
+from .blocks import turn_in_blocks
+from .products import mix, products
+from .reading import read_block
 from .writing import write_block
 
 BEGIN, READ, END = 1, 2, 4
@@ -75,24 +76,39 @@ def _absorb(query, weight, bias, asked, offset):
     """Queries (B, T, H, D) as key channels see them, with weights (J, D, rank), and what the bias
     (J, D) adds to their products."""
     B, T, H, D = query.shape
-    J, _, rank = weight.shape
+    J = weight.shape[0]
+    asked[:] = 0
     for b in range(B):
         for t in range(T):
+            for j in range(J):
+                heads = slice(j * H // J, (j + 1) * H // J)
+                mix(query[b, t, heads], weight[j], D, 0, asked[b, t, heads])
             for h in range(H):
-                j, x, to = h * J // H, query[b, t, h], asked[b, t, h]
-                to[:] = 0
+                x, y = query[b, t, h], bias[h * J // H]
                 total = np.float32(0)
                 for d in range(D):
-                    row = weight[j, d]
-                    for k in range(rank):
-                        to[k] += x[d] * row[k]
-                    total += x[d] * bias[j, d]
+                    total += x[d] * y[d]
                 offset[b, t, h] = total
 
 
 @compiled
-def _begin(query, first_new, new, pool, angles, weights, coding, room):
-    """Rotate and absorb queries, and write rows of latents and of exact channels, (B * T, ...)."""
+def _latents(given, first_new, head_dim, angles, weights):
+    """Latents (B * T, R), as they are given (B, T, R), or made of [k; v] (B, T, 2*J*D)."""
+    count, width = given.shape[0] * given.shape[1], given.shape[2]
+    rank = weights.encoder.shape[0]
+    if not rank:
+        return given.reshape((count, width))
+    turned, latents = np.empty((count, width), np.float32), np.empty((count, rank), np.float32)
+    cos, sin = angles.place_cos, angles.place_sin
+    turn_in_blocks(given, weights.center, first_new, cos, sin, head_dim, turned)
+    products(turned, count, weights.encoder, rank, width, latents)
+    return latents
+
+
+@compiled
+def _begin(new, pool, angles, weights, coding, room):
+    """Rotate and absorb queries, and write rows of latents and of exact channels."""
+    query, first_new, given, channels = new
     arena, rows, forms = pool
     none, turned, asked = np.zeros(0, np.float32), room.turned, room.asked
     _turn(query, first_new, angles.cos, angles.sin, turned)
@@ -101,10 +117,14 @@ def _begin(query, first_new, new, pool, angles, weights, coding, room):
         _absorb(turned, weights.absorbing, weights.offset, asked, room.offset)
     else:
         asked[:] = turned
+    latents = _latents(given, first_new, query.shape[3], angles, weights)
     for i in range(3):
         form = forms[i]
         if form.runs.shape[0]:
-            of_rows, costs = (new[1], none) if i else (new[0], weights.costs)
+            if i:
+                of_rows, costs = channels.reshape((-1, channels.shape[2])), none
+            else:
+                of_rows, costs = latents, weights.costs
             write_block(
                 of_rows, none, costs, rows[i].slots, arena, form.runs, form.coded, coding,
                 form.reading,
@@ -163,8 +183,8 @@ def _end(weights, room, out):
     J, _, rank = weight.shape
     heads, num_shares = H // J, mixed.shape[0]
     shares = np.zeros(num_shares + 2, np.float32)
-    values = np.zeros((up(T * heads, 4), up(rank, VECTOR)), np.float32)
-    made = np.zeros((D, up(T * heads, 4)), np.float32)
+    values = np.zeros((T * heads, rank), np.float32)
+    made = np.zeros((T * heads, D), np.float32)
     for b in range(B):
         for j in range(J):
             for m in range(T * heads):
@@ -182,11 +202,11 @@ def _end(weights, room, out):
                 for i in range(2):
                     for k in range(D):
                         to[k] += shares[num_shares + i] * means[i, b, t, h, k]
-            products(weight[j], D, values, values.shape[0], rank, made)
+            products(values, T * heads, weight[j], D, rank, made)
             for m in range(T * heads):
                 to = out[b, m // heads, j * heads + m % heads]
                 for k in range(D):
-                    to[k] += made[k, m]
+                    to[k] += made[m, k]
 
 
 @kept
@@ -197,8 +217,9 @@ def attend_rows(part, share, num_shares, new, pool, angles, weights, tables, roo
         part: of the step; `BEGIN` comes before every `READ`, and `END` after all of them.
         share, num_shares: which share of the coded rows is read, of how many.
         new: of the new tokens, float32 as all floating-point tensors: queries before rotation
-            (B, H, T, D), each sequence's first slot (B,), below 0 for padding, latents (B, T, R),
-            and channels of exact rows (B, T, 2*J*D).
+            (B, H, T, D), each sequence's first slot (B,), below 0 for padding, latents (B, T, R)
+            or, where there is an encoder, [k; v] (B, T, 2*J*D), and channels of exact rows
+            (B, T, 2*J*D).
         pool: its arena, and rows and forms of coded, recent exact and first exact rows, see
             `StepRows` and `RowForm`; forms of no runs where there are none.
         angles, weights: see `StepAngles` and `StepWeights`.
@@ -206,14 +227,13 @@ def attend_rows(part, share, num_shares, new, pool, angles, weights, tables, roo
         room: numbers for what parts hand on, `room_size` at least.
         out: (B, T, H * D).
     """
-    query, first_new, latents, channels = new
+    query = new[0]
     B, H, T, D = query.shape
     coding, decoding = tables
     width = D if weights.rebuilding.shape[0] else weights.absorbing.shape[2]
     where = _step_room(room, query.shape, width, weights.value_up.shape[2], num_shares)
     if part & BEGIN:
-        rows = latents.reshape((B * T, -1)), channels.reshape((B * T, -1))
-        _begin(query, first_new, rows, pool, angles, weights, coding, where)
+        _begin(new, pool, angles, weights, coding, where)
     if part & READ:
         _read(share, pool, angles, weights, decoding, where)
     if part & END:

@@ -55,7 +55,7 @@ def latent_decode_cpu(
         )
     in_blocks = NO_MEAN
     if read.block_up is not None:
-        weight, mean = floats(read.block_up.weight), floats(read.block_up.mean)
+        weight, mean = floats(read.block_up.weight), floats(read.block_up.mean.transpose(1, 2))
         in_blocks = mean, floats(read.block_up.cos), floats(read.block_up.sin)
     offsets = query.new_zeros(B, T, H) if offset is None else offset
     if num_splits is None:
