@@ -172,8 +172,8 @@ STUDIES = (
     Study(
         name="sweep",
         commands=(
-            f"cacheshrink-hybrid sweep {_SHIPPED} --dtype float32 --max-length 1024 --samples 8 "
-            f"--calibration-samples 64 --output {RESULTS}/sweep_demo",
+            f"cacheshrink-hybrid sweep {_SHIPPED} --dtype float32 --methods joint "
+            f"--max-length 1024 --samples 8 --calibration-samples 64 --output {RESULTS}/sweep_demo",
         ),
         results=("sweep_demo/sweep.json",),
         shown=quality.sweep,
