@@ -113,7 +113,12 @@ def chosen_kinds(
             for kind in _other_kinds(unit, config):
                 full = full_factors(kind, unit, config)
                 (result,) = code_channels(
-                    [full[0]], [full[1]], [samples[index]], widths, budget, formats=[formats[index]]
+                    [full[0]],
+                    [full[1]],
+                    [samples[index]],
+                    widths,
+                    budget,
+                    formats=[first.row_format],
                 )
                 found[index].append(candidates_of[index](full, result))
     taken = preferred(found, config)

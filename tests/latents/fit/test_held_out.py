@@ -99,21 +99,21 @@ def test_overfitting_shows_on_held_out_text_only() -> None:
 
 
 def test_kinds_are_chosen_by_what_they_lose_on_held_out_text() -> None:
-    """What is overfitted looks cheap enough to give layers up for speed, and is not."""
+    """What is overfitted looks cheap enough to give all layers up for speed, and is not."""
     model = tiny_model("llama")
     generator = torch.Generator().manual_seed(0)
     vocabulary = model.config.vocab_size
     ids = [torch.randint(vocabulary, (1, 4), generator=generator) for _ in range(20)]
     settings = {"exact_sinks": 0, "device_profile": "1e9:1"}
-    config = CompressionConfig(compression_ratio=6.0, **settings)
+    config = CompressionConfig(compression_ratio=5.0, **settings)
     with pytest.warns(UserWarning, match="tokens of calibration are few"):
         statistics = model_statistics(model, config, ids)
     methods = []
     for known in (statistics, replace(statistics, held_out=None)):
         plan = convert_model(tiny_model("llama"), config, statistics=known)
         methods.append([latent.method for latent in plan.latents])
-    assert set(methods[0]) == {"joint"}
-    assert set(methods[1]) != {"joint"}
+    assert "joint" in methods[0]
+    assert "joint" not in methods[1]
 
 
 def test_without_held_out_text_the_plan_says_so() -> None:
