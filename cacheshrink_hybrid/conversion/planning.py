@@ -100,6 +100,8 @@ def plan_model(
             profile,
             held_out,
         )
+        if all(choice.taken is choice.joint for choice in choices) and not config.hadamard:
+            return [(choice.joint.coded, choice) for choice in choices]
         full = [choice.taken.full for choice in choices]
         coded = _coded(full, samples, config, bytes_per_token, formats)
         return list(zip(coded, choices, strict=True))

@@ -56,11 +56,13 @@ class Candidate:
 
     Attributes:
         full: factors with all their directions, and the unit as they see it.
+        coded: what becomes of them at these bytes.
         loss: predicted, of all layers that the module serves; on held-out text where there is any.
         seconds: modelled time that a decode step spends on one cached token in these layers.
     """
 
     full: FullFactors
+    coded: CodedFactors
     loss: float
     seconds: float
 
@@ -188,7 +190,12 @@ def _candidate(
     loss = factors.loss
     if held_out is not None:
         loss = held_out_loss(result, unit, held_out, coded)
-    return Candidate(full=full, loss=loss * unit.num_layers, seconds=seconds * unit.num_layers)
+    return Candidate(
+        full=full,
+        coded=result,
+        loss=loss * unit.num_layers,
+        seconds=seconds * unit.num_layers,
+    )
 
 
 def _close(candidates: Sequence[Candidate]) -> list[Candidate]:

@@ -74,13 +74,17 @@ def test_auto_does_not_pay_for_speed_with_much_loss() -> None:
     assert _chosen("speed", 1e9, 1.0, loss=some, block_angles=angles) != "joint"
 
 
+def _candidate(name: str, **values: float) -> Candidate:
+    return Candidate(full=cast(Any, name), coded=cast(Any, None), **values)
+
+
 def _preferred(*losses: tuple[float, float], **settings) -> list[str]:
     """What is preferred for modules whose joint latent loses the first number of nats, and whose
     rotated keys, which are read in a tenth of the time, lose the second."""
     found = [
         [
-            Candidate(full=cast(Any, "joint"), loss=joint, seconds=10.0),
-            Candidate(full=cast(Any, "rotate"), loss=rotate, seconds=1.0),
+            _candidate("joint", loss=joint, seconds=10.0),
+            _candidate("rotate", loss=rotate, seconds=1.0),
         ]
         for joint, rotate in losses
     ]
@@ -109,6 +113,25 @@ def test_auto_pays_any_factor_while_the_whole_model_loses_next_to_nothing() -> N
 def test_auto_keeps_joint_latents_where_losses_are_no_nats() -> None:
     assert _preferred((1e-4, 1.1e-4), metric="activation") == ["joint"]
     assert _preferred((1e-4, 1.1e-4), metric="activation", objective="speed") == ["rotate"]
+
+
+def test_where_joint_is_chosen_throughout_the_plan_is_that_of_memory() -> None:
+    plans = [
+        convert_model(
+            tiny_model("llama"),
+            CompressionConfig(metric="activation", objective=objective),
+            calibration_ids(12),
+            self_check=False,
+        )
+        for objective in ("auto", "memory")
+    ]
+    chosen, due = (
+        [(latent.method, latent.runs, latent.predicted_loss) for latent in plan.latents]
+        for plan in plans
+    )
+    assert chosen == due
+    assert all(latent.joint_loss == latent.held_out_loss for latent in plans[0].latents)
+    assert all(latent.joint_loss is None for latent in plans[1].latents)
 
 
 def test_the_plan_says_what_was_chosen_and_beside_what() -> None:
