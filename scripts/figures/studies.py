@@ -405,4 +405,10 @@ STUDIES = (
         results=("measure_scale.json", "measure_scale_random.json"),
         shown=speed.scale,
     ),
+    Study(
+        name="predicted reading",
+        commands=(f"python -m scripts.predict_reading --json {RESULTS}/predict_reading.json",),
+        results=("predict_reading.json",),
+        shown=speed.predicted_reading,
+    ),
 )
