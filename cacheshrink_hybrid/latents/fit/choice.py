@@ -5,8 +5,8 @@ memory   a joint latent everywhere: fewest bytes for a given loss; at 16 bits se
 speed    by layer the kind that a decode step reads fastest; of those that are about as fast, the
          one that loses least
 auto     a joint latent, or where that is read faster the best of what is: first where the most time
-         is saved per loss, in layers that lose little more for it, while the whole model loses
-         little; and in all layers while it loses next to nothing
+         is saved per loss, in models and layers that lose little more for it, while the whole
+         model loses little; and in any layer while it loses next to nothing
 
 Only layers that rotate their keys have a choice of speed: others are read by absorbing queries into
 a joint latent, which is fastest and loses least. `auto` weighs nats per token, and keeps to joint
@@ -34,11 +34,12 @@ from .statistics import HeldOutSamples
 
 ABOUT_AS_FAST = 1.25
 CLOSE_LOSS = 2.0
-"""`auto` gives up this factor in a layer's loss for speed,"""
+"""`auto` gives up this factor in loss for speed, in models that lose no more by it, layer by layer,
+"""
 LITTLE_LOSS = 0.02
 """while all layers together are to lose at most so many nats per token,"""
-SLIGHT_LOSS = 0.0005
-"""and any factor while they are to lose at most so many: 0.05 % of perplexity."""
+SLIGHT_LOSS = 0.0002
+"""and any factor while they are to lose at most so many: 0.02 % of perplexity."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,14 +140,21 @@ def preferred(found: Sequence[Sequence[Candidate]], config: CompressionConfig) -
     joint = [candidates[0] for candidates in found]
     if not _has_room(found, config):
         return joint
-    close = [_fastest(_close(candidates)) for candidates in found]
-    return _within(SLIGHT_LOSS, _within(LITTLE_LOSS, joint, close), fastest)
+    taken = joint
+    if _lost(fastest) <= CLOSE_LOSS * _lost(joint):
+        close = [_fastest(_close(candidates)) for candidates in found]
+        taken = _within(LITTLE_LOSS, joint, close)
+    return _within(SLIGHT_LOSS, taken, fastest)
 
 
 def _has_room(found: Sequence[Sequence[Candidate]], config: CompressionConfig) -> bool:
     """Whether joint latents, the first of each module, lose so little that `auto` may add to it."""
-    lost = sum(candidates[0].loss for candidates in found)
+    lost = _lost([candidates[0] for candidates in found])
     return METRICS[config.metric].unit == NATS and lost < LITTLE_LOSS
+
+
+def _lost(candidates: Sequence[Candidate]) -> float:
+    return sum(candidate.loss for candidate in candidates)
 
 
 def _other_kinds(unit: Unit, config: CompressionConfig) -> list[LatentKind]:
@@ -216,7 +224,7 @@ def _within(
 ) -> list[Candidate]:
     """By module the chosen candidate, or the faster one: first where it saves the most time for its
     loss, while all modules together lose at most `limit`."""
-    found, total = list(chosen), sum(candidate.loss for candidate in chosen)
+    found, total = list(chosen), _lost(chosen)
     saved = [one.seconds - other.seconds for one, other in zip(chosen, faster, strict=True)]
     lost = [other.loss - one.loss for one, other in zip(chosen, faster, strict=True)]
     gaining = [index for index, seconds in enumerate(saved) if seconds > 0]

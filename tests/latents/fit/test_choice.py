@@ -92,8 +92,9 @@ def _preferred(*losses: tuple[float, float], **settings) -> list[str]:
     return [str(candidate.full) for candidate in preferred(found, config)]
 
 
-def test_auto_pays_for_speed_up_to_twice_a_layers_loss() -> None:
-    assert _preferred((2e-3, 3.9e-3), (2e-3, 4.1e-3)) == ["rotate", "joint"]
+def test_auto_pays_for_speed_up_to_twice_the_loss_of_a_model_and_of_a_layer() -> None:
+    assert _preferred((2e-3, 3e-3), (2e-3, 4.1e-3)) == ["rotate", "joint"]
+    assert _preferred((2e-3, 3e-3), (2e-3, 6e-3)) == ["joint", "joint"]
 
 
 def test_auto_pays_for_speed_while_the_whole_model_loses_little() -> None:
@@ -105,9 +106,9 @@ def test_auto_pays_for_speed_while_the_whole_model_loses_little() -> None:
 
 
 def test_auto_pays_any_factor_while_the_whole_model_loses_next_to_nothing() -> None:
-    """Up to 0.0005 nats per token, where it loses the least first."""
-    assert _preferred((1e-6, 1e-4), (1e-6, 3e-4)) == ["rotate", "rotate"]
-    assert _preferred((1e-5, 4.5e-4), (1e-5, 3e-4)) == ["joint", "rotate"]
+    """Up to 0.0002 nats per token, where it loses the least first."""
+    assert _preferred((1e-6, 5e-5), (1e-6, 1.4e-4)) == ["rotate", "rotate"]
+    assert _preferred((1e-5, 1.8e-4), (1e-5, 1.2e-4)) == ["joint", "rotate"]
 
 
 def test_auto_keeps_joint_latents_where_losses_are_no_nats() -> None:
