@@ -26,10 +26,10 @@ class CompressionConfig:
             says.
         objective: what `auto` goes by: `memory` (joint; with 16 bits separate where that loses
             nothing, because it is cheaper to read), `speed` (the kind that a decode step reads
-            fastest by a model of the device), `auto` (as speed, where the loss stays close to that
-            of `memory`, or the whole model's is slight).
+            fastest by a model of the device), `auto` (few-bit rows as speed, where that costs
+            little, else as memory; latents of 16 bits as memory).
         device_profile: the device of that model: a name of `device_profile.DEVICE_PROFILES`,
-            or `BYTES_PER_SECOND:OPERATIONS_PER_SECOND`.
+            or `BYTES_PER_SECOND:OPERATIONS_PER_SECOND`; `auto` is the one that the model is on.
         d_latent: explicit number of latent channels instead of a ratio: per layer for `joint`,
             for K and for V each with `separate` and `xkv`.
         cache_bits: bits per stored latent element. `auto` chooses 16, 8, 6 to 1 or 0 for every run
@@ -79,8 +79,8 @@ class CompressionConfig:
     compression_ratio: float = DEFAULT_RATIO
     compression_method: str = "auto"
     d_latent: int | None = None
-    objective: str = "memory"
-    device_profile: str = "H100"
+    objective: str = AUTO
+    device_profile: str = AUTO
     cache_bits: int | str = "auto"
     hadamard: bool = False
     exact_sinks: int | None = None
@@ -126,6 +126,13 @@ class CompressionConfig:
         """The kind of latent that every layer gets; None where the conversion chooses."""
         found = (kind for kind in LATENT_KINDS.values() if kind.name == self.compression_method)
         return next(found, None)
+
+    @property
+    def weighs_speed(self) -> bool:
+        """Whether the kind of each layer's latent is chosen by how fast it is read, too."""
+        if self.compression_method != AUTO or self.objective == "memory":
+            return False
+        return self.objective == "speed" or self.coded
 
     @property
     def reads_text(self) -> bool:

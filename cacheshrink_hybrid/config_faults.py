@@ -145,20 +145,21 @@ def _is_given(config: Any, name: str) -> bool:
 
 def _faults_of_reading(config: Any) -> Iterator[str]:
     try:
-        DeviceProfile.parse(config.device_profile)
+        if config.device_profile != AUTO:
+            DeviceProfile.parse(config.device_profile)
     except ConfigError as error:
         yield str(error)
-    if config.objective == "memory" and _is_given(config, "device_profile"):
-        yield (
-            f"device_profile={config.device_profile!r} is used by objective='speed' and 'auto' "
-            "only; leave it out, or choose an objective"
-        )
-    if config.objective != "memory" and config.compression_method != AUTO:
+    if _is_given(config, "objective") and config.compression_method != AUTO:
         yield (
             f"objective={config.objective!r} chooses the method by layer, so it cannot be given "
             f"with compression_method={config.compression_method!r}; leave one of them out"
         )
-    ranked = config.latent_kind.ranked if config.latent_kind else config.objective == "memory"
+    elif _is_given(config, "device_profile") and not config.weighs_speed:
+        yield (
+            f"device_profile={config.device_profile!r} is for choosing kinds of few-bit latents by "
+            "speed, which these settings do not; leave it out, or give objective='auto' or 'speed'"
+        )
+    ranked = config.latent_kind.ranked if config.latent_kind else config.objective != "speed"
     if not ranked and (config.d_latent is not None or config.rank_allocation != "global"):
         yield (
             f"d_latent and rank_allocation are for compression_method {_ranked_kinds()}; leave "

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from .errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +44,19 @@ class DeviceProfile:
             )
         return cls(name=text, bandwidth=bandwidth, matrix_rate=matrix_rate)
 
+    @classmethod
+    def of(cls, device: torch.device) -> DeviceProfile:
+        """That of a device: of CPUs the one there is, of GPUs the one with their name, and where no
+        name fits, or on other devices, that of an H100."""
+        if device.type == "cpu":
+            return DEVICE_PROFILES["CPU"]
+        name = ""
+        if device.type == "cuda":
+            import torch
+
+            name = torch.cuda.get_device_name(device)
+        return next((row for row in DEVICE_PROFILES.values() if row.name in name), _OTHERS)
+
 
 DEVICE_PROFILES = {
     profile.name: profile
@@ -51,3 +68,4 @@ DEVICE_PROFILES = {
     )
 }
 """Data-sheet figures of accelerators (dense bfloat16), and those of a small two-core server."""
+_OTHERS = DEVICE_PROFILES["H100"]

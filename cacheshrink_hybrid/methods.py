@@ -16,6 +16,8 @@ from .lazy import imported
 AUTO = "auto"
 """In the place of a name: leave the choice to the conversion."""
 OBJECTIVES = ("memory", "speed", "auto")
+NATS = "nats/token"
+"""Unit of losses that are the model's own."""
 RANK_ALLOCATIONS = ("global", "uniform")
 FISHER_LABELS = ("text", "model")
 """Whose next tokens the loss of the `fisher` metric is of."""
@@ -192,7 +194,7 @@ METRICS: dict[str, Metric] = {
             words="the model's own loss, one backward pass",
             observer=f"{_FIT}.metrics:FisherMetric",
             backward=True,
-            unit="nats/token",
+            unit=NATS,
             settings=("metric_damping", "fisher_labels", "seed"),
         ),
         Metric(

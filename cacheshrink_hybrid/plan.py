@@ -6,6 +6,7 @@ config; the weights come from the checkpoint. It prints as a table and travels a
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -31,6 +32,7 @@ class CompressionPlan:
         latents: one entry per converted attention module.
         metric: what `predicted_loss` is measured in.
         settings: the `CompressionConfig` that led here, as a dict.
+        device: name of the `DeviceProfile` that read times are modelled for; empty for unknown.
         states: one entry per converted recurrent layer.
         source_state_bytes: bytes of all states of one sequence before: recurrent states in float32,
             as every model keeps them, and convolution columns at 16 bits.
@@ -46,6 +48,7 @@ class CompressionPlan:
     latents: tuple[LatentPlan, ...]
     metric: str
     settings: dict[str, Any] = field(default_factory=dict)
+    device: str = ""
     states: tuple[StatePlan, ...] = ()
     source_state_bytes: int = 0
     kept_state_bytes: int = 0
@@ -167,6 +170,12 @@ def plan_records(plan: CompressionPlan, spec: ModelSpec) -> list[dict[str, Any]]
                     "relative error": latent.relative_error,
                     "read ns/token": latent.read_ns,
                 }
+                if latent.joint_loss is not None:
+                    layers = len(latent.layer_ids)
+                    record |= {
+                        "joint's loss": latent.joint_loss / layers,
+                        "joint's ns/token": latent.joint_read_ns,
+                    }
         records.append(record)
     return records
 
@@ -199,6 +208,8 @@ def plan_table(plan: CompressionPlan, spec: ModelSpec) -> str:
             f"({plan.compression_ratio:.2f}x at 16 bits)"
             + (f", {key_value_prediction(plan)}" if plan.latents else "")
         )
+    if any(latent.joint_loss is not None for latent in plan.latents):
+        lines.append(kinds_line(plan))
     if plan.exact_bytes(1):
         lines.append(exact_tokens_line(plan))
     if plan.source_state_bytes:
@@ -209,6 +220,23 @@ def plan_table(plan: CompressionPlan, spec: ModelSpec) -> str:
     if plan.certificate is not None:
         lines += [str(plan.certificate), plan.certificate.circumstances]
     return "\n".join(lines)
+
+
+def kinds_line(plan: CompressionPlan) -> str:
+    """Which kinds were taken where, and what they lose and take beside joint latents."""
+    weighed = [latent for latent in plan.latents if latent.joint_loss is not None]
+    counts = Counter(latent.method for latent in weighed for _ in latent.layer_ids)
+    kinds = ", ".join(f"{method} in {count}" for method, count in counts.most_common())
+    ns, joint_ns = (
+        sum((getattr(latent, name) or 0.0) * len(latent.layer_ids) for latent in weighed)
+        for name in ("read_ns", "joint_read_ns")
+    )
+    loss, joint_loss = sum(map(_loss, weighed)), sum(x.joint_loss or 0.0 for x in weighed)
+    return (
+        f"kinds by loss and speed: {kinds} of {counts.total()} layers, which are to lose "
+        f"{loss:.4g} {_unit(plan)} and read a token in {ns:.4g} ns by the model of {plan.device}; "
+        f"joint latents {joint_loss:.4g} {_unit(plan)} in {joint_ns:.4g} ns"
+    )
 
 
 def exact_tokens_line(plan: CompressionPlan) -> str:

@@ -16,6 +16,7 @@ from .latent_launches import (
     rebuilt,
     rotated,
     rotated_narrow,
+    widest,
 )
 from .state_launches import conv, copy, gdn, gdn_replay, mamba1, replay, ssd
 
@@ -69,6 +70,10 @@ CASES = [
             (32, 8, 128, 4, 512),
             (9, 3, 64, 4, 256),
         ]
+    ),
+    *(
+        Case(f"latent_decode-widest-{mode}", widest(mode), hot=False)
+        for mode in ("absorb", "reconstruct", "rotate")
     ),
     Case("latent_decode-narrow-rotated", rotated_narrow, hot=False),
     Case("latent_decode-narrow-absorb", everything(rebuilt=False), hot=False),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from cacheshrink_hybrid.codecs import RowFormat
@@ -9,10 +11,10 @@ from cacheshrink_hybrid.codecs.row_layout import Kind, RowLayout
 from cacheshrink_hybrid.kernels.latents.append.kernel import latent_append_triton
 from cacheshrink_hybrid.kernels.latents.decode import BlockUp, KeyUp, LatentRead
 from cacheshrink_hybrid.kernels.latents.decode.kernel import latent_decode_triton
-from cacheshrink_hybrid.kernels.latents.decode.tiles import Tiles
+from cacheshrink_hybrid.kernels.latents.decode.tiles import Tiles, shared_bytes
 from cacheshrink_hybrid.kernels.latents.paged_rows import PagedRows
 
-from .compile_kernels import meta
+from .compile_kernels import SHARED_LIMIT, meta
 
 LAYOUTS = {
     "float32": RowLayout.of_runs([(128, Kind.FLOAT32)], alignment=16),
@@ -211,6 +213,46 @@ def rotated(bits: int, *, heads: int, key_heads: int, head_dim: int, rank: int):
                     sin=angles,
                 ),
             ),
+            offset=None,
+            query_lens=None,
+            first_slots=None,
+            num_splits=None,
+        )
+
+    return run
+
+
+def widest(mode: str, *, head_dim: int = 128):
+    """Rows as wide as an H200 has room for, at 16 bits, of which two tiles are on their way.
+
+    Args:
+        mode: `absorb`, `reconstruct` or `rotate`.
+    """
+
+    def run() -> None:
+        width = 0 if mode == "absorb" else head_dim
+        room = SHARED_LIMIT[90]
+        rank = max(r for r in range(16, 4096, 16) if shared_bytes(r, r, width, 2) <= room)
+        layout, dtype = RowLayout.of_runs([(rank, Kind.FLOAT16)], alignment=16), torch.bfloat16
+        ups: dict[str, Any] = {}
+        if width:
+            weight = meta(8, head_dim, rank, dtype=dtype)
+            angles = meta(512, head_dim // 2, dtype=torch.float32)
+        if mode == "reconstruct":
+            bias = meta(8, head_dim, dtype=dtype)
+            ups["key_up"] = KeyUp(weight=weight, bias=bias, cos=angles, sin=angles)
+        elif mode == "rotate":
+            mean = meta(8, 64, head_dim, dtype=dtype)
+            ups["block_up"] = BlockUp(weight=weight, mean=mean, cos=angles, sin=angles)
+        read = LatentRead(key_rank=rank, value_rank=rank, scale=0.1, **ups)
+        assert read.why_too_wide(rank, 2, room) is None
+        assert read.why_too_wide(rank, 2, room - 2 * 16 * (64 + width)) is not None
+        latent_decode_triton(
+            meta(8, 1, 32, width or rank, dtype=dtype),
+            rows_of(layout),
+            meta(8, 512, dtype=torch.int32),
+            meta(8, dtype=torch.int32),
+            read=read,
             offset=None,
             query_lens=None,
             first_slots=None,

@@ -52,7 +52,15 @@ REFUSED = {
         "'TPU' is unknown; choose one of H200, H100, A100, CPU, or give BYTES_PER_SECOND",
     ),
     "device-none": ({"device_profile": None, "objective": "speed"}, "device_profile=None is unk"),
-    "device-unused": ({"device_profile": "A100"}, "used by objective='speed' and 'auto' only"),
+    "device-without-choice": (
+        {"device_profile": "A100", "objective": "memory"},
+        "device_profile='A100' is for choosing kinds of few-bit latents by speed",
+    ),
+    "device-with-method": (
+        {"device_profile": "A100", "compression_method": "joint"},
+        "device_profile='A100' is for choosing",
+    ),
+    "device-16-bit": ({"device_profile": "A100", "cache_bits": 16}, "is for choosing"),
     "objective-and-method": (
         {"objective": "speed", "compression_method": "joint"},
         "chooses the method by layer, so it cannot be given with compression_method='joint'",

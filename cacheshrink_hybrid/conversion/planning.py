@@ -9,29 +9,33 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ..codecs import RowFormat
 from ..config import CompressionConfig
 from ..device_profile import DeviceProfile
 from ..errors import PlanError
 from ..latents.attention.parts import AttentionParts
 from ..latents.fit.bits import CodedFactors, code_channels, row_alignment
+from ..latents.fit.choice import Choice, Reader, chosen_kinds
 from ..latents.fit.factors import KeyShape, Unit, make_unit
 from ..latents.fit.held_out import HeldOutText
 from ..latents.fit.held_out_loss import held_out_loss
-from ..latents.fit.kinds import Reader, factorize, fastest_factors, full_rank_factors
-from ..latents.fit.read_time import read_operations, read_seconds
+from ..latents.fit.kinds import FullFactors, factorize, full_rank_factors
 from ..latents.fit.rotate import BLOCK_SLOTS
-from ..latents.fit.statistics import HeldOutSamples
-from ..latents.plan import ChannelRun, LatentPlan
-from ..methods import LATENT_KINDS, WIDTHS_OF
+from ..latents.plan import LatentPlan
+from ..methods import AUTO, WIDTHS_OF
 from ..plan import CompressionPlan
 from ..spec import ModelSpec
 from ..states.fit.observe import StateStatistics
 from ..states.fit.planner import StateFactors, make_state_unit, plan_states
 from ..states.kinds import compressible_layers
 from ..states.plan import StatePlan
-from .exact_counts import ExactCounts, counts_beside, exact_counts
+from .exact_counts import counts_beside, exact_counts
+from .latent_plans import latent_plan
 from .ratio_limit import compressed_layers, kept_bytes
 from .statistics import ModelStatistics
+
+CodedChoices = list[tuple[CodedFactors, Choice | None]]
+"""Of each attention module, and what its kind was chosen from, where speed was weighed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +77,34 @@ def plan_model(
     samples = [stats.samples for stats in statistics.latents]
     held_out = None if statistics.held_out is None else statistics.held_out.samples
 
-    def latents(bytes_per_token: float) -> list[CodedFactors]:
+    profile = _profile(parts, config)
+
+    def latents(bytes_per_token: float, weighs_speed: bool) -> CodedChoices:
         if not parts:
             return []
-        return _factors(parts, units, samples, held_out, config, bytes_per_token)
+        if not weighs_speed:
+            coded = _factors(units, samples, config, bytes_per_token)
+            return [(result, None) for result in coded]
+        readers = [
+            Reader(num_heads=part.num_attention_heads, read_mode=part.read_mode) for part in parts
+        ]
+        formats = _formats(units, config)
+        choices = chosen_kinds(
+            units,
+            samples,
+            readers,
+            _widths(config),
+            bytes_per_token,
+            formats,
+            config,
+            profile,
+            held_out,
+        )
+        if all(choice.taken is choice.joint for choice in choices) and not config.hadamard:
+            return [(choice.joint.coded, choice) for choice in choices]
+        full = [choice.taken.full for choice in choices]
+        coded = _coded(full, samples, config, bytes_per_token, formats)
+        return list(zip(coded, choices, strict=True))
 
     layers = compressible_layers(spec) if config.changes_states else []
     known: Sequence[StateStatistics | None] = statistics.states or [None] * len(layers)
@@ -85,24 +113,29 @@ def plan_model(
     ]
     kept = spec.bytes_per_sequence - sum(layer.bytes_per_sequence for layer in layers)
 
-    def planned(bytes_per_token: float, bytes_per_sequence: float) -> PlannedModel:
+    def planned(
+        bytes_per_token: float, bytes_per_sequence: float, weighs_speed: bool = False
+    ) -> PlannedModel:
         plans: list[StatePlan] = []
         states: list[StateFactors | None] = []
         if state_units:
             plans, states = plan_states(state_units, config, bytes_per_sequence - kept)
-        results = latents(bytes_per_token)
-        exact = [
-            counts_beside(result.runs, exact_counts(config, positions, part.sliding_window), config)
-            for part, result in zip(parts, results, strict=True)
-        ]
-        plan = _plan(spec, parts, results, exact, tuple(plans), config)
-        return PlannedModel(plan, results, states)
+        found = latents(bytes_per_token, weighs_speed)
+        of_layers = []
+        for part, (result, choice) in zip(parts, found, strict=True):
+            exact = exact_counts(config, positions, part.sliding_window)
+            exact = counts_beside(result.runs, exact, config)
+            of_layers.append(latent_plan(part, result, exact, config, profile, choice))
+        plan = _plan(spec, of_layers, tuple(plans), config, profile)
+        return PlannedModel(plan, [result for result, _ in found], states)
 
-    if config.budget_bytes is not None:
-        return _scored(_joint(spec, config, planned), units, statistics.held_out, config)
     # A ratio of 1 with a code sets no limit: everything is kept, in that code.
     limit = spec.bytes_per_sequence / config.state_ratio if config.state_ratio > 1 else math.inf
-    found = planned(_budget(spec, config) if parts else 0.0, limit)
+    if config.budget_bytes is not None:
+        room, limit = _division(spec, config, planned)
+    else:
+        room = _budget(spec, config) if parts else 0.0
+    found = planned(room, limit, config.weighs_speed)
     return _scored(found, units, statistics.held_out, config)
 
 
@@ -135,21 +168,25 @@ BISECTIONS = 7
 are kept leave them less than was thought."""
 
 
-def _joint(
+def _division(
     spec: ModelSpec,
     config: CompressionConfig,
     planned: Callable[[float, float], PlannedModel],
-) -> PlannedModel:
+) -> tuple[float, float]:
     """Divide `budget_bytes` at `context_length` between keys and values and states, so that the
     predicted loss of both together is least; both are in nats per token under `fisher`.
 
     Args:
-        planned: bytes per token and bytes per sequence -> the best plan within both.
+        planned: bytes per token of latents and bytes per sequence -> the best plan within both.
+
+    Returns:
+        What to give to `planned`.
     """
     budget, length = config.budget_bytes, config.context_length
     assert budget is not None and length is not None
     tokens = spec.kv_bytes(length) / max(1, spec.bytes_per_token)
-    best: PlannedModel | None = None
+    best: CompressionPlan | None = None
+    division = 0.0, 0.0
     refusal: PlanError | None = None
     for share in JOINT_SHARES if spec.bytes_per_sequence else (0.0,):
         state_bytes = share * spec.bytes_per_sequence
@@ -165,8 +202,11 @@ def _joint(
                     high = room
                 else:
                     low = room
-                    if best is None or found.plan.total_loss < best.plan.total_loss:
-                        best = found
+                    if best is None or found.plan.total_loss < best.total_loss:
+                        best = found.plan
+                        # What it takes, and not what it had, so that another plan takes no more.
+                        taken = best.bytes_per_token - best.kept_bytes_per_token
+                        division = taken, state_bytes
             if high - low < 1 or low >= high:
                 break
             room = (low + high) / 2
@@ -176,7 +216,7 @@ def _joint(
             f"budget_bytes={budget} at context_length={length} cannot be met; the source takes "
             f"{spec.kv_bytes(length) + spec.bytes_per_sequence}: {reason}"
         ) from refusal
-    return best
+    return division
 
 
 def _budget(spec: ModelSpec, config: CompressionConfig) -> float:
@@ -217,17 +257,20 @@ def _key_shape(part: AttentionParts) -> KeyShape:
     )
 
 
+def _profile(parts: list[AttentionParts], config: CompressionConfig) -> DeviceProfile:
+    """What the device can do that is to read the latents."""
+    if config.device_profile != AUTO:
+        return DeviceProfile.parse(config.device_profile)
+    return DeviceProfile.of(parts[0].key.weight().device if parts else torch.device("cpu"))
+
+
 def _factors(
-    parts: list[AttentionParts],
-    units: list[Unit],
-    samples: list[Tensor | None],
-    held_out: list[HeldOutSamples] | None,
-    config: CompressionConfig,
-    budget: float,
+    units: list[Unit], samples: list[Tensor | None], config: CompressionConfig, budget: float
 ) -> list[CodedFactors]:
-    """Bases, ranks and widths of all modules."""
+    """Bases, ranks and widths of all modules, of the kind that they are to have or that loses
+    least."""
     ranked = config.latent_kind is None or config.latent_kind.ranked
-    if ranked and not config.coded and config.objective == "memory":
+    if ranked and not config.coded:
         return [
             CodedFactors(
                 factors=factor,
@@ -236,22 +279,30 @@ def _factors(
             )
             for factor in factorize(units, config, budget)
         ]
-    widths = WIDTHS_OF[config.cache_bits] if config.coded else (16,)
-    formats = [
-        config.row_format(row_alignment(unit.width) if config.coded else 1) for unit in units
-    ]
-    if config.objective == "memory":
-        full = full_rank_factors(units, config)
-    else:
-        readers = [
-            Reader(num_heads=part.num_attention_heads, read_mode=part.read_mode) for part in parts
-        ]
-        full = fastest_factors(units, samples, readers, widths, budget, formats, config, held_out)
+    full = full_rank_factors(units, config)
+    return _coded(full, samples, config, budget, _formats(units, config))
+
+
+def _widths(config: CompressionConfig) -> tuple[int, ...]:
+    return WIDTHS_OF[config.cache_bits] if config.coded else (16,)
+
+
+def _formats(units: list[Unit], config: CompressionConfig) -> list[RowFormat]:
+    return [config.row_format(row_alignment(unit.width) if config.coded else 1) for unit in units]
+
+
+def _coded(
+    full: list[FullFactors],
+    samples: list[Tensor | None],
+    config: CompressionConfig,
+    budget: float,
+    formats: list[RowFormat],
+) -> list[CodedFactors]:
     return code_channels(
         [factor for factor, _ in full],
         [unit for _, unit in full],
         samples,
-        widths,
+        _widths(config),
         budget,
         formats=formats,
         hadamard=config.hadamard,
@@ -260,16 +311,11 @@ def _factors(
 
 def _plan(
     spec: ModelSpec,
-    parts: list[AttentionParts],
-    results: list[CodedFactors],
-    exact: list[ExactCounts],
+    latents: list[LatentPlan],
     states: tuple[StatePlan, ...],
     config: CompressionConfig,
+    profile: DeviceProfile,
 ) -> CompressionPlan:
-    latents = tuple(
-        _latent_plan(part, result, counts, config)
-        for part, result, counts in zip(parts, results, exact, strict=True)
-    )
     compressed_ids = {idx for latent in latents for idx in latent.layer_ids}
     return CompressionPlan(
         model_type=spec.model_type,
@@ -277,9 +323,10 @@ def _plan(
         kept_bytes_per_token=sum(
             layer.bytes_per_token for layer in spec.layers if layer.layer_idx not in compressed_ids
         ),
-        latents=latents,
+        latents=tuple(latents),
         metric=config.metric,
         settings=config.to_dict(),
+        device=profile.name,
         states=states,
         source_state_bytes=spec.bytes_per_sequence,
         kept_state_bytes=sum(
@@ -288,42 +335,3 @@ def _plan(
             if layer.layer_idx not in {state.layer_idx for state in states}
         ),
     )
-
-
-def _latent_plan(
-    part: AttentionParts, result: CodedFactors, exact: ExactCounts, config: CompressionConfig
-) -> LatentPlan:
-    factors, runs = result.factors, result.runs
-    kind = LATENT_KINDS[factors.method]
-    read_mode = kind.read_mode or part.read_mode
-    key_rank, value_rank = factors.key_rank, factors.value_up.shape[1]
-    operations = read_operations(
-        factors.method,
-        read_mode,
-        num_heads=part.num_attention_heads,
-        kv_width=part.kv_width,
-        head_dim=part.head_dim,
-        key_rank=key_rank,
-        value_rank=value_rank,
-    )
-    plan = LatentPlan(
-        layer_ids=part.layer_ids,
-        method=factors.method,
-        kv_lora_rank=factors.encoder.shape[0],
-        key_rank=key_rank,
-        value_rank=value_rank,
-        read_mode=read_mode,
-        runs=tuple(ChannelRun(channels=channels, bits=bits) for channels, bits in runs),
-        row_format=result.row_format if config.coded else None,
-        block_slots=BLOCK_SLOTS if kind.stores_rotated else 0,
-        exact_sinks=exact.sinks,
-        exact_window=exact.window,
-        exact_channels=2 * part.kv_width if any(exact) else 0,
-        basis_group=factors.basis_group,
-        predicted_loss=factors.loss * len(part.layer_ids),
-        expected_error=factors.expected_error,
-        error_bound=factors.error_bound,
-        relative_error=factors.relative_error,
-    )
-    profile = DeviceProfile.parse(config.device_profile)
-    return replace(plan, read_ns=1e9 * read_seconds(profile, plan.bytes_per_token, operations))

@@ -70,6 +70,14 @@ def num_multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+@cache
+def shared_memory(device: torch.device) -> int | None:
+    """Bytes of shared memory that a block of threads may have; None where there is none."""
+    if device.type != "cuda":
+        return None
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+
+
 def has_native_float8(device: torch.device) -> bool:
     """Whether e4m3 numbers are converted in hardware (compute capability 8.9) or interpreted."""
     record = _recording.get()

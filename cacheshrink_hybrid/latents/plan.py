@@ -55,6 +55,9 @@ class LatentPlan:
         error_bound: upper bound on `expected_error` that follows from the cut-off spectrum alone.
         relative_error: `expected_error` divided by the total variance of y.
         read_ns: modelled time that one decode step spends on one cached token.
+        joint_loss: what a joint latent of as many bytes would lose, as `predicted_loss`, on
+            held-out text where there is any; None where kinds were not weighed by their speed.
+        joint_read_ns: modelled time of reading that.
     """
 
     layer_ids: tuple[int, ...]
@@ -76,6 +79,8 @@ class LatentPlan:
     error_bound: float = 0.0
     relative_error: float = 0.0
     read_ns: float = 0.0
+    joint_loss: float | None = None
+    joint_read_ns: float | None = None
 
     def __post_init__(self) -> None:
         if self.method not in LATENT_KINDS:

@@ -186,3 +186,22 @@ def scale(results: Results) -> str:
         )
     head = "model", "parameters", "calibration tokens", "CPU seconds", "GiB beyond the loaded model"
     return table(head, rows)
+
+
+def predicted_reading(results: Results) -> str:
+    """What the model of a device says of a step's reading; nothing of it is measured."""
+    settings = results[0]["settings"]
+    title = f"{settings['name']}, {settings['context']:,} tokens, {settings['device']}, predicted"
+    head = (title, "MiB read", "billion products", "ms", "over FlashAttention", "waits for")
+    rows = [
+        (
+            row["kind"] + (f", {row['ratio']:g}x" if row["ratio"] > 1 else ", 16 bits"),
+            f"{row['bytes'] / 2**20:,.0f}",
+            f"{row['products'] / 1e9:,.1f}",
+            f"{1e3 * row['seconds']:.2f}",
+            f"{row['speedup']:.2f}",
+            row["waits_for"],
+        )
+        for row in results[0]["rows"]
+    ]
+    return table(head, rows)

@@ -173,8 +173,8 @@ STUDIES = (
     Study(
         name="sweep",
         commands=(
-            f"cacheshrink-hybrid sweep {_SHIPPED} --dtype float32 --max-length 1024 --samples 8 "
-            f"--calibration-samples 64 --output {RESULTS}/sweep_demo",
+            f"cacheshrink-hybrid sweep {_SHIPPED} --dtype float32 --methods joint "
+            f"--max-length 1024 --samples 8 --calibration-samples 64 --output {RESULTS}/sweep_demo",
         ),
         results=("sweep_demo/sweep.json",),
         shown=quality.sweep,
@@ -424,5 +424,11 @@ STUDIES = (
         ),
         results=("measure_scale.json", "measure_scale_random.json"),
         shown=speed.scale,
+    ),
+    Study(
+        name="predicted reading",
+        commands=(f"python -m scripts.predict_reading --json {RESULTS}/predict_reading.json",),
+        results=("predict_reading.json",),
+        shown=speed.predicted_reading,
     ),
 )

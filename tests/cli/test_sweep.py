@@ -39,7 +39,7 @@ def test_points_that_were_measured_are_kept(
         "source",
         "int8 KV",
         "int4 KV",
-        "joint 16 bit activation 2x",
+        "auto 16 bit activation 2x",
     ]
     assert points[0]["ratio"] == 1.0 and points[-1]["ratio"] >= 2.0
     assert (output / "sweep.md").read_text().count("\n") == 2 + len(points)

@@ -11,6 +11,7 @@ import pytest
 
 from scripts.compile_kernels import (
     ROOM,
+    SHARED_LIMIT,
     TABLE,
     WIDE_LOAD,
     Case,
@@ -62,6 +63,16 @@ def test_the_committed_table_is_of_the_kernels_as_they_are(tmp_path: Path) -> No
         )
     last = compile_kernels("--keys", cache=tmp_path)[-1]
     assert json.loads(last) == {"cases": len(CASES), "compiled": 0, "faults": 0}
+
+
+def test_no_kernel_takes_more_shared_memory_than_its_target_has() -> None:
+    """Nor do the widest rows that are not refused, of which the table has a case for each way of
+    meeting keys."""
+    rows = COMMITTED["kernels"]
+    for name, row in rows.items():
+        assert row["shared_bytes"] <= SHARED_LIMIT[int(name.rsplit("_", 1)[1])], name
+    for mode in ("absorb", "reconstruct", "rotate"):
+        assert any(name.startswith(f"latent_decode-widest-{mode}/") for name in rows)
 
 
 @pytest.mark.slow

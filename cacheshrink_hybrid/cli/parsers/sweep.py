@@ -19,7 +19,7 @@ from pathlib import Path
 from ...config import CompressionConfig
 from ...demo.corpus import PYTHON_DOCS
 from ...errors import ConfigError
-from ...methods import LATENT_KINDS, METRICS, WIDTHS_OF, choices
+from ...methods import AUTO, LATENT_KINDS, METRICS, WIDTHS_OF, choices
 from ..flags import add_model_arguments, add_text_arguments, bits, new_parser
 from ..preflight import DataSet, OutputDirectory, ratio, seed, whole
 
@@ -49,8 +49,8 @@ def parser() -> argparse.ArgumentParser:
         "--methods",
         nargs="+",
         choices=choices(LATENT_KINDS),
-        default=["joint"],
-        help="values of compression_method (default: joint)",
+        default=[AUTO],
+        help=f"values of compression_method (default: {AUTO})",
     )
     made.add_argument(
         "--metrics",

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...codecs.row_layout import Kind, RowLayout
 from ...errors import KernelUnavailableError
 from ...kernels.latents.decode import BlockUp, KeyUp, LatentRead
+from ...kernels.launch import shared_memory
 from .head import LatentHead
 
 COMPUTED = (torch.float32, torch.float16, torch.bfloat16)
@@ -60,11 +61,14 @@ def _fault(head: LatentHead, like: Tensor) -> str | None:
     if head.rotary is not None and head.rotary.depends_on_length:
         return "its angles depend on the length of the text"
     try:
-        row_layout(head, like.dtype)
-        latent_read(head, 1, like)
+        layout = row_layout(head, like.dtype)
+        read = latent_read(head, 1, like)
     except KernelUnavailableError as fault:
         return str(fault)
-    return None
+    room = shared_memory(like.device)
+    if room is None:
+        return None
+    return read.why_too_wide(layout.num_channels, like.dtype.itemsize, room)
 
 
 def latent_read(head: LatentHead, num_slots: int, like: Tensor) -> LatentRead:

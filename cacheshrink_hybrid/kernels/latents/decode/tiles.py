@@ -1,5 +1,5 @@
 """Sizes of a launch of `latent_decode`, chosen from shapes alone: never from lengths, so that
-graphs can be replayed."""
+graphs can be replayed; and whether a multiprocessor has room for it at all."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from dataclasses import dataclass, replace
 from ....codecs.row_layout import PLANES, RowLayout
 
 MAX_SPLITS = 64
+TILE_ROWS = 64
+"""Rows of a tile's slots and queries together, with what is on its way, at the most."""
+BESIDE_BYTES = 4096
+"""Shared memory that a launch takes beside tiles and weights, at the most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,19 @@ def choose_tiles(
     if channels <= 128:
         return Tiles(block_m, 64, 8 if block_m == 64 else 4, stages)
     return Tiles(block_m, 32, 8 if channels > 256 or block_m == 64 else 4, stages)
+
+
+def shared_bytes(channels: int, key_rank: int, width: int, itemsize: int) -> int:
+    """Shared memory that a launch takes at most: of wide latents almost that much.
+
+    Args:
+        channels: channels of a tile of latents.
+        key_rank: channels that the keys of one head are made of.
+        width: channels of a head's query; 0 where queries were brought into latent space. Keys are
+            met by weights (width, key rank), which stay in shared memory.
+        itemsize: bytes of a factor of a product.
+    """
+    return itemsize * (channels * TILE_ROWS + key_rank * width) + BESIDE_BYTES
 
 
 def fitted(tiles: Tiles, frame_tokens: int) -> Tiles:
