@@ -1,8 +1,9 @@
 """Many requests from one pool of frames: continuous batching over a converted or plain model."""
 
 from .llm import LLM
+from .log_probabilities import LogProbability
 from .request import RequestOutput
-from .sampling import SamplingParams
+from .sampling_params import SamplingParams
 from .stream import Stream
 
-__all__ = ["LLM", "RequestOutput", "SamplingParams", "Stream"]
+__all__ = ["LLM", "LogProbability", "RequestOutput", "SamplingParams", "Stream"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..pool.prefixes.lookup import FORGOTTEN, WHOLE_PROMPTS, Lookup
+from ..pool.prefixes.lookup import EVERY_TOKEN, FORGOTTEN, WHOLE_PROMPTS, Lookup
 from ..pool.prefixes.placement import Placement, grid_distance
 from .model_stamp import ModelStamp
 from .prefill_cost import PrefillCost
@@ -44,14 +44,14 @@ class PrefixReuse:
         checkpoints are to be."""
         forgets = self._renew()
         request.generation, request.checkpoints = self._generation, []
-        if not self._in_pieces:
-            self._count_miss(request, WHOLE_PROMPTS)
+        if not self._in_pieces or request.params.prompt_logprobs is not None:
+            self._count_miss(request, EVERY_TOKEN if self._in_pieces else WHOLE_PROMPTS)
             return
         if forgets:
             self._count_miss(request, FORGOTTEN)
             found = Lookup(0, 0, FORGOTTEN)
         else:
-            found = self.store.resume_prefix(request.request_id, request.tokens)
+            found = self.store.resume_prefix(request.seq_id, request.tokens)
         request.num_computed = request.num_kept = found.num_tokens
         if self.placement.observe is not None:
             self.placement.observe(found.num_matched)
@@ -83,11 +83,11 @@ class PrefixReuse:
         self._offer(request, checkpoint=self.placement.at_ends)
 
     def _offer(self, request: Request, *, checkpoint: bool) -> None:
-        num_tokens = self.store.num_tokens(request.request_id)
+        num_tokens = self.store.num_tokens(request.seq_id)
         self._renew()
         if num_tokens and self._in_pieces and request.generation == self._generation:
             self.store.offer_prefix(
-                request.request_id, request.tokens[:num_tokens], checkpoint=checkpoint
+                request.seq_id, request.tokens[:num_tokens], checkpoint=checkpoint
             )
 
     def _renew(self) -> bool:

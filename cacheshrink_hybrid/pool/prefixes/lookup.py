@@ -12,7 +12,17 @@ LAST_TOKEN = "checkpoint behind the last token"
 EVICTED = "evicted"
 FORGOTTEN = "model changed"
 WHOLE_PROMPTS = "model takes prompts whole"
-REASONS = (ALL, NO_PREFIX, NO_CHECKPOINT, LAST_TOKEN, EVICTED, FORGOTTEN, WHOLE_PROMPTS)
+EVERY_TOKEN = "every token asked for"
+REASONS = (
+    ALL,
+    NO_PREFIX,
+    NO_CHECKPOINT,
+    LAST_TOKEN,
+    EVICTED,
+    FORGOTTEN,
+    WHOLE_PROMPTS,
+    EVERY_TOKEN,
+)
 """Why a look-up went no further: nothing was left to find, since the last token is computed in any
 case; no request went on so; recurrent states or windows are kept at other positions only; of these
 only behind the last token; they, or the rows, were given up for memory; they were of the model as
