@@ -1,9 +1,10 @@
 """Many requests from one pool of frames: continuous batching over a converted or plain model."""
 
+from .async_llm import AsyncLLM
 from .llm import LLM
 from .log_probabilities import LogProbability
 from .request import RequestOutput
 from .sampling_params import SamplingParams
 from .stream import Stream
 
-__all__ = ["LLM", "LogProbability", "RequestOutput", "SamplingParams", "Stream"]
+__all__ = ["LLM", "AsyncLLM", "LogProbability", "RequestOutput", "SamplingParams", "Stream"]

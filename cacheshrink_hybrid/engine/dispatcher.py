@@ -89,6 +89,12 @@ class Dispatcher:
         with signals_held():
             self._sweep()
 
+    def give_up(self, requests: Sequence[Request], error: Exception) -> None:
+        """End requests by an error, which their owners hear of; nothing to do for those over."""
+        with self._turn():
+            for request in requests:
+                self._scheduler.leave(request, None, error)
+
     def step(self, outbox: Outbox) -> list[RequestOutput]:
         """Make one step; the outputs that wait in `outbox`."""
         with self._turn():
