@@ -37,6 +37,7 @@ PROGRAMS = {
     "sweep": "perplexity against stored bytes over ratios, methods and codes",
     "allocator": "replay request traces over cache allocators",
     "throughput": "serve many requests with the engine, and one by one",
+    "serve": "answer OpenAI's requests over HTTP",
     "generate": "continue a prompt",
 }
 

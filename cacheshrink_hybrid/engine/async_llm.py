@@ -14,6 +14,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Future as ConcurrentFuture
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -121,6 +122,11 @@ class AsyncLLM:
         self._reader.shutdown()
 
     @property
+    def closed(self) -> bool:
+        """Whether requests are refused."""
+        return self._closed
+
+    @property
     def open(self) -> OpenRequests:
         """What is open now."""
         return OpenRequests(
@@ -141,6 +147,21 @@ class AsyncLLM:
         """The finished continuations of one prompt, in order. Raises what `stream` raises."""
         outputs = [output async for output in self._serve(prompt, params, every_token=False)]
         return sorted(outputs, key=lambda output: output.index)
+
+    async def between_steps(self, function: Callable[[], Read]) -> Read:
+        """What a function returns that looks at the engine, in the stepping thread."""
+        if self._closed:
+            raise _closed_error()
+        found: ConcurrentFuture[Read] = ConcurrentFuture()
+
+        def look(_: list[Request]) -> None:
+            try:
+                found.set_result(function())
+            except Exception as error:  # the caller gets it
+                found.set_exception(error)
+
+        self._post(look, [])
+        return await asyncio.wrap_future(found)
 
     def stream(
         self, prompt: Any, params: SamplingParams | None = None

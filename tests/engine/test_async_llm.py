@@ -165,6 +165,20 @@ def test_closing_ends_what_is_open() -> None:
     assert_idle(one.llm)
 
 
+def test_the_engine_is_looked_at_between_steps() -> None:
+    one = engine()
+
+    async def program() -> None:
+        task = asyncio.ensure_future(one.generate(prompts()[0], LONG))
+        await asyncio.sleep(0.05)
+        assert (await one.between_steps(lambda: one.llm.statistics)).running == 1
+        with pytest.raises(ZeroDivisionError):
+            await one.between_steps(lambda: 1 // 0)
+        await task
+
+    run(one, program)
+
+
 def test_others_may_call_the_engine_meanwhile() -> None:
     one = engine()
     due = one_by_one(model_of("llama"), prompts(2), 8)
