@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Hashable
+from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
 from ..end_tokens import end_tokens
 from ..errors import CacheFullError, ConfigError
 from ..pool.lifetime import TOKENS
+from .grammar import GrammarRule, GrammarVocabulary, grammar_of
 from .logit_rules import rules_of
 from .prompts import encode
 from .request import Owner, Request
@@ -64,6 +66,7 @@ class Intake:
             ends |= self.end_tokens
         longest = self._longest(len(ids), params)
         bad_words = word_runs(self.tokenizer, params.bad_words) if self.tokenizer else []
+        grammar = grammar_of(params)
         requests = [
             Request(
                 request_id=request_id,
@@ -75,6 +78,7 @@ class Intake:
                 transcript=self._transcript(ids, params, ends),
                 generator=params.generator(index),
                 rules=rules_of(params, num_prompt=len(ids), ends=sorted(ends), bad_words=bad_words),
+                grammar=None if grammar is None else self._grammar_rule(grammar, len(ids)),
                 tokens=list(ids),
                 index=index,
             )
@@ -84,6 +88,21 @@ class Intake:
             for request in requests:
                 request.twins = requests
         return requests
+
+    def _grammar_rule(self, grammar: str, num_prompt: int) -> GrammarRule:
+        return GrammarRule(self._grammar_vocabulary, grammar, num_prompt)
+
+    @cached_property
+    def _grammar_vocabulary(self) -> GrammarVocabulary:
+        if self.tokenizer is None:
+            raise ConfigError("regex and json_schema need the tokenizer; give it to LLM")
+        ends = self.end_tokens or {self.tokenizer.eos_token_id} - {None}
+        if not ends:
+            raise ConfigError(
+                "regex and json_schema need a model with an end-of-sequence token; set "
+                "generation_config.eos_token_id"
+            )
+        return GrammarVocabulary(self.tokenizer, self._vocabulary, ends)
 
     def need_bytes(self, request: Request) -> int:
         """Of the pool, for a request at its full length; of what grows without limit, for the

@@ -176,7 +176,7 @@ def ruled_scores(
     highest, best = (value.item() for value in logits.max(dim=-1))
     if highest == -math.inf:
         raise ConfigError(
-            "allowed_token_ids, bad_words and min_tokens together forbid every next token; allow "
-            "more, or let the text end sooner"
+            "allowed_token_ids, bad_words, min_tokens and the text's form together forbid every "
+            "next token; allow more, or let the text end sooner"
         )
     return TokenScores(logits, int(best), float(highest))

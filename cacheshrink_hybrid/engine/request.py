@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .grammar import GrammarRule
 from .log_probabilities import LogProbability, log_probabilities
 from .logit_rules import LogitRule, ruled_scores
 from .sampling import TokenScores, check_scores, choose_token
@@ -89,6 +90,7 @@ class Request:
         outbox: of the caller whose request this is.
         transcript: its text; None without a tokenizer.
         rules: what its wishes make of the model's logits.
+        grammar: the rule before these, for a text of a form; None for any text.
         tokens: prompt and generated tokens.
         num_computed: tokens whose rows and states are in the pool.
         logprobs, prompt_logprobs: of tokens so far, where they were asked for.
@@ -109,6 +111,7 @@ class Request:
     generator: torch.Generator | None
     rules: list[LogitRule]
     tokens: list[int]
+    grammar: GrammarRule | None = None
     index: int = 0
     twins: list[Request] = field(default_factory=list)
     logprobs: list[LogProbability] = field(default_factory=list)
@@ -163,13 +166,16 @@ class Request:
     def take(self, scores: TokenScores) -> str | None:
         """Choose the next token; why it was the last one, or None."""
         check_scores(scores)
-        ruled = ruled_scores(scores, self.rules, self.tokens)
+        rules = self.rules if self.grammar is None else [self.grammar, *self.rules]
+        ruled = ruled_scores(scores, rules, self.tokens)
         token = choose_token(ruled, self.params, self.generator)
         if self.params.logprobs is not None:
             self.logprobs += log_probabilities(scores.logits[None], [token], self.params.logprobs)
         self.tokens.append(token)
         self.outbox.put(self)
         if token in self.end_tokens or self._find_stop():
+            return "stop"
+        if self.grammar is not None and self.grammar.is_complete(self.tokens):
             return "stop"
         return "length" if len(self.tokens) == self.max_length else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,9 @@ class SamplingParams:
         logit_bias: what is added to the logits of tokens, by token id.
         allowed_token_ids: nothing else is generated; empty for all tokens.
         bad_words: texts whose tokens are not generated behind each other.
+        regex: a regular expression that the whole text is of.
+        json_schema: the text is JSON of this schema, given as an object or as JSON itself; `{}`
+            for any JSON.
         stop: string or strings that end the text.
         stop_token_ids: tokens that end the text, also with `ignore_eos`.
         include_stop: the stop string, or the stop token's text, is part of the text.
@@ -66,6 +70,8 @@ class SamplingParams:
     logit_bias: Mapping[int, float] | Sequence[tuple[int, float]] = ()
     allowed_token_ids: Sequence[int] = ()
     bad_words: str | Sequence[str] = ()
+    regex: str | None = None
+    json_schema: Mapping[str, Any] | str | None = None
     stop: str | Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
     include_stop: bool = False
@@ -85,6 +91,7 @@ class SamplingParams:
             "stop_token_ids": tuple(map(int, self.stop_token_ids or ())),
             "bad_words": _texts(self.bad_words),
             "stop": _texts(self.stop),
+            "json_schema": _json(self.json_schema),
         }
         for name, value in own.items():
             object.__setattr__(self, name, value)
@@ -133,6 +140,12 @@ class SamplingParams:
                 yield f"{name}={value!r} must be a string, or a list of strings"
             elif not all(texts):
                 yield f"{name} has an empty string, which every text contains"
+        if not (self.regex is None or isinstance(self.regex, str)):
+            yield f"regex={self.regex!r:.80} must be a string"
+        if _json(self.json_schema) is None and self.json_schema is not None:
+            yield f"json_schema={self.json_schema!r:.80} must be an object that JSON can hold"
+        if self.regex is not None and self.json_schema is not None:
+            yield "regex and json_schema exclude each other; give one"
         for name in ("stop_token_ids", "allowed_token_ids"):
             value = getattr(self, name)
             if not (value is None or (_listed(value) and all(map(_whole, value)))):
@@ -173,6 +186,15 @@ def _texts(given: Any) -> tuple[str, ...] | None:
         return ()
     readable = _listed(given) and all(isinstance(text, str) for text in given)
     return tuple(given) if readable else None
+
+
+def _json(given: Any) -> str | None:
+    """An object as JSON, whether it was given so or not; None for something else."""
+    try:
+        read = json.loads(given) if isinstance(given, str) else given
+        return json.dumps(read) if isinstance(read, Mapping) else None
+    except (TypeError, ValueError, RecursionError):
+        return None
 
 
 def _listed(value: object) -> bool:

@@ -27,6 +27,41 @@ class StreamOptions(Sent):
     include_usage: bool | None = None
 
 
+class JsonSchema(Sent):
+    """A schema with a name.
+
+    Attributes:
+        strict: answers are of the schema whatever this says.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, populate_by_name=True)
+
+    name: str
+    schema_: dict[str, Any] = Field(alias="schema")
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Sent):
+    """The form of an answer, in OpenAI's words."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class StructuredOutputs(Sent):
+    """The form of an answer, in vLLM's words.
+
+    Attributes:
+        json_: a schema.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, populate_by_name=True)
+
+    json_: dict[str, Any] | None = Field(default=None, alias="json")
+    regex: str | None = None
+
+
 class SamplingFields(Sent):
     """Wishes that both routes take; see `SamplingParams` for what they do.
 
@@ -53,6 +88,8 @@ class SamplingFields(Sent):
     logit_bias: dict[str, float] | None = None
     allowed_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None

@@ -71,11 +71,26 @@ def _params(sent: SamplingFields, **own: Any) -> SamplingParams:
         raise ConfigError("stream_options goes with stream=true; send both, or none")
     top_k = sent.top_k
     return SamplingParams(
-        **{"temperature": 1.0} | same | own,
+        **{"temperature": 1.0} | same | own | _form(sent),
         top_k=None if top_k in (0, -1) else top_k,
         logit_bias=_bias(sent.logit_bias or {}),
         include_stop=bool(sent.include_stop_str_in_output),
     )
+
+
+def _form(sent: SamplingFields) -> dict[str, Any]:
+    """Which texts an answer may be, as fields of `SamplingParams`."""
+    wanted, other = sent.response_format, sent.structured_outputs
+    if wanted is not None and (wanted.type == "json_schema") != (wanted.json_schema is not None):
+        raise ConfigError("response_format has json_schema with type json_schema, and only then")
+    schema: dict[str, Any] | None = None
+    if wanted is not None and wanted.type != "text":
+        schema = {"type": "object"} if wanted.json_schema is None else wanted.json_schema.schema_
+    if other is None:
+        return {"json_schema": schema}
+    if schema is not None:
+        raise ConfigError("response_format and structured_outputs exclude each other; send one")
+    return {"json_schema": other.json_, "regex": other.regex}
 
 
 def _bias(sent: dict[str, float]) -> dict[int, float]:

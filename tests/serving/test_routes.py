@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import openai
 import pytest
 
@@ -207,3 +209,31 @@ def test_wishes_of_vllm(live: Live, client: openai.OpenAI) -> None:
     )
     assert answer.choices[0].text == due
     assert "a" not in due
+
+
+def test_answers_of_a_form(client: openai.OpenAI) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"ok": {"type": "boolean"}, "tags": {"type": "array", "maxItems": 1}},
+        "required": ["ok"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "it", "schema": schema, "strict": True}}
+    settings = {"model": NAME, "messages": TALK, "max_tokens": 200, "seed": 0}
+    answer = client.chat.completions.create(**settings, response_format=form)
+    found = json.loads(answer.choices[0].message.content)
+    assert isinstance(found["ok"], bool) and set(found) <= {"ok", "tags"}
+    regex = {"structured_outputs": {"regex": "(yes|no)[.!]"}}
+    answer = client.chat.completions.create(**settings, extra_body=regex)
+    assert answer.choices[0].message.content in ("yes.", "yes!", "no.", "no!")
+    streamed = client.chat.completions.create(**settings, stream=True, response_format=form)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in streamed)
+    assert json.loads(text) == found
+    for wrong, message in (
+        ({"type": "json_schema"}, "has json_schema with type"),
+        ({"type": "json_schema", "json_schema": {"name": "a", "schema": {"enum": []}}}, "cannot"),
+    ):
+        with pytest.raises(openai.BadRequestError, match=message):
+            client.chat.completions.create(**settings, response_format=wrong)
+    free = client.chat.completions.create(**settings, response_format={"type": "text"})
+    assert free.choices[0].message.content
