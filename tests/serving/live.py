@@ -69,8 +69,7 @@ def live_server(
     model, tokenizer = shipped_model()
     llm = LLM(model, tokenizer, cache_memory=cache_memory)
     engine = AsyncLLM(llm, **(limits or {}))
-    key = settings.get("api_keys", ("secret",))[0]
-    settings = {"model": NAME, "api_keys": (key,), **settings}
+    settings = {"model": NAME, "api_keys": ("secret",), **settings}
     ready = threading.Event()
     socket = listening_socket("127.0.0.1", 0)
     server = Server(make_app(engine, ServerSettings(**settings)), stop_seconds=5, ready=ready.set)
@@ -79,7 +78,7 @@ def live_server(
     try:
         assert ready.wait(30)
         url = f"http://127.0.0.1:{socket.getsockname()[1]}"
-        yield Live(llm, engine, server, url, key)
+        yield Live(llm, engine, server, url, "".join(settings["api_keys"][:1]))
     finally:
         server.should_exit = True
         thread.join(30)
