@@ -64,7 +64,7 @@ class Guard:
 
         try:
             self._check_key(scope)
-            body = await self._body(scope, receive)
+            body = await self._body(receive)
             await self.app(scope, _replayed(body, receive), watched)
         except Exception as error:
             fault = fault_of(error)
@@ -98,20 +98,28 @@ class Guard:
                 "invalid_api_key",
             )
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+    async def _body(self, receive: Receive) -> bytes:
         """The whole body. One that is too long is read to its end as well, and not kept: clients
         look for an answer when they have sent all."""
         parts: list[bytes] = []
         size, more = 0, True
-        async with asyncio.timeout(self._body_seconds):
-            while more:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise Fault(400, "the body ended before its time; send it whole")
-                part = message.get("body", b"")
-                size, more = size + len(part), message.get("more_body", False)
-                if size <= self._max_body_bytes:
-                    parts.append(part)
+        try:
+            async with asyncio.timeout(self._body_seconds):
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise Fault(400, "the body ended before its time; send it whole")
+                    part = message.get("body", b"")
+                    size, more = size + len(part), message.get("more_body", False)
+                    if size <= self._max_body_bytes:
+                        parts.append(part)
+        except TimeoutError as error:
+            raise Fault(
+                408,
+                f"{size} bytes of the body came in {self._body_seconds:g} seconds, and there are "
+                "more; send it faster, or start the server with more --body-seconds",
+                "timeout",
+            ) from error
         if size > self._max_body_bytes:
             raise Fault(
                 413,

@@ -115,6 +115,12 @@ class Routes:
         prompts: Sequence[str | Ids],
         params: SamplingParams,
     ) -> Response:
+        count, most = len(prompts) * params.n, self.engine.max_open
+        if count > most:
+            raise ConfigError(
+                f"{len(prompts)} prompts with n={params.n} are {count} answers, and {most} may be "
+                "open; send them one after the other"
+            )
         work = (self.engine, prompts, params, self._seconds)
         if sent.stream:
             usage = sent.stream_options is not None and bool(sent.stream_options.include_usage)

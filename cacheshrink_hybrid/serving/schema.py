@@ -6,9 +6,14 @@ but should.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+MAX_ANSWERS = 128
+"""Most `n`, as in OpenAI's API."""
+MAX_LISTED = 256
+"""Most stop strings and the like, each of which is looked for at every token."""
 
 
 class Sent(BaseModel):
@@ -71,13 +76,13 @@ class SamplingFields(Sent):
     """
 
     model: str | None = None
-    n: int | None = None
+    n: int | None = Field(default=None, le=MAX_ANSWERS)
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], Field(max_length=MAX_LISTED)] | None = None
     stop_token_ids: list[int] | None = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
@@ -87,7 +92,7 @@ class SamplingFields(Sent):
     repetition_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
     allowed_token_ids: list[int] | None = None
-    bad_words: list[str] | None = None
+    bad_words: list[str] | None = Field(default=None, max_length=MAX_LISTED)
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     stream: bool | None = None

@@ -49,7 +49,7 @@ def test_a_body_that_does_not_come() -> None:
         closing(sent(hasty, {"prompt": "a" * 100}, part=20)) as connection,
     ):
         connection.settimeout(10)
-        assert b" 504 " in connection.recv(1000).split(b"\r\n")[0]
+        assert b" 408 " in connection.recv(1000).split(b"\r\n")[0]
 
 
 def test_stopping_ends_what_is_open() -> None:
