@@ -78,8 +78,10 @@ class Seen:
     between: list[float] = field(default_factory=list)
 
 
-def mixed_work(count: int, gone: float, seed: int, max_output: int = 64) -> list[Work]:
-    """Prompts of 10 to 400 characters, answers of 4 to `max_output` tokens.
+def mixed_work(
+    count: int, gone: float, seed: int, *, max_prompt: int = 400, max_output: int = 64
+) -> list[Work]:
+    """Prompts of 10 to `max_prompt` characters, answers of 4 to `max_output` tokens.
 
     Args:
         gone: share of clients that go away.
@@ -88,9 +90,9 @@ def mixed_work(count: int, gone: float, seed: int, max_output: int = 64) -> list
     text = "\n".join(held_out_text())
     work = []
     for number in range(count):
-        begin = int(random.integers(len(text) - 400))
+        begin = int(random.integers(len(text) - max_prompt))
         body = {
-            "prompt": text[begin : begin + int(random.integers(10, 401))],
+            "prompt": text[begin : begin + int(random.integers(10, max_prompt + 1))],
             "max_tokens": int(random.integers(4, max_output + 1)),
             "ignore_eos": True,
             "temperature": 0,
@@ -264,15 +266,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("model", nargs="?", default=str(model_path()), metavar="MODEL")
     parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument(
+        "--staying", type=int, help="requests of the run in which all stay (default: as many)"
+    )
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--gone", type=float, default=0.25, help="share of clients that go away")
+    parser.add_argument("--max-prompt", type=int, default=400, help="characters of a prompt")
     parser.add_argument("--max-output", type=int, default=64, help="tokens of an answer")
     parser.add_argument("--cache-memory", default="64MiB")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args(argv)
-    staying = mixed_work(given.requests, 0.0, given.seed, given.max_output)
-    going = mixed_work(given.requests, given.gone, given.seed + 1, given.max_output)
+    sizes = {"max_prompt": given.max_prompt, "max_output": given.max_output}
+    staying = mixed_work(given.staying or given.requests, 0.0, given.seed, **sizes)
+    going = mixed_work(given.requests, given.gone, given.seed + 1, **sizes)
     rows, memory, left = [], [], []
     with server(given.model, given.cache_memory) as (url, pid):
         asyncio.run(run_load(url, staying[: given.clients], given.clients))  # warms up

@@ -45,8 +45,7 @@ class GrammarVocabulary:
 
     @cached_property
     def _tokens(self) -> Any:
-        from llguidance import LLTokenizer
-        from llguidance._tokenizer import TokenizerWrapper
+        from llguidance import LLTokenizer, TokenizerWrapper
 
         return LLTokenizer(
             TokenizerWrapper(_Described(self)), n_vocab=self.size, eos_token=self.ends

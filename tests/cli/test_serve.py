@@ -20,7 +20,7 @@ from cacheshrink_hybrid.cli.parsers.serve import parser
 from cacheshrink_hybrid.conversion.convert import convert_to_mla
 from cacheshrink_hybrid.demo import model_path
 from cacheshrink_hybrid.model.attached_plan import is_converted
-from tests.serving.live import CHAT_TEMPLATE
+from tests.engine.shipped import CHAT_TEMPLATE
 from tests.subprocesses import ROOT
 
 MODEL = str(model_path())

@@ -16,9 +16,9 @@ from cacheshrink_hybrid.engine.grammar import GrammarRule, GrammarVocabulary, gr
 from cacheshrink_hybrid.engine.token_bytes import TokenBytes
 from cacheshrink_hybrid.errors import ConfigError
 from tests.engine.idle import assert_idle
+from tests.engine.shipped import shipped_model
 from tests.engine.test_llm import MEMORY, model_of
 from tests.engine.tokenizers import TOKENIZERS
-from tests.serving.live import shipped_model
 
 SCHEMA = {
     "type": "object",

@@ -2,39 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 
 import httpx2
 import openai
-import torch
 
-from cacheshrink_hybrid.demo import model_path
 from cacheshrink_hybrid.engine import LLM, AsyncLLM
-from cacheshrink_hybrid.engine.named_model import load_named
 from cacheshrink_hybrid.serving.app import ServerSettings, make_app
 from cacheshrink_hybrid.serving.server import Server, listening_socket
+from tests.engine.shipped import shipped_model
 
 NAME = "shipped"
-CHAT_TEMPLATE = (
-    "{% for t in tools or [] %}{{ t['function']['name'] }}\n{% endfor %}"
-    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant: {% endif %}"
-)
-
-
-@cache
-def shipped_model():
-    """In float32, with a tokenizer that knows a chat template."""
-    model, tokenizer = load_named(model_path())
-    tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.chat_template = CHAT_TEMPLATE
-    return model.to(torch.float32), tokenizer
 
 
 @dataclass(frozen=True)
