@@ -6,8 +6,9 @@
 Starts `cacheshrink-hybrid serve` on the model that ships with the package (or MODEL), in a process
 of its own, and sends it requests over as many connections as there are clients: prompts cut from
 held-out documentation, streams and whole answers in turn. First all requests are let end, and the
-same ones are given to the engine in this process, which is what a server is measured by. Then they
-are sent again, `--gone` of them by clients that close the connection on the way.
+same ones are given to an engine of as many sequences in this process, before and after, which is
+what a server is measured by. Then others are sent, `--gone` of them by clients that close the
+connection on the way.
 
 At the end nothing may run, wait or hold frames but kept prefixes. What comes out: tokens per second
 of both, times to the first token and between tokens, and the server's memory along the way; as last
@@ -24,9 +25,10 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -43,7 +45,7 @@ from cacheshrink_hybrid.text_tables import format_table
 from .benchmark import environment
 
 SAMPLES = 8
-"""How often the server's memory is looked at."""
+"""How often the server's memory is looked at in each run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,13 +105,26 @@ def mixed_work(
     return work
 
 
-async def run_load(url: str, work: Sequence[Work], clients: int) -> Seen:
-    """Send all requests, so many at a time."""
-    seen, left = Seen(), iter(work)
+async def run_load(
+    url: str,
+    work: Sequence[Work],
+    clients: int,
+    *,
+    look: Callable[[], None] = lambda: None,
+) -> Seen:
+    """Send all requests, so many at a time.
+
+    Args:
+        look: called `SAMPLES` times on the way.
+    """
+    seen, left = Seen(), iter(enumerate(work))
+    every = max(1, len(work) // SAMPLES)
 
     async def client() -> None:
-        for one in left:
+        for number, one in left:
             await _send(url, one, seen)
+            if number % every == every - 1:
+                look()
 
     await asyncio.gather(*(client() for _ in range(clients)))
     return seen
@@ -230,13 +245,15 @@ def resident_mib(pid: int) -> float:
     return int(found[1]) / 1024
 
 
-def direct_tokens_per_second(model: str, work: Sequence[Work], cache_memory: str) -> float:
+def _note_memory(found: list[float], pid: int) -> None:
+    found.append(resident_mib(pid))
+
+
+def direct_tokens_per_second(llm: LLM, work: Sequence[Work]) -> float:
     """The same requests, given to an engine in this process."""
-    loaded, tokenizer = load_named(model)
-    llm = LLM(loaded.float(), tokenizer, cache_memory=cache_memory)
     wishes = [SamplingParams(max_tokens=w.body["max_tokens"], ignore_eos=True) for w in work]
     prompts = [w.body["prompt"] for w in work]
-    llm.generate(prompts[:8], wishes[:8])
+    llm.reset_prefix_cache()
     began = time.perf_counter()
     outputs = llm.generate(prompts, wishes)
     return sum(len(output.token_ids) for output in outputs) / (time.perf_counter() - began)
@@ -280,25 +297,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     sizes = {"max_prompt": given.max_prompt, "max_output": given.max_output}
     staying = mixed_work(given.staying or given.requests, 0.0, given.seed, **sizes)
     going = mixed_work(given.requests, given.gone, given.seed + 1, **sizes)
+    loaded, tokenizer = load_named(given.model)
+    llm = LLM(loaded.float(), tokenizer, cache_memory=given.cache_memory, max_batch=given.clients)
     rows, memory, left = [], [], []
     with server(given.model, given.cache_memory) as (url, pid):
-        asyncio.run(run_load(url, staying[: given.clients], given.clients))  # warms up
+        asyncio.run(run_load(url, going[: given.clients], given.clients))  # warms up
+        direct_tokens_per_second(llm, going[: given.clients])
+        direct = [direct_tokens_per_second(llm, staying)]
         for name, work in (("all stay", staying), ("some go", going)):
-            seen, seconds = Seen(), 0.0
-            parts = np.array_split(np.arange(len(work)), SAMPLES // 2)
-            for part in parts:
-                began = time.perf_counter()
-                found = asyncio.run(run_load(url, [work[i] for i in part], given.clients))
-                seconds += time.perf_counter() - began
-                for entry, value in vars(found).items():
-                    setattr(seen, entry, getattr(seen, entry) + value)
-                memory.append(resident_mib(pid))
+            began = time.perf_counter()
+            look = partial(_note_memory, memory, pid)
+            seen = asyncio.run(run_load(url, work, given.clients, look=look))
+            seconds = time.perf_counter() - began
             left += asyncio.run(leftovers(url))
             rows.append(_row(name, seen, seconds))
-    direct = direct_tokens_per_second(given.model, staying, given.cache_memory)
+            if work is staying:
+                direct.append(direct_tokens_per_second(llm, staying))
     print(format_table(rows))
-    share = rows[0]["tokens/s"] / direct
-    print(f"the engine itself: {direct:.0f} tokens/s; the server gives {share:.2f} of it")
+    share = rows[0]["tokens/s"] / float(np.mean(direct))
+    print(
+        f"the engine itself, before and after: {direct[0]:.0f} and {direct[1]:.0f} tokens/s; the "
+        f"server gives {share:.2f} of their mean"
+    )
     print(f"resident memory of the server, MiB: {' '.join(f'{one:.0f}' for one in memory)}")
     for fault in left:
         print(f"error: {fault}", file=sys.stderr)
