@@ -49,7 +49,7 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Conversation, **sett
     check_chat_template(tokenizer)
     try:
         return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **settings))
-    except TemplateError as error:
+    except (TemplateError, TypeError) as error:  # such as text and nothing, added up
         raise ConfigError(
             f"the tokenizer's chat template refuses a conversation of the roles "
             f"{', '.join(str(one['role']) for one in messages)}: {error}; give messages as the "

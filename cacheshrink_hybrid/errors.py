@@ -54,6 +54,14 @@ class CacheFullError(CacheShrinkError, RuntimeError):
     """The pool has too few frames, free or evictable, for what was asked. Nothing was changed."""
 
 
+class QueueFullError(CacheShrinkError, RuntimeError):
+    """As many requests wait for the engine as may. Nothing was changed; later there may be room."""
+
+
+class EngineClosedError(CacheShrinkError, RuntimeError):
+    """The engine takes no more requests, and has given up those that it had."""
+
+
 class FrameError(CacheShrinkError, ValueError):
     """A frame handle is stale or was never given out, or is named twice in one call."""
 

@@ -46,3 +46,10 @@ def test_what_the_template_refuses() -> None:
     tokenizer.chat_template = "{{ raise_exception('no system here') }}" + CHAT_TEMPLATE
     with pytest.raises(ConfigError, match="roles user, assistant, user: no system here; give"):
         chat_text(tokenizer, CHAT)
+
+
+def test_what_the_template_cannot_add_up() -> None:
+    tokenizer = copy.deepcopy(chat_tokenizer())
+    tokenizer.chat_template = "{% for m in messages %}{{ 'x' + m['content'] }}{% endfor %}"
+    with pytest.raises(ConfigError, match="template refuses a conversation of the roles assistant"):
+        chat_text(tokenizer, [{"role": "assistant", "content": None}])

@@ -34,6 +34,7 @@ LAYERS = """
     conversion
     evaluation
     engine | training
+    serving
     cli __main__
 """
 """From the ground up: a part may import parts of its own line and of lines above it here, but none

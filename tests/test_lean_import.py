@@ -17,6 +17,9 @@ HEAVY = (
     "matplotlib",
     "accelerate",
     "numba",
+    "fastapi",
+    "pydantic",
+    "llguidance",
 )
 
 
@@ -32,6 +35,19 @@ def test_import_is_lean() -> None:
     assert result.returncode == 0, result.stderr
     assert result.stdout.split("\n")[:2] == ["[]", cacheshrink_hybrid.__version__]
     assert result.stderr == ""
+
+
+@pytest.mark.slow
+def test_the_engine_needs_nothing_of_the_server() -> None:
+    program = (
+        "import sys\n"
+        "for name in ('fastapi', 'uvicorn', 'starlette', 'llguidance'):\n"
+        "    sys.modules[name] = None\n"
+        "from cacheshrink_hybrid.engine import AsyncLLM, LLM\n"
+        "import cacheshrink_hybrid.cli.parsers.serve\n"
+    )
+    result = run_python("-c", program)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("name", cacheshrink_hybrid.__all__)

@@ -38,6 +38,7 @@ PROGRAMS = {
     "allocator": "replay request traces over cache allocators",
     "prefix": "serve requests that begin alike by strategies of prefix reuse",
     "throughput": "serve many requests with the engine, and one by one",
+    "serve": "answer OpenAI's requests over HTTP",
     "generate": "continue a prompt",
 }
 

@@ -44,7 +44,9 @@ class Dispatcher:
         with self._turn():
             taken = {request.request_id for request in self._known()}
             for request in requests:
-                if request.request_id is None:
+                if request.index:  # a continuation beside the first one, which came before it
+                    request.request_id = request.twins[0].request_id
+                elif request.request_id is None:
                     request.request_id = next(n for n in self._numbers if n not in taken)
                 elif request.request_id in taken:
                     raise SequenceError(
@@ -56,22 +58,25 @@ class Dispatcher:
                 self._scheduler.add(request)
 
     def abort(self, request_id: Hashable) -> RequestOutput:
-        """Stop a request. Its owner hears of it, unless nobody waits for its outputs.
+        """Stop a request, all continuations of it. Their owner hears of them, except, where nobody
+        waits for outputs, of the one that is returned: the first that was not over.
 
         Raises:
             SequenceError: no such request is waiting or running.
         """
         with self._turn():
-            for request in self._scheduler.requests:
-                if request.request_id == request_id:
-                    begin, end = request.num_read, request.num_generated
-                    self._scheduler.leave(request, "abort")
-                    if request.outbox is self._loose:
-                        self._loose.discard(request)
-                    return request.output(begin, end)
-        raise SequenceError(
-            f"request {request_id!r} is neither waiting nor running; it may have finished"
-        )
+            found = [r for r in self._scheduler.requests if r.request_id == request_id]
+            if not found:
+                raise SequenceError(
+                    f"request {request_id!r} is neither waiting nor running; it may have finished"
+                )
+            first = min(found, key=lambda request: request.index)
+            begin, end = first.num_read, first.num_generated
+            for request in found:
+                self._scheduler.leave(request, "abort")
+            if first.outbox is self._loose:
+                self._loose.discard(first)
+            return first.output(begin, end)
 
     def forget_prefixes(self) -> None:
         """Let no request take over what was kept until now."""
@@ -83,6 +88,12 @@ class Dispatcher:
         self._dropped.extend(requests)
         with signals_held():
             self._sweep()
+
+    def give_up(self, requests: Sequence[Request], error: Exception) -> None:
+        """End requests by an error, which their owners hear of; nothing to do for those over."""
+        with self._turn():
+            for request in requests:
+                self._scheduler.leave(request, None, error)
 
     def step(self, outbox: Outbox) -> list[RequestOutput]:
         """Make one step; the outputs that wait in `outbox`."""

@@ -8,7 +8,6 @@ What runs when is decided in `scheduler`, who makes a step and gets which output
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,25 +16,23 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..end_tokens import end_tokens
-from ..errors import CacheFullError, ConfigError
+from ..errors import ConfigError
 from ..kernels.backend import Backend, check_backend
 from ..placement import input_device
 from ..pool.budget import budget_bytes
-from ..pool.lifetime import TOKENS
 from ..pool.prefixes.placement import Placement, placement_of
 from .dispatcher import Dispatcher
+from .intake import Intake
 from .named_model import load_named
 from .outbox import Outbox
 from .prefix_files import load_prefixes
 from .prefix_reuse import PrefixReuse
-from .prompts import encode, encode_chat, single_prompt, split_prompts
-from .request import Request, RequestOutput
+from .prompts import encode_chat, single_prompt, split_prompts
+from .request import RequestOutput
 from .runner import Runner
-from .sampling import SamplingParams
+from .sampling_params import SamplingParams
 from .scheduler import EngineStatistics, Scheduler
 from .stream import Stream
-from .transcript import Decoder, Transcript
 
 MAX_BATCH = 256
 PREFILL_CHUNK = 512
@@ -124,7 +121,6 @@ class LLM:
         )
         self.store = self.runner.store
         self.tokenizer = tokenizer
-        self.max_length = getattr(self.runner.config, "max_position_embeddings", None)
         placement = placement_of(prefix_placement)
         reuses = prefix_cache and placement.keeps_rows
         if prefixes is not None:
@@ -140,8 +136,7 @@ class LLM:
         self._loose = Outbox()
         """Of requests that `add_request` took."""
         self._dispatcher = Dispatcher(self._scheduler, self._loose)
-        self._end_tokens = end_tokens(model)
-        self._decoder = None if tokenizer is None else Decoder(tokenizer)
+        self._intake = Intake(self.runner, tokenizer)
 
     # Requests
 
@@ -152,7 +147,8 @@ class LLM:
         *,
         request_id: Hashable | None = None,
     ) -> Hashable:
-        """Queue a request, whose outputs `step` returns; returns its id, made up unless given.
+        """Queue a request, whose outputs `step` returns; returns its id, made up unless given. All
+        `n` continuations have it.
 
         Raises:
             ConfigError: an empty prompt, one beyond the model's positions, unknown tokens, a text
@@ -162,13 +158,14 @@ class LLM:
         """
         if not isinstance(request_id, Hashable):
             raise ConfigError(f"request_id={request_id!r} must be hashable, such as text")
-        request = self._request(single_prompt(prompt), params, self._loose, request_id)
-        self._dispatcher.submit([request])
-        return request.request_id
+        requests = self._intake.requests(single_prompt(prompt), params, self._loose, request_id)
+        self._dispatcher.submit(requests)
+        return requests[0].request_id
 
     def abort(self, request_id: Hashable) -> RequestOutput:
-        """Stop a request, wherever it is, and give its frames back. A stream or a `generate` that
-        waits for it gets this output too; `step` does not return it again.
+        """Stop a request with all its continuations, wherever they are, and give the frames back. A
+        stream or a `generate` that waits for them gets their outputs. `step` returns those of
+        other continuations than the one returned here, the first.
 
         Raises:
             SequenceError: no such request is waiting or running.
@@ -179,6 +176,11 @@ class LLM:
         """Forget all prefixes. A change of the model is noticed; see `ModelStamp` for which may
         not be."""
         self._dispatcher.forget_prefixes()
+
+    @property
+    def max_length(self) -> int | None:
+        """Positions that the model has; None for any number."""
+        return self._intake.max_length
 
     @property
     def has_requests(self) -> bool:
@@ -211,8 +213,8 @@ class LLM:
         *,
         progress: bool = False,
     ) -> list[RequestOutput]:
-        """Serve all prompts and return their outputs in order. If one of them is refused, none is
-        served; an error or an interrupt ends all of them, and no others.
+        """Serve all prompts and return their outputs in order, `n` for each. If one of them is
+        refused, none is served; an error or an interrupt ends all of them, and no others.
 
         Args:
             prompts: one, or several: a list of prompts, rows of an array or tensor, or a batch that
@@ -225,20 +227,22 @@ class LLM:
             raise ConfigError(f"{len(wishes)} params for {len(given)} prompts; give one for each")
         outbox = Outbox(only_finished=True)
         requests = [
-            self._request(prompt, wish, outbox) for prompt, wish in zip(given, wishes, strict=True)
+            request
+            for prompt, wish in zip(given, wishes, strict=True)
+            for request in self._intake.requests(prompt, wish, outbox)
         ]
-        done: dict[Hashable, RequestOutput] = {}
+        done: dict[tuple[Hashable, int], RequestOutput] = {}
         try:
             self._dispatcher.submit(requests)
             with tqdm(total=len(requests), disable=not progress, unit="request") as bar:
                 while len(done) < len(requests):
                     outputs = self._dispatcher.wait(outbox)
-                    done |= {output.request_id: output for output in outputs}
+                    done |= {(output.request_id, output.index): output for output in outputs}
                     bar.update(len(outputs))
         except BaseException:
             self._dispatcher.drop(requests)
             raise
-        return [done[request.request_id] for request in requests]
+        return [done[request.request_id, request.index] for request in requests]
 
     def chat(
         self,
@@ -266,89 +270,8 @@ class LLM:
         return self.generate(prompts, params, progress=progress)
 
     def stream(self, prompt: Any, params: SamplingParams | None = None) -> Stream:
-        """Queue one prompt; an iterator over its outputs, one for every token. Others go on beside
-        it. Closing the iterator aborts the request, and so does losing it."""
+        """Queue one prompt; an iterator over its outputs, one for every token of each continuation.
+        Others go on beside it. Closing the iterator aborts the request, and so does losing it."""
         outbox = Outbox(every_token=True)
-        request = self._request(single_prompt(prompt), params, outbox)
-        return Stream(self._dispatcher, request, outbox)
-
-    # Inside
-
-    def _request(
-        self,
-        prompt: str | tuple[int, ...],
-        params: SamplingParams | None,
-        outbox: Outbox,
-        request_id: Hashable | None = None,
-    ) -> Request:
-        """A request that can be served, not queued yet."""
-        params = SamplingParams() if params is None else params
-        if not isinstance(params, SamplingParams):
-            raise ConfigError(f"params must be SamplingParams, not {type(params).__name__}")
-        ids = self._token_ids(prompt)
-        if params.stop and self._decoder is None:
-            raise ConfigError("stop strings need the tokenizer; give it to LLM")
-        transcript = None
-        if self._decoder is not None:
-            transcript = Transcript(self._decoder, ids, params.stop)
-        return Request(
-            request_id=request_id,
-            prompt_ids=ids,
-            params=params,
-            max_length=self._longest(len(ids), params),
-            end_tokens=frozenset() if params.ignore_eos else self._end_tokens,
-            outbox=outbox,
-            transcript=transcript,
-            generator=params.generator(),
-            tokens=list(ids),
-        )
-
-    def _token_ids(self, prompt: str | tuple[int, ...]) -> tuple[int, ...]:
-        if isinstance(prompt, str):
-            if self.tokenizer is None:
-                raise ConfigError("a prompt of text needs the tokenizer; give it to LLM")
-            prompt = encode(self.tokenizer, prompt)
-        if not prompt:
-            raise ConfigError("the prompt is empty; give it at least one token")
-        vocabulary = self.runner.config.vocab_size
-        unknown = [token for token in prompt if not 0 <= token < vocabulary]
-        if unknown:
-            raise ConfigError(f"tokens {unknown[:4]} lie outside the vocabulary of {vocabulary}")
-        return prompt
-
-    def _longest(self, num_prompt: int, params: SamplingParams) -> int | None:
-        """Tokens at which a request ends, of prompt and output together; None for any number."""
-        if self.max_length is not None and num_prompt >= self.max_length:
-            raise ConfigError(
-                f"the prompt has {num_prompt} tokens, and the model has positions for "
-                f"{self.max_length}, prompt and output together; shorten it"
-            )
-        limits = [] if self.max_length is None else [self.max_length]
-        if params.max_tokens is not None:
-            limits.append(num_prompt + int(params.max_tokens))
-        elif (room := self._room()) is not None:
-            limits.append(max(room, num_prompt + 1))
-        if not limits and (params.ignore_eos or not self._end_tokens):
-            raise ConfigError(
-                "max_tokens=None would never end: the model has no last position and no "
-                "end-of-sequence token that counts; give max_tokens"
-            )
-        longest = min(limits, default=num_prompt + 1)
-        needed, total = self.store.need(longest), self.store.pool.num_frames
-        if needed > total:
-            frame_bytes = self.store.layout.frame_bytes
-            raise CacheFullError(
-                f"a request of {longest} tokens needs {needed * frame_bytes} bytes, and the pool "
-                f"has {total * frame_bytes}; give LLM cache_memory of at least "
-                f"{(needed + 1) * frame_bytes} bytes, or ask for fewer tokens"
-            )
-        return min(limits, default=None)
-
-    def _room(self) -> int | None:
-        """Most tokens of one sequence in the pool; None where a sequence does not grow."""
-        total = self.store.pool.num_frames
-        classes = self.store.layout.classes
-        slots = [x.tokens_per_frame for x in classes if x.kind == TOKENS]
-        if not slots:
-            return None
-        return bisect_right(range(1, total * min(slots) + 1), total, key=self.store.need)
+        requests = self._intake.requests(single_prompt(prompt), params, outbox)
+        return Stream(self._dispatcher, requests, outbox)

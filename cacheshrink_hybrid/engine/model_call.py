@@ -40,8 +40,16 @@ class ModelCall:
                 "mamba2"
             )
 
-    def __call__(self, ids: Tensor, cache: Cache, positions: Tensor, mask: Tensor | None) -> Tensor:
-        """Logits (B, V) after the last of the tokens `ids` (B, T).
+    def __call__(
+        self,
+        ids: Tensor,
+        cache: Cache,
+        positions: Tensor,
+        mask: Tensor | None,
+        *,
+        every_token: bool = False,
+    ) -> Tensor:
+        """Logits (B, V) after the last of the tokens `ids` (B, T), or (B, T, V) after each.
 
         Raises:
             NotSupportedError: the model's type is not what it was.
@@ -54,6 +62,10 @@ class ModelCall:
         # Without attention nobody sees other slots, and nothing depends on positions.
         seen = {"attention_mask": mask, "position_ids": positions} if self._attends else {}
         output = self.model(
-            input_ids=ids, use_cache=True, logits_to_keep=1, **seen, **{self._cache_name: cache}
+            input_ids=ids,
+            use_cache=True,
+            logits_to_keep=0 if every_token else 1,
+            **seen,
+            **{self._cache_name: cache},
         )
-        return output.logits[:, -1]
+        return output.logits if every_token else output.logits[:, -1]

@@ -43,6 +43,7 @@ class ModelPrompt(Prompt):
     """A prompt that is computed but for its last token; see `prefix_reuse.Served`."""
 
     generation: int = 0
+    reads_prompt: bool = False
 
 
 class PrefixCache:
@@ -208,15 +209,15 @@ class PrefixCache:
         """All but the last token of a prompt, computed as far as it is not kept."""
         prompt = ModelPrompt(self._next_id, tokens)
         self._next_id += 1
-        self.store.create(prompt.request_id)
+        self.store.create(prompt.seq_id)
         try:
             self._reuse.begin(prompt)
             for size in self._sizes(prompt):
                 self._feed(prompt, size)
             self._reuse.leave(prompt)
-            return copy_out(self.store, self._runner.cache.planned, prompt.request_id)
+            return copy_out(self.store, self._runner.cache.planned, prompt.seq_id)
         finally:
-            self.store.free(prompt.request_id)
+            self.store.free(prompt.seq_id)
 
     def _sizes(self, prompt: ModelPrompt) -> Iterator[int]:
         """Of the pieces that are left."""
@@ -225,9 +226,9 @@ class PrefixCache:
 
     def _feed(self, prompt: ModelPrompt, size: int) -> None:
         begin = prompt.num_computed
-        self.store.reserve([prompt.request_id], size)
+        self.store.reserve([prompt.seq_id], size)
         began = time.perf_counter()
-        self._runner.prefill(prompt.request_id, prompt.tokens[begin : begin + size])
+        self._runner.prefill(prompt.seq_id, prompt.tokens[begin : begin + size])
         self._reuse.cost.observe(begin, begin + size, time.perf_counter() - began)
         prompt.num_computed += size
         self._reuse.pass_on(prompt)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from ..pool.prefixes.keeper import PrefixKeeper, Prompted
-from ..pool.prefixes.lookup import FORGOTTEN, WHOLE_PROMPTS, Lookup
+from ..pool.prefixes.lookup import EVERY_TOKEN, FORGOTTEN, WHOLE_PROMPTS, Lookup
 from ..pool.prefixes.placement import Placement
 from .model_stamp import ModelStamp
 from .runner import Runner
@@ -16,9 +16,13 @@ class Served(Prompted, Protocol):
 
     Attributes:
         generation: of the model's weights that computes it, counted up when they change.
+        reads_prompt: whether what the model says of its tokens is asked for, and not known yet.
     """
 
     generation: int
+
+    @property
+    def reads_prompt(self) -> bool: ...
 
 
 class PrefixReuse(PrefixKeeper):
@@ -41,10 +45,17 @@ class PrefixReuse(PrefixKeeper):
     def begin(self, prompt: Served) -> Lookup:  # type: ignore[override]
         forgets = self._renew()
         prompt.generation, prompt.checkpoints = self._generation, {}
-        if self._in_pieces and not forgets:
+        reason = None
+        if not self._in_pieces:
+            reason = WHOLE_PROMPTS
+        elif prompt.reads_prompt:
+            reason = EVERY_TOKEN
+        elif forgets:
+            reason = FORGOTTEN
+        if reason is None:
             return super().begin(prompt)
-        found = Lookup(0, 0, FORGOTTEN if self._in_pieces else WHOLE_PROMPTS)
-        self.count_miss(len(prompt.tokens), found.reason)
+        found = Lookup(0, 0, reason)
+        self.count_miss(len(prompt.tokens), reason)
         if self._in_pieces:
             self._begin_at(prompt, found)
         return found

@@ -8,8 +8,13 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
-from .sampling import SamplingParams, TokenScores, choose_token
+from .grammar import GrammarRule
+from .log_probabilities import LogProbability, log_probabilities
+from .logit_rules import LogitRule, ruled_scores
+from .sampling import TokenScores, check_scores, choose_token
+from .sampling_params import SamplingParams
 from .transcript import Transcript
 
 
@@ -23,6 +28,10 @@ class RequestOutput:
         finished: nothing more will come.
         finish_reason: `stop` (end of sequence or stop string), `length` or `abort`.
         preemptions: times that the request had to start over.
+        index: which of the `n` continuations of the prompt this is.
+        logprobs: of each generated token, if they were asked for.
+        prompt_logprobs: of each token of the prompt if they were asked for; None for the first one,
+            which nothing comes before.
     """
 
     request_id: Hashable
@@ -32,11 +41,14 @@ class RequestOutput:
     finished: bool
     finish_reason: str | None
     preemptions: int
+    index: int = 0
+    logprobs: tuple[LogProbability, ...] | None = field(default=None, repr=False)
+    prompt_logprobs: tuple[LogProbability | None, ...] | None = field(default=None, repr=False)
     transcript: Transcript | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def text(self) -> str:
-        """Of the generated tokens, up to a stop string; empty without a tokenizer.
+        """Of the generated tokens, up to a stop string or token; empty without a tokenizer.
 
         The decoded prompt and this are the decoded whole, spaces between them included. Until the
         request is finished, characters that later tokens could change or take away are held back,
@@ -71,12 +83,17 @@ class Request:
     """A request that is waiting or running, or over.
 
     Attributes:
+        index: which continuation of its prompt it is.
+        twins: all continuations of the prompt, itself included; empty for a single one.
         max_length: most tokens, of prompt and output together; None for any number.
         end_tokens: those after which nothing more comes.
         outbox: of the caller whose request this is.
         transcript: its text; None without a tokenizer.
+        rules: what its wishes make of the model's logits.
+        grammar: the rule before these, for a text of a form; None for any text.
         tokens: prompt and generated tokens.
         num_computed: tokens whose rows and states are in the pool.
+        logprobs, prompt_logprobs: of tokens so far, where they were asked for.
         num_read: generated tokens that the caller has had in outputs.
         error: what ended it, if it ended by itself with no output.
         checkpoints, num_kept: see `pool.prefixes.keeper.Prompted`.
@@ -91,7 +108,13 @@ class Request:
     outbox: Owner
     transcript: Transcript | None
     generator: torch.Generator | None
+    rules: list[LogitRule]
     tokens: list[int]
+    grammar: GrammarRule | None = None
+    index: int = 0
+    twins: list[Request] = field(default_factory=list)
+    logprobs: list[LogProbability] = field(default_factory=list)
+    prompt_logprobs: list[LogProbability | None] = field(default_factory=lambda: [None])
     num_computed: int = 0
     num_read: int = 0
     preemptions: int = 0
@@ -102,6 +125,11 @@ class Request:
     generation: int = 0
 
     @property
+    def seq_id(self) -> Hashable:
+        """Name of its sequence in the store."""
+        return (self.request_id, self.index)
+
+    @property
     def num_generated(self) -> int:
         return len(self.tokens) - len(self.prompt_ids)
 
@@ -109,12 +137,44 @@ class Request:
     def over(self) -> bool:
         return self.finish_reason is not None or self.error is not None
 
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether log-probabilities of the prompt are asked for and not known yet."""
+        asked = self.params.prompt_logprobs is not None
+        return asked and len(self.prompt_logprobs) < len(self.prompt_ids)
+
+    def follow(self, twin: Request) -> None:
+        """Go on from what another continuation of the prompt has computed of it."""
+        self.num_computed, self.num_kept = twin.num_computed, twin.num_kept
+        self.checkpoints, self.generation = {}, twin.generation
+        self.prompt_logprobs = list(twin.prompt_logprobs)
+
+    def read_prompt(self, begin: int, logits: Tensor) -> None:
+        """Note what the model said of the prompt's tokens behind some positions.
+
+        Args:
+            begin: the first of these positions.
+            logits: (T, V).
+        """
+        first = len(self.prompt_logprobs)  # after a preemption some are known
+        told = self.prompt_ids[first : begin + len(logits) + 1]
+        rows = logits[first - 1 - begin :][: len(told)]
+        assert self.params.prompt_logprobs is not None
+        self.prompt_logprobs += log_probabilities(rows, told, self.params.prompt_logprobs)
+
     def take(self, scores: TokenScores) -> str | None:
         """Choose the next token; why it was the last one, or None."""
-        token = choose_token(scores, self.params, self.generator)
+        check_scores(scores)
+        rules = self.rules if self.grammar is None else [self.grammar, *self.rules]
+        ruled = ruled_scores(scores, rules, self.tokens)
+        token = choose_token(ruled, self.params, self.generator)
+        if self.params.logprobs is not None:
+            self.logprobs += log_probabilities(scores.logits[None], [token], self.params.logprobs)
         self.tokens.append(token)
         self.outbox.put(self)
         if token in self.end_tokens or self._find_stop():
+            return "stop"
+        if self.grammar is not None and self.grammar.is_complete(self.tokens):
             return "stop"
         return "length" if len(self.tokens) == self.max_length else None
 
@@ -156,5 +216,11 @@ class Request:
             finished=finished,
             finish_reason=self.finish_reason if finished else None,
             preemptions=self.preemptions,
+            index=self.index,
+            logprobs=tuple(self.logprobs[:end]) if self.params.logprobs is not None else None,
+            prompt_logprobs=self._prompt_logprobs(),
             transcript=self.transcript,
         )
+
+    def _prompt_logprobs(self) -> tuple[LogProbability | None, ...] | None:
+        return None if self.params.prompt_logprobs is None else tuple(self.prompt_logprobs)

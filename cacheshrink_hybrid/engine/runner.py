@@ -115,15 +115,17 @@ class Runner:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def prefill(self, seq_id: Hashable, tokens: Sequence[int]) -> Tensor:
+    def prefill(
+        self, seq_id: Hashable, tokens: Sequence[int], *, every_token: bool = False
+    ) -> Tensor:
         """Append tokens to one sequence, whose frames have been reserved; logits (V,) after the
-        last of them."""
+        last of them, or (T, V) after each."""
         self._check_autocast()
         begin = self.store.num_tokens(seq_id)
         ids = torch.tensor([tokens], device=self.device)
         positions = torch.arange(begin, begin + len(tokens), device=self.device)[None]
         self.cache.begin([seq_id], self._prefill_step(seq_id, begin, len(tokens)))
-        logits = self.call(ids, self.cache, positions, None)
+        logits = self.call(ids, self.cache, positions, None, every_token=every_token)
         self.cache.finish()
         self.store.commit([seq_id])
         return logits[0]

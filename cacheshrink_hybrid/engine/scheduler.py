@@ -102,7 +102,7 @@ class Scheduler:
             self._running.remove(request)
             if self.reuse is not None and error is None:
                 self.reuse.leave(request)
-            self.store.free(request.request_id)
+            self.store.free(request.seq_id)
         elif request in self._waiting:
             self._waiting.remove(request)
         else:
@@ -130,18 +130,19 @@ class Scheduler:
     def _admit(self) -> None:
         """Start waiting requests, in order, as long as the first one fits."""
         while self._waiting and len(self._running) < self.max_batch:
-            # What running prompts have yet to take is spoken for.
-            spoken = sum(
-                self.store.need(len(request.tokens)) - self.store.num_held(request.request_id)
-                for request in self._running
-                if _wants_prefill(request)
-            )
             request = self._waiting[0]
-            room = self.store.num_available - spoken
-            if room < self._num_needed(request) and self._running:
+            if self._room() < self._num_needed(request) and self._running:
                 return
-            self.store.create(request.request_id)
+            self.store.create(request.seq_id)
             self._running.append(self._waiting.popleft())
+
+    def _room(self) -> int:
+        """Frames that nobody needs; what running prompts have yet to take is spoken for."""
+        return self.store.num_available - sum(
+            self.store.need(len(request.tokens)) - self.store.num_held(request.seq_id)
+            for request in self._running
+            if _wants_prefill(request)
+        )
 
     def _num_needed(self, request: Request) -> int:
         """Frames that a waiting request takes for its tokens and one more, beside those that it
@@ -157,7 +158,7 @@ class Scheduler:
         ready = self._reserve(ready, [1] * len(ready))
         if not ready:
             return
-        logits = self.runner.decode([r.request_id for r in ready], [r.tokens[-1] for r in ready])
+        logits = self.runner.decode([r.seq_id for r in ready], [r.tokens[-1] for r in ready])
         self._decoded += len(ready)
         for request in ready:
             request.num_computed += 1
@@ -168,7 +169,8 @@ class Scheduler:
         all."""
         budget = self.prefill_chunk
         while budget > 0:
-            request = next((r for r in self._running if _wants_prefill(r)), None)
+            wanting = filter(_wants_prefill, self._running)
+            request = next((r for r in wanting if not self._follows(r)), None)
             if request is None:
                 break
             if self.reuse is not None and request.checkpoints is None:
@@ -182,8 +184,12 @@ class Scheduler:
                 break
             chunk = request.tokens[request.num_computed : request.num_computed + size]
             began = time.perf_counter()
+            reads = request.reads_prompt
             try:
-                logits = self.runner.prefill(request.request_id, chunk)
+                logits = self.runner.prefill(request.seq_id, chunk, every_token=reads)
+                if reads:
+                    request.read_prompt(request.num_computed, logits)
+                    logits = logits[-1]
             except Exception as error:  # its owner gets it
                 self.leave(request, None, error)
                 continue
@@ -199,21 +205,53 @@ class Scheduler:
 
     def _take(self, requests: list[Request], logits: Tensor) -> None:
         """One more token of each of these requests, from logits (B, V)."""
-        for request, scores in zip(requests, token_scores(logits), strict=True):
-            try:
-                reason = request.take(scores)
-            except Exception as error:  # its owner gets it
-                self.leave(request, None, error)
+        for computed, scores in zip(requests, token_scores(logits), strict=True):
+            for request in (computed, *self._fork(computed)):
+                try:
+                    reason = request.take(scores)
+                except Exception as error:  # its owner gets it
+                    self.leave(request, None, error)
+                    continue
+                if reason is not None:
+                    self.leave(request, reason)
+
+    def _follows(self, request: Request) -> bool:
+        """Whether another continuation of the same prompt is about to have computed it."""
+        return request.num_computed == 0 and any(
+            twin.num_computed > 0 and not twin.num_generated for twin in request.twins
+        )
+
+    def _fork(self, request: Request) -> list[Request]:
+        """Other continuations of a prompt that has just been computed, which go on from it; those
+        that find no room compute it themselves when they do."""
+        joined: list[Request] = []
+        if request.num_generated:
+            return joined
+        layout = self.store.layout
+        first_writes = len(layout.classes) + layout.state.num_frames
+        for twin in request.twins:
+            if twin is request or twin.num_computed or twin.num_generated:
                 continue
-            if reason is not None:
-                self.leave(request, reason)
+            if twin in self._running:
+                self.store.free(twin.seq_id)
+            elif twin in self._waiting:
+                if len(self._running) >= self.max_batch or self._room() < first_writes:
+                    break
+                self._waiting.remove(twin)
+                self._running.append(twin)
+            else:  # is over
+                continue
+            self.store.fork(request.seq_id, twin.seq_id)
+            twin.follow(request)
+            joined.append(twin)
+        return joined
 
     def _reserve(self, requests: list[Request], counts: list[int]) -> list[Request]:
         """Reserve frames, preempting the youngest requests as needed; returns those of `requests`
         that still run."""
         while requests:
             try:
-                self.store.reserve([r.request_id for r in requests], counts)
+                self.store.reserve([r.seq_id for r in requests], counts)
                 return requests
             except CacheFullError as error:
                 victim = self._running[-1]
@@ -237,10 +275,10 @@ class Scheduler:
     def _preempt(self, request: Request) -> None:
         self._waiting.appendleft(request)
         self._running.remove(request)
-        if request.request_id in self.store:
+        if request.seq_id in self.store:
             if self.reuse is not None:
                 self.reuse.leave(request)
-            self.store.free(request.request_id)
+            self.store.free(request.seq_id)
         request.num_computed, request.checkpoints = 0, None
         request.preemptions += 1
         self._preemptions += 1

@@ -8,7 +8,7 @@ only what is certain is given out. A token costs the decoding of at most `LONGES
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -45,14 +45,27 @@ class Transcript:
     Args:
         decoder: of the model's tokenizer.
         prompt_ids: the prompt.
-        stops: strings that end the text; they are not part of it.
+        stops: strings that end the text.
+        include_stop: they are part of it.
+        min_tokens: what so many tokens say holds no stop string.
+        silent: generated tokens that are not part of the text, beside those of the decoder.
     """
 
     def __init__(
-        self, decoder: Decoder, prompt_ids: Sequence[int], stops: Sequence[str] = ()
+        self,
+        decoder: Decoder,
+        prompt_ids: Sequence[int],
+        stops: Sequence[str] = (),
+        *,
+        include_stop: bool = False,
+        min_tokens: int = 0,
+        silent: Collection[int] = (),
     ) -> None:
         self._decoder = decoder
         self._stops = tuple(stops)
+        self._include_stop = include_stop
+        self._min_tokens = min_tokens
+        self._silent = decoder.silent.union(silent)
         self._lock = threading.Lock()
         self._window, self._num_settled = self._context(prompt_ids)
         """Tokens that are decoded together, and how many of them make whole characters."""
@@ -62,10 +75,12 @@ class Transcript:
         self._pending = ""
         """What the tokens behind those decode to so far."""
         self._text = ""
+        self._num_free = 0
+        """Characters of `_text` in which no stop string is looked for."""
         self._shown = [0]
         """After each number of tokens: characters of `_text` that no later token takes away."""
         self._end: int | None = None
-        """Where a stop string begins, if one was found."""
+        """Where the text ends, if a stop string was found."""
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has a lock of its own."""
@@ -97,8 +112,10 @@ class Transcript:
 
     def _extend(self, tokens: Sequence[int]) -> None:
         for token in tokens[len(self._shown) - 1 :]:
-            if token not in self._decoder.silent:
+            if token not in self._silent:
                 self._read(token)
+            if len(self._shown) <= self._min_tokens:
+                self._num_free = len(self._text)
             self._shown.append(self._num_certain() if self._end is None else self._end)
 
     def _read(self, token: int) -> None:
@@ -125,13 +142,14 @@ class Transcript:
     def _give(self, decoded: str, end: int) -> None:
         """Add the decoded characters up to `end` to the text, and look for stop strings."""
         longest = max(map(len, self._stops), default=1)
-        first = max(0, len(self._text) - longest + 1)
+        first = max(self._num_free, len(self._text) - longest + 1)
         self._text += decoded[self._num_given : end]
         self._num_given = end
         self._pending = decoded[end:]
-        if self._end is None:
-            found = (self._text.find(stop, first) for stop in self._stops)
-            self._end = min((at for at in found if at >= 0), default=None)
+        if self._end is None and len(self._shown) > self._min_tokens:
+            found = [(self._text.find(stop, first), stop) for stop in self._stops]
+            for at, stop in sorted(one for one in found if one[0] >= 0)[:1]:
+                self._end = at + (len(stop) if self._include_stop else 0)
 
     def _shorten(self, decoded: str) -> None:
         """Forget the oldest tokens of the window, where the rest decodes to what it did."""
@@ -153,7 +171,8 @@ class Transcript:
     def _num_certain(self) -> int:
         """Characters before what may become a stop string."""
         text = self._text
-        for length in range(min(len(text), max(map(len, self._stops), default=1) - 1), 0, -1):
+        longest = max(map(len, self._stops), default=1) - 1
+        for length in range(min(len(text) - self._num_free, longest), 0, -1):
             tail = text[-length:]
             if any(stop.startswith(tail) for stop in self._stops if len(stop) > length):
                 return len(text) - length

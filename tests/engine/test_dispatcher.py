@@ -259,7 +259,7 @@ def test_states_of_a_failed_step_are_not_used(backend: str, call: int, monkeypat
         digests = []
         for _ in range(4):
             one.step()
-            digests.append(one.store.digest("short"))
+            digests.append(one.store.digest(("short", 0)))
         stored.append(digests)
     assert stored[0] == stored[1]
 
@@ -324,7 +324,7 @@ def test_a_request_that_fails_alone_fails_its_owner_alone() -> None:
 def test_logits_that_are_no_numbers_end_one_request(monkeypatch) -> None:
     llm = engine()
     decode = llm.runner.decode
-    poisoned = "b"
+    poisoned = ("b", 0)
 
     def with_nan(seq_ids, tokens):
         logits = decode(seq_ids, tokens)

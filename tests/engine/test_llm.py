@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from cacheshrink_hybrid.engine import LLM, RequestOutput, SamplingParams
+from cacheshrink_hybrid.engine.logit_rules import BadWords
 from cacheshrink_hybrid.errors import CacheFullError, ConfigError, NotSupportedError, SequenceError
 from tests.engine.idle import assert_idle
 from tests.families.tiny_configs import tiny_model
@@ -178,12 +179,50 @@ def test_text_stops_and_ends() -> None:
     assert cut.finish_reason == "stop"
     assert cut.text == whole.text[: whole.text.find(word)]
     assert len(cut.token_ids) <= len(whole.token_ids)
-    llm._end_tokens = frozenset([whole.token_ids[5]])
+    llm._intake.end_tokens = frozenset([whole.token_ids[5]])
     first = whole.token_ids.index(whole.token_ids[5])
     ended = llm.generate(TEXTS[0], SamplingParams(max_tokens=12))[0]
     assert (ended.finish_reason, len(ended.token_ids)) == ("stop", first + 1)
     on = llm.generate(TEXTS[0], SamplingParams(max_tokens=12, ignore_eos=True))[0]
     assert on.token_ids == whole.token_ids
+
+
+def test_stop_tokens_and_the_least_number_of_tokens() -> None:
+    tokenizer = word_tokenizer()
+    llm = LLM(model_of("llama"), tokenizer, cache_memory=MEMORY)
+    whole = llm.generate(TEXTS[0], SamplingParams(max_tokens=12, ignore_eos=True))[0]
+    last = whole.token_ids[4]
+    first = whole.token_ids.index(last)
+    wish = {"max_tokens": 12, "ignore_eos": True, "stop_token_ids": [last]}
+    cut = llm.generate(TEXTS[0], SamplingParams(**wish))[0]
+    assert (cut.token_ids, cut.finish_reason) == (whole.token_ids[: first + 1], "stop")
+    assert cut.text == text_behind(tokenizer, cut.prompt_ids, cut.token_ids[:-1])
+    shown = llm.generate(TEXTS[0], SamplingParams(include_stop=True, **wish))[0]
+    assert shown.text == text_behind(tokenizer, cut.prompt_ids, cut.token_ids)
+    late = llm.generate(TEXTS[0], SamplingParams(min_tokens=9, **wish))[0]
+    assert last not in late.token_ids[:9]
+    assert len(late.token_ids) > 9
+
+
+def test_greedy_with_penalties_is_that_of_generate() -> None:
+    model = model_of("llama")
+    llm = LLM(model, cache_memory=MEMORY)
+    for prompt in prompts(3):
+        due = model.generate(
+            torch.tensor([prompt]),
+            do_sample=False,
+            max_new_tokens=12,
+            repetition_penalty=1.5,
+            bad_words_ids=[[9], [4, 4]],
+            min_new_tokens=8,
+        )
+        wish = SamplingParams(max_tokens=12, repetition_penalty=1.5, min_tokens=8)
+        requests = llm._intake.requests(tuple(prompt), wish, llm._loose)
+        requests[0].rules.insert(0, BadWords([(9,), (4, 4)]))
+        llm._dispatcher.submit(requests)
+        while llm.has_requests:
+            output = llm.step()[0]
+        assert output.token_ids == tuple(due[0, len(prompt) :].tolist())
 
 
 @pytest.mark.parametrize("length", [1, 3, 9])
@@ -258,7 +297,10 @@ def test_cancelled_within_a_prompt() -> None:
         ([1], {"request_id": "taken"}, SequenceError, "'taken' is in use"),
         ([1], {"request_id": [1]}, ConfigError, "must be hashable"),
         ([5] * 100_000, {}, ConfigError, "has positions for"),
-        ([5], {"params": SamplingParams(stop=("x",))}, ConfigError, "stop strings need"),
+        ([5], {"params": SamplingParams(stop=("x",))}, ConfigError, "stop strings and bad words"),
+        ([5], {"params": SamplingParams(bad_words="x")}, ConfigError, "stop strings and bad words"),
+        ([5], {"params": SamplingParams(logit_bias={999: 1})}, ConfigError, r"tokens \[999\]"),
+        ([5], {"params": SamplingParams(stop_token_ids=[-1])}, ConfigError, r"tokens \[-1\]"),
         ([5] * 90, {"params": SamplingParams(max_tokens=30)}, CacheFullError, "cache_memory of"),
     ],
 )
@@ -385,7 +427,7 @@ def test_no_limit_where_nothing_ends_a_request() -> None:
     assert llm.max_length is None
     with pytest.raises(ConfigError, match="would never end"):
         llm.generate([5], SamplingParams(max_tokens=None, ignore_eos=True))
-    llm._end_tokens = frozenset(range(96))
+    llm._intake.end_tokens = frozenset(range(96))
     assert len(llm.generate([5], SamplingParams(max_tokens=None))[0].token_ids) == 1
 
 

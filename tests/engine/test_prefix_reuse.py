@@ -183,8 +183,8 @@ def test_logits_are_bit_equal_where_pieces_are_equal(name: str) -> None:
     for one in (llm, cold):
         prefill = one.runner.prefill
 
-        def recorded(seq_id, tokens, prefill=prefill):
-            logits = prefill(seq_id, tokens)
+        def recorded(seq_id, tokens, prefill=prefill, **settings):
+            logits = prefill(seq_id, tokens, **settings)
             found.append(logits)
             return logits
 

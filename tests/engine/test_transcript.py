@@ -125,3 +125,36 @@ def test_the_first_of_several_stop_strings_counts() -> None:
     for stops, due in ((("cd", "bcd"), "a"), (("d", "cdef"), "abc"), (("abcdefg",), "abcdef")):
         shown = streamed(Transcript(Decoder(tokenizer), [1], stops), tokens)
         assert shown[-1] == due
+
+
+@pytest.mark.parametrize("name", ["byte fallback", "byte level", "characters"])
+def test_stop_strings_that_are_part_of_the_text(name: str) -> None:
+    tokenizer = TOKENIZERS[name]()
+    tokens = tokenizer(TEXTS[0]).input_ids
+    decoder, prompt, rest = Decoder(tokenizer), tokens[:9], tokens[9:]
+    text = Transcript(decoder, prompt).text_after(rest, finished=True)
+    stop = text[len(text) // 2 :][:5]
+    shown = streamed(Transcript(decoder, prompt, (stop,), include_stop=True), rest)
+    assert shown[-1] == text.partition(stop)[0] + stop
+    assert all(later.startswith(part) for part, later in pairwise(shown))
+
+
+def test_stop_strings_count_behind_the_least_number_of_tokens() -> None:
+    tokenizer = TOKENIZERS["characters"]()
+    tokens = tokenizer("abcabcabc", add_special_tokens=False).input_ids
+    for least, due in ((0, "a"), (1, "a"), (2, "abca"), (3, "abca"), (5, "abcabca"), (9, None)):
+        transcript = Transcript(Decoder(tokenizer), [1], ("bc",), min_tokens=least)
+        found = next((n for n in range(10) if transcript.extend(tokens[:n])), None)
+        assert (found is None) == (due is None)
+        shown = streamed(
+            Transcript(Decoder(tokenizer), [1], ("bc",), min_tokens=least), tokens[:found]
+        )
+        assert shown[-1] == ("abcabcabc" if due is None else due)
+        assert all(later.startswith(part) for part, later in pairwise(shown))
+
+
+def test_silent_tokens() -> None:
+    tokenizer = TOKENIZERS["characters"]()
+    a, b = tokenizer("ab", add_special_tokens=False).input_ids
+    transcript = Transcript(Decoder(tokenizer), [a], silent=[a])
+    assert transcript.text_after([b, b, a], finished=True) == "bb"

@@ -24,7 +24,7 @@ class Prompted(Protocol):
     """A sequence on its way through a prompt.
 
     Attributes:
-        request_id: its name in the store.
+        seq_id: its name in the store.
         tokens: of the prompt, and those that were generated; a sequence or an array.
         num_computed: tokens whose rows and states are in the pool.
         checkpoints: positions at which the sequence is to be kept, and why, in ascending order;
@@ -32,18 +32,20 @@ class Prompted(Protocol):
         num_kept: tokens up to the last position at which it was.
     """
 
-    request_id: Hashable
     tokens: Any
     num_computed: int
     checkpoints: dict[int, str] | None
     num_kept: int
+
+    @property
+    def seq_id(self) -> Hashable: ...
 
 
 @dataclass(slots=True, eq=False)
 class Prompt:
     """One that is nothing else."""
 
-    request_id: Hashable
+    seq_id: Hashable
     tokens: Any
     num_computed: int = 0
     checkpoints: dict[int, str] | None = None
@@ -71,7 +73,7 @@ class PrefixKeeper:
     def begin(self, prompt: Prompted) -> Lookup:
         """Let the empty sequence of a prompt take over what is kept of its tokens, and note where
         checkpoints are to be."""
-        found = self.store.resume_prefix(prompt.request_id, prompt.tokens)
+        found = self.store.resume_prefix(prompt.seq_id, prompt.tokens)
         self._begin_at(prompt, found)
         return found
 
@@ -112,10 +114,10 @@ class PrefixKeeper:
         self._offer(prompt, checkpoint=self.placement.at_ends, kind=END)
 
     def _offer(self, prompt: Prompted, *, checkpoint: bool, kind: str) -> None:
-        num_tokens = self.store.num_tokens(prompt.request_id)
+        num_tokens = self.store.num_tokens(prompt.seq_id)
         if num_tokens:
             self.store.offer_prefix(
-                prompt.request_id, prompt.tokens[:num_tokens], checkpoint=checkpoint, kind=kind
+                prompt.seq_id, prompt.tokens[:num_tokens], checkpoint=checkpoint, kind=kind
             )
 
     def count_miss(self, num_tokens: int, reason: str) -> None:

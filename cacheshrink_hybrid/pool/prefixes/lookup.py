@@ -14,6 +14,7 @@ FORGOTTEN = "model changed"
 WHOLE_PROMPTS = "model takes prompts whole"
 TOO_LONG = "prompt longer than the memory"
 UNEVEN = "padding that no cache has"
+EVERY_TOKEN = "every token asked for"
 REASONS = (
     ALL,
     NO_PREFIX,
@@ -24,13 +25,14 @@ REASONS = (
     WHOLE_PROMPTS,
     TOO_LONG,
     UNEVEN,
+    EVERY_TOKEN,
 )
 """Why a look-up went no further: nothing was left to find, since the last token is computed in any
 case; no request went on so; recurrent states or windows are kept at other positions only; of these
 only behind the last token; they, or the rows, were given up for memory; they were of the model as
 it was before a change; the model continues no prompt by several tokens at once; the prompt would
 not fit, even alone; in a padded batch, states are written anew at other tokens than without
-padding, or keys are stored for other slots."""
+padding, or keys are stored for other slots; what the model says of every token was asked for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,174 @@
+"""Texts of a form, a regular expression or JSON of a schema, kept to token by token.
+
+The automaton is llguidance's. It says which tokens may come next: those that some text of the form
+goes on with.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ..errors import ConfigError, NotSupportedError
+from .sampling_params import SamplingParams
+from .token_bytes import TokenBytes
+
+WHITESPACE = r"[ \n]{0,20}"
+"""Between the parts of JSON: as much as people write, and no more, since a model may go on so."""
+PACKAGE = "llguidance"
+
+
+class GrammarVocabulary:
+    """A model's tokens as grammars see them, read when the first grammar comes.
+
+    Args:
+        tokenizer: of the model.
+        size: token ids that the model has logits for.
+        ends: tokens after which it says nothing more.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, size: int, ends: Iterable[int]) -> None:
+        self.tokenizer = tokenizer
+        self.size = size
+        self.ends = sorted(ends)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy reads it anew."""
+        return {name: getattr(self, name) for name in ("tokenizer", "size", "ends")}
+
+    @cached_property
+    def _tokens(self) -> Any:
+        from llguidance import LLTokenizer, TokenizerWrapper
+
+        return LLTokenizer(
+            TokenizerWrapper(_Described(self)), n_vocab=self.size, eos_token=self.ends
+        )
+
+    def matcher(self, grammar: str) -> Any:
+        """An automaton at the beginning of a text.
+
+        Raises:
+            ConfigError: the grammar cannot be read, or no text is of its form.
+        """
+        from llguidance import LLMatcher
+
+        made = LLMatcher(self._tokens, grammar)
+        if made.is_error():
+            raise ConfigError(
+                f"the form that was asked for cannot be had: {_line(made.get_error())}; change "
+                "the regex or the JSON schema"
+            )
+        return made
+
+
+class _Described:
+    """What llguidance asks of a tokenizer. Bytes that have to come are written by the longest
+    tokens: tokenizers themselves may put a space before them."""
+
+    bos_token_id = None
+
+    def __init__(self, vocabulary: GrammarVocabulary) -> None:
+        known = TokenBytes(vocabulary.tokenizer)
+        self.eos_token_id = vocabulary.ends[0]
+        self.special_token_ids = sorted({*vocabulary.tokenizer.all_special_ids, *vocabulary.ends})
+        self.tokens = [known(token) for token in range(vocabulary.size)]
+        special = frozenset(self.special_token_ids)
+        self._by_bytes = {
+            written: token
+            for token, written in enumerate(self.tokens)
+            if written and token not in special
+        }
+        self._longest = max(map(len, self._by_bytes), default=1)
+
+    def __call__(self, written: bytes) -> list[int]:
+        """Tokens of these bytes, up to where none goes on."""
+        found: list[int] = []
+        at = 0
+        while at < len(written):
+            sizes = range(min(self._longest, len(written) - at), 0, -1)
+            size = next((n for n in sizes if written[at : at + n] in self._by_bytes), 0)
+            if not size:
+                break
+            found.append(self._by_bytes[written[at : at + size]])
+            at += size
+        return found
+
+
+class GrammarRule:
+    """Only what goes on with a text of the grammar's form, and an end token only behind one.
+
+    Args:
+        vocabulary: of the model.
+        grammar: as llguidance writes it.
+        num_prompt: tokens of the prompt.
+
+    Raises:
+        ConfigError: as of `GrammarVocabulary.matcher`.
+    """
+
+    def __init__(self, vocabulary: GrammarVocabulary, grammar: str, num_prompt: int) -> None:
+        self._vocabulary, self._grammar, self._num_prompt = vocabulary, grammar, num_prompt
+        self._matcher: Any = vocabulary.matcher(grammar)
+        self._num_read = num_prompt
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy reads the output anew."""
+        return vars(self) | {"_matcher": None, "_num_read": self._num_prompt}
+
+    def apply(self, logits: Tensor, tokens: Sequence[int]) -> None:
+        mask = np.frombuffer(self._read(tokens).compute_bitmask(), dtype=np.uint8)
+        allowed = np.unpackbits(mask, bitorder="little", count=len(logits)).astype(bool)
+        logits.masked_fill_(torch.from_numpy(~allowed).to(logits.device), -torch.inf)
+
+    def is_complete(self, tokens: Sequence[int]) -> bool:
+        """Whether nothing can come behind the output."""
+        return bool(self._read(tokens).is_stopped())
+
+    def _read(self, tokens: Sequence[int]) -> Any:
+        """The automaton behind the output so far."""
+        if self._matcher is None:
+            self._matcher = self._vocabulary.matcher(self._grammar)
+        new = list(tokens[self._num_read :])
+        self._num_read = len(tokens)
+        if new and not self._matcher.consume_tokens(new):
+            raise NotSupportedError(
+                f"llguidance cannot go on behind tokens {new[:4]} that it allowed: "
+                f"{_line(self._matcher.get_error())}; ask without regex and json_schema"
+            )
+        return self._matcher
+
+
+def grammar_of(params: SamplingParams) -> str | None:
+    """The form that a request asks for, as llguidance writes it; None for any text.
+
+    Raises:
+        ConfigError: the package is not installed, or cannot read what is asked for.
+    """
+    if params.regex is None and params.json_schema is None:
+        return None
+    if importlib.util.find_spec(PACKAGE) is None:
+        raise ConfigError(
+            f"regex and json_schema need {PACKAGE}, which is not installed; "
+            "pip install 'cacheshrink_hybrid[serve]'"
+        )
+    from llguidance import LLMatcher
+
+    if params.regex is not None:
+        return str(LLMatcher.grammar_from_regex(params.regex))
+    schema: Any = params.json_schema
+    return str(
+        LLMatcher.grammar_from_json_schema(
+            schema, overrides={"whitespace_flexible": True, "whitespace_pattern": WHITESPACE}
+        )
+    )
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())[:200]

@@ -1,0 +1,83 @@
+"""The server as an ASGI application."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from ..engine import AsyncLLM
+from ..version import __version__
+from .faults import fault_of
+from .guard import Guard
+from .metrics import Counts
+from .routes import Routes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """How requests are treated.
+
+    Attributes:
+        model: the served name.
+        api_keys: one of which every request must bring; empty for none.
+        max_body_bytes: of a request.
+        body_seconds: that a body may take to arrive.
+        answer_seconds: that an answer may take.
+    """
+
+    model: str
+    api_keys: tuple[str, ...] = ()
+    max_body_bytes: int = 4 << 20
+    body_seconds: float = 60.0
+    answer_seconds: float = 600.0
+
+
+def make_app(engine: AsyncLLM, settings: ServerSettings) -> Guard:
+    """The application, which opens the engine when it starts and closes it at its end.
+
+    Args:
+        engine: not open yet; its model has a tokenizer.
+    """
+    counts = Counts()
+    routes = Routes(
+        engine, model=settings.model, answer_seconds=settings.answer_seconds, counts=counts
+    )
+
+    @asynccontextmanager
+    async def opened(_: FastAPI) -> AsyncIterator[None]:
+        async with engine:
+            yield
+
+    app = FastAPI(
+        title="cacheshrink_hybrid",
+        version=__version__,
+        lifespan=opened,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+    )
+    app.get("/health")(routes.health)
+    app.get("/metrics")(routes.metrics)
+    app.get("/v1/models")(routes.models)
+    app.get("/v1/models/{name:path}")(routes.one_model)
+    app.post("/v1/completions")(routes.completions)
+    app.post("/v1/chat/completions")(routes.chat)
+    for kind in (RequestValidationError, HTTPException, Exception):
+        app.exception_handler(kind)(_answer_fault)
+    return Guard(
+        app,
+        counts,
+        api_keys=settings.api_keys,
+        max_body_bytes=settings.max_body_bytes,
+        body_seconds=settings.body_seconds,
+    )
+
+
+async def _answer_fault(_: Request, error: Exception) -> Response:
+    return fault_of(error).response()

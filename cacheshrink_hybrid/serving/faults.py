@@ -1,0 +1,89 @@
+"""Errors as OpenAI's error objects: `{"error": {"message", "type", "param", "code"}}`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from ..errors import CacheFullError, ConfigError, EngineClosedError, QueueFullError
+
+RETRY_SECONDS = 1
+
+
+@dataclass(eq=False)
+class Fault(Exception):
+    """What is wrong with a request, or here.
+
+    Attributes:
+        status: of HTTP.
+        message: for a person.
+        code: for a program; None where the status says it all.
+        param: the field at fault, if it is one.
+    """
+
+    status: int
+    message: str
+    code: str | None = None
+    param: str | None = None
+
+    @property
+    def kind(self) -> str:
+        if self.status == 429:
+            return "rate_limit_error"
+        return "invalid_request_error" if self.status < 500 else "server_error"
+
+    def json(self) -> dict[str, Any]:
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.kind,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+    def response(self) -> JSONResponse:
+        headers = {"Retry-After": str(RETRY_SECONDS)} if self.status in (429, 503) else None
+        return JSONResponse(self.json(), self.status, headers)
+
+
+TOLD: tuple[tuple[type[Exception], int, str | None, str | None], ...] = (
+    (QueueFullError, 429, "queue_full", None),
+    (CacheFullError, 400, "context_length_exceeded", None),
+    (ConfigError, 400, None, None),
+    (EngineClosedError, 503, "stopping", "the server is about to stop; send this again later"),
+    (TimeoutError, 504, "timeout", "it took too long and was given up; ask for less"),
+)
+"""Errors with their status, code and words; None for the error's own words."""
+
+
+def fault_of(error: Exception) -> Fault:
+    """How an error is told to the client; what is nobody's fault out there is an internal error,
+    whose words stay here."""
+    if isinstance(error, Fault):
+        return error
+    if isinstance(error, RequestValidationError):
+        return _fault_of_body(error)
+    if isinstance(error, HTTPException):
+        return Fault(error.status_code, f"{error.detail}; GET /v1/models is there, for example")
+    for kind, status, code, words in TOLD:
+        if isinstance(error, kind):
+            return Fault(status, words or str(error), code)
+    return Fault(500, "an internal error; the server's log has it", "internal_error")
+
+
+def _fault_of_body(error: RequestValidationError) -> Fault:
+    told: dict[str, str] = {}
+    for one in error.errors():
+        place = [part for part in one["loc"] if part != "body"]
+        name = ".".join(map(str, place[:1])) if place else "body"
+        said = "is not known" if one["type"] == "extra_forbidden" else one["msg"]
+        told.setdefault(name, said[:1].lower() + said[1:])
+    if error.errors()[0]["type"] == "json_invalid":
+        return Fault(400, "the body is no JSON; send an object as of OpenAI's API", "invalid_json")
+    message = "; ".join(f"{name}: {said}" for name, said in list(told.items())[:8])
+    return Fault(400, message, param=next(iter(told)))

@@ -1,0 +1,158 @@
+"""What clients may send: OpenAI's requests, and the fields that vLLM adds to them.
+
+A field that is not here is refused by name, and so is one whose value would change nothing here
+but should.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MAX_ANSWERS = 128
+"""Most `n`, as in OpenAI's API."""
+MAX_LISTED = 256
+"""Most stop strings and the like, each of which is looked for at every token."""
+
+
+class Sent(BaseModel):
+    """Part of a body; None is the same as leaving a field out."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class StreamOptions(Sent):
+    """What a stream tells beside its text.
+
+    Attributes:
+        include_usage: a last chunk with the numbers of tokens.
+    """
+
+    include_usage: bool | None = None
+
+
+class JsonSchema(Sent):
+    """A schema with a name.
+
+    Attributes:
+        strict: answers are of the schema whatever this says.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, populate_by_name=True)
+
+    name: str
+    schema_: dict[str, Any] = Field(alias="schema")
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Sent):
+    """The form of an answer, in OpenAI's words."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class StructuredOutputs(Sent):
+    """The form of an answer, in vLLM's words.
+
+    Attributes:
+        json_: a schema.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, populate_by_name=True)
+
+    json_: dict[str, Any] | None = Field(default=None, alias="json")
+    regex: str | None = None
+
+
+class SamplingFields(Sent):
+    """Wishes that both routes take; see `SamplingParams` for what they do.
+
+    Attributes:
+        model: the served name; None for whatever is served.
+        user, metadata: the client's own; they change nothing.
+    """
+
+    model: str | None = None
+    n: int | None = Field(default=None, le=MAX_ANSWERS)
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    stop: str | Annotated[list[str], Field(max_length=MAX_LISTED)] | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    min_tokens: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    allowed_token_ids: list[int] | None = None
+    bad_words: list[str] | None = Field(default=None, max_length=MAX_LISTED)
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class CompletionRequest(SamplingFields):
+    """Body of `/v1/completions`.
+
+    Attributes:
+        prompt: one or several, as text or as token ids.
+        max_tokens: most tokens of an answer, 16 unless given.
+        echo: begin with the prompt.
+        logprobs: of each token, with so many of the most likely ones.
+        best_of: the same as `n`; nothing is thrown away.
+    """
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    max_tokens: int | None = None
+    echo: bool | None = None
+    logprobs: int | None = Field(default=None, le=20)
+    best_of: int | None = None
+
+
+class TextPart(Sent):
+    """A piece of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    """One message; fields beside these go to the chat template as they are."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    role: str
+    content: str | list[TextPart] | None = None
+
+
+class ChatRequest(SamplingFields):
+    """Body of `/v1/chat/completions`.
+
+    Attributes:
+        messages: the conversation.
+        max_completion_tokens, max_tokens: most tokens of an answer; None for as many as there is
+            room for.
+        logprobs, top_logprobs: of each token, and of so many of the most likely ones.
+        tools: handed to the chat template.
+        tool_choice: `none` keeps the tools from the template.
+        chat_template_kwargs: more variables of the template.
+    """
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = None
+    max_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None

@@ -1,0 +1,132 @@
+"""The engine's words for what a client sent."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ..engine import SamplingParams
+from ..errors import ConfigError
+from .schema import ChatRequest, CompletionRequest, Message, SamplingFields, TextPart
+
+COMPLETION_TOKENS = 16
+"""Most tokens of a completion that names no number, as in OpenAI's API."""
+SAME = (
+    "n",
+    "temperature",
+    "top_p",
+    "min_p",
+    "seed",
+    "stop",
+    "stop_token_ids",
+    "ignore_eos",
+    "min_tokens",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "allowed_token_ids",
+    "bad_words",
+)
+"""Fields that the engine calls by the same names."""
+
+
+def chat_params(sent: ChatRequest) -> SamplingParams:
+    """Wishes of a chat.
+
+    Raises:
+        ConfigError: values that make no sense.
+    """
+    if sent.top_logprobs is not None and not sent.logprobs:
+        raise ConfigError("top_logprobs goes with logprobs=true; send both, or none")
+    limit = sent.max_completion_tokens
+    return _params(
+        sent,
+        max_tokens=sent.max_tokens if limit is None else limit,
+        logprobs=(sent.top_logprobs or 0) if sent.logprobs else None,
+    )
+
+
+def completion_params(sent: CompletionRequest) -> SamplingParams:
+    """Wishes of a completion.
+
+    Raises:
+        ConfigError: values that make no sense.
+    """
+    if sent.best_of not in (None, sent.n or 1):
+        raise ConfigError(
+            f"best_of={sent.best_of} is not n={sent.n or 1}, and every answer is sent; leave "
+            "best_of out"
+        )
+    return _params(
+        sent,
+        max_tokens=COMPLETION_TOKENS if sent.max_tokens is None else sent.max_tokens,
+        logprobs=sent.logprobs,
+        prompt_logprobs=sent.logprobs if sent.echo else None,
+    )
+
+
+def _params(sent: SamplingFields, **own: Any) -> SamplingParams:
+    same = {name: value for name in SAME if (value := getattr(sent, name)) is not None}
+    if sent.stream_options is not None and not sent.stream:
+        raise ConfigError("stream_options goes with stream=true; send both, or none")
+    top_k = sent.top_k
+    return SamplingParams(
+        **{"temperature": 1.0} | same | own | _form(sent),
+        top_k=None if top_k in (0, -1) else top_k,
+        logit_bias=_bias(sent.logit_bias or {}),
+        include_stop=bool(sent.include_stop_str_in_output),
+    )
+
+
+def _form(sent: SamplingFields) -> dict[str, Any]:
+    """Which texts an answer may be, as fields of `SamplingParams`."""
+    wanted, other = sent.response_format, sent.structured_outputs
+    if wanted is not None and (wanted.type == "json_schema") != (wanted.json_schema is not None):
+        raise ConfigError("response_format has json_schema with type json_schema, and only then")
+    schema: dict[str, Any] | None = None
+    if wanted is not None and wanted.type != "text":
+        schema = {"type": "object"} if wanted.json_schema is None else wanted.json_schema.schema_
+    if other is None:
+        return {"json_schema": schema}
+    if schema is not None:
+        raise ConfigError("response_format and structured_outputs exclude each other; send one")
+    return {"json_schema": other.json_, "regex": other.regex}
+
+
+def _bias(sent: dict[str, float]) -> dict[int, float]:
+    try:
+        return {int(token): value for token, value in sent.items()}
+    except ValueError as error:
+        raise ConfigError(
+            f"logit_bias has keys such as {next(iter(sent))!r}; token ids are whole numbers"
+        ) from error
+
+
+def conversation(messages: list[Message]) -> list[dict[str, Any]]:
+    """Messages as chat templates read them: content as text, arguments of tool calls as objects.
+
+    Raises:
+        ConfigError: arguments that are no JSON.
+    """
+    return [_plain(message) for message in messages]
+
+
+def _plain(message: Message) -> dict[str, Any]:
+    plain = message.model_dump(exclude_unset=True)
+    if isinstance(message.content, list):
+        plain["content"] = "".join(_text(part) for part in message.content)
+    calls = plain.get("tool_calls")
+    for call in calls if isinstance(calls, list) else []:
+        function = call.get("function") if isinstance(call, dict) else None
+        if isinstance(function, dict) and isinstance(function.get("arguments"), str):
+            try:
+                function["arguments"] = json.loads(function["arguments"])
+            except ValueError as error:
+                raise ConfigError(
+                    f"arguments of a tool call are no JSON ({error}); send them as they came"
+                ) from error
+    return plain
+
+
+def _text(part: TextPart) -> str:
+    return part.text

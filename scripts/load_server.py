@@ -1,0 +1,348 @@
+"""Load on a server: many clients, requests of mixed lengths, some of which go away.
+
+    python -m scripts.load_server --json load.json
+    python -m scripts.load_server --requests 100 --clients 16
+
+Starts `cacheshrink-hybrid serve` on the model that ships with the package (or MODEL), in a process
+of its own, and sends it requests over as many connections as there are clients: prompts cut from
+held-out documentation, streams and whole answers in turn. First all requests are let end, and the
+same ones are given to an engine of as many sequences in this process, before and after, which is
+what a server is measured by. Then others are sent, `--gone` of them by clients that close the
+connection on the way.
+
+At the end nothing may run, wait or hold frames but kept prefixes. What comes out: tokens per second
+of both, times to the first token and between tokens, and the server's memory along the way; as last
+line one JSON object. The clients take processor time too, beside the server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from cacheshrink_hybrid.demo import model_path
+from cacheshrink_hybrid.demo.corpus import held_out_text
+from cacheshrink_hybrid.engine import LLM, SamplingParams
+from cacheshrink_hybrid.engine.named_model import load_named
+from cacheshrink_hybrid.errors import CacheShrinkError
+from cacheshrink_hybrid.text_tables import format_table
+
+from .benchmark import environment
+
+SAMPLES = 8
+"""How often the server's memory is looked at in each run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """One request.
+
+    Attributes:
+        body: of `/v1/completions`.
+        gone_after: events of its stream after which the client goes away (0 for at once); None for
+            a client that stays.
+    """
+
+    body: dict[str, Any]
+    gone_after: int | None = None
+
+
+@dataclass
+class Seen:
+    """What the clients saw.
+
+    Attributes:
+        answered, refused, gone: requests by how they ended; a refusal is an error object.
+        tokens: of answers that came to their end.
+        first, between: seconds to the first event of streams, and between events.
+    """
+
+    answered: int = 0
+    refused: int = 0
+    gone: int = 0
+    tokens: int = 0
+    first: list[float] = field(default_factory=list)
+    between: list[float] = field(default_factory=list)
+
+
+def mixed_work(
+    count: int, gone: float, seed: int, *, max_prompt: int = 400, max_output: int = 64
+) -> list[Work]:
+    """Prompts of 10 to `max_prompt` characters, answers of 4 to `max_output` tokens.
+
+    Args:
+        gone: share of clients that go away.
+    """
+    random = np.random.default_rng(seed)
+    text = "\n".join(held_out_text())
+    work = []
+    for number in range(count):
+        begin = int(random.integers(len(text) - max_prompt))
+        body = {
+            "prompt": text[begin : begin + int(random.integers(10, max_prompt + 1))],
+            "max_tokens": int(random.integers(4, max_output + 1)),
+            "ignore_eos": True,
+            "temperature": 0,
+            "stream": number % 2 == 0,
+        }
+        after = int(random.integers(8)) if random.random() < gone else None
+        work.append(Work(body=body, gone_after=after))
+    return work
+
+
+async def run_load(
+    url: str,
+    work: Sequence[Work],
+    clients: int,
+    *,
+    look: Callable[[], None] = lambda: None,
+) -> Seen:
+    """Send all requests, so many at a time.
+
+    Args:
+        look: called `SAMPLES` times on the way.
+    """
+    seen, left = Seen(), iter(enumerate(work))
+    every = max(1, len(work) // SAMPLES)
+
+    async def client() -> None:
+        for number, one in left:
+            await _send(url, one, seen)
+            if number % every == every - 1:
+                look()
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return seen
+
+
+async def _send(url: str, work: Work, seen: Seen) -> None:
+    """One request on a connection of its own."""
+    place, began = urlsplit(url), time.perf_counter()
+    reader, writer = await asyncio.open_connection(place.hostname, place.port)
+    body = work.body | ({"stream_options": {"include_usage": True}} if work.body["stream"] else {})
+    content = json.dumps(body).encode()
+    writer.write(
+        f"POST /v1/completions HTTP/1.1\r\nHost: {place.netloc}\r\nConnection: close\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n".encode()
+    )
+    writer.write(content)
+    try:
+        await writer.drain()
+        if work.gone_after is not None and not (body["stream"] and work.gone_after):
+            await asyncio.sleep(0.01 * work.gone_after)
+            seen.gone += 1
+            return
+        status = int((await reader.readline()).split()[1])
+        if status != 200:
+            answer = await reader.read()
+            assert b'"error"' in answer, answer[:200]
+            seen.refused += 1
+        elif body["stream"]:
+            await _follow(reader, work, seen, began)
+        else:
+            found = re.search(rb'"completion_tokens":\s*(\d+)', await reader.read())
+            assert found is not None
+            seen.tokens += int(found[1])
+            seen.answered += 1
+    finally:
+        writer.close()
+
+
+async def _follow(reader: asyncio.StreamReader, work: Work, seen: Seen, began: float) -> None:
+    """The events of a stream that was asked for at `began`."""
+    last, count, tokens = began, 0, 0
+    while line := await reader.readline():
+        if not line.startswith(b"data: "):
+            continue
+        if line.startswith(b"data: [DONE]"):
+            seen.tokens += tokens
+            seen.answered += 1
+            return
+        now = time.perf_counter()
+        (seen.between if count else seen.first).append(now - last)
+        last, count = now, count + 1
+        if count == work.gone_after:
+            seen.gone += 1
+            return
+        event = json.loads(line[len(b"data: ") :])
+        assert "error" not in event, event
+        tokens = event["usage"]["completion_tokens"] if event.get("usage") else tokens
+    raise AssertionError("a stream ended without its last event")
+
+
+async def metrics(url: str) -> dict[str, float]:
+    """The server's numbers."""
+    place = urlsplit(url)
+    reader, writer = await asyncio.open_connection(place.hostname, place.port)
+    writer.write(
+        f"GET /metrics HTTP/1.1\r\nHost: {place.netloc}\r\nConnection: close\r\n\r\n".encode()
+    )
+    lines = (await reader.read()).decode().splitlines()
+    writer.close()
+    samples = [line.rsplit(" ", 1) for line in lines if line.startswith("cacheshrink_")]
+    return {name: float(value) for name, value in samples}
+
+
+async def leftovers(url: str) -> list[str]:
+    """What is still there of requests that are over; the server has a moment to notice."""
+    for _ in range(100):
+        now = await metrics(url)
+        busy = now["cacheshrink_requests_running"] + now["cacheshrink_requests_waiting"]
+        of_prefixes = now["cacheshrink_prefix_bytes"] / now["cacheshrink_frame_bytes"]
+        if not busy and of_prefixes == now["cacheshrink_frames_held"]:
+            return []
+        await asyncio.sleep(0.1)
+    return [
+        f"{busy:.0f} requests run or wait; {now['cacheshrink_frames_held']:.0f} frames are held, "
+        f"{of_prefixes:.0f} of them by prefixes"
+    ]
+
+
+@contextmanager
+def server(model: str, cache_memory: str):
+    """A server in a process of its own: its address and process id."""
+    command = [sys.executable, "-m", "cacheshrink_hybrid", "serve", model, "--port", "0"]
+    command += ["--dtype", "float32", "--cache-memory", cache_memory]
+    if model == str(model_path()):
+        command.append("--as-is")
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    try:
+        for line in process.stderr:
+            event = json.loads(line) if line.startswith("{") else {}
+            if event.get("event") == "serving":
+                break
+        else:
+            raise SystemExit(f"error: the server of {model} did not start")
+        drain = subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)
+        yield event["url"].removesuffix("/v1"), process.pid
+        process.terminate()
+        assert process.wait(60) == 0
+        drain.wait(10)
+    finally:
+        process.kill()
+
+
+def resident_mib(pid: int) -> float:
+    """Memory of a process, on Linux."""
+    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found is not None
+    return int(found[1]) / 1024
+
+
+def _note_memory(found: list[float], pid: int) -> None:
+    found.append(resident_mib(pid))
+
+
+def direct_tokens_per_second(llm: LLM, work: Sequence[Work]) -> float:
+    """The same requests, given to an engine in this process."""
+    wishes = [SamplingParams(max_tokens=w.body["max_tokens"], ignore_eos=True) for w in work]
+    prompts = [w.body["prompt"] for w in work]
+    llm.reset_prefix_cache()
+    began = time.perf_counter()
+    outputs = llm.generate(prompts, wishes)
+    return sum(len(output.token_ids) for output in outputs) / (time.perf_counter() - began)
+
+
+def _row(name: str, seen: Seen, seconds: float) -> dict[str, Any]:
+    def times(values: Sequence[float], share: float) -> float:
+        return 1000 * float(np.quantile(values, share)) if values else float("nan")
+
+    return {
+        "run": name,
+        "answered": seen.answered,
+        "refused": seen.refused,
+        "gone": seen.gone,
+        "tokens/s": seen.tokens / seconds,
+        "first p50 ms": times(seen.first, 0.5),
+        "first p99 ms": times(seen.first, 0.99),
+        "between p50 ms": times(seen.between, 0.5),
+        "between p99 ms": times(seen.between, 0.99),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", nargs="?", default=str(model_path()), metavar="MODEL")
+    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument(
+        "--staying", type=int, help="requests of the run in which all stay (default: as many)"
+    )
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--gone", type=float, default=0.25, help="share of clients that go away")
+    parser.add_argument("--max-prompt", type=int, default=400, help="characters of a prompt")
+    parser.add_argument("--max-output", type=int, default=64, help="tokens of an answer")
+    parser.add_argument("--cache-memory", default="64MiB")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args(argv)
+    sizes = {"max_prompt": given.max_prompt, "max_output": given.max_output}
+    staying = mixed_work(given.staying or given.requests, 0.0, given.seed, **sizes)
+    going = mixed_work(given.requests, given.gone, given.seed + 1, **sizes)
+    loaded, tokenizer = load_named(given.model)
+    llm = LLM(loaded.float(), tokenizer, cache_memory=given.cache_memory, max_batch=given.clients)
+    rows, memory, left = [], [], []
+    with server(given.model, given.cache_memory) as (url, pid):
+        asyncio.run(run_load(url, going[: given.clients], given.clients))  # warms up
+        direct_tokens_per_second(llm, going[: given.clients])
+        direct = [direct_tokens_per_second(llm, staying)]
+        for name, work in (("all stay", staying), ("some go", going)):
+            began = time.perf_counter()
+            look = partial(_note_memory, memory, pid)
+            seen = asyncio.run(run_load(url, work, given.clients, look=look))
+            seconds = time.perf_counter() - began
+            left += asyncio.run(leftovers(url))
+            rows.append(_row(name, seen, seconds))
+            if work is staying:
+                direct.append(direct_tokens_per_second(llm, staying))
+    print(format_table(rows))
+    share = rows[0]["tokens/s"] / float(np.mean(direct))
+    print(
+        f"the engine itself, before and after: {direct[0]:.0f} and {direct[1]:.0f} tokens/s; the "
+        f"server gives {share:.2f} of their mean"
+    )
+    print(f"resident memory of the server, MiB: {' '.join(f'{one:.0f}' for one in memory)}")
+    for fault in left:
+        print(f"error: {fault}", file=sys.stderr)
+    result = {
+        "program": "load_server",
+        **vars(given),
+        "model": Path(given.model).name,
+        "runs": rows,
+        "direct tokens/s": direct,
+        "share": share,
+        "resident MiB": memory,
+        "load average": os.getloadavg(),
+        "environment": environment(),
+    }
+    line = json.dumps(result, default=str)
+    if given.json is not None:
+        given.json.write_text(line + "\n", encoding="utf-8")
+    print(line)
+    return 1 if left else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except CacheShrinkError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

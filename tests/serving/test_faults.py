@@ -1,0 +1,193 @@
+"""What is wrong is told in OpenAI's error objects, never by a stack trace; the server lives on."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import httpx2
+import openai
+import pytest
+
+from cacheshrink_hybrid.errors import NotSupportedError
+from cacheshrink_hybrid.serving.faults import Fault, fault_of
+from tests.serving.live import NAME, Live, live_server, until
+
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+TALK = [{"role": "user", "content": "hello"}]
+
+
+def told(answer: httpx2.Response) -> dict:
+    """The error object of an answer."""
+    body = answer.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert "Traceback" not in answer.text
+    return body["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        (COMPLETIONS, {"prompt": "a", "temperature": -1}, "temperature=-1.0 must be finite"),
+        (COMPLETIONS, {"prompt": "a", "temperature": "hot"}, "temperature: input should be"),
+        (COMPLETIONS, {"prompt": "a", "max_tokens": 0}, "max_tokens=0 must be at least 1"),
+        (COMPLETIONS, {"prompt": "a", "n": 0}, "n=0 must be at least 1"),
+        (COMPLETIONS, {"prompt": "a", "n": 129}, "n: input should be less than or equal to 128"),
+        (COMPLETIONS, {"prompt": ["a"] * 9, "n": 128}, "9 prompts with n=128 are 1152 answers"),
+        (COMPLETIONS, {"prompt": "a", "stop": ["x"] * 300}, "stop: "),
+        (COMPLETIONS, {"prompt": "a", "bad_words": ["x"] * 300}, "bad_words: list should have"),
+        (COMPLETIONS, {"prompt": "a", "best_of": 3}, "best_of=3 is not n=1"),
+        (COMPLETIONS, {"prompt": "a", "logprobs": 21}, "logprobs: input should be less than"),
+        (COMPLETIONS, {"prompt": "a", "suffix": "b"}, "suffix: is not known"),
+        (COMPLETIONS, {"prompt": "a", "magic": 1, "more": 2}, "magic: is not known; more: is"),
+        (COMPLETIONS, {"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias has keys such as 'x'"),
+        (COMPLETIONS, {"prompt": "a", "logit_bias": {"9999": 1}}, "lie outside the vocabulary"),
+        (COMPLETIONS, {"prompt": "a", "stream_options": {}}, "stream_options goes with"),
+        (COMPLETIONS, {"prompt": []}, "the prompt is an empty list"),
+        (COMPLETIONS, {"prompt": [5, 10**6]}, "lie outside the vocabulary"),
+        (COMPLETIONS, {"prompt": {"a": 1}}, "prompt: "),
+        (COMPLETIONS, {"prompt": "a \ud800"}, "half of a pair"),
+        (COMPLETIONS, {}, "prompt: field required"),
+        (COMPLETIONS, [], "body: "),
+        (CHAT, {"messages": []}, "messages: "),
+        (CHAT, {"messages": TALK, "top_logprobs": 2}, "top_logprobs goes with logprobs"),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages: "),
+        (CHAT, {"messages": [{"content": "a"}]}, "messages: "),
+        (CHAT, {"messages": TALK, "tool_choice": "required"}, "tool_choice: "),
+        (CHAT, {"messages": TALK, "chat_template_kwargs": {"tokenize": 1}}, "has tokenize"),
+        (
+            CHAT,
+            {"messages": [{"role": "a", "tool_calls": [{"function": {"arguments": "{"}}]}]},
+            "are no JSON",
+        ),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_bad_requests(live: Live, path: str, body: object, message: str, stream: bool) -> None:
+    if isinstance(body, dict):
+        body = {**body, "stream": stream}
+        if stream and "stream_options" in body:
+            pytest.skip("goes with a stream")
+    with live.http() as http:
+        content = json.dumps(body)  # in ASCII: some hold what no UTF-8 can
+        headers = {"Content-Type": "application/json"}
+        answer = http.post(path, content=content, headers=headers)
+        assert answer.status_code == 400, answer.text
+        error = told(answer)
+        assert error["type"] == "invalid_request_error"
+        assert message in error["message"]
+        assert http.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"hello", b"\xff\xfe", b'{"prompt": NaN', b"null"])
+def test_bodies_that_are_no_request(live: Live, body: bytes) -> None:
+    with live.http() as http:
+        answer = http.post(COMPLETIONS, content=body, headers={"Content-Type": "application/json"})
+        assert answer.status_code == 400
+        told(answer)
+        assert told(http.post(COMPLETIONS, content=body))  # of no type
+        assert told(http.get("/v2"))["message"].startswith("Not Found")
+        assert http.get(COMPLETIONS).status_code == 405
+
+
+def test_the_clients_own_exceptions(live: Live, client: openai.OpenAI) -> None:
+    chat = client.chat.completions.create
+    with pytest.raises(openai.NotFoundError, match="is not served here") as missing:
+        chat(model="gpt-4", messages=TALK)
+    assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
+    with pytest.raises(openai.BadRequestError, match="temperature") as bad:
+        chat(model=NAME, messages=TALK, temperature=-1)
+    assert bad.value.type == "invalid_request_error"
+    with pytest.raises(openai.AuthenticationError, match="Bearer"):
+        live.client(api_key="wrong").models.list()
+    with pytest.raises(openai.BadRequestError, match="the model has positions for 4096"):
+        client.completions.create(model=NAME, prompt="a" * 5000)
+
+
+def test_keys(live: Live) -> None:
+    for header in ({}, {"Authorization": "secret"}, {"Authorization": "Basic secret"}):
+        answer = httpx2.get(f"{live.url}/v1/models", headers=header)
+        assert answer.status_code == 401
+        assert told(answer)["code"] == "invalid_api_key"
+    assert httpx2.get(f"{live.url}/health").status_code == 200
+    assert httpx2.get(f"{live.url}/metrics").status_code == 401
+
+
+def test_prompts_of_ten_megabytes(live: Live, client: openai.OpenAI) -> None:
+    with pytest.raises(openai.APIStatusError, match="4194304 are taken") as refused:
+        client.completions.create(model=NAME, prompt="x" * 10_000_000)
+    assert refused.value.status_code == 413
+    assert client.completions.create(model=NAME, prompt="x", max_tokens=1).choices
+
+
+def test_back_pressure_names_the_bytes() -> None:
+    with live_server(limits={"max_open": 1}) as busy, busy.http() as http:
+        client = busy.client(_strict_response_validation=False)
+        stream = client.completions.create(
+            model=NAME, prompt="a", max_tokens=3000, stream=True, extra_body={"ignore_eos": True}
+        )
+        next(iter(stream))
+        body = {"prompt": "b", "max_tokens": 100}
+        for streams in (False, True):
+            answer = http.post(COMPLETIONS, json=body | {"stream": streams})
+            assert answer.status_code == 429
+            assert answer.headers["retry-after"] == "1"
+            error = told(answer)
+            assert (error["type"], error["code"]) == ("rate_limit_error", "queue_full")
+            need = busy.llm.store.need(102) * busy.llm.store.layout.frame_bytes
+            assert f"asks for {need} bytes" in error["message"]
+        with pytest.raises(openai.RateLimitError):
+            client.completions.create(model=NAME, prompt="b")
+        stream.close()
+        patient = busy.client(max_retries=5)
+        assert patient.completions.create(model=NAME, prompt="b", max_tokens=2).choices
+
+
+def test_requests_that_never_fit() -> None:
+    with live_server(cache_memory="2MiB") as small:
+        with pytest.raises(openai.BadRequestError, match="the pool has") as refused:
+            small.client().completions.create(model=NAME, prompt="a", max_tokens=4000)
+        assert refused.value.code == "context_length_exceeded"
+
+
+def test_answers_that_take_too_long() -> None:
+    with live_server(answer_seconds=0.5) as hasty:
+        client = hasty.client()
+        endless = {"model": NAME, "prompt": "a", "max_tokens": 4000}
+        more = {"ignore_eos": True}
+        with pytest.raises(openai.InternalServerError, match="took too long") as late:
+            client.completions.create(**endless, extra_body=more)
+        assert late.value.status_code == 504
+        with pytest.raises(openai.APIError, match="took too long"):
+            for _ in hasty.client(_strict_response_validation=False).completions.create(
+                **endless, stream=True, extra_body=more
+            ):
+                pass
+        assert hasty.engine.open.requests == 0
+        assert client.completions.create(model=NAME, prompt="a", max_tokens=1).choices
+
+
+def test_internal_errors_keep_their_words_to_the_log(
+    live: Live, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise NotSupportedError("the secret of the house")
+
+    client = live.client()
+    with monkeypatch.context() as patched, caplog.at_level(logging.ERROR):
+        patched.setattr(live.llm.runner, "prefill", broken)
+        with pytest.raises(openai.InternalServerError, match="internal error") as failed:
+            client.completions.create(model=NAME, prompt="abc", max_tokens=2)
+    assert "secret" not in str(failed.value.body)
+    until(lambda: any(one.message == "internal error" for one in caplog.records))
+    (record,) = [one for one in caplog.records if one.message == "internal error"]
+    assert "secret of the house" in str(record.exc_info[1])
+    assert client.completions.create(model=NAME, prompt="abc", max_tokens=1).choices
+
+
+def test_faults_are_faults() -> None:
+    fault = Fault(400, "no", param="x")
+    assert fault_of(fault) is fault
+    assert fault_of(ZeroDivisionError("a secret")).message.startswith("an internal error")
+    assert fault_of(TimeoutError()).status == 504

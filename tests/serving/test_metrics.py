@@ -1,0 +1,66 @@
+"""Metrics are what happened, in a form that Prometheus reads."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from cacheshrink_hybrid.serving.metrics import Histogram
+from tests.serving.live import Live, live_server
+
+LINE = re.compile(r"cacheshrink_\w+(\{\w+=\"[^\"]*\"(,\w+=\"[^\"]*\")*\})? [0-9.e+-]+")
+
+
+def values(live: Live) -> dict[str, float]:
+    with live.http() as http:
+        answer = http.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    lines = answer.text.rstrip("\n").split("\n")
+    samples = [line for line in lines if not line.startswith("#")]
+    assert all(LINE.fullmatch(line) for line in samples)
+    typed = {line.split()[2] for line in lines if line.startswith("# TYPE")}
+    names = {re.sub(r"(_bucket|_sum|_count)?(\{.*)? .*", "", line) for line in samples}
+    assert names <= typed
+    return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in samples}
+
+
+def test_counts_are_those_of_what_was_served() -> None:
+    with live_server() as live:
+        with live.http() as http:
+            body = {"prompt": "the same prompt" * 4, "max_tokens": 5, "ignore_eos": True}
+            for stream in (False, True, True):
+                assert http.post("/v1/completions", json=body | {"stream": stream}).is_success
+            http.post("/v1/completions", json={})
+            http.get("/no/such/path")
+        now = values(live)
+        statistics = live.llm.statistics
+        name = "cacheshrink_http_requests_total"
+        assert now[f'{name}{{path="/v1/completions",status="200"}}'] == 3
+        assert now[f'{name}{{path="/v1/completions",status="400"}}'] == 1
+        assert now[f'{name}{{path="other",status="404"}}'] == 1
+        assert now["cacheshrink_generation_tokens_total"] == 15
+        assert now["cacheshrink_prompt_tokens_total"] == 3 * (4 * 15 + 1)
+        assert now["cacheshrink_time_to_first_token_seconds_count"] == 2
+        assert now["cacheshrink_time_between_tokens_seconds_count"] == 8
+        assert now["cacheshrink_requests_running"] == now["cacheshrink_requests_waiting"] == 0
+        assert now["cacheshrink_prefix_hits_total"] == statistics.prefixes.hits > 0
+        assert now["cacheshrink_frames"] == statistics.total_frames
+        kinds = [
+            value for key, value in now.items() if key.startswith("cacheshrink_frames_held_by{")
+        ]
+        assert sum(kinds) == now["cacheshrink_frames_held"] == statistics.held_frames > 0
+
+
+def test_histograms() -> None:
+    histogram = Histogram((0.1, 1.0))
+    for seconds in (0.05, 0.1, 0.5, 7.0):
+        histogram.add(seconds)
+    lines = list(histogram.lines("x", "Words."))
+    assert lines[2:5] == [
+        'cacheshrink_x_bucket{le="0.1"} 2',
+        'cacheshrink_x_bucket{le="1.0"} 3',
+        'cacheshrink_x_bucket{le="+Inf"} 4',
+    ]
+    assert lines[5].split()[1] == pytest.approx("7.65")
+    assert lines[6] == "cacheshrink_x_count 4"

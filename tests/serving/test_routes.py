@@ -1,0 +1,241 @@
+"""What OpenAI's own client sees of a running server."""
+
+from __future__ import annotations
+
+import json
+
+import openai
+import pytest
+
+from cacheshrink_hybrid.engine import SamplingParams
+from tests.serving.live import NAME, Live
+
+PROMPT = "Return the sum of"
+TALK = [{"role": "user", "content": "Return the"}]
+
+
+def engine_text(live: Live, prompt: str = PROMPT, **wish) -> str:
+    return live.llm.generate(prompt, SamplingParams(**wish))[0].text
+
+
+def chat_text(live: Live, talk=TALK, **wish) -> str:
+    return live.llm.chat(talk, SamplingParams(**wish))[0].text
+
+
+def test_models(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == [NAME]
+    assert client.models.retrieve(NAME).owned_by == "cacheshrink_hybrid"
+    with pytest.raises(openai.NotFoundError, match="'shipped' is"):
+        client.models.retrieve("gpt-4")
+
+
+def test_completion(live: Live, client: openai.OpenAI) -> None:
+    answer = client.completions.create(model=NAME, prompt=PROMPT, temperature=0)
+    assert answer.choices[0].text == engine_text(live, max_tokens=16)
+    assert answer.choices[0].finish_reason == "length"
+    assert answer.usage is not None
+    counts = (answer.usage.prompt_tokens, answer.usage.completion_tokens)
+    assert counts == (len(PROMPT) + 1, 16)
+    assert answer.usage.total_tokens == sum(counts)
+    assert answer.id.startswith("cmpl-")
+
+
+def test_chat(live: Live, client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=NAME, messages=TALK, temperature=0, max_completion_tokens=12
+    )
+    message = answer.choices[0].message
+    assert message.role == "assistant"
+    assert message.content == chat_text(live, max_tokens=12)
+    assert answer.id.startswith("chatcmpl-")
+    parts = [{"role": "user", "content": [{"type": "text", "text": "Return the"}]}]
+    again = client.chat.completions.create(model=NAME, messages=parts, temperature=0, max_tokens=12)
+    assert again.choices[0].message.content == message.content
+
+
+def test_tools_reach_the_template(live: Live, client: openai.OpenAI) -> None:
+    tool = {"type": "function", "function": {"name": "look_up", "parameters": {}}}
+    settings = {"model": NAME, "messages": TALK, "temperature": 0, "max_tokens": 3}
+    plain = client.chat.completions.create(**settings).usage.prompt_tokens
+    shown = client.chat.completions.create(**settings, tools=[tool]).usage.prompt_tokens
+    hidden = client.chat.completions.create(**settings, tools=[tool], tool_choice="none")
+    assert shown - plain == len("look_up\n")
+    assert hidden.usage.prompt_tokens == plain
+
+
+def test_several_prompts_and_continuations(
+    live: Live, client: openai.OpenAI, lenient: openai.OpenAI
+) -> None:
+    prompts = [PROMPT, "Raise"]
+    settings = {"model": NAME, "prompt": prompts, "n": 2, "temperature": 1, "seed": 5}
+    whole = client.completions.create(**settings, max_tokens=8)
+    wish = SamplingParams(n=2, temperature=1.0, seed=5, max_tokens=8)
+    due = [output.text for output in live.llm.generate(prompts, wish)]
+    assert [choice.text for choice in whole.choices] == due
+    assert [choice.index for choice in whole.choices] == [0, 1, 2, 3]
+    assert whole.usage.prompt_tokens == sum(len(prompt) + 1 for prompt in prompts)
+    assert whole.usage.completion_tokens == 32
+    texts = ["", "", "", ""]
+    for chunk in lenient.completions.create(**settings, max_tokens=8, stream=True):
+        texts[chunk.choices[0].index] += chunk.choices[0].text
+    assert texts == due
+
+
+def test_token_ids_as_prompts(live: Live, client: openai.OpenAI) -> None:
+    ids = live.llm.tokenizer(PROMPT).input_ids
+    answers = [
+        client.completions.create(model=NAME, prompt=prompt, temperature=0).choices[0].text
+        for prompt in (PROMPT, ids, [ids])
+    ]
+    assert len(set(answers)) == 1
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"temperature": 0},
+        {"temperature": 1.0, "seed": 1, "top_p": 0.9, "presence_penalty": 0.5},
+        {"temperature": 1.0, "seed": 2, "n": 2, "frequency_penalty": 0.2, "logit_bias": {"9": 2}},
+        {"temperature": 0, "stop": ["e", "zz"]},
+    ],
+    ids=["greedy", "sampled", "several", "stopped"],
+)
+def test_a_stream_is_the_whole_answer(client: openai.OpenAI, wish: dict) -> None:
+    settings = {"model": NAME, "messages": TALK, "max_tokens": 20, **wish}
+    whole = client.chat.completions.create(**settings)
+    count = len(whole.choices)
+    texts, ends, roles = [""] * count, [""] * count, [None] * count
+    usage = None
+    stream = client.chat.completions.create(
+        **settings, stream=True, stream_options={"include_usage": True}
+    )
+    for chunk in stream:
+        assert usage is None
+        if chunk.usage is not None:
+            usage = chunk.usage
+            assert chunk.choices == []
+            continue
+        (choice,) = chunk.choices
+        texts[choice.index] += choice.delta.content or ""
+        ends[choice.index] += choice.finish_reason or ""
+        roles[choice.index] = roles[choice.index] or choice.delta.role
+    assert texts == [choice.message.content for choice in whole.choices]
+    assert ends == [choice.finish_reason for choice in whole.choices]
+    assert set(roles) == {"assistant"}
+    assert usage == whole.usage
+
+
+def test_streams_end_as_they_should(live: Live) -> None:
+    body = {"model": NAME, "prompt": PROMPT, "stream": True, "max_tokens": 3}
+    with live.http() as http:
+        answer = http.post("/v1/completions", json=body)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.text.endswith("data: [DONE]\n\n")
+
+
+def test_seeds_repeat(client: openai.OpenAI) -> None:
+    def text(seed: int | None) -> str | None:
+        answer = client.chat.completions.create(
+            model=NAME, messages=TALK, temperature=1, max_tokens=24, seed=seed
+        )
+        return answer.choices[0].message.content
+
+    assert text(3) == text(3) != text(4)
+    assert text(None) != text(None)
+
+
+def test_log_probabilities_of_chats(live: Live, client: openai.OpenAI) -> None:
+    settings = {"model": NAME, "messages": TALK, "temperature": 0, "max_tokens": 6}
+    told = client.chat.completions.create(**settings, logprobs=True, top_logprobs=3)
+    content = told.choices[0].logprobs.content
+    due = live.llm.chat(TALK, SamplingParams(max_tokens=6, logprobs=3))[0]
+    assert [one.logprob for one in content] == pytest.approx(
+        [one.value for one in due.logprobs], abs=1e-4
+    )
+    assert "".join(one.token for one in content) == told.choices[0].message.content
+    assert all(bytes(one.bytes).decode() == one.token for one in content)
+    assert {len(one.top_logprobs) for one in content} == {3}
+    assert content[0].top_logprobs[0].token == content[0].token
+    streamed = client.chat.completions.create(
+        **settings, logprobs=True, top_logprobs=3, stream=True
+    )
+    parts = [
+        one
+        for chunk in streamed
+        for one in (chunk.choices[0].logprobs.content if chunk.choices[0].logprobs else ())
+    ]
+    assert [one.token for one in parts] == [one.token for one in content]
+
+
+def test_log_probabilities_and_echoes_of_completions(live: Live, lenient: openai.OpenAI) -> None:
+    settings = {"model": NAME, "prompt": PROMPT, "temperature": 0, "max_tokens": 4, "logprobs": 2}
+    told = lenient.completions.create(**settings, echo=True).choices[0]
+    assert told.text == PROMPT + engine_text(live, max_tokens=4)
+    logprobs = told.logprobs
+    assert logprobs.tokens == ["<s>", *told.text]
+    assert logprobs.token_logprobs[0] is None and logprobs.top_logprobs[0] is None
+    assert all(value <= 0 for value in logprobs.token_logprobs[1:])
+    assert logprobs.text_offset == [0, *range(3, 3 + len(told.text))]
+    assert all(2 <= len(top) <= 3 for top in logprobs.top_logprobs[1:])
+    due = live.llm.generate(PROMPT, SamplingParams(max_tokens=1, prompt_logprobs=0))[0]
+    assert logprobs.token_logprobs[1 : len(PROMPT) + 1] == pytest.approx(
+        [one.value for one in due.prompt_logprobs[1:]], abs=1e-4
+    )
+    text, tokens = "", []
+    for chunk in lenient.completions.create(**settings, echo=True, stream=True):
+        text += chunk.choices[0].text
+        tokens += chunk.choices[0].logprobs.tokens
+    assert (text, tokens) == (told.text, logprobs.tokens)
+
+
+def test_wishes_of_vllm(live: Live, client: openai.OpenAI) -> None:
+    more = {
+        "top_k": 1,
+        "min_tokens": 5,
+        "repetition_penalty": 1.2,
+        "bad_words": ["a"],
+        "stop": "e",
+        "include_stop_str_in_output": True,
+    }
+    answer = client.completions.create(model=NAME, prompt=PROMPT, max_tokens=30, extra_body=more)
+    due = engine_text(
+        live,
+        max_tokens=30,
+        min_tokens=5,
+        repetition_penalty=1.2,
+        bad_words="a",
+        stop="e",
+        include_stop=True,
+    )
+    assert answer.choices[0].text == due
+    assert "a" not in due
+
+
+def test_answers_of_a_form(client: openai.OpenAI) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"ok": {"type": "boolean"}},
+        "required": ["ok"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "it", "schema": schema, "strict": True}}
+    settings = {"model": NAME, "messages": TALK, "max_tokens": 50, "temperature": 0}
+    settings["logit_bias"] = {"3": -100, "4": -100}  # no whitespace
+    answer = client.chat.completions.create(**settings, response_format=form)
+    found = json.loads(answer.choices[0].message.content)
+    assert isinstance(found["ok"], bool) and set(found) == {"ok"}
+    regex = {"structured_outputs": {"regex": "(yes|no)[.!]"}}
+    answer = client.chat.completions.create(**settings, extra_body=regex)
+    assert answer.choices[0].message.content in ("yes.", "yes!", "no.", "no!")
+    streamed = client.chat.completions.create(**settings, stream=True, response_format=form)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in streamed)
+    assert json.loads(text) == found
+    for wrong, message in (
+        ({"type": "json_schema"}, "has json_schema with type"),
+        ({"type": "json_schema", "json_schema": {"name": "a", "schema": {"enum": []}}}, "cannot"),
+    ):
+        with pytest.raises(openai.BadRequestError, match=message):
+            client.chat.completions.create(**settings, response_format=wrong)
+    settings["max_tokens"] = 2
+    free = client.chat.completions.create(**settings, response_format={"type": "text"})
+    assert free.choices[0].message.content
