@@ -6,7 +6,7 @@
 Starts `cacheshrink-hybrid serve` on the model that ships with the package (or MODEL), in a process
 of its own, and sends it requests over as many connections as there are clients: prompts cut from
 held-out documentation, streams and whole answers in turn. First all requests are let end, and the
-same ones are given to an engine of as many sequences in this process, before and after, which is
+same ones are given to an engine of the same batch in this process, before and after, which is
 what a server is measured by. Then others are sent, `--gone` of them by clients that close the
 connection on the way.
 
@@ -214,10 +214,11 @@ async def leftovers(url: str) -> list[str]:
 
 
 @contextmanager
-def server(model: str, cache_memory: str):
+def server(model: str, cache_memory: str, max_batch: int):
     """A server in a process of its own: its address and process id."""
     command = [sys.executable, "-m", "cacheshrink_hybrid", "serve", model, "--port", "0"]
     command += ["--dtype", "float32", "--cache-memory", cache_memory]
+    command += ["--max-batch", str(max_batch)]
     if model == str(model_path()):
         command.append("--as-is")
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -287,6 +288,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--staying", type=int, help="requests of the run in which all stay (default: as many)"
     )
     parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument(
+        "--max-batch",
+        type=int,
+        default=48,
+        help="sequences at once; fewer than clients keep it full",
+    )
     parser.add_argument("--gone", type=float, default=0.25, help="share of clients that go away")
     parser.add_argument("--max-prompt", type=int, default=400, help="characters of a prompt")
     parser.add_argument("--max-output", type=int, default=64, help="tokens of an answer")
@@ -300,7 +307,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     loaded, tokenizer = load_named(given.model)
     llm = LLM(loaded.float(), tokenizer, cache_memory=given.cache_memory, max_batch=given.clients)
     rows, memory, left = [], [], []
-    with server(given.model, given.cache_memory) as (url, pid):
+    with server(given.model, given.cache_memory, given.max_batch) as (url, pid):
         asyncio.run(run_load(url, going[: given.clients], given.clients))  # warms up
         direct_tokens_per_second(llm, going[: given.clients])
         direct = [direct_tokens_per_second(llm, staying)]
