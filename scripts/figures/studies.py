@@ -159,6 +159,16 @@ STUDIES = (
         shown=quality.drift,
     ),
     Study(
+        name="labels of calibration",
+        commands=(
+            _REAL_MODEL,
+            f"{_CALIBRATED} {_PROSE} --calibrated-on wiki --samples 16 64 --scored 12 "
+            f'--settings default "drawn labels" --json {RESULTS}/calibration_labels.json',
+        ),
+        results=("calibration_labels.json",),
+        shown=quality.drift,
+    ),
+    Study(
         name="peers",
         commands=(
             f"{_CACHESHRINK} --methods auto:auto auto:16 separate:16 per_head:auto rotate:auto "
