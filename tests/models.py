@@ -21,6 +21,7 @@ from cacheshrink_hybrid.families import model_spec
 from cacheshrink_hybrid.model.attached_plan import plan_of
 from cacheshrink_hybrid.plan import CompressionPlan
 from tests.families.tiny_configs import tiny_model
+from tests.tolerances import assert_same_logits
 
 VOCAB_SIZE = 96
 FIRST_ORDINARY_TOKEN = 3
@@ -137,3 +138,19 @@ def unchanged(model: PreTrainedModel) -> Iterator[None]:
     after = model.state_dict()
     assert after.keys() == weights.keys()
     assert all(torch.equal(after[name], tensor) for name, tensor in weights.items())
+
+
+def assert_same_padded_generation(
+    source: PreTrainedModel, converted: PreTrainedModel, ids: Tensor, mask: Tensor, num_new: int
+) -> None:
+    """Both models go on alike, token by token, from the rows of a left-padded batch."""
+    settings = {
+        "attention_mask": mask,
+        "max_new_tokens": num_new,
+        "do_sample": False,
+        "return_dict_in_generate": True,
+        "output_logits": True,
+    }
+    expected, actual = source.generate(ids, **settings), converted.generate(ids, **settings)
+    assert torch.equal(actual.sequences, expected.sequences)
+    assert_same_logits(torch.stack(actual.logits), torch.stack(expected.logits))

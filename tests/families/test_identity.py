@@ -14,6 +14,7 @@ from cacheshrink_hybrid.families import model_spec
 from tests.families.tiny_configs import AXES, CASES, tiny_config, tiny_model
 from tests.models import (
     Pair,
+    assert_same_padded_generation,
     calibration_ids,
     converted_copy,
     equal_pieces,
@@ -123,16 +124,7 @@ def test_left_padded_batch(case: str) -> None:
     mask = torch.ones_like(ids)
     mask[0, :6] = 0
     mask[1, :1] = 0
-    settings = {
-        "attention_mask": mask,
-        "max_new_tokens": 8,
-        "do_sample": False,
-        "return_dict_in_generate": True,
-        "output_logits": True,
-    }
-    expected, actual = source.generate(ids, **settings), converted.generate(ids, **settings)
-    assert torch.equal(actual.sequences, expected.sequences)
-    assert_same_logits(torch.stack(actual.logits), torch.stack(expected.logits))
+    assert_same_padded_generation(source, converted, ids, mask, 8)
 
 
 @every_case

@@ -20,6 +20,7 @@ from cacheshrink_hybrid.states.kinds import compressible_layers
 from tests.families.tiny_configs import CASES, RECURRENT_CASES, ROW_CASES, tiny_config, tiny_model
 from tests.models import (
     Pair,
+    assert_same_padded_generation,
     calibration_ids,
     equal_pieces,
     logits_in_pieces,
@@ -89,16 +90,7 @@ def test_left_padding_and_beams(case: str) -> None:
     mask = torch.ones_like(ids)
     mask[0, :5] = 0
     mask[1, :1] = 0
-    settings = {
-        "attention_mask": mask,
-        "max_new_tokens": 6,
-        "do_sample": False,
-        "return_dict_in_generate": True,
-        "output_logits": True,
-    }
-    expected, actual = source.generate(ids, **settings), converted.generate(ids, **settings)
-    assert torch.equal(actual.sequences, expected.sequences)
-    assert_same_logits(torch.stack(actual.logits), torch.stack(expected.logits))
+    assert_same_padded_generation(source, converted, ids, mask, 6)
     beams = {"attention_mask": mask, "num_beams": 2, "max_new_tokens": 4, "do_sample": False}
     assert torch.equal(converted.generate(ids, **beams), source.generate(ids, **beams))
 
