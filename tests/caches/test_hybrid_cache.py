@@ -167,7 +167,7 @@ def test_under_autocast(case: str) -> None:
 
 def test_models_that_no_config_tells_of_are_refused() -> None:
     config = AutoConfig.for_model("bloom", hidden_size=16, n_layer=1, n_head=2, vocab_size=9)
-    with pytest.raises(UnsupportedModelError, match="'bloom' is unknown"):
+    with pytest.raises(UnsupportedModelError, match="model_type='bloom' is not converted"):
         make_cache(AutoModelForCausalLM.from_config(config))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 
 import pytest
@@ -136,10 +136,16 @@ def test_a_step_that_fails_ends_those_in_it_and_no_others() -> None:
     one = engine()
 
     async def program() -> None:
-        with failing(one.llm.runner.model, RuntimeError("out of memory"), calls=(9,)):
-            tasks = [asyncio.ensure_future(one.generate(prompt, LONG)) for prompt in prompts(3)]
-            results = await asyncio.gather(*tasks, return_exceptions=True)
-        assert {str(result) for result in results} == {"out of memory"}
+        async def drained(stream: AsyncIterator) -> None:
+            async for _ in stream:
+                pass
+
+        streams = [one.stream(prompt, LONG) for prompt in prompts(3)]
+        for stream in streams:
+            await anext(stream)  # so that all are in the next step
+        with failing(one.llm.runner.model, RuntimeError("out of memory"), calls=(0,)):
+            results = await asyncio.gather(*map(drained, streams), return_exceptions=True)
+        assert [str(result) for result in results] == ["out of memory"] * 3
         due = one_by_one(model_of("llama"), prompts(1), 8)
         assert tokens_of(await one.generate(prompts()[0], WISH)) == due
 
