@@ -31,10 +31,11 @@ Row = dict[str, Any]
 
 
 def run(given: argparse.Namespace) -> int:
+    workloads = list(_workloads(given))  # before anything takes time
     measured = given.measure or str(model_path())
     print(f"measuring the prefill of {measured}", flush=True)
     cost = measured_cost(measured)
-    rows = list(_rows(given, cost))
+    rows = list(_rows(given, workloads, cost))
     for width in dict.fromkeys(row["width"] for row in rows):
         _print([row for row in rows if row["width"] == width], width)
     if given.json is not None:
@@ -78,7 +79,11 @@ def _workloads(given: argparse.Namespace) -> Iterator[tuple[str, list[PromptRequ
         yield Path(path).stem, read_workload(path, given.requests)
 
 
-def _rows(given: argparse.Namespace, cost: PrefillCost) -> Iterator[Row]:
+def _rows(
+    given: argparse.Namespace,
+    workloads: Sequence[tuple[str, list[PromptRequest]]],
+    cost: PrefillCost,
+) -> Iterator[Row]:
     (model,) = (model for model in REFERENCE_MODELS if model.name == given.model)
     token_bytes = Sizes(model.layer_rows(), model.state_rows("bf16")).token_bytes
     cells = [
@@ -88,9 +93,8 @@ def _rows(given: argparse.Namespace, cost: PrefillCost) -> Iterator[Row]:
         for placement in given.placements
         for eviction in given.evictions
     ]
-    count = len(cells) * (len(given.workloads) + len(given.trace))
-    with tqdm(total=count, desc="prefix", unit="run") as bar:
-        for name, requests in _workloads(given):
+    with tqdm(total=len(cells) * len(workloads), desc="prefix", unit="run") as bar:
+        for name, requests in workloads:
             whole = distinct_tokens(requests) * token_bytes
             for width, share, placement, eviction in cells:
                 ratio, codec = WIDTHS[width]

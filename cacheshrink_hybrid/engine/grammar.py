@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import ConfigError, NotSupportedError
+from ..errors import ConfigError
 from .sampling_params import SamplingParams
 from .token_bytes import TokenBytes
 
@@ -123,8 +123,13 @@ class GrammarRule:
         return vars(self) | {"_matcher": None, "_num_read": self._num_prompt}
 
     def apply(self, logits: Tensor, tokens: Sequence[int]) -> None:
-        mask = np.frombuffer(self._read(tokens).compute_bitmask(), dtype=np.uint8)
+        matcher = self._read(tokens)
+        mask = np.frombuffer(matcher.compute_bitmask(), dtype=np.uint8)
         allowed = np.unpackbits(mask, bitorder="little", count=len(logits)).astype(bool)
+        if not matcher.is_accepting():
+            allowed[list(self._vocabulary.ends)] = False
+        if matcher.is_error() or not allowed.any():
+            raise _unwritable(matcher, tokens[self._num_prompt :])
         logits.masked_fill_(torch.from_numpy(~allowed).to(logits.device), -torch.inf)
 
     def is_complete(self, tokens: Sequence[int]) -> bool:
@@ -138,11 +143,19 @@ class GrammarRule:
         new = list(tokens[self._num_read :])
         self._num_read = len(tokens)
         if new and not self._matcher.consume_tokens(new):
-            raise NotSupportedError(
-                f"llguidance cannot go on behind tokens {new[:4]} that it allowed: "
-                f"{_line(self._matcher.get_error())}; ask without regex and json_schema"
-            )
+            raise _unwritable(self._matcher, tokens[self._num_prompt :])
         return self._matcher
+
+
+def _unwritable(matcher: Any, output: Sequence[int]) -> ConfigError:
+    """What is said where no token goes on with a text of the form, as where it has characters that
+    the tokenizer lacks."""
+    why = matcher.get_error().partition("<state>")[0]
+    return ConfigError(
+        f"after {len(output)} tokens, no token of this tokenizer goes on with a text of the form "
+        f"that was asked for ({_line(why)}); allow other characters in the regex "
+        "or the JSON schema"
+    )
 
 
 def grammar_of(params: SamplingParams) -> str | None:

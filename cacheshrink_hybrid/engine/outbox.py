@@ -44,12 +44,14 @@ class Outbox:
         """All outputs that wait.
 
         Raises:
-            Exception: what went wrong with a request, once its tokens have been taken. Outputs of
-                other requests stay.
+            Exception: what went wrong with a request, once its tokens have been taken, or without
+                them where only finished ones are wanted. Outputs of other requests stay.
         """
         outputs: list[RequestOutput] = []
         for request in list(self._news):
-            found = request.unread_outputs(1 if self.every_token else None)
+            unfinished = request.error is not None and self.only_finished
+            step = 1 if self.every_token else None
+            found = [] if unfinished else request.unread_outputs(step)
             outputs += found
             if request.error is None:
                 del self._news[request]

@@ -125,7 +125,7 @@ class PrefixCache:
         return self
 
     def __exit__(self, *reason: object) -> None:
-        del self.model.generate
+        vars(self.model).pop("generate", None)
 
     def generate(self, inputs: Tensor | None = None, **arguments: Any) -> Any:
         """`model.generate` with what is kept of the prompts.
@@ -175,7 +175,8 @@ class PrefixCache:
 
     def _goes_through(self, ids: Tensor, arguments: dict[str, Any]) -> bool:
         """Whether a call is none that prefixes help."""
-        given = any(arguments.get(name) is not None for name in (*CACHE_ARGUMENTS, *ASSISTING))
+        names = (*CACHE_ARGUMENTS, *ASSISTING, "inputs_embeds")
+        given = any(arguments.get(name) is not None for name in names)
         other = any(self._wish(arguments, name, None) is not None for name in OTHER_WAYS)
         if given or other or not self._wish(arguments, "use_cache", True):
             return True

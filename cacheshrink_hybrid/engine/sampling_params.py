@@ -16,6 +16,8 @@ from ..integers import SEEDS, shown
 
 GREEDY_BELOW = 1e-5
 """Temperatures that would tell logits apart only where they are equal to float32."""
+LARGEST_CHANGE = 1e4
+"""What a wish may add to a logit, or multiply it by: beside more, float32 knows no other logit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,12 +120,16 @@ class SamplingParams:
                 f"seed={shown(self.seed)} must be a whole number >= {SEEDS.start} and at most "
                 f"{SEEDS.stop - 1}, or None"
             )
-        if not (_real(self.repetition_penalty) and 0 < self.repetition_penalty < math.inf):
-            yield f"repetition_penalty={self.repetition_penalty!r} must be finite and above 0"
+        factor = self.repetition_penalty
+        if not (_real(factor) and 1 / LARGEST_CHANGE <= factor <= LARGEST_CHANGE):
+            yield (
+                f"repetition_penalty={factor!r} must be at least {1 / LARGEST_CHANGE:g} and at "
+                f"most {LARGEST_CHANGE:g}"
+            )
         for name in ("presence_penalty", "frequency_penalty"):
             value = getattr(self, name)
-            if not (_real(value) and math.isfinite(value)):
-                yield f"{name}={value!r} must be a finite number"
+            if not (_real(value) and abs(value) <= LARGEST_CHANGE):
+                yield f"{name}={value!r} must be a number of at most {LARGEST_CHANGE:g} either way"
         for name in ("logprobs", "prompt_logprobs"):
             value = getattr(self, name)
             if not (value is None or _whole(value, least=0)):
@@ -140,6 +146,8 @@ class SamplingParams:
                 yield f"{name}={value!r} must be a string, or a list of strings"
             elif not all(texts):
                 yield f"{name} has an empty string, which every text contains"
+            elif not all(map(_is_unicode, texts)):
+                yield f"{name} has half a surrogate pair, which no text of a tokenizer has"
         if not (self.regex is None or isinstance(self.regex, str)):
             yield f"regex={self.regex!r:.80} must be a string"
         if _json(self.json_schema) is None and self.json_schema is not None:
@@ -154,7 +162,10 @@ class SamplingParams:
         pairs = list(bias.items()) if isinstance(bias, Mapping) else bias
         readable = pairs is None or (_listed(pairs) and all(map(_is_bias, pairs)))
         if not readable:
-            yield f"logit_bias={bias!r:.80} must map token ids to finite numbers"
+            yield (
+                f"logit_bias={bias!r:.80} must map token ids to numbers of at most "
+                f"{LARGEST_CHANGE:g} either way"
+            )
 
     @property
     def greedy(self) -> bool:
@@ -188,6 +199,14 @@ def _texts(given: Any) -> tuple[str, ...] | None:
     return tuple(given) if readable else None
 
 
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _json(given: Any) -> str | None:
     """An object as JSON, whether it was given so or not; None for something else."""
     try:
@@ -205,7 +224,7 @@ def _is_bias(pair: Any) -> bool:
     if not (_listed(pair) and len(pair) == 2):
         return False
     token, value = pair
-    return _whole(token) and _real(value) and math.isfinite(value)
+    return _whole(token) and _real(value) and abs(value) <= LARGEST_CHANGE
 
 
 def _whole(value: object, least: int | None = None) -> bool:

@@ -54,6 +54,9 @@ class TokenBytes:
             piece = piece.replace(sign, written)
         return str(piece).encode()
 
+    def is_special(self, token: int) -> bool:
+        return token in self._special
+
     def text(self, token: int) -> str:
         """The same as text; bytes that are no characters become replacement characters."""
         return self(token).decode(errors="replace")

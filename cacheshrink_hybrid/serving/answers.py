@@ -207,14 +207,13 @@ class CompletionWriter(Writer):
     def _logprobs(
         self, number: int, output: RequestOutput, told: Sequence[LogProbability | None]
     ) -> Json:
-        tokens = [
-            self.token_bytes.text(output.prompt_ids[0] if one is None else one.token_id)
-            for one in told
-        ]
+        ids = [output.prompt_ids[0] if one is None else one.token_id for one in told]
+        tokens = list(map(self.token_bytes.text, ids))
         offsets = []
-        for token in tokens:
+        for token, text in zip(ids, tokens, strict=True):
             offsets.append(self._offsets.get(number, 0))
-            self._offsets[number] = offsets[-1] + len(token)
+            shown = 0 if self.token_bytes.is_special(token) else len(text)
+            self._offsets[number] = offsets[-1] + shown
         return {
             "tokens": tokens,
             "token_logprobs": [None if one is None else one.value for one in told],

@@ -42,7 +42,8 @@ def chat_prompt(tokenizer: PreTrainedTokenizerBase, sent: ChatRequest) -> Ids:
         ConfigError: no template, or one that refuses this; variables that are no template's.
     """
     variables = sent.chat_template_kwargs or {}
-    own = {*inspect.signature(tokenizer.apply_chat_template).parameters, "self"}
+    doors = tokenizer.apply_chat_template, encode_chat
+    own = {"self"}.union(*(inspect.signature(door).parameters for door in doors))
     refused = sorted(own.difference({"add_generation_prompt"}).intersection(variables))
     if refused:
         raise ConfigError(

@@ -41,7 +41,7 @@ def test_rows_tables_and_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture
         assert row["saved_share"] == row["saved_tokens"] / row["asked_tokens"]
         assert row["budget_bytes"] > 0
     (found,) = {row["saved_tokens"] for row in rows if row["workload"] == "recorded"}
-    assert found == 3 * 599 + 0  # the second request finds the state behind the last token only
+    assert found == 3 * 599  # the second request finds the state behind the last token only
     out = capsys.readouterr().out
     assert "beside the best of the others, int8 states" in out
     assert (tmp_path / "savings.png").stat().st_size > 1000
@@ -58,6 +58,16 @@ def test_budgets_for_less_than_a_state(capsys: pytest.CaptureFixture[str]) -> No
     given = ["--workloads", "chats", "--requests", "9", "--budgets", "0.0001"]
     assert main(["prefix", *given]) == 2
     assert "give at least" in capsys.readouterr().err
+
+
+def test_traces_are_read_before_anything_takes_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(prefix, "measured_cost", lambda model: pytest.fail("measured"))
+    trace = tmp_path / "torn.jsonl"
+    trace.write_text('{"timestamp": 0}\n')
+    assert main(["prefix", "--trace", str(trace)]) == 2
+    assert "torn.jsonl" in capsys.readouterr().err
 
 
 def test_what_is_published() -> None:

@@ -131,6 +131,22 @@ def test_forms_that_cannot_be_had(wish: dict, message: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "wish",
+    [
+        {"regex": "é+"},
+        {"regex": "[a-z]{3}é"},
+        {"json_schema": {"const": "é"}},
+        {"json_schema": {"type": "object", "required": ["naïve"]}},
+    ],
+)
+def test_forms_of_characters_that_the_tokenizer_lacks(wish: dict) -> None:
+    llm = shipped()
+    with pytest.raises(ConfigError, match="no token of this tokenizer goes on"):
+        llm.generate("x", SamplingParams(**wish, max_tokens=40))
+    assert_idle(llm)
+
+
+@pytest.mark.parametrize(
     ("wish", "message"),
     [
         ({"regex": 5}, "regex=5 must be a string"),

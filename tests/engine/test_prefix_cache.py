@@ -162,6 +162,10 @@ def test_calls_that_go_through_as_they_are(wish: dict[str, Any]) -> None:
         generated(model, padded)
         embedded = model.get_input_embeddings()(prompt["input_ids"])
         model.generate(inputs_embeds=embedded, **GREEDY)
+        both = {**prompt, "inputs_embeds": embedded.flip(1)}
+        due = type(model).generate(model, **both, **GREEDY)
+        assert torch.equal(model.generate(**both, **GREEDY), due)
+        del model.generate  # by somebody else: leaving finds nothing to take away
     assert prefixes.statistics.lookups == 0
 
 

@@ -56,6 +56,7 @@ def told(answer: httpx2.Response) -> dict:
         (CHAT, {"messages": [{"content": "a"}]}, "messages: "),
         (CHAT, {"messages": TALK, "tool_choice": "required"}, "tool_choice: "),
         (CHAT, {"messages": TALK, "chat_template_kwargs": {"tokenize": 1}}, "has tokenize"),
+        (CHAT, {"messages": TALK, "chat_template_kwargs": {"messages": []}}, "has messages"),
         (
             CHAT,
             {"messages": [{"role": "a", "tool_calls": [{"function": {"arguments": "{"}}]}]},

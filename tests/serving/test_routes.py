@@ -175,7 +175,7 @@ def test_log_probabilities_and_echoes_of_completions(live: Live, lenient: openai
     assert logprobs.tokens == ["<s>", *told.text]
     assert logprobs.token_logprobs[0] is None and logprobs.top_logprobs[0] is None
     assert all(value <= 0 for value in logprobs.token_logprobs[1:])
-    assert logprobs.text_offset == [0, *range(3, 3 + len(told.text))]
+    assert logprobs.text_offset == [0, *range(len(told.text))]  # <s> is not shown
     assert all(2 <= len(top) <= 3 for top in logprobs.top_logprobs[1:])
     due = live.llm.generate(PROMPT, SamplingParams(max_tokens=1, prompt_logprobs=0))[0]
     assert logprobs.token_logprobs[1 : len(PROMPT) + 1] == pytest.approx(
