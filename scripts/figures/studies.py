@@ -144,8 +144,10 @@ STUDIES = (
             f"python -m scripts.figures.conversations {_REAL} $DATA/books {OUTPUT}/chats.jsonl",
             f"{_CALIBRATED} {_PROSE} {_OTHERS} mix=$DATA/books+python-code+{OUTPUT}/chats.jsonl "
             f"--samples 32 --scored 6 --json {RESULTS}/calibration_kinds.json",
+            f"{_CALIBRATED} {_PROSE} {_OTHERS} docs=python-docs --calibrated-on docs "
+            f"--samples 32 --scored 6 --json {RESULTS}/calibration_docs.json",
         ),
-        results=("calibration_kinds.json",),
+        results=("calibration_kinds.json", "calibration_docs.json"),
         shown=quality.drift,
     ),
     Study(
