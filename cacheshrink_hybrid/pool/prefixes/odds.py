@@ -19,6 +19,7 @@ from .node import PrefixNode
 WEIGHT = 4.0
 """K, outcomes that weigh as much as the estimate of the node before."""
 MOST = 64.0
+"""Outcomes at which both counts of a node are halved, so that the latest say more."""
 MOST_USES = 2
 """Nodes that were used more often are not told apart."""
 
