@@ -60,6 +60,10 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Conversation, **sett
 def chat_ids(
     tokenizer: PreTrainedTokenizerBase, messages: Conversation, **settings: Any
 ) -> list[int]:
-    """Token ids of `chat_text`, nothing added to what the template writes."""
-    text = chat_text(tokenizer, messages, **settings)
+    """Token ids of `chat_text`."""
+    return chat_text_ids(tokenizer, chat_text(tokenizer, messages, **settings))
+
+
+def chat_text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of what a chat template wrote, nothing added to it."""
     return tokenizer(text, add_special_tokens=False, verbose=False).input_ids

@@ -14,6 +14,7 @@ from ..conversion.convert import convert_to_mla
 from ..engine import LLM, AsyncLLM
 from ..errors import ConfigError
 from ..model.attached_plan import is_converted, plan_of
+from ..serving.answer_formats import answer_parts
 from ..serving.app import ServerSettings, make_app
 from ..serving.journal import note, start_journal
 from ..serving.server import Server, listening_socket
@@ -54,6 +55,7 @@ def run(given: argparse.Namespace) -> int:
         max_body_bytes=parse_bytes(given.max_body),
         body_seconds=given.body_seconds,
         answer_seconds=given.answer_seconds,
+        answer_format=given.answer_format,
     )
     host, port = socket.getsockname()[:2]
 
@@ -66,6 +68,7 @@ def run(given: argparse.Namespace) -> int:
             bytes_per_token=plan_of(model).bytes_per_token if is_converted(model) else None,
             pool_bytes=llm.store.pool.nbytes,
             layers_by_torch=len(llm.runner.coverage.faults),
+            answer_format=answer_parts(tokenizer, given.answer_format).name,
         )
 
     server = Server(make_app(engine, settings), stop_seconds=given.stop_seconds, ready=ready)

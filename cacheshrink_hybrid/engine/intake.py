@@ -13,7 +13,7 @@ from ..errors import CacheFullError, ConfigError
 from ..pool.lifetime import TOKENS
 from .grammar import GrammarRule, GrammarVocabulary, grammar_of
 from .logit_rules import rules_of
-from .prompts import encode
+from .prompts import PromptEncoder
 from .request import Owner, Request
 from .runner import Runner
 from .sampling_params import SamplingParams
@@ -31,6 +31,7 @@ class Intake:
     Attributes:
         max_length: positions that the model has; None for any number.
         end_tokens: after which the model says nothing more.
+        encoder: of prompts as text; None without a tokenizer.
     """
 
     def __init__(self, runner: Runner, tokenizer: PreTrainedTokenizerBase | None) -> None:
@@ -39,7 +40,14 @@ class Intake:
         self.max_length: int | None = getattr(runner.config, "max_position_embeddings", None)
         self.end_tokens = end_tokens(runner.model)
         self._vocabulary: int = runner.config.vocab_size
-        self._decoder = None if tokenizer is None else Decoder(tokenizer)
+        self._decoders: dict[bool, Decoder] = {}
+        """By whether they skip special tokens."""
+        self.encoder: PromptEncoder | None = None
+        if tokenizer is not None:
+            self.encoder = PromptEncoder(tokenizer, self.max_length)
+            self._decoders = {
+                skips: Decoder(tokenizer, skip_special_tokens=skips) for skips in (True, False)
+            }
 
     def requests(
         self,
@@ -113,10 +121,10 @@ class Intake:
     def _transcript(
         self, ids: tuple[int, ...], params: SamplingParams, ends: frozenset[int]
     ) -> Transcript | None:
-        if self._decoder is None:
+        if not self._decoders:
             return None
         return Transcript(
-            self._decoder,
+            self._decoders[params.skip_special_tokens],
             ids,
             params.stop,
             include_stop=params.include_stop,
@@ -126,9 +134,9 @@ class Intake:
 
     def _token_ids(self, prompt: str | tuple[int, ...]) -> tuple[int, ...]:
         if isinstance(prompt, str):
-            if self.tokenizer is None:
+            if self.encoder is None:
                 raise ConfigError("a prompt of text needs the tokenizer; give it to LLM")
-            prompt = encode(self.tokenizer, prompt)
+            prompt = self.encoder.text(prompt)
         if not prompt:
             raise ConfigError("the prompt is empty; give it at least one token")
         unknown = [token for token in prompt if not 0 <= token < self._vocabulary]

@@ -27,8 +27,8 @@ from .named_model import load_named
 from .outbox import Outbox
 from .prefix_files import load_prefixes
 from .prefix_reuse import PrefixReuse
-from .prompts import encode_chat, single_prompt, split_prompts
-from .request import RequestOutput
+from .prompts import PromptEncoder, single_prompt, split_prompts
+from .request import Request, RequestOutput
 from .runner import Runner
 from .sampling_params import SamplingParams
 from .scheduler import EngineStatistics, Scheduler
@@ -178,9 +178,25 @@ class LLM:
         self._dispatcher.forget_prefixes()
 
     @property
+    def encoder(self) -> PromptEncoder:
+        """Of texts and conversations to token ids.
+
+        Raises:
+            ConfigError: there is no tokenizer.
+        """
+        if self._intake.encoder is None:
+            raise ConfigError("a chat needs the tokenizer; give it to LLM")
+        return self._intake.encoder
+
+    @property
     def max_length(self) -> int | None:
         """Positions that the model has; None for any number."""
         return self._intake.max_length
+
+    @property
+    def requests(self) -> list[Request]:
+        """What runs and waits, those that run first. To be looked at between steps."""
+        return self._scheduler.requests
 
     @property
     def has_requests(self) -> bool:
@@ -262,11 +278,9 @@ class LLM:
         Raises:
             ConfigError: no tokenizer, or one without a chat template; and what `generate` raises.
         """
-        if self.tokenizer is None:
-            raise ConfigError("a chat needs the tokenizer; give it to LLM")
         single = len(messages) > 0 and isinstance(messages[0], Mapping)
         conversations: Any = [messages] if single else messages
-        prompts = [encode_chat(self.tokenizer, one, **template) for one in conversations]
+        prompts = [self.encoder.chat(one, **template) for one in conversations]
         return self.generate(prompts, params, progress=progress)
 
     def stream(self, prompt: Any, params: SamplingParams | None = None) -> Stream:

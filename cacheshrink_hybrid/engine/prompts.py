@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from numbers import Integral
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..chat_template import chat_ids
+from ..chat_template import chat_text, chat_text_ids
 from ..errors import ConfigError
 from ..text_ids import text_ids
 
@@ -57,32 +58,60 @@ def single_prompt(given: Any) -> str | Ids:
     return found[0]
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> Ids:
-    """Token ids of a text, with the special tokens that the tokenizer adds. A text that begins with
-    the beginning-of-sequence token, as chat templates write it, gets no second one.
+class PromptEncoder:
+    """Token ids of texts and conversations.
 
-    Raises:
-        ConfigError: a text that cannot be written in UTF-8.
+    Args:
+        tokenizer: of the model.
+        max_length: positions that the model has; None for any number. A text that would not fit
+            even in the longest tokens is refused before it is read, which takes long.
     """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ConfigError(
-            f"character {error.start} of the text, {text[error.start]!r}, is half of a pair and no "
-            "character; repair the text where it was decoded"
-        ) from error
-    return tuple(text_ids(tokenizer, text))
 
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> None:
+        self.tokenizer = tokenizer
+        self.max_length = max_length
 
-def encode_chat(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], **template: Any
-) -> Ids:
-    """Token ids of a conversation in the tokenizer's chat template, up to where the answer begins.
+    def text(self, text: str) -> Ids:
+        """Token ids of a text, with the special tokens that the tokenizer adds. A text that begins
+        with the beginning-of-sequence token, as chat templates write it, gets no second one.
 
-    Raises:
-        ConfigError: there is no such template, or something else than messages.
-    """
-    return tuple(chat_ids(tokenizer, messages, **{"add_generation_prompt": True, **template}))
+        Raises:
+            ConfigError: a text that cannot be written in UTF-8, or is too long.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                f"character {error.start} of the text, {text[error.start]!r}, is half of a pair "
+                "and no character; repair the text where it was decoded"
+            ) from error
+        self._check_length(text)
+        return tuple(text_ids(self.tokenizer, text))
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], **template: Any) -> Ids:
+        """Token ids of a conversation in the tokenizer's chat template, up to where the answer
+        begins.
+
+        Raises:
+            ConfigError: there is no such template, something else than messages, or too long ones.
+        """
+        text = chat_text(self.tokenizer, messages, **{"add_generation_prompt": True, **template})
+        self._check_length(text)
+        return tuple(chat_text_ids(self.tokenizer, text))
+
+    def _check_length(self, text: str) -> None:
+        if self.max_length is None:
+            return
+        most = self.max_length * self._longest_token
+        if len(text) > most:
+            raise ConfigError(
+                f"the prompt has {len(text)} characters, and the model has positions for "
+                f"{self.max_length} tokens, of at most {self._longest_token} characters; shorten it"
+            )
+
+    @cached_property
+    def _longest_token(self) -> int:
+        return max(map(len, self.tokenizer.get_vocab()))
 
 
 def _is_token(value: object) -> bool:

@@ -50,6 +50,7 @@ class SamplingParams:
         stop_token_ids: tokens that end the text, also with `ignore_eos`.
         include_stop: the stop string, or the stop token's text, is part of the text.
         ignore_eos: go on after the end-of-sequence token.
+        skip_special_tokens: the text has none of them.
         logprobs: give the log-probability of each generated token and of so many of the most likely
             ones, as the model has them before anything else here; None for none.
         prompt_logprobs: the same of the prompt's tokens, all of which are computed then.
@@ -78,6 +79,7 @@ class SamplingParams:
     stop_token_ids: Sequence[int] = ()
     include_stop: bool = False
     ignore_eos: bool = False
+    skip_special_tokens: bool = True
     logprobs: int | None = None
     prompt_logprobs: int | None = None
 
@@ -134,7 +136,7 @@ class SamplingParams:
             value = getattr(self, name)
             if not (value is None or _whole(value, least=0)):
                 yield f"{name}={value!r} must be at least 0, or None for none"
-        for name in ("ignore_eos", "include_stop"):
+        for name in ("ignore_eos", "include_stop", "skip_special_tokens"):
             if not isinstance(getattr(self, name), bool):
                 yield f"{name}={getattr(self, name)!r} must be True or False"
 

@@ -20,21 +20,27 @@ INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 
 class Decoder:
-    """Text of tokens that are not special; a tokenizer's own cleaning, which takes spaces back that
-    were shown before, is left out.
+    """Text of tokens; a tokenizer's own cleaning, which takes back spaces that were shown before,
+    is left out.
 
     Args:
         tokenizer: of the model.
+        skip_special_tokens: special tokens have no text.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, *, skip_special_tokens: bool = True
+    ) -> None:
         self.tokenizer = tokenizer
-        self.silent = frozenset(tokenizer.all_special_ids)
+        self._skips = skip_special_tokens
+        self.silent = frozenset(tokenizer.all_special_ids if skip_special_tokens else ())
 
     def __call__(self, tokens: Sequence[int]) -> str:
         return str(
             self.tokenizer.decode(
-                list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
+                list(tokens),
+                skip_special_tokens=self._skips,
+                clean_up_tokenization_spaces=False,
             )
         )
 

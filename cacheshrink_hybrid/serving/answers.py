@@ -8,14 +8,17 @@ from __future__ import annotations
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..engine import LogProbability, RequestOutput
 from ..engine.token_bytes import TokenBytes
+from .answer_reader import AnswerReader, Part, ToolCall
 
 Json = dict[str, Any]
+SAID = ("content", "reasoning")
+"""What parts of answers have as text."""
 
 
 @dataclass
@@ -82,7 +85,11 @@ class Writer(ABC):
         """Add an output's new tokens to the usage, and those of its prompt with the first."""
         if output.index == 0 and len(output.new_token_ids) == len(output.token_ids):
             self.usage.prompt_tokens += len(output.prompt_ids)
-        self.usage.completion_tokens += len(output.new_token_ids)
+        self.usage.completion_tokens += self._num_told(output)
+
+    def _num_told(self, output: RequestOutput) -> int:
+        """New tokens that the client gets."""
+        return len(output.new_token_ids)
 
     def _new_text(self, number: int, output: RequestOutput) -> str:
         begin = self._num_shown.get(number, 0)
@@ -104,26 +111,81 @@ class Writer(ABC):
 
 
 class ChatWriter(Writer):
-    """Answers of `/v1/chat/completions`."""
+    """Answers of `/v1/chat/completions`.
 
-    def __init__(self, model: str, token_bytes: TokenBytes) -> None:
+    Args:
+        new_reader: makes what reads the parts of one choice.
+        most_calls: of tools, that a choice tells of.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        token_bytes: TokenBytes,
+        new_reader: Callable[[], AnswerReader],
+        most_calls: int | None = None,
+    ) -> None:
         super().__init__(model, token_bytes, prefix="chatcmpl", kind="chat.completion")
+        self._new_reader, self._most_calls = new_reader, most_calls
+        self._readers: dict[int, AnswerReader] = {}
+        self._calls: dict[int, list[Json]] = {}
+        """Of tools, so far, by the number of the choice."""
 
     def choice(self, number: int, output: RequestOutput) -> Json:
-        message = {"role": "assistant", "content": output.text, "refusal": None}
+        parts = self._parts(number, output)
+        content, thought = ("".join(getattr(part, name) for part in parts) for name in SAID)
+        calls = self._calls.get(number)
+        message: Json = {"role": "assistant", "content": content, "refusal": None}
+        if thought:
+            message["reasoning_content"] = thought
+        if calls:
+            message |= {"content": content or None, "tool_calls": calls}
         return self._ended(number, output, output.logprobs) | {"message": message}
 
     def chunks(self, number: int, output: RequestOutput, *, first: bool) -> list[Json]:
         """Who speaks, what is new, and at the end why nothing more comes."""
-        text, found = self._new_text(number, output), []
+        found = []
         if first:
             found.append(self._part(number, {"role": "assistant", "content": ""}, None))
+        told = self._deltas(number, output)
         logprobs = _new(output)
-        if text or logprobs:
-            found.append(self._part(number, {"content": text}, logprobs))
+        if logprobs and not told:
+            told = [{"content": ""}]
+        for place, delta in enumerate(told):
+            found.append(self._part(number, delta, None if place else logprobs))
         if output.finished:
             found.append(self._ended(number, output, None) | {"delta": {}})
         return [self._chunk([choice]) for choice in found]
+
+    def _deltas(self, number: int, output: RequestOutput) -> list[Json]:
+        """What an output adds to the message."""
+        before = len(self._calls.get(number, ()))
+        parts = self._parts(number, output)
+        said = [
+            {"reasoning_content" if name == "reasoning" else name: text}
+            for part in parts
+            for name in SAID
+            if (text := getattr(part, name))
+        ]
+        calls = self._calls.get(number, [])[before:]
+        return [
+            *said,
+            *({"tool_calls": [{"index": before + i} | calls[i]]} for i in range(len(calls))),
+        ]
+
+    def _parts(self, number: int, output: RequestOutput) -> list[Part]:
+        """What an output adds, its calls noted."""
+        if number not in self._readers:
+            self._readers[number] = self._new_reader()
+        reader = self._readers[number]
+        parts = reader.read(self._new_text(number, output))
+        if output.finished:
+            parts += reader.end(whole=output.finish_reason == "stop")
+        calls = self._calls.setdefault(number, [])
+        calls += [_call(call) for part in parts for call in part.calls]
+        if self._most_calls is not None:
+            del calls[self._most_calls :]
+        return parts
 
     def _chunk(self, choices: Sequence[Json]) -> Json:
         return self._frame("chat.completion.chunk", choices)
@@ -137,10 +199,13 @@ class ChatWriter(Writer):
         }
 
     def _ended(self, number: int, output: RequestOutput, logprobs: Any) -> Json:
+        reason = output.finish_reason
+        if reason == "stop" and self._calls[number] and self._readers[number].chose_calls:
+            reason = "tool_calls"
         return {
             "index": number,
             "logprobs": self._logprobs(logprobs),
-            "finish_reason": output.finish_reason,
+            "finish_reason": reason,
         }
 
     def _logprobs(self, told: Sequence[LogProbability] | None) -> Json | None:
@@ -167,11 +232,19 @@ class CompletionWriter(Writer):
 
     Args:
         echoes: what each choice begins with, by its number; empty where prompts are not echoed.
+        echo_alone: choices have nothing else.
     """
 
-    def __init__(self, model: str, token_bytes: TokenBytes, echoes: Sequence[str]) -> None:
+    def __init__(
+        self,
+        model: str,
+        token_bytes: TokenBytes,
+        echoes: Sequence[str],
+        *,
+        echo_alone: bool = False,
+    ) -> None:
         super().__init__(model, token_bytes, prefix="cmpl", kind="text_completion")
-        self._echoes = echoes
+        self._echoes, self._echo_alone = echoes, echo_alone
         self._offsets: dict[int, int] = {}
         """Characters of the tokens told of so far, by the number of the choice."""
 
@@ -184,6 +257,9 @@ class CompletionWriter(Writer):
             return []
         return [self._chunk([self._written(number, output, text, logprobs, first=first)])]
 
+    def _num_told(self, output: RequestOutput) -> int:
+        return 0 if self._echo_alone else super()._num_told(output)
+
     def _written(
         self,
         number: int,
@@ -194,6 +270,8 @@ class CompletionWriter(Writer):
         first: bool,
     ) -> Json:
         told: list[LogProbability | None] = list(logprobs or ())
+        if self._echo_alone:
+            text, told = "", []
         if first and self._echoes:
             text = self._echoes[number] + text
             told = [*(output.prompt_logprobs or ()), *told]
@@ -201,7 +279,7 @@ class CompletionWriter(Writer):
             "index": number,
             "text": text,
             "logprobs": None if logprobs is None else self._logprobs(number, output, told),
-            "finish_reason": output.finish_reason,
+            "finish_reason": "length" if self._echo_alone else output.finish_reason,
         }
 
     def _logprobs(
@@ -225,6 +303,14 @@ class CompletionWriter(Writer):
         """The most likely tokens and the one that came, by what they write."""
         told = [*one.top, (one.token_id, one.value)]
         return {self.token_bytes.text(token): value for token, value in reversed(told)}
+
+
+def _call(call: ToolCall) -> Json:
+    return {
+        "id": f"call_{uuid.uuid4().hex[:24]}",
+        "type": "function",
+        "function": {"name": call.name, "arguments": call.arguments},
+    }
 
 
 def _new(output: RequestOutput) -> Sequence[LogProbability] | None:

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 
 from ..engine import AsyncLLM
 from ..version import __version__
+from .answer_formats import AUTO
 from .faults import fault_of
 from .guard import Guard
 from .metrics import Counts
@@ -29,6 +30,7 @@ class ServerSettings:
         max_body_bytes: of a request.
         body_seconds: that a body may take to arrive.
         answer_seconds: that an answer may take.
+        answer_format: of chats, a name in `answer_formats`, or `auto`.
     """
 
     model: str
@@ -36,6 +38,7 @@ class ServerSettings:
     max_body_bytes: int = 4 << 20
     body_seconds: float = 60.0
     answer_seconds: float = 600.0
+    answer_format: str = AUTO
 
 
 def make_app(engine: AsyncLLM, settings: ServerSettings) -> Guard:
@@ -46,7 +49,11 @@ def make_app(engine: AsyncLLM, settings: ServerSettings) -> Guard:
     """
     counts = Counts()
     routes = Routes(
-        engine, model=settings.model, answer_seconds=settings.answer_seconds, counts=counts
+        engine,
+        model=settings.model,
+        answer_seconds=settings.answer_seconds,
+        answer_format=settings.answer_format,
+        counts=counts,
     )
 
     @asynccontextmanager
@@ -62,6 +69,8 @@ def make_app(engine: AsyncLLM, settings: ServerSettings) -> Guard:
         redoc_url=None,
         openapi_url=None,
     )
+    app.get("/")(routes.page)
+    app.get("/pool")(routes.pool)
     app.get("/health")(routes.health)
     app.get("/metrics")(routes.metrics)
     app.get("/v1/models")(routes.models)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from ..errors import CacheFullError, ConfigError, EngineClosedError, QueueFullError
+from .schema import ChatRequest, CompletionRequest
 
 RETRY_SECONDS = 1
 
@@ -72,18 +74,30 @@ def fault_of(error: Exception) -> Fault:
         return Fault(error.status_code, f"{error.detail}; GET /v1/models is there, for example")
     for kind, status, code, words in TOLD:
         if isinstance(error, kind):
-            return Fault(status, words or str(error), code)
+            return Fault(status, words or str(error), code, _field_of(str(error)))
     return Fault(500, "an internal error; the server's log has it", "internal_error")
 
 
+def _field_of(message: str) -> str | None:
+    """The field that a message of the engine is about, with whose name it begins then."""
+    first = re.match(r"\w*", message)
+    name = first[0] if first else ""
+    return (
+        name
+        if any(name in kind.model_fields for kind in (CompletionRequest, ChatRequest))
+        else None
+    )
+
+
 def _fault_of_body(error: RequestValidationError) -> Fault:
-    told: dict[str, str] = {}
+    told: dict[str, dict[str, None]] = {}
     for one in error.errors():
         place = [part for part in one["loc"] if part != "body"]
         name = ".".join(map(str, place[:1])) if place else "body"
         said = "is not known" if one["type"] == "extra_forbidden" else one["msg"]
-        told.setdefault(name, said[:1].lower() + said[1:])
+        told.setdefault(name, {})[said[:1].lower() + said[1:]] = None
     if error.errors()[0]["type"] == "json_invalid":
         return Fault(400, "the body is no JSON; send an object as of OpenAI's API", "invalid_json")
-    message = "; ".join(f"{name}: {said}" for name, said in list(told.items())[:8])
+    # What may be of several kinds is told what it lacks to be each of them.
+    message = "; ".join(f"{name}: {', or '.join(said)}" for name, said in list(told.items())[:8])
     return Fault(400, message, param=next(iter(told)))

@@ -16,9 +16,16 @@ from .faults import Fault, fault_of
 from .journal import note
 from .metrics import Counts
 
-OPEN_PATHS = ("/health",)
+OPEN_PATHS = ("/", "/health")
 """What nobody needs a key for."""
-KNOWN_PATHS = ("/health", "/metrics", "/v1/models", "/v1/completions", "/v1/chat/completions")
+KNOWN_PATHS = (
+    *OPEN_PATHS,
+    "/pool",
+    "/metrics",
+    "/v1/models",
+    "/v1/completions",
+    "/v1/chat/completions",
+)
 
 
 class Guard:

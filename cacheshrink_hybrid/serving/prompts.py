@@ -6,9 +6,10 @@ import inspect
 
 from transformers import PreTrainedTokenizerBase
 
-from ..engine.prompts import Ids, encode_chat
+from ..engine.prompts import Ids, PromptEncoder
 from ..errors import ConfigError
 from .schema import ChatRequest, CompletionRequest
+from .tool_choice import offered_tools
 from .wishes import conversation
 
 
@@ -35,14 +36,14 @@ def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: str | Ids) -> str:
     return str(tokenizer.decode(list(prompt), skip_special_tokens=True))
 
 
-def chat_prompt(tokenizer: PreTrainedTokenizerBase, sent: ChatRequest) -> Ids:
+def chat_prompt(encoder: PromptEncoder, sent: ChatRequest) -> Ids:
     """Token ids of a conversation, with its tools, in the tokenizer's chat template.
 
     Raises:
         ConfigError: no template, or one that refuses this; variables that are no template's.
     """
     variables = sent.chat_template_kwargs or {}
-    doors = tokenizer.apply_chat_template, encode_chat
+    doors = encoder.tokenizer.apply_chat_template, encoder.chat
     own = {"self"}.union(*(inspect.signature(door).parameters for door in doors))
     refused = sorted(own.difference({"add_generation_prompt"}).intersection(variables))
     if refused:
@@ -50,6 +51,6 @@ def chat_prompt(tokenizer: PreTrainedTokenizerBase, sent: ChatRequest) -> Ids:
             f"chat_template_kwargs has {', '.join(refused)}, and takes variables of the template "
             "itself; leave them out"
         )
-    if sent.tools and sent.tool_choice != "none":
-        variables = variables | {"tools": sent.tools}
-    return encode_chat(tokenizer, conversation(sent.messages), **variables)
+    if tools := offered_tools(sent):
+        variables = variables | {"tools": tools}
+    return encoder.chat(conversation(sent.messages), **variables)

@@ -5,24 +5,35 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import (
+    HTMLResponse,
+    JSONResponse,
+    PlainTextResponse,
+    Response,
+    StreamingResponse,
+)
 
 from ..engine import AsyncLLM, RequestOutput, SamplingParams
 from ..engine.prompts import Ids
 from ..engine.token_bytes import TokenBytes
 from ..errors import ConfigError
+from .answer_formats import THINK, answer_parts
+from .answer_reader import AnswerReader, ForcedReader, PartsReader, PlainReader
 from .answers import ChatWriter, CompletionWriter, Json, Writer
 from .faults import Fault, fault_of
 from .journal import note
 from .metrics import Counts, engine_lines
 from .outputs import finished_outputs, outputs_as_they_come, while_connected
+from .picture import page, picture
 from .prompts import chat_prompt, completion_prompts, prompt_text
 from .schema import ChatRequest, CompletionRequest, SamplingFields
-from .wishes import chat_params, completion_params
+from .tool_choice import forced_name, is_forced, offered_tools
+from .wishes import chat_params, completion_params, is_echo_alone
 
 DONE = "data: [DONE]\n\n"
 """How streams end."""
@@ -36,11 +47,18 @@ class Routes:
         engine: whose model has a tokenizer.
         model: the served name.
         answer_seconds: that an answer may take.
+        answer_format: of chats, a name in `answer_formats`.
         counts: of the server.
     """
 
     def __init__(
-        self, engine: AsyncLLM, *, model: str, answer_seconds: float, counts: Counts
+        self,
+        engine: AsyncLLM,
+        *,
+        model: str,
+        answer_seconds: float,
+        answer_format: str,
+        counts: Counts,
     ) -> None:
         if engine.llm.tokenizer is None:
             raise ConfigError("a server needs the model's tokenizer; save the model with one")
@@ -50,6 +68,7 @@ class Routes:
         self._seconds = answer_seconds
         self._counts = counts
         self._token_bytes = TokenBytes(self.tokenizer)
+        self._parts = answer_parts(self.tokenizer, answer_format)
         self._created = int(time.time())
 
     async def health(self) -> Response:
@@ -61,6 +80,12 @@ class Routes:
         lines = [*self._counts.lines()]
         lines += await self.engine.between_steps(lambda: engine_lines(self.engine.llm))
         return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
+
+    async def page(self) -> Response:
+        return HTMLResponse(page())
+
+    async def pool(self) -> Json:
+        return await self.engine.between_steps(lambda: picture(self.engine.llm, self.model))
 
     async def models(self) -> Json:
         return {"object": "list", "data": [self._model()]}
@@ -76,15 +101,21 @@ class Routes:
         if sent.echo:
             texts = [prompt_text(self.tokenizer, prompt) for prompt in prompts]
             echoes = [text for text in texts for _ in range(params.n)]
-        writer = CompletionWriter(self.model, self._token_bytes, echoes)
+        writer = CompletionWriter(
+            self.model, self._token_bytes, echoes, echo_alone=is_echo_alone(sent)
+        )
 
         return await self._answer(request, sent, writer, prompts, params)
 
     async def chat(self, request: Request, sent: ChatRequest) -> Response:
         self._check_model(sent.model)
-        params = chat_params(sent)
-        prompt = await self.engine.read(chat_prompt, self.tokenizer, sent)
-        writer = ChatWriter(self.model, self._token_bytes)
+        params = chat_params(sent, has_special=self._parts.has_special)
+        encoder = self.engine.llm.encoder
+        prompt = await self.engine.read(chat_prompt, encoder, sent)
+        most_calls = 1 if sent.parallel_tool_calls is False else None
+        writer = ChatWriter(
+            self.model, self._token_bytes, self._reader_maker(sent, prompt), most_calls
+        )
         return await self._answer(request, sent, writer, [prompt], params)
 
     # Inside
@@ -106,6 +137,19 @@ class Routes:
                 "model_not_found",
                 "model",
             )
+
+    def _reader_maker(self, sent: ChatRequest, prompt: Ids) -> Callable[[], AnswerReader]:
+        """What makes a reader for each answer to a chat."""
+        if is_forced(sent):
+            return partial(ForcedReader, forced_name(sent))
+        tools = offered_tools(sent)
+        described = self._parts.described(calls=bool(tools))
+        if described is None:
+            return PlainReader
+        text = str(self.tokenizer.decode(list(prompt)))
+        if not self._parts.own:  # marks the beginning of the answer alone
+            text = THINK if text.rstrip().endswith(THINK) else ""
+        return partial(PartsReader, described, text, tools)
 
     async def _answer(
         self,

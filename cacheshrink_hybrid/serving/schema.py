@@ -73,6 +73,7 @@ class SamplingFields(Sent):
     Attributes:
         model: the served name; None for whatever is served.
         user, metadata: the client's own; they change nothing.
+        store: nothing is ever stored here.
     """
 
     model: str | None = None
@@ -85,6 +86,7 @@ class SamplingFields(Sent):
     stop: str | Annotated[list[str], Field(max_length=MAX_LISTED)] | None = None
     stop_token_ids: list[int] | None = None
     include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
     ignore_eos: bool | None = None
     min_tokens: int | None = None
     presence_penalty: float | None = None
@@ -99,6 +101,7 @@ class SamplingFields(Sent):
     stream_options: StreamOptions | None = None
     user: str | None = None
     metadata: dict[str, Any] | None = None
+    store: Literal[False] | None = None
 
 
 class CompletionRequest(SamplingFields):
@@ -106,7 +109,7 @@ class CompletionRequest(SamplingFields):
 
     Attributes:
         prompt: one or several, as text or as token ids.
-        max_tokens: most tokens of an answer, 16 unless given.
+        max_tokens: most tokens of an answer, 16 unless given; 0 for the echo alone.
         echo: begin with the prompt.
         logprobs: of each token, with so many of the most likely ones.
         best_of: the same as `n`; nothing is thrown away.
@@ -135,6 +138,41 @@ class Message(BaseModel):
     content: str | list[TextPart] | None = None
 
 
+class Function(BaseModel):
+    """What a tool is; fields beside these go to the chat template as they are.
+
+    Attributes:
+        parameters: JSON schema of its arguments, an object's.
+    """
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    name: str = Field(min_length=1)
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(BaseModel):
+    """A tool that the model may call."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(Sent):
+    """Of a tool."""
+
+    name: str
+
+
+class NamedTool(Sent):
+    """The one tool that has to be called."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
 class ChatRequest(SamplingFields):
     """Body of `/v1/chat/completions`.
 
@@ -143,8 +181,10 @@ class ChatRequest(SamplingFields):
         max_completion_tokens, max_tokens: most tokens of an answer; None for as many as there is
             room for.
         logprobs, top_logprobs: of each token, and of so many of the most likely ones.
-        tools: handed to the chat template.
-        tool_choice: `none` keeps the tools from the template.
+        tools: handed to the chat template; calls of them are read from the answer.
+        tool_choice: `none` keeps the tools from the template, `required` and a tool by name make
+            the answer calls of them.
+        parallel_tool_calls: false for the first call alone.
         chat_template_kwargs: more variables of the template.
     """
 
@@ -153,6 +193,7 @@ class ChatRequest(SamplingFields):
     max_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None

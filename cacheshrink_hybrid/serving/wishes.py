@@ -8,6 +8,7 @@ from typing import Any
 from ..engine import SamplingParams
 from ..errors import ConfigError
 from .schema import ChatRequest, CompletionRequest, Message, SamplingFields, TextPart
+from .tool_choice import forced_schema
 
 COMPLETION_TOKENS = 16
 """Most tokens of a completion that names no number, as in OpenAI's API."""
@@ -26,12 +27,16 @@ SAME = (
     "repetition_penalty",
     "allowed_token_ids",
     "bad_words",
+    "skip_special_tokens",
 )
 """Fields that the engine calls by the same names."""
 
 
-def chat_params(sent: ChatRequest) -> SamplingParams:
+def chat_params(sent: ChatRequest, *, has_special: bool = False) -> SamplingParams:
     """Wishes of a chat.
+
+    Args:
+        has_special: parts of the answer are told apart by special tokens, which its text must have.
 
     Raises:
         ConfigError: values that make no sense.
@@ -39,8 +44,12 @@ def chat_params(sent: ChatRequest) -> SamplingParams:
     if sent.top_logprobs is not None and not sent.logprobs:
         raise ConfigError("top_logprobs goes with logprobs=true; send both, or none")
     limit = sent.max_completion_tokens
+    shown: dict[str, Any] = {"skip_special_tokens": False} if has_special else {}
+    schema = forced_schema(sent)
     return _params(
         sent,
+        **shown,
+        **({} if schema is None else {"json_schema": schema}),
         max_tokens=sent.max_tokens if limit is None else limit,
         logprobs=(sent.top_logprobs or 0) if sent.logprobs else None,
     )
@@ -57,12 +66,19 @@ def completion_params(sent: CompletionRequest) -> SamplingParams:
             f"best_of={sent.best_of} is not n={sent.n or 1}, and every answer is sent; leave "
             "best_of out"
         )
+    limit = COMPLETION_TOKENS if sent.max_tokens is None else sent.max_tokens
     return _params(
         sent,
-        max_tokens=COMPLETION_TOKENS if sent.max_tokens is None else sent.max_tokens,
+        # An engine makes at least one token, which an echo alone leaves out.
+        max_tokens=1 if is_echo_alone(sent) else limit,
         logprobs=sent.logprobs,
         prompt_logprobs=sent.logprobs if sent.echo else None,
     )
+
+
+def is_echo_alone(sent: CompletionRequest) -> bool:
+    """Whether the prompt, with its log-probabilities, is all that is asked for."""
+    return bool(sent.echo) and sent.max_tokens == 0
 
 
 def _params(sent: SamplingFields, **own: Any) -> SamplingParams:
@@ -71,7 +87,7 @@ def _params(sent: SamplingFields, **own: Any) -> SamplingParams:
         raise ConfigError("stream_options goes with stream=true; send both, or none")
     top_k = sent.top_k
     return SamplingParams(
-        **{"temperature": 1.0} | same | own | _form(sent),
+        **{"temperature": 1.0} | same | _form(sent) | own,
         top_k=None if top_k in (0, -1) else top_k,
         logit_bias=_bias(sent.logit_bias or {}),
         include_stop=bool(sent.include_stop_str_in_output),

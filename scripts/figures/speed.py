@@ -66,6 +66,34 @@ def engine(results: Results) -> str:
     )
 
 
+def first_tokens(results: Results) -> str:
+    """Time to the first token of prompts that begin like those before them."""
+    return table(
+        (
+            "model",
+            "by",
+            "cold, ms",
+            "after others, ms",
+            "times shorter",
+            "keeping, over cold",
+            "equal",
+        ),
+        (
+            (
+                run["model"],
+                f"`{run['by']}`" if "(" in run["by"] else run["by"],
+                f"{run['cold ms']:.0f}",
+                f"{run['warm ms']:.0f}",
+                f"{run['cold / warm']:.0f}",
+                f"{run['keeping / cold']:.2f}",
+                run["equal outputs"],
+            )
+            for result in results
+            for run in result["runs"]
+        ),
+    )
+
+
 def pooled_decoding(results: Results) -> str:
     return table(
         ("model", "batch", "dense, ms/step", "pooled, ms/step", "pooled over dense, tokens/s"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import BatchEncoding
 
-from cacheshrink_hybrid.engine.prompts import encode, encode_chat, single_prompt, split_prompts
+from cacheshrink_hybrid.engine.prompts import PromptEncoder, single_prompt, split_prompts
 from cacheshrink_hybrid.errors import ConfigError
 from tests.engine.tokenizers import TOKENIZERS, byte_fallback_tokenizer, byte_level_tokenizer
 from tests.texts import word_tokenizer
@@ -118,30 +118,30 @@ def test_what_is_no_prompt(given, message: str) -> None:
 @pytest.mark.parametrize("tokenizer_of", [byte_fallback_tokenizer, byte_level_tokenizer])
 def test_a_text_with_its_first_token_gets_no_second_one(tokenizer_of) -> None:
     tokenizer = tokenizer_of()
-    usual = encode(tokenizer, "Once")
+    usual = PromptEncoder(tokenizer, None).text("Once")
     assert usual[0] == tokenizer.bos_token_id
-    with_bos = encode(tokenizer, "<s>Once")
+    with_bos = PromptEncoder(tokenizer, None).text("<s>Once")
     assert with_bos[:2] != (1, 1)
     assert with_bos == tuple(tokenizer("<s>Once", add_special_tokens=False).input_ids)
-    assert encode(tokenizer, "<s><s>Once")[:3] == (1, 1, 1)  # both were meant
-    assert encode(tokenizer, "Once <s>")[0] == 1
+    assert PromptEncoder(tokenizer, None).text("<s><s>Once")[:3] == (1, 1, 1)  # both were meant
+    assert PromptEncoder(tokenizer, None).text("Once <s>")[0] == 1
 
 
 def test_tokenizers_that_add_nothing_keep_what_is_written() -> None:
     tokenizer = word_tokenizer()
-    assert encode(tokenizer, "<bos> one") == (1, 3)
-    assert encode(tokenizer, "<bos><bos> one") == (1, 1, 3)
+    assert PromptEncoder(tokenizer, None).text("<bos> one") == (1, 3)
+    assert PromptEncoder(tokenizer, None).text("<bos><bos> one") == (1, 1, 3)
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_texts_are_as_the_tokenizer_encodes_them(name: str) -> None:
     tokenizer = TOKENIZERS[name]()
-    assert encode(tokenizer, "one two") == tuple(tokenizer("one two").input_ids)
+    assert PromptEncoder(tokenizer, None).text("one two") == tuple(tokenizer("one two").input_ids)
 
 
 def test_texts_that_are_none_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"character 2 of the text, .*is half of a pair"):
-        encode(byte_level_tokenizer(), "on\ud800e")
+        PromptEncoder(byte_level_tokenizer(), None).text("on\ud800e")
 
 
 TEMPLATE = (
@@ -153,14 +153,31 @@ CHAT = [{"role": "user", "content": "Once upon a time"}]
 
 def test_a_conversation(monkeypatch) -> None:
     tokenizer = byte_level_tokenizer()
+    encoder = PromptEncoder(tokenizer, None)
     with pytest.raises(ConfigError, match="no chat template"):
-        encode_chat(tokenizer, CHAT)
+        encoder.chat(CHAT)
     monkeypatch.setattr(tokenizer, "chat_template", TEMPLATE)
     text = "<s>user: Once upon a time\n"
     for settings, due in (({}, text + "girl:"), ({"add_generation_prompt": False}, text)):
-        ids = encode_chat(tokenizer, CHAT, **settings)
+        ids = encoder.chat(CHAT, **settings)
         assert ids == tuple(tokenizer(due, add_special_tokens=False).input_ids)
-        assert ids == encode(tokenizer, due)
+        assert ids == encoder.text(due)
     for wrong in ("hello", [], ["hello"], [{"content": "x"}]):
         with pytest.raises(ConfigError, match="no conversation"):
-            encode_chat(tokenizer, wrong)
+            encoder.chat(wrong)
+
+
+def test_texts_that_would_not_fit_in_the_longest_tokens(monkeypatch) -> None:
+    tokenizer = byte_level_tokenizer()
+    monkeypatch.setattr(tokenizer, "chat_template", TEMPLATE)
+    longest = max(map(len, tokenizer.get_vocab()))
+    encoder = PromptEncoder(tokenizer, 10)
+    assert encoder.text("a" * 10 * longest)
+    with monkeypatch.context() as patched:
+        patched.setattr("cacheshrink_hybrid.engine.prompts.text_ids", None)  # it is not read
+        for refused in (
+            lambda: encoder.text("a" * (10 * longest + 1)),
+            lambda: encoder.chat([{"role": "user", "content": "a" * 10 * longest}]),
+        ):
+            with pytest.raises(ConfigError, match=rf"for 10 tokens, of at most {longest} char"):
+                refused()

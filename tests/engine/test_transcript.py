@@ -81,6 +81,18 @@ def test_special_tokens_are_silent(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
+def test_special_tokens_that_are_asked_for(name: str) -> None:
+    tokenizer = TOKENIZERS[name]()
+    tokens = tokenizer(texts_of(name)[0], add_special_tokens=False).input_ids
+    loud = [*tokens[:4], tokenizer.eos_token_id, *tokens[4:], tokenizer.eos_token_id]
+    decoder = Decoder(tokenizer, skip_special_tokens=False)
+    shown = streamed(Transcript(decoder, [tokenizer.bos_token_id]), loud)
+    assert shown[-1].count(tokenizer.eos_token) == 2
+    assert all(later.startswith(text) for text, later in pairwise(shown))
+    assert tokenizer.bos_token + shown[-1] == tokenizer.decode([tokenizer.bos_token_id, *loud])
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
 def test_a_token_costs_the_decoding_of_a_few(name: str) -> None:
     decoded = []
 

@@ -32,6 +32,8 @@ def told(answer: httpx2.Response) -> dict:
         (COMPLETIONS, {"prompt": "a", "temperature": -1}, "temperature=-1.0 must be finite"),
         (COMPLETIONS, {"prompt": "a", "temperature": "hot"}, "temperature: input should be"),
         (COMPLETIONS, {"prompt": "a", "max_tokens": 0}, "max_tokens=0 must be at least 1"),
+        (COMPLETIONS, {"prompt": {}}, "valid string, or input should be a valid list"),
+        (COMPLETIONS, {"prompt": "a", "store": True}, "store: input should be False"),
         (COMPLETIONS, {"prompt": "a", "n": 0}, "n=0 must be at least 1"),
         (COMPLETIONS, {"prompt": "a", "n": 129}, "n: input should be less than or equal to 128"),
         (COMPLETIONS, {"prompt": ["a"] * 9, "n": 128}, "9 prompts with n=128 are 1152 answers"),
@@ -54,7 +56,7 @@ def told(answer: httpx2.Response) -> dict:
         (CHAT, {"messages": TALK, "top_logprobs": 2}, "top_logprobs goes with logprobs"),
         (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages: "),
         (CHAT, {"messages": [{"content": "a"}]}, "messages: "),
-        (CHAT, {"messages": TALK, "tool_choice": "required"}, "tool_choice: "),
+        (CHAT, {"messages": TALK, "tool_choice": "required"}, "tool_choice asks for a call"),
         (CHAT, {"messages": TALK, "chat_template_kwargs": {"tokenize": 1}}, "has tokenize"),
         (CHAT, {"messages": TALK, "chat_template_kwargs": {"messages": []}}, "has messages"),
         (
@@ -104,6 +106,37 @@ def test_the_clients_own_exceptions(live: Live, client: openai.OpenAI) -> None:
         live.client(api_key="wrong").models.list()
     with pytest.raises(openai.BadRequestError, match="the model has positions for 4096"):
         client.completions.create(model=NAME, prompt="a" * 5000)
+
+
+@pytest.mark.parametrize(
+    ("wish", "param"),
+    [
+        ({"temperature": -1}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"top_p": 2}, "top_p"),
+        ({"stop": [""]}, "stop"),
+        ({"logit_bias": {"x": 1}}, "logit_bias"),
+        ({"magic": 1}, "magic"),
+        ({"prompt": "a" * 5000}, None),
+    ],
+)
+def test_errors_name_the_field(live: Live, wish: dict, param: str | None) -> None:
+    with live.http() as http:
+        assert told(http.post(COMPLETIONS, json={"prompt": "a", **wish}))["param"] == param
+
+
+def test_texts_that_never_fit_are_not_read(
+    live: Live, client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cacheshrink_hybrid.engine.prompts.text_ids", None)
+    for create in (
+        lambda text: client.completions.create(model=NAME, prompt=text),
+        lambda text: client.chat.completions.create(
+            model=NAME, messages=[{"role": "user", "content": text}]
+        ),
+    ):
+        with pytest.raises(openai.BadRequestError, match=r"has 10000.. characters, and the model"):
+            create("x" * 1_000_000)
 
 
 def test_keys(live: Live) -> None:

@@ -188,6 +188,21 @@ def test_log_probabilities_and_echoes_of_completions(live: Live, lenient: openai
     assert (text, tokens) == (told.text, logprobs.tokens)
 
 
+def test_an_echo_alone(client: openai.OpenAI, lenient: openai.OpenAI) -> None:
+    settings = {"model": NAME, "prompt": PROMPT, "temperature": 0, "logprobs": 1, "echo": True}
+    told = lenient.completions.create(**settings, max_tokens=1)
+    alone = lenient.completions.create(**settings, max_tokens=0)
+    choice = alone.choices[0]
+    assert (choice.text, choice.finish_reason) == (PROMPT, "length")
+    assert choice.logprobs.tokens == ["<s>", *PROMPT]
+    assert choice.logprobs.token_logprobs == told.choices[0].logprobs.token_logprobs[:-1]
+    assert alone.usage.completion_tokens == 0
+    assert alone.usage.total_tokens == alone.usage.prompt_tokens == len(PROMPT) + 1
+    (chunk,) = lenient.completions.create(**settings, max_tokens=0, stream=True)
+    assert chunk.choices[0].text == PROMPT
+    assert chunk.choices[0].logprobs == choice.logprobs
+
+
 def test_wishes_of_vllm(live: Live, client: openai.OpenAI) -> None:
     more = {
         "top_k": 1,

@@ -19,6 +19,7 @@ from ...byte_counts import parse_bytes
 from ...checkpoint.load_faults import is_converted_directory
 from ...errors import ConfigError
 from ...kernels.backend import Backend
+from ...serving.answer_formats import AUTO, FORMATS
 from ..flags import NOT_SET, add_model_arguments, new_parser
 from ..preflight import Memory, Number, TextFile, ratio, whole
 
@@ -83,6 +84,13 @@ def parser() -> argparse.ArgumentParser:
         default=None,
         metavar="FILE",
         help="chat template to take in place of the tokenizer's (default: the tokenizer's)",
+    )
+    group.add_argument(
+        "--answer-format",
+        choices=[AUTO, *(row.name for row in FORMATS)],
+        default=AUTO,
+        help="how the model writes thoughts and calls of tools; auto asks the tokenizer and its "
+        "chat template, docs/SERVE.md has the list (default: auto)",
     )
     group = made.add_argument_group("engine")
     group.add_argument(

@@ -1,0 +1,89 @@
+"""Which tools a chat may or must call, and the form of an answer that must call some."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import ConfigError
+from .schema import ChatRequest, NamedTool, Tool
+
+Schema = dict[str, Any]
+NO_ARGUMENTS: Schema = {"type": "object", "properties": {}, "additionalProperties": False}
+
+
+def offered_tools(sent: ChatRequest) -> list[dict[str, Any]]:
+    """The tools that the chat template shows and the answer may call."""
+    if sent.tool_choice == "none":
+        return []
+    return [tool.model_dump(exclude_unset=True) for tool in sent.tools or ()]
+
+
+def is_forced(sent: ChatRequest) -> bool:
+    """Whether the answer must be calls."""
+    return sent.tool_choice not in (None, "none", "auto")
+
+
+def forced_name(sent: ChatRequest) -> str | None:
+    """The only tool that may be called, if the choice names it."""
+    choice = sent.tool_choice
+    return choice.function.name if isinstance(choice, NamedTool) else None
+
+
+def forced_schema(sent: ChatRequest) -> Schema | None:
+    """Of an answer that must be calls; None where it is free.
+
+    Raises:
+        ConfigError: there is no such tool, or the answer has another form already.
+    """
+    choice, tools = sent.tool_choice, sent.tools or []
+    if not is_forced(sent):
+        return None
+    names = [tool.function.name for tool in tools]
+    if not names:
+        raise ConfigError("tool_choice asks for a call, and there are no tools; send tools as well")
+    if sent.response_format is not None or sent.structured_outputs is not None:
+        raise ConfigError(
+            "tool_choice asks for a call, whose form is the tool's; leave out response_format and "
+            "structured_outputs"
+        )
+    if isinstance(choice, NamedTool):
+        wanted = choice.function.name
+        if wanted not in names:
+            raise ConfigError(f"tool_choice names {wanted!r:.80}, and the tools are {names[:8]}")
+        return _arguments(tools[names.index(wanted)], "")
+    calls: Schema = {
+        "type": "array",
+        "items": {"anyOf": [_call(tool, f"/items/anyOf/{i}") for i, tool in enumerate(tools)]},
+        "minItems": 1,
+    }
+    return calls | ({"maxItems": 1} if sent.parallel_tool_calls is False else {})
+
+
+def _call(tool: Tool, place: str) -> Schema:
+    """Schema of a call of this tool, which lies at a place of the whole schema."""
+    return {
+        "type": "object",
+        "properties": {
+            "name": {"const": tool.function.name},
+            "arguments": _arguments(tool, f"{place}/properties/arguments"),
+        },
+        "required": ["name", "arguments"],
+        "additionalProperties": False,
+    }
+
+
+def _arguments(tool: Tool, place: str) -> Schema:
+    return _moved(tool.function.parameters or NO_ARGUMENTS, place)
+
+
+def _moved(schema: Any, place: str) -> Any:
+    """A schema whose references to its own parts find them where it lies now."""
+    if isinstance(schema, Mapping):
+        return {
+            key: f"#{place}{value[1:]}"
+            if key == "$ref" and isinstance(value, str) and value.startswith("#")
+            else _moved(value, place)
+            for key, value in schema.items()
+        }
+    return [_moved(one, place) for one in schema] if isinstance(schema, list) else schema

@@ -1,0 +1,91 @@
+"""The form of an answer that must call tools."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cacheshrink_hybrid.engine import SamplingParams
+from cacheshrink_hybrid.engine.grammar import GrammarVocabulary, grammar_of
+from cacheshrink_hybrid.serving.schema import ChatRequest
+from cacheshrink_hybrid.serving.tool_choice import forced_schema
+from tests.engine.shipped import shipped_model
+
+PLACE = {
+    "type": "object",
+    "properties": {"at": {"$ref": "#/$defs/Place"}},
+    "required": ["at"],
+    "additionalProperties": False,
+    "$defs": {
+        "Place": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}},
+            "required": ["city"],
+            "additionalProperties": False,
+        }
+    },
+}
+TOOLS = [
+    {"type": "function", "function": {"name": "ping"}},
+    {"type": "function", "function": {"name": "go", "parameters": PLACE}},
+]
+
+
+def schema(**wish) -> dict:
+    sent = ChatRequest(messages=[{"role": "user", "content": "a"}], tools=TOOLS, **wish)
+    found = forced_schema(sent)
+    assert found is not None
+    return found
+
+
+def fits(of: dict, said: object) -> bool:
+    """Whether a grammar of the schema takes this."""
+    tokenizer = shipped_model()[1]
+    vocabulary = GrammarVocabulary(tokenizer, len(tokenizer), [tokenizer.eos_token_id])
+    grammar = grammar_of(SamplingParams(json_schema=of))
+    assert grammar is not None
+    matcher = vocabulary.matcher(grammar)
+    text = json.dumps(said, separators=(",", ":"))
+    tokens = tokenizer(text, add_special_tokens=False).input_ids
+    return matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()
+
+
+GO = {"name": "go", "arguments": {"at": {"city": "Rome"}}}
+PING = {"name": "ping", "arguments": {}}
+
+
+@pytest.mark.parametrize(
+    ("said", "due"),
+    [
+        ([PING], True),
+        ([GO], True),
+        ([GO, PING], True),
+        ([], False),
+        ([{"name": "go", "arguments": {"at": {"city": 3}}}], False),
+        ([{"name": "pong", "arguments": {}}], False),
+        ([{"name": "ping", "arguments": {"a": 1}}], False),
+    ],
+)
+def test_required_calls(said: list, due: bool) -> None:
+    assert fits(schema(tool_choice="required"), said) is due
+
+
+def test_one_call_at_most() -> None:
+    single = schema(tool_choice="required", parallel_tool_calls=False)
+    assert fits(single, [GO]) and not fits(single, [GO, PING])
+
+
+def test_a_named_tool_has_its_own_schema() -> None:
+    named = schema(tool_choice={"type": "function", "function": {"name": "go"}})
+    assert named == PLACE
+    assert SamplingParams(json_schema=named)
+    assert fits(named, GO["arguments"])
+
+
+def test_free_choices() -> None:
+    for choice in (None, "auto", "none"):
+        sent = ChatRequest(
+            messages=[{"role": "user", "content": "a"}], tools=TOOLS, tool_choice=choice
+        )
+        assert forced_schema(sent) is None
