@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TypeGuard
 
+from .errors import ConfigError
+
 SEEDS = range(-(2**63), 2**64)
 """Seeds that torch's generators take."""
 NUMPY_SEEDS = range(2**32)
@@ -23,6 +25,18 @@ def count_fault(name: str, value: object, least: int) -> str | None:
     if not is_integer(value) or value < least:
         return f"{name}={shown(value)} must be a whole number >= {least}"
     return None
+
+
+def check_counts(**given: object) -> None:
+    """Refuse settings that are no counts of at least 1.
+
+    Raises:
+        ConfigError: with all of them.
+    """
+    found = [count_fault(name, value, 1) for name, value in given.items()]
+    faults = [fault for fault in found if fault is not None]
+    if faults:
+        raise ConfigError("; ".join(faults))
 
 
 def seed_fault(name: str, value: object, allowed: range = SEEDS) -> str | None:

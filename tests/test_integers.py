@@ -9,7 +9,7 @@ import pytest
 from cacheshrink_hybrid.config import CompressionConfig
 from cacheshrink_hybrid.engine import SamplingParams
 from cacheshrink_hybrid.errors import ConfigError
-from cacheshrink_hybrid.integers import NUMPY_SEEDS, SEEDS
+from cacheshrink_hybrid.integers import NUMPY_SEEDS, SEEDS, check_counts
 from cacheshrink_hybrid.training.settings import TrainingConfig
 
 RECORDS = {CompressionConfig: SEEDS, TrainingConfig: NUMPY_SEEDS, SamplingParams: SEEDS}
@@ -45,3 +45,12 @@ def test_counts(record: type, name: str) -> None:
 def test_one_token_is_no_calibration_sequence() -> None:
     with pytest.raises(ConfigError, match="max_calibration_length=1 must be a whole number >= 2"):
         CompressionConfig(max_calibration_length=1)
+
+
+@pytest.mark.parametrize("value", [0, -1, "x", 1.0, True, None, 2**63])
+def test_counts_of_arguments(value: object) -> None:
+    check_counts(rows=1, columns=5)
+    with pytest.raises(ConfigError, match=r"^rows=.* must be a whole number"):
+        check_counts(rows=value, columns=5)
+    with pytest.raises(ConfigError, match=r"rows=.*; columns="):
+        check_counts(rows=value, columns=value)

@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any, Self, TypeVar
 
 from ..errors import EngineClosedError, QueueFullError
+from ..integers import check_counts
 from .llm import LLM
 from .outbox import Outbox
 from .prompts import single_prompt
@@ -88,6 +89,7 @@ class AsyncLLM:
     def __init__(
         self, llm: LLM, *, max_open: int = MAX_OPEN, max_open_bytes: int | None = None
     ) -> None:
+        check_counts(max_open=max_open)
         self.llm = llm
         self.max_open = max_open
         pool_bytes = llm.store.pool.nbytes

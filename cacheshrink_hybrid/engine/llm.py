@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import ConfigError
+from ..integers import check_counts
 from ..kernels.backend import Backend, check_backend
 from ..placement import input_device
 from ..pool.budget import budget_bytes
@@ -97,10 +98,7 @@ class LLM:
         prefix_placement: str | Placement = "learned",
         prefixes: str | Path | None = None,
     ) -> None:
-        if max_batch < 1 or prefill_chunk < 1:
-            raise ConfigError(
-                f"max_batch={max_batch} and prefill_chunk={prefill_chunk} must be at least 1"
-            )
+        check_counts(max_batch=max_batch, prefill_chunk=prefill_chunk)
         if isinstance(model, (str, Path)):
             model, own = load_named(model)
             tokenizer = own if tokenizer is None else tokenizer

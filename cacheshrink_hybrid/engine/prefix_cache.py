@@ -26,6 +26,7 @@ from ..caches import HybridCache, make_cache
 from ..caches.kept_sequences import KeptSequence, cache_of, copy_out, line_up
 from ..errors import ConfigError, NotSupportedError
 from ..families import model_spec
+from ..integers import check_counts
 from ..placement import input_device
 from ..pool.budget import budget_bytes
 from ..pool.prefixes.keeper import Prompt
@@ -77,8 +78,7 @@ class PrefixCache:
         placement: str | Placement = "learned",
         prefixes: str | Path | None = None,
     ) -> None:
-        if prefill_chunk < 1:
-            raise ConfigError(f"prefill_chunk={prefill_chunk} must be at least 1")
+        check_counts(prefill_chunk=prefill_chunk)
         if not model_spec(model.config.get_text_config(decoder=True)).attention_layers:
             raise NotSupportedError(
                 f"a {type(model).__name__} has recurrent layers only, whose cache counts no tokens "

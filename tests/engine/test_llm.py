@@ -331,8 +331,8 @@ def test_one_refused_prompt_refuses_its_batch() -> None:
     [
         ({"cache_memory": 100}, CacheFullError, "give at least"),
         ({"cache_memory": "2 cats"}, ConfigError, "no amount of memory"),
-        ({"max_batch": 0}, ConfigError, "at least 1"),
-        ({"prefill_chunk": 0}, ConfigError, "at least 1"),
+        ({"max_batch": 0}, ConfigError, "max_batch=0 must be a whole number >= 1"),
+        ({"prefill_chunk": "x"}, ConfigError, "prefill_chunk=.x. must be a whole number"),
     ],
 )
 def test_engines_that_cannot_be(settings: dict, error, message: str) -> None:

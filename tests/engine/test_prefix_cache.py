@@ -216,5 +216,7 @@ def test_refusals() -> None:
         PrefixCache(tiny_model("mamba2"))
     with pytest.raises(ConfigError, match="prefill_chunk=0"):
         PrefixCache(model, prefill_chunk=0)
+    with pytest.raises(ConfigError, match="prefill_chunk='x' must be a whole number"):
+        PrefixCache(model, prefill_chunk="x")
     with pytest.raises(CacheFullError, match="give at least"):
         PrefixCache(model_of("bamba"), max_bytes=1000)
