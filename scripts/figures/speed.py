@@ -10,15 +10,6 @@ from .markdown import table
 
 Results = list[dict[str, Any]]
 
-_READS = {
-    ("nope", "joint:16"): "no RoPE, 16 bit (`absorb`)",
-    ("nope", "joint:auto"): "no RoPE, coded",
-    ("rope", "joint:16"): "RoPE, 16 bit, joint latent (`reconstruct`)",
-    ("rope", "per_head:16"): "RoPE, 16 bit, keys per head",
-    ("rope", "rotate:16"): "RoPE, 16 bit, keys stored rotated",
-    ("rope", "joint:auto"): "RoPE, coded, joint latent",
-}
-
 _ALLOCATORS = {
     "fixed_dual 0.474": "two fixed pools",
     "lcm": "pages of a common multiple",
@@ -106,23 +97,6 @@ def pooled_decoding(results: Results) -> str:
                 f"{run['pooled / dense tokens/s']:.2f}",
             )
             for run in results[0]["runs"]
-        ),
-    )
-
-
-def decoding(results: Results) -> str:
-    ratios = [
-        {(r["positions"], r["method"]): r["decode_ratio"] for r in result["records"]}
-        for result in results
-    ]
-    threads = [result["settings"]["threads"] for result in results]
-    head = ("share of the source's tokens/s", *(f"{n} thread{'s' * (n > 1)}" for n in threads))
-    return table(
-        head,
-        (
-            (name, *(f"{ratio[key]:.2f}" for ratio in ratios))
-            for key, name in _READS.items()
-            if all(key in ratio for ratio in ratios)
         ),
     )
 

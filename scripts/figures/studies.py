@@ -386,18 +386,6 @@ STUDIES = (
         shown=speed.pooled_decoding,
     ),
     Study(
-        name="decoding",
-        commands=tuple(
-            f"python -m scripts.bench_decode --contexts 2048 --num-new 12 --repetitions 3 "
-            f"--methods joint:16 joint:auto per_head:16 rotate:16 --threads {threads} "
-            "--backend torch "
-            f"--json {RESULTS}/{name}.json"
-            for threads, name in ((1, "bench_decode"), (2, "bench_decode_2_threads"))
-        ),
-        results=("bench_decode.json", "bench_decode_2_threads.json"),
-        shown=speed.decoding,
-    ),
-    Study(
         name="long contexts",
         commands=(
             _REAL_MODEL,
