@@ -354,13 +354,8 @@ STUDIES = (
         name="first tokens",
         commands=(
             f"python -m scripts.bench_prefix --threads 1 --json {RESULTS}/bench_prefix.json",
-            _REAL_MODEL,
-            f"cacheshrink-hybrid convert {_REAL} {OUTPUT}/chat_4x --compression-ratio 4 "
-            "--calibration-dataset $DATA/wikitext-2/valid.txt --num-calibration-samples 64",
-            f"python -m scripts.bench_prefix {_REAL} {OUTPUT}/chat_4x --shared 1024 --threads 1 "
-            f"--json {RESULTS}/bench_prefix_real.json",
         ),
-        results=("bench_prefix.json", "bench_prefix_real.json"),
+        results=("bench_prefix.json",),
         shown=speed.first_tokens,
     ),
     Study(
