@@ -18,11 +18,14 @@ class DeviceProfile:
     Attributes:
         bandwidth: bytes per second from memory.
         matrix_rate: floating-point operations per second of dense 16-bit (CPU: 32-bit) products.
+        fused: all that is done with a slot of the cache is done while it is near the core, however
+            wide its rows are; elsewhere wide rows are read in passes with scratch between them.
     """
 
     name: str
     bandwidth: float
     matrix_rate: float
+    fused: bool = False
 
     @classmethod
     def parse(cls, text: str) -> DeviceProfile:
@@ -64,7 +67,7 @@ DEVICE_PROFILES = {
         DeviceProfile(name="H200", bandwidth=4.8e12, matrix_rate=9.9e14),
         DeviceProfile(name="H100", bandwidth=3.35e12, matrix_rate=9.9e14),
         DeviceProfile(name="A100", bandwidth=2.0e12, matrix_rate=3.1e14),
-        DeviceProfile(name="CPU", bandwidth=2.0e10, matrix_rate=2.0e11),
+        DeviceProfile(name="CPU", bandwidth=2.0e10, matrix_rate=2.0e11, fused=True),
     )
 }
 """Data-sheet figures of accelerators (dense bfloat16), and those of a small two-core server."""

@@ -36,15 +36,15 @@ import torch
 from . import kernel_gate
 from . import kernel_workloads as workloads
 from .kernel_targets import ATTENTION_TARGETS, STATE_TARGET, is_judged, judge
-from .kernel_workloads import Workload
+from .kernel_workloads import MIXED_AT_4X, Workload
 from .prefill_workloads import Chunk, chunk_over_full, chunk_over_latents
 
 
 def sweep(quick: bool, device: torch.device) -> Iterator[list[Workload]]:
     """Groups of workloads, made one after the other because they fill the memory.
 
-    Attention has the shape of Llama-3-8B (8 x 128 keys, 32 query heads; 4x is rank 512 at 16 bits),
-    states those of Nemotron-H-8B and Qwen3-Next.
+    Attention has the shape of Llama-3-8B (8 x 128 keys, 32 query heads; 4x is rank 512 at 16 bits,
+    or 1,840 channels in mixed widths), states those of Nemotron-H-8B and Qwen3-Next.
     """
     attention = [(8, 32768), (32, 8192)] if quick else [
         (batch, context)
@@ -66,6 +66,9 @@ def sweep(quick: bool, device: torch.device) -> Iterator[list[Workload]]:
         for stored_rotated in (False, True):
             shape = {"batch": batch, "context": context, "rank": 64, "value_rank": 512, **full}
             group.append(workloads.per_head_attention(**shape, stored_rotated=stored_rotated))
+        for mode in ("absorb", "rotate", "reconstruct"):
+            shape = {"batch": batch, "context": context, "runs": MIXED_AT_4X, **full}
+            group.append(workloads.joint_attention(**shape, mode=mode))
         yield group
     chunks = [(1, 32768, 512)] if quick else [
         (batch, history, num_new)

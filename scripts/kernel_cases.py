@@ -5,18 +5,19 @@ from __future__ import annotations
 import torch
 
 from .compile_kernels import ASYNC_COPY, MATRIX, WARPGROUP, WIDE_LOAD, WIDE_STORE, Case
+from .kernel_workloads import MIXED_AT_4X
 from .latent_launches import (
     LAYOUTS,
+    SMALL_AT_4X,
     absorb,
     append,
     append_narrow,
     append_plain,
     decode_plain,
     everything,
+    in_two_passes,
+    in_two_passes_narrow,
     rebuilt,
-    rotated,
-    rotated_narrow,
-    widest,
 )
 from .state_launches import conv, copy, gdn, gdn_replay, mamba1, replay, ssd
 
@@ -32,7 +33,7 @@ CASES = [
             everywhere=name in ("float16", "e4m3", "mixed"),
         )
         for name in LAYOUTS
-        if name != "float32"
+        if name not in ("float32", "mixed-1840")
     ),
     Case("latent_decode-absorb-8-64heads", absorb("8", heads=64), needs=(*DECODE, WARPGROUP)),
     Case(
@@ -55,31 +56,48 @@ CASES = [
         for per_head, bits in [(True, 16), (True, 8), (True, 5), (False, 16), (False, 8)]
     ),
     Case(
+        "latent_decode-rebuilt-per_head-mixed",
+        rebuilt(6, 5, 4, 3, per_head=True),
+        needs=DECODE,
+    ),
+    Case(
         "latent_decode-rebuilt-normalized-joint-8",
         rebuilt(8, per_head=False, normalized=True),
         needs=DECODE,
     ),
+    # An 8 B and a 70 B model at 4x, rows of one width, and a model of 135 M.
     *(
         Case(
-            f"latent_decode-rotated-{head_dim}-{bits}",
-            rotated(bits, heads=heads, key_heads=J, head_dim=head_dim, rank=rank),
-            needs=DECODE if bits == 8 else (MATRIX, WIDE_LOAD),
+            f"latent_passes-{mode}-{name}",
+            in_two_passes(runs, mode, heads=heads, key_heads=J, head_dim=head_dim),
+            needs=DECODE if everywhere else (*DECODE, WARPGROUP),
+            everywhere=everywhere,
         )
-        for heads, J, head_dim, bits, rank in [
-            (32, 8, 128, 8, 512),
-            (32, 8, 128, 4, 512),
-            (9, 3, 64, 4, 256),
-        ]
+        for mode, name, runs, heads, J, head_dim, everywhere in (
+            ("rotate", "mixed-1840", MIXED_AT_4X, 32, 8, 128, True),
+            ("rotate", "mixed-1840-64heads", MIXED_AT_4X, 64, 8, 128, False),
+            ("rotate", "8-1024", [(1024, 8)], 32, 8, 128, False),
+            ("rotate", "mixed-352", SMALL_AT_4X, 9, 3, 64, False),
+            ("absorb", "mixed-1840", MIXED_AT_4X, 32, 8, 128, True),
+            ("absorb", "mixed-1840-64heads", MIXED_AT_4X, 64, 8, 128, False),
+            ("reconstruct", "mixed-1840", MIXED_AT_4X, 32, 8, 128, False),
+            ("reconstruct", "mixed-352", SMALL_AT_4X, 9, 3, 64, False),
+        )
     ),
     *(
-        Case(f"latent_decode-widest-{mode}", widest(mode), hot=False)
-        for mode in ("absorb", "reconstruct", "rotate")
+        Case(f"latent_passes-{mode}-narrow", in_two_passes_narrow(mode), hot=False)
+        for mode in ("absorb", "rotate", "reconstruct")
     ),
-    Case("latent_decode-narrow-rotated", rotated_narrow, hot=False),
+    Case(
+        "latent_passes-rotate-float32",
+        in_two_passes([(512, 8)], "rotate", dtype=torch.float32),
+        hot=False,
+    ),
     Case("latent_decode-narrow-absorb", everything(rebuilt=False), hot=False),
     Case("latent_decode-narrow-rebuilt", everything(rebuilt=True), hot=False),
     Case("latent_append-mixed", append("mixed"), everywhere=True),
     Case("latent_append-mixed-512", append("mixed-512")),
+    Case("latent_append-mixed-1840", append("mixed-1840")),
     Case("latent_append-float32", append("float32"), hot=False),
     Case("latent_decode-plain", decode_plain, hot=False),
     Case("latent_append-narrow", append_narrow, hot=False),

@@ -18,6 +18,8 @@ from .prefill_workloads import Chunk, chunk_over_full, chunk_over_latents
 TOLERANCE = 2e-2
 """Largest difference, relative to the largest number of a result: bfloat16 inputs and outputs."""
 
+WIDE = [(160, 6), (240, 4), (160, 3)]
+"""More channels than one launch reads."""
 STEPS = 3
 """A state that was written is read again."""
 
@@ -46,6 +48,10 @@ def small_workloads(device: torch.device) -> Iterator[tuple[Make, Make]]:
                 value_rank=32,
             )
             for stored_rotated in (False, True)
+        ),
+        *(
+            partial(workloads.joint_attention, **full, **heads, mode=mode, runs=WIDE)
+            for mode in ("absorb", "reconstruct", "rotate")
         ),
         partial(workloads.ssd, **state, code="int8"),
         partial(workloads.gdn, **state, code="float16"),

@@ -6,7 +6,7 @@ tables, queries, results, and the partial results of split sequences.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -22,9 +22,12 @@ from cacheshrink_hybrid.kernels.latents.paged_rows import PagedRows
 from cacheshrink_hybrid.kernels.states.gdn_step import gdn_step
 from cacheshrink_hybrid.kernels.states.pages import StatePages, StatePlace
 from cacheshrink_hybrid.kernels.states.ssd_step import ssd_step
+from cacheshrink_hybrid.latents.fit.read_time import Reading
 from cacheshrink_hybrid.latents.fit.rotate import BLOCK_SLOTS
 
 Run = Callable[[], object]
+MIXED_AT_4X = [(240, 6), (560, 5), (720, 4), (320, 3)]
+"""Channels and bits of a row of 8 key heads of 128 at 4x: 1,840 channels in 1,024 bytes."""
 FILLED_AT_ONCE = 65536
 
 CODECS = {
@@ -140,39 +143,18 @@ def per_head_attention(
     all heads were stored rotated."""
     layout = RowFormat(alignment=16).layout([(rank * key_heads, 8), (value_rank, 8)])
     rows, table, lens = latent_rows(layout, batch, context, frame_tokens, device)
-    angles = torch.arange(context, device=device)[:, None] * 1e4 ** -torch.linspace(
-        0, 1, head_dim // 2, device=device
-    )
-    key_up = block_up = None
     own_rank = rank * key_heads if stored_rotated else rank
-    of_heads = torch.randn(key_heads, head_dim, own_rank, device=device) / own_rank**0.5
-    of_heads = of_heads.to(dtype)
-    if stored_rotated:
-        back = -angles[::BLOCK_SLOTS]
-        block_up = BlockUp(
-            weight=of_heads,
-            mean=torch.randn(key_heads, BLOCK_SLOTS, head_dim, device=device).to(dtype),
-            cos=back.cos(),
-            sin=back.sin(),
-        )
-    else:
-        key_up = KeyUp(
-            weight=of_heads,
-            bias=torch.zeros(key_heads, head_dim, device=device, dtype=dtype),
-            cos=angles.cos().half(),
-            sin=angles.sin().half(),
-            per_head=True,
-        )
+    ups = _ups(stored_rotated, key_heads, head_dim, own_rank, context, device, dtype, per_head=True)
     read = LatentRead(
         key_rank=rank * key_heads,
         value_rank=value_rank,
         scale=head_dim**-0.5,
-        key_up=key_up,
-        block_up=block_up,
+        **ups,
     )
     query = torch.randn(batch, 1, heads, read.query_width, device=device).to(dtype)
+    assert read.up is not None
     moved = batch * context * layout.row_bytes + table.numel() * 4 + query.nbytes
-    moved += batch * heads * value_rank * dtype.itemsize + of_heads.nbytes
+    moved += batch * heads * value_rank * dtype.itemsize + read.up.weight.nbytes
 
     def run() -> object:
         return latent_decode(query, rows, table, lens, read=read, backend=backend)
@@ -186,6 +168,96 @@ def per_head_attention(
         None,
         {"batch": batch, "context": context, "codec": "8", "rank": rank, "heads": heads},
     )
+
+
+def joint_attention(
+    *,
+    mode: str,
+    runs: Sequence[tuple[int, int]],
+    batch: int,
+    context: int,
+    key_heads: int,
+    heads: int,
+    head_dim: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.bfloat16,
+    frame_tokens: int = 64,
+    backend: Backend = "auto",
+) -> Workload:
+    """Decoding with one few-bit latent for keys and values of all heads.
+
+    Args:
+        mode: `absorb`, `reconstruct` or `rotate`, as of a plan.
+        runs: (channels, bits) of a row.
+    """
+    layout = RowFormat(alignment=16).layout(runs)
+    rank = layout.num_channels
+    rows, table, lens = latent_rows(layout, batch, context, frame_tokens, device)
+    ups: dict[str, KeyUp | BlockUp] = {}
+    if mode != "absorb":
+        ups = _ups(
+            mode == "rotate", key_heads, head_dim, rank, context, device, dtype, per_head=False
+        )
+    read = LatentRead(key_rank=rank, value_rank=rank, scale=head_dim**-0.5, **ups)  # type: ignore[arg-type]
+    query = torch.randn(batch, 1, heads, read.query_width, device=device).to(dtype)
+    moved = batch * context * layout.row_bytes + table.numel() * 4 + query.nbytes
+    moved += batch * heads * rank * dtype.itemsize
+    moved += 0 if read.up is None else read.up.weight.nbytes
+    reading = Reading(
+        method="rotate_joint" if mode == "rotate" else "joint",
+        read_mode=mode,
+        num_heads=heads,
+        kv_width=key_heads * head_dim,
+        head_dim=head_dim,
+        key_rank=rank,
+        value_rank=rank,
+        row_bytes=layout.row_bytes,
+    )
+
+    def run() -> object:
+        return latent_decode(query, rows, table, lens, read=read, backend=backend)
+
+    return Workload(
+        f"latent_decode {mode} mixed B={batch} L={context} R={rank} H={heads}",
+        f"attention B={batch} L={context}",
+        moved,
+        run,
+        None,
+        {"batch": batch, "context": context, "codec": "mixed", "rank": rank, "heads": heads},
+        num_operations=batch * context * reading.operations,
+    )
+
+
+def _ups(
+    stored_rotated: bool,
+    key_heads: int,
+    head_dim: int,
+    own_rank: int,
+    context: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    per_head: bool,
+) -> dict[str, KeyUp | BlockUp]:
+    """How keys of so many channels are met that are stored rotated, or else rebuilt."""
+    angles = torch.arange(context, device=device)[:, None] * 1e4 ** -torch.linspace(
+        0, 1, head_dim // 2, device=device
+    )
+    of_heads = torch.randn(key_heads, head_dim, own_rank, device=device) / own_rank**0.5
+    of_heads = of_heads.to(dtype)
+    if stored_rotated:
+        back = -angles[::BLOCK_SLOTS]
+        mean = torch.randn(key_heads, BLOCK_SLOTS, head_dim, device=device).to(dtype)
+        return {"block_up": BlockUp(weight=of_heads, mean=mean, cos=back.cos(), sin=back.sin())}
+    return {
+        "key_up": KeyUp(
+            weight=of_heads,
+            bias=torch.zeros(key_heads, head_dim, device=device, dtype=dtype),
+            cos=angles.cos().half(),
+            sin=angles.sin().half(),
+            per_head=per_head,
+        )
+    }
 
 
 def full_attention(

@@ -11,11 +11,15 @@ from cacheshrink_hybrid.codecs.row_layout import Kind, RowLayout
 from cacheshrink_hybrid.kernels.latents.append.kernel import latent_append_triton
 from cacheshrink_hybrid.kernels.latents.decode import BlockUp, KeyUp, LatentRead
 from cacheshrink_hybrid.kernels.latents.decode.kernel import latent_decode_triton
-from cacheshrink_hybrid.kernels.latents.decode.tiles import Tiles, shared_bytes
+from cacheshrink_hybrid.kernels.latents.decode.tiles import Tiles
+from cacheshrink_hybrid.kernels.latents.decode.two_passes import latent_decode_in_two_passes
 from cacheshrink_hybrid.kernels.latents.paged_rows import PagedRows
 
-from .compile_kernels import SHARED_LIMIT, meta
+from .compile_kernels import meta
+from .kernel_workloads import MIXED_AT_4X
 
+SMALL_AT_4X = [(48, 6), (96, 5), (128, 4), (80, 3)]
+"""Of 3 key heads of 64."""
 LAYOUTS = {
     "float32": RowLayout.of_runs([(128, Kind.FLOAT32)], alignment=16),
     "float16": RowLayout.of_runs([(128, Kind.FLOAT16)], alignment=16),
@@ -28,6 +32,7 @@ LAYOUTS = {
     "float16-512": RowLayout.of_runs([(512, Kind.FLOAT16)], alignment=16),
     "8-512": RowFormat(alignment=16).layout([(512, 8)]),
     "4-512": RowFormat(alignment=16).layout([(512, 4)]),
+    "mixed-1840": RowFormat(alignment=16).layout(MIXED_AT_4X),
     "mixed-512": RowFormat(alignment=16).layout([(64, 6), (64, 5), (128, 4), (128, 3), (128, 2)]),
 }
 
@@ -152,18 +157,18 @@ def decode_plain() -> None:
 
 
 def rebuilt(
-    bits: int,
-    *,
+    *bits: int,
     per_head: bool,
     value_rank: int = 256,
     normalized: bool = False,
     tiles: Tiles | None = None,
 ):
-    """Decoding with rebuilt keys: 8 key heads of 128, 64 channels each or for all."""
+    """Decoding with rebuilt keys: 8 key heads of 128, 64 channels each or for all, in runs of these
+    widths that are equally long."""
 
     def run() -> None:
         key_rank = 8 * 64 if per_head else 64
-        runs = [(key_rank, bits), (value_rank, bits)]
+        runs = [(rank // len(bits), width) for rank in (key_rank, value_rank) for width in bits]
         layout = RowFormat(alignment=16).layout(runs)
         angles = meta(32768, 64)
         key_up = KeyUp(
@@ -191,67 +196,41 @@ def rebuilt(
     return run
 
 
-def rotated(bits: int, *, heads: int, key_heads: int, head_dim: int, rank: int):
-    """Decoding with keys stored rotated in blocks of 64 slots, in one latent with values."""
-
-    def run() -> None:
-        layout = RowFormat(alignment=16).layout([(rank, bits)])
-        angles, dtype = meta(512, head_dim // 2, dtype=torch.float32), torch.bfloat16
-        latent_decode_triton(
-            meta(8, 1, heads, head_dim, dtype=dtype),
-            rows_of(layout),
-            meta(8, 512, dtype=torch.int32),
-            meta(8, dtype=torch.int32),
-            read=LatentRead(
-                key_rank=rank,
-                value_rank=rank,
-                scale=0.1,
-                block_up=BlockUp(
-                    weight=meta(key_heads, head_dim, rank, dtype=dtype),
-                    mean=meta(key_heads, 64, head_dim, dtype=dtype),
-                    cos=angles,
-                    sin=angles,
-                ),
-            ),
-            offset=None,
-            query_lens=None,
-            first_slots=None,
-            num_splits=None,
-        )
-
-    return run
-
-
-def widest(mode: str, *, head_dim: int = 128):
-    """Rows as wide as an H200 has room for, at 16 bits, of which two tiles are on their way.
+def in_two_passes(
+    runs: list[tuple[int, int]],
+    mode: str,
+    *,
+    heads: int = 32,
+    key_heads: int = 8,
+    head_dim: int = 128,
+    dtype: torch.dtype = torch.bfloat16,
+    new_tokens: int = 1,
+):
+    """Decoding rows that one launch has no room for, all of them as keys and as values.
 
     Args:
-        mode: `absorb`, `reconstruct` or `rotate`.
+        mode: `absorb`, `reconstruct` or `rotate`, with blocks of 64 slots.
     """
 
     def run() -> None:
-        width = 0 if mode == "absorb" else head_dim
-        room = SHARED_LIMIT[90]
-        rank = max(r for r in range(16, 4096, 16) if shared_bytes(r, r, width, 2) <= room)
-        layout, dtype = RowLayout.of_runs([(rank, Kind.FLOAT16)], alignment=16), torch.bfloat16
+        layout = RowFormat(alignment=16).layout(runs)
+        rank = layout.num_channels
         ups: dict[str, Any] = {}
-        if width:
-            weight = meta(8, head_dim, rank, dtype=dtype)
-            angles = meta(512, head_dim // 2, dtype=torch.float32)
+        weight = meta(key_heads, head_dim, rank, dtype=dtype)
+        angles = meta(512, head_dim // 2, dtype=torch.float32)
         if mode == "reconstruct":
-            bias = meta(8, head_dim, dtype=dtype)
+            bias = meta(key_heads, head_dim, dtype=dtype)
             ups["key_up"] = KeyUp(weight=weight, bias=bias, cos=angles, sin=angles)
         elif mode == "rotate":
-            mean = meta(8, 64, head_dim, dtype=dtype)
+            mean = meta(key_heads, 64, head_dim, dtype=dtype)
             ups["block_up"] = BlockUp(weight=weight, mean=mean, cos=angles, sin=angles)
         read = LatentRead(key_rank=rank, value_rank=rank, scale=0.1, **ups)
-        assert read.why_too_wide(rank, 2, room) is None
-        assert read.why_too_wide(rank, 2, room - 2 * 16 * (64 + width)) is not None
-        latent_decode_triton(
-            meta(8, 1, 32, width or rank, dtype=dtype),
+        assert not read.in_one_launch(rank, dtype.itemsize)
+        latent_decode_in_two_passes(
+            meta(1, new_tokens, heads, rank if mode == "absorb" else head_dim, dtype=dtype),
             rows_of(layout),
-            meta(8, 512, dtype=torch.int32),
-            meta(8, dtype=torch.int32),
+            meta(1, 64, dtype=torch.int32),
+            meta(1, dtype=torch.int32),
             read=read,
             offset=None,
             query_lens=None,
@@ -262,27 +241,39 @@ def widest(mode: str, *, head_dim: int = 128):
     return run
 
 
-def rotated_narrow() -> None:
+def in_two_passes_narrow(mode: str, query_dtype: torch.dtype = torch.float16):
     """Narrow rows of keys that are rotated in part, with windows, softcap and ragged queries."""
-    angles = meta(64, 4, dtype=torch.float32)
-    latent_decode_triton(
-        meta(2, 5, 6, 20, dtype=torch.float16),
-        rows_of(NARROW, frame_tokens=8),
-        meta(2, 512, dtype=torch.int32),
-        meta(2, dtype=torch.int32),
-        read=LatentRead(
-            key_rank=44,
-            value_rank=20,
-            scale=0.1,
-            window=100,
-            softcap=30.0,
-            block_up=BlockUp(weight=meta(2, 20, 44), mean=meta(2, 64, 20), cos=angles, sin=angles),
-        ),
-        offset=None,
-        query_lens=meta(2, dtype=torch.int32),
-        first_slots=meta(2, dtype=torch.int32),
-        num_splits=1,
-    )
+
+    def run() -> None:
+        angles = meta(64, 4, dtype=torch.float32)
+        ups: dict[str, Any] = {}
+        if mode == "rotate":
+            ups["block_up"] = BlockUp(
+                weight=meta(2, 20, 44), mean=meta(2, 64, 20), cos=angles, sin=angles
+            )
+        elif mode == "reconstruct":
+            ups["key_up"] = KeyUp(
+                weight=meta(2, 20, 22),
+                bias=meta(2, 20),
+                cos=angles,
+                sin=angles,
+                norm_weight=meta(20, dtype=torch.float32),
+                norm_epsilon=1e-6,
+                per_head=True,
+            )
+        latent_decode_in_two_passes(
+            meta(2, 5, 6, 20 if ups else 44, dtype=query_dtype),
+            rows_of(NARROW, frame_tokens=8),
+            meta(2, 512, dtype=torch.int32),
+            meta(2, dtype=torch.int32),
+            read=LatentRead(key_rank=44, value_rank=20, scale=0.1, window=100, softcap=30.0, **ups),
+            offset=None if ups else meta(2, 5, 6, dtype=torch.float32),
+            query_lens=meta(2, dtype=torch.int32),
+            first_slots=meta(2, dtype=torch.int32),
+            num_splits=1,
+        )
+
+    return run
 
 
 def append(name: str):

@@ -9,7 +9,7 @@ from ..device_profile import DeviceProfile
 from ..latents.attention.parts import AttentionParts
 from ..latents.fit.bits import CodedFactors
 from ..latents.fit.choice import Choice
-from ..latents.fit.read_time import read_operations, read_seconds
+from ..latents.fit.read_time import Reading
 from ..latents.fit.rotate import BLOCK_SLOTS
 from ..latents.plan import ChannelRun, LatentPlan
 from ..methods import LATENT_KINDS
@@ -36,15 +36,6 @@ def latent_plan(
     kind = LATENT_KINDS[factors.method]
     read_mode = kind.read_mode or part.read_mode
     key_rank, value_rank = factors.key_rank, factors.value_up.shape[1]
-    operations = read_operations(
-        factors.method,
-        read_mode,
-        num_heads=part.num_attention_heads,
-        kv_width=part.kv_width,
-        head_dim=part.head_dim,
-        key_rank=key_rank,
-        value_rank=value_rank,
-    )
     plan = LatentPlan(
         layer_ids=part.layer_ids,
         method=factors.method,
@@ -64,7 +55,17 @@ def latent_plan(
         error_bound=factors.error_bound,
         relative_error=factors.relative_error,
     )
-    plan = replace(plan, read_ns=1e9 * read_seconds(profile, plan.bytes_per_token, operations))
+    reading = Reading(
+        method=factors.method,
+        read_mode=read_mode,
+        num_heads=part.num_attention_heads,
+        kv_width=part.kv_width,
+        head_dim=part.head_dim,
+        key_rank=key_rank,
+        value_rank=value_rank,
+        row_bytes=plan.bytes_per_token,
+    )
+    plan = replace(plan, read_ns=1e9 * reading.seconds(profile))
     if choice is None or part.rotary is None:
         return plan
     joint_ns = 1e9 * choice.joint.seconds / len(part.layer_ids)

@@ -9,11 +9,11 @@ torch    the reference, on any device
 
 That is for tensors. Of a model, `auto` also leaves the layers to torch that no kernel reads: norms
 that span all key heads, rotations other than of channel pairs (i, i + rotary dim / 2), angles that
-depend on the length of the text, latents without a channel of values, those too wide for a GPU's
-shared memory, replayed inputs of Mamba-1, and in the engine exact sinks and windows. `triton` and
-`cpu` refuse them by name (`why_not` of `latents.attention.kernel_view` and
-`states.mixers.pool_step`). On a CPU recurrent states are torch's, and so are passes of many tokens,
-compiled graphs, and with `auto` eager attention, which hands out probabilities.
+depend on the length of the text, latents without a channel of values, replayed inputs of Mamba-1,
+and in the engine exact sinks and windows. `triton` and `cpu` refuse them by name (`why_not` of
+`latents.attention.kernel_view` and `states.mixers.pool_step`). On a CPU recurrent states are
+torch's, and so are passes of many tokens, compiled graphs, and with `auto` eager attention, which
+hands out probabilities.
 """
 
 from __future__ import annotations

@@ -70,17 +70,18 @@ def num_multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-@cache
-def shared_memory(device: torch.device) -> int | None:
-    """Bytes of shared memory that a block of threads may have; None where there is none."""
-    if device.type != "cuda":
-        return None
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
-
-
 def has_native_float8(device: torch.device) -> bool:
     """Whether e4m3 numbers are converted in hardware (compute capability 8.9) or interpreted."""
     record = _recording.get()
     if record is not None:
         return record.capability >= 89
     return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+def has_warpgroups(device: torch.device) -> bool:
+    """Whether groups of warps multiply together, and blocks of threads have the shared memory that
+    feeds them, more than 200 KiB (compute capability 9 and 10)."""
+    record = _recording.get()
+    if record is not None:
+        return record.capability // 10 in (9, 10)
+    return device.type != "cuda" or torch.cuda.get_device_capability(device)[0] in (9, 10)

@@ -191,10 +191,19 @@ def scale(results: Results) -> str:
 
 
 def predicted_reading(results: Results) -> str:
-    """What the model of a device says of a step's reading; nothing of it is measured."""
+    """What the model of a device says of a step's reading, and of whole steps over the source's at
+    some batches; nothing of it is measured."""
     settings = results[0]["settings"]
     title = f"{settings['name']}, {settings['context']:,} tokens, {settings['device']}, predicted"
-    head = (title, "MiB read", "billion products", "ms", "over FlashAttention", "waits for")
+    head = (
+        title,
+        "MiB moved",
+        "billion products",
+        "ms",
+        "over FlashAttention",
+        "waits for",
+        *(f"step, batch {batch}" for batch in settings["batches"]),
+    )
     rows = [
         (
             row["kind"] + (f", {row['ratio']:g}x" if row["ratio"] > 1 else ", 16 bits"),
@@ -203,6 +212,10 @@ def predicted_reading(results: Results) -> str:
             f"{1e3 * row['seconds']:.2f}",
             f"{row['speedup']:.2f}",
             row["waits_for"],
+            *(
+                f"{step['speedup']:.2f}" if row["ratio"] > 1 else f"{1e3 * step['seconds']:.1f} ms"
+                for step in row["steps"]
+            ),
         )
         for row in results[0]["rows"]
     ]

@@ -184,6 +184,46 @@ def rotated(setting: Setting, backend: Backend) -> Outcome:
     )
 
 
+def _in_two_passes(setting: Setting, backend: Backend, **ups: KeyUp | BlockUp) -> Outcome:
+    """What one launch would hold, in two passes: with less scratch than all of it takes."""
+    rows, table, lens = _rows(setting)
+    before, width = rows.arena.clone(), rows.layout.num_channels
+    up = next(iter(ups.values()), None)
+    read = LatentRead(
+        key_rank=width if up is None else up.weight.shape[2],
+        value_rank=width // 2,
+        scale=width**-0.5,
+        **ups,  # type: ignore[arg-type]
+    )
+    query = setting.randn(len(LENS), 1, 6, read.query_width)
+    arguments = query, rows, table, lens
+    if backend == "torch":
+        return _read_only(rows, before, *latent_decode(*arguments, read=read, backend=backend))
+    from cacheshrink_hybrid.kernels.latents.decode.two_passes import latent_decode_in_two_passes
+
+    none = dict.fromkeys(("offset", "query_lens", "first_slots"))
+    found = latent_decode_in_two_passes(
+        *arguments, read=read, **none, num_splits=2, scratch_bytes=50000
+    )
+    return _read_only(rows, before, *found)
+
+
+def absorbed_in_two_passes(setting: Setting, backend: Backend) -> Outcome:
+    return _in_two_passes(setting, backend)
+
+
+def rebuilt_in_two_passes(setting: Setting, backend: Backend) -> Outcome:
+    J, D, rank = 2, 12, LAYOUTS[setting.layout].num_channels // 2
+    angles = torch.arange(32)[:, None] * 0.7 ** torch.arange(4)
+    key_up = KeyUp(
+        weight=setting.randn(J, D, rank) / rank**0.5,
+        bias=setting.randn(J, D),
+        cos=angles.cos().to(setting.device),
+        sin=angles.sin().to(setting.device),
+    )
+    return _in_two_passes(setting, backend, key_up=key_up)
+
+
 def prefill(setting: Setting, backend: Backend) -> Outcome:
     """Chunks that are all, none, or the end of a sequence."""
     rows, table, lens = _rows(setting)
@@ -437,6 +477,8 @@ OPERATIONS: dict[str, Callable[[Setting, Backend], Outcome]] = {
     "latent_decode rebuilt, joint": rebuilt_joint,
     "latent_decode rebuilt, per head": rebuilt_per_head,
     "latent_decode rotated": rotated,
+    "latent_decode absorbed, in two passes": absorbed_in_two_passes,
+    "latent_decode rebuilt, in two passes": rebuilt_in_two_passes,
     "latent_prefill": prefill,
     "ssd_step": ssd,
     "ssd_replay": ssd_replay,

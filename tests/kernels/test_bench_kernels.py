@@ -32,6 +32,12 @@ def _workloads() -> list[workloads.Workload]:
             )
             for stored_rotated in (False, True)
         ),
+        *(
+            workloads.joint_attention(
+                **full, **shape, mode=mode, runs=[(32, 6), (48, 3)], backend="torch"
+            )
+            for mode in ("absorb", "reconstruct", "rotate")
+        ),
         workloads.torch_ssd(**STATE),
         workloads.ssd(**STATE, code="int8", backend="torch"),
         workloads.gdn(**STATE, code="float16", backend="torch"),
@@ -64,6 +70,12 @@ def test_bytes() -> None:
     coded = by_name["latent_decode paged 4 B=2 L=70 R=64 H=4"]
     rows = 2 * 70 * 48  # 32 bytes of codes and a gain, padded to 16
     assert coded.num_bytes == rows + 2 * 2 * 4 + 2 * (2 * 4 * 64) * 2
+    joint = by_name["latent_decode rotate mixed B=2 L=70 R=80 H=4"]
+    rows = 2 * 70 * 48  # 24 and 18 bytes of codes and a gain, padded to 16
+    weights, results = 2 * 16 * 80 * 2, 2 * 4 * 80 * 2
+    assert joint.num_bytes == rows + 2 * 2 * 4 + 2 * 4 * 16 * 2 + results + weights
+    products = 4 * (16 * 80 // 64 + 16 + 80 + 80)
+    assert joint.num_operations == 2 * 70 * 2 * products
     state = by_name["ssd_step int8 B=2 4x16x16"]
     codes_and_scales = 4 * 16 * 16 + 4 * 16
     inputs = 2 * (2 * 4 * 16) * 2 + 2 * (2 * 2 * 16) * 2 + 2 * 4 * 4

@@ -54,6 +54,14 @@ COVERED: dict[str, dict[str, str]] = {
         "float16": ROTATED + "test_16_bit_queries",
         "bfloat16": ROTATED + "test_16_bit_queries",
     },
+    **{
+        f"latent_decode {kind}, in two passes": {
+            "codecs": THIS + "test_every_kind_of_number",
+            "float16": THIS + "test_16_bit_inputs",
+            "bfloat16": THIS + "test_16_bit_inputs",
+        }
+        for kind in ("absorbed", "rebuilt")
+    },
     "latent_prefill": {
         "codecs": THIS + "test_every_kind_of_number",
         "float16": THIS + "test_16_bit_inputs",

@@ -1,7 +1,8 @@
 """Runs of a row, cut into tiles for kernels.
 
 A *piece* is a run, or a part of one, whose number of channels is padded to a power of two, because
-tiles of Triton are. Kernels take pieces for constants.
+tiles of Triton are. A *stretch* is as many pieces as a run has side by side. Kernels take both for
+constants: of pieces they hold all at once, stretches they walk along.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
+from typing import Any
 
 from ...codecs import levels
 from ...codecs.row_layout import Kind, Plane, RowLayout, Run
@@ -82,7 +84,8 @@ class Piece:
             and its index among their pieces.
         is_value, value_channel, value_index: the same of values.
         share: from one head to the next in channels of the row, 0 for what all heads read. Where
-            heads have keys of their own, a piece is that of head 0.
+            heads have keys of their own, a piece is that of head 0. In a stretch, from one piece to
+            the next.
     """
 
     kind: int
@@ -143,12 +146,7 @@ def pieces_of(
                 channel = run.first_channel + skipped
                 pieces.append(
                     Piece(
-                        kind=run.kind.number,
-                        width=width,
-                        valid=valid,
-                        planes=_part_of_planes(run, skipped, valid),
-                        levels=Levels.of(run.kind) if run.kind.coded else None,
-                        unit=levels.UNIFORM_STEP if run.kind is Kind.UNIFORM8 else 1.0,
+                        **_numbers(run, skipped, width, valid),
                         is_key=is_key,
                         key_channel=before + skipped,
                         key_index=counts["keys"],
@@ -161,6 +159,73 @@ def pieces_of(
                 counts["keys"] += is_key
                 counts["values"] += is_value
     return tuple(pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Pieces of one run side by side, as a kernel takes them for a constant.
+
+    Attributes:
+        piece: the first of them.
+        count: of pieces, each `piece.share` channels behind the one before.
+        channel: first one, among those that are cut.
+        first: number of the first piece, among those of all stretches.
+    """
+
+    piece: Piece
+    count: int
+    channel: int
+    first: int
+
+
+@cache
+def stretches_of(layout: RowLayout, first: int, last: int) -> tuple[Stretch, ...]:
+    """The channels [first, last) in pieces of `MAX_WIDTH`, and what is left of each run in one."""
+    found: list[Stretch] = []
+    number = 0
+    for run in layout.between(first, last):
+        whole, left = divmod(run.channels, MAX_WIDTH)
+        for skipped, valid, count in ((0, MAX_WIDTH, whole), (whole * MAX_WIDTH, left, left > 0)):
+            if not count:
+                continue
+            width = max(MIN_WIDTH, 1 << (valid - 1).bit_length())
+            piece = Piece(
+                **_numbers(run, skipped, width, valid),
+                is_key=False,
+                key_channel=0,
+                key_index=0,
+                is_value=False,
+                value_channel=0,
+                value_index=0,
+                share=width,
+            )
+            channel = run.first_channel + skipped - first
+            found.append(Stretch(piece, int(count), channel, number))
+            number += count
+    return tuple(found)
+
+
+def num_pieces(stretches: tuple[Stretch, ...]) -> int:
+    return sum(stretch.count for stretch in stretches)
+
+
+def own_stretches(layout: RowLayout, key_rank: int, key_heads: int) -> tuple[Stretch, ...]:
+    """The key channels of head 0, where heads have channels of their own: a stretch for each piece,
+    since those of other heads lie between them."""
+    pieces = pieces_of(layout, keys=(0, key_rank), values=(0, 0), key_heads=key_heads)
+    return tuple(Stretch(piece, 1, piece.key_channel, i) for i, piece in enumerate(pieces))
+
+
+def _numbers(run: Run, skipped: int, width: int, valid: int) -> dict[str, Any]:
+    """What a piece holds, `skipped` channels behind the first of its run."""
+    return {
+        "kind": run.kind.number,
+        "width": width,
+        "valid": valid,
+        "planes": _part_of_planes(run, skipped, valid),
+        "levels": Levels.of(run.kind) if run.kind.coded else None,
+        "unit": levels.UNIFORM_STEP if run.kind is Kind.UNIFORM8 else 1.0,
+    }
 
 
 def _part_of_planes(run: Run, skipped: int, channels: int) -> tuple[Plane, ...]:

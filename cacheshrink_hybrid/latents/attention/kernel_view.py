@@ -13,7 +13,6 @@ from torch import Tensor
 from ...codecs.row_layout import Kind, RowLayout
 from ...errors import KernelUnavailableError
 from ...kernels.latents.decode import BlockUp, KeyUp, LatentRead
-from ...kernels.launch import shared_memory
 from .head import LatentHead
 
 COMPUTED = (torch.float32, torch.float16, torch.bfloat16)
@@ -61,14 +60,11 @@ def _fault(head: LatentHead, like: Tensor) -> str | None:
     if head.rotary is not None and head.rotary.depends_on_length:
         return "its angles depend on the length of the text"
     try:
-        layout = row_layout(head, like.dtype)
-        read = latent_read(head, 1, like)
+        row_layout(head, like.dtype)
+        latent_read(head, 1, like)
     except KernelUnavailableError as fault:
         return str(fault)
-    room = shared_memory(like.device)
-    if room is None:
-        return None
-    return read.why_too_wide(layout.num_channels, like.dtype.itemsize, room)
+    return None
 
 
 def latent_read(head: LatentHead, num_slots: int, like: Tensor) -> LatentRead:

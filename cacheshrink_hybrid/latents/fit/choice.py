@@ -29,7 +29,7 @@ from .bits import CodedFactors, code_channels
 from .factors import Unit
 from .held_out_loss import held_out_loss
 from .kinds import JOINT, FullFactors, full_factors, rotates
-from .read_time import read_operations, read_seconds
+from .read_time import Reading
 from .statistics import HeldOutSamples
 
 ABOUT_AS_FAST = 1.25
@@ -113,7 +113,7 @@ def chosen_kinds(
     if config.objective == "speed" or _has_room(found, config):
         for index, (unit, first) in enumerate(zip(units, coded, strict=True)):
             budget = first.row_format.row_bytes(first.runs) * unit.num_layers
-            for kind in _other_kinds(unit, config):
+            for kind in _other_kinds(unit, config, profile):
                 full = full_factors(kind, unit, config)
                 (result,) = code_channels(
                     [full[0]],
@@ -123,7 +123,8 @@ def chosen_kinds(
                     budget,
                     formats=[first.row_format],
                 )
-                found[index].append(candidates_of[index](full, result))
+                if _kernels_read(result):
+                    found[index].append(candidates_of[index](full, result))
     taken = preferred(found, config)
     return [Choice(one, first[0]) for one, first in zip(taken, found, strict=True)]
 
@@ -157,9 +158,10 @@ def _lost(candidates: Sequence[Candidate]) -> float:
     return sum(candidate.loss for candidate in candidates)
 
 
-def _other_kinds(unit: Unit, config: CompressionConfig) -> list[LatentKind]:
-    """Those beside the joint latent that a module may have. Trying one takes time, so that `auto`
-    tries of those that store rotated keys the one that loses least, in one latent with values."""
+def _other_kinds(unit: Unit, config: CompressionConfig, profile: DeviceProfile) -> list[LatentKind]:
+    """Those beside the joint latent that a module may have. Trying one takes time, so that where
+    nothing but rows is read `auto` tries of those that store rotated keys the one that loses least,
+    in one latent with values."""
     if unit.keys is None or not rotates(unit):
         return []
     possible = [
@@ -167,9 +169,14 @@ def _other_kinds(unit: Unit, config: CompressionConfig) -> list[LatentKind]:
         for kind in LATENT_KINDS.values()
         if kind.rotary_only and not (kind.stores_rotated and unit.keys.cannot_rotate)
     ]
-    if config.objective == "speed":
+    if config.objective == "speed" or not profile.fused:
         return possible
     return [kind for kind in possible if kind.joint] or possible
+
+
+def _kernels_read(result: CodedFactors) -> bool:
+    """Whether something is kept of keys and of values, without which torch reads the rows."""
+    return result.factors.key_rank > 0 and result.factors.value_up.shape[1] > 0
 
 
 def _candidate(
@@ -185,16 +192,17 @@ def _candidate(
     factors = result.factors
     seconds = 0.0  # what is not rotated has no choice
     if unit.keys is not None:
-        operations = read_operations(
-            factors.method,
-            LATENT_KINDS[factors.method].read_mode or reader.read_mode,
+        reading = Reading(
+            method=factors.method,
+            read_mode=LATENT_KINDS[factors.method].read_mode or reader.read_mode,
             num_heads=reader.num_heads,
             kv_width=unit.width,
             head_dim=unit.keys.head_dim,
             key_rank=factors.key_rank,
             value_rank=factors.value_up.shape[1],
+            row_bytes=result.row_format.row_bytes(result.runs),
         )
-        seconds = read_seconds(profile, result.row_format.row_bytes(result.runs), operations)
+        seconds = reading.seconds(profile)
     loss = factors.loss
     if held_out is not None:
         loss = held_out_loss(result, unit, held_out, coded)

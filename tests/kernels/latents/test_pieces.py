@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from cacheshrink_hybrid.codecs import RowFormat
-from cacheshrink_hybrid.codecs.row_layout import PLANES, Kind, RowLayout
+from cacheshrink_hybrid.codecs.row_layout import PLANES, Kind, RowLayout, Run
 from cacheshrink_hybrid.errors import ConfigError
-from cacheshrink_hybrid.kernels.latents.pieces import Piece, pieces_of
+from cacheshrink_hybrid.kernels.latents.pieces import Piece, num_pieces, pieces_of, stretches_of
 
 SECTOR_BYTES = 32
 """What a GPU's caches fetch at least."""
@@ -84,3 +84,30 @@ def test_keys_of_single_heads_are_no_values() -> None:
         pieces_of(layout, keys=(0, 64), values=(0, 64), key_heads=2)
     with pytest.raises(ConfigError, match="not shared evenly by 3 heads"):
         pieces_of(layout, keys=(0, 32), values=(32, 64), key_heads=3)
+
+
+@pytest.mark.parametrize("first", [0, 48])
+def test_stretches_are_the_channels(first: int) -> None:
+    """Whole pieces of each run and what is left of it, every bit once, channels in order."""
+    runs = [(48, 16), (384, 5), (300, 3), (136, 8), (4, 1)]
+    layout = RowFormat().layout(runs)
+    stretches = stretches_of(layout, first, layout.num_channels)
+    assert [stretch.count for stretch in stretches] == [1, 3, 2, 1, 1, 1, 1][first > 0 :]
+    read, channel, number = [], 0, 0
+    for stretch in stretches:
+        piece = stretch.piece
+        assert (stretch.channel, stretch.first) == (channel, number)
+        assert piece.width == piece.share >= piece.valid
+        assert stretch.count == 1 or piece.width == piece.valid
+        for at in range(stretch.count):
+            read += _bits(piece, at)
+        channel += stretch.count * piece.valid
+        number += stretch.count
+    assert channel == layout.num_channels - first and number == num_pieces(stretches)
+    bits = {bit for run in layout.between(first, channel + first) for bit in _bits_of_run(run)}
+    assert sorted(read) == sorted(bits)
+
+
+def _bits_of_run(run: Run) -> Iterator[int]:
+    for plane in run.planes:
+        yield from range(8 * plane.first_byte, 8 * plane.first_byte + run.channels * plane.bits)

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from cacheshrink_hybrid.errors import KernelUnavailableError
-from cacheshrink_hybrid.latents.attention import kernel_view
 from cacheshrink_hybrid.latents.attention.kernel_view import latent_read, why_not
 from cacheshrink_hybrid.latents.attention.slot_rotary import SlotRotary
 from tests.latents.attention.heads import head_of
@@ -31,20 +30,6 @@ def test_models_that_compute_in_float64_are_left_to_torch() -> None:
     head = head_of("llama", "joint")
     reason = why_not(head, torch.empty(0, dtype=torch.float64))
     assert reason is not None and "computes in torch.float64" in reason
-
-
-@pytest.mark.parametrize("method", ["joint", "rotate", "rotate_joint", "per_head"])
-def test_rows_too_wide_for_a_gpu_are_left_to_torch(
-    method: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    head = head_of("llama", method)
-    like = torch.empty(0)
-    room = 4096 + 4 * head.plan.kv_lora_rank * (64 + head.head_dim)
-    monkeypatch.setattr(kernel_view, "shared_memory", lambda device: room)
-    assert why_not(replace(head), like) is None
-    monkeypatch.setattr(kernel_view, "shared_memory", lambda device: 4096)
-    reason = why_not(replace(head), like)
-    assert reason is not None and "this device has 4096; torch reads them" in reason
 
 
 @pytest.mark.parametrize("method", ["joint", "rotate"])

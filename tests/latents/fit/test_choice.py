@@ -22,22 +22,33 @@ J, D, H = 2, 32, 4
 
 
 def _choice(
-    objective: str, bandwidth: float, matrix_rate: float, loss: float = 1.0, **shape
+    objective: str,
+    bandwidth: float,
+    matrix_rate: float,
+    loss: float = 1.0,
+    *,
+    of_values: float = 1.0,
+    fused: bool = True,
+    **shape,
 ) -> Choice:
-    """What is chosen for a module whose losses are scaled by `loss`."""
+    """What is chosen for a module whose losses are scaled by `loss`, those of values by `of_values`
+    as well."""
     angles = torch.arange(64)[:, None] * 0.1 ** torch.arange(D // 2).double()
     shape = {"rotary_dim": D, "block_angles": angles, **shape}
     keys = KeyShape(num_heads=J, head_dim=D, **shape)
     unit = random_unit(J * D, 1)
+    scale = torch.ones(2 * J * D, dtype=torch.float64)
+    scale[J * D :] = of_values**0.5
+    metric = loss * unit.metric * scale * scale[:, None]
     (choice,) = chosen_kinds(
-        [replace(unit, keys=keys, metric=loss * unit.metric)],
+        [replace(unit, keys=keys, metric=metric)],
         [None],
         [Reader(num_heads=H, read_mode="reconstruct")],
         (2, 4, 8, 16),
         60,
         [RowFormat()],
         CompressionConfig(objective=objective),
-        DeviceProfile(name="x", bandwidth=bandwidth, matrix_rate=matrix_rate),
+        DeviceProfile(name="x", bandwidth=bandwidth, matrix_rate=matrix_rate, fused=fused),
     )
     return choice
 
@@ -62,6 +73,17 @@ def test_auto_takes_what_is_faster_where_that_loses_next_to_nothing() -> None:
     assert _chosen("auto", 1e9, 1.0, loss=1e-9, cannot_rotate="no") == "per_head"
     assert _chosen("auto", 1e9, 1.0, loss=1e9) == "joint"
     assert _chosen("auto", 1.0, 1e9, loss=1e-9) == "joint"  # as no kind is read faster
+
+
+def test_auto_tries_all_kinds_where_rows_are_read_in_passes() -> None:
+    """Of keys apart from values, each pass reads its own channels."""
+    assert _chosen("auto", 1e9, 1.0, loss=1e-9, fused=True) == "rotate_joint"
+    assert _chosen("auto", 1e9, 1.0, loss=1e-9, fused=False) == "rotate"
+
+
+def test_latents_that_no_kernel_reads_are_not_chosen() -> None:
+    """Of values that are worth nothing, kinds apart would keep no channel."""
+    assert _chosen("speed", 1e9, 1.0, of_values=1e-30) == "rotate_joint"
 
 
 def test_auto_does_not_pay_for_speed_with_much_loss() -> None:

@@ -31,10 +31,14 @@ def attend(
     decode: Callable[..., tuple[Tensor, Tensor]]
     tensors = (query, frame_table, context_lens, offset, query_lens, first_slots)
     chosen = implementation(backend, rows.arena, *tensors)
-    if chosen == "triton":
+    if chosen == "triton" and read.in_one_launch(rows.layout.num_channels, query.dtype.itemsize):
         from .kernel import latent_decode_triton
 
         decode = partial(latent_decode_triton, num_splits=num_splits)
+    elif chosen == "triton":
+        from .two_passes import latent_decode_in_two_passes
+
+        decode = partial(latent_decode_in_two_passes, num_splits=num_splits)
     elif chosen == "cpu":
         from .cpu import latent_decode_cpu
 

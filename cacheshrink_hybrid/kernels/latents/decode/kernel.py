@@ -1,13 +1,12 @@
-"""`latent_decode` and `latent_prefill` in Triton.
+"""`latent_decode` and `latent_prefill` in one launch, in Triton.
 
 One program holds BLOCK_M rows (token, head) of queries and walks over its share of the slots in
 tiles of BLOCK_N, with an online softmax in powers of two. A tile of latents is loaded once and
-serves as keys and as values. The grid is (key heads that read by themselves, sequence x split, row
-blocks): heads that read the same slots run side by side, and the second one finds them in the
-cache.
+serves as keys and as values, and all that it is mixed to stays in registers; rows that are too wide
+for that are read in two passes (`two_passes`). The grid is (key heads that read by themselves,
+sequence x split, row blocks): heads that read the same slots run side by side, and the second one
+finds them in the cache.
 """
-
-from dataclasses import replace
 
 import torch
 import triton
@@ -19,20 +18,10 @@ from ...numerics import LOG2_E, TRITON_DTYPES, constant, dot_dtype, product, rou
 from ..paged_rows import PagedRows
 from ..pieces import FramedRows, pieces_of
 from ..row_tile import load_gain, load_piece
-from .key_tile import (
-    absorbed_pieces,
-    key_parts,
-    mean_scores,
-    query_part,
-    query_piece,
-    rebuilt_keys,
-    turned_parts,
-    vector_part,
-    weight_part,
-)
+from .key_tile import key_parts, query_part, query_piece, rebuilt_keys, vector_part, weight_part
 from .merge import merge_splits
 from .read import LatentRead
-from .slot_range import block_range, row_pointers
+from .slot_range import block_range, query_rows, row_pointers, seen_scores
 from .tiles import Tiles, choose_splits, choose_tiles, fitted
 
 
@@ -47,10 +36,9 @@ def latent_decode_fwd_kernel(
     p_query_lens,  # (B,) or None
     p_first_slots,  # (B,) or None
     p_up,  # (J, D, RANK) or None
-    p_bias,  # (J, D), or None with a mean
+    p_bias,  # (J, D) or None
     p_norm,  # (D,) or None
-    p_mean,  # (J, MEAN_SLOTS, D) or None
-    p_cos,  # (slots, ROTARY / 2) or None; with a mean (blocks, ROTARY / 2)
+    p_cos,  # (slots, ROTARY / 2) or None
     p_sin,
     p_out,  # (B, T, H, RV), or (B, T, H, splits, RV) float32
     p_lse,  # log-sum-exp (B, T, H), or (B, T, H, splits) in base 2
@@ -70,7 +58,6 @@ def latent_decode_fwd_kernel(
     RANK: tl.constexpr,
     EPSILON: tl.constexpr,
     PARTS: tl.constexpr,
-    MEAN_SLOTS: tl.constexpr,
     SPLIT: tl.constexpr,
     NATIVE_FLOAT8: tl.constexpr,
     OUT: tl.constexpr,
@@ -82,23 +69,14 @@ def latent_decode_fwd_kernel(
     i_split = tl.program_id(1) % num_splits
     i_head = tl.program_id(0)
 
-    # Rows of this program: token-major, and within a token the heads that read the same keys.
-    o_m = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
-    i_token = o_m // GROUP
-    m_m = i_token < num_tokens
-    o_row = (i_seq * num_tokens + i_token).to(tl.int64) * HEADS + i_head * GROUP + o_m % GROUP
-    context = tl.load(p_context_lens + i_seq)
-    new = num_tokens
-    if p_query_lens is not None:
-        new = tl.load(p_query_lens + i_seq)
-        m_m = m_m & (i_token < new)
+    first_row = tl.program_id(2) * BLOCK_M
+    i_token, i_member, m_m, context, new, first_seen = query_rows(
+        p_context_lens, p_query_lens, p_first_slots, i_seq, first_row, num_tokens, GROUP, BLOCK_M
+    )
+    o_row = (i_seq * num_tokens + i_token).to(tl.int64) * HEADS + i_head * GROUP + i_member
     position = context - new + i_token  # slot of each row's own token
-
-    first_seen = 0
-    if p_first_slots is not None:
-        first_seen = tl.load(p_first_slots + i_seq)
     start, stop, first, last = block_range(
-        context, new, first_seen, i_split, num_splits, max_frames * ROWS.frame_tokens,
+        context, new, first_seen, first_row, i_split, num_splits, max_frames * ROWS.frame_tokens,
         GROUP, WINDOW, BLOCK_M, BLOCK_N,
     )  # fmt: skip
 
@@ -119,7 +97,7 @@ def latent_decode_fwd_kernel(
         parts = parts + (q,)
     ups = ()
     biases = ()
-    if RANK > 0 and MEAN_SLOTS == 0:
+    if RANK > 0:
         for i in tl.static_range(len(PARTS)):
             p_u = p_up + i_head * QUERY_WIDTH * RANK
             ups = ups + (weight_part(p_u, RANK, constant(PARTS[i]), PIECES, DOT),)
@@ -147,23 +125,12 @@ def latent_decode_fwd_kernel(
     p_frames = p_frame_table + i_seq.to(tl.int64) * max_frames
     for block in range(start, stop):
         o_n = block * BLOCK_N + o_block
-        m_n = o_n < last
-        if WINDOW > 0:
-            m_n = m_n & (o_n >= first)
-        if p_first_slots is not None:
-            m_n = m_n & (o_n >= first_seen)
+        m_n = (o_n >= first) & (o_n < last)
         p_row, m_n = row_pointers(p_arena, p_frames, block, m_n, layer_offset, ROWS, BLOCK_N)
         gain = tl.full([BLOCK_N], 1.0, tl.float32)
         lost = tl.zeros([BLOCK_N], tl.float32)
         if ROWS.gain_byte >= 0:
             gain, lost = load_gain(p_row, m_n, p_tables, ROWS)
-        met = queries
-        wide = tl.full([BLOCK_M], 1.0, tl.float32)
-        turned = ()
-        if MEAN_SLOTS > 0:
-            turned = turned_parts(parts, p_cos, p_sin, block * BLOCK_N // MEAN_SLOTS, PARTS)
-            p_u = p_up + i_head * QUERY_WIDTH * RANK
-            met, wide = absorbed_pieces(turned, p_u, RANK, PARTS, PIECES, DOT, BLOCK_M)
         # Scores are taken as soon as a piece is there: its tile then need not wait in registers.
         tiles = ()
         s_plain = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
@@ -180,19 +147,13 @@ def latent_decode_fwd_kernel(
                 DOT,
             )
             tiles = tiles + (tile,)
-            if (RANK == 0 or MEAN_SLOTS > 0) and PIECES[i].is_key:
+            if RANK == 0 and PIECES[i].is_key:
                 if PIECES[i].coded:
-                    s_coded = product(met[PIECES[i].key_index], tl.trans(tile), s_coded)
+                    s_coded = product(queries[PIECES[i].key_index], tl.trans(tile), s_coded)
                 else:
-                    s_plain = product(met[PIECES[i].key_index], tl.trans(tile), s_plain)
-        if RANK == 0 or MEAN_SLOTS > 0:
+                    s_plain = product(queries[PIECES[i].key_index], tl.trans(tile), s_plain)
+        if RANK == 0:
             s = s_plain + s_coded * gain[None, :]
-            if MEAN_SLOTS > 0:
-                p_m = p_mean + i_head * MEAN_SLOTS * QUERY_WIDTH
-                s = mean_scores(
-                    turned, p_m, block * BLOCK_N % MEAN_SLOTS, s * wide[:, None], QUERY_WIDTH,
-                    PARTS, DOT, BLOCK_N,
-                )  # fmt: skip
         else:
             large = tl.full([BLOCK_N], 1.0, tl.float32)
             if p_norm is None:
@@ -206,12 +167,7 @@ def latent_decode_fwd_kernel(
                 s = product(parts[i].to(DOT), tl.trans(keys[i].to(DOT)), s)
             s = s * large[None, :]
         s = s * factor[:, None] + bonus[:, None] + lost[None, :]
-        if SOFTCAP > 0:
-            s = SOFTCAP - 2.0 * SOFTCAP / (tl.exp2(s * (2.0 * LOG2_E / SOFTCAP)) + 1.0)
-        seen = m_n[None, :] & (o_n[None, :] <= position[:, None])
-        if WINDOW > 0:
-            seen = seen & (o_n[None, :] > position[:, None] - WINDOW)
-        s = tl.where(seen, s * LOG2_E, -float("inf"))
+        s = seen_scores(s, m_n, o_n, position, WINDOW, SOFTCAP)
 
         m_new = tl.maximum(m_i, tl.max(s, 1))
         m_base = tl.where(m_new == -float("inf"), 0.0, m_new)
@@ -264,11 +220,11 @@ def latent_decode_triton(
     num_splits: int | None,
     tiles: Tiles | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """See `latent_decode` and `latent_prefill`."""
+    """See `latent_decode` and `latent_prefill`; for what `LatentRead.in_one_launch` is true of."""
     B, T, H, width = query.shape
-    layout, up, key_up, block_up = rows.layout, read.up, read.key_up, read.block_up
+    layout, key_up = rows.layout, read.key_up
     device = query.device
-    key_heads = 1 if up is None else up.weight.shape[0]
+    key_heads = 1 if key_up is None else key_up.weight.shape[0]
     group = H // key_heads
     values = (layout.num_channels - read.value_rank, layout.num_channels)
     pieces = pieces_of(
@@ -280,13 +236,10 @@ def latent_decode_triton(
     exact = query.dtype == torch.float32
     if tiles is None:
         read_channels = min(read.value_rank + read.own_rank, layout.num_channels)
-        if up is not None:
+        if key_up is not None:
             read_channels += width
-        absorbs = block_up is not None
-        tiles = choose_tiles(T * group, read_channels, layout, exact=exact, absorbs=absorbs)
+        tiles = choose_tiles(T * group, read_channels, layout, exact=exact)
         tiles = fitted(tiles, rows.frame_tokens)
-    if block_up is not None:
-        tiles = replace(tiles, block_n=min(tiles.block_n, block_up.block_slots))
     row_blocks = triton.cdiv(T * group, tiles.block_m)
     if num_splits is None:
         slots = frame_table.shape[1] * rows.frame_tokens
@@ -314,12 +267,11 @@ def latent_decode_triton(
         p_context_lens=context_lens,
         p_query_lens=query_lens,
         p_first_slots=first_slots,
-        p_up=None if up is None else up.weight.contiguous(),
+        p_up=None if key_up is None else key_up.weight.contiguous(),
         p_bias=None if key_up is None else key_up.bias.contiguous(),
         p_norm=None if key_up is None else key_up.norm_weight,
-        p_mean=None if block_up is None else block_up.mean.contiguous(),
-        p_cos=None if up is None or up.cos is None else up.cos.contiguous(),
-        p_sin=None if up is None or up.sin is None else up.sin.contiguous(),
+        p_cos=None if key_up is None or key_up.cos is None else key_up.cos.contiguous(),
+        p_sin=None if key_up is None or key_up.sin is None else key_up.sin.contiguous(),
         p_out=part,
         p_lse=part_lse,
         num_tokens=T,
@@ -335,10 +287,9 @@ def latent_decode_triton(
         ROWS=FramedRows.of(rows),
         WINDOW=read.window or 0,
         SOFTCAP=read.softcap or 0.0,
-        RANK=0 if up is None else up.weight.shape[2],
+        RANK=0 if key_up is None else key_up.weight.shape[2],
         EPSILON=0.0 if key_up is None else key_up.norm_epsilon,
-        PARTS=() if up is None else key_parts(width, up.rotary_dim),
-        MEAN_SLOTS=0 if block_up is None else block_up.block_slots,
+        PARTS=() if key_up is None else key_parts(width, key_up.rotary_dim),
         SPLIT=split,
         NATIVE_FLOAT8=has_native_float8(device),
         OUT=tl.float32 if split else TRITON_DTYPES[query.dtype],

@@ -1,5 +1,5 @@
-"""Device functions that bring queries and latents together: queries in the units of pieces, keys
-rebuilt from tiles of latents, and queries absorbed for a block of keys that are stored rotated.
+"""Device functions that bring queries and latents together: queries in the units of pieces, and
+keys rebuilt from tiles of latents.
 
 The D channels of a key go in *parts*: where keys are rotated, the first and the second
 halves of the rotated channels, which turn into each other, and then the rest, if there is any.
@@ -119,14 +119,31 @@ def rebuilt_keys(
     PIECES: tl.constexpr,
     N: tl.constexpr,
 ):
-    """Keys of a tile of latents, normalised and rotated by their slots `o_n`: (N, BLOCK) float32
-    for each part; divided by `large`, so that 16 bits hold them."""
+    """Keys of a tile of latents, as `finished_keys` gives them; divided by `large`, so that 16 bits
+    hold them."""
     keys = ()
     inverse = 1.0 / large
     gain = gain * inverse
     for i in tl.static_range(len(PARTS)):
         part = _key_part(tiles, weights[i], biases[i], gain, inverse, PIECES, N, constant(PARTS[i]))
         keys = keys + (part,)
+    return finished_keys(keys, p_norm, p_cos, p_sin, o_n, m_n, HEAD_DIM, EPSILON, PARTS, N)
+
+
+@triton.jit
+def finished_keys(
+    keys,
+    p_norm,
+    p_cos,
+    p_sin,
+    o_n,
+    m_n,
+    HEAD_DIM: tl.constexpr,
+    EPSILON: tl.constexpr,
+    PARTS: tl.constexpr,
+    N: tl.constexpr,
+):
+    """Keys in parts, (N, BLOCK) float32 each, normalised and rotated by their slots `o_n`."""
     if p_norm is not None:
         square = tl.full([N], EPSILON * HEAD_DIM, tl.float32)
         for i in tl.static_range(len(PARTS)):
@@ -143,80 +160,9 @@ def rebuilt_keys(
         m_angle = m_n[:, None] & (o_d < PARTS[0].channels)[None, :]
         cos = tl.load(p_cos + o_angle, mask=m_angle, other=0.0).to(tl.float32)
         sin = tl.load(p_sin + o_angle, mask=m_angle, other=0.0).to(tl.float32)
-        first, second = keys[0], keys[1]  # type: ignore[misc]
+        first, second = keys[0], keys[1]
         turned = (first * cos - second * sin, second * cos + first * sin)
         for i in tl.static_range(2, len(PARTS)):
             turned = turned + (keys[i],)
         keys = turned
     return keys
-
-
-@triton.jit
-def turned_parts(parts, p_cos, p_sin, block, PARTS: tl.constexpr):
-    """Parts of rotated queries, (M, BLOCK) float32 each, turned back to a block of slots."""
-    o_d = tl.arange(0, PARTS[0].block)
-    m_d = o_d < PARTS[0].channels
-    o_angle = block * PARTS[0].channels + o_d
-    cos = tl.load(p_cos + o_angle, mask=m_d, other=0.0)[None, :]
-    sin = tl.load(p_sin + o_angle, mask=m_d, other=0.0)[None, :]
-    first, second = parts[0], parts[1]
-    turned = (first * cos - second * sin, second * cos + first * sin)
-    for i in tl.static_range(2, len(PARTS)):
-        turned = turned + (parts[i],)
-    return turned
-
-
-@triton.jit
-def absorbed_pieces(
-    turned,
-    p_up,
-    RANK: tl.constexpr,
-    PARTS: tl.constexpr,
-    PIECES: tl.constexpr,
-    DOT: tl.constexpr,
-    M: tl.constexpr,
-):
-    """Channels of turned queries that meet each key piece, (M, WIDTH), in the piece's unit, divided
-    by what makes them at most 1, (M,)."""
-    found = ()
-    largest = tl.full([M], 1e-30, tl.float32)
-    for i in tl.static_range(len(PIECES)):
-        if PIECES[i].is_key:
-            o_c = tl.arange(0, PIECES[i].width)
-            q = tl.zeros([M, constant(PIECES[i].width)], tl.float32)
-            for k in tl.static_range(len(PARTS)):
-                o_d = tl.arange(0, PARTS[k].block)
-                mask = (o_d < PARTS[k].channels)[:, None] & (o_c < PIECES[i].valid)[None, :]
-                o_up = (PARTS[k].first + o_d)[:, None] * RANK + (PIECES[i].key_channel + o_c)
-                up = tl.load(p_up + o_up, mask=mask, other=0.0).to(DOT)
-                q = product(turned[k].to(DOT), up, q)
-            q = q * PIECES[i].unit
-            largest = tl.maximum(largest, tl.max(tl.abs(q), 1))
-            found = found + (q,)
-    scaled = ()
-    for i in tl.static_range(len(found)):
-        scaled = scaled + ((found[i] / largest[:, None]).to(DOT),)
-    return scaled, largest
-
-
-@triton.jit
-def mean_scores(
-    turned,
-    p_mean,
-    first_place,
-    s,
-    HEAD_DIM: tl.constexpr,
-    PARTS: tl.constexpr,
-    DOT: tl.constexpr,
-    N: tl.constexpr,
-):
-    """Scores s (M, N) of a tile whose first slot has this place in its block, and what the mean of
-    the keys (block, HEAD_DIM) adds for turned queries."""
-    o_n = first_place + tl.arange(0, N)
-    for i in tl.static_range(len(PARTS)):
-        o_d = tl.arange(0, PARTS[i].block)
-        m_d = (o_d < PARTS[i].channels)[None, :]
-        o_mean = o_n[:, None] * HEAD_DIM + (PARTS[i].first + o_d)[None, :]
-        mean = tl.load(p_mean + o_mean, mask=m_d, other=0.0).to(DOT)
-        s = product(turned[i].to(DOT), tl.trans(mean), s)
-    return s

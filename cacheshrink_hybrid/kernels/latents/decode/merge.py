@@ -48,7 +48,9 @@ def merge_splits(part: Tensor, part_lse: Tensor, out: Tensor, lse: Tensor) -> No
     """
     B, T, H, width = out.shape
     num_splits = part.shape[3]
-    block_c = min(64, max(16, triton.next_power_of_2(width)))
+    block_splits = triton.next_power_of_2(num_splits)
+    most = max(16, 4096 // block_splits)  # of more numbers, threads run out of registers
+    block_c = min(64, most, max(16, triton.next_power_of_2(width)))
     launch(
         latent_merge_fwd_kernel,
         (B * T * H, triton.cdiv(width, block_c)),
@@ -61,6 +63,6 @@ def merge_splits(part: Tensor, part_lse: Tensor, out: Tensor, lse: Tensor) -> No
         num_splits=num_splits,
         VALUE_WIDTH=width,
         OUT=TRITON_DTYPES[out.dtype],
-        BLOCK_SPLITS=triton.next_power_of_2(num_splits),
+        BLOCK_SPLITS=block_splits,
         BLOCK_C=block_c,
     )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ....errors import ConfigError
 from ..paged_rows import PagedRows
-from .tiles import shared_bytes
+from .tiles import one_launch_holds
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -185,25 +185,19 @@ class LatentRead:
         """Channels K of a query."""
         return self.own_rank if self.up is None else self.up.weight.shape[1]
 
-    def why_too_wide(self, num_channels: int, itemsize: int, room: int) -> str | None:
-        """Why a Triton kernel would not find room for a tile of rows; None if it would.
+    def in_one_launch(self, num_channels: int, itemsize: int) -> bool:
+        """Whether one launch of a kernel holds all that comes of a slot; else rows are read in two
+        passes.
 
         Args:
             num_channels: of a row.
             itemsize: bytes of a factor of a product, 2 or 4.
-            room: bytes of shared memory of a block of threads.
         """
-        width = 0 if self.up is None else self.query_width
+        if self.block_up is not None:
+            return False
+        rebuilt = 0 if self.key_up is None else self.query_width
         channels = min(self.value_rank + self.own_rank, num_channels)
-        due = shared_bytes(channels, self.own_rank, width, itemsize)
-        if due <= room:
-            return None
-        met = f" met by weights of {self.own_rank} x {width}" if width else ""
-        return (
-            f"its rows of {channels} channels{met} take {due} bytes of shared memory, and this "
-            f"device has {room}; torch reads them, and kernels do at a higher compression_ratio, "
-            "which keeps fewer channels"
-        )
+        return one_launch_holds(channels, self.own_rank, rebuilt, itemsize)
 
     def check(self, query: Tensor, offset: Tensor | None, rows: PagedRows) -> None:
         """Refuse queries (B, T, H, K) that do not fit.

@@ -1,5 +1,5 @@
-"""Sizes of a launch of `latent_decode`, chosen from shapes alone: never from lengths, so that
-graphs can be replayed; and whether a multiprocessor has room for it at all."""
+"""Sizes of the launches of `latent_decode`, chosen from shapes alone: never from lengths, so that
+graphs can be replayed; and what is read in one of them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,24 @@ from dataclasses import dataclass, replace
 from ....codecs.row_layout import PLANES, RowLayout
 
 MAX_SPLITS = 64
-TILE_ROWS = 64
-"""Rows of a tile's slots and queries together, with what is on its way, at the most."""
-BESIDE_BYTES = 4096
-"""Shared memory that a launch takes beside tiles and weights, at the most."""
+ONE_LAUNCH_BYTES = 1024
+"""Of what one slot brings to products, as long as one launch holds all that comes of it: 512
+channels of 16 bits,"""
+ONE_LAUNCH_WEIGHTS = 8192
+"""and numbers among the weights that one head's keys are rebuilt by: of 64 channels for 128."""
+
+
+def one_launch_holds(channels: int, own_rank: int, rebuilt: int, itemsize: int) -> bool:
+    """Whether one launch holds all that comes of a slot; otherwise rows are read in two passes.
+
+    Args:
+        channels: of a tile of latents.
+        own_rank: channels that the keys of one head are made of.
+        rebuilt: channels of a key that is rebuilt of them, 0 for none.
+        itemsize: bytes of a factor of a product.
+    """
+    room = itemsize * (channels + rebuilt) <= ONE_LAUNCH_BYTES
+    return room and own_rank * rebuilt <= ONE_LAUNCH_WEIGHTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +38,7 @@ class Tiles:
     num_stages: int
 
 
-def choose_tiles(
-    num_rows: int, channels: int, layout: RowLayout, *, exact: bool, absorbs: bool = False
-) -> Tiles:
+def choose_tiles(num_rows: int, channels: int, layout: RowLayout, *, exact: bool) -> Tiles:
     """Tiles for `num_rows` rows of queries that read the same keys.
 
     Chosen by compiling: the largest that spill no registers (`scripts.compile_kernels`).
@@ -36,7 +48,6 @@ def choose_tiles(
         channels: channels of a tile of latents and of rebuilt keys together.
         layout: what a row holds.
         exact: whether products are in float32, which the matrix units do not do.
-        absorbs: whether queries are absorbed anew for each tile.
     """
     if exact:
         return Tiles(16, 32, 8, 1)
@@ -47,23 +58,50 @@ def choose_tiles(
         block_m = 16
     elif channels > 256 and layout.gain_byte is not None:
         block_m = min(block_m, 32)
-    stages = 1 if looked_up and absorbs else 2
     if channels <= 128:
-        return Tiles(block_m, 64, 8 if block_m == 64 else 4, stages)
-    return Tiles(block_m, 32, 8 if channels > 256 or block_m == 64 else 4, stages)
+        return Tiles(block_m, 64, 8 if block_m == 64 else 4, 2)
+    return Tiles(block_m, 32, 8 if channels > 256 or block_m == 64 else 4, 2)
 
 
-def shared_bytes(channels: int, key_rank: int, width: int, itemsize: int) -> int:
-    """Shared memory that a launch takes at most: of wide latents almost that much.
+@dataclass(frozen=True, slots=True)
+class PassTiles:
+    """Of reading in two passes: rows of queries that are absorbed, scored and mixed at a time,
+    slots of a tile, and what the compiler is told."""
+
+    absorb_m: int
+    score_m: int
+    mix_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+
+
+def choose_pass_tiles(
+    scored_rows: int,
+    mixed_rows: int,
+    block_slots: int,
+    layout: RowLayout,
+    *,
+    exact: bool,
+    warpgroups: bool,
+) -> PassTiles:
+    """Tiles where so many rows of queries (token, head) read the same keys, and the same values.
+
+    Chosen by compiling, as those of one launch.
 
     Args:
-        channels: channels of a tile of latents.
-        key_rank: channels that the keys of one head are made of.
-        width: channels of a head's query; 0 where queries were brought into latent space. Keys are
-            met by weights (width, key rank), which stay in shared memory.
-        itemsize: bytes of a factor of a product.
+        block_slots: of blocks that no tile may pass the end of; 0 for none.
+        layout: what a row holds.
+        exact: whether products are in float32.
+        warpgroups: as `has_warpgroups` of the device; without, tiles are half as long.
     """
-    return itemsize * (channels * TILE_ROWS + key_rank * width) + BESIDE_BYTES
+    if exact:
+        return PassTiles(16, 16, 16, min(32, block_slots or 32), 8, 1)
+    looked_up = any(run.kind.bits in PLANES for run in layout.runs)
+    score_m = 16 if scored_rows <= 16 else 32 if scored_rows <= 32 or looked_up else 64
+    mix_m = 16 if mixed_rows <= 16 else 32 if mixed_rows <= 32 else 64
+    block_n = 64 if warpgroups else 32
+    return PassTiles(64, score_m, mix_m, min(block_n, block_slots or block_n), 8, 2)
 
 
 def fitted(tiles: Tiles, frame_tokens: int) -> Tiles:
