@@ -112,7 +112,9 @@ PORTIONS = {
 
 
 @pytest.mark.filterwarnings("ignore:All-NaN slice")  # of padding, in the interpreter
-@pytest.mark.parametrize("portion", PORTIONS)
+@pytest.mark.parametrize(
+    "portion", ["sequences", "tokens", pytest.param("slots", marks=pytest.mark.slow)]
+)
 def test_portions_make_the_whole(portion: str, device: torch.device) -> None:
     """Of chunks with padding on the left, missing frames, and fewer tokens than there are
     queries."""
