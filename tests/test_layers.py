@@ -33,7 +33,7 @@ LAYERS = """
     calibration
     conversion
     evaluation
-    engine | training
+    engine | training | vllm
     serving
     cli __main__
 """

@@ -1,0 +1,170 @@
+"""What the plugin was tested with, and what it refuses before any memory is taken."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..errors import NotSupportedError
+from ..latents.plan import LatentPlan
+from ..plan import CompressionPlan
+from ..spec import ModelSpec
+
+UNTESTED = "CACHESHRINK_HYBRID_UNTESTED"
+"""Environment variable that admits what no row of `TESTED` names, where it is 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tested:
+    """A release of vLLM, a kind of device, and over how many processes heads were split there."""
+
+    release: str
+    device: str
+    tensor_parallel: tuple[int, ...]
+
+
+TESTED = (Tested("0.32.0", "cpu", (1, 2)),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """What vLLM was asked for.
+
+    Attributes:
+        release: of vLLM.
+        device: kind of device.
+        tensor_parallel, pipeline_parallel, context_parallel: processes that split heads, layers and
+            tokens.
+        cache_dtype: `--kv-cache-dtype`.
+        quantization: of weights; None for none.
+        speculative, adapters: whether drafts are verified, and LoRA adapters are served.
+        connector: what moves blocks elsewhere; None for nothing.
+    """
+
+    release: str
+    device: str
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    context_parallel: int = 1
+    cache_dtype: str = "auto"
+    quantization: str | None = None
+    speculative: bool = False
+    adapters: bool = False
+    connector: str | None = None
+
+
+def refuse_unsupported(deployment: Deployment, plan: CompressionPlan, spec: ModelSpec) -> None:
+    """Raise `NotSupportedError` with all that keeps a checkpoint from being served so."""
+    faults = [
+        *_untested(deployment),
+        *_refused_options(deployment),
+        *_refused_layers(plan, spec),
+        *_unsplit_heads(plan, spec, deployment.tensor_parallel),
+    ]
+    if faults:
+        raise NotSupportedError(f"vLLM does not serve this converted model: {'; '.join(faults)}")
+
+
+def _untested(deployment: Deployment) -> Iterator[str]:
+    rows = [
+        row
+        for row in TESTED
+        if row.release == deployment.release.partition("+")[0] and row.device == deployment.device
+    ]
+    known = ", ".join(
+        f"vLLM {row.release} on {row.device} with tensor_parallel_size "
+        + " or ".join(map(str, row.tensor_parallel))
+        for row in TESTED
+    )
+    tested = any(deployment.tensor_parallel in row.tensor_parallel for row in rows)
+    if not tested and os.environ.get(UNTESTED) != "1":
+        yield (
+            f"vLLM {deployment.release} on {deployment.device} with tensor_parallel_size="
+            f"{deployment.tensor_parallel} was not tested; tested is {known}; use that, or set "
+            f"{UNTESTED}=1 to try"
+        )
+
+
+def _refused_options(deployment: Deployment) -> Iterator[str]:
+    if deployment.cache_dtype != "auto":
+        yield (
+            f"kv_cache_dtype={deployment.cache_dtype!r} would code rows a second time; leave it at "
+            "'auto', and convert with a higher compression_ratio for fewer bytes"
+        )
+    if deployment.quantization is not None:
+        yield (
+            f"quantization={deployment.quantization!r} is of weights that latents are not read "
+            "with; leave it out"
+        )
+    for name, count in (
+        ("pipeline_parallel_size", deployment.pipeline_parallel),
+        (
+            "decode_context_parallel_size and prefill_context_parallel_size",
+            deployment.context_parallel,
+        ),
+    ):
+        if count > 1:
+            yield f"{name}={count} was not built for latents; leave it at 1"
+    if deployment.speculative:
+        yield "speculative_config asks for drafts, whose rows are not taken back; leave it out"
+    if deployment.adapters:
+        yield "enable_lora adapts projections that a converted model does not have; leave it out"
+    if deployment.connector is not None:
+        yield (
+            f"kv_connector={deployment.connector!r} was not tried with rows of latents; leave "
+            "kv_transfer_config out"
+        )
+
+
+def _refused_layers(plan: CompressionPlan, spec: ModelSpec) -> Iterator[str]:
+    """What vLLM's pages do not hold of a model."""
+    if plan.states or spec.state_layers:
+        yield (
+            f"model_type={spec.model_type!r} has recurrent layers, whose states are not served; "
+            "use cacheshrink-hybrid serve"
+        )
+    latent = {idx for entry in plan.latents for idx in entry.layer_ids}
+    kept = [layer.layer_idx for layer in spec.attention_layers if layer.layer_idx not in latent]
+    if kept:
+        yield (
+            f"layers {kept[:5]} keep keys and values beside layers with latents; convert without "
+            "keep_early_layers_original"
+        )
+    exact = [entry for entry in plan.latents if entry.keeps_exact]
+    if exact:
+        sinks, window = (max(getattr(p, n) for p in exact) for n in ("exact_sinks", "exact_window"))
+        yield (
+            f"its first {sinks} and last {window} tokens stay exact, in rows that vLLM's pages do "
+            "not hold; convert with exact_sinks=0 and exact_window=0"
+        )
+    if any(entry.basis_group is not None for entry in plan.latents):
+        yield "its layers share bases, which is not served; convert with another method than 'xkv'"
+
+
+def _unsplit_heads(plan: CompressionPlan, spec: ModelSpec, ranks: int) -> Iterator[str]:
+    """What keeps heads from being split over so many processes."""
+    if ranks == 1:
+        return
+    for layer in spec.attention_layers:
+        attention = layer.attention
+        assert attention is not None
+        heads = attention.num_attention_heads, attention.num_key_value_heads
+        if any(count % ranks for count in heads):
+            yield (
+                f"tensor_parallel_size={ranks} does not divide {heads[0]} query and {heads[1]} key "
+                f"heads of layer {layer.layer_idx}; give one that divides both"
+            )
+            return
+    own = [entry for entry in plan.latents if not _splits(entry)]
+    if own:
+        yield (
+            f"tensor_parallel_size={ranks} splits key heads, and rows of method={own[0].method!r} "
+            f"(layer {own[0].layer_ids[0]}) hold channels of each head's own; convert with "
+            "compression_method='joint' or objective='memory', or leave tensor_parallel_size at 1"
+        )
+
+
+def _splits(plan: LatentPlan) -> bool:
+    """Whether some heads alone can be read from whole rows."""
+    return not plan.kind.per_head

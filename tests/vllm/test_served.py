@@ -1,0 +1,257 @@
+"""vLLM serves converted models, and gives the tokens of `generate()`; needs vLLM on CPUs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from cacheshrink_hybrid import load_mla_model, save_mla_model
+from tests.models import VOCAB_SIZE, pair, random_ids
+
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # settings are looked at, and starts are short
+vllm = pytest.importorskip("vllm", reason="needs vLLM on CPUs: bash scripts/vllm.sh")
+openai = pytest.importorskip("openai")
+from vllm.distributed.parallel_state import cleanup_dist_env_and_memory  # noqa: E402
+
+pytestmark = pytest.mark.vllm
+
+NEW_TOKENS = 48
+PROMPTS = [random_ids(1, length, seed=length) for length in (5, 70, 19, 33, 8, 41, 12, 27)]
+ROOM = 2**24
+"""Bytes of the cache."""
+PIECE = 32
+"""Tokens of a forward pass, so that longer prompts are fed in pieces."""
+CODED = {"ratio": 4.0, "cache_bits": "auto"}
+CASES = {
+    "joint": ("llama", {"method": "joint", **CODED}),
+    "per_head": ("llama", {"method": "per_head", **CODED}),
+    "rotate": ("llama", {"method": "rotate", **CODED}),
+    "rotate_joint": ("llama", {"method": "rotate_joint", **CODED}),
+    "uncoded": ("llama", {"method": "joint", "ratio": 2.0}),
+    "biases": ("llama-biases", {"method": "joint", **CODED}),
+    "qwen2": ("qwen2", {"method": "rotate", **CODED}),
+    "qwen3": ("qwen3", {"method": "joint", **CODED}),
+    "mistral": ("mistral", {"method": "joint", **CODED}),
+}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Checkpoints of the cases."""
+    folder = tmp_path_factory.mktemp("saved")
+
+    def save(name: str) -> Path:
+        case, settings = CASES[name]
+        if not (folder / name).exists():
+            save_mla_model(pair(case, **settings).converted, _tokenizer(), folder / name)
+        return folder / name
+
+    return save
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    """One word for each token."""
+    words = {f"w{number}": number for number in range(VOCAB_SIZE)}
+    model = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=model, pad_token="w0", eos_token="w2")
+
+
+@torch.no_grad()
+def _due(directory: Path, prompts: Sequence[Tensor] = PROMPTS) -> list[list[int]]:
+    """What `generate()` continues the prompts with."""
+    model, _ = load_mla_model(directory)
+    model.kernel_backend = "torch"
+    model.generation_config.eos_token_id = None
+    options = {"do_sample": False, "max_new_tokens": NEW_TOKENS}
+    return [model.generate(ids, **options)[0, ids.shape[1] :].tolist() for ids in prompts]
+
+
+@contextmanager
+def _engine(directory: Path, **settings: Any) -> Iterator[Any]:
+    """vLLM in this process; its memory is free again afterwards."""
+    options = {
+        "dtype": "float32",
+        "max_model_len": 128,
+        "max_num_batched_tokens": PIECE,
+        "max_num_seqs": len(PROMPTS),
+        "block_size": 16,
+        "enable_prefix_caching": False,
+        "disable_log_stats": False,
+        "kv_cache_memory_bytes": ROOM,
+    }
+    engine = vllm.LLM(model=str(directory), **{**options, **settings})
+    try:
+        yield engine
+    finally:
+        engine.llm_engine.engine_core.shutdown()
+        cleanup_dist_env_and_memory()
+
+
+def _tokens(engine: Any, prompts: Sequence[Tensor] = PROMPTS) -> list[list[int]]:
+    wanted = vllm.SamplingParams(
+        temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True, detokenize=False
+    )
+    given = [{"prompt_token_ids": ids[0].tolist()} for ids in prompts]
+    answers = engine.generate(given, wanted, use_tqdm=False)
+    return [list(answer.outputs[0].token_ids) for answer in answers]
+
+
+def _count(engine: Any, name: str) -> int:
+    """One of vLLM's counters."""
+    return sum(metric.value for metric in engine.get_metrics() if metric.name == f"vllm:{name}")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_tokens_are_those_of_generate(name: str, saved: Callable[[str], Path]) -> None:
+    directory = saved(name)
+    case, settings = CASES[name]
+    with _engine(directory) as engine:
+        assert _tokens(engine) == _due(directory)
+        cache = engine.llm_engine.vllm_config.cache_config
+        held = cache.num_gpu_blocks * cache.block_size
+        stored = pair(case, **settings).plan.bytes_per_token
+        if "cache_bits" not in settings:  # latents lie there in the activations' type
+            stored *= 2
+        assert held * stored == pytest.approx(ROOM, rel=0.02)
+
+
+def test_preempted_requests_come_to_the_same(saved: Callable[[str], Path]) -> None:
+    directory = saved("rotate")
+    with _engine(directory, num_gpu_blocks_override=24) as engine:
+        assert _tokens(engine) == _due(directory)
+        assert _count(engine, "num_preemptions")
+
+
+def test_kept_prefixes_come_to_the_same(saved: Callable[[str], Path]) -> None:
+    directory = saved("rotate")
+    begun = random_ids(1, 56, seed=7)
+    prompts = [torch.cat([begun, random_ids(1, 3 + i, seed=i)], dim=1) for i in range(4)]
+    with _engine(directory, enable_prefix_caching=True) as engine:
+        _tokens(engine, prompts[:1])
+        assert _tokens(engine, prompts) == _due(directory, prompts)
+        assert _count(engine, "prefix_cache_hits") >= 3 * 48
+
+
+def test_heads_split_over_processes_come_to_the_same(
+    saved: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    for name in ("joint", "rotate_joint"):
+        directory = saved(name)
+        with _engine(directory, tensor_parallel_size=2) as engine:
+            assert _tokens(engine) == _due(directory)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype='fp8' would code rows a second time"),
+        ({"tensor_parallel_size": 4}, "does not divide"),
+        (
+            {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2}},
+            "speculative_config",
+        ),
+        ({"enable_lora": True}, "enable_lora"),
+        ({"pipeline_parallel_size": 2}, "pipeline_parallel_size=2"),
+    ],
+)
+def test_settings_are_refused_before_anything_is_loaded(
+    settings: dict[str, Any], words: str, saved: Callable[[str], Path]
+) -> None:
+    with pytest.raises(Exception, match=words):
+        vllm.EngineArgs(model=str(saved("joint")), **settings).create_engine_config()
+
+
+def test_another_format_is_refused(saved: Callable[[str], Path], tmp_path: Path) -> None:
+    directory = shutil.copytree(saved("joint"), tmp_path / "older")
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "format_version": 7}))
+    with pytest.raises(Exception, match="has format version 7; this package reads"):
+        vllm.EngineArgs(model=str(directory)).create_engine_config()
+
+
+def test_exact_tokens_are_refused(tmp_path: Path) -> None:
+    model = pair("llama", ratio=4.0, cache_bits="auto", exact_sinks=2, exact_window=5).converted
+    save_mla_model(model, None, tmp_path / "exact")
+    with pytest.raises(Exception, match="exact_sinks=0 and exact_window=0"):
+        vllm.EngineArgs(model=str(tmp_path / "exact")).create_engine_config()
+
+
+def test_vllm_without_the_plugin_refuses(saved: Callable[[str], Path]) -> None:
+    program = f"import vllm; vllm.EngineArgs(model={str(saved('joint'))!r}).create_engine_config()"
+    environment = {**os.environ, "VLLM_PLUGINS": "none"}
+    command = [sys.executable, "-c", program]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert found.returncode
+    assert "cacheshrink_hybrid" in found.stderr.strip().splitlines()[-1]
+
+
+def test_a_server_answers_and_ends(saved: Callable[[str], Path]) -> None:
+    directory, port = saved("rotate"), _free_port()
+    command = [
+        *(sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(directory)),
+        *("--port", str(port), "--dtype", "float32", "--max-model-len", "128"),
+    ]
+    server = subprocess.Popen(command, start_new_session=True)
+    try:
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
+        ids = PROMPTS[2]
+        answer = _when_up(
+            server,
+            lambda: client.completions.create(
+                model=str(directory),
+                prompt=ids[0].tolist(),
+                max_tokens=NEW_TOKENS,
+                temperature=0,
+                extra_body={"ignore_eos": True},
+            ),
+        )
+        due = _due(directory, [ids])[0]
+        assert answer.choices[0].text.split() == [f"w{token}" for token in due]
+        server.send_signal(signal.SIGTERM)
+        server.wait(60)
+        assert not _members(server.pid)
+    finally:
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGKILL)
+
+
+def _when_up(server: subprocess.Popen, ask: Callable[[], Any], seconds: int = 300) -> Any:
+    """What a server answers once it listens."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return ask()
+        except openai.APIConnectionError:
+            assert server.poll() is None and time.monotonic() < end
+            time.sleep(1)
+
+
+def _members(group: int) -> list[str]:
+    """Processes of a group that are left."""
+    found = subprocess.check_output(["ps", "-eo", "pgid=,stat=,args="], text=True)
+    lines = [line.split(maxsplit=2) for line in found.splitlines()]
+    return [args for pgid, stat, args in lines if int(pgid) == group and "Z" not in stat]
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

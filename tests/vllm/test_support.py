@@ -1,0 +1,111 @@
+"""What vLLM may be asked for with a converted model, and what is refused by name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from cacheshrink_hybrid.errors import NotSupportedError
+from cacheshrink_hybrid.families import model_spec
+from cacheshrink_hybrid.vllm.support import TESTED, UNTESTED, Deployment, refuse_unsupported
+from tests.models import pair
+
+HERE = Deployment(release=TESTED[0].release, device=TESTED[0].device)
+
+
+def _refused(deployment: Deployment, case: str = "llama", **settings: Any) -> str:
+    """The message of a refusal."""
+    found = pair(case, **settings)
+    with pytest.raises(NotSupportedError) as refusal:
+        refuse_unsupported(deployment, found.plan, model_spec(found.source.config))
+    return str(refusal.value)
+
+
+@pytest.mark.parametrize("case", ["llama", "qwen3"])
+@pytest.mark.parametrize("row", TESTED)
+def test_what_was_tested_is_served(case: str, row: Any) -> None:
+    found = pair(case)
+    for ranks in row.tensor_parallel:
+        deployment = Deployment(release=row.release, device=row.device, tensor_parallel=ranks)
+        refuse_unsupported(deployment, found.plan, model_spec(found.source.config))
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"cache_dtype": "fp8"}, "kv_cache_dtype='fp8' would code rows a second time"),
+        ({"quantization": "awq"}, "quantization='awq'"),
+        ({"pipeline_parallel": 2}, "pipeline_parallel_size=2"),
+        ({"context_parallel": 2}, "context_parallel_size=2"),
+        ({"speculative": True}, "speculative_config"),
+        ({"adapters": True}, "enable_lora"),
+        ({"connector": "LMCacheConnectorV1"}, "kv_connector='LMCacheConnectorV1'"),
+    ],
+)
+def test_options_are_refused(changed: dict[str, Any], words: str) -> None:
+    assert words in _refused(replace(HERE, **changed))
+
+
+@pytest.mark.parametrize(
+    "changed", [{"release": "0.31.0"}, {"device": "cuda"}, {"tensor_parallel": 4}]
+)
+def test_what_was_not_tested_needs_a_wish(
+    changed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployment = replace(HERE, **changed)
+    found = pair("llama")
+    spec = model_spec(found.source.config)
+    heads = spec.attention_layers[0].attention
+    assert heads is not None
+    assert f"set {UNTESTED}=1 to try" in _refused(deployment)
+    monkeypatch.setenv(UNTESTED, "1")
+    if heads.num_key_value_heads % deployment.tensor_parallel:
+        assert "does not divide" in _refused(deployment)
+    else:
+        refuse_unsupported(deployment, found.plan, spec)
+
+
+def test_builds_of_a_release_count_as_it() -> None:
+    found = pair("llama")
+    deployment = replace(HERE, release=HERE.release + "+cpu")
+    refuse_unsupported(deployment, found.plan, model_spec(found.source.config))
+
+
+def test_a_wish_does_not_admit_what_cannot_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(UNTESTED, "1")
+    assert "kv_cache_dtype" in _refused(replace(HERE, cache_dtype="fp8"))
+
+
+def test_exact_tokens_are_refused() -> None:
+    message = _refused(HERE, ratio=4.0, cache_bits="auto", exact_sinks=2, exact_window=5)
+    assert "first 2 and last 5 tokens stay exact" in message
+    assert "exact_sinks=0 and exact_window=0" in message
+
+
+def test_recurrent_layers_are_refused() -> None:
+    assert "recurrent layers" in _refused(HERE, "bamba")
+
+
+def test_shared_bases_are_refused() -> None:
+    assert "another method than 'xkv'" in _refused(HERE, method="xkv")
+
+
+def test_heads_that_are_not_divided_are_refused() -> None:
+    message = _refused(replace(HERE, tensor_parallel=3))
+    assert "tensor_parallel_size=3 does not divide" in message
+
+
+def test_rows_of_each_head_are_not_split() -> None:
+    settings = {"method": "per_head", "ratio": 4.0, "cache_bits": "auto"}
+    message = _refused(replace(HERE, tensor_parallel=2), **settings)
+    assert "channels of each head's own" in message
+    found = pair("llama", **settings)
+    refuse_unsupported(HERE, found.plan, model_spec(found.source.config))
+
+
+def test_all_faults_are_told_at_once() -> None:
+    message = _refused(replace(HERE, cache_dtype="fp8", speculative=True, tensor_parallel=3))
+    for words in ("was not tested", "kv_cache_dtype", "speculative_config", "does not divide"):
+        assert words in message
