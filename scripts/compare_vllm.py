@@ -1,0 +1,141 @@
+"""A converted model in vLLM beside `generate()`: the same tokens, and how many of them fit.
+
+    python -m scripts.compare_vllm OUT --source MODEL      # in the environment of scripts/vllm.sh
+
+Continues pieces of README.md greedily in float32: with prompts fed in pieces; with so few blocks
+that requests are preempted; and once more with prefixes kept from the time before. Then counts the
+tokens that vLLM finds room for in 1 GiB, in bfloat16, of the converted model and of its source. The
+last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # counters and settings are looked at
+
+import torch
+import vllm
+from transformers import AutoTokenizer
+from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+from cacheshrink_hybrid import load_mla_model
+from cacheshrink_hybrid.model.attached_plan import plan_of
+
+PROMPT_TOKENS = (300, 17, 150, 64, 33, 220, 90, 8)
+PIECE = 128
+"""Tokens of a forward pass of vLLM."""
+BLOCK = 32
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.compare_vllm",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("converted", type=Path, metavar="OUT", help="the converted model")
+    parser.add_argument("--source", type=Path, metavar="MODEL", help="the model that it was")
+    parser.add_argument("--new-tokens", type=int, default=200, metavar="N")
+    given = parser.parse_args(argv)
+
+    model, _ = load_mla_model(given.converted, dtype="float32")
+    ratio = plan_of(model).compression_ratio
+    prompts = _prompts(given.converted)
+    due = [_continued(model, ids, given.new_tokens) for ids in prompts]
+    del model
+    longest = max(PROMPT_TOKENS) + given.new_tokens
+    few = -(-longest // BLOCK) + len(prompts) + 4
+    settings = {
+        "in pieces": {},
+        "preempted": {"num_gpu_blocks_override": few},
+        "kept prefixes": {"enable_prefix_caching": True},
+    }
+    found: dict[str, Any] = {"compression_ratio": round(ratio, 3)}
+    for name, changed in settings.items():
+        with engine(given.converted, max_model_len=longest + 1, **changed) as started:
+            answers = tokens_of(started, prompts, given.new_tokens)
+            if "enable_prefix_caching" in changed:
+                answers = tokens_of(started, prompts, given.new_tokens)
+            found[name] = {
+                "requests with the same tokens": sum(map(list.__eq__, answers, due)),
+                "requests": len(prompts),
+                "preemptions": count(started, "num_preemptions"),
+                "tokens from kept prefixes": count(started, "prefix_cache_hits"),
+            }
+        print(name, found[name], flush=True)
+    if given.source is not None:
+        room = {"dtype": "bfloat16", "max_model_len": longest, "kv_cache_memory_bytes": 2**30}
+        fits = {}
+        for name, path in (("converted", given.converted), ("source", given.source)):
+            with engine(path, **room) as started:
+                cache = started.llm_engine.vllm_config.cache_config
+                fits[name] = cache.num_gpu_blocks * cache.block_size
+        found["tokens in 1 GiB"] = fits
+        found["times as many"] = round(fits["converted"] / fits["source"], 3)
+    print(json.dumps(found))
+    return 0
+
+
+def _prompts(directory: Path) -> list[list[int]]:
+    """Pieces of README.md, one behind the other."""
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    ends = [sum(PROMPT_TOKENS[: i + 1]) for i in range(len(PROMPT_TOKENS))]
+    return [ids[end - n : end] for end, n in zip(ends, PROMPT_TOKENS, strict=True)]
+
+
+@torch.no_grad()
+def _continued(model: Any, prompt: list[int], num_new: int) -> list[int]:
+    """What `generate()` goes on with, by torch: numba, which would be faster, keeps vLLM 0.32 from
+    starting in a process where it was imported before."""
+    model.kernel_backend = "torch"
+    model.generation_config.eos_token_id = None
+    ids = torch.tensor([prompt])
+    return model.generate(ids, do_sample=False, max_new_tokens=num_new)[0, len(prompt) :].tolist()
+
+
+@contextmanager
+def engine(directory: Path, **settings: Any) -> Iterator[Any]:
+    """vLLM in this process, whose memory is free again afterwards."""
+    options: dict[str, Any] = {
+        "dtype": "float32",
+        "max_num_batched_tokens": PIECE,
+        "max_num_seqs": len(PROMPT_TOKENS),
+        "block_size": BLOCK,
+        "enable_prefix_caching": False,
+        "disable_log_stats": False,
+        "kv_cache_memory_bytes": 2**28,
+    }
+    started = vllm.LLM(model=str(directory), **{**options, **settings})
+    try:
+        yield started
+    finally:
+        started.llm_engine.engine_core.shutdown()
+        cleanup_dist_env_and_memory()
+
+
+def tokens_of(started: Any, prompts: Sequence[list[int]], num_new: int) -> list[list[int]]:
+    """What vLLM goes on with."""
+    wanted = vllm.SamplingParams(
+        temperature=0, max_tokens=num_new, ignore_eos=True, detokenize=False
+    )
+    given = [{"prompt_token_ids": ids} for ids in prompts]
+    answers = started.generate(given, wanted, use_tqdm=False)
+    return [list(answer.outputs[0].token_ids) for answer in answers]
+
+
+def count(started: Any, name: str) -> int:
+    """One of vLLM's counters."""
+    return sum(metric.value for metric in started.get_metrics() if metric.name == f"vllm:{name}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
