@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     prompts = _prompts(given.converted)
     due = [_continued(model, ids, given.new_tokens) for ids in prompts]
     del model
+    print(f"generate() has gone on with {len(prompts)} prompts", flush=True)
     longest = max(PROMPT_TOKENS) + given.new_tokens
     few = -(-longest // BLOCK) + len(prompts) + 4
     settings = {

@@ -90,10 +90,11 @@ def _install(model: Any, vllm_config: Any) -> dict[str, LatentSelfAttention]:
         (layer_idx,) = plan.layer_ids
         name = family.attention.format(layer_idx)
         attention = attention_at(source, layer_idx)
-        found = attention.head.rotary
-        rotary = rotaries.setdefault(id(found), _on_device(found))
+        rotary = attention.head.rotary
+        if id(rotary) not in rotaries:  # layers that are rotated alike share one
+            rotaries[id(rotary)] = _on_device(rotary)
         parent, _, attribute = name.rpartition(".")
-        installed[name] = LatentSelfAttention(attention, rotary, name)
+        installed[name] = LatentSelfAttention(attention, rotaries[id(rotary)], name)
         setattr(model.get_submodule(parent), attribute, installed[name])
         layers[installed[name].rows.name] = installed[name].rows
     return installed

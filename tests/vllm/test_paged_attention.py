@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cacheshrink_hybrid.kernels.backend import Backend
 from cacheshrink_hybrid.kernels.latents.paged_rows import PagedRows
 from cacheshrink_hybrid.kernels.numerics import INTERPRET
 from cacheshrink_hybrid.latents.attention.dense_read import read_latents
@@ -30,6 +31,8 @@ CASES = {
     "rebuilt-normalised": ("qwen3", "joint"),
     "softcap-and-window": ("gemma2", "rotate"),
 }
+BY_KERNELS = ("absorbed", "rebuilt-per-head", "rotated")
+"""Cases that Triton's interpreter, which takes long, runs as well: one of each way to meet keys."""
 
 
 def _blocks(head: LatentHead) -> PagedRows:
@@ -64,10 +67,15 @@ def _due(head: LatentHead, query: Tensor, latent: Tensor) -> Tensor:
     return read_latents(head, rotated, decoded, mask[None, None], angles, 0)[0][0]
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [
+        *((name, "torch") for name in CASES),
+        *(pytest.param(name, "triton", marks=pytest.mark.slow) for name in BY_KERNELS),
+    ],
+)
 @torch.no_grad()
-def test_pieces_of_requests_equal_the_module(name: str, backend: str) -> None:
+def test_pieces_of_requests_equal_the_module(name: str, backend: Backend) -> None:
     if backend == "triton" and not INTERPRET.value:
         pytest.skip("needs TRITON_INTERPRET=1 in a process without a GPU")
     case, method = CASES[name]
@@ -104,7 +112,7 @@ def test_pieces_of_requests_equal_the_module(name: str, backend: str) -> None:
                 block_table=table,
                 slot_mapping=torch.cat(slots),
             ),
-            backend=backend,  # type: ignore[arg-type]
+            backend=backend,
         )
         wanted = torch.cat([d[p] for d, p in zip(due, positions, strict=True)])
         assert_same_computation(got, wanted)
