@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     model, _ = load_mla_model(given.converted, dtype="float32")
     ratio = plan_of(model).compression_ratio
     prompts = _prompts(given.converted)
-    due = [_continued(model, ids, given.new_tokens) for ids in prompts]
+    due, leads = zip(*(_continued(model, ids, given.new_tokens) for ids in prompts), strict=True)
     del model
     print(f"generate() has gone on with {len(prompts)} prompts", flush=True)
     longest = max(PROMPT_TOKENS) + given.new_tokens
@@ -67,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             found[name] = {
                 "requests with the same tokens": sum(map(list.__eq__, answers, due)),
                 "requests": len(prompts),
+                "leads where others part": _leads_at_parting(answers, due, leads),
                 "preemptions": count(started, "num_preemptions"),
                 "tokens from kept prefixes": count(started, "prefix_cache_hits"),
             }
@@ -94,13 +95,28 @@ def _prompts(directory: Path) -> list[list[int]]:
 
 
 @torch.no_grad()
-def _continued(model: Any, prompt: list[int], num_new: int) -> list[int]:
-    """What `generate()` goes on with, by torch: numba, which would be faster, keeps vLLM 0.32 from
-    starting in a process where it was imported before."""
+def _continued(model: Any, prompt: list[int], num_new: int) -> tuple[list[int], list[float]]:
+    """What `generate()` goes on with, and by how many nats each token leads the second best. By
+    torch: numba, which would be faster, keeps vLLM 0.32 from starting in a process that imported it
+    before."""
     model.kernel_backend = "torch"
     model.generation_config.eos_token_id = None
-    ids = torch.tensor([prompt])
-    return model.generate(ids, do_sample=False, max_new_tokens=num_new)[0, len(prompt) :].tolist()
+    options = {"do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    found = model.generate(torch.tensor([prompt]), max_new_tokens=num_new, **options)
+    best = torch.cat(found.logits).topk(2).values
+    return found.sequences[0, len(prompt) :].tolist(), (best[:, 0] - best[:, 1]).tolist()
+
+
+def _leads_at_parting(
+    answers: Sequence[list[int]], due: Sequence[list[int]], leads: Sequence[list[float]]
+) -> list[float]:
+    """Of requests with other tokens than due, the lead of the first one that differs."""
+    found = []
+    for answer, tokens, lead in zip(answers, due, leads, strict=True):
+        differs = [one != other for one, other in zip(answer, tokens, strict=True)]
+        if any(differs):
+            found.append(round(lead[differs.index(True)], 5))
+    return found
 
 
 @contextmanager
@@ -108,6 +124,7 @@ def engine(directory: Path, **settings: Any) -> Iterator[Any]:
     """vLLM in this process, whose memory is free again afterwards."""
     options: dict[str, Any] = {
         "dtype": "float32",
+        "enforce_eager": True,
         "max_num_batched_tokens": PIECE,
         "max_num_seqs": len(PROMPT_TOKENS),
         "block_size": BLOCK,
