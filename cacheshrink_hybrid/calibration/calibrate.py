@@ -43,6 +43,7 @@ def calibrate(
     metric: str,
     labels: Labels | None = None,
     sinks: Sequence[int] | None = None,
+    split: bool = False,
     states: StateCalibration | None = None,
     progress: bool = False,
 ) -> list[LatentStatistics]:
@@ -56,6 +57,7 @@ def calibrate(
         labels: that the loss of `fisher` is of; None for those of the text.
         sinks: first tokens of a sequence that each module reads exactly, which do not count; None
             for none.
+        split: find `LatentStatistics.split_metric` as well, where keys rotate; by `fisher` only.
         states: watches recurrent layers in the same passes.
         progress: show a progress bar.
 
@@ -65,7 +67,9 @@ def calibrate(
     observer = METRICS[metric].observer_class()
     labels = Labels() if labels is None else labels
     sinks = [0] * len(parts) if sinks is None else sinks
-    metrics = [observer(part, skipped) for part, skipped in zip(parts, sinks, strict=True)]
+    options = {"split": True} if split else {}
+    watched = zip(parts, sinks, strict=True)
+    metrics = [observer(part, skipped, **options) for part, skipped in watched]
     moments = [Moments(2 * part.kv_width) for part in parts]
     samples = [Samples(2 * part.kv_width) for part in parts]
     needs_backward = METRICS[metric].backward
@@ -75,8 +79,8 @@ def calibrate(
     with ExitStack() as stack:
         stack.enter_context(frozen_and_checkpointed(model, decoder_layers(model)))
         stack.enter_context(all_observing(metrics))
-        watched = zip(parts, moments, samples, metrics, sinks, strict=True)
-        for part, moment, sample, one_metric, skipped in watched:
+        of_parts = zip(parts, moments, samples, metrics, sinks, strict=True)
+        for part, moment, sample, one_metric, skipped in of_parts:
 
             @torch.no_grad()
             def see(
@@ -127,6 +131,7 @@ def calibrate(
                 metric=one_metric.matrix(moment.covariance),
                 num_tokens=moment.count,
                 samples=sample.stacked(),
+                split_metric=one_metric.split_matrix(),
             ),
             part,
         )

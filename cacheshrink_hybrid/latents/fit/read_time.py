@@ -4,7 +4,7 @@ A step reads every stored byte of the context once and spends two floating-point
 product; the slower of the two bounds it, since a fused kernel overlaps them. Per token and layer,
 with H query heads, J key heads of D, Rk key channels and Rv value channels:
 
-    absorb                    2 H (Rk + Rv)
+    absorb, decoupled         2 H (Rk + Rv)
     rotate                    2 H (Rk + D + Rv) + 2 H D Rk / block, D for the mean of the keys
     reconstruct, joint        2 J D Rk + 2 H D + 2 H Rv
     reconstruct, per head     2 D Rk + 2 H D + 2 H Rv

@@ -107,6 +107,8 @@ class LatentStatistics:
         metric: M, so that an error e costs e^T M e, (2*J*D, 2*J*D).
         num_tokens: calibration tokens that were counted; 0 if none were needed.
         samples: some of the y, (n, 2*J*D), float32, n bounded; None without text.
+        split_metric: as `metric`, of errors in [k; v; u], (3*J*D, 3*J*D): u are keys that meet
+            queries before their rotation, zero in the source. None where they were not watched.
     """
 
     mean: Tensor
@@ -114,6 +116,7 @@ class LatentStatistics:
     metric: Tensor
     num_tokens: int
     samples: Tensor | None = None
+    split_metric: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,8 +125,8 @@ class HeldOutSamples:
 
     Attributes:
         vectors: some of the y, (n, 2*J*D), float32.
-        gradients: of the sampled loss with respect to y, (m, 2*J*D), float32; None where the metric
-            takes none.
+        gradients: of the sampled loss with respect to y, (m, 2*J*D), float32, or to [k; v; u] (see
+            `LatentStatistics.split_metric`), (m, 3*J*D); None where the metric takes none.
     """
 
     vectors: Tensor
