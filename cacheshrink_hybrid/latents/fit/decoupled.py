@@ -36,7 +36,7 @@ from .bases import joint_bases
 from .factors import Bases, KeyShape, LatentFactors, Unit, unit_scales
 
 METHOD = "decoupled_rope"
-EIGHTHS = (1, 2, 3, 4, 6)
+EIGHTHS = (1, 2, 3, 4, 5, 6, 7)
 """Widths of the rotary key that are tried, in eighths of a head's rotated channels; then whole
 heads."""
 
