@@ -2,7 +2,7 @@
 
     python -m scripts.compare_mla MODEL ... --calibration valid.txt --text test.txt --json mla.json
 
-and at laptop size, in a minute: `--calibration-samples 8 --calibration-length 128 --windows 2
+and at laptop size, in a minute: `--calibration-samples 10 --calibration-length 128 --windows 2
 --window-length 128`.
 
 Ours is `compression_method="decoupled_rope"`; the others are `scripts/mla_splits.py`. All of them
@@ -46,7 +46,15 @@ from cacheshrink_hybrid.model.attached_plan import plan_of
 from cacheshrink_hybrid.plan import CompressionPlan
 from cacheshrink_hybrid.text_tables import format_table
 
-from .benchmark import common_arguments, environment, progress, quiet, report, window_losses
+from .benchmark import (
+    DOCUMENT_SEPARATOR,
+    common_arguments,
+    environment,
+    progress,
+    quiet,
+    report,
+    window_losses,
+)
 from .mla_splits import mha2mla, transmla
 
 QUERY_SEQUENCES = 8
@@ -78,7 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("models", nargs="+", type=Path, metavar="MODEL")
     parser.add_argument("--calibration", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--text", type=Path, required=True, metavar="FILE", help="what is scored")
+    parser.add_argument(
+        "--text", type=Path, metavar="FILE", help="what is scored (default: its second half)"
+    )
     parser.add_argument("--ratios", nargs="+", type=float, default=[2.0, 4.0])
     parser.add_argument("--calibration-samples", type=int, default=64)
     parser.add_argument("--calibration-length", type=int, default=512, help="tokens")
@@ -97,20 +107,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _settings(given: argparse.Namespace) -> dict[str, Any]:
     names = ("calibration_samples", "calibration_length", "windows", "window_length", "seed")
-    texts = {"text": given.text.name, "calibration": given.calibration.name}
+    scored = "second half" if given.text is None else given.text.name
+    texts = {"text": scored, "calibration": given.calibration.name}
     return texts | {name: getattr(given, name) for name in names}
 
 
 def _measured(path: Path, given: argparse.Namespace) -> list[dict[str, Any]]:
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(path)
-    fitted, scored = (
-        _windows(tokenizer, file, number, length)
-        for file, number, length in (
-            (given.calibration, given.calibration_samples, given.calibration_length),
-            (given.text, given.windows, given.window_length),
-        )
-    )
+    read = _ids(tokenizer, given.calibration)
+    read, score = read.chunk(2) if given.text is None else (read, _ids(tokenizer, given.text))
+    fitted = _windows(tokenizer, read, given.calibration_samples, given.calibration_length)
+    scored = _windows(tokenizer, score, given.windows, given.window_length)
     progress(f"{path.name}: calibrating")
     subject = _subject(model, fitted, given)
     base = subject.losses(model, scored)
@@ -140,13 +148,23 @@ def _measured(path: Path, given: argparse.Namespace) -> list[dict[str, Any]]:
     return records
 
 
-def _windows(tokenizer: Any, file: Path, number: int, length: int) -> list[Tensor]:
-    """Token ids (1, length) of windows that are evenly spread over a text and do not overlap."""
-    ids = tokenizer(file.read_text(encoding="utf-8"), return_tensors="pt", verbose=False).input_ids
-    whole = ids[0, : ids.shape[1] // length * length].view(-1, 1, length)
+def _ids(tokenizer: Any, file: Path) -> Tensor:
+    """Token ids of a file's documents, one after the other."""
+    documents = file.read_text(encoding="utf-8").split(DOCUMENT_SEPARATOR)
+    found = [tokenizer(document.strip(), verbose=False).input_ids for document in documents]
+    return torch.tensor([token for ids in found for token in ids])
+
+
+def _windows(tokenizer: Any, ids: Tensor, number: int, length: int) -> list[Tensor]:
+    """Token ids (1, length) of windows that are evenly spread over a text and do not overlap, each
+    behind the tokenizer's first token where it has one."""
+    first = torch.tensor(tokenizer("").input_ids[:1], dtype=torch.long)
+    kept = length - len(first)
+    whole = ids[: len(ids) // kept * kept].view(-1, kept)
     if len(whole) < number:
-        raise SystemExit(f"{file} has {len(whole)} windows of {length} tokens; ask for fewer")
-    return [whole[i * len(whole) // number] for i in range(number)]
+        raise SystemExit(f"the text has {len(whole)} windows of {length} tokens; ask for fewer")
+    picked = [whole[i * len(whole) // number] for i in range(number)]
+    return [torch.cat([first, window])[None] for window in picked]
 
 
 def _config(ratio: float, method: str = "decoupled_rope") -> CompressionConfig:

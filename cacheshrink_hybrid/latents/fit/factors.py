@@ -17,6 +17,10 @@ SPREAD_FLOOR = 1e-2
 """Least standard deviation, as a share of the largest, that a channel is scaled by."""
 
 
+FIRST_DAMPING = 1e-3
+"""Damping of a metric by which gradients of first tokens are measured."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyShape:
     """How the keys of one module split up.
@@ -78,14 +82,30 @@ def make_unit(
     split = statistics.split_metric
     if split is not None:
         split = damped(check_positive_semidefinite(split, "the metric of split keys"), damping)
+    covariance = check_positive_semidefinite(statistics.covariance, "the covariance")
+    metric = damped(metric, damping)
+    if statistics.first is not None:
+        covariance = _with_first(covariance, statistics, metric if split is None else split)
     return Unit(
-        covariance=check_positive_semidefinite(statistics.covariance, "the covariance"),
-        metric=damped(metric, damping),
+        covariance=covariance,
+        metric=metric,
         mean=statistics.mean,
         num_layers=num_layers,
         keys=keys,
         split_metric=split,
     )
+
+
+def _with_first(covariance: Tensor, statistics: LatentStatistics, metric: Tensor) -> Tensor:
+    """Second moment of all tokens about the mean of those that are not first, with first tokens as
+    many times as errors in them cost more than in others, by this metric of the others."""
+    first, mean = statistics.first, statistics.mean
+    assert first is not None
+    likely = damped(metric, FIRST_DAMPING)  # few first tokens are seen, in few directions
+    dearer = float(torch.linalg.solve(likely, first.metric).trace()) / len(metric)
+    across = torch.outer(first.mean, mean)
+    about = first.second_moment - across - across.T + torch.outer(mean, mean)
+    return (1 - first.share) * covariance + first.share * dearer * about
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
