@@ -42,6 +42,7 @@ from cacheshrink_hybrid.families import model_spec, read_attention
 from cacheshrink_hybrid.latents.fit.bits import CodedFactors
 from cacheshrink_hybrid.latents.fit.factors import LatentFactors, Unit, make_unit
 from cacheshrink_hybrid.latents.fit.observe import observed_inputs
+from cacheshrink_hybrid.latents.fit.statistics import LatentStatistics
 from cacheshrink_hybrid.model.attached_plan import plan_of
 from cacheshrink_hybrid.plan import CompressionPlan
 from cacheshrink_hybrid.text_tables import format_table
@@ -63,7 +64,14 @@ COLUMNS = ("model", "method", "ratio", "rotary", "added loss", "error", "bytes p
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Subject:
-    """One source model, and all that the ways of converting it begin with."""
+    """One source model, and all that the ways of converting it begin with.
+
+    Attributes:
+        units: moments of all tokens alike, for the others.
+        weights: of keys and values, (2*J*D, E) of each layer.
+        query_squares: see `mha2mla`.
+        statistics: for ours.
+    """
 
     model: PreTrainedModel
     units: list[Unit]
@@ -178,7 +186,7 @@ def _subject(model: PreTrainedModel, fitted: list[Tensor], given: argparse.Names
     return Subject(
         model=model,
         units=[
-            make_unit(statistics, 1, damping, key_shape(part))
+            make_unit(_of_all_tokens(statistics), 1, damping, key_shape(part))
             for part, statistics in zip(parts, found.latents, strict=True)
         ],
         weights=[torch.cat([part.key.weight(), part.value.weight()]).detach() for part in parts],
@@ -186,6 +194,18 @@ def _subject(model: PreTrainedModel, fitted: list[Tensor], given: argparse.Names
         statistics=found,
         chunk_length=given.chunk_length,
     )
+
+
+def _of_all_tokens(statistics: LatentStatistics) -> LatentStatistics:
+    """Moments of all tokens alike, as the others take them."""
+    first, mean = statistics.first, statistics.mean
+    assert first is not None
+    rest = 1 - first.share
+    second = rest * (statistics.covariance + torch.outer(mean, mean))
+    second = second + first.share * first.second_moment
+    mean = rest * mean + first.share * first.mean
+    covariance = second - torch.outer(mean, mean)
+    return replace(statistics, mean=mean, covariance=covariance, first=None)
 
 
 @torch.no_grad()
