@@ -17,6 +17,9 @@ SPREAD_FLOOR = 1e-2
 """Least standard deviation, as a share of the largest, that a channel is scaled by."""
 
 
+SPLIT_DAMPING = 1e-2
+"""Share of the damping that a metric of split keys gets: what rotation alone can do is a small
+difference of large numbers, to which damping adds, most where keys have a large mean."""
 FIRST_DAMPING = 1e-3
 """Damping of a metric by which gradients of first tokens are measured."""
 
@@ -81,7 +84,8 @@ def make_unit(
     metric = check_positive_semidefinite(statistics.metric, "the metric")
     split = statistics.split_metric
     if split is not None:
-        split = damped(check_positive_semidefinite(split, "the metric of split keys"), damping)
+        split = check_positive_semidefinite(split, "the metric of split keys")
+        split = damped(split, SPLIT_DAMPING * damping)
     covariance = check_positive_semidefinite(statistics.covariance, "the covariance")
     metric = damped(metric, damping)
     if statistics.first is not None:
