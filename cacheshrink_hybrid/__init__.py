@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         measure_perplexity,
         measure_recall,
     )
+    from .export.deepseek import export_deepseek
     from .families import model_spec
     from .model.attached_plan import plan_of
     from .model.original_model import compression_disabled
@@ -53,6 +54,7 @@ __all__ = [
     "compute_perplexity",
     "convert_model",
     "convert_to_mla",
+    "export_deepseek",
     "generate_samples",
     "load_mla_model",
     "make_cache",
@@ -78,6 +80,7 @@ _HOMES = {
     "compute_perplexity": "evaluation",
     "convert_model": "conversion.convert",
     "convert_to_mla": "conversion.convert",
+    "export_deepseek": "export.deepseek",
     "generate_samples": "evaluation",
     "load_mla_model": "checkpoint.load",
     "make_cache": "caches",

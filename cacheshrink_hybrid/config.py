@@ -46,6 +46,8 @@ class CompressionConfig:
         metric: what counts as loss.
         fisher_labels: whose next tokens the loss of `fisher` is of: those of the `text`, or drawn
             from the `model`.
+        qk_rope_head_dim: width of the rotary key, with which the bytes of a latent begin;
+            `decoupled_rope` only. None chooses the one that loses least.
         rank_allocation: `global` (one budget over all layers, ranks where the loss is) or
             `uniform`.
         metric_damping: share of its largest eigenvalue added to the diagonal of the metric
@@ -87,6 +89,7 @@ class CompressionConfig:
     exact_window: int | None = None
     metric: str = "fisher"
     fisher_labels: str = "text"
+    qk_rope_head_dim: int | None = None
     rank_allocation: str = "global"
     metric_damping: float = 1e-4
     cross_layer_group_size: int = 4

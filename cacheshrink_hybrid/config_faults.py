@@ -51,6 +51,7 @@ def setting_faults(config: Any) -> Iterator[str]:
     yield from _faults_of_unused_settings(config)
     yield from _counts(config, least=1, names=("cross_layer_group_size",))
     yield from _counts(config, least=0, names=("xkv_skip_early_layers",))
+    yield from _faults_of_decoupling(config)
     if config.keep_early_layers_original and config.xkv_skip_early_layers == 0:
         yield (
             "keep_early_layers_original=True needs xkv_skip_early_layers >= 1, "
@@ -102,6 +103,24 @@ def _faults_of_sizes(config: Any) -> Iterator[str]:
                 "d_latent means different things to different methods; "
                 f"give compression_method {_ranked_kinds()} with it"
             )
+
+
+def _faults_of_decoupling(config: Any) -> Iterator[str]:
+    kind, width = config.latent_kind, config.qk_rope_head_dim
+    if width is not None:
+        fault = count_fault("qk_rope_head_dim", width, 2)
+        if fault is not None:
+            yield fault
+        elif width % 2:
+            yield (
+                f"qk_rope_head_dim={width!r} is odd, and channels rotate in pairs; give {width + 1}"
+            )
+    if kind is not None and kind.decouples and config.metric != "fisher":
+        yield (
+            f"metric={config.metric!r} does not say what rotation is worth, which "
+            f"compression_method={kind.name!r} has to weigh; leave metric out, or calibrate "
+            "where it is 'none'"
+        )
 
 
 def _faults_of_calibration(config: Any) -> Iterator[str]:

@@ -74,6 +74,12 @@ class LatentKind:
         """Whether keys are rotated by their place in a block of slots before they are stored."""
         return self.read_mode == "rotate"
 
+    @property
+    def decouples(self) -> bool:
+        """Whether a part of the keys is rotated by its slot, and the rest not at all; then the
+        metric's gradients are taken of both."""
+        return self.read_mode == "decoupled"
+
     def function(self) -> Any:
         return imported(self.fit)
 
@@ -183,6 +189,16 @@ LATENT_KINDS: dict[str, LatentKind] = {
             read_mode="rotate",
             rotary_only=True,
             ranked=False,
+        ),
+        LatentKind(
+            name="decoupled_rope",
+            words="MLA: one rotary key for all heads, the rest of k in one latent with v",
+            fit=f"{_FIT}.decoupled:decoupled",
+            settings=("qk_rope_head_dim",),
+            joint=True,
+            read_mode="decoupled",
+            rotary_only=True,
+            coded=False,
         ),
     )
 }

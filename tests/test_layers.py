@@ -29,6 +29,7 @@ LAYERS = """
     demo
     model
     checkpoint
+    export
     auto registration
     calibration
     conversion

@@ -90,7 +90,9 @@ def test_a_method_without_loss_is_exact(axes: str) -> None:
 def test_a_new_method_is_known_to_settings_and_programs(axes: str) -> None:
     assert CompressionConfig(compression_method=axes).latent_kind is LATENT_KINDS[axes]
     assert "axes: channels as they are" in " ".join(convert_program.parser().format_help().split())
-    with pytest.raises(ConfigError, match=r"for compression_method 'joint', 'separate'.* or 'xkv'"):
+    with pytest.raises(
+        ConfigError, match=r"for compression_method 'joint', 'separate'.* or 'decoupled_rope'"
+    ):
         CompressionConfig(compression_method=axes, d_latent=4)
 
 

@@ -18,9 +18,9 @@ from transformers import PreTrainedModel
 from ..errors import CalibrationError
 from ..families import layer_list_of
 from ..latents.attention.parts import AttentionParts
-from ..latents.fit.metrics import Labels, all_observing
+from ..latents.fit.metrics import ActivationMetric, Labels, all_observing
 from ..latents.fit.observe import frozen_and_checkpointed, observed_inputs
-from ..latents.fit.statistics import LatentStatistics, Moments, Samples
+from ..latents.fit.statistics import FirstTokens, LatentStatistics, Moments, Samples
 from ..methods import METRICS
 from ..placement import input_device
 from ..precision import fast_products, without_autocast
@@ -43,6 +43,7 @@ def calibrate(
     metric: str,
     labels: Labels | None = None,
     sinks: Sequence[int] | None = None,
+    split: bool = False,
     states: StateCalibration | None = None,
     progress: bool = False,
 ) -> list[LatentStatistics]:
@@ -56,6 +57,8 @@ def calibrate(
         labels: that the loss of `fisher` is of; None for those of the text.
         sinks: first tokens of a sequence that each module reads exactly, which do not count; None
             for none.
+        split: find `LatentStatistics.split_metric` as well, where keys rotate, and first tokens
+            apart; by `fisher` only.
         states: watches recurrent layers in the same passes.
         progress: show a progress bar.
 
@@ -65,8 +68,10 @@ def calibrate(
     observer = METRICS[metric].observer_class()
     labels = Labels() if labels is None else labels
     sinks = [0] * len(parts) if sinks is None else sinks
-    metrics = [observer(part, skipped) for part, skipped in zip(parts, sinks, strict=True)]
-    moments = [Moments(2 * part.kv_width) for part in parts]
+    options = {"split": True} if split else {}
+    watched = zip(parts, sinks, strict=True)
+    metrics = [observer(part, skipped, **options) for part, skipped in watched]
+    moments, of_first = ([Moments(2 * part.kv_width) for part in parts] for _ in range(2))
     samples = [Samples(2 * part.kv_width) for part in parts]
     needs_backward = METRICS[metric].backward
     counting = True
@@ -75,8 +80,8 @@ def calibrate(
     with ExitStack() as stack:
         stack.enter_context(frozen_and_checkpointed(model, decoder_layers(model)))
         stack.enter_context(all_observing(metrics))
-        watched = zip(parts, moments, samples, metrics, sinks, strict=True)
-        for part, moment, sample, one_metric, skipped in watched:
+        of_parts = zip(parts, moments, of_first, samples, metrics, sinks, strict=True)
+        for part, moment, first, sample, one_metric, skipped in of_parts:
 
             @torch.no_grad()
             def see(
@@ -84,6 +89,7 @@ def calibrate(
                 layer_idx,
                 part=part,
                 moment=moment,
+                first=first,
                 sample=sample,
                 one_metric=one_metric,
                 skipped=skipped,
@@ -92,7 +98,9 @@ def calibrate(
                     return
                 with without_autocast(x):
                     key_value = part.key_value(x, layer_idx)[:, skipped:]
-                    moment.add(key_value)
+                    if split:
+                        first.add(key_value[:, :1])
+                    moment.add(key_value[:, 1:] if split else key_value)
                     sample.add(key_value)
                     one_metric.see(x, layer_idx, key_value)
 
@@ -125,13 +133,29 @@ def calibrate(
                 mean=moment.mean,
                 covariance=moment.covariance,
                 metric=one_metric.matrix(moment.covariance),
-                num_tokens=moment.count,
+                num_tokens=moment.count + first.count,
                 samples=sample.stacked(),
+                split_metric=one_metric.split_matrix(),
+                first=_first_tokens(first, moment, one_metric),
             ),
             part,
         )
-        for part, moment, sample, one_metric in zip(parts, moments, samples, metrics, strict=True)
+        for part, moment, first, sample, one_metric in zip(
+            parts, moments, of_first, samples, metrics, strict=True
+        )
     ]
+
+
+def _first_tokens(first: Moments, others: Moments, metric: ActivationMetric) -> FirstTokens | None:
+    matrix = metric.first_matrix()
+    if matrix is None:
+        return None
+    return FirstTokens(
+        share=first.count / (first.count + others.count),
+        mean=first.mean,
+        second_moment=first.second_moment,
+        metric=matrix,
+    )
 
 
 def _checked(statistics: LatentStatistics, part: AttentionParts) -> LatentStatistics:

@@ -27,6 +27,7 @@ PROGRAMS = {
     "demo": "convert the model that ships with the package, and show what it costs and saves",
     "inspect": "print what a model caches per layer, from its config",
     "convert": "rewrite a model so that it caches latents, and save it",
+    "export": "write a converted model as a DeepSeek checkpoint for other engines",
     "finetune": "recover what compression lost, on text",
     "perplexity": "measure perplexity through the cache",
     "memory": "count the bytes of live caches",

@@ -39,6 +39,7 @@ from .arguments import (
 from .certify import certify
 from .exact_counts import check_exact_counts, sinks_of
 from .in_place import convert_in_place
+from .key_shapes import check_decoupled
 from .options import ConversionOptions
 from .planning import plan_model
 from .ratio_limit import compressed_layers
@@ -237,6 +238,8 @@ def convert_model(
     if config.changes_states:
         check_mixers(model, spec)
     compressed = compressed_parts(model, spec, config)
+    if config.latent_kind is not None and config.latent_kind.decouples:
+        check_decoupled(compressed)
     positions = positions_of(model.config)
     check_exact_counts(config, positions, compressed_layers(spec, config))
     if self_check:

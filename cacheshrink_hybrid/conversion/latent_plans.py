@@ -46,6 +46,7 @@ def latent_plan(
         runs=tuple(ChannelRun(channels=channels, bits=bits) for channels, bits in runs),
         row_format=result.row_format if config.coded else None,
         block_slots=BLOCK_SLOTS if kind.stores_rotated else 0,
+        rotary_frequencies=factors.rotary_frequencies,
         exact_sinks=exact.sinks,
         exact_window=exact.window,
         exact_channels=2 * part.kv_width if any(exact) else 0,

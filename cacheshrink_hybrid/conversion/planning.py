@@ -16,11 +16,10 @@ from ..errors import PlanError
 from ..latents.attention.parts import AttentionParts
 from ..latents.fit.bits import CodedFactors, code_channels, row_alignment
 from ..latents.fit.choice import Choice, Reader, chosen_kinds
-from ..latents.fit.factors import KeyShape, Unit, make_unit
+from ..latents.fit.factors import Unit, make_unit
 from ..latents.fit.held_out import HeldOutText
 from ..latents.fit.held_out_loss import held_out_loss
 from ..latents.fit.kinds import FullFactors, factorize, full_rank_factors
-from ..latents.fit.rotate import BLOCK_SLOTS
 from ..latents.plan import LatentPlan
 from ..methods import AUTO, WIDTHS_OF
 from ..plan import CompressionPlan
@@ -30,6 +29,7 @@ from ..states.fit.planner import StateFactors, make_state_unit, plan_states
 from ..states.kinds import compressible_layers
 from ..states.plan import StatePlan
 from .exact_counts import counts_beside, exact_counts
+from .key_shapes import key_shape
 from .latent_plans import latent_plan
 from .ratio_limit import compressed_layers, kept_bytes
 from .statistics import ModelStatistics
@@ -71,7 +71,7 @@ def plan_model(
         PlanError: a budget that this model cannot meet.
     """
     units = [
-        make_unit(stats, len(part.layer_ids), config.metric_damping, _key_shape(part))
+        make_unit(stats, len(part.layer_ids), config.metric_damping, key_shape(part))
         for part, stats in zip(parts, statistics.latents, strict=True)
     ]
     samples = [stats.samples for stats in statistics.latents]
@@ -230,31 +230,6 @@ def _budget(spec: ModelSpec, config: CompressionConfig) -> float:
             f"{spec.bytes_per_token / kept:.2f}, or keep fewer layers"
         )
     return total - kept
-
-
-def _key_shape(part: AttentionParts) -> KeyShape:
-    J, D = part.num_key_value_heads, part.head_dim
-    if part.rotary is None:
-        return KeyShape(num_heads=J, head_dim=D, cannot_rotate="they are not rotated at all")
-    width = part.rotary.rotated_halves(D)
-    reason = angles = None
-    if part.k_norm is not None:
-        reason = "they are normalised"
-    elif part.rotary.depends_on_length:
-        reason = "their angles depend on the length of the text"
-    elif width is None:
-        reason = "the rotation does not turn pairs (i, i + n) of channels"
-    else:
-        exact = torch.empty(0, device=part.key.weight().device)
-        cos, sin = part.rotary.place_angles(0, BLOCK_SLOTS, BLOCK_SLOTS, exact)
-        angles = torch.atan2(sin, cos)[0, :, : width // 2].to("cpu", torch.float64)
-    return KeyShape(
-        num_heads=J,
-        head_dim=D,
-        rotary_dim=width or D,
-        block_angles=angles,
-        cannot_rotate=reason,
-    )
 
 
 def _profile(parts: list[AttentionParts], config: CompressionConfig) -> DeviceProfile:

@@ -131,6 +131,7 @@ def statistics_of(
     """What `config` needs of these attention modules, and of states if it changes them."""
     if not config.reads_text:
         return ModelStatistics(latents=[weight_statistics(part) for part in parts])
+    split = config.latent_kind is not None and config.latent_kind.decouples
     watched = config.changes_states and bool(compressible_layers(spec))
     states = StateCalibration(model, spec, config.metric) if watched else None
     positions = positions_of(model.config)
@@ -145,6 +146,7 @@ def statistics_of(
         metric=config.metric,
         labels=Labels(config.fisher_labels, config.seed),
         sinks=sinks,
+        split=split,
         states=states,
         progress=progress,
     )
@@ -160,6 +162,7 @@ def statistics_of(
             metric=config.metric,
             labels=Labels(config.fisher_labels, config.seed),
             sinks=sinks,
+            split=split,
         )
         return_freed_memory()
     return ModelStatistics(latents, None if states is None else states.statistics(), text, sinks)

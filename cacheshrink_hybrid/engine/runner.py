@@ -199,10 +199,10 @@ class Runner:
 def _reads_by_slot(model: PreTrainedModel) -> bool:
     """Whether keys or angles depend on the slot itself, not on distances between slots, so that a
     batch must have its sequences in the slots of their positions."""
-    stores_rotated = is_converted(model) and any(
-        latent.read_mode == "rotate" for latent in plan_of(model).latents
+    stored_by_slot = is_converted(model) and any(
+        latent.kind.stores_rotated or latent.kind.decouples for latent in plan_of(model).latents
     )
-    return stores_rotated or any(
+    return stored_by_slot or any(
         module.head.rotary is not None and module.head.rotary.depends_on_length
         for module in model.modules()
         if isinstance(module, LatentAttention)

@@ -12,7 +12,7 @@ from ..methods import LATENT_KINDS, LatentKind
 EXACT_BITS = 16
 """Width of the keys and values in exact rows."""
 
-READ_MODES = ("absorb", "reconstruct", "rotate")
+READ_MODES = ("absorb", "reconstruct", "rotate", "decoupled")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +38,12 @@ class LatentPlan:
         key_rank: channels that keys are rebuilt from, Rk.
         value_rank: channels that values are rebuilt from, Rv.
         read_mode: `absorb` (queries are projected into the latent, nothing is rebuilt),
-            `reconstruct` (keys are rebuilt and rotated, values absorbed) or `rotate` (keys are
-            stored rotated within blocks of slots, and queries absorbed block by block).
+            `reconstruct` (keys are rebuilt and rotated, values absorbed), `rotate` (keys are
+            stored rotated within blocks of slots, and queries absorbed block by block) or
+            `decoupled` (one rotary key for all heads is stored rotated by its slot, and queries are
+            absorbed into both it and the rest).
+        rotary_frequencies: for `decoupled`, the source's frequency of each pair of the rotary key,
+            whose pairs are the first channels, real parts before imaginary ones.
         block_slots: for `rotate`, slots of a block, a power of two; 0 for other modes.
         runs: widths of the stored channels; their channels add up to R.
         row_format: how latents are written as rows of bytes; None where they are stored as they
@@ -69,6 +73,7 @@ class LatentPlan:
     runs: tuple[ChannelRun, ...]
     row_format: RowFormat | None = None
     block_slots: int = 0
+    rotary_frequencies: tuple[int, ...] = ()
     exact_sinks: int = 0
     exact_window: int = 0
     exact_channels: int = 0
@@ -113,6 +118,22 @@ class LatentPlan:
                 f"read_mode={self.read_mode!r} and block_slots={block}; methods that store rotated "
                 "keys have `rotate` and a power of two, others neither"
             )
+
+        if self.kind.decouples != bool(self.rotary_frequencies) or (
+            self.kind.decouples
+            and not self.kv_lora_rank == self.key_rank == self.value_rank + self.qk_rope_head_dim
+        ):
+            raise PlanError(
+                f"layer {self.layer_ids[0]} with method={self.method!r} has "
+                f"rotary_frequencies={self.rotary_frequencies}, key_rank={self.key_rank} and "
+                f"value_rank={self.value_rank}; a rotary key before the channels of values is due "
+                "where keys are decoupled, and none elsewhere"
+            )
+
+    @property
+    def qk_rope_head_dim(self) -> int:
+        """Channels of the rotary key, 0 where there is none."""
+        return 2 * len(self.rotary_frequencies)
 
     @property
     def kind(self) -> LatentKind:
@@ -186,6 +207,7 @@ class LatentPlan:
             **{
                 **values,
                 "layer_ids": tuple(values["layer_ids"]),
+                "rotary_frequencies": tuple(values.get("rotary_frequencies", ())),
                 "runs": tuple(ChannelRun(**run) for run in values["runs"]),
                 "row_format": values["row_format"] and RowFormat(**values["row_format"]),
             }

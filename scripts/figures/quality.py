@@ -84,6 +84,24 @@ def peers(results: Results) -> str:
     return table(("perplexity over the source", *models), rows)
 
 
+def mla(results: Results) -> str:
+    records = [record for result in results for record in result["records"]]
+    found = {(r["model"], r["ratio"], r["method"]): r for r in records}
+    methods = list(dict.fromkeys(record["method"] for record in records))
+    rows = []
+    for model, ratio in dict.fromkeys((record["model"], record["ratio"]) for record in records):
+        own = [found[model, ratio, method] for method in methods]
+        rows.append(
+            (
+                f"{model}, {ratio:g}x",
+                str(own[0]["bytes per token"]),
+                str(own[0]["rotary"]),
+                *(f"{one['added loss']:.4f} ± {one['error']:.4f}" for one in own),
+            )
+        )
+    return table(("nats per token over the source", "bytes per token", "rotary", *methods), rows)
+
+
 def sweep(results: Results) -> str:
     return table(
         ("", "KV bytes per token", "ratio", "perplexity", "change"),

@@ -183,6 +183,16 @@ STUDIES = (
         shown=quality.peers,
     ),
     Study(
+        name="decoupled keys",
+        commands=(
+            f"python -m scripts.compare_mla {_LLAMAS} --calibration {_STORIES} "
+            "--calibration-length 256 --windows 24 --window-length 256 --threads 1 "
+            f"--json {RESULTS}/mla.json",
+        ),
+        results=("mla.json",),
+        shown=quality.mla,
+    ),
+    Study(
         name="sweep",
         commands=(
             f"cacheshrink-hybrid sweep {_SHIPPED} --dtype float32 --methods joint "

@@ -11,6 +11,7 @@ from cacheshrink_hybrid.calibration.calibrate import calibrate, weight_statistic
 from cacheshrink_hybrid.errors import CalibrationError
 from cacheshrink_hybrid.families import model_spec, read_attention
 from cacheshrink_hybrid.latents.fit.metrics import Labels
+from cacheshrink_hybrid.latents.fit.statistics import LatentStatistics
 from cacheshrink_hybrid.methods import METRICS
 from tests.families.tiny_configs import CASES, tiny_model
 from tests.models import calibration_ids, logits_of, random_ids, unchanged
@@ -147,3 +148,36 @@ def test_weights_alone() -> None:
     assert torch.equal(statistics.covariance, weights @ weights.T)
     assert torch.equal(statistics.mean, biases)
     assert torch.equal(statistics.metric, torch.eye(32, dtype=torch.float64))
+
+
+def test_first_tokens_are_told_apart_with_what_unrotated_keys_cost() -> None:
+    """Together with the others they are what calibration finds otherwise."""
+    model = tiny_model("smollm3")
+    parts = read_attention(model, model_spec(model.config))
+    whole, split = (
+        calibrate(model, parts, calibration_ids(3), metric="fisher", split=split)
+        for split in (False, True)
+    )
+    for part, one, apart in zip(parts, whole, split, strict=True):
+        first, width = apart.first, 2 * part.kv_width
+        assert first is not None and one.first is None and one.split_metric is None
+        assert apart.num_tokens == one.num_tokens
+        assert first.share == 1 / 24
+        metric = apart.metric if apart.split_metric is None else apart.split_metric
+        assert (apart.split_metric is None) == (part.rotary is None)
+        torch.testing.assert_close(metric[:width, :width], apart.metric)
+        for known, of_first, of_others in (
+            (one.metric, first.metric[:width, :width], apart.metric),
+            (_second(one.covariance, one.mean), first.second_moment, _second_of(apart)),
+            (one.mean, first.mean, apart.mean),
+        ):
+            both = first.share * of_first + (1 - first.share) * of_others
+            torch.testing.assert_close(both, known)
+
+
+def _second(covariance: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    return covariance + torch.outer(mean, mean)
+
+
+def _second_of(statistics: LatentStatistics) -> torch.Tensor:
+    return _second(statistics.covariance, statistics.mean)

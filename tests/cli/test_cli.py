@@ -45,6 +45,24 @@ def test_every_program_explains_itself(program: str, capsys: pytest.CaptureFixtu
     assert f"cacheshrink-hybrid {program}" in capsys.readouterr().out
 
 
+def test_export_writes_what_transformers_loads(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    source = tmp_path / "source"
+    tiny_model("llama").save_pretrained(source)
+    word_tokenizer().save_pretrained(source)
+    ours, theirs = str(tmp_path / "ours"), str(tmp_path / "theirs")
+    few = ["--num-calibration-samples", "4", "--max-calibration-length", "32"]
+    method = ["--compression-method", "decoupled_rope", "--compression-ratio", "2"]
+    assert main(["convert", str(source), ours, *few, *method]) == 0
+    assert main(["export", ours, theirs]) == 0
+    assert "saved to" in capsys.readouterr().out
+    assert AutoConfig.from_pretrained(theirs).model_type == "deepseek_v3"
+    assert len(AutoTokenizer.from_pretrained(theirs)) == len(word_tokenizer())
+    assert main(["export", str(source), str(tmp_path / "other")]) == 2
+    assert "is not converted" in capsys.readouterr().err
+
+
 def test_inspect_needs_no_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "config.json").write_text((model_path() / "config.json").read_text())
     assert main(["inspect", str(tmp_path)]) == 0

@@ -230,6 +230,7 @@ REFUSED = {
         ],
         ["MODEL: ", "--device: ", "OUTPUT: ", "--calibration-dataset: ", "compression_ratio=0.3"],
     ),
+    "export": ([MODEL, "file", "--pad-to", "1", "64"], ["OUTPUT: ", "--pad-to: ", "MODEL: "]),
     "perplexity": (
         [
             "NONE",

@@ -41,6 +41,11 @@ def test_bytes_per_token() -> None:
             {"method": "rotate_joint", "read_mode": "rotate", "block_slots": 48},
             "block_slots=48; .*a power of two",
         ),
+        ({"rotary_frequencies": (0, 1)}, "rotary_frequencies=\\(0, 1\\).* and none elsewhere"),
+        (
+            {"method": "decoupled_rope", "read_mode": "decoupled", "rotary_frequencies": (0, 1)},
+            "value_rank=10; a rotary key before the channels of values is due",
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -29,6 +29,7 @@ GROUPS = {
         "compression_method",
         "cache_bits",
         "d_latent",
+        "qk_rope_head_dim",
         "rank_allocation",
         "budget_bytes",
         "context_length",

@@ -31,6 +31,7 @@ from .kernel_view import latent_read, row_layout
 from .left_padding import first_visible_slots
 from .pool_read import append_to_pool, read_exact_in_pool, read_pool, rows_in_pool
 from .prefill import expanded_prefill, expanding_pays
+from .rotary_key import split_queries, stored_at
 from .rotation import Angles
 
 
@@ -63,8 +64,9 @@ def attend_by_torch(
     """
     slots = layer.slots(query.shape[2])
     query_angles, key_angles = _angles(head, query, position_embeddings, position_ids, layer, slots)
-    query = head.queries(query, query_angles)
-    latent = _latent(head, latent, key_value, slots.first_query)
+    meeting = split_queries if head.decouples else LatentHead.queries
+    query = meeting(head, query, query_angles)
+    latent = stored_at(head, _latent(head, latent, key_value, slots.first_query), query_angles)
     channels = rows = None
     if key_value is not None and head.exact_codec is not None:
         channels = head.exact_channels(key_value)
@@ -108,13 +110,15 @@ def _angles(
 ) -> tuple[Angles | None, Angles | None]:
     """Angles of the new queries, and of all slots that are read.
 
-    Without history the model's own positions serve, unless keys are stored rotated, which later
-    queries must find rotated by their slot. Where norms follow the rotation, scores depend on more
-    than differences of positions, so that slots count from each row's first token.
+    Without history the model's own positions serve, unless keys or a part of them are stored
+    rotated, which later queries must find rotated by their slot. Where norms follow the rotation,
+    scores depend on more than differences of positions, so that slots count from each row's first
+    token.
     """
     if head.rotary is None or position_embeddings is None:
         return None, None
-    fresh = slots.num_keys == query.shape[2] and not head.stores_rotated
+    by_slot = head.stores_rotated or head.decouples
+    fresh = slots.num_keys == query.shape[2] and not by_slot
     if layer.cache is None or fresh:
         return position_embeddings, position_embeddings
     if head.norms_follow_rotation and position_ids is not None:

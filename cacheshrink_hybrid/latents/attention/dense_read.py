@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .head import LatentHead
 from .paired_keys import keeps_pairs, products_in_pairs
+from .rotary_key import absorbed_split, split_keys
 from .rotated_keys import products_in_blocks
 from .rotation import Angles
 
@@ -110,7 +111,10 @@ def products_of(
     if head.stores_rotated and latent.shape[1] > head.plan.block_slots:
         return products_in_blocks(head, query, latent, first_slot)
     if not (head.rebuilds_keys or head.stores_rotated):
-        absorbed, offset = head.absorbed(query, offset=not up_to_constants)
+        if head.decouples:
+            absorbed, offset = absorbed_split(head, query)
+        else:
+            absorbed, offset = head.absorbed(query, offset=not up_to_constants)
         channels = head.key_channels(latent).transpose(1, 2)
         products = torch.matmul(absorbed, channels)
         if offset is not None:
@@ -160,7 +164,7 @@ def read_expanded(
 ) -> tuple[Tensor, Tensor | None]:
     """Many queries: expand keys and values once and call an attention function; returns what
     `read_latents` does, probabilities where the function gives them."""
-    keys = head.keys(latent, angles, first_slot)
+    keys = split_keys(head, latent) if head.decouples else head.keys(latent, angles, first_slot)
     output, weights = attend(query, keys, head.values(latent), mask)
     return output.reshape(*output.shape[:2], -1), weights
 

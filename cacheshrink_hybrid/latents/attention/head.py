@@ -2,7 +2,8 @@
 
 Of a latent c per token, keys are k = rotate(norm(U_k c + b_k)) and values v = U_v c + b_v; where
 keys are rotated by their place in a block of slots before they are stored, k = rotate(back(U_k c) +
-b_k). Neither has to be formed: where keys are neither normalised nor rotated,
+b_k); where a rotary key is apart, see `rotary_key`. Neither has to be formed: where keys are not
+normalised and not rotated,
 
     q . k = (U_k^T q) . c + q . b_k                 absorbed queries
     sum p v = U_v (sum p c) + (sum p) b_v           mixed latents
@@ -117,6 +118,12 @@ class LatentHead:
     def stores_rotated(self) -> bool:
         """Whether keys are rotated by their place in a block of slots before they are stored."""
         return self.plan.read_mode == "rotate"
+
+    @property
+    def decouples(self) -> bool:
+        """Whether a rotary key for all heads is stored rotated by its slot, and queries absorbed
+        into both it and the rest."""
+        return self.plan.read_mode == "decoupled"
 
     def unlike_matrices(self, like: Tensor) -> str | None:
         """Name and class of a projection that is no matrix, so that nothing can be absorbed into

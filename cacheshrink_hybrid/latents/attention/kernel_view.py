@@ -75,11 +75,16 @@ def latent_read(head: LatentHead, num_slots: int, like: Tensor) -> LatentRead:
         like: a tensor of the queries' type and device.
 
     Raises:
-        KernelUnavailableError: norms of keys other than the RMS norm of a head's channels before
-            their rotation, rotations other than of channel pairs (i, i + rotary dim / 2), sliding
-            windows that exact tokens cover, and latents without a channel of keys or of values.
+        KernelUnavailableError: decoupled keys, norms of keys other than the RMS norm of a head's
+            channels before their rotation, rotations other than of channel pairs (i, i + rotary dim
+            / 2), sliding windows that exact tokens cover, and latents without a channel of keys or
+            of values.
     """
     plan, window = head.plan, head.window
+    if head.decouples:
+        raise KernelUnavailableError(
+            "its rotary key is one for all heads, which torch reads and kernels do not yet"
+        )
     if not (plan.key_rank and plan.value_rank):
         raise KernelUnavailableError(
             f"kernels read channels of keys and of values; this layer has key_rank={plan.key_rank} "

@@ -6,6 +6,7 @@ every cache of transformers holds it as it is; the "value" is empty, or holds ex
 
     absorb       scores (U_k^T q) . c, output U_v (sum p c)            no rotation, no key norm
     reconstruct  k = rotate(norm(U_k c + mean)), scores q . k, output U_v (sum p c)
+    decoupled    as absorb, with a rotary key for all heads among the channels (`rotary_key`)
     rotate       as absorb, with keys rotated by their place in a block of slots before they are
                  stored, and queries turned back to each block
 

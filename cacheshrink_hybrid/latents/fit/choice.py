@@ -159,15 +159,17 @@ def _lost(candidates: Sequence[Candidate]) -> float:
 
 
 def _other_kinds(unit: Unit, config: CompressionConfig, profile: DeviceProfile) -> list[LatentKind]:
-    """Those beside the joint latent that a module may have. Trying one takes time, so that where
-    nothing but rows is read `auto` tries of those that store rotated keys the one that loses least,
-    in one latent with values."""
+    """Those beside the joint latent that a module may have, but for those that need statistics of
+    their own. Trying one takes time, so that where nothing but rows is read `auto` tries of those
+    that store rotated keys the one that loses least, in one latent with values."""
     if unit.keys is None or not rotates(unit):
         return []
     possible = [
         kind
         for kind in LATENT_KINDS.values()
-        if kind.rotary_only and not (kind.stores_rotated and unit.keys.cannot_rotate)
+        if kind.rotary_only
+        and not kind.decouples
+        and not (kind.stores_rotated and unit.keys.cannot_rotate)
     ]
     if config.objective == "speed" or not profile.fused:
         return possible

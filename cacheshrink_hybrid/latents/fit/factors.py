@@ -17,6 +17,13 @@ SPREAD_FLOOR = 1e-2
 """Least standard deviation, as a share of the largest, that a channel is scaled by."""
 
 
+SPLIT_DAMPING = 1e-2
+"""Share of the damping that a metric of split keys gets: what rotation alone can do is a small
+difference of large numbers, to which damping adds, most where keys have a large mean."""
+FIRST_DAMPING = 1e-3
+"""Damping of a metric by which gradients of first tokens are measured."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyShape:
     """How the keys of one module split up.
@@ -45,6 +52,7 @@ class Unit:
         mean: (2*J*D,).
         num_layers: layers that the module serves.
         keys: how its keys split up; needed where heads have channels of their own or rotate.
+        split_metric: of [k; v; u], positive definite, see `LatentStatistics`; None without.
     """
 
     covariance: Tensor
@@ -52,6 +60,7 @@ class Unit:
     mean: Tensor
     num_layers: int
     keys: KeyShape | None = None
+    split_metric: Tensor | None = None
 
     @property
     def width(self) -> int:
@@ -73,13 +82,34 @@ def make_unit(
         FactorizationError: if covariance or metric is not finite and positive semi-definite.
     """
     metric = check_positive_semidefinite(statistics.metric, "the metric")
+    split = statistics.split_metric
+    if split is not None:
+        split = check_positive_semidefinite(split, "the metric of split keys")
+        split = damped(split, SPLIT_DAMPING * damping)
+    covariance = check_positive_semidefinite(statistics.covariance, "the covariance")
+    metric = damped(metric, damping)
+    if statistics.first is not None:
+        covariance = _with_first(covariance, statistics, metric if split is None else split)
     return Unit(
-        covariance=check_positive_semidefinite(statistics.covariance, "the covariance"),
-        metric=damped(metric, damping),
+        covariance=covariance,
+        metric=metric,
         mean=statistics.mean,
         num_layers=num_layers,
         keys=keys,
+        split_metric=split,
     )
+
+
+def _with_first(covariance: Tensor, statistics: LatentStatistics, metric: Tensor) -> Tensor:
+    """Second moment of all tokens about the mean of those that are not first, with first tokens as
+    many times as errors in them cost more than in others, by this metric of the others."""
+    first, mean = statistics.first, statistics.mean
+    assert first is not None
+    likely = damped(metric, FIRST_DAMPING)  # few first tokens are seen, in few directions
+    dearer = float(torch.linalg.solve(likely, first.metric).trace()) / len(metric)
+    across = torch.outer(first.mean, mean)
+    about = first.second_moment - across - across.T + torch.outer(mean, mean)
+    return (1 - first.share) * covariance + first.share * dearer * about
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +132,9 @@ class LatentFactors:
         costs: of errors in the channels, relative to each other, (R,); None if they are not coded.
         key_heads: where heads have channels of their own, the head that each key channel belongs
             to, (Rk,).
+        rotary_frequencies: of a rotary key, whose pairs are the first channels, real parts before
+            imaginary ones: the source's frequency of each pair. Then `mean` is zero, errors of keys
+            are those at distance 0, and `error_bound` is `expected_error`.
     """
 
     method: str
@@ -116,6 +149,7 @@ class LatentFactors:
     basis_group: int | None = None
     costs: Tensor | None = None
     key_heads: Tensor | None = None
+    rotary_frequencies: tuple[int, ...] = ()
 
     @property
     def key_rank(self) -> int:
@@ -210,11 +244,7 @@ def scaled_factors(
     error = max(0.0, projection_loss(full_up, down, unit.covariance, identity))
     variance = float(unit.covariance.trace())
     if group is None:
-        variance_of = torch.einsum("rn,nm,rm->r", down, unit.covariance, down).clamp_min(0)
-        spread = variance_of.sqrt()
-        # Errors of the layers before reach all directions alike, so those that hardly vary must
-        # not be blown up to unit variance: what comes with the text would be a multiple of it.
-        scale = (spread.square() + (SPREAD_FLOOR * spread.max()) ** 2).sqrt().clamp_min(1e-30)
+        scale = unit_scales(torch.einsum("rn,nm,rm->r", down, unit.covariance, down))
         down = down / scale[:, None]
         key_up = key_up * scale[: key_up.shape[1]]
         value_up = value_up * scale[-value_up.shape[1] :]
@@ -231,6 +261,15 @@ def scaled_factors(
         basis_group=group,
         key_heads=key_heads,
     )
+
+
+def unit_scales(variance: Tensor) -> Tensor:
+    """What channels of these variances (R,) are divided by for unit variance, or less of those that
+    hardly vary."""
+    spread = variance.clamp_min(0).sqrt()
+    # Errors of the layers before reach all directions alike, so those that hardly vary must
+    # not be blown up to unit variance: what comes with the text would be a multiple of it.
+    return (spread.square() + (SPREAD_FLOOR * spread.max()) ** 2).sqrt().clamp_min(1e-30)
 
 
 def _stacked(key_up: Tensor, value_up: Tensor, rank: int) -> Tensor:

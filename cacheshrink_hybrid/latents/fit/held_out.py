@@ -60,6 +60,7 @@ def held_out_text(
     metric: str,
     labels: Labels | None = None,
     sinks: Sequence[int] | None = None,
+    split: bool = False,
 ) -> HeldOutText:
     """Keys and values of each attention module on `sequences`, what errors in them cost there, and
     the losses of the model.
@@ -69,11 +70,14 @@ def held_out_text(
         layers: its decoder layers, which are recomputed on the way back.
         sequences: token ids, (1, T) each, that no statistics have seen.
         metric: as of the statistics; costs are taken from this text where it has a backward pass.
-        labels, sinks: as of the statistics.
+        labels, sinks, split: as of the statistics.
     """
-    vectors, gradients = (
-        [Samples(2 * part.kv_width, PER_SEQUENCE, TOTAL) for part in parts] for _ in range(2)
-    )
+    splits = [split and part.rotary is not None for part in parts]
+    vectors = [Samples(2 * part.kv_width, PER_SEQUENCE, TOTAL) for part in parts]
+    gradients = [
+        Samples((3 if of_split else 2) * part.kv_width, PER_SEQUENCE, TOTAL)
+        for part, of_split in zip(parts, splits, strict=True)
+    ]
     backward = METRICS[metric].backward
     labels = Labels() if labels is None else labels
     sinks = [0] * len(parts) if sinks is None else sinks
@@ -82,7 +86,8 @@ def held_out_text(
 
     with ExitStack() as stack:
         stack.enter_context(frozen_and_checkpointed(model, layers))
-        for part, kept, costs, skipped in zip(parts, vectors, gradients, sinks, strict=True):
+        watched = zip(parts, vectors, gradients, sinks, splits, strict=True)
+        for part, kept, costs, skipped, of_split in watched:
 
             @torch.no_grad()
             def see(x: Tensor, layer_idx: int, part=part, kept=kept, skipped=skipped) -> None:
@@ -91,7 +96,8 @@ def held_out_text(
 
             stack.enter_context(observed_inputs(part, see))
             if backward:
-                stack.enter_context(observed_gradients(part, partial(_add_behind, costs, skipped)))
+                add = partial(_add_behind, costs, skipped)
+                stack.enter_context(observed_gradients(part, add, split=of_split))
         for ids in sequences:
             forward = True
             with torch.set_grad_enabled(backward):

@@ -8,6 +8,7 @@ from torch import Tensor
 from ...codecs import RowCodec
 from ...methods import LATENT_KINDS
 from .bits import CodedFactors
+from .decoupled import split_errors
 from .distortion import channel_costs, sampled_latents
 from .factors import LatentFactors, Unit
 from .rotate import in_blocks, sampled_places, seen_in_blocks
@@ -26,6 +27,8 @@ def held_out_loss(result: CodedFactors, unit: Unit, samples: HeldOutSamples, cod
         coded: whether latents are stored as rows of codes.
     """
     factor = result.factors
+    if factor.rotary_frequencies:
+        return _mean_cost(split_errors(factor, samples.vectors.double()), unit, samples)
     turns = LATENT_KINDS[factor.method].stores_rotated
     centered = samples.vectors.double() - factor.mean
     places = sampled_places(len(centered), unit.keys) if turns else None
@@ -46,7 +49,7 @@ def held_out_loss(result: CodedFactors, unit: Unit, samples: HeldOutSamples, cod
 
 
 def _mean_cost(errors: Tensor, unit: Unit, samples: HeldOutSamples) -> float:
-    """Mean cost of errors (n, 2*J*D)."""
+    """Mean cost of errors (n, 2*J*D), or (n, 3*J*D) where keys are split."""
     if samples.gradients is None:
         return float(torch.einsum("tn,nm,tm->", errors, unit.metric, errors)) / len(errors)
     gradients = samples.gradients.double()

@@ -12,6 +12,7 @@ from ...linalg import projection_loss
 from ...methods import LATENT_KINDS, LatentKind
 from ...ranks import Spectrum, fixed_ranks, global_ranks, uniform_ranks
 from ...spec import BYTES_16BIT
+from .decoupled import at_best_width
 from .factors import Bases, LatentFactors, Unit
 
 EQUAL_LOSS = 1.01
@@ -47,6 +48,8 @@ def factorize(
         return global_ranks(spectra, budget_bytes)
 
     kind = config.latent_kind
+    if kind is not None and kind.decouples:
+        return at_best_width(units, config.qk_rope_head_dim, ranks)
     factors = _at_ranks(bases_of(kind or JOINT, units, config), ranks)
     if kind is not None:
         return factors

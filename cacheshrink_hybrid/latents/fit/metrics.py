@@ -46,22 +46,51 @@ class ActivationMetric:
         """M, (2*J*D, 2*J*D), given the covariance of y."""
         return torch.eye(self.width, dtype=torch.float64)
 
+    def split_matrix(self) -> Tensor | None:
+        """M over [k; v; u], (3*J*D, 3*J*D), see `LatentStatistics`; None where it is not known."""
+        return None
+
+    def first_matrix(self) -> Tensor | None:
+        """M of first tokens, see `FirstTokens`; None where they are not apart."""
+        return None
+
 
 class FisherMetric(ActivationMetric):
-    """M = E[g g^T] / 2, g the gradient of the summed loss with respect to one token's y."""
+    """M = E[g g^T] / 2, g the gradient of the summed loss with respect to one token's y.
 
-    def __init__(self, parts: AttentionParts, sinks: int = 0) -> None:
+    Args:
+        split: watch [k; v; u] where keys rotate, see `observed_gradients`, and first tokens apart.
+    """
+
+    def __init__(self, parts: AttentionParts, sinks: int = 0, *, split: bool = False) -> None:
         super().__init__(parts, sinks)
         self.parts = parts
-        self.gradients = Moments(self.width)
+        self.split = split and parts.rotary is not None
+        width = 3 * parts.kv_width if self.split else self.width
+        self.gradients = Moments(width)
+        self.of_first = Moments(width) if split else None
 
     @contextmanager
     def observing(self) -> Iterator[None]:
-        with observed_gradients(self.parts, lambda g: self.gradients.add(g[self.sinks :])):
+        def see(gradients: Tensor) -> None:
+            kept = gradients[self.sinks :]
+            if self.of_first is not None:
+                self.of_first.add(kept[:1])
+                kept = kept[1:]
+            self.gradients.add(kept)
+
+        with observed_gradients(self.parts, see, split=self.split):
             yield
 
     def matrix(self, covariance: Tensor) -> Tensor:
-        return 0.5 * self.gradients.second_moment
+        return 0.5 * self.gradients.second_moment[: self.width, : self.width]
+
+    def split_matrix(self) -> Tensor | None:
+        """M over [k; v; u], (3*J*D, 3*J*D); None where it was not watched."""
+        return 0.5 * self.gradients.second_moment if self.split else None
+
+    def first_matrix(self) -> Tensor | None:
+        return None if self.of_first is None else 0.5 * self.of_first.second_moment
 
 
 class ScoreMetric(ActivationMetric):

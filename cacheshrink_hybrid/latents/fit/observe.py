@@ -1,4 +1,9 @@
-"""Hooks on a source model's attention: its inputs, and the gradients that reach K and V."""
+"""Hooks on a source model's attention: its inputs, and the gradients that reach K and V.
+
+Keys may be split into what rotates and what does not, and what the latter costs is a gradient as
+well: of keys u that add q . u to a score, with queries as they are before their rotation. The
+source has none, so that u is zero, and only its gradient is of interest.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +18,7 @@ from transformers import PreTrainedModel
 
 from ...linear_map import looking_on
 from ..attention.parts import AttentionParts
+from ..attention.split_heads import gated_heads, split_query
 
 
 @contextmanager
@@ -34,34 +40,101 @@ def observed_inputs(parts: AttentionParts, see: Callable[[Tensor, int], None]) -
 
 
 @contextmanager
-def observed_gradients(parts: AttentionParts, see: Callable[[Tensor], None]) -> Iterator[None]:
-    """Call `see(g)` with the gradients g (tokens, 2*J*D) of every pass over keys and values."""
+def observed_gradients(
+    parts: AttentionParts, see: Callable[[Tensor], None], *, split: bool = False
+) -> Iterator[None]:
+    """Call `see(g)` with the gradients g of every pass over [k; v], (tokens, 2*J*D).
+
+    Args:
+        split: over [k; v; u] instead, (tokens, 3*J*D).
+    """
     handles = []
-    for source in parts.sources.values():
-        halves: list[Tensor | None] = [None, None]
+    for layer_idx, source in parts.sources.items():
+        pieces: list[Tensor | None] = [None] * (3 if split else 2)
 
-        def collect(gradient: Tensor, *, rows: Tensor | None, half: int, halves=halves) -> None:
+        def collect(gradient: Tensor, *, rows: Tensor | None, piece: int, pieces=pieces) -> None:
             selected = gradient if rows is None else gradient[..., rows.to(gradient.device)]
-            halves[half] = selected.reshape(-1, selected.shape[-1])
-            if halves[0] is not None and halves[1] is not None:
-                see(torch.cat([halves[0], halves[1]], dim=-1))
-                halves[:] = [None, None]
+            pieces[piece] = selected.reshape(-1, selected.shape[-1])
+            found = [piece for piece in pieces if piece is not None]
+            if len(found) == len(pieces):
+                see(torch.cat(found, dim=-1))
+                pieces[:] = [None] * len(pieces)
 
-        def hook(module, args, output, *, rows, half, collect=collect):
+        def hook(module, args, output, *, rows, piece, collect=collect):
             if not output.requires_grad:
                 output.requires_grad_(True)
             # Recomputed activations of a checkpoint get no gradient, so their hooks stay silent.
-            output.register_hook(partial(collect, rows=rows, half=half))
+            output.register_hook(partial(collect, rows=rows, piece=piece))
 
-        for half, projection in enumerate((parts.key, parts.value)):
+        for piece, projection in enumerate((parts.key, parts.value)):
             module = getattr(source, projection.name)
-            watch = looking_on(partial(hook, rows=projection.rows, half=half))
+            watch = looking_on(partial(hook, rows=projection.rows, piece=piece))
             handles.append(module.register_forward_hook(watch))
+        if split:
+            of_unrotated = partial(collect, rows=None, piece=2)
+            beside = partial(_with_unrotated, parts=parts, layer_idx=layer_idx, see=of_unrotated)
+            handles.append(source.register_forward_hook(beside, with_kwargs=True))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _with_unrotated(
+    source: nn.Module,
+    args: tuple,
+    kwargs: dict,
+    output: tuple,
+    *,
+    parts: AttentionParts,
+    layer_idx: int,
+    see: Callable[[Tensor], None],
+) -> tuple:
+    """A hook after attention: its output, through which unrotated keys of zero get a gradient."""
+    x = (args[0] if args else kwargs["hidden_states"]).detach()
+    unrotated = x.new_zeros(*x.shape[:2], parts.kv_width, requires_grad=True)
+    unrotated.register_hook(see)
+    beside = attention_beside(parts, x, layer_idx, unrotated)
+    return output[0] + (beside - beside.detach()), *output[1:]
+
+
+def attention_beside(parts: AttentionParts, x: Tensor, layer_idx: int, unrotated: Tensor) -> Tensor:
+    """The attention's output (1, T, E) for inputs x (1, T, E), with unrotated keys (1, T, J*D) that
+    meet its queries beside its own."""
+    assert parts.rotary is not None
+    J, D, T = parts.num_key_value_heads, parts.head_dim, x.shape[1]
+    q = parts.query.as_linear()(x)
+    if parts.adapters:
+        q = q + parts.adapters[layer_idx][0](x)
+    query, gate = split_query(q, D, parts.q_norm, parts.norm_spans_heads, gated=parts.gated)
+    if parts.query_scale is not None:
+        query = query * parts.query_scale(torch.arange(T, device=x.device)[None]).to(query.dtype)
+    if parts.gate is not None:
+        gate = parts.gate(x)
+    keys, values = (
+        half.unflatten(-1, (J, D)).transpose(1, 2)
+        for half in parts.key_value(x, layer_idx).chunk(2, dim=-1)
+    )
+    angles = parts.rotary.angles(T, query)
+    turned = parts.rotary.rotate(keys * parts.key_multiplier, *angles)
+    still = unrotated.unflatten(-1, (J, D)).transpose(1, 2) * parts.key_multiplier
+    heads = nn.functional.scaled_dot_product_attention(
+        torch.cat([parts.rotary.rotate(query, *angles), query], dim=-1),
+        torch.cat([turned, still], dim=-1),
+        values,
+        attn_mask=_visible(T, parts.sliding_window, x.device),
+        scale=parts.scaling,
+        enable_gqa=True,
+    )
+    joined = heads.transpose(1, 2).flatten(2)
+    return parts.output(joined if gate is None else gated_heads(joined, gate))
+
+
+def _visible(num_tokens: int, window: int | None, device: torch.device) -> Tensor:
+    """Which tokens (T, T) each token sees."""
+    seen = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=device).tril()
+    return seen if window is None else seen.triu(1 - window)
 
 
 @contextmanager

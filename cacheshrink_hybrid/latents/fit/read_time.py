@@ -4,7 +4,7 @@ A launch moves its bytes once and spends two floating-point operations per produ
 the two bounds it, since a kernel overlaps them. With H query heads, J key heads of D, Rk key
 channels and Rv value channels, operations per token and layer are
 
-    absorb                    2 H (Rk + Rv)
+    absorb, decoupled         2 H (Rk + Rv)
     rotate                    2 H (Rk + D + Rv) + 2 H D Rk / block, D for the mean of the keys
     reconstruct, joint        2 J D Rk + 2 H D + 2 H Rv
     reconstruct, per head     2 D Rk + 2 H D + 2 H Rv

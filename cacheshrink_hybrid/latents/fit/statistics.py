@@ -96,6 +96,24 @@ class Samples:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FirstTokens:
+    """The first tokens of sequences, apart from the others: few, but every query may rest on them,
+    so that an error in them costs up to thousands of times as much.
+
+    Attributes:
+        share: of all tokens.
+        mean, second_moment: E[y] and E[y y^T] of them, (2*J*D,) and (2*J*D, 2*J*D).
+        metric: of errors in them, as `LatentStatistics.split_metric` where that is known, else as
+            `LatentStatistics.metric`.
+    """
+
+    share: float
+    mean: Tensor
+    second_moment: Tensor
+    metric: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LatentStatistics:
     """Second moments of y = [k; v] of one attention module, and what an error in y costs.
 
@@ -107,6 +125,9 @@ class LatentStatistics:
         metric: M, so that an error e costs e^T M e, (2*J*D, 2*J*D).
         num_tokens: calibration tokens that were counted; 0 if none were needed.
         samples: some of the y, (n, 2*J*D), float32, n bounded; None without text.
+        split_metric: as `metric`, of errors in [k; v; u], (3*J*D, 3*J*D): u are keys that meet
+            queries before their rotation, zero in the source. None where they were not watched.
+        first: what is said of all tokens holds of all but these; None where they are not apart.
     """
 
     mean: Tensor
@@ -114,6 +135,8 @@ class LatentStatistics:
     metric: Tensor
     num_tokens: int
     samples: Tensor | None = None
+    split_metric: Tensor | None = None
+    first: FirstTokens | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,8 +145,8 @@ class HeldOutSamples:
 
     Attributes:
         vectors: some of the y, (n, 2*J*D), float32.
-        gradients: of the sampled loss with respect to y, (m, 2*J*D), float32; None where the metric
-            takes none.
+        gradients: of the sampled loss with respect to y, (m, 2*J*D), float32, or to [k; v; u] (see
+            `LatentStatistics.split_metric`), (m, 3*J*D); None where the metric takes none.
     """
 
     vectors: Tensor

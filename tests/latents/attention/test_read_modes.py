@@ -1,4 +1,5 @@
-"""Keys in latents of each head's own, and keys stored rotated: at full rank the source's logits."""
+"""Keys in latents of each head's own, keys stored rotated, and keys that are decoupled from their
+rotation: at full rank the source's logits."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from cacheshrink_hybrid import load_mla_model, save_mla_model
-from cacheshrink_hybrid.errors import PlanError
+from cacheshrink_hybrid.errors import PlanError, UnsupportedModelError
 from cacheshrink_hybrid.latents.fit.rotate import BLOCK_SLOTS
 from tests.families.tiny_configs import tiny_model
 from tests.models import (
@@ -26,8 +27,12 @@ LENGTH = 21
 PER_HEAD = ["llama", "llama-mqa", "llama-dynamic", "gpt_neox", "phi3-partial", "qwen3", "olmo2"]
 ROTATE = ["llama", "llama-biases", "llama-yarn", "gpt_neox", "phi3-partial", "mistral-window"]
 ROTATE += ["smollm3", "gemma2", "gpt_oss", "falcon_h1"]
-METHODS = ["per_head", "rotate", "rotate_joint"]
-CASES = [(method, case) for method in METHODS[1:] for case in ROTATE]
+IN_BLOCKS = ["rotate", "rotate_joint"]
+METHODS = ["per_head", *IN_BLOCKS, "decoupled_rope"]
+DECOUPLED = ["llama", "llama-mqa", "llama-biases", "llama-yarn", "llama-llama3", "gpt_neox"]
+DECOUPLED += ["phi3-partial", "mistral-window", "smollm3", "falcon_h1", "ministral3"]
+CASES = [(method, case) for method in IN_BLOCKS for case in ROTATE]
+CASES += [("decoupled_rope", case) for case in DECOUPLED]
 CASES += [("per_head", case) for case in PER_HEAD]
 
 every_case = pytest.mark.parametrize("method, case", CASES)
@@ -56,10 +61,11 @@ def test_identity_beyond_a_block_of_rotated_keys(case: str, method: str) -> None
 def test_identity_of_shared_modules_with_adapters() -> None:
     """Adapters of keys and values come before the rotation."""
     source = tiny_model("zamba2-adapters", use_mem_rope=True)
-    converted = converted_copy(source, 1.0, "rotate_joint")
     ids = random_ids(2, LENGTH)
-    found = logits_in_pieces(converted, ids, prefill_then_decode(LENGTH, 12))
-    assert_same_logits(found, logits_of(source, ids))
+    for method in ("rotate_joint", "decoupled_rope"):
+        converted = converted_copy(source, 1.0, method)
+        found = logits_in_pieces(converted, ids, prefill_then_decode(LENGTH, 12))
+        assert_same_logits(found, logits_of(source, ids))
 
 
 @every_case
@@ -75,7 +81,7 @@ def test_left_padding(method: str, case: str) -> None:
     assert torch.equal(*outputs)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["per_head", *IN_BLOCKS])
 def test_coded_latents_are_read_as_their_decoded_selves(method: str) -> None:
     models = pair("llama", method, 4.0, cache_bits="auto")
     ids = random_ids(2, LENGTH)
@@ -102,6 +108,34 @@ def test_keys_that_cannot_be_stored_rotated_are_refused(case: str, reason: str) 
 def test_models_without_rotation_are_refused(method: str) -> None:
     with pytest.raises(PlanError, match="this model has none"):
         converted_copy(tiny_model("gpt2"), 2.0, method)
+
+
+@pytest.mark.parametrize(
+    "case, reason",
+    [
+        ("qwen3", "normalised"),
+        ("llama-dynamic", "depend on the length"),
+        ("phi3-longrope", "depend on the length"),
+        ("gemma2", "softcap"),
+        ("gpt_oss", "logits without a value"),
+    ],
+)
+def test_keys_that_cannot_be_decoupled_are_refused(case: str, reason: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"cannot be decoupled.*{reason}"):
+        converted_copy(tiny_model(case), 2.0, "decoupled_rope")
+
+
+@pytest.mark.parametrize("width", [2, 4, 8, None])
+def test_decoupled_keys_below_full_width_do_not_depend_on_the_pieces(width: int | None) -> None:
+    models = pair("llama", "decoupled_rope", 2.0, qk_rope_head_dim=width)
+    ids = random_ids(2, LENGTH)
+    whole = logits_of(models.converted, ids)
+    for pieces in (equal_pieces(LENGTH, 1), prefill_then_decode(LENGTH, 12)):
+        assert_same_logits(logits_in_pieces(models.converted, ids, pieces), whole)
+    latents = models.plan.latents
+    assert len({latent.rotary_frequencies for latent in latents}) == 1
+    assert width in (None, latents[0].qk_rope_head_dim)
+    assert models.plan.bytes_per_token <= models.plan.source_bytes_per_token / 2
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,0 +1,58 @@
+"""How the keys of attention modules split up, and which cannot be stored rotated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from ..errors import UnsupportedModelError
+from ..latents.attention.parts import AttentionParts
+from ..latents.fit.factors import KeyShape
+from ..latents.fit.rotate import BLOCK_SLOTS
+
+
+def key_shape(part: AttentionParts) -> KeyShape:
+    J, D = part.num_key_value_heads, part.head_dim
+    if part.rotary is None:
+        return KeyShape(num_heads=J, head_dim=D, cannot_rotate="they are not rotated at all")
+    width = part.rotary.rotated_halves(D)
+    reason = angles = None
+    if part.k_norm is not None:
+        reason = "they are normalised"
+    elif part.rotary.depends_on_length:
+        reason = "their angles depend on the length of the text"
+    elif width is None:
+        reason = "the rotation does not turn pairs (i, i + n) of channels"
+    else:
+        exact = torch.empty(0, device=part.key.weight().device)
+        cos, sin = part.rotary.place_angles(0, BLOCK_SLOTS, BLOCK_SLOTS, exact)
+        angles = torch.atan2(sin, cos)[0, :, : width // 2].to("cpu", torch.float64)
+    return KeyShape(
+        num_heads=J,
+        head_dim=D,
+        rotary_dim=width or D,
+        block_angles=angles,
+        cannot_rotate=reason,
+    )
+
+
+def check_decoupled(parts: Iterable[AttentionParts]) -> None:
+    """Refuse modules whose rotated keys cannot be split into a rotary key and the rest.
+
+    Raises:
+        UnsupportedModelError: for such modules.
+    """
+    for part in parts:
+        if part.rotary is None:
+            continue
+        reason = key_shape(part).cannot_rotate
+        if reason is None and part.softcap is not None:
+            reason = "their scores have a softcap"
+        if reason is None and part.sinks is not None:
+            reason = "logits without a value take part in their softmax"
+        if reason is not None:
+            raise UnsupportedModelError(
+                f"keys of layer {part.layer_ids[0]} cannot be decoupled from their rotation: "
+                f"{reason}; use another compression_method than 'decoupled_rope'"
+            )
