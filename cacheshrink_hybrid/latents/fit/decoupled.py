@@ -12,7 +12,7 @@ rotary key the best unrotated part n* is linear in y = [k; v], and so is what no
     loss = (k_t - B r)^T S (k_t - B r) + (n' - n*)^T M_nn (n' - n*)
 
 S is what rotation alone can do: next to nothing at frequencies that hardly turn within the text.
-The rotary key takes the largest directions of S^1/2 Cov[K_f] S^1/2, and the latent is the
+The rotary key takes the largest directions of S^1/2 E[K_f K_f^H] S^1/2, and the latent is the
 whitened basis of n*. MLA has no biases, so that means are directions like any other: moments are
 about zero.
 
@@ -187,9 +187,7 @@ class _Split:
         self.metric = metric[J * D :, J * D :]
         self.mending = torch.linalg.solve(self.metric, across)
         self.alone = metric[turning][:, turning] - across.T @ self.mending
-        # A mean that hardly turns is the same for all keys of a query, and no softmax sees it.
-        varying = self.second - torch.outer(unit.mean, unit.mean)
-        seen = 2 * self._by_frequency(varying[turning][:, turning])
+        seen = 2 * self._by_frequency(self.second[turning][:, turning])
         found = _whitened(seen, self._by_frequency(self.alone))
         self.up, self.down, self.gains = found
 
