@@ -5,7 +5,7 @@
 Every module of the package gets a page, and names that a package exports stand on its page.
 Warnings of pdoc and broken references are errors: a dotted name in backticks whose first part is a
 module or package of this one, seen from the docstring's module or from the top, must exist. Names
-of arguments are left alone.
+of arguments are left alone. Modules that need vLLM are left out where it is not installed.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ import cacheshrink_hybrid
 REFERENCE = re.compile(r"`([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+)(?:\(\))?`")
 FILE_SUFFIXES = ("json", "md", "py", "sh", "txt", "safetensors", "png")
 PACKAGE = cacheshrink_hybrid.__name__
+OPTIONAL = "vllm"
+"""A package that some modules need, and the development environment does not have."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,9 +51,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def module_names() -> list[str]:
+    """Of all modules that can be imported here."""
+    return [name for name in _all_names() if _imported(name) is not None]
+
+
+def _all_names() -> list[str]:
     found = pkgutil.walk_packages(cacheshrink_hybrid.__path__, f"{PACKAGE}.")
     names = [module.name for module in found if not module.name.endswith("__main__")]
     return [PACKAGE, *sorted(names)]
+
+
+def _imported(name: str) -> ModuleType | None:
+    """A module; None for one that needs what is not installed here."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != OPTIONAL:
+            raise
+        return None
 
 
 def render(modules: Sequence[ModuleType], output: Path) -> None:
@@ -68,7 +85,9 @@ def render(modules: Sequence[ModuleType], output: Path) -> None:
         warnings.filterwarnings("ignore", message="The module specification")
         # transformers makes the signature, with a name that is not in the module's scope.
         warnings.filterwarnings("ignore", message=r".*CacheShrinkConfig\.__init__.*Literal failed")
-        pdoc.pdoc(*(module.__name__ for module in modules), output_directory=output)
+        names = [module.__name__ for module in modules]
+        others = [f"!{name}" for name in _all_names() if name not in names]
+        pdoc.pdoc(*names, *others, output_directory=output)
 
 
 def broken_references(module: ModuleType) -> Iterator[str]:
@@ -100,7 +119,10 @@ def _has(home: str, name: str) -> bool:
     found: object = importlib.import_module(home)
     for part in name.split("."):
         if isinstance(found, ModuleType) and _is_module(f"{found.__name__}.{part}"):
-            found = importlib.import_module(f"{found.__name__}.{part}")
+            below = _imported(f"{found.__name__}.{part}")
+            if below is None:
+                return True
+            found = below
         elif hasattr(found, part):
             found = getattr(found, part)
         else:  # attributes of instances are annotated, or set in a method

@@ -1,6 +1,6 @@
 """Converted models in vLLM: rows of latents in its paged cache, read on its block tables.
 
-vLLM finds `plugin.register` by the entry point group `vllm.general_plugins`. Nothing else imports
+vLLM finds `plugin.register` by its entry points for general plugins. Nothing else imports
 this folder, and of its files only `plugin`, `checks`, `model`, `attention` and `rows_layer` import
 vLLM.
 """

@@ -112,8 +112,7 @@ def test_kinds_are_chosen_by_what_they_lose_on_held_out_text() -> None:
     for known in (statistics, replace(statistics, held_out=None)):
         plan = convert_model(tiny_model("llama"), config, statistics=known)
         methods.append([latent.method for latent in plan.latents])
-    assert "joint" in methods[0]
-    assert "joint" not in methods[1]
+    assert methods[0].count("joint") > methods[1].count("joint")
 
 
 def test_without_held_out_text_the_plan_says_so() -> None:
