@@ -27,7 +27,16 @@ class UnsupportedModelError(CacheShrinkError, ValueError):
 
 
 class SelfCheckError(UnsupportedModelError):
-    """A rewritten layer does not compute what the source's layer computes. Nothing was changed."""
+    """A rewritten layer does not compute what the source's layer computes. Nothing was changed.
+
+    Attributes:
+        difference: |found - due| over |due| of the layer's output; None where nothing could be
+            compared.
+    """
+
+    def __init__(self, message: str, difference: float | None = None) -> None:
+        super().__init__(message)
+        self.difference = difference
 
 
 class CalibrationError(CacheShrinkError, ValueError):

@@ -17,8 +17,9 @@ from ..caches.planned_layout import PlannedLayout, planned_layout
 from ..checkpoint.description import read_checkpoint
 from ..checkpoint.load_faults import first_line, is_converted_directory, loading
 from ..checkpoint.source_model import gguf_location
-from ..errors import ConfigError
-from ..families import layout_spec
+from ..conversion.row_trial import try_rows
+from ..errors import ConfigError, UnsupportedModelError
+from ..families import FAMILIES, layout_spec
 from ..families.unconverted import REFUSED
 from ..plan import CompressionPlan
 from ..spec import LayerSpec, ModelSpec
@@ -26,6 +27,9 @@ from ..text_tables import fitting_table, format_table
 
 
 def run(given: argparse.Namespace) -> int:
+    if given.try_row:
+        found_rows = [_tried_row(name, given.trust_remote_code) for name in given.models]
+        return 0 if all(found_rows) else 1
     found = [read_model(name, given.trust_remote_code) for name in given.models]
     ratios = [_ratios(given.kv_ratio, given.state_ratio, model.plan) for model in found]
     if len(found) > 1:
@@ -56,6 +60,38 @@ def read_model(name: str, trust_remote_code: bool) -> _Model:
     spec = layout_spec(config)
     dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.bfloat16
     return _Model(short, spec, None, planned_layout(spec, dtype=dtype))
+
+
+def _tried_row(name: str, trust_remote_code: bool) -> bool:
+    """Print what a row of the table would look like; returns whether it fits."""
+    config = _config(name, trust_remote_code)
+    if config.model_type in REFUSED:
+        raise UnsupportedModelError(
+            f"model_type={config.model_type!r} is not converted: {REFUSED[config.model_type]}; no "
+            "row alone changes that"
+        )
+    trial = try_rows(config, trust_remote_code=trust_remote_code)
+    row, depth = trial.nearest, trial.config.num_hidden_layers
+    known = "has a row already" if config.model_type in FAMILIES else "has no row yet"
+    print(
+        f"{config.model_type} {known}. {len(trial.tried)} guessed from its attention, tried on "
+        f"{depth} of its {config.num_hidden_layers} layers with random weights:\n"
+    )
+    print(f"    {row.candidate.source}\n")
+    if row.fault is None:
+        print(
+            "computes what the source computes, whole and in pieces, at the first positions and at "
+            f"the last ones: outputs of layers differ by {row.difference:.1g} of their size at "
+            "most. Options that this config does not set were not tried. What is left to do: the "
+            "recipe 'A model family' in CONTRIBUTING.md"
+        )
+        return True
+    print(
+        f"comes nearest, and does not fit: {row.fault}. The attention's forward does something "
+        "that none of these rows says; fields of Family in cacheshrink_hybrid/families/family.py "
+        "are what a row can say"
+    )
+    return False
 
 
 def _line(

@@ -122,7 +122,7 @@ def check_layers(
     mixers: Sequence[LayerSpec],
     *,
     seed: int = 0,
-) -> None:
+) -> float:
     """Compare every layer that a conversion is to replace with its source.
 
     Args:
@@ -130,6 +130,9 @@ def check_layers(
         parts: its attention modules, taken apart.
         mixers: the layers whose recurrent states are to be compressed.
         seed: of the tokens.
+
+    Returns:
+        The largest difference, |found - due| over |due| of a layer's output.
 
     Raises:
         SelfCheckError: a layer differs by more than rounding, or cannot run at all.
@@ -146,16 +149,21 @@ def check_layers(
         path = spec.state.module_name
         recurrent.append(WatchedLayer(path, model.get_submodule(path), spec.layer_idx))
     config = model.config.get_text_config(decoder=True)
+    differences = [0.0]
     with frozen_and_checkpointed(model, ()), torch.no_grad():
         _run(model, [*attention.values(), *recurrent], seed)
         for part in parts:
             for layer_idx in part.layer_ids:
                 layer = attention[layer_idx]
+                if part.rotary is not None:
+                    _check_angles(layer)
                 with _faults_named(layer):
-                    _compare(layer, full_rank_attention(part), LatentCache(config=config))
+                    rebuilt = full_rank_attention(part)
+                    differences += _compare(layer, rebuilt, LatentCache(config=config))
         for layer, spec in zip(recurrent, mixers, strict=True):
             with _faults_named(layer), _full_width(layer.module, spec):
-                _compare(layer, layer.module, LatentCache(config=config))
+                differences += _compare(layer, layer.module, LatentCache(config=config))
+    return max(differences)
 
 
 def _run(model: PreTrainedModel, layers: Sequence[WatchedLayer], seed: int) -> None:
@@ -172,10 +180,25 @@ def _run(model: PreTrainedModel, layers: Sequence[WatchedLayer], seed: int) -> N
             model(input_ids=ids, position_ids=positions, use_cache=False)
 
 
-def _compare(layer: WatchedLayer, rebuilt: nn.Module, cache: Cache) -> None:
-    """Give `rebuilt` what the source's layer was given, whole and, in the first run, in pieces."""
+def _check_angles(layer: WatchedLayer) -> None:
+    """Without angles nothing is rotated in this run, and what is read from a pool would be."""
+    if any(
+        "position_embeddings" in c.kwargs and c.kwargs["position_embeddings"] is None
+        for c in layer.calls
+    ):
+        raise SelfCheckError(
+            f"layer {layer.layer_idx} ({layer.name}) of the source is given no angles, and its "
+            f"family's row says that it rotates keys. {REMEDY}"
+        )
+
+
+def _compare(layer: WatchedLayer, rebuilt: nn.Module, cache: Cache) -> list[float]:
+    """Give `rebuilt` what the source's layer was given, whole and, in the first run, in pieces;
+    returns how much its outputs differ."""
+    differences = []
     for call in layer.calls:
-        _check(layer, "in one pass", call.output, _first(rebuilt(*call.args, **call.kwargs)))
+        found = _first(rebuilt(*call.args, **call.kwargs))
+        differences.append(_difference(layer, "in one pass", call.output, found))
     call, pieces = layer.calls[0], []
     for begin, end in pairwise(PIECES):
         offset = 0
@@ -183,10 +206,12 @@ def _compare(layer: WatchedLayer, rebuilt: nn.Module, cache: Cache) -> None:
             offset = cache.get_mask_sizes(end - begin, layer.layer_idx)[1]
         args, kwargs = call.piece(begin, end, offset)
         pieces.append(_first(rebuilt(*args, cache=cache, **kwargs)))
-    _check(layer, "through a cache", call.output, torch.cat(pieces, dim=1))
+    found = torch.cat(pieces, dim=1)
+    return [*differences, _difference(layer, "through a cache", call.output, found)]
 
 
-def _check(layer: WatchedLayer, how: str, due: Tensor, found: Tensor) -> None:
+def _difference(layer: WatchedLayer, how: str, due: Tensor, found: Tensor) -> float:
+    """|found - due| over |due|, which rounding explains."""
     size = due.double().norm()
     difference = float((found.double() - due.double()).norm() / size)
     if not math.isfinite(float(size)):
@@ -199,8 +224,10 @@ def _check(layer: WatchedLayer, how: str, due: Tensor, found: Tensor) -> None:
         raise SelfCheckError(
             f"layer {layer.layer_idx} ({layer.name}), rebuilt at full rank and without coding, "
             f"differs from its source by {difference:.2g} of its output {how}; rounding in "
-            f"{due.dtype} explains {allowed:g}. {REMEDY}"
+            f"{due.dtype} explains {allowed:g}. {REMEDY}",
+            difference,
         )
+    return difference
 
 
 @contextmanager

@@ -46,6 +46,16 @@ def interleaved(name: str) -> Projections:
     return read
 
 
+def fused_by_sharing(name: str) -> Projections:
+    """`fused` where all query heads share one key/value head, else `interleaved`."""
+    shared, apart = fused(name), interleaved(name)
+
+    def read(attention: nn.Module, H: int, J: int, D: int):
+        return (shared if J == 1 else apart)(attention, H, J, D)
+
+    return read
+
+
 def always(config: PretrainedConfig, layer_idx: int) -> bool:
     return True
 

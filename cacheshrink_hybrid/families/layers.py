@@ -57,7 +57,8 @@ def family_of(config: PretrainedConfig) -> Family:
         f"model_type={model_type!r} is unknown; supported are {len(FAMILIES)} types, such as "
         "llama, whose rows are in cacheshrink_hybrid/families/rows.py. The programs perplexity, "
         "recall and generate take its causal models as they are; to convert them, or to know what "
-        "they cache, write a row there by the recipe 'A model family' in CONTRIBUTING.md"
+        "they cache, it needs a row there: `cacheshrink-hybrid inspect MODEL --try-row` guesses "
+        "one and tries it, and the recipe 'A model family' in CONTRIBUTING.md says the rest"
     )
 
 

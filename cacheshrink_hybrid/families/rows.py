@@ -14,7 +14,15 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from ..latents.attention.parts import QueryScale
-from .family import Family, fused, in_windows, in_windows_if_any, interleaved, never
+from .family import (
+    Family,
+    fused,
+    fused_by_sharing,
+    in_windows,
+    in_windows_if_any,
+    interleaved,
+    never,
+)
 
 QK_NORM = ("q_norm", "k_norm")
 QK_LAYERNORM = ("q_layernorm", "k_layernorm")
@@ -40,6 +48,12 @@ def _scale_of_long_texts(attention: Any) -> QueryScale:
         return (1 + beta * torch.log(1 + torch.floor(positions / count)))[:, None, :, None]
 
     return scale
+
+
+def _shared_by_all(config: PretrainedConfig) -> tuple[int, int, int]:
+    """One key/value head for all queries, or one for each."""
+    H = config.num_attention_heads
+    return H, 1 if config.multi_query else H, config.hidden_size // H
 
 
 def _rotated_by_theta(config: PretrainedConfig, layer_idx: int) -> bool:
@@ -150,6 +164,14 @@ FAMILIES: dict[str, Family] = {
         ),
         Family(model_type="granite_swa", uses_rope=_rotated_by_theta, rotary=_rotary_of_theta),
         Family(model_type="granitemoe_swa", uses_rope=_rotated_by_theta, rotary=_rotary_of_theta),
+        Family(
+            model_type="gpt_bigcode",
+            attention="transformer.h.{}.attn",
+            projections=fused_by_sharing("c_attn"),
+            output="c_proj",
+            head_sizes=_shared_by_all,
+            uses_rope=never,
+        ),
         Family(
             model_type="biogpt",
             attention="biogpt.layers.{}.self_attn",

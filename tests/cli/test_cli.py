@@ -69,6 +69,19 @@ def test_inspect_needs_no_weights(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "768 KV bytes per token" in capsys.readouterr().out
 
 
+def test_inspect_tries_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "config.json"
+    AutoConfig.for_model("qwen3", **COMMON).to_json_file(file)
+    assert main(["inspect", str(file), "--try-row"]) == 0
+    out = capsys.readouterr().out
+    assert "qwen3 has a row already. 1 guessed" in out
+    assert '    Family(model_type="qwen3", norms=("q_norm", "k_norm"))\n' in out
+    assert "computes what the source computes" in out
+    AutoConfig.for_model("bloom").to_json_file(file)
+    assert main(["inspect", str(file), "--try-row"]) == 2
+    assert "biased by distance (ALiBi)" in capsys.readouterr().err
+
+
 def test_inspect_shows_the_plan(converted: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(converted)]) == 0
     out = capsys.readouterr().out
@@ -241,8 +254,14 @@ def test_models_of_unknown_families(
     assert "no bytes are shown of " + name in capsys.readouterr().err
     assert main(["perplexity", name, *arguments[2:]]) == 2
     assert "nothing to plot" in capsys.readouterr().err
+    assert main(["inspect", name, "--try-row"]) == 1
+    out = capsys.readouterr().out
+    assert "bitnet has no row yet. 3 guessed from its attention, tried on 2 of its 3 layers" in out
+    assert '    Family(model_type="bitnet")\n' in out
+    assert "comes nearest, and does not fit: layer 0 (model.layers.0.self_attn)" in out
     assert main(["inspect", name]) == 2
     error = capsys.readouterr().err
+    assert "inspect MODEL --try-row" in error
     assert "model_type='bitnet' is unknown; supported are " in error
     assert "perplexity, recall and generate take" in error
     assert "the recipe 'A model family' in CONTRIBUTING.md" in error

@@ -11,6 +11,7 @@ from transformers import CONFIG_MAPPING
 from tests.families.tiny_sizes import COMMON, GDN, MOE, layers, rope
 
 MULTI_HEAD = {**COMMON, "num_key_value_heads": 4}
+ONE_KEY = {**COMMON, "num_key_value_heads": 1}
 HEAD = {"head_dim": 16}
 ROUTED = {"num_local_experts": 4, "num_experts_per_tok": 2}
 GRANITE = {"attention_multiplier": 0.2, "embedding_multiplier": 2.0, "logits_scaling": 2.0}
@@ -163,6 +164,8 @@ ROW_CASES = _known(
         **layers("sliding_attention", "full_attention", "full_attention"),
         "layer_rope_theta": [500000.0, 10000.0, 0.0],
     },
+    gpt_bigcode=ONE_KEY,
+    gpt_bigcode__apart={**MULTI_HEAD, "multi_query": False, "scale_attn_weights": False},
     biogpt=MULTI_HEAD,
     phi={**PARTIAL, "qk_layernorm": True},
     phi__plain={**PARTIAL, "qk_layernorm": False},

@@ -2,6 +2,7 @@
 
     cacheshrink-hybrid inspect MODEL [--lengths 1024 8192] [--kv-ratio 4 --state-ratio 4]
     cacheshrink-hybrid inspect eval/configs/*.json --kv-ratio 4 --state-ratio 4
+    cacheshrink-hybrid inspect MODEL --try-row
 
 Several models are printed as one table, a line each.
 
@@ -9,6 +10,11 @@ MODEL is a config.json or a directory with one (of a source or a converted model
 Hub. Keys and values grow with the tokens and are counted at 16 bits; recurrent states do not grow
 and are counted in float32, as models keep them. Families that are known but not converted are shown
 too, with the reason.
+
+With --try-row, rows for the table of families are guessed from how the model's attention is built,
+and tried on a small model of the same config with random weights, which takes seconds: each layer,
+rebuilt by a row, must compute what it computed before. What is printed is the row that does so, or
+the one that comes nearest, and by how much it fails; the status is 1 then.
 """
 
 from __future__ import annotations
@@ -48,6 +54,11 @@ def parser() -> argparse.ArgumentParser:
         type=ratio(),
         default=None,
         help=f"also show states divided by this (default: {NOT_SET})",
+    )
+    made.add_argument(
+        "--try-row",
+        action="store_true",
+        help="guess a row for a family that is not supported yet, and try it (default: off)",
     )
     add_remote_code_flag(made)
     return made

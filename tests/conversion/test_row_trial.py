@@ -1,0 +1,98 @@
+"""Rows for families that the table does not have, tried on small models."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoConfig, LlamaConfig
+
+from cacheshrink_hybrid.conversion.row_trial import RowTrial, small_model, try_rows
+from cacheshrink_hybrid.errors import UnsupportedModelError
+from cacheshrink_hybrid.families import FAMILIES
+from tests.families.tiny_configs import CASES, ROW_CASES, tiny_config
+
+SAID_BY_NO_GUESS = {
+    "ministral3": "a factor of queries by their position",
+    "cohere2_moe-prefix": "rotation by the kind of MLP",
+    "granite_swa": "a rotary embedding for each base",
+    "granitemoe_swa": "a rotary embedding for each base",
+}
+"""Cases whose rows hold a function of their own, which no structure tells."""
+ATTENDING = [
+    case
+    for case in [*CASES, *ROW_CASES]
+    if FAMILIES[tiny_config(case).model_type].attends and not case.startswith("zamba")
+]
+
+
+def trial_without_row(case: str, monkeypatch: pytest.MonkeyPatch) -> RowTrial:
+    """As if the family of the case were unknown."""
+    config = tiny_config(case)
+    monkeypatch.delitem(FAMILIES, config.model_type)
+    found = try_rows(config)
+    assert config.model_type not in FAMILIES
+    return found
+
+
+@pytest.mark.parametrize("case", [case for case in ATTENDING if case not in SAID_BY_NO_GUESS])
+def test_rows_of_the_table_are_found_again(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = trial_without_row(case, monkeypatch)
+    assert trial.fitting is not None, trial.nearest
+    assert trial.fitting is trial.nearest is trial.tried[-1]
+    assert trial.fitting.difference is not None and trial.fitting.difference < 1e-5
+
+
+@pytest.mark.parametrize("case", SAID_BY_NO_GUESS)
+def test_what_no_guess_says_is_told_by_its_difference(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = trial_without_row(case, monkeypatch)
+    assert trial.fitting is None
+    assert trial.nearest.difference is not None and trial.nearest.difference > 1e-2
+    assert "differs from its source" in str(trial.nearest.fault)
+    compared = [row.difference for row in trial.tried if row.difference is not None]
+    assert trial.nearest.difference == min(compared)
+
+
+def test_layers_without_angles_are_not_taken_for_rotated_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fitting = trial_without_row("lara_mini", monkeypatch).fitting
+    assert fitting is not None and "uses_rope=in_windows" in fitting.candidate.source
+
+
+def test_a_known_row_stays_in_the_table() -> None:
+    row = FAMILIES["llama"]
+    assert try_rows(tiny_config("llama")).fitting is not None
+    assert FAMILIES["llama"] is row
+
+
+def test_a_small_model_has_all_kinds_of_layers_and_little_else() -> None:
+    kinds = ["sliding_attention"] * 3 + ["full_attention"]
+    config = AutoConfig.for_model(
+        "gemma3_text", num_hidden_layers=12, layer_types=kinds * 3, vocab_size=5000
+    )
+    small = small_model(config).config
+    assert small.num_hidden_layers == 4 and small.layer_types == kinds
+    assert (small.vocab_size, small.intermediate_size) == (256, 128)
+    assert (small.hidden_size, small.head_dim) == (config.hidden_size, config.head_dim)
+    experts = AutoConfig.for_model("qwen3_moe", num_experts=64, hidden_size=64)
+    assert small_model(experts).config.num_experts == 8
+
+
+def test_small_models_are_the_same_for_a_seed_and_not_neutral() -> None:
+    config = tiny_config("qwen3")
+    first, again, other = (small_model(config, seed=seed).state_dict() for seed in (1, 1, 2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(
+        first["model.layers.0.self_attn.q_norm.weight"],
+        other["model.layers.0.self_attn.q_norm.weight"],
+    )
+
+
+def test_models_that_are_too_large_or_none_are_refused() -> None:
+    huge = LlamaConfig(hidden_size=2**16, num_attention_heads=64, head_dim=1024)
+    with pytest.raises(UnsupportedModelError, match="parameters, and at most 2,147,483,648"):
+        try_rows(huge)
+    with pytest.raises(UnsupportedModelError, match=r"no small causal model of .*vit"):
+        try_rows(AutoConfig.for_model("vit"))
