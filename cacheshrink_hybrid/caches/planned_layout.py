@@ -228,7 +228,7 @@ def _coded_shapes(plan: StatePlan, dtype: torch.dtype) -> Iterator[StateShape]:
     dtype = stored_dtype(dtype, codec)
     columns = plan.conv_channels, plan.conv_kernel - 1
     yield StateShape(plan.layer_idx, "conv", 0, columns, dtype)
-    yield StateShape(plan.layer_idx, "recurrent", 0, (codec.row_bytes,), torch.uint8)
+    yield StateShape(plan.layer_idx, "recurrent", 0, (codec.row_bytes,), torch.uint8, codec)
     if plan.replay_length > 1:
         for number, (width, exact) in enumerate(plan.ring_inputs, start=1):
             kind = torch.float32 if exact else dtype

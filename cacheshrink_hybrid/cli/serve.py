@@ -42,6 +42,9 @@ def run(given: argparse.Namespace) -> int:
         max_batch=given.max_batch,
         prefill_chunk=given.prefill_chunk,
         backend=given.backend,
+        prefix_host_memory=given.prefix_host_memory,
+        prefix_disk=given.prefix_disk,
+        prefix_disk_memory=given.prefix_disk_memory,
     )
     limit = given.max_open_memory
     engine = AsyncLLM(

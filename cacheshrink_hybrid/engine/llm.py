@@ -22,12 +22,14 @@ from ..kernels.backend import Backend, check_backend
 from ..placement import input_device
 from ..pool.budget import budget_bytes
 from ..pool.prefixes.placement import Placement, placement_of
+from ..pool.prefixes.state_codes import LIVE
 from .dispatcher import Dispatcher
 from .intake import Intake
 from .named_model import load_named
 from .outbox import Outbox
 from .prefix_files import load_prefixes
 from .prefix_reuse import PrefixReuse
+from .prefix_tiers import DISK_MEMORY, add_tiers
 from .prompts import PromptEncoder, single_prompt, split_prompts
 from .request import Request, RequestOutput
 from .runner import Runner
@@ -71,6 +73,14 @@ class LLM:
         prefix_eviction: which prefix goes first, see `pool.eviction`.
         prefix_placement: where in prompts states are kept: a name such as `learned` or
             `block_512`, or a `Placement` (`pool.prefixes.placement`).
+        prefix_state_dtype: how recurrent states are kept for others: `live` as they are, or in a
+            code of `pool.prefixes.state_codes` where they are wider. They are coded once, and
+            decoded by whoever goes on from them.
+        prefix_host_memory: of the host, for prefixes that the pool has no room for: bytes, text, or
+            a fraction of the free memory. They are copied back when a prompt begins so.
+        prefix_disk: directory for those that find no room there either, or of the pool itself; the
+            next engine of the same model goes on with what is in it. One at a time may use it.
+        prefix_disk_memory: most that `prefix_disk` takes, bytes or text.
         prefixes: directory that `PrefixCache.save` wrote, to begin with.
 
     Raises:
@@ -96,6 +106,10 @@ class LLM:
         prefix_cache: bool = True,
         prefix_eviction: str = "learned",
         prefix_placement: str | Placement = "learned",
+        prefix_state_dtype: str = LIVE,
+        prefix_host_memory: int | float | str | None = None,
+        prefix_disk: str | Path | None = None,
+        prefix_disk_memory: int | str = DISK_MEMORY,
         prefixes: str | Path | None = None,
     ) -> None:
         check_counts(max_batch=max_batch, prefill_chunk=prefill_chunk)
@@ -116,14 +130,25 @@ class LLM:
             max_batch=max_batch,
             cuda_graphs=cuda_graphs,
             eviction=prefix_eviction,
+            prefix_state_dtype=prefix_state_dtype,
         )
         self.store = self.runner.store
         self.tokenizer = tokenizer
         placement = placement_of(prefix_placement)
         reuses = prefix_cache and placement.keeps_rows
+        tiers = {"prefix_host_memory": prefix_host_memory, "prefix_disk": prefix_disk}
+        for name, wish in {"prefixes": prefixes, **tiers}.items():
+            if wish is not None and not reuses:
+                raise ConfigError(f"{name}=... needs a prefix cache; leave prefix_cache=True")
+        add_tiers(
+            self.store,
+            model,
+            prefix_eviction,
+            host_memory=prefix_host_memory,
+            disk=prefix_disk,
+            disk_memory=prefix_disk_memory,
+        )
         if prefixes is not None:
-            if not reuses:
-                raise ConfigError("prefixes=... needs a prefix cache; leave prefix_cache=True")
             load_prefixes(prefixes, self.store, model)
         self._scheduler = Scheduler(
             self.runner,

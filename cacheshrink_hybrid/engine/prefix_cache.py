@@ -32,8 +32,10 @@ from ..pool.budget import budget_bytes
 from ..pool.prefixes.keeper import Prompt
 from ..pool.prefixes.lookup import TOO_LONG, UNEVEN, WHOLE_PROMPTS, PrefixStatistics
 from ..pool.prefixes.placement import Placement, placement_of
+from ..pool.prefixes.state_codes import LIVE
 from .prefix_files import load_prefixes, save_prefixes
 from .prefix_reuse import PrefixReuse
+from .prefix_tiers import DISK_MEMORY, add_tiers
 from .runner import Runner
 
 PREFILL_CHUNK = 512
@@ -58,7 +60,8 @@ class PrefixCache:
         max_bytes: of what is kept, and of one prompt at a time beside it: bytes, text such as
             "2GiB", or a fraction of the free memory.
         prefill_chunk: most tokens that are computed at once.
-        eviction, placement: see `prefix_eviction` and `prefix_placement` of `LLM`.
+        eviction, placement, state_dtype, host_memory, disk, disk_memory: see the settings of `LLM`
+            that have `prefix_` before these names.
         prefixes: directory that `save` wrote, to begin with.
 
     Raises:
@@ -76,6 +79,10 @@ class PrefixCache:
         prefill_chunk: int = PREFILL_CHUNK,
         eviction: str = "learned",
         placement: str | Placement = "learned",
+        state_dtype: str = LIVE,
+        host_memory: int | float | str | None = None,
+        disk: str | Path | None = None,
+        disk_memory: int | str = DISK_MEMORY,
         prefixes: str | Path | None = None,
     ) -> None:
         check_counts(prefill_chunk=prefill_chunk)
@@ -92,11 +99,20 @@ class PrefixCache:
             max_batch=1,
             cuda_graphs=False,
             eviction=eviction,
+            prefix_state_dtype=state_dtype,
         )
         self.store = self._runner.store
         self._reuse = PrefixReuse(self._runner, placement_of(placement))
         self._lock = threading.Lock()
         self._next_id = 0
+        add_tiers(
+            self.store,
+            model,
+            eviction,
+            host_memory=host_memory,
+            disk=disk,
+            disk_memory=disk_memory,
+        )
         if prefixes is not None:
             load_prefixes(prefixes, self.store, model)
 

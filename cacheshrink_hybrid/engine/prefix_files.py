@@ -22,6 +22,7 @@ from .model_stamp import model_digest
 
 FILE_NAME = "prefixes.safetensors"
 FORMAT = "cacheshrink_hybrid prefixes 1"
+LAID_OUT = "lays its cache out, or keeps states, otherwise"
 
 
 def save_prefixes(directory: str | Path, store: SequenceStore, model: PreTrainedModel) -> None:
@@ -31,15 +32,9 @@ def save_prefixes(directory: str | Path, store: SequenceStore, model: PreTrained
     Raises:
         OutputError: it cannot be written. What was there before still is.
     """
-    tensors = tensors_of(store.prefixes)
-    about = {
-        "format": FORMAT,
-        "layout": store.layout.digest,
-        "model": model_digest(model),
-        "content": _content_digest(tensors),
-    }
-    with replaced(Path(directory) / FILE_NAME) as draft:
-        save_file(tensors, draft, metadata=about)
+    write_tensors(
+        Path(directory) / FILE_NAME, tensors_of(store.prefixes), description_of(store, model)
+    )
 
 
 def load_prefixes(directory: str | Path, store: SequenceStore, model: PreTrainedModel) -> None:
@@ -54,6 +49,34 @@ def load_prefixes(directory: str | Path, store: SequenceStore, model: PreTrained
         raise CheckpointError(
             f"{directory} has no {FILE_NAME}; give a directory that prefixes were saved to"
         )
+    fill(store.prefixes, read_tensors(path, description_of(store, model)))
+
+
+def description_of(store: SequenceStore, model: PreTrainedModel) -> dict[str, str]:
+    """What files of prefixes say of the model that they are of."""
+    layout = store.prefixes.digest
+    return {"format": FORMAT, "layout": layout, "model": model_digest(model)}
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
+    """Write tensors with what is said of them, and their digest.
+
+    Raises:
+        OutputError: it cannot be written. What was there before still is.
+    """
+    with replaced(path) as draft:
+        save_file(tensors, draft, metadata={**about, "content": _content_digest(tensors)})
+
+
+def read_tensors(path: Path, due: dict[str, str]) -> dict[str, Tensor]:
+    """The tensors of a file that `write_tensors` wrote.
+
+    Args:
+        due: what it has to say of them.
+
+    Raises:
+        CheckpointError: it is damaged, or says something else.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             about = file.metadata() or {}
@@ -62,13 +85,13 @@ def load_prefixes(directory: str | Path, store: SequenceStore, model: PreTrained
                     f"{path} has the format {about.get('format')!r}, and {FORMAT!r} is read; save "
                     "the prefixes again with this version of the package"
                 )
-            _check(path, "layout", about, store.layout.digest, "lays its cache out otherwise")
-            _check(path, "model", about, model_digest(model), "has other weights, or another plan")
+            _check(path, "layout", about, due["layout"], LAID_OUT)
+            _check(path, "model", about, due["model"], "has other weights, or another plan")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); copy it again") from error
     _check(path, "content", about, _content_digest(tensors), "was saved with other content")
-    fill(store.prefixes, tensors)
+    return tensors
 
 
 def _check(path: Path, what: str, about: dict[str, str], due: str, fault: str) -> None:

@@ -42,6 +42,11 @@ class PrefixReuse(PrefixKeeper):
         self._stamp = ModelStamp(runner.model)
         self._generation = 0
 
+    def expect(self, prompt: Served) -> None:
+        """A prompt waits, and will be begun soon."""
+        if self._in_pieces and not prompt.reads_prompt:
+            self.prefixes.expect(prompt.tokens)
+
     def begin(self, prompt: Served) -> Lookup:  # type: ignore[override]
         forgets = self._renew()
         prompt.generation, prompt.checkpoints = self._generation, {}

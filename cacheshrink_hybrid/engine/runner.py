@@ -18,6 +18,7 @@ from ..pool.budget import frames_within
 from ..pool.frame_pool import FramePool
 from ..pool.lifetime import TOKENS
 from ..pool.memory import decoding_backend
+from ..pool.prefixes.state_codes import LIVE, state_codes
 from ..pool.store import SequenceStore
 from ..states.mixers.installation import take_over_layers
 from .batch_cache import BatchCache
@@ -38,8 +39,10 @@ class Runner:
         cuda_graphs: replay decode steps from recorded graphs; None where that is possible: on a
             CUDA device, if kernels take all layers.
         eviction: which prefix goes first when frames are needed, see `pool.eviction`.
+        prefix_state_dtype: how prefixes keep states, see `pool.prefixes.state_codes`.
 
     Raises:
+        ConfigError: an unknown `prefix_state_dtype`.
         CacheFullError: `cache_bytes` do not hold a sequence of one frame.
         NotSupportedError: the model keeps something that the store cannot, or its steps cannot be
             recorded and `cuda_graphs` is True.
@@ -60,6 +63,7 @@ class Runner:
         max_batch: int = 256,
         cuda_graphs: bool | None = None,
         eviction: str = "learned",
+        prefix_state_dtype: str = LIVE,
     ) -> None:
         if is_of_peft(model):
             raise UnsupportedModelError(
@@ -80,7 +84,8 @@ class Runner:
         least = len(layout.classes) + layout.state.num_frames
         frames = frames_within(cache_bytes, layout.frame_bytes, least=least)
         pool = FramePool(frames, layout.frame_bytes, device=self.device)
-        self.store = SequenceStore(layout, pool, policy=eviction)
+        codes = state_codes(layout, planned.states, prefix_state_dtype)
+        self.store = SequenceStore(layout, pool, policy=eviction, codes=codes)
         self.cache = BatchCache(self.config, planned, self.store, self.coverage, backend)
         # The first pass of all may go on from a prefix that was loaded.
         take_over_layers(model, self.cache)

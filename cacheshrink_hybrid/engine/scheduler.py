@@ -94,6 +94,8 @@ class Scheduler:
         """Let a request wait for its turn."""
         self._waiting.append(request)
         request.outbox.num_open += 1
+        if self.reuse is not None:
+            self.reuse.expect(request)
 
     def leave(self, request: Request, reason: str | None, error: Exception | None = None) -> None:
         """Forget a request, wherever it is, give its frames back, and tell its owner. Nothing to do

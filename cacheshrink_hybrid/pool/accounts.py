@@ -13,6 +13,7 @@ from .held_frames import HeldFrames
 from .layout import Layout
 from .lifetime import LifetimeClass
 from .prefixes.node import PrefixNode
+from .prefixes.tree import PrefixTree
 from .sequence import GONE, CachedSequence
 
 
@@ -41,7 +42,7 @@ def store_statistics(
     layout: Layout,
     frames: HeldFrames,
     sequences: Iterable[CachedSequence],
-    prefixes: Iterable[PrefixNode],
+    prefixes: PrefixTree,
 ) -> StoreStatistics:
     sequences = list(sequences)
     useful = useful_bytes(layout, sequences, prefixes)
@@ -56,9 +57,7 @@ def store_statistics(
     )
 
 
-def useful_bytes(
-    layout: Layout, sequences: Iterable[CachedSequence], prefixes: Iterable[PrefixNode]
-) -> int:
+def useful_bytes(layout: Layout, sequences: Iterable[CachedSequence], prefixes: PrefixTree) -> int:
     """Bytes of visible rows by frame, at most once per frame, and of distinct states."""
     best: dict[int, int] = {}
 
@@ -71,6 +70,7 @@ def useful_bytes(
                 best[handle] = max(best.get(handle, 0), visible * lifetime.bytes_per_token)
 
     states: list[Handles | None] = []
+    kept: list[Handles | None] = []
     for sequence in sequences:
         for table, lifetime, first in zip(
             sequence.tables, layout.classes, sequence.first, strict=True
@@ -82,9 +82,12 @@ def useful_bytes(
         for rows, lifetime in zip(node.rows, layout.classes, strict=True):
             entry = rows.first // lifetime.tokens_per_frame
             see(lifetime, rows.first, lifetime.num_rows(node.end), entry, rows.frames)
-        states.append(node.state)
-    distinct = {int(state[0]) for state in states if state is not None}
-    return sum(best.values()) + len(distinct) * layout.state.useful_bytes
+        (states if prefixes.codes is None else kept).append(node.state)
+    total = sum(best.values())
+    for found, state_map in ((states, layout.state), (kept, prefixes.kept_state)):
+        distinct = {int(state[0]) for state in found if state is not None}
+        total += len(distinct) * state_map.useful_bytes
+    return total
 
 
 def check_accounts(

@@ -118,6 +118,12 @@ class EvictionQueue(Generic[Item]):
             self._heap = [entry for entry in self._heap if self._entry.get(entry[2]) == entry[1]]
             heapq.heapify(self._heap)
 
+    def outranks(self, item: Item, num_bytes: int) -> bool:
+        """Whether something that is not in the queue would not be the first to go, if it were."""
+        while self._heap and self._entry.get(self._heap[0][2]) != self._heap[0][1]:
+            heapq.heappop(self._heap)
+        return not self._heap or POLICIES[self.policy](item, num_bytes) > self._heap[0][0]
+
     def next_moment(self) -> float:
         """Something was used: the moment of that."""
         self.moment += 1 / max(1.0, self._lifetime)

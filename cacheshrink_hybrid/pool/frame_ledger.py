@@ -113,12 +113,21 @@ class FrameLedger:
             raise CacheFullError(
                 f"no {count} neighbouring frames are free among {self.num_free}; grow the pool"
             )
-        frames = free[starts[0] : starts[0] + count]
+        return self.claim(free[starts[0] : starts[0] + count], kind)
+
+    def claim(self, frames: NDArray[np.int64], kind: str) -> Handles:
+        """Handles of these free frames, with one reference each; O(free frames).
+
+        Raises:
+            FrameError: not all of them are free.
+        """
         stack = self._free[: self.num_free]
-        inside = (stack >= frames[0]) & (stack <= frames[-1])
+        inside = np.isin(stack, frames)
+        if np.count_nonzero(inside) != len(frames):
+            raise FrameError(f"frames {frames[:8].tolist()} are not all free")
         # Moved to the top of the stack, from where `allocate` takes them in order.
         self._free[: self.num_free] = np.concatenate([stack[~inside], frames[::-1]])
-        return self.allocate(count, kind)
+        return self.allocate(len(frames), kind)
 
     def retain(self, handles: Handles) -> None:
         """Add one reference to each frame; a frame may be named once per call.

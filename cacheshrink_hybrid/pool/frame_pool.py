@@ -78,6 +78,18 @@ class FramePool(FrameLedger):
         if len(sources):
             self.frames[self.index(targets)] = self.frames[self.index(sources)]
 
+    def read(self, handles: Handles) -> Tensor:
+        """The bytes of frames, (k, frame_bytes), copied."""
+        return self.frames[self.index(handles)]
+
+    def write(self, handles: Handles, content: Tensor) -> None:
+        """Fill frames with bytes (k, frame_bytes) from any device."""
+        if len(handles):
+            self.frames[self.index(handles)] = content.to(self.device)
+
+    def fetch_ahead(self, handles: Handles) -> None:
+        """These frames will be read soon. Frames in memory need nothing."""
+
     def index(self, handles: Handles) -> Tensor:
         """Frame numbers as an index on the arena's device, (k,) int64."""
         return torch.from_numpy(np.bitwise_and(handles, FRAME_MASK)).to(self.device)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..codecs.state import StateCodec
 from ..lasting import lasting_tensors
 from .frame_pool import FramePool
 from .state_map import ROW_ALIGNMENT, StateMap, StateRows
@@ -25,6 +26,9 @@ class StateShape:
     """One tensor of fixed size that a layer keeps per sequence: number `number` of its `kind`.
 
     Kinds are `conv` and `recurrent`, as cache layers of transformers number their states.
+
+    Attributes:
+        codec: of a coded state, whose bytes the tensor is; None for numbers.
     """
 
     layer_idx: int
@@ -32,6 +36,7 @@ class StateShape:
     number: int
     shape: tuple[int, ...]
     dtype: torch.dtype
+    codec: StateCodec | None = None
 
     def rows(self) -> StateRows:
         """Its rows for the layout: of 16 bytes or less, because tensors of any size come before

@@ -32,6 +32,7 @@ from .going_back import check_resume, cut_tail
 from .held_frames import HeldFrames
 from .layout import Layout
 from .prefixes.lookup import Lookup
+from .prefixes.state_codes import StateCodes
 from .prefixes.tree import PrefixTree
 from .reservation import Step, check_room, perform_step, plan_step, slide_windows
 from .roster import Roster
@@ -46,6 +47,7 @@ class SequenceStore:
         pool: frames of `layout.frame_bytes` bytes, all free.
         history: tokens kept beyond every window, so that so many can be removed again.
         policy: which prefix is evicted first; see `eviction`.
+        codes: of the states that prefixes keep, see `PrefixTree`.
 
     Attributes:
         prefixes: kept for sequences to come, as long as nobody needs their frames.
@@ -60,6 +62,7 @@ class SequenceStore:
         *,
         history: int = 0,
         policy: str = "lru",
+        codes: StateCodes | None = None,
     ) -> None:
         if pool.frame_bytes != layout.frame_bytes or pool.num_held:
             raise FrameError(
@@ -73,7 +76,7 @@ class SequenceStore:
         self._roster = Roster(len(layout.classes))
         self._frames = HeldFrames(pool)
         self._runs: dict[Hashable, Handles] = {}
-        self.prefixes = PrefixTree(layout, self._frames, policy)
+        self.prefixes = PrefixTree(layout, self._frames, policy, codes)
 
     # What is there
 
@@ -231,8 +234,8 @@ class SequenceStore:
         priority: float = 0.0,
         kind: str = "",
     ) -> None:
-        """Keep a sequence as it stands for others that will begin alike. Copies nothing; what the
-        sequence goes on to write is.
+        """Keep a sequence as it stands for others that will begin alike. Copies nothing but a state
+        that is kept in a code; what the sequence goes on to write is.
 
         Args:
             tokens: all that are committed.
@@ -243,7 +246,7 @@ class SequenceStore:
 
     def resume_prefix(self, seq_id: Hashable, tokens: Sequence[int]) -> Lookup:
         """Let an empty sequence begin with what is kept of the tokens that it is to take, of which
-        the last is left to compute. Copies nothing."""
+        the last is left to compute. Copies nothing but a state that was kept in a code."""
         return self.prefixes.resume(tokens, self._roster.ready(seq_id))
 
     # Frames beside sequences
@@ -329,3 +332,5 @@ class SequenceStore:
         """Raise `FrameError` unless every reference is that of one sequence, run or prefix."""
         runs = self._runs.values()
         check_accounts(self.layout, self._frames, self._roster, runs, self.prefixes)
+        if self.prefixes.below is not None:
+            self.prefixes.below.check_integrity()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 
 from ..engine import LLM
 from ..engine.scheduler import EngineStatistics
+from ..pool.prefixes.lookup import TierStatistics
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 PREFIX = "cacheshrink_"
@@ -92,7 +93,24 @@ def engine_lines(llm: LLM) -> list[str]:
     lines += _head(name, "Look-ups by why no more was found.", "counter")
     reasons = Counter(now.prefixes.limits) + Counter(now.prefixes.misses)
     lines += [f'{PREFIX}{name}{{reason="{reason}"}} {n}' for reason, n in sorted(reasons.items())]
+    lines += _tier_lines(now.prefixes.tiers)
     return lines
+
+
+def _tier_lines(tiers: Sequence[TierStatistics]) -> Iterator[str]:
+    """Of the memories below the pool; nothing where there are none."""
+    for field, words, kind in (
+        ("held_bytes", "Bytes of prefixes below the pool.", "gauge"),
+        ("taken", "Prefixes that fell out of the pool and were copied.", "counter"),
+        ("refused", "Prefixes that were not worth their room there.", "counter"),
+        ("hits", "Prompts of which more was there than in the pool.", "counter"),
+        ("restored_tokens", "Tokens that were copied back.", "counter"),
+    ):
+        name = f"prefix_tier_{field}" + ("_total" if kind == "counter" else "")
+        if tiers:
+            yield from _head(name, words, kind)
+        for tier in tiers:
+            yield f'{PREFIX}{name}{{tier="{tier.name}"}} {getattr(tier, field)}'
 
 
 def _number(name: str, words: str, value: float, counts: bool) -> Iterable[str]:

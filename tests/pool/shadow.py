@@ -17,11 +17,15 @@ import torch
 
 from cacheshrink_hybrid.errors import CacheFullError, NotSupportedError
 from cacheshrink_hybrid.pool import arena
+from cacheshrink_hybrid.pool.frame_ledger import Handles
 from cacheshrink_hybrid.pool.frame_pool import FramePool
 from cacheshrink_hybrid.pool.layout import Layout, compile_layout
 from cacheshrink_hybrid.pool.lifetime import FIRST, RECENT, LayerRows, RowSet
 from cacheshrink_hybrid.pool.prefixes.lookup import REASONS, Lookup
+from cacheshrink_hybrid.pool.prefixes.state_codes import StateCodes, state_codes
+from cacheshrink_hybrid.pool.prefixes.tree import PrefixTree
 from cacheshrink_hybrid.pool.state_map import StateRows
+from cacheshrink_hybrid.pool.state_tensors import StateShape
 from cacheshrink_hybrid.pool.store import SequenceStore
 
 
@@ -48,6 +52,23 @@ def small_layout(
         rows.append(LayerRows(layer_idx=0, row_bytes=80, limit=first, kind=FIRST))
     states = [StateRows(layer_idx=9, name="recurrent", num_rows=11, row_bytes=70)] if state else []
     return compile_layout(rows, states, tokens_per_frame=8)
+
+
+STATE_SHAPE = StateShape(9, "recurrent", 0, (2, 16, 12), torch.float32)
+"""Of what `coded_layout` has for a state."""
+
+
+def coded_layout() -> Layout:
+    """Frames of 8 tokens, and a state of numbers, which can be kept in a code."""
+    rows = [LayerRows(layer_idx=number, row_bytes=16) for number in range(2)]
+    return compile_layout(rows, [STATE_SHAPE.rows()], tokens_per_frame=8)
+
+
+def codes_of(layout: Layout) -> StateCodes:
+    """One that keeps small whole numbers as they are."""
+    found = state_codes(layout, [STATE_SHAPE], "float16")
+    assert found is not None
+    return found
 
 
 @lru_cache(maxsize=1 << 16)
@@ -121,12 +142,23 @@ class Shadowed:
         self.layout = layout
         self.pool = FramePool(num_frames, layout.frame_bytes, poison=True)
         self.store = SequenceStore(layout, self.pool, history=history, **settings)
+        self.policy = settings.get("policy", "lru")
         self.twins: dict[int, Twin] = {}
         self.offers: list[Offer] = []
         self.random = np.random.default_rng(seed)
         self.texts = texts(self.random)
         self.refusals = self.saved_tokens = 0
+        self.lost_any = False
+        """Whether a state found no room to be kept in."""
         self.next_id = 0
+
+    def state_after(self, digest: bytes) -> bytes:
+        """Of the tokens with this digest; small whole numbers where it is kept in a code."""
+        num_bytes = self.layout.state.rows[0].num_bytes
+        if self.store.prefixes.codes is None:
+            return hashlib.shake_128(digest).digest(num_bytes)
+        drawn = np.frombuffer(hashlib.shake_128(digest).digest(num_bytes // 4), dtype=np.int8)
+        return drawn.astype(np.float32).tobytes()
 
     def attempt(self, operation: Callable[[], None], change: Callable[[], None]) -> bool:
         """Do `operation`; if it is refused nothing may have changed, else do `change` to twins."""
@@ -187,8 +219,7 @@ class Shadowed:
             read, write = (table.long() for table in store.state_tables([seq_id]))
             old = arena.read_state(self.pool, self.layout.state, read, 0)
             assert old.numpy().tobytes() == (twin.state or bytes(old.numel()))
-            rows = self.layout.state.rows[0]
-            twin.state = hashlib.shake_128(twin.digests[-1]).digest(rows.num_bytes)
+            twin.state = self.state_after(twin.digests[-1])
             values = torch.frombuffer(bytearray(twin.state), dtype=torch.uint8)
             arena.write_state(self.pool, self.layout.state, write, 0, values[None])
 
@@ -225,6 +256,8 @@ class Shadowed:
             priority = float(self.random.integers(4))
             kind = "even" if seq_id % 2 == 0 else "odd"
             self.store.offer_prefix(seq_id, twin.tokens, priority=priority, kind=kind)
+            kept = self.store.prefixes.find([*twin.tokens, -1]).num_tokens
+            self.lost_any = self.lost_any or kept < twin.num_tokens
             numbers = range(len(self.layout.classes))
             first = tuple(self.store.first_position(seq_id, number) for number in numbers)
             self.offers.append(Offer(tuple(twin.tokens), first))
@@ -241,9 +274,9 @@ class Shadowed:
         self.saved_tokens += found.num_tokens
         twin.extend(asked[: found.num_tokens])
         if found.num_tokens and self.layout.state.num_frames:
-            rows = self.layout.state.rows[0]
-            twin.state = hashlib.shake_128(twin.digests[-1]).digest(rows.num_bytes)
-        assert self.pool.num_held == held
+            twin.state = self.state_after(twin.digests[-1])
+        if self.store.prefixes.codes is None and self.store.prefixes.below is None:
+            assert self.pool.num_held == held
         return found
 
     def check_found(self, asked: Sequence[int], found: Lookup) -> None:
@@ -251,7 +284,7 @@ class Shadowed:
         limit = len(asked) - 1
         matched = [min(offer.matched(asked), limit) for offer in self.offers]
         assert found.num_matched <= max(matched, default=0)
-        if self.store.prefixes.evicted:
+        if self.store.prefixes.evicted or self.lost_any:
             return
         assert found.num_matched == max(matched, default=0)
         windows = [lifetime.window for lifetime in self.layout.classes]
@@ -294,9 +327,12 @@ class Shadowed:
             if self.layout.state.num_frames:
                 assert self.store.checkpoints(seq_id) == sorted(twin.checkpoints)
 
-    def check_prefixes(self) -> None:
-        """Every byte that the tree of prefixes holds is that of its tokens."""
-        for node in self.store.prefixes:
+    def check_prefixes(self, tree: PrefixTree | None = None) -> None:
+        """Every byte that a tree of prefixes holds, by default the store's, is that of its
+        tokens."""
+        tree = tree or self.store.prefixes
+        pool = tree.frames.pool
+        for node in tree:
             twin = Twin()
             for step in node.path():
                 twin.extend(step.tokens.tolist())
@@ -305,15 +341,26 @@ class Shadowed:
                 T, end = lifetime.tokens_per_frame, lifetime.num_rows(node.end)
                 if not len(rows.frames):
                     continue
-                view = arena.row_view(self.pool, lifetime, place)
+                view = arena.row_view(pool, lifetime, place)
                 begin = rows.first // T * T
                 found = arena.read_rows(
-                    view, self.pool.index(rows.frames), rows.first - begin, end - begin
+                    view, pool.index(rows.frames), rows.first - begin, end - begin
                 )
                 width = lifetime.row_bytes[place]
                 assert found.numpy().tobytes() == twin.rows(row_set, width, rows.first, end)
             if node.state is not None:
-                frames = self.pool.index(node.state)[None]
-                state = arena.read_state(self.pool, self.layout.state, frames, 0)
-                due = hashlib.shake_128(twin.digests[-1]).digest(state.numel())
-                assert state.numpy().tobytes() == due
+                other, state = self.decoded(pool, node.state)
+                frames = other.index(state)[None]
+                found = arena.read_state(other, self.layout.state, frames, 0)
+                assert found.numpy().tobytes() == self.state_after(twin.digests[-1])
+
+    def decoded(self, pool: FramePool, state: Handles) -> tuple[FramePool, Handles]:
+        """A kept state as a live one, and the pool that it is in."""
+        codes = self.store.prefixes.codes
+        if codes is None:
+            return pool, state
+        other = FramePool(len(state) + self.layout.state.num_frames, pool.frame_bytes)
+        copy, live = other.allocate(len(state)), other.allocate(self.layout.state.num_frames)
+        other.frames[other.index(copy)] = pool.frames[pool.index(state)]
+        codes.decode(other, copy, live)
+        return other, live

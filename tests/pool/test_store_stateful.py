@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from cacheshrink_hybrid.pool.eviction import POLICIES
-from tests.pool.shadow import Shadowed, small_layout
+from tests.pool.shadow import Shadowed, coded_layout, codes_of, small_layout
 
 LAYOUTS = {
     "exact": (small_layout(state=False, windows=(None,), recent=5, first=4), 60),
@@ -102,6 +102,18 @@ def test_random_lives(kind: str, policy: str) -> None:
     assert shadowed.store.num_available == shadowed.pool.num_frames
     shadowed.store.prefixes.clear()
     shadowed.check()
+    assert shadowed.pool.num_free == shadowed.pool.num_frames
+
+
+@pytest.mark.parametrize("policy", ["lru", "learned"])
+def test_random_lives_with_coded_states(policy: str) -> None:
+    layout = coded_layout()
+    shadowed = Shadowed(layout, 50, seed=1, policy=policy, codes=codes_of(layout))
+    random_life(shadowed, STEPS)
+    statistics = shadowed.store.prefixes.statistics()
+    assert statistics.evicted > 0 and statistics.hits > 0 and shadowed.refusals > 0
+    shadowed.store.free(*shadowed.store.seq_ids)
+    shadowed.store.prefixes.clear()
     assert shadowed.pool.num_free == shadowed.pool.num_frames
 
 

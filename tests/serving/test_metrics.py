@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
-from cacheshrink_hybrid.serving.metrics import Histogram
+from cacheshrink_hybrid.pool.prefixes.lookup import TierStatistics
+from cacheshrink_hybrid.serving.metrics import Histogram, _tier_lines
 from tests.serving.live import Live, live_server
 
 LINE = re.compile(r"cacheshrink_\w+(\{\w+=\"[^\"]*\"(,\w+=\"[^\"]*\")*\})? [0-9.e+-]+")
@@ -50,6 +52,23 @@ def test_counts_are_those_of_what_was_served() -> None:
             value for key, value in now.items() if key.startswith("cacheshrink_frames_held_by{")
         ]
         assert sum(kinds) == now["cacheshrink_frames_held"] == statistics.held_frames > 0
+
+
+def test_memories_below_the_pool_are_told_apart() -> None:
+    given = {"name": "host", "budget_bytes": 900, "held_bytes": 300, "kept_tokens": 7}
+    counts = {"taken": 5, "refused": 4, "hits": 3, "restored_tokens": 2, "evicted": 1}
+    tier = TierStatistics(checkpoints=0, **given, **counts)
+    lines = list(_tier_lines([tier, replace(tier, name="disk", held_bytes=11)]))
+    assert lines[2:4] == [
+        'cacheshrink_prefix_tier_held_bytes{tier="host"} 300',
+        'cacheshrink_prefix_tier_held_bytes{tier="disk"} 11',
+    ]
+    assert 'cacheshrink_prefix_tier_restored_tokens_total{tier="host"} 2' in lines
+    assert lines[4] == (
+        "# HELP cacheshrink_prefix_tier_taken_total "
+        "Prefixes that fell out of the pool and were copied."
+    )
+    assert list(_tier_lines([])) == []
 
 
 def test_histograms() -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 from collections.abc import Iterator
+from pathlib import Path
 from typing import get_args
 
 from ...byte_counts import parse_bytes
@@ -114,6 +115,27 @@ def parser() -> argparse.ArgumentParser:
         default="auto",
         help="of decoding: Triton kernels, functions compiled for the CPU, or torch; auto takes "
         "those of the device (default: auto)",
+    )
+    group.add_argument(
+        "--prefix-host-memory",
+        type=Memory(),
+        default=None,
+        help="of the host, for prefixes that the pool has no room for, such as 16GiB "
+        f"(default: {NOT_SET})",
+    )
+    group.add_argument(
+        "--prefix-disk",
+        type=Path,
+        default=None,
+        metavar="DIRECTORY",
+        help="for prefixes that find no room in memory; the next server of the model goes on with "
+        f"them (default: {NOT_SET})",
+    )
+    group.add_argument(
+        "--prefix-disk-memory",
+        type=Bytes(),
+        default="4GiB",
+        help="most that this directory takes (default: 4GiB)",
     )
     group = made.add_argument_group("limits")
     group.add_argument(

@@ -67,7 +67,9 @@ class PrefixKeeper:
         self.store, self.prefixes = store, store.prefixes
         self.placement = placement
         wish = placement.least_distance
-        self._distance = grid_distance(store.layout) if wish is None else wish
+        self._distance = (
+            grid_distance(store.layout, store.prefixes.kept_state) if wish is None else wish
+        )
         self.cost = PrefillCost()
 
     def begin(self, prompt: Prompted) -> Lookup:

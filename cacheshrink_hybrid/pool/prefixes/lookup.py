@@ -15,6 +15,7 @@ WHOLE_PROMPTS = "model takes prompts whole"
 TOO_LONG = "prompt longer than the memory"
 UNEVEN = "padding that no cache has"
 EVERY_TOKEN = "every token asked for"
+NO_ROOM = "no room for the state"
 REASONS = (
     ALL,
     NO_PREFIX,
@@ -26,13 +27,15 @@ REASONS = (
     TOO_LONG,
     UNEVEN,
     EVERY_TOKEN,
+    NO_ROOM,
 )
 """Why a look-up went no further: nothing was left to find, since the last token is computed in any
 case; no request went on so; recurrent states or windows are kept at other positions only; of these
 only behind the last token; they, or the rows, were given up for memory; they were of the model as
 it was before a change; the model continues no prompt by several tokens at once; the prompt would
 not fit, even alone; in a padded batch, states are written anew at other tokens than without
-padding, or keys are stored for other slots; what the model says of every token was asked for."""
+padding, or keys are stored for other slots; what the model says of every token was asked for;
+running requests leave no frames for the state, which is kept in a code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,33 @@ class Lookup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TierStatistics:
+    """A memory below the pool in numbers.
+
+    Attributes:
+        name: `host` or `disk`.
+        budget_bytes, held_bytes: of its frames, and of those that hold something.
+        kept_tokens, checkpoints: on all paths, and positions with a recurrent state, now.
+        taken, refused: prefixes that fell out of the memory above and were copied here, and those
+            that were not worth their room.
+        hits, restored_tokens: prompts that it had more of than the memory above, and how many
+            tokens more.
+        evicted: edges and states given up so far.
+    """
+
+    name: str
+    budget_bytes: int
+    held_bytes: int
+    kept_tokens: int
+    checkpoints: int
+    taken: int
+    refused: int
+    hits: int
+    restored_tokens: int
+    evicted: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PrefixStatistics:
     """Prefixes in numbers: counts since the beginning, and of the moment.
 
@@ -64,6 +94,7 @@ class PrefixStatistics:
         held_bytes: of frames that prefixes alone hold, which running requests get when they
             need them.
         evicted: edges and states given up so far.
+        tiers: memories below the pool, the nearest first.
     """
 
     lookups: int
@@ -76,6 +107,7 @@ class PrefixStatistics:
     checkpoints: int
     held_bytes: int
     evicted: int
+    tiers: tuple[TierStatistics, ...] = ()
 
 
 @dataclass(slots=True)

@@ -16,6 +16,7 @@ from functools import partial
 
 from ...errors import ConfigError
 from ..layout import Layout
+from ..state_map import StateMap
 from .ends import EndPlan
 from .overlaps import OverlapPlan
 
@@ -134,11 +135,11 @@ ROWS_PER_CHECKPOINT = 2
 """Bytes of rows between two checkpoints of a grid, in checkpoints."""
 
 
-def grid_distance(layout: Layout) -> int:
-    """Tokens whose rows take `ROWS_PER_CHECKPOINT` times what a checkpoint takes, which is a state
-    and the rows of windows; 0 where there are no other rows."""
+def grid_distance(layout: Layout, state: StateMap) -> int:
+    """Tokens whose rows take `ROWS_PER_CHECKPOINT` times what a checkpoint takes, which is a kept
+    state and the rows of windows; 0 where there are no other rows."""
     windows = [x for x in layout.classes if x.window is not None]
-    checkpoint = layout.state.num_frames * layout.frame_bytes
+    checkpoint = state.num_frames * layout.frame_bytes
     checkpoint += sum(x.bytes_per_token * (x.window or 0) for x in windows)
     rows = sum(x.bytes_per_token for x in layout.classes if x.window is None and x.limit is None)
     return ROWS_PER_CHECKPOINT * checkpoint // rows if rows else 0

@@ -105,6 +105,15 @@ def begin_with(
         frames.retain(handles)
 
 
+def begin_anew(frames: HeldFrames, twin: CachedSequence) -> None:
+    """Let a sequence that was begun so be empty again."""
+    for handles in list(twin.holdings()):
+        frames.release(handles)
+    twin.num_tokens, twin.state = 0, None
+    twin.first = [0] * len(twin.tables)
+    twin.tables = [FrameTable() for _ in twin.tables]
+
+
 def num_pinned(layout: Layout, frames: HeldFrames, node: PrefixNode, num_tokens: int) -> int:
     """Frames that a sequence would share in `begin_with` and never copy, and that other sequences
     hold in any case; windows let go of theirs and are left out."""

@@ -9,6 +9,8 @@ kinds         why each was kept, a line each, bytes of text
 rows          per node and lifetime class: first row and number of frames, (n, classes, 2)
 row_frames    of all rows, in that order, numbers in `frames`, int64
 state_frames  of all states, (states, frames of a state) int64
+
+Where the frames are in a file already, `places`, their numbers there, take the place of `frames`.
 """
 
 from __future__ import annotations
@@ -29,8 +31,19 @@ from .tree import PrefixTree
 
 def tensors_of(tree: PrefixTree) -> dict[str, Tensor]:
     """What a tree holds, copied."""
+    used, tensors = _described(tree)
+    return {"frames": tree.frames.pool.read(used).cpu(), **tensors}
+
+
+def places_of(tree: PrefixTree) -> dict[str, Tensor]:
+    """The same with the numbers of the frames instead of their bytes."""
+    used, tensors = _described(tree)
+    return {"places": torch.from_numpy(used & FRAME_MASK), **tensors}
+
+
+def _described(tree: PrefixTree) -> tuple[Handles, dict[str, Tensor]]:
+    """Handles of all frames that a tree refers to, and the tensors beside their bytes."""
     nodes = list(tree)
-    pool = tree.frames.pool
     number_of = {tree.root: 0} | {node: number for number, node in enumerate(nodes, start=1)}
     row_frames = [rows.frames for node in nodes for rows in node.rows]
     states = [node.state for node in nodes if node.state is not None]
@@ -48,9 +61,8 @@ def tensors_of(tree: PrefixTree) -> dict[str, Tensor]:
     ]
     rows = [[(x.first, len(x.frames)) for x in node.rows] for node in nodes]
     kinds = "\n".join(node.kind for node in nodes)
-    size = max(1, tree.layout.state.num_frames)
-    return {
-        "frames": pool.frames[pool.index(used)].cpu(),
+    size = max(1, tree.kept_state.num_frames)
+    return used, {
         "tokens": _joined([node.tokens for node in nodes]),
         "nodes": torch.tensor(numbers, dtype=torch.int64).view(-1, 6),
         "priorities": torch.tensor([node.priority for node in nodes], dtype=torch.float64),
@@ -66,7 +78,7 @@ def _joined(parts: list[np.ndarray]) -> Tensor:
 
 
 def fill(tree: PrefixTree, tensors: Mapping[str, Tensor]) -> None:
-    """Let an empty tree hold what `tensors_of` a tree over the same layout gave.
+    """Let an empty tree hold what `tensors_of` a tree of the same digest gave.
 
     Raises:
         CacheFullError: the pool has too few free frames. Nothing was changed.
@@ -74,18 +86,46 @@ def fill(tree: PrefixTree, tensors: Mapping[str, Tensor]) -> None:
     """
     if any(True for _ in tree):
         raise SequenceError("the tree of prefixes is not empty; clear it before filling it")
-    pool = tree.frames.pool
-    state_frames = tensors["state_frames"].numpy()
-    counts = tensors["rows"][:, :, 1].numpy()
-    row_frames = np.split(tensors["row_frames"].numpy(), np.cumsum(counts.reshape(-1)))[:-1]
-    handles = _stored(pool, tensors["frames"], _kinds(tree, row_frames, state_frames))
+    _hang(tree, tensors, _stored(tree.frames.pool, tensors["frames"], _kinds(tree, tensors)))
+
+
+def fill_places(tree: PrefixTree, tensors: Mapping[str, Tensor]) -> None:
+    """Let an empty tree over frames of a file, none of which is held, hold what `places_of` a tree
+    over the same file gave.
+
+    Raises:
+        CacheFullError: the pool has fewer frames than the file had.
+    """
+    pool, places = tree.frames.pool, tensors["places"].numpy()
+    least = int(places.max(initial=0))
+    if least > pool.num_frames:
+        raise CacheFullError(
+            f"prefixes lie in {least} frames of {pool.frame_bytes} bytes, and {pool.num_frames} "
+            f"are to be used; give at least {(least + 1) * pool.frame_bytes} bytes"
+        )
+    handles = np.empty(len(places), dtype=np.int64)
+    for kind, numbers in _kinds(tree, tensors):
+        handles[numbers] = pool.claim(places[numbers], kind)
+    _hang(tree, tensors, handles)
+
+
+def _row_frames(tensors: Mapping[str, Tensor]) -> list[np.ndarray]:
+    """Numbers of the frames of each node and lifetime class."""
+    ends = np.cumsum(tensors["rows"][:, :, 1].numpy().reshape(-1))
+    return np.split(tensors["row_frames"].numpy(), ends)[:-1]
+
+
+def _hang(tree: PrefixTree, tensors: Mapping[str, Tensor], handles: Handles) -> None:
+    """Hang nodes into a tree; `handles` have one reference of ours each, which is given back."""
+    row_frames, state_frames = _row_frames(tensors), tensors["state_frames"].numpy()
+    num_classes = len(tree.layout.classes)
     kinds = bytes(tensors["kinds"].tolist()).decode().split("\n")
     nodes, state = [tree.root], 0
     at = 0
     for number, entry in enumerate(tensors["nodes"].tolist()):
         parent, count, has_state, created, last_use, uses = entry
         rows = [
-            EdgeRows(int(first), handles[row_frames[number * counts.shape[1] + which]])
+            EdgeRows(int(first), handles[row_frames[number * num_classes + which]])
             for which, (first, _) in enumerate(tensors["rows"][number].tolist())
         ]
         node = PrefixNode(
@@ -102,14 +142,13 @@ def fill(tree: PrefixTree, tensors: Mapping[str, Tensor]) -> None:
         state, at = state + has_state, at + count
         nodes.append(node)
         tree.adopt(node, nodes[parent])
-    pool.release(handles)
+    tree.frames.pool.release(handles)
 
 
-def _kinds(
-    tree: PrefixTree, row_frames: list[np.ndarray], state_frames: np.ndarray
-) -> list[tuple[str, np.ndarray]]:
+def _kinds(tree: PrefixTree, tensors: Mapping[str, Tensor]) -> list[tuple[str, np.ndarray]]:
     """The numbers of frames that serve each kind of content."""
     classes = tree.layout.classes
+    row_frames, state_frames = _row_frames(tensors), tensors["state_frames"].numpy()
     found = [(lifetime.name, row_frames[i :: len(classes)]) for i, lifetime in enumerate(classes)]
     kinds = [(name, np.unique(_flat(parts))) for name, parts in found]
     return [*kinds, ("state", np.unique(state_frames))]

@@ -3,6 +3,7 @@
 An edge holds the rows of its tokens, a node perhaps the recurrent states of all layers behind them.
 References of the tree pin nothing: whoever runs gets its frames when there are too few, node by
 node, in the order of an eviction policy. A leaf goes as a whole, an inner node gives up its state.
+What goes may be copied to a memory below, and comes back when a prompt asks for it.
 
 Where several sequences computed the same tokens, the rows of the first one stay.
 """
@@ -10,8 +11,8 @@ Where several sequences computed the same tokens, the rows of the first one stay
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -21,14 +22,16 @@ from ..frame_ledger import Handles
 from ..held_frames import HeldFrames
 from ..layout import Layout
 from ..sequence import CachedSequence
-from .lookup import Lookup, LookupCounts, PrefixStatistics
-from .node import EdgeRows, PrefixNode, Tokens, rows_of, split_rows
+from .edge_tree import EdgeTree
+from .lookup import NO_ROOM, Lookup, LookupCounts, PrefixStatistics, TierStatistics
+from .node import PrefixNode, Tokens
 from .odds import note, odds_of
-from .search import begin_with, find, num_pinned, steps_to, walk
+from .search import begin_anew, begin_with, find, num_pinned, walk
+from .state_codes import StateCodes
 from .worth import num_tokens_between, saved_seconds
 
 
-def _array(tokens: Sequence[int]) -> Tokens:
+def _array(tokens: Sequence[int] | Tokens) -> Tokens:
     return np.asarray(tokens, dtype=np.int64)
 
 
@@ -37,60 +40,56 @@ def _num_held(node: PrefixNode) -> int:
     return sum(map(len, node.holdings()))
 
 
-class PrefixTree:
+class Below(Protocol):
+    """Memory that takes what a tree gives up, see `tier`."""
+
+    def take(self, tree: PrefixTree, node: PrefixNode) -> None:
+        """Copy the path to a node that is about to be given up, if that is worth its room."""
+
+    def fetch_ahead(self, tree: PrefixTree, tokens: Tokens) -> None:
+        """A prompt will be looked up soon, for which `restore` may copy something back."""
+
+    def restore(self, tree: PrefixTree, tokens: Tokens) -> None:
+        """Copy back what goes further along a prompt than what the tree has."""
+
+    def clear(self) -> None:
+        """Forget everything."""
+
+    def statistics(self) -> tuple[TierStatistics, ...]:
+        """Of this one and those below it."""
+
+    def check_integrity(self) -> None:
+        """Raise `FrameError` unless its numbers agree, and those below it."""
+
+
+class PrefixTree(EdgeTree):
     """Prefixes of sequences that were offered to it.
 
     Args:
-        layout, frames: of the store.
+        layout, frames, codes: see `EdgeTree`.
         policy: what is evicted first, see `pool.eviction`.
 
     Attributes:
-        seconds: what it takes to compute the tokens [begin, end) of a sequence, for the policy
-            `seconds_per_byte`; a second per token unless somebody knows better.
+        below: takes what is evicted; None for nobody.
+        seconds: what it takes to compute the tokens [begin, end) of a sequence, for the policies
+            that weigh it; a second per token unless somebody knows better.
         counts: of look-ups.
-        num_tokens, num_checkpoints: on all edges, and nodes with a recurrent state.
         evicted: edges and states given up so far.
-        root: of no tokens.
     """
 
-    def __init__(self, layout: Layout, frames: HeldFrames, policy: str = "lru") -> None:
-        self.layout = layout
-        self.frames = frames
+    def __init__(
+        self,
+        layout: Layout,
+        frames: HeldFrames,
+        policy: str = "lru",
+        codes: StateCodes | None = None,
+    ) -> None:
+        super().__init__(layout, frames, codes)
+        self.below: Below | None = None
         self.seconds: Callable[[int, int], float] = num_tokens_between
-        self.num_tokens = self.num_checkpoints = self.evicted = 0
         self.counts = LookupCounts()
+        self.evicted = 0
         self._queue: EvictionQueue[PrefixNode] = EvictionQueue(policy)
-        self._clock = 0
-        self.root = self._new_node(np.empty(0, dtype=np.int64), None, 0)
-
-    def __getstate__(self) -> dict[str, Any]:
-        nodes = [self.root, *self]
-        numbers = {node: number for number, node in enumerate(nodes)}
-        parents = [0 if node.parent is None else numbers[node.parent] for node in nodes]
-        return {**vars(self), "_nodes": nodes, "_parents": parents}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        nodes, parents = state.pop("_nodes"), state.pop("_parents")
-        vars(self).update(state)
-        for node, parent in zip(nodes[1:], parents[1:], strict=True):
-            node.parent = nodes[parent]
-            node.parent.children[int(node.tokens[0])] = node
-
-    # What is there
-
-    def __iter__(self) -> Iterator[PrefixNode]:
-        """All nodes but the root, each before those behind it."""
-        waiting = list(self.root.children.values())
-        while waiting:
-            node = waiting.pop()
-            yield node
-            waiting += node.children.values()
-
-    @property
-    def needs_checkpoints(self) -> bool:
-        """Whether sequences go on only from where a state, or the rows of a window, was kept."""
-        windows = any(lifetime.window is not None for lifetime in self.layout.classes)
-        return windows or self.layout.state.num_frames > 0
 
     def statistics(self) -> PrefixStatistics:
         counts = self.counts
@@ -106,17 +105,25 @@ class PrefixTree:
             checkpoints=self.num_checkpoints,
             held_bytes=self.frames.num_evictable * self.layout.frame_bytes,
             evicted=self.evicted,
+            tiers=() if self.below is None else self.below.statistics(),
         )
 
     # Looking up
 
-    def find(self, tokens: Sequence[int]) -> Lookup:
+    def find(self, tokens: Sequence[int] | Tokens) -> Lookup:
         """How many of a prompt's tokens a new sequence need not compute: those before the deepest
         position, at least one token before the last, from which all layers can go on."""
         return find(self.layout, self.root, _array(tokens))[0]
 
+    def expect(self, tokens: Sequence[int]) -> None:
+        """A prompt will be looked up soon: let a disk begin to read what it has of it."""
+        if self.below is not None:
+            self.below.fetch_ahead(self, _array(tokens))
+
     def resume(self, tokens: Sequence[int], twin: CachedSequence) -> Lookup:
-        """Let the empty sequence `twin` begin with what is found of a prompt. Copies nothing.
+        """Let the empty sequence `twin` begin with what is found of a prompt. Copies nothing but
+        what is restored from below, and a state that is kept in a code, which is decoded into
+        frames of its own.
 
         Raises:
             SequenceError: the sequence has tokens, or the prompt has none.
@@ -126,14 +133,35 @@ class PrefixTree:
                 f"sequence {twin.seq_id!r} has {twin.num_tokens} tokens and is to take "
                 f"{len(tokens)}; resume an empty one, with at least one token to take"
             )
-        found, node = find(self.layout, self.root, _array(tokens))
-        self.counts.add(len(tokens), found)
+        given = _array(tokens)
+        if self.below is not None:
+            self.below.restore(self, given)
+        found, node = find(self.layout, self.root, given)
         if node is not None:
             begin_with(self.layout, self.frames, twin, node, found.num_tokens)
-            note(node, used=True)
-            node.uses += 1
-            self._use(node)
+            coded = self.codes is not None and twin.state is not None
+            num_frames = self.layout.state.num_frames if coded else 0
+            if num_frames > self.num_available:
+                begin_anew(self.frames, twin)
+                found = Lookup(0, found.num_matched, NO_ROOM)
+            else:
+                note(node, used=True)
+                node.uses += 1
+                self.use(node)
+                self._decode_state(twin, num_frames)
+        self.counts.add(len(tokens), found)
         return found
+
+    def _decode_state(self, twin: CachedSequence, num_frames: int) -> None:
+        """Give a sequence that refers to a coded state the live one, of so many frames."""
+        if not num_frames:
+            return
+        assert self.codes is not None and twin.state is not None
+        self.make_room(num_frames)
+        live = self.frames.allocate(num_frames, "state")
+        self.codes.decode(self.frames.pool, twin.state, live)
+        self.frames.release(twin.state)
+        twin.state = live
 
     def num_pinned(self, tokens: Sequence[int]) -> int:
         """Frames of what would be found of a prompt that sequences hold in any case, so that one
@@ -173,104 +201,83 @@ class PrefixTree:
             )
         if not 0 <= priority < math.inf:
             raise ConfigError(f"priority={priority} must be a number of at least 0")
-        given = _array(tokens)
-        node, at = walk(self.root, given)
-        if not (checkpoint or self.layout.classes):
-            return  # there is nothing to keep
-        checkpoint = checkpoint and self.needs_checkpoints
-        if at < node.end and (at < len(given) or checkpoint):
-            node = self._split(node, at)
-        if at < len(given):
-            node = self._grow(node, given, sequence)
+        given, state = _array(tokens), None
+        if checkpoint and sequence.state is not None:
+            state = self._state_to_keep(given, sequence)
+            checkpoint = state is not None
+        if checkpoint or self.layout.classes:
+            checkpoint = checkpoint and self.needs_checkpoints
+            node = self.keep(given, sequence, state, checkpoint=checkpoint, kind=kind)
+            node.priority = max(node.priority, priority)
+            self.use(node)
+
+    def keep(
+        self,
+        tokens: Tokens,
+        sequence: CachedSequence,
+        state: Handles | None,
+        *,
+        checkpoint: bool,
+        kind: str,
+    ) -> PrefixNode:
+        """The node behind all tokens of a sequence, made unless it is there, and not ranked yet.
+
+        Args:
+            state: as it is kept, of which one reference is taken over; None for none.
+            checkpoint: let the node be one that layers can go on from, by `state` and by rows that
+                windows reach back to.
+            kind: of a new node, or a new checkpoint.
+        """
+        node, at = walk(self.root, tokens)
+        if at < node.end and (at < len(tokens) or checkpoint):
+            behind, node = node, self.split(node, at)
+            self._rank(behind)
+        if at < len(tokens):
+            before, node = node, self.grow(node, tokens, sequence)
+            self._rank(before)
             node.kind = kind
         elif checkpoint and node.state is None:
             node.kind = kind
-        node.priority = max(node.priority, priority)
         if checkpoint:
-            self._complete(node, sequence)
-        self._use(node)
-
-    def adopt(self, node: PrefixNode, parent: PrefixNode) -> None:
-        """Hang a leaf, as it is, behind a node; its frames get one more reference."""
-        for handles in node.holdings():
-            self._retain(handles)
-        node.parent, parent.children[int(node.tokens[0])] = parent, node
-        self.num_tokens += len(node.tokens)
-        self.num_checkpoints += node.state is not None
-        self._clock = max(self._clock, node.last_use)
-        self._rank(parent)
-        self._rank(node)
-
-    def _grow(self, parent: PrefixNode, tokens: Tokens, sequence: CachedSequence) -> PrefixNode:
-        """A leaf behind `parent`, with the rows of the tokens that follow there."""
-        leaf = self._new_node(tokens[parent.end :].copy(), parent, len(tokens))
-        for number, lifetime in enumerate(self.layout.classes):
-            rows = rows_of(lifetime, number, sequence, parent.end, len(tokens))
-            self._retain(rows.frames)
-            leaf.rows[number] = rows
-        parent.children[int(leaf.tokens[0])] = leaf
-        parent.lost_children.discard(int(leaf.tokens[0]))
-        self._rank(parent)
-        self.num_tokens += len(leaf.tokens)
-        return leaf
-
-    def _complete(self, node: PrefixNode, sequence: CachedSequence) -> None:
-        """Give a node the state of a sequence that ends there, and its path the rows that windows
-        reach back to, where they lack."""
-        if node.state is None and sequence.state is not None:
-            self._retain(sequence.state)
-            node.state, node.lost_state = sequence.state, False
-            self.num_checkpoints += 1
-        for number, lifetime in enumerate(self.layout.classes):
-            if lifetime.window is None:
-                continue
-            needed = lifetime.first_needed(node.end + 1)
-            for step, firsts in reversed(list(steps_to(self.layout, node))):
-                if firsts[number] <= needed:
-                    break
-                old = step.rows[number]
-                new = rows_of(lifetime, number, sequence, step.start, step.end)
-                if new.first < old.first:
-                    self._retain(new.frames)
-                    self._release(old.frames)
-                    step.rows[number] = new
-                if step.start <= needed:
-                    break
-
-    def _split(self, node: PrefixNode, at: int) -> PrefixNode:
-        """Cut the edge to a node in two, behind `at` tokens; the new node there."""
-        parent, count = node.parent, at - node.start
-        assert parent is not None and 0 < count < len(node.tokens)
-        upper = self._new_node(node.tokens[:count].copy(), parent, at)
-        upper.priority, upper.created, upper.uses = node.priority, node.created, node.uses
-        upper.last_use, upper.floor, upper.moment = node.last_use, node.floor, node.moment
-        upper.kind = node.kind
-        for number, lifetime in enumerate(self.layout.classes):
-            upper.rows[number], lower, doubled = split_rows(
-                lifetime, node.rows[number], node.start, at, node.end
-            )
-            self._retain(doubled)
-            node.rows[number] = lower
-        parent.children[int(upper.tokens[0])] = upper
-        node.tokens, node.parent = node.tokens[count:].copy(), upper
-        upper.children[int(node.tokens[0])] = node
-        self._rank(node)
-        return upper
-
-    def _new_node(self, tokens: Tokens, parent: PrefixNode | None, end: int) -> PrefixNode:
-        self._clock += 1
-        rows = [EdgeRows(0) for _ in self.layout.classes]
-        node = PrefixNode(tokens, end, rows, parent=parent)
-        node.created = node.last_use = self._clock
+            self.complete(node, sequence, state)
         return node
 
-    def _retain(self, handles: Handles) -> None:
-        self.frames.pool.retain(handles)
+    def adopt(self, node: PrefixNode, parent: PrefixNode) -> None:
+        super().adopt(node, parent)
+        self._rank(parent)
+        self._rank(node)
 
-    def _release(self, handles: Handles) -> None:
-        self.frames.pool.release(handles)
+    def _state_to_keep(self, tokens: Tokens, sequence: CachedSequence) -> Handles | None:
+        """Frames of the state of a sequence with these tokens as it is kept, with one reference
+        more; None if there is no room for them. Evicts, so that nodes that were found before may
+        be gone."""
+        assert sequence.state is not None
+        node, at = walk(self.root, tokens)
+        known = node.state if at == node.end == len(tokens) else None
+        if known is None and self.codes is not None:
+            if not self.make_room(self.codes.num_frames):
+                return None
+            state = self.frames.pool.allocate(self.codes.num_frames, "state")
+            self.codes.encode(self.frames.pool, sequence.state, state)
+            return state
+        state = sequence.state if known is None else known
+        self.retain(state)
+        return state
 
     # Giving up
+
+    @property
+    def num_available(self) -> int:
+        """Frames that are free, or would be if everything were given up."""
+        return self.frames.pool.num_free + self.frames.num_evictable
+
+    def make_room(self, num_frames: int) -> bool:
+        """Evict until so many frames are free; False, and nothing is evicted, if there cannot be
+        so many."""
+        if num_frames > self.num_available:
+            return False
+        self.make_free(num_frames - self.frames.pool.num_free)
+        return True
 
     def make_free(self, num_frames: int) -> None:
         """Evict until so many more frames are free, or nothing is left."""
@@ -279,58 +286,56 @@ class PrefixTree:
             self._evict(missing)
 
     def clear(self) -> None:
-        """Give up everything, which counts as no eviction."""
+        """Give up everything, below as well, which counts as no eviction."""
         for node in self:
             self._queue.discard(node)
             for handles in node.holdings():
-                self._release(handles)
+                self.release(handles)
         self.root.children.clear()
         self.root.lost_children.clear()
         self.num_tokens = self.num_checkpoints = 0
+        if self.below is not None:
+            self.below.clear()
+
+    def is_worth(self, node: PrefixNode, num_frames: int) -> bool:
+        """Whether a copy of a node of another tree, if it were made now and took so many frames,
+        would not be given up before all that is here."""
+        node.created = node.last_use = self.clock + 1
+        node.floor, node.moment = self._queue.floor, self._queue.moment
+        return self._queue.outranks(node, num_frames * self.layout.frame_bytes)
 
     def _evict(self, num_frames: int) -> None:
         """Give up one edge or state; of an edge that serves at any length, not more of its end than
         makes so many frames free."""
-        node = self._queue.pop(self._clock)
+        node = self._queue.pop(self.clock)
         note(node, used=False)
         self.evicted += 1
+        if self.below is not None:
+            self.below.take(self, node)
         if not self.needs_checkpoints:
             cut = node.end - num_frames * self.layout.classes[0].tokens_per_frame
             if cut > node.start:
-                self._split(node, cut)
-                self._queue.discard(node)
+                self.split(node, cut)
         if node.children:
             assert node.state is not None
-            self._release(node.state)
+            self.release(node.state)
             node.state, node.lost_state = None, True
             self.num_checkpoints -= 1
             return
-        self._rank(self._without_empty(self._remove(node)))
-
-    def _remove(self, leaf: PrefixNode) -> PrefixNode:
-        """Forget a leaf; the node before it."""
-        parent = leaf.parent
-        assert parent is not None
-        self._queue.discard(leaf)
-        for handles in leaf.holdings():
-            self._release(handles)
-        self.num_tokens -= len(leaf.tokens)
-        self.num_checkpoints -= leaf.state is not None
-        del parent.children[int(leaf.tokens[0])]
-        parent.lost_children.add(int(leaf.tokens[0]))
-        return parent
+        self._rank(self._without_empty(self.remove(node)))
 
     def _without_empty(self, node: PrefixNode) -> PrefixNode:
         """Forget a leaf that holds nothing, and those before that are left so; the node that is
         not."""
         while not node.children and node.parent is not None and not _num_held(node):
-            node = self._remove(node)
+            self._queue.discard(node)
+            node = self.remove(node)
         return node
 
-    def _use(self, node: PrefixNode) -> None:
+    def use(self, node: PrefixNode) -> None:
         """A node was used just now."""
-        self._clock += 1
-        node.last_use = self._clock
+        self.clock += 1
+        node.last_use = self.clock
         node.floor, node.moment = self._queue.floor, self._queue.next_moment()
         self._rank(node)
 
@@ -345,5 +350,5 @@ class PrefixTree:
             node, self.seconds, with_states=self.layout.state.num_frames > 0
         )
         node.odds = odds_of(node)
-        num_frames = self.layout.state.num_frames if node.children else _num_held(node)
+        num_frames = self.kept_state.num_frames if node.children else _num_held(node)
         self._queue.push(node, num_frames * self.layout.frame_bytes)

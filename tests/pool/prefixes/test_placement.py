@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
 
 from cacheshrink_hybrid.errors import ConfigError
-from cacheshrink_hybrid.pool.layout import compile_layout
+from cacheshrink_hybrid.pool.layout import Layout, compile_layout
 from cacheshrink_hybrid.pool.lifetime import FIRST, RECENT, LayerRows
 from cacheshrink_hybrid.pool.prefixes.placement import (
     NAMED,
@@ -20,7 +21,7 @@ from cacheshrink_hybrid.pool.prefixes.placement import (
     powers_of_two,
     square_root,
 )
-from cacheshrink_hybrid.pool.state_map import StateRows
+from cacheshrink_hybrid.pool.state_map import StateRows, place_state
 
 
 @pytest.mark.parametrize(
@@ -84,15 +85,22 @@ def test_unknown_names(name: str) -> None:
         placement_of(name)
 
 
+def distance_in(layout: Layout) -> int:
+    return grid_distance(layout, layout.state)
+
+
 def test_a_grid_is_as_wide_as_checkpoints_are_heavy() -> None:
     rows = [LayerRows(layer_idx=0, row_bytes=64), LayerRows(layer_idx=1, row_bytes=64)]
     states = [StateRows(layer_idx=2, name="recurrent", num_rows=64, row_bytes=256)]
     layout = compile_layout(rows, states)
     state_bytes = layout.state.num_frames * layout.frame_bytes
     assert state_bytes >= 64 * 256
-    assert grid_distance(layout) == 2 * state_bytes // 128
-    assert grid_distance(compile_layout(rows)) == 0
-    assert grid_distance(compile_layout([], states)) == 0
+    assert distance_in(layout) == 2 * state_bytes // 128
+    half = place_state([replace(states[0], row_bytes=128)], layout.frame_bytes)
+    assert grid_distance(layout, half) == 2 * half.num_frames * layout.frame_bytes // 128
+    assert half.num_frames < layout.state.num_frames
+    assert distance_in(compile_layout(rows)) == 0
+    assert distance_in(compile_layout([], states)) == 0
     window = LayerRows(layer_idx=0, row_bytes=32, window=16, kind=RECENT)
     first = LayerRows(layer_idx=0, row_bytes=32, limit=4, kind=FIRST)
-    assert grid_distance(compile_layout([*rows, window, first])) == 2 * 16 * 32 // 128
+    assert distance_in(compile_layout([*rows, window, first])) == 2 * 16 * 32 // 128
