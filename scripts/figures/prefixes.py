@@ -36,6 +36,36 @@ def strategies(results: Results) -> str:
     )
 
 
+def held_out(results: Results) -> str:
+    """Ours over the best published strategy, by seed of the workloads: that on which constants were
+    chosen, then others. Strategies that not all results have are left out."""
+    seeds = [result["seed"] for result in results]
+    pairs = set.intersection(*({_pair(r) for r in x["rows"]} for x in results))
+    cells = dict.fromkeys((r["workload"], r["budget_share"]) for r in results[0]["rows"])
+    lines, others = [], []
+    for workload, share in cells:
+        ratios = []
+        for result in results:
+            here = [
+                row
+                for row in result["rows"]
+                if (row["workload"], row["budget_share"]) == (workload, share)
+                and _pair(row) in pairs
+            ]
+            ours = next(row for row in here if _pair(row) == OURS)
+            best = best_of([row for row in here if is_published(row)])
+            ratios.append(ours["saved_tokens"] / best["saved_tokens"])
+        others += ratios[1:]
+        lines.append((workload, f"{100 * share:g} %", *(f"{ratio:.2f}" for ratio in ratios)))
+    mean = f"{sum(others) / len(others):.2f}"
+    lines.append(("mean of the other seeds", "", "", mean, *[""] * (len(seeds) - 2)))
+    return table(("workload", "budget", *(f"seed {seed}" for seed in seeds)), lines)
+
+
+def _pair(row: dict[str, Any]) -> tuple[str, str]:
+    return row["placement"], row["eviction"]
+
+
 def widths(results: Results) -> str:
     """Share saved in equal bytes, by how states and rows are stored."""
     rows = results[0]["rows"]
@@ -49,6 +79,32 @@ def widths(results: Results) -> str:
             for workload, share in cells
         ),
     )
+
+
+def kept_states(results: Results) -> str:
+    """What is lost after a hit, by how states are kept."""
+    rows = results[0]["runs"]
+    names = ("model", "states kept", "KiB", "perplexity, one hit", "KL", "a hit per turn", "KL")
+    return table(
+        (*names, "recalled"),
+        (
+            (
+                row["model"],
+                row["states kept"],
+                f"{row['bytes'] / 1024:.0f}",
+                _change(row, "once"),
+                f"{row['once: KL']:.1e}",
+                _change(row, "turns"),
+                f"{row['turns: KL']:.1e}",
+                f"{row['recalled']} of {row['recalled cold']}",
+            )
+            for row in rows
+        ),
+    )
+
+
+def _change(row: dict[str, Any], group: str) -> str:
+    return f"{row[f'{group}: change %']:+.3f} % ± {row[f'{group}: error %']:.3f}"
 
 
 def _percent(row: dict[str, Any]) -> str:

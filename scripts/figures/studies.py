@@ -361,6 +361,16 @@ STUDIES = (
         shown=prefixes.strategies,
     ),
     Study(
+        name="other seeds",
+        commands=tuple(
+            f"{_PREFIX} --seed {seed} --placements align_528 dp_3 branch learned --evictions "
+            f"seconds_per_byte learned --json {RESULTS}/prefix_seed_{seed}.json"
+            for seed in (1, 2)
+        ),
+        results=("prefix.json", "prefix_seed_1.json", "prefix_seed_2.json"),
+        shown=prefixes.held_out,
+    ),
+    Study(
         name="first tokens",
         commands=(
             f"python -m scripts.bench_prefix --threads 1 --json {RESULTS}/bench_prefix.json",
@@ -377,6 +387,16 @@ STUDIES = (
         ),
         results=("prefix_widths.json",),
         shown=prefixes.widths,
+    ),
+    Study(
+        name="kept states",
+        commands=(
+            f"python -m scripts.measure_kept_states {_SHIPPED} eval/models/mamba2-recall "
+            f"--texts 10 --exercises 6 --codes live float16 int8 float8 "
+            f"--json {RESULTS}/prefix_states.json",
+        ),
+        results=("prefix_states.json",),
+        shown=prefixes.kept_states,
     ),
     Study(
         name="engine",

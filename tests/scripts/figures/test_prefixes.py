@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scripts.figures.prefixes import strategies, widths
+from scripts.figures.prefixes import held_out, kept_states, strategies, widths
 
 
 def row(placement: str, eviction: str, saved: int, width: str = "bf16 states") -> dict:
@@ -35,3 +35,26 @@ def test_widths_side_by_side() -> None:
     head, _, line = widths([{"rows": rows}]).splitlines()
     assert head == "| workload | budget | bf16 states | int8 states |"
     assert line == "| mixed | 25 % | 10.0 % | 25.0 % |"
+
+
+def test_what_kept_states_lose() -> None:
+    run = {"model": "some", "states kept": "int8", "bytes": 2048, "recalled": 9, "asked": 12}
+    run |= {"recalled cold": 10}
+    for group, change in (("once", 0.0123), ("turns", -0.5)):
+        run |= {f"{group}: change %": change, f"{group}: error %": 0.01, f"{group}: KL": 0.00012}
+    line = kept_states([{"runs": [run]}]).splitlines()[-1]
+    assert line == (
+        "| some | int8 | 2 | +0.012 % ± 0.010 | 1.2e-04 | -0.500 % ± 0.010 | 1.2e-04 | 9 of 10 |"
+    )
+
+
+def test_other_seeds_are_compared_by_the_same_strategies() -> None:
+    own = [row("learned", "learned", 450), row("dp_3", "seconds_per_byte", 300)]
+    other = [row("learned", "learned", 330), row("dp_3", "seconds_per_byte", 300)]
+    first = {"seed": 0, "rows": [*own, row("branch", "lru", 400)]}
+    lines = held_out([first, {"seed": 1, "rows": other}]).splitlines()
+    assert lines[0] == "| workload | budget | seed 0 | seed 1 |"
+    assert lines[2:] == [
+        "| mixed | 25 % | 1.50 | 1.10 |",
+        "| mean of the other seeds |  |  | 1.10 |",
+    ]
