@@ -78,3 +78,15 @@ def test_moments_pass_as_fast_as_things_go() -> None:
 def test_unknown_policies() -> None:
     with pytest.raises(ConfigError, match="choose one of lru"):
         EvictionQueue("random")
+
+
+def test_what_would_be_first_to_go_is_told() -> None:
+    queue: EvictionQueue[Thing] = EvictionQueue("seconds_per_byte")
+    assert queue.outranks(Thing("new", saved_seconds=0.0), 100)
+    for name, seconds in (("low", 2.0), ("high", 5.0)):
+        queue.push(Thing(name, saved_seconds=seconds), 100)
+    assert not queue.outranks(Thing("new", saved_seconds=1.0), 100)
+    assert queue.outranks(Thing("new", saved_seconds=3.0), 100)
+    assert not queue.outranks(Thing("new", saved_seconds=3.0), 200)
+    assert queue.pop(1).name == "low"
+    assert not queue.outranks(Thing("new", saved_seconds=3.0), 100)
