@@ -250,10 +250,11 @@ class Shadowed:
         if twin.state:
             twin.checkpoints[twin.num_tokens] = twin.state
 
-    def offer(self, seq_id: int) -> None:
+    def offer(self, seq_id: int, priority: float | None = None) -> None:
+        """By a priority that is drawn if none is given."""
         twin = self.twins[seq_id]
         if twin.tokens:
-            priority = float(self.random.integers(4))
+            priority = float(self.random.integers(4)) if priority is None else priority
             kind = "even" if seq_id % 2 == 0 else "odd"
             self.store.offer_prefix(seq_id, twin.tokens, priority=priority, kind=kind)
             kept = self.store.prefixes.find([*twin.tokens, -1]).num_tokens

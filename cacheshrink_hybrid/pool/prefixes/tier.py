@@ -4,7 +4,7 @@ A tier is a tree of prefixes over frames of its own. It has whole paths: what is
 copied here with all before it that is not here yet, so that nothing depends on what is above. When
 a prompt goes further here than above, the path is copied back. It stays here as well, so that it
 need not be copied again when it falls the next time. A tier evicts by its own policy, to the tier
-below if there is one, and takes nothing that it would give up before all else that it has.
+below if there is one. What it would give up before all else that it has goes there at once.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Tier:
 
     def take(self, tree: PrefixTree, node: PrefixNode) -> None:
         """Copy the path to a node that is about to be given up, if a hit on it would save anything
-        and it is worth its room."""
+        and it is worth its room; else it goes to the tier below."""
         self.tree.seconds = tree.seconds
         if node.saved_seconds <= 0:
             return
@@ -71,8 +71,10 @@ class Tier:
             )
             if worth and path.into(self.tree) is not None:
                 self.taken += 1
-            else:
-                self.refused += 1
+                return
+        self.refused += 1
+        if self.tree.below is not None:
+            self.tree.below.take(tree, node)
 
     def fetch_ahead(self, tree: PrefixTree, tokens: Tokens) -> None:
         """Let frames be read that `restore` will ask for."""

@@ -138,14 +138,30 @@ def test_a_memory_keeps_what_is_worth_more() -> None:
         seq_id = made.create()
         made.twins[seq_id].text = made.texts[text]
         made.append([seq_id], [40])
-        tokens = made.twins[seq_id].tokens
-        made.store.offer_prefix(seq_id, tokens, priority=priority)
+        made.offer(seq_id, priority)
         made.free(seq_id)
         made.store.prefixes.make_free(60)
         assert (host.refused > 0) == (text > 0)
         due = {0: {3.0}, 1: {3.0}, 2: {3.0, 5.0}}[text]
         assert {node.priority for node in host.tree if not node.children} == due
         host.check_integrity()
+
+
+def test_what_one_memory_refuses_the_next_one_takes() -> None:
+    made = with_tiers("attention", 60, 6, 60, policy="priority")
+    host, disk = tiers(made)
+    kept = []
+    for text, priority in ((0, 3.0), (1, 1.0)):
+        seq_id = made.create()
+        made.twins[seq_id].text = made.texts[text]
+        made.append([seq_id], [40])
+        kept.append(tuple(made.twins[seq_id].tokens))
+        made.offer(seq_id, priority)
+        made.free(seq_id)
+        made.store.prefixes.make_free(60)
+    assert host.refused > 0 and host.tree.evicted == 0 and disk.taken == 1
+    assert [found_again(made, tokens) for tokens in kept] == [40, 40]
+    assert (host.hits, disk.hits) == (1, 1)
 
 
 def test_little_is_computed_rather_than_copied() -> None:
