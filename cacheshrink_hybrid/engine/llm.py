@@ -22,7 +22,7 @@ from ..kernels.backend import Backend, check_backend
 from ..placement import input_device
 from ..pool.budget import budget_bytes
 from ..pool.prefixes.placement import Placement, placement_of
-from ..pool.prefixes.state_codes import LIVE
+from ..pool.prefixes.state_codes import DEFAULT_KEPT_STATE
 from .dispatcher import Dispatcher
 from .intake import Intake
 from .named_model import load_named
@@ -69,13 +69,14 @@ class LLM:
             device, if all layers run as kernels.
         prefix_cache: requests that begin like others, now or before, take over what these have in
             the pool, which keeps it as long as no running request needs the room. The outputs are
-            those of a prompt that is prefilled in other pieces. `statistics.prefixes` counts.
+            those of a prompt that is prefilled in other pieces, but for what `prefix_state_dtype`
+            rounds. `statistics.prefixes` counts.
         prefix_eviction: which prefix goes first, see `pool.eviction`.
         prefix_placement: where in prompts states are kept: a name such as `learned` or
             `block_512`, or a `Placement` (`pool.prefixes.placement`).
-        prefix_state_dtype: how recurrent states are kept for others: `live` as they are, or in a
-            code of `pool.prefixes.state_codes` where they are wider. They are coded once, and
-            decoded by whoever goes on from them.
+        prefix_state_dtype: how recurrent states are kept for others: in this code of
+            `pool.prefixes.state_codes` where they are wider, or `live`, as they are. They are coded
+            once, and decoded by whoever goes on from them.
         prefix_host_memory: of the host, for prefixes that the pool has no room for: bytes, text, or
             a fraction of the free memory. They are copied back when a prompt begins so.
         prefix_disk: directory for those that find no room there either, or of the pool itself; the
@@ -106,7 +107,7 @@ class LLM:
         prefix_cache: bool = True,
         prefix_eviction: str = "learned",
         prefix_placement: str | Placement = "learned",
-        prefix_state_dtype: str = LIVE,
+        prefix_state_dtype: str = DEFAULT_KEPT_STATE,
         prefix_host_memory: int | float | str | None = None,
         prefix_disk: str | Path | None = None,
         prefix_disk_memory: int | str = DISK_MEMORY,

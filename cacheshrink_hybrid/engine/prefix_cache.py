@@ -32,7 +32,7 @@ from ..pool.budget import budget_bytes
 from ..pool.prefixes.keeper import Prompt
 from ..pool.prefixes.lookup import TOO_LONG, UNEVEN, WHOLE_PROMPTS, PrefixStatistics
 from ..pool.prefixes.placement import Placement, placement_of
-from ..pool.prefixes.state_codes import LIVE
+from ..pool.prefixes.state_codes import DEFAULT_KEPT_STATE
 from .prefix_files import load_prefixes, save_prefixes
 from .prefix_reuse import PrefixReuse
 from .prefix_tiers import DISK_MEMORY, add_tiers
@@ -79,7 +79,7 @@ class PrefixCache:
         prefill_chunk: int = PREFILL_CHUNK,
         eviction: str = "learned",
         placement: str | Placement = "learned",
-        state_dtype: str = LIVE,
+        state_dtype: str = DEFAULT_KEPT_STATE,
         host_memory: int | float | str | None = None,
         disk: str | Path | None = None,
         disk_memory: int | str = DISK_MEMORY,

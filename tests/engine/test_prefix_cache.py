@@ -75,11 +75,24 @@ def test_a_repeat_is_equal_to_the_bit(name: str) -> None:
     """Whatever was computed the first time is there the second time."""
     model = case_model(name)
     prompt, wish = batch(text(90, 0)), {"output_logits": True, "return_dict_in_generate": True}
-    with prefixes_of(model) as prefixes:
+    with prefixes_of(model, state_dtype="live") as prefixes:
         first, second = (model.generate(**prompt, **GREEDY, **wish) for _ in range(2))
     assert prefixes.statistics.saved_tokens == 89
     for one, other in zip(first.logits, second.logits, strict=True):
         assert torch.equal(one, other)
+
+
+def test_kept_states_are_rounded_once_by_default() -> None:
+    """To 16 bits, of which logits that are compared as float32 show hardly anything."""
+    model = case_model("source of bamba")
+    prompt, wish = batch(text(90, 0)), {"output_logits": True, "return_dict_in_generate": True}
+    with prefixes_of(model) as prefixes:
+        first, second = (model.generate(**prompt, **GREEDY, **wish) for _ in range(2))
+    assert prefixes.store.prefixes.codes is not None
+    assert prefixes.statistics.saved_tokens == 89
+    assert torch.equal(first.sequences, second.sequences)
+    assert not torch.equal(first.logits[0], second.logits[0])
+    torch.testing.assert_close(first.logits[0], second.logits[0], rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(

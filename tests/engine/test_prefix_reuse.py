@@ -176,7 +176,7 @@ def test_a_preempted_request_takes_over_its_own_beginning(name: str) -> None:
 @pytest.mark.parametrize("name", ["llama", "bamba", "qwen3_next", "exact"])
 def test_logits_are_bit_equal_where_pieces_are_equal(name: str) -> None:
     """The second prompt goes on at the end of a piece of the first one."""
-    llm, cold = engine(name), engine(name, prefix_cache=False)
+    llm, cold = engine(name, prefix_state_dtype="live"), engine(name, prefix_cache=False)
     shared = text(128, 0)
     served(llm, shared + text(40, 1))
     found = []

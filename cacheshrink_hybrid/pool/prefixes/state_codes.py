@@ -27,6 +27,9 @@ from ..state_tensors import StateShape, first_byte
 LIVE = "live"
 """In the place of a code: as the states that go on."""
 KEPT_STATES = (LIVE, *STATE_CODES)
+DEFAULT_KEPT_STATE = "float16"
+"""The narrowest that cannot be told from a prompt that was fed in other pieces: docs/MEASURED.md,
+"kept states"."""
 
 
 @dataclass(frozen=True, slots=True)
