@@ -52,4 +52,5 @@ def _deployment(vllm_config: Any) -> Deployment:
         speculative=vllm_config.speculative_config is not None,
         adapters=vllm_config.lora_config is not None,
         connector=None if transfer is None else transfer.kv_connector,
+        drops_windows=not vllm_config.scheduler_config.disable_hybrid_kv_cache_manager,
     )

@@ -38,6 +38,7 @@ ROOM = 2**24
 PIECE = 32
 """Tokens of a forward pass, so that longer prompts are fed in pieces."""
 CODED = {"ratio": 4.0, "cache_bits": "auto"}
+EXACT = {"exact_sinks": 4, "exact_window": 9}
 CASES = {
     "joint": ("llama", {"method": "joint", **CODED}),
     "per_head": ("llama", {"method": "per_head", **CODED}),
@@ -49,6 +50,11 @@ CASES = {
     "qwen2": ("qwen2", {"method": "rotate", **CODED}),
     "qwen3": ("qwen3", {"method": "joint", **CODED}),
     "mistral": ("mistral", {"method": "joint", **CODED}),
+    "exact": ("llama", {"method": "joint", **CODED, **EXACT}),
+    "exact rotate": ("llama", {"method": "rotate", **CODED, **EXACT}),
+    "exact qwen3": ("qwen3", {"method": "joint", **CODED, **EXACT}),
+    "sinks": ("llama", {"method": "rotate", **CODED, "exact_sinks": 3, "exact_window": 0}),
+    "window": ("llama", {"method": "joint", **CODED, "exact_sinks": 0, "exact_window": 7}),
 }
 
 
@@ -133,28 +139,36 @@ def test_tokens_are_those_of_generate(name: str, saved: Callable[[str], Path]) -
         assert held * stored == pytest.approx(ROOM, rel=0.02)
 
 
-def test_preempted_requests_come_to_the_same(saved: Callable[[str], Path]) -> None:
-    directory = saved("rotate")
-    with _engine(directory, num_gpu_blocks_override=24) as engine:
+@pytest.mark.parametrize("name", ["rotate", "exact"])
+def test_preempted_requests_come_to_the_same(name: str, saved: Callable[[str], Path]) -> None:
+    directory = saved(name)
+    with _engine(directory, num_gpu_blocks_override=24 if name == "rotate" else 56) as engine:
         assert _tokens(engine) == _due(directory)
         assert _count(engine, "num_preemptions")
 
 
-def test_kept_prefixes_come_to_the_same(saved: Callable[[str], Path]) -> None:
-    directory = saved("rotate")
+@pytest.mark.parametrize("name", ["rotate", "exact"])
+def test_kept_prefixes_come_to_the_same(name: str, saved: Callable[[str], Path]) -> None:
+    """Also where a prefix is taken up in the middle, and while others are dropped to make room."""
+    directory = saved(name)
     begun = random_ids(1, 56, seed=7)
     prompts = [torch.cat([begun, random_ids(1, 3 + i, seed=i)], dim=1) for i in range(4)]
+    due = _due(directory, prompts)
     with _engine(directory, enable_prefix_caching=True) as engine:
         _tokens(engine, prompts[:1])
-        assert _tokens(engine, prompts) == _due(directory, prompts)
+        assert _tokens(engine, prompts) == due
         assert _count(engine, "prefix_cache_hits") >= 3 * 48
+    with _engine(directory, enable_prefix_caching=True, num_gpu_blocks_override=60) as engine:
+        for _ in range(2):
+            assert _tokens(engine, prompts) == due
+        assert _count(engine, "prefix_cache_hits")
 
 
 def test_heads_split_over_processes_come_to_the_same(
     saved: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
-    for name in ("joint", "rotate_joint"):
+    for name in ("joint", "rotate_joint", "exact", "exact rotate"):
         directory = saved(name)
         with _engine(directory, tensor_parallel_size=2) as engine:
             assert _tokens(engine) == _due(directory)
@@ -188,11 +202,10 @@ def test_another_format_is_refused(saved: Callable[[str], Path], tmp_path: Path)
         vllm.EngineArgs(model=str(directory)).create_engine_config()
 
 
-def test_exact_tokens_are_refused(tmp_path: Path) -> None:
-    model = pair("llama", ratio=4.0, cache_bits="auto", exact_sinks=2, exact_window=5).converted
-    save_mla_model(model, None, tmp_path / "exact")
+def test_exact_tokens_need_blocks_that_are_given_back(saved: Callable[[str], Path]) -> None:
+    settings = {"model": str(saved("exact")), "disable_hybrid_kv_cache_manager": True}
     with pytest.raises(Exception, match="exact_sinks=0 and exact_window=0"):
-        vllm.EngineArgs(model=str(tmp_path / "exact")).create_engine_config()
+        vllm.EngineArgs(**settings).create_engine_config()
 
 
 def test_vllm_without_the_plugin_refuses(saved: Callable[[str], Path]) -> None:

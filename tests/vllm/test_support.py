@@ -78,10 +78,16 @@ def test_a_wish_does_not_admit_what_cannot_be(monkeypatch: pytest.MonkeyPatch) -
     assert "kv_cache_dtype" in _refused(replace(HERE, cache_dtype="fp8"))
 
 
-def test_exact_tokens_are_refused() -> None:
-    message = _refused(HERE, ratio=4.0, cache_bits="auto", exact_sinks=2, exact_window=5)
-    assert "first 2 and last 5 tokens stay exact" in message
-    assert "exact_sinks=0 and exact_window=0" in message
+def test_exact_tokens_need_blocks_of_their_own() -> None:
+    exact = {"ratio": 4.0, "cache_bits": "auto", "exact_sinks": 2, "exact_window": 5}
+    found = pair("llama", **exact)
+    refuse_unsupported(HERE, found.plan, model_spec(found.source.config))
+    message = _refused(replace(HERE, drops_windows=False), **exact)
+    assert "disable_hybrid_kv_cache_manager" in message
+    found = pair("llama", ratio=4.0, cache_bits="auto")
+    refuse_unsupported(
+        replace(HERE, drops_windows=False), found.plan, model_spec(found.source.config)
+    )
 
 
 def test_recurrent_layers_are_refused() -> None:
