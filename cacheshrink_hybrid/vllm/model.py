@@ -97,6 +97,8 @@ def _install(model: Any, vllm_config: Any) -> dict[str, LatentSelfAttention]:
         parent, _, attribute = name.rpartition(".")
         installed[name] = LatentSelfAttention(attention, rotaries[id(rotary)], layer_idx, name)
         setattr(model.get_submodule(parent), attribute, installed[name])
+        for own in [other for other in layers if other.startswith(f"{name}.")]:
+            del layers[own]
     rows = [attention.rows for attention in installed.values()]
     for cached in share_blocks(rows, next(iter(installed))):
         layers[cached.name] = cached
