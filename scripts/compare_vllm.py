@@ -32,6 +32,7 @@ PROMPT_TOKENS = (300, 17, 150, 64, 33, 220, 90, 8)
 PIECE = 128
 """Tokens of a forward pass of vLLM."""
 BLOCK = 32
+"""Tokens of a block; of coded rows, where a block may hold exact ones."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, path in (("converted", given.converted), ("source", given.source)):
             with engine(path, **room) as started:
                 cache = started.llm_engine.vllm_config.cache_config
-                fits[name] = cache.num_gpu_blocks * cache.block_size
+                fits[name] = cache.num_gpu_blocks * BLOCK
         found["tokens in 1 GiB"] = fits
         found["times as many"] = round(fits["converted"] / fits["source"], 3)
     print(json.dumps(found))

@@ -70,6 +70,19 @@ def refuse_unsupported(deployment: Deployment, plan: CompressionPlan, spec: Mode
         raise NotSupportedError(f"vLLM does not serve this converted model: {'; '.join(faults)}")
 
 
+def told_bytes(plan: CompressionPlan, ranks: int) -> tuple[str, bool]:
+    """What a token takes on one device of those that heads are split over, in words, and whether
+    that is less than the device would hold of keys and values at 16 bits."""
+    ours, source = plan.bytes_per_token, plan.source_bytes_per_token // ranks
+    words = (
+        f"a token takes {ours:,} bytes on each device, where keys and values of 16 bits take "
+        f"{source:,}"
+    )
+    if ranks > 1:
+        words += f"; tensor_parallel_size={ranks} splits these, and rows are whole on every device"
+    return words, ours < source
+
+
 def _untested(deployment: Deployment) -> Iterator[str]:
     rows = [
         row

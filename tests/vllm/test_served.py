@@ -37,6 +37,8 @@ ROOM = 2**24
 """Bytes of the cache."""
 PIECE = 32
 """Tokens of a forward pass, so that longer prompts are fed in pieces."""
+BLOCK = 16
+"""Tokens whose coded rows are in a block."""
 CODED = {"ratio": 4.0, "cache_bits": "auto"}
 EXACT = {"exact_sinks": 4, "exact_window": 9}
 CASES = {
@@ -98,7 +100,7 @@ def _engine(directory: Path, **settings: Any) -> Iterator[Any]:
         "max_model_len": 128,
         "max_num_batched_tokens": PIECE,
         "max_num_seqs": len(PROMPTS),
-        "block_size": 16,
+        "block_size": BLOCK,
         "enable_prefix_caching": False,
         "disable_log_stats": False,
         "kv_cache_memory_bytes": ROOM,
@@ -131,8 +133,7 @@ def test_tokens_are_those_of_generate(name: str, saved: Callable[[str], Path]) -
     case, settings = CASES[name]
     with _engine(directory) as engine:
         assert _tokens(engine) == _due(directory)
-        cache = engine.llm_engine.vllm_config.cache_config
-        held = cache.num_gpu_blocks * cache.block_size
+        held = engine.llm_engine.vllm_config.cache_config.num_gpu_blocks * BLOCK
         stored = pair(case, **settings).plan.bytes_per_token
         if "cache_bits" not in settings:  # latents lie there in the activations' type
             stored *= 2

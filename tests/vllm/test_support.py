@@ -9,7 +9,13 @@ import pytest
 
 from cacheshrink_hybrid.errors import NotSupportedError
 from cacheshrink_hybrid.families import model_spec
-from cacheshrink_hybrid.vllm.support import TESTED, UNTESTED, Deployment, refuse_unsupported
+from cacheshrink_hybrid.vllm.support import (
+    TESTED,
+    UNTESTED,
+    Deployment,
+    refuse_unsupported,
+    told_bytes,
+)
 from tests.models import pair
 
 HERE = Deployment(release=TESTED[0].release, device=TESTED[0].device)
@@ -115,3 +121,14 @@ def test_all_faults_are_told_at_once() -> None:
     message = _refused(replace(HERE, cache_dtype="fp8", speculative=True, tensor_parallel=3))
     for words in ("was not tested", "kv_cache_dtype", "speculative_config", "does not divide"):
         assert words in message
+
+
+def test_bytes_are_told_of_one_device() -> None:
+    """Keys and values are split over devices, and rows are not."""
+    plan = pair("llama", ratio=4.0, cache_bits="auto").plan
+    words, gains = told_bytes(plan, 1)
+    assert gains and f"{plan.bytes_per_token:,} bytes on each device" in words
+    assert f"16 bits take {plan.source_bytes_per_token:,}" in words and "splits" not in words
+    words, gains = told_bytes(plan, 2)
+    assert gains and f"take {plan.source_bytes_per_token // 2:,}; tensor_parallel_size=2" in words
+    assert not told_bytes(plan, 4)[1]
