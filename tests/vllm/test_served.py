@@ -165,14 +165,14 @@ def test_kept_prefixes_come_to_the_same(name: str, saved: Callable[[str], Path])
         assert _count(engine, "prefix_cache_hits")
 
 
+@pytest.mark.parametrize("name", ["joint", "rotate_joint", "exact", "exact rotate"])
 def test_heads_split_over_processes_come_to_the_same(
-    saved: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    name: str, saved: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
-    for name in ("joint", "rotate_joint", "exact", "exact rotate"):
-        directory = saved(name)
-        with _engine(directory, tensor_parallel_size=2) as engine:
-            assert _tokens(engine) == _due(directory)
+    directory = saved(name)
+    with _engine(directory, tensor_parallel_size=2) as engine:
+        assert _tokens(engine) == _due(directory)
 
 
 @pytest.mark.parametrize(
