@@ -14,7 +14,8 @@ from ..checkpoint.pretrained_arguments import local_directory
 from ..families import model_spec
 from .support import Deployment, refuse_unsupported, told_bytes
 
-logger = init_logger(__name__)
+# Of loggers vLLM shows those below its own.
+logger = init_logger("vllm.cacheshrink_hybrid")
 
 
 class LatentModelConfig(VerifyAndUpdateConfig):
@@ -35,7 +36,7 @@ class LatentModelConfig(VerifyAndUpdateConfig):
         refuse_unsupported(deployment, saved.plan, model_spec(saved.config))
         words, gains = told_bytes(saved.plan, deployment.tensor_parallel)
         tell = logger.info_once if gains else logger.warning_once
-        tell("cacheshrink_hybrid: %s", words)
+        tell("Converted by cacheshrink_hybrid: %s", words)
         vllm_config.model_config.enforce_eager = True
 
 

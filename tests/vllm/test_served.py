@@ -218,6 +218,15 @@ def test_vllm_without_the_plugin_refuses(saved: Callable[[str], Path]) -> None:
     assert "contains custom code which must be executed" in found.stderr
 
 
+def test_the_log_tells_bytes(saved: Callable[[str], Path]) -> None:
+    program = f"import vllm; vllm.EngineArgs(model={str(saved('joint'))!r}).create_engine_config()"
+    command = [sys.executable, "-c", program]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    told = "Converted by cacheshrink_hybrid: a token takes"
+    (line,) = (x for x in (found.stdout + found.stderr).splitlines() if told in x)
+    assert "INFO" in line and "bytes on each device" in line
+
+
 def test_a_server_answers_and_ends(saved: Callable[[str], Path]) -> None:
     directory, port = saved("rotate"), _free_port()
     command = [
