@@ -27,11 +27,13 @@ from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
 from cacheshrink_hybrid import load_mla_model
 from cacheshrink_hybrid.model.attached_plan import plan_of
+from cacheshrink_hybrid.plan import CompressionPlan
 
 PROMPT_TOKENS = (300, 17, 150, 64, 33, 220, 90, 8)
 PIECE = 128
 """Tokens of a forward pass of vLLM."""
 BLOCK = 32
+"""Tokens of a block; of coded rows, where a block may hold exact ones."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,19 +48,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
 
     model, _ = load_mla_model(given.converted, dtype="float32")
-    ratio = plan_of(model).compression_ratio
+    plan = plan_of(model)
     prompts = _prompts(given.converted)
     due, leads = zip(*(_continued(model, ids, given.new_tokens) for ids in prompts), strict=True)
     del model
     print(f"generate() has gone on with {len(prompts)} prompts", flush=True)
     longest = max(PROMPT_TOKENS) + given.new_tokens
-    few = -(-longest // BLOCK) + len(prompts) + 4
+    few = -(-longest // BLOCK) + len(prompts) + 4 + _exact_blocks(plan)
     settings = {
         "in pieces": {},
         "preempted": {"num_gpu_blocks_override": few},
         "kept prefixes": {"enable_prefix_caching": True},
     }
-    found: dict[str, Any] = {"compression_ratio": round(ratio, 3)}
+    found: dict[str, Any] = {"compression_ratio": round(plan.compression_ratio, 3)}
     for name, changed in settings.items():
         with engine(given.converted, max_model_len=longest + 1, **changed) as started:
             answers = tokens_of(started, prompts, given.new_tokens)
@@ -78,11 +80,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, path in (("converted", given.converted), ("source", given.source)):
             with engine(path, **room) as started:
                 cache = started.llm_engine.vllm_config.cache_config
-                fits[name] = cache.num_gpu_blocks * cache.block_size
+                fits[name] = cache.num_gpu_blocks * BLOCK
         found["tokens in 1 GiB"] = fits
         found["times as many"] = round(fits["converted"] / fits["source"], 3)
     print(json.dumps(found))
     return 0
+
+
+def _exact_blocks(plan: CompressionPlan) -> int:
+    """Blocks that exact rows of a request take while a piece of its prompt is computed."""
+    if not any(entry.keeps_exact for entry in plan.latents):
+        return 0
+    row_bytes = sum(entry.exact_row_bytes for entry in plan.latents if entry.keeps_exact)
+    tokens = PIECE + max(entry.exact_window + entry.exact_sinks for entry in plan.latents)
+    return -(-tokens // max(1, BLOCK * plan.bytes_per_token // row_bytes)) + 2
 
 
 def _prompts(directory: Path) -> list[list[int]]:

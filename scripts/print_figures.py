@@ -1,4 +1,4 @@
-"""Write the measured tables of README.md and docs/MEASURED.md from eval/results.
+"""Write the measured tables of README.md, docs/MEASURED.md and docs/VLLM.md from eval/results.
 
     python -m scripts.print_figures              # rewrite every block of figures
     python -m scripts.print_figures --check      # say which blocks are not what the results give
@@ -21,7 +21,7 @@ from .figures.markdown import source_of
 from .figures.studies import OUTPUT, RESULTS, STUDIES, Study
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ("README.md", "docs/MEASURED.md")
+DOCUMENTS = ("README.md", "docs/MEASURED.md", "docs/VLLM.md")
 NOT_MEASURED = "Not measured yet."
 BLOCK = re.compile(
     r"(<!-- (?P<kind>figures|table): (?P<name>[^\n]*?) -->\n).*?(<!-- end of figures -->)",

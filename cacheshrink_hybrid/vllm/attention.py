@@ -15,6 +15,7 @@ from ..latents.attention.head import LatentHead
 from ..latents.attention.module import LatentAttention
 from ..latents.attention.slot_rotary import SlotRotary
 from ..latents.attention.split_heads import split_query
+from .paged_attention import NewTokens
 from .rows_layer import LatentRows
 
 
@@ -28,10 +29,13 @@ class LatentSelfAttention(nn.Module):
         source: the module with parameters that lie nowhere; those of its children that are not
             split become parameters of this one.
         rotary: its rotation, with angles on this device.
+        layer: its number.
         prefix: name of the layer in vLLM.
     """
 
-    def __init__(self, source: LatentAttention, rotary: SlotRotary | None, prefix: str) -> None:
+    def __init__(
+        self, source: LatentAttention, rotary: SlotRotary | None, layer: int, prefix: str
+    ) -> None:
         super().__init__()
         head = source.head
         query, output = source.q_proj, source.o_proj
@@ -63,7 +67,7 @@ class LatentSelfAttention(nn.Module):
             rotary=rotary,
         )
         self.head = _reader(self, head, rotary)
-        self.rows = LatentRows(f"{prefix}.attn", writer, self.head, self.v_b_proj.weight)
+        self.rows = LatentRows(layer, writer, self.head, self.v_b_proj.weight)
 
     def forward(self, positions: Tensor, hidden_states: Tensor) -> Tensor:
         """Outputs (N, E) of new tokens (N, E) at positions (N,)."""
@@ -72,23 +76,34 @@ class LatentSelfAttention(nn.Module):
         query, _ = split_query(
             q[None], head.head_dim, self.q_norm, head.norm_spans_heads, gated=False
         )
-        output, _ = self.o_proj(
-            self.rows.attend(
-                query[0].transpose(0, 1),
-                None if head.stores_rotated else self.kv_a_proj(hidden_states),
-                None if self.kv_proj is None else self.kv_proj(hidden_states),
-                positions,
-            )
+        source = None if self.kv_proj is None else self.kv_proj(hidden_states)
+        new = NewTokens(
+            query=query[0].transpose(0, 1),
+            latent=None if head.stores_rotated else self.kv_a_proj(hidden_states),
+            key_value=source if head.stores_rotated else None,
+            exact=_own_source(source, head) if head.plan.keeps_exact else None,
+            positions=positions,
         )
+        output, _ = self.o_proj(self.rows.attend(new))
         return output
+
+
+def _own_source(source: Tensor, reader: LatentHead) -> Tensor:
+    """[k; v] (N, 2*J*D) of the heads of this process, of those of all heads."""
+    heads = source.unflatten(-1, (2, -1, reader.head_dim))
+    first = get_tensor_model_parallel_rank() * reader.num_key_value_heads
+    return heads[:, :, first : first + reader.num_key_value_heads].flatten(1)
 
 
 def _reader(module: LatentSelfAttention, head: LatentHead, rotary: SlotRotary | None) -> LatentHead:
     """The heads of this process."""
     ranks = get_tensor_model_parallel_world_size()
     key_heads = head.num_key_value_heads // ranks
+    plan = replace(head.plan, exact_channels=head.plan.exact_channels // ranks)
     return replace(
         head,
+        plan=plan,
+        exact_codec=plan.exact_codec() if plan.keeps_exact else None,
         num_attention_heads=head.num_attention_heads // ranks,
         num_key_value_heads=key_heads,
         key_up=replace(head.key_up, projection=module.k_b_proj, num_heads=key_heads),

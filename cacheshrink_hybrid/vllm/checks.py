@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import vllm
+from vllm.logger import init_logger
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm.platforms import current_platform
 
 from ..checkpoint.description import Saved, read_checkpoint
 from ..checkpoint.pretrained_arguments import local_directory
 from ..families import model_spec
-from .support import Deployment, refuse_unsupported
+from .support import Deployment, refuse_unsupported, told_bytes
+
+# Of loggers vLLM shows those below its own.
+logger = init_logger("vllm.cacheshrink_hybrid")
 
 
 class LatentModelConfig(VerifyAndUpdateConfig):
@@ -19,15 +23,20 @@ class LatentModelConfig(VerifyAndUpdateConfig):
 
     @staticmethod
     def verify_and_update_config(vllm_config: Any) -> None:
-        """Refuse what cannot be served, and have the rest run as it is: rows are read outside of
-        compiled graphs, which would keep what they read when they were traced.
+        """Refuse what cannot be served, tell what a token takes, and have the rest run as it is:
+        rows are read outside of compiled graphs, which would keep what they read when they were
+        traced.
 
         Raises:
             CheckpointError: no checkpoint of ours, or one of another format version.
             NotSupportedError: settings, or a plan, that are not served.
         """
         saved = saved_model(vllm_config)
-        refuse_unsupported(_deployment(vllm_config), saved.plan, model_spec(saved.config))
+        deployment = _deployment(vllm_config)
+        refuse_unsupported(deployment, saved.plan, model_spec(saved.config))
+        words, gains = told_bytes(saved.plan, deployment.tensor_parallel)
+        tell = logger.info_once if gains else logger.warning_once
+        tell("Converted by cacheshrink_hybrid: %s", words)
         vllm_config.model_config.enforce_eager = True
 
 
@@ -52,4 +61,5 @@ def _deployment(vllm_config: Any) -> Deployment:
         speculative=vllm_config.speculative_config is not None,
         adapters=vllm_config.lora_config is not None,
         connector=None if transfer is None else transfer.kv_connector,
+        drops_windows=not vllm_config.scheduler_config.disable_hybrid_kv_cache_manager,
     )

@@ -22,6 +22,7 @@ from ..latents.attention.slot_rotary import SlotRotary
 from ..model.latent_model import LatentModel
 from .attention import LatentSelfAttention
 from .checks import saved_model
+from .rows_layer import share_blocks
 
 
 class LatentForCausalLM:
@@ -94,9 +95,13 @@ def _install(model: Any, vllm_config: Any) -> dict[str, LatentSelfAttention]:
         if id(rotary) not in rotaries:  # layers that are rotated alike share one
             rotaries[id(rotary)] = _on_device(rotary)
         parent, _, attribute = name.rpartition(".")
-        installed[name] = LatentSelfAttention(attention, rotaries[id(rotary)], name)
+        installed[name] = LatentSelfAttention(attention, rotaries[id(rotary)], layer_idx, name)
         setattr(model.get_submodule(parent), attribute, installed[name])
-        layers[installed[name].rows.name] = installed[name].rows
+        for own in [other for other in layers if other.startswith(f"{name}.")]:
+            del layers[own]
+    rows = [attention.rows for attention in installed.values()]
+    for cached in share_blocks(rows, next(iter(installed))):
+        layers[cached.name] = cached
     return installed
 
 

@@ -15,11 +15,17 @@ import torch
 from torch import Tensor
 
 from ..kernels.backend import Backend
+from ..kernels.latents.append import latent_append
 from ..kernels.latents.decode import LatentRead
 from ..kernels.latents.paged_rows import PagedRows
 from ..latents.attention.head import LatentHead
 from ..latents.attention.kernel_view import latent_read
-from ..latents.attention.pool_read import append_to_pool, read_pool
+from ..latents.attention.pool_read import (
+    ExactTable,
+    append_to_pool,
+    read_exact_in_frames,
+    read_pool,
+)
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
@@ -60,15 +66,43 @@ class PagedStep:
             yield single, tokens, 1
 
 
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+class NewTokens:
+    """What one layer has computed of the new tokens of a forward pass.
+
+    Attributes:
+        query: before rotation, (N, H, D).
+        latent: (N, R); None where keys are stored rotated.
+        key_value: as the source has them, (N, 2*J*D), where keys are stored rotated.
+        exact: the same of the heads that read, where some tokens stay exact; None elsewhere.
+        positions: (N,) int64.
+    """
+
+    query: Tensor
+    latent: Tensor | None
+    key_value: Tensor | None
+    exact: Tensor | None
+    positions: Tensor
+
+    def between(self, start: int, end: int) -> NewTokens:
+        """Of the tokens from number `start` on, and before number `end`."""
+        parts = (self.query, self.latent, self.key_value, self.exact, self.positions)
+        query, latent, key_value, exact, positions = (
+            None if part is None else part[start:end] for part in parts
+        )
+        assert query is not None and positions is not None
+        return NewTokens(
+            query=query, latent=latent, key_value=key_value, exact=exact, positions=positions
+        )
+
+
 def attend_paged(
     writer: LatentHead,
     reader: LatentHead,
-    query: Tensor,
-    latent: Tensor | None,
-    key_value: Tensor | None,
-    positions: Tensor,
+    new: NewTokens,
     rows: PagedRows,
     step: PagedStep,
+    exact: tuple[PagedRows, PagedStep] | None = None,
     *,
     backend: Backend,
 ) -> Tensor:
@@ -78,23 +112,26 @@ def attend_paged(
         writer: the layer with all its heads, of which rows are made.
         reader: the layer with the heads whose queries these are; another than `writer` where heads
             are split over processes.
-        query: before rotation, (N, H, D).
-        latent: of the new tokens, (N, R); None where keys are stored rotated.
-        key_value: theirs as the source has them, (N, 2*J*D), where keys are stored rotated.
-        positions: of the new tokens, (N,) int64.
         rows: the layer's blocks.
+        exact: blocks with its exact rows, and where those of the same tokens lie; None where no
+            token stays exact.
         backend: runs the kernels.
     """
+    latent = new.latent
     if latent is None:
-        assert key_value is not None
-        latent = writer.latent_in_block(key_value[:, None], positions[:, None])[:, 0]
+        assert new.key_value is not None
+        latent = writer.latent_in_block(new.key_value[:, None], new.positions[:, None])[:, 0]
     append_to_pool(writer, latent, rows, step.slot_mapping, backend=backend)
-    asked = _rotated(reader, query, positions, step.num_slots)
-    read = latent_read(reader, step.num_slots, query)
+    if exact is not None:
+        assert new.exact is not None
+        channels = reader.exact_channels(new.exact[None])[0]
+        latent_append(channels, exact[0], exact[1].slot_mapping, backend=backend)
+    query = _rotated(reader, new.query, new.positions, step.num_slots)
+    read = latent_read(reader, step.num_slots, new.query)
     output = query.new_empty(step.num_tokens, query.shape[1] * query.shape[2])
     for requests, tokens, count in step.parts():
-        of_part = asked[tokens].unflatten(0, (len(requests), count)).transpose(1, 2)
-        found = _read(reader, of_part, requests, rows, step, read, backend)
+        of_part = query[tokens].unflatten(0, (len(requests), count)).transpose(1, 2)
+        found = _read(reader, of_part, requests, rows, step, exact, read, backend)
         output[tokens] = found.flatten(0, 1)
     return output
 
@@ -114,17 +151,25 @@ def _read(
     requests: list[int],
     rows: PagedRows,
     step: PagedStep,
+    exact: tuple[PagedRows, PagedStep] | None,
     read: LatentRead,
     backend: Backend,
 ) -> Tensor:
     """Heads' outputs (B, T, H*D) of rotated queries (B, H, T, D) of some requests."""
     at = torch.tensor(requests, device=query.device)
+    context_lens, beside = step.context_lens.index_select(0, at), None
+    if exact is not None:
+        table = ExactTable(exact[0], exact[1].block_table.index_select(0, at))
+        recent = table if head.plan.exact_window else None
+        first = table if head.plan.exact_sinks else None
+        beside = read_exact_in_frames(head, query, recent, first, context_lens, step.num_slots)
     return read_pool(
         head,
         query,
         rows,
         step.block_table.index_select(0, at),
-        step.context_lens.index_select(0, at),
+        context_lens,
         read=read,
+        beside=beside,
         backend=backend,
     )

@@ -7,6 +7,7 @@ from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
 from ..families.vllm import VLLM_ARCHITECTURES
 from ..model.latent_model import LatentModel
+from .cache_specs import register_specs
 from .checks import LatentModelConfig
 
 MODEL_MODULE = f"{__package__}.model"
@@ -14,8 +15,9 @@ MODEL_MODULE = f"{__package__}.model"
 
 def register() -> None:
     """Tell vLLM of the architectures that converted models name, and how their settings are
-    checked. The type of their configs transformers knows from importing the package. May be called
-    any number of times."""
+    checked, and of the specs of their rows. The type of their configs transformers knows from
+    importing the package. May be called any number of times."""
+    register_specs()
     for source in VLLM_ARCHITECTURES.values():
         name = f"{LatentModel.name_prefix}{source}"
         ModelRegistry.register_model(name, f"{MODEL_MODULE}:{name}")

@@ -40,6 +40,8 @@ class Deployment:
         quantization: of weights; None for none.
         speculative, adapters: whether drafts are verified, and LoRA adapters are served.
         connector: what moves blocks elsewhere; None for nothing.
+        drops_windows: blocks behind a window are given back, and groups of layers have blocks of
+            their own (`--disable-hybrid-kv-cache-manager` says no).
     """
 
     release: str
@@ -52,6 +54,7 @@ class Deployment:
     speculative: bool = False
     adapters: bool = False
     connector: str | None = None
+    drops_windows: bool = True
 
 
 def refuse_unsupported(deployment: Deployment, plan: CompressionPlan, spec: ModelSpec) -> None:
@@ -60,10 +63,24 @@ def refuse_unsupported(deployment: Deployment, plan: CompressionPlan, spec: Mode
         *_untested(deployment),
         *_refused_options(deployment),
         *_refused_layers(plan, spec),
+        *_refused_exact(plan, deployment),
         *_unsplit_heads(plan, spec, deployment.tensor_parallel),
     ]
     if faults:
         raise NotSupportedError(f"vLLM does not serve this converted model: {'; '.join(faults)}")
+
+
+def told_bytes(plan: CompressionPlan, ranks: int) -> tuple[str, bool]:
+    """What a token takes on one device of those that heads are split over, in words, and whether
+    that is less than the device would hold of keys and values at 16 bits."""
+    ours, source = plan.bytes_per_token, plan.source_bytes_per_token // ranks
+    words = (
+        f"a token takes {ours:,} bytes on each device, where keys and values of 16 bits take "
+        f"{source:,}"
+    )
+    if ranks > 1:
+        words += f"; tensor_parallel_size={ranks} splits these, and rows are whole on every device"
+    return words, ours < source
 
 
 def _untested(deployment: Deployment) -> Iterator[str]:
@@ -131,15 +148,18 @@ def _refused_layers(plan: CompressionPlan, spec: ModelSpec) -> Iterator[str]:
             f"layers {kept[:5]} keep keys and values beside layers with latents; convert without "
             "keep_early_layers_original"
         )
-    exact = [entry for entry in plan.latents if entry.keeps_exact]
-    if exact:
-        sinks, window = (max(getattr(p, n) for p in exact) for n in ("exact_sinks", "exact_window"))
-        yield (
-            f"its first {sinks} and last {window} tokens stay exact, in rows that vLLM's pages do "
-            "not hold; convert with exact_sinks=0 and exact_window=0"
-        )
     if any(entry.basis_group is not None for entry in plan.latents):
         yield "its layers share bases, which is not served; convert with another method than 'xkv'"
+
+
+def _refused_exact(plan: CompressionPlan, deployment: Deployment) -> Iterator[str]:
+    """What keeps first and recent tokens from having exact rows."""
+    if any(entry.keeps_exact for entry in plan.latents) and not deployment.drops_windows:
+        yield (
+            "its first and last tokens stay exact, in blocks that are given back behind a window, "
+            "which disable_hybrid_kv_cache_manager turns off; leave that out, or convert with "
+            "exact_sinks=0 and exact_window=0"
+        )
 
 
 def _unsplit_heads(plan: CompressionPlan, spec: ModelSpec, ranks: int) -> Iterator[str]:

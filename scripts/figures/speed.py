@@ -220,3 +220,28 @@ def predicted_reading(results: Results) -> str:
         for row in results[0]["rows"]
     ]
     return table(head, rows)
+
+
+def predicted_serving(results: Results) -> str:
+    """What arithmetic says of a large model on many devices; nothing of it is measured."""
+    settings = results[0]["settings"]
+    requests, context = settings["requests"], settings["context"]
+    title = f"{settings['name']}, {settings['devices']} x {settings['device']}, predicted"
+    head = (
+        title,
+        "devices that hold it once",
+        "bytes per token and device",
+        "million tokens that fit",
+        f"step of {requests} requests of {context:,} tokens",
+    )
+    rows = [
+        (
+            row["format"],
+            f"{row['ranks']}, {row['groups']} times" if row["groups"] > 1 else str(row["ranks"]),
+            f"{row['bytes per token and device']:,}",
+            f"{row['tokens'] / 1e6:.1f}",
+            f"{1e3 * row['step seconds']:.1f} ms" if row["fits"] else "do not fit",
+        )
+        for row in results[0]["rows"]
+    ]
+    return table(head, rows)

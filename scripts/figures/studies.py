@@ -469,4 +469,10 @@ STUDIES = (
         results=("predict_reading.json",),
         shown=speed.predicted_reading,
     ),
+    Study(
+        name="predicted serving",
+        commands=(f"python -m scripts.predict_serving --json {RESULTS}/predict_serving.json",),
+        results=("predict_serving.json",),
+        shown=speed.predicted_serving,
+    ),
 )

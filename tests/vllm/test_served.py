@@ -37,7 +37,10 @@ ROOM = 2**24
 """Bytes of the cache."""
 PIECE = 32
 """Tokens of a forward pass, so that longer prompts are fed in pieces."""
+BLOCK = 16
+"""Tokens whose coded rows are in a block."""
 CODED = {"ratio": 4.0, "cache_bits": "auto"}
+EXACT = {"exact_sinks": 4, "exact_window": 9}
 CASES = {
     "joint": ("llama", {"method": "joint", **CODED}),
     "per_head": ("llama", {"method": "per_head", **CODED}),
@@ -49,6 +52,11 @@ CASES = {
     "qwen2": ("qwen2", {"method": "rotate", **CODED}),
     "qwen3": ("qwen3", {"method": "joint", **CODED}),
     "mistral": ("mistral", {"method": "joint", **CODED}),
+    "exact": ("llama", {"method": "joint", **CODED, **EXACT}),
+    "exact rotate": ("llama", {"method": "rotate", **CODED, **EXACT}),
+    "exact qwen3": ("qwen3", {"method": "joint", **CODED, **EXACT}),
+    "sinks": ("llama", {"method": "rotate", **CODED, "exact_sinks": 3, "exact_window": 0}),
+    "window": ("llama", {"method": "joint", **CODED, "exact_sinks": 0, "exact_window": 7}),
 }
 
 
@@ -92,7 +100,7 @@ def _engine(directory: Path, **settings: Any) -> Iterator[Any]:
         "max_model_len": 128,
         "max_num_batched_tokens": PIECE,
         "max_num_seqs": len(PROMPTS),
-        "block_size": 16,
+        "block_size": BLOCK,
         "enable_prefix_caching": False,
         "disable_log_stats": False,
         "kv_cache_memory_bytes": ROOM,
@@ -125,39 +133,46 @@ def test_tokens_are_those_of_generate(name: str, saved: Callable[[str], Path]) -
     case, settings = CASES[name]
     with _engine(directory) as engine:
         assert _tokens(engine) == _due(directory)
-        cache = engine.llm_engine.vllm_config.cache_config
-        held = cache.num_gpu_blocks * cache.block_size
+        held = engine.llm_engine.vllm_config.cache_config.num_gpu_blocks * BLOCK
         stored = pair(case, **settings).plan.bytes_per_token
         if "cache_bits" not in settings:  # latents lie there in the activations' type
             stored *= 2
         assert held * stored == pytest.approx(ROOM, rel=0.02)
 
 
-def test_preempted_requests_come_to_the_same(saved: Callable[[str], Path]) -> None:
-    directory = saved("rotate")
-    with _engine(directory, num_gpu_blocks_override=24) as engine:
+@pytest.mark.parametrize("name", ["rotate", "exact"])
+def test_preempted_requests_come_to_the_same(name: str, saved: Callable[[str], Path]) -> None:
+    directory = saved(name)
+    with _engine(directory, num_gpu_blocks_override=24 if name == "rotate" else 56) as engine:
         assert _tokens(engine) == _due(directory)
         assert _count(engine, "num_preemptions")
 
 
-def test_kept_prefixes_come_to_the_same(saved: Callable[[str], Path]) -> None:
-    directory = saved("rotate")
+@pytest.mark.parametrize("name", ["rotate", "exact"])
+def test_kept_prefixes_come_to_the_same(name: str, saved: Callable[[str], Path]) -> None:
+    """Also where a prefix is taken up in the middle, and while others are dropped to make room."""
+    directory = saved(name)
     begun = random_ids(1, 56, seed=7)
     prompts = [torch.cat([begun, random_ids(1, 3 + i, seed=i)], dim=1) for i in range(4)]
+    due = _due(directory, prompts)
     with _engine(directory, enable_prefix_caching=True) as engine:
         _tokens(engine, prompts[:1])
-        assert _tokens(engine, prompts) == _due(directory, prompts)
+        assert _tokens(engine, prompts) == due
         assert _count(engine, "prefix_cache_hits") >= 3 * 48
+    with _engine(directory, enable_prefix_caching=True, num_gpu_blocks_override=60) as engine:
+        for _ in range(2):
+            assert _tokens(engine, prompts) == due
+        assert _count(engine, "prefix_cache_hits")
 
 
+@pytest.mark.parametrize("name", ["joint", "rotate_joint", "exact", "exact rotate"])
 def test_heads_split_over_processes_come_to_the_same(
-    saved: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    name: str, saved: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
-    for name in ("joint", "rotate_joint"):
-        directory = saved(name)
-        with _engine(directory, tensor_parallel_size=2) as engine:
-            assert _tokens(engine) == _due(directory)
+    directory = saved(name)
+    with _engine(directory, tensor_parallel_size=2) as engine:
+        assert _tokens(engine) == _due(directory)
 
 
 @pytest.mark.parametrize(
@@ -188,11 +203,10 @@ def test_another_format_is_refused(saved: Callable[[str], Path], tmp_path: Path)
         vllm.EngineArgs(model=str(directory)).create_engine_config()
 
 
-def test_exact_tokens_are_refused(tmp_path: Path) -> None:
-    model = pair("llama", ratio=4.0, cache_bits="auto", exact_sinks=2, exact_window=5).converted
-    save_mla_model(model, None, tmp_path / "exact")
+def test_exact_tokens_need_blocks_that_are_given_back(saved: Callable[[str], Path]) -> None:
+    settings = {"model": str(saved("exact")), "disable_hybrid_kv_cache_manager": True}
     with pytest.raises(Exception, match="exact_sinks=0 and exact_window=0"):
-        vllm.EngineArgs(model=str(tmp_path / "exact")).create_engine_config()
+        vllm.EngineArgs(**settings).create_engine_config()
 
 
 def test_vllm_without_the_plugin_refuses(saved: Callable[[str], Path]) -> None:
@@ -202,6 +216,15 @@ def test_vllm_without_the_plugin_refuses(saved: Callable[[str], Path]) -> None:
     found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert found.returncode
     assert "contains custom code which must be executed" in found.stderr
+
+
+def test_the_log_tells_bytes(saved: Callable[[str], Path]) -> None:
+    program = f"import vllm; vllm.EngineArgs(model={str(saved('joint'))!r}).create_engine_config()"
+    command = [sys.executable, "-c", program]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    told = "Converted by cacheshrink_hybrid: a token takes"
+    (line,) = (x for x in (found.stdout + found.stderr).splitlines() if told in x)
+    assert "INFO" in line and "bytes on each device" in line
 
 
 def test_a_server_answers_and_ends(saved: Callable[[str], Path]) -> None:

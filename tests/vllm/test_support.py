@@ -9,7 +9,13 @@ import pytest
 
 from cacheshrink_hybrid.errors import NotSupportedError
 from cacheshrink_hybrid.families import model_spec
-from cacheshrink_hybrid.vllm.support import TESTED, UNTESTED, Deployment, refuse_unsupported
+from cacheshrink_hybrid.vllm.support import (
+    TESTED,
+    UNTESTED,
+    Deployment,
+    refuse_unsupported,
+    told_bytes,
+)
 from tests.models import pair
 
 HERE = Deployment(release=TESTED[0].release, device=TESTED[0].device)
@@ -78,10 +84,16 @@ def test_a_wish_does_not_admit_what_cannot_be(monkeypatch: pytest.MonkeyPatch) -
     assert "kv_cache_dtype" in _refused(replace(HERE, cache_dtype="fp8"))
 
 
-def test_exact_tokens_are_refused() -> None:
-    message = _refused(HERE, ratio=4.0, cache_bits="auto", exact_sinks=2, exact_window=5)
-    assert "first 2 and last 5 tokens stay exact" in message
-    assert "exact_sinks=0 and exact_window=0" in message
+def test_exact_tokens_need_blocks_of_their_own() -> None:
+    exact = {"ratio": 4.0, "cache_bits": "auto", "exact_sinks": 2, "exact_window": 5}
+    found = pair("llama", **exact)
+    refuse_unsupported(HERE, found.plan, model_spec(found.source.config))
+    message = _refused(replace(HERE, drops_windows=False), **exact)
+    assert "disable_hybrid_kv_cache_manager" in message
+    found = pair("llama", ratio=4.0, cache_bits="auto")
+    refuse_unsupported(
+        replace(HERE, drops_windows=False), found.plan, model_spec(found.source.config)
+    )
 
 
 def test_recurrent_layers_are_refused() -> None:
@@ -109,3 +121,14 @@ def test_all_faults_are_told_at_once() -> None:
     message = _refused(replace(HERE, cache_dtype="fp8", speculative=True, tensor_parallel=3))
     for words in ("was not tested", "kv_cache_dtype", "speculative_config", "does not divide"):
         assert words in message
+
+
+def test_bytes_are_told_of_one_device() -> None:
+    """Keys and values are split over devices, and rows are not."""
+    plan = pair("llama", ratio=4.0, cache_bits="auto").plan
+    words, gains = told_bytes(plan, 1)
+    assert gains and f"{plan.bytes_per_token:,} bytes on each device" in words
+    assert f"16 bits take {plan.source_bytes_per_token:,}" in words and "splits" not in words
+    words, gains = told_bytes(plan, 2)
+    assert gains and f"take {plan.source_bytes_per_token // 2:,}; tensor_parallel_size=2" in words
+    assert not told_bytes(plan, 4)[1]

@@ -7,6 +7,7 @@ queries read elsewhere, and logits without a value, take part by the log-sum-exp
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,8 +22,9 @@ from ...kernels.latents.prefill import latent_prefill
 from ...pool.lifetime import FIRST, RECENT, LifetimeClass
 from ...pool.memory import RowStep
 from .dense_read import MAX_DECODE_TOKENS
-from .exact_read import angles_at, read_exact
+from .exact_read import QUERY_BLOCK, angles_at, read_exact
 from .head import LatentHead
+from .rotation import Angles
 
 
 def rows_in_pool(
@@ -58,48 +60,115 @@ def append_to_pool(
     latent_append(latent, rows, slot_mapping, costs=costs, backend=backend)
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class ExactTable:
+    """Exact rows of a batch in frames.
+
+    Attributes:
+        rows: the layer's.
+        frames: of each sequence, (B, frames) int32.
+    """
+
+    rows: PagedRows
+    frames: Tensor
+
+    def channels(self, head: LatentHead, positions: Tensor, dtype: torch.dtype) -> Tensor:
+        """What rows hold at `positions` (B, n) of their sequences, (B, n, 2*J*D); anything where
+        there are none."""
+        assert head.exact_codec is not None
+        return head.exact_codec.decode(self.rows.at(self.frames, positions), dtype)
+
+
 def read_exact_in_pool(
     head: LatentHead, query: Tensor, channels: Tensor, step: RowStep
 ) -> tuple[Tensor, Tensor]:
     """Write the exact rows of T new tokens, of channels (B, T, 2*J*D), and read such rows from the
     rotated queries (B, H, T, D) of these tokens, as `read_exact` does."""
-    num_new, window, num_sinks = query.shape[2], head.plan.exact_window, head.plan.exact_sinks
-    end = step.context_lens.long()[:, None]  # (B, 1)
-    own = end - num_new + torch.arange(num_new, device=end.device)  # (B, T)
-    first = torch.zeros_like(end) if step.first_slots is None else step.first_slots.long()[:, None]
-    found, seen, slots = [], [], []
-    if window:
-        at = torch.arange(1 - window - num_new, 0, device=end.device) + end
-        distance = own[..., None] - at[:, None]
-        visible = (at >= first)[:, None] & (distance >= 0) & (distance < window)
-        found.append(_exact_rows(head, channels, step, RECENT, at))
-        seen.append(visible)
-        slots.append(at)
-    if num_sinks:
-        places = torch.arange(num_sinks, device=end.device).expand(len(end), -1)
-        distance = own[..., None] - (first + places)[:, None]
-        found.append(_exact_rows(head, channels, step, FIRST, places))
-        seen.append(distance >= window)
-        slots.append(first + places)
-    rows, visible = torch.cat(found, dim=1), torch.cat(seen, dim=2)[:, None]
-    angles = None
-    if head.rotary is not None:
-        angles = angles_at(head.rotary.angles(step.num_slots, query), torch.cat(slots, dim=1))
-    return read_exact(head, query, rows, visible, angles)
+    recent = _append_exact(head, channels, step, RECENT) if head.plan.exact_window else None
+    first = _append_exact(head, channels, step, FIRST) if head.plan.exact_sinks else None
+    return read_exact_in_frames(
+        head, query, recent, first, step.context_lens, step.num_slots, step.first_slots
+    )
 
 
-def _exact_rows(
-    head: LatentHead, channels: Tensor, step: RowStep, kind: str, positions: Tensor
-) -> Tensor:
-    """Write the new rows of one kind, and read those at `positions` (B, n), (B, n, 2*J*D);
-    anything where there are none."""
+def _append_exact(head: LatentHead, channels: Tensor, step: RowStep, kind: str) -> ExactTable:
+    """Write the new rows of one kind; returns where all of them lie."""
     assert head.exact_codec is not None
     place, tables = step.place(kind), step.tables(kind)
     rows = rows_in_pool(
         head.exact_codec.layout, step.arena, step.frame_bytes, place.lifetime, place.place
     )
     latent_append(channels.flatten(0, 1), rows, tables.slot_mapping, backend=step.backend)
-    return head.exact_codec.decode(rows.at(tables.frames, positions), channels.dtype)
+    return ExactTable(rows, tables.frames)
+
+
+def read_exact_in_frames(
+    head: LatentHead,
+    query: Tensor,
+    recent: ExactTable | None,
+    first: ExactTable | None,
+    context_lens: Tensor,
+    num_slots: int,
+    first_slots: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What rotated queries (B, H, T, D) of the last T slots read of exact rows, as `read_exact`
+    gives it, in blocks of queries.
+
+    Args:
+        recent: rows of the tokens in all windows of these queries, by slot; None for no window.
+        first: rows of the first tokens, counted from `first_slots`; None for no sinks.
+        context_lens: slots of each sequence, (B,) int32.
+        num_slots: more than any slot.
+        first_slots: slots before these are padding, (B,) int32; None if there is none.
+    """
+    num_new = query.shape[2]
+    end = context_lens.long()[:, None]  # (B, 1)
+    begin = torch.zeros_like(end) if first_slots is None else first_slots.long()[:, None]
+    angles = None if head.rotary is None else head.rotary.angles(num_slots, query)
+    parts = []
+    for start in range(0, num_new, QUERY_BLOCK):
+        asked = query[:, :, start : start + QUERY_BLOCK]
+        behind = num_new - start - asked.shape[2]
+        parts.append(_read_exact_block(head, asked, recent, first, end - behind, begin, angles))
+    if len(parts) == 1:
+        return parts[0]
+    means, sums = zip(*parts, strict=True)
+    return torch.cat(means, dim=1), torch.cat(sums, dim=1)
+
+
+def _read_exact_block(
+    head: LatentHead,
+    query: Tensor,
+    recent: ExactTable | None,
+    first: ExactTable | None,
+    end: Tensor,
+    begin: Tensor,
+    angles: Angles | None,
+) -> tuple[Tensor, Tensor]:
+    """`read_exact_in_frames` of neighbouring queries, of the last T slots before `end` (B, 1) of
+    those from `begin` (B, 1) on.
+
+    Args:
+        angles: by slot; None where keys are not rotated.
+    """
+    num_new, window, num_sinks = query.shape[2], head.plan.exact_window, head.plan.exact_sinks
+    own = end - num_new + torch.arange(num_new, device=end.device)  # (B, T)
+    found, seen, slots = [], [], []
+    if recent is not None:
+        at = torch.arange(1 - window - num_new, 0, device=end.device) + end
+        distance = own[..., None] - at[:, None]
+        seen.append((at >= begin)[:, None] & (distance >= 0) & (distance < window))
+        found.append(recent.channels(head, at, query.dtype))
+        slots.append(at)
+    if first is not None:
+        places = torch.arange(num_sinks, device=end.device).expand(len(end), -1)
+        seen.append(own[..., None] - (begin + places)[:, None] >= window)
+        found.append(first.channels(head, places, query.dtype))
+        slots.append(begin + places)
+    rows, visible = torch.cat(found, dim=1), torch.cat(seen, dim=2)[:, None]
+    if angles is not None:
+        angles = angles_at(angles, torch.cat(slots, dim=1))
+    return read_exact(head, query, rows, visible, angles)
 
 
 def read_pool(
