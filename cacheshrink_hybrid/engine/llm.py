@@ -16,7 +16,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import ConfigError
+from ..errors import ConfigError, NotSupportedError
 from ..integers import check_counts
 from ..kernels.backend import Backend, check_backend
 from ..placement import input_device
@@ -32,7 +32,9 @@ from .prompts import PromptEncoder, single_prompt, split_prompts
 from .request import Request, RequestOutput
 from .runner import Runner
 from .sampling_params import SamplingParams
-from .scheduler import EngineStatistics, Scheduler
+from .scheduler import Scheduler
+from .speculation import SpeculativeConfig
+from .statistics import EngineStatistics
 from .stream import Stream
 
 MAX_BATCH = 256
@@ -72,12 +74,16 @@ class LLM:
         prefix_placement: where in prompts states are kept: a name such as `learned` or
             `block_512`, or a `Placement` (`pool.prefixes.placement`).
         prefixes: directory that `PrefixCache.save` wrote, to begin with.
+        speculative_config: drafts of next tokens by look-up, a `SpeculativeConfig` or a mapping of
+            its names, such as `{"num_speculative_tokens": 5, "prompt_lookup_max": 4}`; None for
+            none. It changes how soon tokens come, not which: they are those of a model that reads
+            several at once. `statistics.speculation` counts.
 
     Raises:
         ConfigError: a setting that makes no sense, or more memory than there is.
         CacheFullError: memory for less than one sequence; says how much is needed.
-        NotSupportedError: the model keeps something that the pool cannot, or `cuda_graphs` asks
-            for what it cannot have.
+        NotSupportedError: the model keeps something that the pool cannot, or `cuda_graphs` or
+            `speculative_config` ask for what it cannot have.
         CheckpointError: `prefixes` are damaged, or of another model.
         KernelUnavailableError: `backend` is `triton` or `cpu`, which cannot run here, or leaves
             layers out.
@@ -97,8 +103,12 @@ class LLM:
         prefix_eviction: str = "learned",
         prefix_placement: str | Placement = "learned",
         prefixes: str | Path | None = None,
+        speculative_config: SpeculativeConfig | Mapping[str, Any] | None = None,
     ) -> None:
         check_counts(max_batch=max_batch, prefill_chunk=prefill_chunk)
+        speculation = None
+        if speculative_config is not None:
+            speculation = SpeculativeConfig.of(speculative_config)
         if isinstance(model, (str, Path)):
             model, own = load_named(model)
             tokenizer = own if tokenizer is None else tokenizer
@@ -117,6 +127,11 @@ class LLM:
             cuda_graphs=cuda_graphs,
             eviction=prefix_eviction,
         )
+        if speculation is not None and not self.runner.continues_in_pieces:
+            raise NotSupportedError(
+                f"speculative_config does not go with {self.runner.config.model_type}, whose "
+                "recurrent layers take several tokens at the beginning of a text only; leave it out"
+            )
         self.store = self.runner.store
         self.tokenizer = tokenizer
         placement = placement_of(prefix_placement)
@@ -130,11 +145,12 @@ class LLM:
             max_batch=max_batch,
             prefill_chunk=prefill_chunk,
             reuse=PrefixReuse(self.runner, placement) if reuses else None,
+            speculation=speculation,
         )
         self._loose = Outbox()
         """Of requests that `add_request` took."""
         self._dispatcher = Dispatcher(self._scheduler, self._loose)
-        self._intake = Intake(self.runner, tokenizer)
+        self._intake = Intake(self.runner, tokenizer, speculation)
 
     # Requests
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from itertools import accumulate
 
 from ..engine import LLM
-from ..engine.scheduler import EngineStatistics
+from ..engine.statistics import EngineStatistics
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 PREFIX = "cacheshrink_"
@@ -69,7 +69,7 @@ class Counts:
 def engine_lines(llm: LLM) -> list[str]:
     """Of the engine, looked at between its steps."""
     now: EngineStatistics = llm.statistics
-    frame_bytes = llm.store.layout.frame_bytes
+    drafts, frame_bytes = now.speculation, llm.store.layout.frame_bytes
     kinds = llm.store.pool.statistics().by_kind
     lines: list[str] = []
     for name, words, value, counts in (
@@ -84,6 +84,9 @@ def engine_lines(llm: LLM) -> list[str]:
         ("prefix_lookups_total", "Prompts looked up.", now.prefixes.lookups, True),
         ("prefix_hits_total", "Prompts of which a part was kept.", now.prefixes.hits, True),
         ("prefix_saved_tokens_total", "Tokens not computed.", now.prefixes.saved_tokens, True),
+        ("spec_decode_num_drafts_total", "Times of look-up that found some.", drafts.drafts, True),
+        ("spec_decode_num_draft_tokens_total", "Tokens proposed.", drafts.draft_tokens, True),
+        ("spec_decode_num_accepted_tokens_total", "Of these, kept.", drafts.accepted_tokens, True),
     ):
         lines += _number(name, words, value, counts)
     lines += _head("frames_held_by", "Frames in use, by what they hold.", "gauge")

@@ -36,6 +36,12 @@ MODEL = str(model_path())
         ([MODEL, "--as-is", "--max-body", "0"], "--max-body: 0 must be positive"),
         ([MODEL, "--as-is", "--port", "70000"], "--port: 70000 must be at most 65535"),
         ([MODEL, "--as-is", "--api-key", ""], "--api-key is empty"),
+        ([MODEL, "--as-is", "--speculative-config", "5"], "must map num_speculative_tokens"),
+        ([MODEL, "--as-is", "--speculative-config", "{"], "is no JSON ("),
+        (
+            [MODEL, "--as-is", "--speculative-config", '{"num_speculative_tokens": 0}'],
+            "num_speculative_tokens=0 must be a whole number >= 1",
+        ),
         ([MODEL, "--as-is", "--chat-template", "/no/such"], "--chat-template: "),
         ([MODEL, "--as-is", "--host", "no.such.host"], "no.such.host:8000 cannot be listened on"),
     ],

@@ -26,7 +26,8 @@ def values(live: Live) -> dict[str, float]:
 
 
 def test_counts_are_those_of_what_was_served() -> None:
-    with live_server() as live:
+    drafts = {"num_speculative_tokens": 3, "prompt_lookup_max": 1}
+    with live_server(speculative_config=drafts) as live:
         with live.http() as http:
             body = {"prompt": "the same prompt" * 4, "max_tokens": 5, "ignore_eos": True}
             for stream in (False, True, True):
@@ -46,6 +47,11 @@ def test_counts_are_those_of_what_was_served() -> None:
         assert now["cacheshrink_requests_running"] == now["cacheshrink_requests_waiting"] == 0
         assert now["cacheshrink_prefix_hits_total"] == statistics.prefixes.hits > 0
         assert now["cacheshrink_frames"] == statistics.total_frames
+        drafted = statistics.speculation
+        name = "cacheshrink_spec_decode_num"
+        assert now[f"{name}_drafts_total"] == drafted.drafts > 0
+        assert now[f"{name}_draft_tokens_total"] == drafted.draft_tokens
+        assert now[f"{name}_accepted_tokens_total"] == drafted.accepted_tokens
         kinds = [
             value for key, value in now.items() if key.startswith("cacheshrink_frames_held_by{")
         ]
