@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..errors import CheckpointError
+from ..pool.prefixes.tensor_faults import tensor_fault
 from ..pool.prefixes.tensors import fill, tensors_of
 from ..pool.store import SequenceStore
 from ..writing import replaced
@@ -68,6 +70,9 @@ def load_prefixes(directory: str | Path, store: SequenceStore, model: PreTrained
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); copy it again") from error
     _check(path, "content", about, _content_digest(tensors), "was saved with other content")
+    fault = tensor_fault(store.layout, tensors)
+    if fault is not None:
+        raise CheckpointError(f"{path} holds no prefixes: {fault}; save them again")
     fill(store.prefixes, tensors)
 
 
@@ -87,5 +92,6 @@ def _content_digest(tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        digest.update(tensor.numpy().data)
+        if tensor.numel():  # of any type, also of those that NumPy lacks
+            digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

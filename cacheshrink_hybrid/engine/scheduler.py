@@ -57,6 +57,7 @@ class Scheduler:
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
         self._steps = self._prefilled = self._decoded = self._preemptions = 0
+        self._prompts = self._generated = 0
 
     @property
     def requests(self) -> list[Request]:
@@ -70,6 +71,8 @@ class Scheduler:
             steps=self._steps,
             prefilled_tokens=self._prefilled,
             decoded_tokens=self._decoded,
+            prompt_tokens=self._prompts,
+            generated_tokens=self._generated,
             preemptions=self._preemptions,
             waiting=len(self._waiting),
             running=len(self._running),
@@ -221,11 +224,16 @@ class Scheduler:
 
     def _choose(self, request: Request, take: Callable[[], str | None]) -> None:
         """Let a request take what comes next, and leave if that says why it is over."""
+        before = request.num_generated
+        if not (before or request.index):
+            self._prompts += len(request.prompt_ids)
         try:
             reason = take()
         except Exception as error:  # its owner gets it
             self.leave(request, None, error)
             return
+        finally:
+            self._generated += request.num_generated - before
         if reason is not None:
             self.leave(request, reason)
 

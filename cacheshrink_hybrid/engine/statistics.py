@@ -35,6 +35,8 @@ class EngineStatistics:
         steps: calls of `step` that ran the model.
         prefilled_tokens, decoded_tokens: fed to the model; recomputed ones and drafts that did not
             stay count too.
+        prompt_tokens: of prompts that were computed to their end, each once.
+        generated_tokens: chosen as next ones, whoever got them.
         preemptions: times that a request had to start over.
         waiting, running: requests now.
         held_frames, total_frames: of the pool now, those of prefixes included.
@@ -45,6 +47,8 @@ class EngineStatistics:
     steps: int
     prefilled_tokens: int
     decoded_tokens: int
+    prompt_tokens: int
+    generated_tokens: int
     preemptions: int
     waiting: int
     running: int

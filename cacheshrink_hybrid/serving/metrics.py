@@ -50,7 +50,6 @@ class Counts:
 
     def __init__(self) -> None:
         self.requests: Counter[tuple[str, int]] = Counter()
-        self.prompt_tokens = self.generation_tokens = 0
         self.first_token = Histogram()
         self.between_tokens = Histogram()
 
@@ -58,10 +57,6 @@ class Counts:
         yield from _head("http_requests_total", "Requests answered.", "counter")
         for (path, status), count in sorted(self.requests.items()):
             yield f'{PREFIX}http_requests_total{{path="{path}",status="{status}"}} {count}'
-        yield from _number("prompt_tokens_total", "Tokens of prompts.", self.prompt_tokens, True)
-        yield from _number(
-            "generation_tokens_total", "Tokens generated.", self.generation_tokens, True
-        )
         yield from self.first_token.lines("time_to_first_token_seconds", "Until an answer begins.")
         yield from self.between_tokens.lines("time_between_tokens_seconds", "Until it goes on.")
 
@@ -75,6 +70,8 @@ def engine_lines(llm: LLM) -> list[str]:
     for name, words, value, counts in (
         ("requests_running", "Requests in the pool.", now.running, False),
         ("requests_waiting", "Requests that wait for room.", now.waiting, False),
+        ("prompt_tokens_total", "Tokens of prompts.", now.prompt_tokens, True),
+        ("generation_tokens_total", "Tokens generated.", now.generated_tokens, True),
         ("steps_total", "Passes of the model.", now.steps, True),
         ("preemptions_total", "Requests that had to start over.", now.preemptions, True),
         ("frames", "Frames of the pool.", now.total_frames, False),

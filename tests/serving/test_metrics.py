@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 
+import httpx2
 import pytest
 
 from cacheshrink_hybrid.serving.metrics import Histogram
-from tests.serving.live import Live, live_server
+from tests.serving.live import Live, live_server, until
 
 LINE = re.compile(r"cacheshrink_\w+(\{\w+=\"[^\"]*\"(,\w+=\"[^\"]*\")*\})? [0-9.e+-]+")
 
@@ -56,6 +58,23 @@ def test_counts_are_those_of_what_was_served() -> None:
             value for key, value in now.items() if key.startswith("cacheshrink_frames_held_by{")
         ]
         assert sum(kinds) == now["cacheshrink_frames_held"] == statistics.held_frames > 0
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_tokens_of_a_client_that_left_are_counted(stream: bool) -> None:
+    with live_server() as live:
+        body = {"prompt": "a prompt", "max_tokens": 3000, "ignore_eos": True, "stream": stream}
+        with suppress(httpx2.TimeoutException), live.http() as http:
+            http.timeout = 1.0
+            with http.stream("POST", "/v1/completions", json=body) as answer:
+                next(answer.iter_lines())
+        until(lambda: not live.llm.requests)
+        until(lambda: live.engine.open.requests == 0)
+        now, statistics = values(live), live.llm.statistics
+        assert now["cacheshrink_prompt_tokens_total"] == len("a prompt") + 1
+        generated = now["cacheshrink_generation_tokens_total"]
+        # The first token is the prefill's, each other one a decode step's.
+        assert 1 <= generated == statistics.decoded_tokens + 1 < 3000
 
 
 def test_histograms() -> None:
