@@ -162,7 +162,8 @@ def test_requests_of_all_kinds(name: str) -> None:
         for number in waiting
     }
     due = {number: cold.generate(p, wishes[number])[0].token_ids for number, p in waiting.items()}
-    found, aborted = {}, set()
+    found: dict[Any, tuple[int, ...]] = {}
+    aborted = set()
     left = list(waiting)
     while left or llm.has_requests:
         while left and random.random() < 0.5:
