@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import time
 from pathlib import Path
@@ -35,6 +36,7 @@ def run(given: argparse.Namespace) -> int:
         )
     if given.chat_template is not None:
         tokenizer.chat_template = given.chat_template.read_text(encoding="utf-8")
+    drafts = given.speculative_config
     llm = LLM(
         model,
         tokenizer,
@@ -45,6 +47,7 @@ def run(given: argparse.Namespace) -> int:
         prefix_host_memory=given.prefix_host_memory,
         prefix_disk=given.prefix_disk,
         prefix_disk_memory=given.prefix_disk_memory,
+        speculative_config=None if drafts is None else json.loads(drafts),
     )
     limit = given.max_open_memory
     engine = AsyncLLM(

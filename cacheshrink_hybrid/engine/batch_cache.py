@@ -106,12 +106,22 @@ class BatchCache(Cache, PoolMemory):
         self._show_past(1)
         self._mark_states(started=True)
 
-    def begin(self, seq_ids: Sequence[Hashable], step: StepTables | None = None) -> None:
+    def begin(
+        self,
+        seq_ids: Sequence[Hashable],
+        step: StepTables | None = None,
+        *,
+        token_by_token: bool = False,
+    ) -> None:
         """Show these sequences, whose next tokens have been reserved, and load their states.
 
         Args:
             step: for the layers that kernels take.
+            token_by_token: states are coded as if each token came in a step of its own.
         """
+        for layer in self.layers:
+            if isinstance(layer, StateCacheMixin):
+                layer.codes_every_boundary = token_by_token
         self._step, self._notes, self._copies_states = step, {}, True
         self._forget_states()
         self._ids = list(seq_ids)
@@ -246,8 +256,8 @@ class BatchCache(Cache, PoolMemory):
             class_tables=step.row_tables,
             context_lens=step.context_lens,
             num_slots=step.num_slots,
-            # One sequence at a time is prefilled, with tables of its length.
-            ends_together=num_new > 1,
+            # Where one sequence is given many tokens, its tables have its length.
+            ends_together=num_new > 1 and batch_size == 1,
             backend=self.backend,
             notes=self._notes,
         )

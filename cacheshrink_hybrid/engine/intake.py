@@ -17,6 +17,7 @@ from .prompts import PromptEncoder
 from .request import Owner, Request
 from .runner import Runner
 from .sampling_params import SamplingParams
+from .speculation import NgramProposer, SpeculativeConfig
 from .transcript import Decoder, Transcript
 from .word_tokens import word_runs
 
@@ -27,6 +28,7 @@ class Intake:
     Args:
         runner: of the engine.
         tokenizer: None where prompts are token ids.
+        speculation: how drafts are found; None for none.
 
     Attributes:
         max_length: positions that the model has; None for any number.
@@ -34,8 +36,14 @@ class Intake:
         encoder: of prompts as text; None without a tokenizer.
     """
 
-    def __init__(self, runner: Runner, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        tokenizer: PreTrainedTokenizerBase | None,
+        speculation: SpeculativeConfig | None = None,
+    ) -> None:
         self.store = runner.store
+        self._speculation = speculation
         self.tokenizer = tokenizer
         self.max_length: int | None = getattr(runner.config, "max_position_embeddings", None)
         self.end_tokens = end_tokens(runner.model)
@@ -74,7 +82,7 @@ class Intake:
             ends |= self.end_tokens
         longest = self._longest(len(ids), params)
         bad_words = word_runs(self.tokenizer, params.bad_words) if self.tokenizer else []
-        grammar = grammar_of(params)
+        grammar, drafting = grammar_of(params), self._speculation
         requests = [
             Request(
                 request_id=request_id,
@@ -89,6 +97,7 @@ class Intake:
                 grammar=None if grammar is None else self._grammar_rule(grammar, len(ids)),
                 tokens=list(ids),
                 index=index,
+                proposer=None if drafting is None else NgramProposer(drafting),
             )
             for index in range(params.n)
         ]

@@ -16,7 +16,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import ConfigError
+from ..errors import ConfigError, NotSupportedError
 from ..integers import check_counts
 from ..kernels.backend import Backend, check_backend
 from ..placement import input_device
@@ -34,7 +34,9 @@ from .prompts import PromptEncoder, single_prompt, split_prompts
 from .request import Request, RequestOutput
 from .runner import Runner
 from .sampling_params import SamplingParams
-from .scheduler import EngineStatistics, Scheduler
+from .scheduler import Scheduler
+from .speculation import SpeculativeConfig
+from .statistics import EngineStatistics
 from .stream import Stream
 
 MAX_BATCH = 256
@@ -83,12 +85,16 @@ class LLM:
             next engine of the same model goes on with what is in it. One at a time may use it.
         prefix_disk_memory: most that `prefix_disk` takes, bytes or text.
         prefixes: directory that `PrefixCache.save` wrote, to begin with.
+        speculative_config: drafts of next tokens by look-up, a `SpeculativeConfig` or a mapping of
+            its names, such as `{"num_speculative_tokens": 5, "prompt_lookup_max": 4}`; None for
+            none. It changes how soon tokens come, not which: they are those of a model that reads
+            several at once. `statistics.speculation` counts.
 
     Raises:
         ConfigError: a setting that makes no sense, or more memory than there is.
         CacheFullError: memory for less than one sequence; says how much is needed.
-        NotSupportedError: the model keeps something that the pool cannot, or `cuda_graphs` asks
-            for what it cannot have.
+        NotSupportedError: the model keeps something that the pool cannot, or `cuda_graphs` or
+            `speculative_config` ask for what it cannot have.
         CheckpointError: `prefixes` are damaged, or of another model.
         KernelUnavailableError: `backend` is `triton` or `cpu`, which cannot run here, or leaves
             layers out.
@@ -112,8 +118,12 @@ class LLM:
         prefix_disk: str | Path | None = None,
         prefix_disk_memory: int | str = DISK_MEMORY,
         prefixes: str | Path | None = None,
+        speculative_config: SpeculativeConfig | Mapping[str, Any] | None = None,
     ) -> None:
         check_counts(max_batch=max_batch, prefill_chunk=prefill_chunk)
+        speculation = None
+        if speculative_config is not None:
+            speculation = SpeculativeConfig.of(speculative_config)
         if isinstance(model, (str, Path)):
             model, own = load_named(model)
             tokenizer = own if tokenizer is None else tokenizer
@@ -133,6 +143,11 @@ class LLM:
             eviction=prefix_eviction,
             prefix_state_dtype=prefix_state_dtype,
         )
+        if speculation is not None and not self.runner.continues_in_pieces:
+            raise NotSupportedError(
+                f"speculative_config does not go with {self.runner.config.model_type}, whose "
+                "recurrent layers take several tokens at the beginning of a text only; leave it out"
+            )
         self.store = self.runner.store
         self.tokenizer = tokenizer
         placement = placement_of(prefix_placement)
@@ -156,11 +171,12 @@ class LLM:
             max_batch=max_batch,
             prefill_chunk=prefill_chunk,
             reuse=PrefixReuse(self.runner, placement) if reuses else None,
+            speculation=speculation,
         )
         self._loose = Outbox()
         """Of requests that `add_request` took."""
         self._dispatcher = Dispatcher(self._scheduler, self._loose)
-        self._intake = Intake(self.runner, tokenizer)
+        self._intake = Intake(self.runner, tokenizer, speculation)
 
     # Requests
 

@@ -52,7 +52,7 @@ def disk_tier(
             path.mkdir(parents=True, exist_ok=True)
             lock = _locked(path / LOCK)
             opened.callback(os.close, lock)
-            tensors = read_tensors(path / INDEX, about) if (path / INDEX).is_file() else None
+            tensors = _index_of(path, about, store)
             _check_room(path, num_bytes)
             if tensors is None and (path / FRAMES).is_file():
                 warnings.warn(
@@ -78,6 +78,13 @@ def disk_tier(
         opened.pop_all()
     weakref.finalize(tier, _leave, tier.tree, pool, path / INDEX, about, lock)
     return tier
+
+
+def _index_of(
+    path: Path, about: dict[str, str], store: SequenceStore
+) -> dict[str, torch.Tensor] | None:
+    index = path / INDEX
+    return read_tensors(index, about, store.prefixes) if index.is_file() else None
 
 
 def _check_room(path: Path, num_bytes: int) -> None:

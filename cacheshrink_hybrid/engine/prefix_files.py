@@ -9,13 +9,16 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..errors import CheckpointError
+from ..pool.prefixes.tensor_faults import tensor_fault
 from ..pool.prefixes.tensors import fill, tensors_of
+from ..pool.prefixes.tree import PrefixTree
 from ..pool.store import SequenceStore
 from ..writing import replaced
 from .model_stamp import model_digest
@@ -49,7 +52,7 @@ def load_prefixes(directory: str | Path, store: SequenceStore, model: PreTrained
         raise CheckpointError(
             f"{directory} has no {FILE_NAME}; give a directory that prefixes were saved to"
         )
-    fill(store.prefixes, read_tensors(path, description_of(store, model)))
+    fill(store.prefixes, read_tensors(path, description_of(store, model), store.prefixes))
 
 
 def description_of(store: SequenceStore, model: PreTrainedModel) -> dict[str, str]:
@@ -68,14 +71,15 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, str])
         save_file(tensors, draft, metadata={**about, "content": _content_digest(tensors)})
 
 
-def read_tensors(path: Path, due: dict[str, str]) -> dict[str, Tensor]:
+def read_tensors(path: Path, due: dict[str, str], tree: PrefixTree) -> dict[str, Tensor]:
     """The tensors of a file that `write_tensors` wrote.
 
     Args:
         due: what it has to say of them.
+        tree: what they are to be filled into.
 
     Raises:
-        CheckpointError: it is damaged, or says something else.
+        CheckpointError: it is damaged, says something else, or holds what is no tree.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -91,6 +95,9 @@ def read_tensors(path: Path, due: dict[str, str]) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); copy it again") from error
     _check(path, "content", about, _content_digest(tensors), "was saved with other content")
+    fault = tensor_fault(tree, tensors)
+    if fault is not None:
+        raise CheckpointError(f"{path} holds no prefixes: {fault}; save them again")
     return tensors
 
 
@@ -110,5 +117,6 @@ def _content_digest(tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
-        digest.update(tensor.numpy().data)
+        if tensor.numel():  # of any type, also of those that NumPy lacks
+            digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

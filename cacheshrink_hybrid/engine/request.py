@@ -15,6 +15,7 @@ from .log_probabilities import LogProbability, log_probabilities
 from .logit_rules import LogitRule, ruled_scores
 from .sampling import TokenScores, check_scores, choose_token
 from .sampling_params import SamplingParams
+from .speculation import NgramProposer
 from .transcript import Transcript
 
 
@@ -98,6 +99,9 @@ class Request:
         error: what ended it, if it ended by itself with no output.
         checkpoints, num_kept: see `pool.prefixes.keeper.Prompted`.
         generation: of the model's weights that computes it, see `PrefixReuse`.
+        proposer: of drafts; None without speculation.
+        waits_for_state: its last tokens followed drafts that were taken back, and the state with
+            them: the next step computes them again.
     """
 
     request_id: Hashable
@@ -123,6 +127,8 @@ class Request:
     checkpoints: dict[int, str] | None = None
     num_kept: int = 0
     generation: int = 0
+    proposer: NgramProposer | None = None
+    waits_for_state: bool = False
 
     @property
     def seq_id(self) -> Hashable:
@@ -136,6 +142,14 @@ class Request:
     @property
     def over(self) -> bool:
         return self.finish_reason is not None or self.error is not None
+
+    @property
+    def wants_prefill(self) -> bool:
+        """Whether more is to be computed than what decoding does: the last token, or the last ones
+        behind a state that was taken back."""
+        if self.waits_for_state:
+            return False
+        return self.num_computed == 0 or self.num_computed < len(self.tokens) - 1
 
     @property
     def reads_prompt(self) -> bool:

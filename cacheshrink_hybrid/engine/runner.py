@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from ..caches.planned_layout import layout_of
 from ..errors import NotSupportedError, UnsupportedModelError
 from ..kernels.backend import Backend, implementation_on
+from ..latents.attention.dense_read import MAX_DECODE_TOKENS
 from ..latents.attention.module import LatentAttention
 from ..model.adapters import adapted_modules, is_of_peft
 from ..model.attached_plan import is_converted, plan_of
@@ -144,27 +145,41 @@ class Runner:
             logits_of_all = self._steps(seq_ids, tokens)
             self.store.commit(seq_ids)
             return logits_of_all
-        groups = self._groups(seq_ids)
+        logits = self._feed(seq_ids, [[token] for token in tokens])
+        self.store.commit(seq_ids)
+        return torch.cat(logits)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def verify(self, seq_ids: Sequence[Hashable], tokens: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Append a few tokens to each of these sequences, whose frames have been reserved, as if
+        one came after the other; logits (T, V) of each sequence after each of its T tokens. How
+        many of them stay is left to the caller, who commits them."""
+        return self._feed(seq_ids, tokens)
+
+    def _feed(self, seq_ids: Sequence[Hashable], tokens: Sequence[Sequence[int]]) -> list[Tensor]:
+        """One pass for all sequences that can be in one; logits (T, V) of each."""
         logits: list[Tensor] = [torch.empty(0)] * len(seq_ids)
-        for members in groups:
-            ids = torch.tensor([[tokens[i]] for i in members], device=self.device)
-            names = [seq_ids[i] for i in members]
+        for members in self._groups(seq_ids, tokens):
+            ids = torch.tensor([list(tokens[i]) for i in members], device=self.device)
+            names, num_new = [seq_ids[i] for i in members], ids.shape[1]
             lengths = torch.tensor(
                 [self.store.num_tokens(name) for name in names], device=self.device
             )
             longest = int(lengths.max())
-            slots = torch.arange(longest + 1, device=self.device)
+            slots = torch.arange(longest + num_new, device=self.device)
             mask = (slots >= longest - lengths[:, None]).long()
-            step = self.cache.tables(len(names), 1, longest + 1) if self.coverage.rows else None
-            if step is not None:
+            step = None
+            if self.coverage.rows:
+                step = self.cache.tables(len(names), num_new, longest + num_new)
                 step.fill(self.store, names)
-            self.cache.begin(names, step)
-            found = self.call(ids, self.cache, lengths[:, None], mask)
+            positions = lengths[:, None] + torch.arange(num_new, device=self.device)
+            self.cache.begin(names, step, token_by_token=True)
+            found = self.call(ids, self.cache, positions, mask, every_token=True)
             self.cache.finish()
-            for i, row in zip(members, found, strict=True):
-                logits[i] = row
-        self.store.commit(seq_ids)
-        return torch.stack(logits)
+            for i, rows in zip(members, found, strict=True):
+                logits[i] = rows
+        return logits
 
     def _check_autocast(self) -> None:
         """Refuse autocast to a type that what is stored would be rounded from."""
@@ -186,13 +201,21 @@ class Runner:
         step.fill(self.store, [seq_id])
         return step
 
-    def _groups(self, seq_ids: Sequence[Hashable]) -> list[list[int]]:
-        groups: dict[tuple[int, bool, int], list[int]] = {}
+    def _groups(
+        self, seq_ids: Sequence[Hashable], tokens: Sequence[Sequence[int]]
+    ) -> list[list[int]]:
+        """Which of them one pass can take."""
+        groups: dict[tuple[int, ...], list[int]] = {}
         for i, seq_id in enumerate(seq_ids):
             length = self.store.num_tokens(seq_id)
             replay_length = self.cache.planned.replay_length
+            num_new = len(tokens[i])
+            # Many tokens are read by kernels of GPUs for one sequence alone.
+            alone = num_new > MAX_DECODE_TOKENS and not self._on_cpu
             # Sequences whose coded states have been rewritten stay apart from those before it.
             key = (
+                num_new,
+                i if alone else -1,
                 length % replay_length,
                 length >= replay_length,
                 length if self.equal_lengths_only else 0,

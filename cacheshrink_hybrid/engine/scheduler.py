@@ -1,6 +1,7 @@
 """Which requests run, and what each step feeds: continuous batching over one pool.
 
-Each step feeds one token of every sequence that is running, and a limited number of prompt tokens.
+Each step feeds one token of every sequence that is running, with drafts of the next ones behind it
+where there are any, and a limited number of prompt tokens.
 Requests are admitted first come, first served, when their tokens fit. When memory runs out, kept
 prefixes give their frames back first, and then the youngest running request, which starts over
 later with what it has generated. So do all running ones after a step that was cut short by an error
@@ -11,40 +12,19 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor
 
 from ..errors import CacheFullError
-from ..pool.prefixes.lookup import PrefixStatistics
+from .drafts import Drafts, Feed
 from .prefix_reuse import PrefixReuse
 from .request import Request
 from .runner import Runner
 from .sampling import token_scores
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineStatistics:
-    """Counts since the engine was made, and of the moment.
-
-    Attributes:
-        steps: calls of `step` that ran the model.
-        prefilled_tokens, decoded_tokens: fed to the model; recomputed ones count again.
-        preemptions: times that a request had to start over.
-        waiting, running: requests now.
-        held_frames, total_frames: of the pool now, those of prefixes included.
-        prefixes: what requests took over from those before them; all 0 without a prefix cache.
-    """
-
-    steps: int
-    prefilled_tokens: int
-    decoded_tokens: int
-    preemptions: int
-    waiting: int
-    running: int
-    held_frames: int
-    total_frames: int
-    prefixes: PrefixStatistics
+from .speculation import SpeculativeConfig
+from .statistics import EngineStatistics
 
 
 class Scheduler:
@@ -56,19 +36,28 @@ class Scheduler:
         prefill_chunk: most tokens of prompts per step. Models that cannot continue a prompt in
             pieces get it whole.
         reuse: of prefixes; None for none.
+        speculation: how drafts are found; None for none.
     """
 
     def __init__(
-        self, runner: Runner, *, max_batch: int, prefill_chunk: int, reuse: PrefixReuse | None
+        self,
+        runner: Runner,
+        *,
+        max_batch: int,
+        prefill_chunk: int,
+        reuse: PrefixReuse | None,
+        speculation: SpeculativeConfig | None = None,
     ) -> None:
         self.runner = runner
         self.reuse = reuse
         self.store = runner.store
+        self._drafts = Drafts(speculation, runner.store)
         self.max_batch = max_batch
         self.prefill_chunk = prefill_chunk
         self._waiting: deque[Request] = deque()
         self._running: list[Request] = []
         self._steps = self._prefilled = self._decoded = self._preemptions = 0
+        self._prompts = self._generated = 0
 
     @property
     def requests(self) -> list[Request]:
@@ -82,12 +71,15 @@ class Scheduler:
             steps=self._steps,
             prefilled_tokens=self._prefilled,
             decoded_tokens=self._decoded,
+            prompt_tokens=self._prompts,
+            generated_tokens=self._generated,
             preemptions=self._preemptions,
             waiting=len(self._waiting),
             running=len(self._running),
             held_frames=pool.num_held,
             total_frames=pool.num_frames,
             prefixes=self.store.prefixes.statistics(),
+            speculation=self._drafts.statistics,
         )
 
     def add(self, request: Request) -> None:
@@ -112,7 +104,8 @@ class Scheduler:
         request.end(reason, error)
 
     def step(self) -> None:
-        """Feed one token of each running sequence, then up to `prefill_chunk` tokens of prompts.
+        """Feed the last token of each running sequence, with drafts, then up to `prefill_chunk`
+        tokens of prompts.
 
         An error that concerns one request alone ends that request.
 
@@ -143,7 +136,7 @@ class Scheduler:
         return self.store.num_available - sum(
             self.store.need(len(request.tokens)) - self.store.num_held(request.seq_id)
             for request in self._running
-            if _wants_prefill(request)
+            if request.wants_prefill
         )
 
     def _num_needed(self, request: Request) -> int:
@@ -155,23 +148,43 @@ class Scheduler:
         return needed
 
     def _decode(self) -> None:
-        """One token for every request whose tokens are computed up to the last."""
-        ready = [r for r in self._running if r.num_computed == len(r.tokens) - 1 > 0]
-        ready = self._reserve(ready, [1] * len(ready))
-        if not ready:
-            return
-        logits = self.runner.decode([r.seq_id for r in ready], [r.tokens[-1] for r in ready])
-        self._decoded += len(ready)
-        for request in ready:
-            request.num_computed += 1
-        self._take(ready, logits)
+        """One token or more for every request whose tokens are computed up to the last ones."""
+        ready = [r for r in self._running if not r.wants_prefill and r.num_computed < len(r.tokens)]
+        feeds = self._with_room([self._drafts.feed(request) for request in ready])
+        self._decoded += sum(len(feed.tokens) for feed in feeds)
+        single = [feed.request for feed in feeds if len(feed.tokens) == 1]
+        if single:
+            names, last = [r.seq_id for r in single], [r.tokens[-1] for r in single]
+            logits = self.runner.decode(names, last)
+            for request in single:
+                request.num_computed += 1
+            self._take(single, logits)
+        longer = [feed for feed in feeds if len(feed.tokens) > 1]
+        if longer:
+            names = [feed.request.seq_id for feed in longer]
+            found = self.runner.verify(names, [feed.tokens for feed in longer])
+            for feed, rows in zip(longer, found, strict=True):
+                self._choose(feed.request, partial(self._drafts.take, feed, rows))
+
+    def _with_room(self, feeds: list[Feed]) -> list[Feed]:
+        """Reserve frames for them; those of requests that still run. Nobody starts over for the
+        sake of drafts, which are left out where they find no room."""
+        if any(feed.drafts for feed in feeds):
+            try:
+                self._drafts.reserve(feeds)
+                return feeds
+            except CacheFullError:
+                feeds = [feed.without_drafts for feed in feeds]
+        requests = [feed.request for feed in feeds]
+        running = set(self._reserve(requests, [len(feed.tokens) for feed in feeds]))
+        return [feed for feed in feeds if feed.request in running]
 
     def _prefill(self) -> None:
         """Chunks of the oldest requests whose tokens are not computed, `prefill_chunk` tokens in
         all."""
         budget = self.prefill_chunk
         while budget > 0:
-            wanting = filter(_wants_prefill, self._running)
+            wanting = (r for r in self._running if r.wants_prefill)
             request = next((r for r in wanting if not self._follows(r)), None)
             if request is None:
                 break
@@ -209,13 +222,22 @@ class Scheduler:
         """One more token of each of these requests, from logits (B, V)."""
         for computed, scores in zip(requests, token_scores(logits), strict=True):
             for request in (computed, *self._fork(computed)):
-                try:
-                    reason = request.take(scores)
-                except Exception as error:  # its owner gets it
-                    self.leave(request, None, error)
-                    continue
-                if reason is not None:
-                    self.leave(request, reason)
+                self._choose(request, partial(request.take, scores))
+
+    def _choose(self, request: Request, take: Callable[[], str | None]) -> None:
+        """Let a request take what comes next, and leave if that says why it is over."""
+        before = request.num_generated
+        if not (before or request.index):
+            self._prompts += len(request.prompt_ids)
+        try:
+            reason = take()
+        except Exception as error:  # its owner gets it
+            self.leave(request, None, error)
+            return
+        finally:
+            self._generated += request.num_generated - before
+        if reason is not None:
+            self.leave(request, reason)
 
     def _follows(self, request: Request) -> bool:
         """Whether another continuation of the same prompt is about to have computed it."""
@@ -282,10 +304,6 @@ class Scheduler:
                 self.reuse.leave(request)
             self.store.free(request.seq_id)
         request.num_computed, request.checkpoints = 0, None
+        request.waits_for_state = False
         request.preemptions += 1
         self._preemptions += 1
-
-
-def _wants_prefill(request: Request) -> bool:
-    """Whether more is to be computed than the last token, which decoding does."""
-    return request.num_computed == 0 or request.num_computed < len(request.tokens) - 1

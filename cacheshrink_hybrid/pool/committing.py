@@ -47,7 +47,7 @@ def commit_tokens(
         for number, start in enumerate(first_stored(layout, sequence, history)):
             if start > sequence.num_tokens:
                 sequence.first[number] = start
-    else:
-        give_back(layout, frames, sequence)
     sequence.num_tokens += count
+    if count < sequence.pending:
+        give_back(layout, frames, sequence)
     sequence.pending = 0

@@ -26,7 +26,8 @@ class Step:
         growths: (sequence, class, new entries that have no frame, new frames behind them).
         copies: (sequence, class, table entry): shared frames to copy before they are written to.
         new_states: sequences that get their first state, of zeros.
-        moved_states: sequences whose state is shared, so that the step writes a fresh one.
+        moved_states: sequences whose state is shared or may be gone back to, so that the step
+            writes a fresh one.
         num_needed: frames to allocate.
         num_freed: frames that the slides make free.
         num_unpinned: frames that no sequence refers to after the slides.
@@ -56,12 +57,14 @@ def plan_step(
     counts: Sequence[int],
     history: int,
     *,
+    revocable: Sequence[bool],
     alone: bool = False,
 ) -> Step:
     """Work out the step in which sequence i takes `counts[i]` tokens.
 
     Args:
         history: tokens kept beyond every window, for rollbacks.
+        revocable: of sequence i, whether its state before the step is to stay beside the new one.
         alone: as if no prefix were kept, so that nothing is shared with one.
     """
     step = Step()
@@ -88,7 +91,7 @@ def plan_step(
     for frame, times in dropped.items():
         step.num_freed += int(references[frame]) == times
         step.num_unpinned += int(frames.pins[frame]) == times
-    for sequence, count in zip(sequences, counts, strict=True):
+    for sequence, count, stays in zip(sequences, counts, revocable, strict=True):
         if not count:
             continue
         for number, lifetime in enumerate(layout.classes):
@@ -107,7 +110,9 @@ def plan_step(
                 step.new_states.append(sequence)
                 continue
             frame = int(sequence.state[0]) & FRAME_MASK
-            if references[frame] - dropped[frame] > 1:
+            if stays:
+                step.moved_states.append(sequence)
+            elif references[frame] - dropped[frame] > 1:
                 dropped[frame] += 1
                 step.moved_states.append(sequence)
     states = len(step.new_states) + len(step.moved_states)

@@ -140,11 +140,22 @@ class SequenceStore:
 
     # Steps
 
-    def reserve(self, seq_ids: Sequence[Hashable], counts: int | Sequence[int]) -> None:
+    def reserve(
+        self,
+        seq_ids: Sequence[Hashable],
+        counts: int | Sequence[int],
+        *,
+        revocable: Sequence[bool] | None = None,
+    ) -> None:
         """Make room for `counts` new tokens of each sequence, for all of them or for none.
 
         Tokens that the first new one does not see are dropped from the windows. Prefixes are
         evicted as needed.
+
+        Args:
+            revocable: of each sequence, whether 0 of the tokens may be committed after all, so
+                that its state is written beside the one before; None for no sequence. Rows can be
+                taken back in any case.
 
         Raises:
             CacheFullError: too few frames, even if all prefixes were evicted.
@@ -156,15 +167,17 @@ class SequenceStore:
             raise SequenceError(
                 f"counts={counts} must be one number >= 0 for each of {len(sequences)} sequences"
             )
-        step = plan_step(self.layout, self._frames, sequences, counts, self.history)
+        stays = [False] * len(sequences) if revocable is None else list(revocable)
+        if len(stays) != len(sequences):
+            raise SequenceError(f"revocable={stays} must be told of each of {len(sequences)}")
+        asked = self.layout, self._frames, sequences, counts, self.history
+        step = plan_step(*asked, revocable=stays)
         if self._num_missing(step) > 0:
-            alone = plan_step(
-                self.layout, self._frames, sequences, counts, self.history, alone=True
-            )
+            alone = plan_step(*asked, revocable=stays, alone=True)
             check_room(self.pool, alone.num_needed, self.num_available + alone.num_unpinned)
         while (missing := self._num_missing(step)) > 0:
             self.prefixes.make_free(missing)
-            step = plan_step(self.layout, self._frames, sequences, counts, self.history)
+            step = plan_step(*asked, revocable=stays)
         perform_step(self.layout, self._frames, step)
         self._note_changes(step)
         for sequence, count in zip(sequences, counts, strict=True):
@@ -196,8 +209,10 @@ class SequenceStore:
         """Drop the tokens that have left the windows, beyond `history`, now instead of with the
         next step."""
         sequences = self._roster.all_ready(seq_ids)
-        counts = [1] * len(sequences)
-        step = plan_step(self.layout, self._frames, sequences, counts, self.history)
+        counts, stays = [1] * len(sequences), [False] * len(sequences)
+        step = plan_step(
+            self.layout, self._frames, sequences, counts, self.history, revocable=stays
+        )
         slide_windows(self.layout, self._frames, step)
         self._note_changes(step)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 
 from ..engine import LLM
-from ..engine.scheduler import EngineStatistics
+from ..engine.statistics import EngineStatistics
 from ..pool.prefixes.lookup import TierStatistics
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -51,7 +51,6 @@ class Counts:
 
     def __init__(self) -> None:
         self.requests: Counter[tuple[str, int]] = Counter()
-        self.prompt_tokens = self.generation_tokens = 0
         self.first_token = Histogram()
         self.between_tokens = Histogram()
 
@@ -59,10 +58,6 @@ class Counts:
         yield from _head("http_requests_total", "Requests answered.", "counter")
         for (path, status), count in sorted(self.requests.items()):
             yield f'{PREFIX}http_requests_total{{path="{path}",status="{status}"}} {count}'
-        yield from _number("prompt_tokens_total", "Tokens of prompts.", self.prompt_tokens, True)
-        yield from _number(
-            "generation_tokens_total", "Tokens generated.", self.generation_tokens, True
-        )
         yield from self.first_token.lines("time_to_first_token_seconds", "Until an answer begins.")
         yield from self.between_tokens.lines("time_between_tokens_seconds", "Until it goes on.")
 
@@ -70,12 +65,14 @@ class Counts:
 def engine_lines(llm: LLM) -> list[str]:
     """Of the engine, looked at between its steps."""
     now: EngineStatistics = llm.statistics
-    frame_bytes = llm.store.layout.frame_bytes
+    drafts, frame_bytes = now.speculation, llm.store.layout.frame_bytes
     kinds = llm.store.pool.statistics().by_kind
     lines: list[str] = []
     for name, words, value, counts in (
         ("requests_running", "Requests in the pool.", now.running, False),
         ("requests_waiting", "Requests that wait for room.", now.waiting, False),
+        ("prompt_tokens_total", "Tokens of prompts.", now.prompt_tokens, True),
+        ("generation_tokens_total", "Tokens generated.", now.generated_tokens, True),
         ("steps_total", "Passes of the model.", now.steps, True),
         ("preemptions_total", "Requests that had to start over.", now.preemptions, True),
         ("frames", "Frames of the pool.", now.total_frames, False),
@@ -85,6 +82,9 @@ def engine_lines(llm: LLM) -> list[str]:
         ("prefix_lookups_total", "Prompts looked up.", now.prefixes.lookups, True),
         ("prefix_hits_total", "Prompts of which a part was kept.", now.prefixes.hits, True),
         ("prefix_saved_tokens_total", "Tokens not computed.", now.prefixes.saved_tokens, True),
+        ("spec_decode_num_drafts_total", "Times of look-up that found some.", drafts.drafts, True),
+        ("spec_decode_num_draft_tokens_total", "Tokens proposed.", drafts.draft_tokens, True),
+        ("spec_decode_num_accepted_tokens_total", "Of these, kept.", drafts.accepted_tokens, True),
     ):
         lines += _number(name, words, value, counts)
     lines += _head("frames_held_by", "Frames in use, by what they hold.", "gauge")

@@ -176,7 +176,7 @@ class Routes:
         outputs = await while_connected(request, finished_outputs(*work))
         for output in outputs:
             writer.count(output)
-        self._count(request, writer)
+        _note_usage(request, writer)
         choices = [writer.choice(number, output) for number, output in enumerate(outputs)]
         return JSONResponse(writer.whole(choices))
 
@@ -216,17 +216,17 @@ class Routes:
                 note("internal error", level=logging.ERROR, error=error, id=writer.id)
             yield _event(fault.json())
         finally:
-            self._count(request, writer)
+            _note_usage(request, writer)
 
-    def _count(self, request: Request, writer: Writer) -> None:
-        usage = writer.usage
-        self._counts.prompt_tokens += usage.prompt_tokens
-        self._counts.generation_tokens += usage.completion_tokens
-        request.state.notes.update(
-            id=writer.id,
-            prompt_tokens=usage.prompt_tokens,
-            completion_tokens=usage.completion_tokens,
-        )
+
+def _note_usage(request: Request, writer: Writer) -> None:
+    """For the line of the request in the log."""
+    usage = writer.usage
+    request.state.notes.update(
+        id=writer.id,
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+    )
 
 
 def _event(content: Json) -> str:

@@ -21,7 +21,7 @@ from cacheshrink_hybrid.conversion.convert import convert_to_mla
 from cacheshrink_hybrid.demo import model_path
 from cacheshrink_hybrid.model.attached_plan import is_converted
 from tests.engine.shipped import CHAT_TEMPLATE
-from tests.subprocesses import ROOT
+from tests.subprocesses import ROOT, run_python
 
 MODEL = str(model_path())
 
@@ -36,6 +36,12 @@ MODEL = str(model_path())
         ([MODEL, "--as-is", "--max-body", "0"], "--max-body: 0 must be positive"),
         ([MODEL, "--as-is", "--port", "70000"], "--port: 70000 must be at most 65535"),
         ([MODEL, "--as-is", "--api-key", ""], "--api-key is empty"),
+        ([MODEL, "--as-is", "--speculative-config", "5"], "must map num_speculative_tokens"),
+        ([MODEL, "--as-is", "--speculative-config", "{"], "is no JSON ("),
+        (
+            [MODEL, "--as-is", "--speculative-config", '{"num_speculative_tokens": 0}'],
+            "num_speculative_tokens=0 must be a whole number >= 1",
+        ),
         ([MODEL, "--as-is", "--chat-template", "/no/such"], "--chat-template: "),
         ([MODEL, "--as-is", "--host", "no.such.host"], "no.such.host:8000 cannot be listened on"),
     ],
@@ -43,6 +49,17 @@ MODEL = str(model_path())
 def test_refusals(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_the_interpreter_ends_without_looking_at_everything() -> None:
+    program = (
+        "import atexit, gc\n"
+        "atexit.register(lambda: print(gc.get_freeze_count() > 1000))\n"
+        "from cacheshrink_hybrid.cli import main\n"
+        "main(['serve', '/no/such'])\n"
+    )
+    result = run_python("-c", program)
+    assert result.stdout == "True\n", result.stderr
 
 
 def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from cacheshrink_hybrid.engine import LLM
-from cacheshrink_hybrid.engine.prefix_files import FILE_NAME
+from cacheshrink_hybrid.engine.prefix_files import FILE_NAME, _content_digest
 from cacheshrink_hybrid.errors import CacheFullError, CheckpointError, ConfigError, OutputError
 from tests.engine.test_prefix_cache import batch, generated, prefixes_of
 from tests.engine.test_prefix_reuse import MEMORY, SETTINGS, model_of, served, text
@@ -67,6 +71,31 @@ def test_files_of_others_are_refused(tmp_path: Path) -> None:
         prefixes_of(model, prefixes=tmp_path)
     with pytest.raises(CheckpointError, match=f"has no {FILE_NAME}"):
         prefixes_of(model, prefixes=tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "fault"),
+    [
+        ("tokens", lambda x: x.to(torch.bfloat16), "tokens is torch.bfloat16 of"),
+        ("row_frames", lambda x: x - 2**40, "a frame is named that is none of"),
+        ("nodes", lambda x: x * 2**40, "holds no prefixes: "),
+    ],
+)
+def test_files_that_were_made_by_hand_are_refused(
+    name: str, spoil: Callable[[Tensor], Tensor], fault: str, tmp_path: Path
+) -> None:
+    """Their digests are right, and what they say is not."""
+    model = model_of("llama")
+    path = saved(model, tmp_path)
+    with safe_open(path, framework="pt") as file:
+        about = file.metadata()
+    tensors = load_file(path)
+    tensors[name] = spoil(tensors[name])
+    save_file(tensors, path, metadata=about | {"content": _content_digest(tensors)})
+    for load in (partial(prefixes_of, model), partial(LLM, model, cache_memory=MEMORY)):
+        with pytest.raises(CheckpointError, match=fault) as caught:
+            load(prefixes=tmp_path)
+        assert "\n" not in str(caught.value)
 
 
 def test_too_little_memory_or_none_to_use_it(tmp_path: Path) -> None:

@@ -202,6 +202,40 @@ def test_rejected_tokens_cannot_be_taken_out_of_a_state() -> None:
     assert made.store.num_tokens(seq_id) == 5
 
 
+def test_a_revocable_step_writes_its_state_beside_the_one_before() -> None:
+    made = shadowed(windows=(None,))
+    seq_id, other = filled(made, 5), filled(made, 3)
+    before, held = made.store.digest(seq_id), made.pool.num_held
+    made.store.reserve([seq_id, other], [2, 1], revocable=[True, False])
+    read, write = made.store.state_tables([seq_id, other])
+    assert read[1].tolist() == write[1].tolist()
+    assert set(read[0].tolist()).isdisjoint(write[0].tolist())
+    made.pool.zero(write[0].numpy().astype("int64"))
+    made.store.commit([seq_id, other], 0)
+    assert made.store.digest(seq_id) == before
+    made.store.reserve([seq_id], [2], revocable=[True])
+    made.store.commit([seq_id], 2)
+    assert made.pool.num_held == held
+    with pytest.raises(SequenceError, match="must be told of each of 2"):
+        made.store.reserve([seq_id, other], 1, revocable=[True])
+    made.store.check_integrity()
+
+
+def test_rows_that_do_not_stay_give_their_frames_back() -> None:
+    made = shadowed(windows=(None, 4), state=False)
+    seq_id = filled(made, 5)
+    made.store.reserve([seq_id], 40)
+    made.store.commit([seq_id], 3)
+    assert made.store.num_tokens(seq_id) == 8
+    grown = shadowed(windows=(None, 4), state=False)
+    assert grown.append([filled(grown, 5)], [3])
+    assert made.pool.num_held <= grown.pool.num_held + 1
+    for number, lifetime in enumerate(made.layout.classes):
+        table = made.store.frame_table([seq_id], number)
+        assert table.shape[1] <= lifetime.table_length(8)
+    made.store.check_integrity()
+
+
 def test_rejected_tokens_of_attention_are_simply_not_counted() -> None:
     made = shadowed(windows=(None,), state=False)
     seq_id = filled(made, 5)

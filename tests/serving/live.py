@@ -40,16 +40,21 @@ class Live:
 
 @contextmanager
 def live_server(
-    *, cache_memory: str = "16MiB", limits: dict | None = None, **settings
+    *,
+    cache_memory: str = "16MiB",
+    limits: dict | None = None,
+    speculative_config: dict | None = None,
+    **settings,
 ) -> Iterator[Live]:
     """Serve until the block is over; the pool must be empty then.
 
     Args:
         limits: of the engine's queue.
+        speculative_config: of the engine.
         settings: of the server.
     """
     model, tokenizer = shipped_model()
-    llm = LLM(model, tokenizer, cache_memory=cache_memory)
+    llm = LLM(model, tokenizer, cache_memory=cache_memory, speculative_config=speculative_config)
     engine = AsyncLLM(llm, **(limits or {}))
     settings = {"model": NAME, "api_keys": ("secret",), **settings}
     ready = threading.Event()

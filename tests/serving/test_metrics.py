@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import replace
 
+import httpx2
 import pytest
 
 from cacheshrink_hybrid.pool.prefixes.lookup import TierStatistics
 from cacheshrink_hybrid.serving.metrics import Histogram, _tier_lines
-from tests.serving.live import Live, live_server
+from tests.serving.live import Live, live_server, until
 
 LINE = re.compile(r"cacheshrink_\w+(\{\w+=\"[^\"]*\"(,\w+=\"[^\"]*\")*\})? [0-9.e+-]+")
 
@@ -28,7 +30,8 @@ def values(live: Live) -> dict[str, float]:
 
 
 def test_counts_are_those_of_what_was_served() -> None:
-    with live_server() as live:
+    drafts = {"num_speculative_tokens": 3, "prompt_lookup_max": 1}
+    with live_server(speculative_config=drafts) as live:
         with live.http() as http:
             body = {"prompt": "the same prompt" * 4, "max_tokens": 5, "ignore_eos": True}
             for stream in (False, True, True):
@@ -48,6 +51,11 @@ def test_counts_are_those_of_what_was_served() -> None:
         assert now["cacheshrink_requests_running"] == now["cacheshrink_requests_waiting"] == 0
         assert now["cacheshrink_prefix_hits_total"] == statistics.prefixes.hits > 0
         assert now["cacheshrink_frames"] == statistics.total_frames
+        drafted = statistics.speculation
+        name = "cacheshrink_spec_decode_num"
+        assert now[f"{name}_drafts_total"] == drafted.drafts > 0
+        assert now[f"{name}_draft_tokens_total"] == drafted.draft_tokens
+        assert now[f"{name}_accepted_tokens_total"] == drafted.accepted_tokens
         kinds = [
             value for key, value in now.items() if key.startswith("cacheshrink_frames_held_by{")
         ]
@@ -69,6 +77,23 @@ def test_memories_below_the_pool_are_told_apart() -> None:
         "Prefixes that fell out of the pool and were copied."
     )
     assert list(_tier_lines([])) == []
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_tokens_of_a_client_that_left_are_counted(stream: bool) -> None:
+    with live_server() as live:
+        body = {"prompt": "a prompt", "max_tokens": 3000, "ignore_eos": True, "stream": stream}
+        with suppress(httpx2.TimeoutException), live.http() as http:
+            http.timeout = 1.0
+            with http.stream("POST", "/v1/completions", json=body) as answer:
+                next(answer.iter_lines())
+        until(lambda: not live.llm.requests)
+        until(lambda: live.engine.open.requests == 0)
+        now, statistics = values(live), live.llm.statistics
+        assert now["cacheshrink_prompt_tokens_total"] == len("a prompt") + 1
+        generated = now["cacheshrink_generation_tokens_total"]
+        # The first token is the prefill's, each other one a decode step's.
+        assert 1 <= generated == statistics.decoded_tokens + 1 < 3000
 
 
 def test_histograms() -> None:

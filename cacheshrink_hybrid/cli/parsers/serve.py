@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
 from ...byte_counts import parse_bytes
 from ...checkpoint.load_faults import is_converted_directory
+from ...engine.speculation import SpeculativeConfig
 from ...errors import ConfigError
 from ...kernels.backend import Backend
 from ...serving.answer_formats import AUTO, FORMATS
@@ -26,6 +28,7 @@ from ..preflight import Memory, Number, TextFile, ratio, whole
 
 NEEDED = ("fastapi", "uvicorn", "llguidance")
 KEY_VARIABLE = "CACHESHRINK_API_KEY"
+EXAMPLE = '{"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 4}'
 
 
 class Bytes:
@@ -40,6 +43,21 @@ class Bytes:
                 yield f"{value} must be positive"
         except ConfigError as error:
             yield str(error)
+
+
+class Speculation:
+    """A `SpeculativeConfig` as a JSON object."""
+
+    def __call__(self, text: str) -> str:
+        return text
+
+    def faults(self, value: str) -> Iterator[str]:
+        try:
+            SpeculativeConfig.of(json.loads(value))
+        except ConfigError as error:
+            yield str(error)
+        except (ValueError, RecursionError) as error:
+            yield f"{value!r:.80} is no JSON ({error}); give such as '{EXAMPLE}'"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -136,6 +154,14 @@ def parser() -> argparse.ArgumentParser:
         type=Bytes(),
         default="4GiB",
         help="most that this directory takes (default: 4GiB)",
+    )
+    group.add_argument(
+        "--speculative-config",
+        type=Speculation(),
+        default=None,
+        metavar="JSON",
+        help="try what followed the same tokens earlier in a text, several tokens a step, such as "
+        f"'{EXAMPLE}' (default: off)",
     )
     group = made.add_argument_group("limits")
     group.add_argument(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cacheshrink_hybrid.errors import CacheFullError, SequenceError
+from cacheshrink_hybrid.pool.prefixes.tensor_faults import tensor_fault
 from cacheshrink_hybrid.pool.prefixes.tensors import fill, tensors_of
 from tests.pool.shadow import Shadowed, small_layout
 
@@ -32,6 +33,7 @@ def filled(kind: str) -> Shadowed:
 def test_what_comes_back_is_what_was_kept(kind: str) -> None:
     made = filled(kind)
     tensors = tensors_of(made.store.prefixes)
+    assert tensor_fault(made.store.prefixes, tensors) is None
     other = Shadowed(LAYOUTS[kind], 400, policy="priority")
     fill(other.store.prefixes, tensors)
     other.check()
