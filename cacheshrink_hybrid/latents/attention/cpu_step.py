@@ -30,13 +30,12 @@ from ...kernels.latents.cpu.row_view import (
     StepAngles,
     StepRows,
     StepWeights,
-    coding_tables,
     exact_form,
     floats,
     read_form,
-    row_tables,
 )
 from ...kernels.latents.cpu.step import BEGIN, END, READ, WHOLE, attend_rows, room_size
+from ...kernels.latents.cpu.tables import coding_tables, row_tables
 from ...kernels.workers import in_parallel, num_shares
 from ...linear_map import is_plain
 from ...pool.lifetime import FIRST, KINDS, RECENT, TOKENS
