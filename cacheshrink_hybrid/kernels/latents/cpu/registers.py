@@ -15,8 +15,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import Any, NamedTuple
 
-from llvmlite import binding
 from numba import config
+from numba.core.codegen import get_host_cpu_features
 
 
 class Lookup(Enum):
@@ -51,12 +51,12 @@ def registers_of(features: set[str]) -> Registers:
 
 
 def cpu_features() -> set[str]:
-    """Instructions that numba compiles for: of this CPU, or what `NUMBA_CPU_FEATURES` says."""
+    """Instructions that numba compiles for: those of this CPU, without AVX where `NUMBA_ENABLE_AVX`
+    is 0, or what `NUMBA_CPU_FEATURES` says."""
     settings: Any = config
-    if settings.CPU_FEATURES is not None:
-        names = settings.CPU_FEATURES.split(",")
-        return {name[1:] for name in names if name.startswith("+")}
-    return {name for name, there in binding.get_host_cpu_features().items() if there}
+    given = settings.CPU_FEATURES
+    names = (get_host_cpu_features() if given is None else given).split(",")
+    return {name[1:] for name in names if name.startswith("+")}
 
 
 REGISTERS = registers_of(cpu_features())

@@ -93,6 +93,9 @@ def test_features_are_those_that_numba_compiles_for(monkeypatch: pytest.MonkeyPa
     assert cpu_features() == {"avx2", "fma"}
     monkeypatch.setattr(config, "CPU_FEATURES", "", raising=False)
     assert cpu_features() == set()
+    monkeypatch.setattr(config, "CPU_FEATURES", None, raising=False)
+    monkeypatch.setattr(config, "ENABLE_AVX", 0, raising=False)
+    assert not any(name.startswith("avx") for name in cpu_features())
 
 
 @pytest.mark.slow(group="host code")
