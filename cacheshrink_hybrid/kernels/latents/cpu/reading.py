@@ -124,7 +124,7 @@ def read_block(
     for j in range(rebuilt):
         downs[j, :, :width] = weight[j].T
         begun[j, :width] = bias[j]
-    ahead = blocks_at_once(num_rows // mean[0].shape[0]) if in_blocks else 0
+    ahead = np.int64(blocks_at_once(num_rows // mean[0].shape[0]) if in_blocks else 0)
     turned = np.zeros((num_rows * ahead, width), np.float32)
     absorbed = lines(num_rows * ahead, weight.shape[2])[:, : weight.shape[2]]
     of_mean = np.zeros((num_rows * ahead, block_slots), np.float32)

@@ -87,8 +87,7 @@ _float16s, _bfloat16s, _float32s = (
 )
 
 
-@intrinsic
-def _uniform8s(typing, arena, at, step, lowest, out, first):
+def _uniform8s_of(typing, arena, at, step, lowest, out, first):
     """The same of 8 uniform bits, with numbers (code * step + lowest)."""
 
     def make(context, builder, signature, arguments):
@@ -102,6 +101,9 @@ def _uniform8s(typing, arena, at, step, lowest, out, first):
         store(builder, fused(builder, codes, step, lowest), builder.gep(to, [arguments[5]]))
 
     return types.void(arena, at, types.float32, types.float32, out, first), make
+
+
+_uniform8s: Any = intrinsic(_uniform8s_of)
 
 
 @compiled

@@ -40,4 +40,5 @@ def test_all_ways_to_look_up(lookup: Lookup, low: int, high: int) -> None:
                 out[:, BEFORE + channels + BEHIND :] == 7
             ).all()
             found.append(out[:, BEFORE : BEFORE + channels])
-        assert np.array_equal(*found)
+        one, other = found
+        assert np.array_equal(one, other)
