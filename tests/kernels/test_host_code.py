@@ -49,8 +49,8 @@ def package(tmp_path: Path) -> Path:
     return root
 
 
-def _run(package: Path, **variables: str) -> str:
-    done = run_python("-c", CALL, cwd=package.parent, PYTHONPATH=str(package.parent), **variables)
+def _run(package: Path, call: str = CALL, **variables: str) -> str:
+    done = run_python("-c", call, cwd=package.parent, PYTHONPATH=str(package.parent), **variables)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -63,6 +63,35 @@ def test_the_next_process_finds_what_was_compiled(package: Path) -> None:
     assert _run(package).endswith(": 1} 2.0\n")
     (package / "kernels/probe_factor.py").write_text(FACTOR.replace("FACTOR", "3"))
     assert _run(package) == "{} 3.0\n"
+
+
+def _names(package: Path) -> set[str]:
+    return {path.name for path in (package / "kernels/__pycache__").glob("probe.twice*.nb?")}
+
+
+@pytest.mark.slow(group="host code")
+def test_files_are_of_one_state_of_the_sources(package: Path) -> None:
+    """So that no process reads what another one has written meanwhile for other sources; those of
+    former ones go."""
+    found = []
+    for factor in ("2", "3", "2"):
+        (package / "kernels/probe_factor.py").write_text(FACTOR.replace("FACTOR", factor))
+        assert _run(package) == f"{{}} {factor}.0\n"
+        found.append(_names(package))
+    assert len(found[0]) == 1 and found[0] == found[2] and not found[0] & found[1]
+
+
+@pytest.mark.slow(group="host code")
+def test_files_are_of_one_signature(package: Path) -> None:
+    """What lies under the name of another one is not taken."""
+    double = CALL.replace("np.float32", "np.float64")
+    assert _run(package) == _run(package, call=double) == "{} 2.0\n"
+    one, other = sorted((package / "kernels/__pycache__").glob("probe.twice*.nbc"))
+    for call in (CALL, double):
+        assert _run(package, call=call).endswith(": 1} 2.0\n")
+    shutil.copy(one, other)
+    found = sorted(_run(package, call=call) for call in (CALL, double))
+    assert found[1] == "{} 2.0\n" and found[0].endswith(": 1} 2.0\n")
 
 
 @pytest.mark.slow(group="host code")

@@ -30,13 +30,12 @@ from ...kernels.latents.cpu.row_view import (
     StepAngles,
     StepRows,
     StepWeights,
-    coding_tables,
     exact_form,
     floats,
     read_form,
-    row_tables,
 )
 from ...kernels.latents.cpu.step import BEGIN, END, READ, WHOLE, attend_rows, room_size
+from ...kernels.latents.cpu.tables import coding_tables, row_tables
 from ...kernels.workers import in_parallel, num_shares
 from ...linear_map import is_plain
 from ...pool.lifetime import FIRST, KINDS, RECENT, TOKENS
@@ -82,7 +81,7 @@ def attend_on_cpu(
         common.angles,
         layer.weights(query, encodes=latent is None),
         common.tables,
-        common.room,
+        common.room(layer),
         output.numpy(),
     )
     if common.num_shares == 1:
@@ -110,7 +109,7 @@ class _Common:
     Attributes:
         first_new: slot of each sequence's first new token, (B,) int64; below 0 for padding.
         num_shares: into which the coded rows are cut, for as many threads.
-        arena, rows, angles, tables, room: as `attend_rows` takes them.
+        arena, rows, angles, tables: as `attend_rows` takes them.
     """
 
     def __init__(self, layer: _Layer, step: RowStep, query: Tensor) -> None:
@@ -123,8 +122,16 @@ class _Common:
         self.rows = tuple(_rows(head, step, kind, T) for kind in KINDS)
         self.angles = _angles(head, step, query)
         self.tables = coding_tables(), row_tables()
-        sizes = D, layer.query_width, head.plan.value_rank, self.num_shares
-        self.room = np.empty(room_size(B * T * H, *sizes), np.float32)
+        self._num_queries, self._head_dim = B * T * H, D
+        self._room = np.empty(0, np.float32)
+
+    def room(self, layer: _Layer) -> NDArray:
+        """Numbers for what the parts of a layer's step hand on, at least."""
+        width, value_rank = layer.query_width, layer.head.plan.value_rank
+        size = room_size(self._num_queries, self._head_dim, width, value_rank, self.num_shares)
+        if len(self._room) < size:
+            self._room = np.empty(size, np.float32)
+        return self._room
 
 
 class _Layer:
@@ -148,7 +155,8 @@ class _Layer:
         )
         self.query_width = plan.key_rank if head.absorbs else head.head_dim
         classes = (places[kind].number for kind in KINDS if kind in places)
-        sizes = head.num_attention_heads, head.head_dim, self.query_width, plan.value_rank
+        # Ranks are not among them: nearly every layer has others.
+        sizes = head.num_attention_heads, head.head_dim
         exact = plan.exact_sinks, plan.exact_window
         self.kind = (head.rotary, plan.read_mode, self.dtype, *sizes, *exact, *classes)
         self._weights: StepWeights | None = None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from ..cpu.row_view import coded_view, coding_tables, row_reading, runs_view
+from ..cpu.row_view import coded_view, row_reading, runs_view
+from ..cpu.tables import coding_tables
 from ..cpu.writing import write_rows
 from ..paged_rows import PagedRows
 

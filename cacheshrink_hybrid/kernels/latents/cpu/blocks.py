@@ -3,6 +3,9 @@
 from ...host_code import compiled
 from .products import mix
 
+ROWS_AT_ONCE = 24
+"""Queries of a key head that are absorbed at once, at the most where they are of several blocks."""
+
 
 @compiled
 def _turn(query, cos, sin, width, to):
@@ -17,29 +20,39 @@ def _turn(query, cos, sin, width, to):
 
 
 @compiled
-def absorb_in_block(asked, block, ups, mean, turned, absorbed, of_mean):
-    """Queries of all heads as the channels of a block see them, and what the keys' mean adds to
-    their products.
+def blocks_at_once(rows):
+    """Blocks that so many queries of a key head are absorbed for at once: weights come from the
+    second cache, once for all of them."""
+    return max(1, ROWS_AT_ONCE // rows)
+
+
+@compiled
+def absorb_in_blocks(asked, first, count, ups, mean, turned, absorbed, of_mean):
+    """Queries of all heads as the channels of some blocks see them, and what the keys' mean adds to
+    their products: in rows m * count + i, of query m and the i-th block.
 
     Args:
         asked: rotated queries (M, D), those of a key head side by side.
-        block: number of the block.
+        first, count: number of the first block, and how many.
         ups: (J, D, Rk).
         mean: table (J, D, slots of a block), and cos and sin by block, see `BlockUp`.
-        turned: zeros, (M / J, D).
-        absorbed: filled in, (M, Rk).
-        of_mean: filled in, (M, slots of a block).
+        turned: room, (M / J * count, D) or more rows.
+        absorbed: filled in, (M * count, Rk) or more rows.
+        of_mean: filled in, (M * count, slots of a block) or more rows.
     """
     table, cos, sin = mean
     heads, width, _ = table.shape
-    count = asked.shape[0] // heads
-    absorbed[:], of_mean[:] = 0, 0
+    num_queries = asked.shape[0] // heads
+    rows = num_queries * count
     for j in range(heads):
-        first = j * count
-        for m in range(count):
-            _turn(asked[first + m], cos[block], sin[block], width, turned[m])
-        mix(turned, ups[j], width, 0, absorbed[first : first + count])
-        mix(turned, table[j], width, 0, of_mean[first : first + count])
+        for m in range(num_queries):
+            for i in range(count):
+                query, to = asked[j * num_queries + m], turned[m * count + i]
+                _turn(query, cos[first + i], sin[first + i], width, to)
+        own = slice(j * rows, (j + 1) * rows)
+        absorbed[own], of_mean[own] = 0, 0
+        mix(turned[:rows], ups[j], width, 0, absorbed[own])
+        mix(turned[:rows], table[j], width, 0, of_mean[own])
 
 
 @compiled

@@ -5,27 +5,19 @@ import numpy as np
 
 from ....codecs.row_layout import Kind
 from ...host_code import compiled
-from .lookup import LANES, LOAD_WORD, look_up_16
-from .vectors import has_wide_registers
+from .narrow_lookup import narrow_decoder
+from .registers import REGISTERS, Lookup
+from .whole_numbers import decode_floats, decode_uniform8, word_of
+from .wide_lookup import LANES, LOAD_WORD, look_up_16
 
-FLOAT32, FLOAT16, BFLOAT16 = Kind.FLOAT32.number, Kind.FLOAT16.number, Kind.BFLOAT16.number
-E4M3, UNIFORM8 = Kind.E4M3.number, Kind.UNIFORM8.number
+UNIFORM8 = Kind.UNIFORM8.number
 LEVELS6, LEVELS5, LEVELS4 = Kind.LEVELS6.number, Kind.LEVELS5.number, Kind.LEVELS4.number
 LEVELS3, LEVELS2 = Kind.LEVELS3.number, Kind.LEVELS2.number
 
 
-@compiled
-def _word(arena, at, count):
-    """Up to 8 bytes from byte `at` on, the first one lowest."""
-    word = np.uint64(0)
-    for i in range(np.uint64(count)):
-        word |= np.uint64(arena[at + i]) << (np.uint64(8) * i)
-    return word
-
-
 def pairs_decoder(low: int, high: int):
     """A function that decodes runs of `low + high` bits of rows with gains, eight channels at a
-    time.
+    time, on any CPU.
 
     Two neighbours are looked up at once: the bits of both in the first plane, and above them those
     in the second one, are the place of their levels in a table.
@@ -42,8 +34,8 @@ def pairs_decoder(low: int, high: int):
             at_low, at_high = places[n] + np.uint64(p_low), places[n] + np.uint64(p_high)
             c, gain = np.uint64(channel), gains[n]
             for octet in range(octets):
-                lows = _word(arena, at_low + octet * np.uint64(low), low)
-                highs = _word(arena, at_high + octet * np.uint64(high), high)
+                lows = word_of(arena, at_low + octet * np.uint64(low), low)
+                highs = word_of(arena, at_high + octet * np.uint64(high), high)
                 for k in range(np.uint64(4)):
                     index = (lows >> (both_lows * k)) & low_mask
                     if high:
@@ -67,7 +59,8 @@ def pairs_decoder(low: int, high: int):
 
 
 def lookup_decoder(low: int, high: int):
-    """The same, 16 channels at a time; up to 15 numbers behind a run are written as well."""
+    """The same for wide registers, 16 channels at a time; up to 15 numbers behind a run are written
+    as well."""
     look_up, load_low, load_high = look_up_16(low, high), LOAD_WORD[low], LOAD_WORD[high or 1]
     by_low, by_high = np.uint64(2 * low), np.uint64(2 * high)
     bits, step = low + high, np.uint64(LANES)
@@ -88,63 +81,22 @@ def lookup_decoder(low: int, high: int):
                 first += step
             if left:
                 # A plane may end with the arena.
-                lows = _word(arena, at_low, (left * by_low + np.uint64(15)) // step)
+                lows = word_of(arena, at_low, (left * by_low + np.uint64(15)) // step)
                 if high:
-                    highs = _word(arena, at_high, (left * by_high + np.uint64(15)) // step)
+                    highs = word_of(arena, at_high, (left * by_high + np.uint64(15)) // step)
                 look_up(lows, highs, levels, gain, out[n], first)
 
     return decode
 
 
-_levels_decoder = lookup_decoder if has_wide_registers() else pairs_decoder
+DECODERS = {
+    Lookup.WIDE: lookup_decoder,
+    Lookup.NARROW: narrow_decoder,
+    Lookup.PAIRS: pairs_decoder,
+}
+_levels_decoder = DECODERS[REGISTERS.lookup]
 _levels1, _levels2, _levels3 = (_levels_decoder(*bits) for bits in ((1, 0), (2, 0), (2, 1)))
 _levels4, _levels5, _levels6 = (_levels_decoder(*bits) for bits in ((4, 0), (4, 1), (4, 2)))
-
-
-@compiled
-def _half(arena, at):
-    return np.uint32(arena[at]) | (np.uint32(arena[at + np.uint64(1)]) << np.uint32(8))
-
-
-@compiled
-def _float16(half):
-    # The same bits in the place of a float32 are the number, 2**112 times too small.
-    bits = (half & np.uint32(0x7FFF)) << np.uint32(13)
-    x = np.uint32(bits).view(np.float32) * np.float32(2.0**112)
-    if bits >= np.uint32(0x7C00 << 13):
-        x = np.uint32(bits | np.uint32(0x7F800000)).view(np.float32)
-    return -x if half & np.uint32(0x8000) else x
-
-
-@compiled
-def _decode_floats(kind, arena, places, count, first, channel, channels, tables, out):
-    """A run of numbers that lie whole."""
-    for n in range(count):
-        at, c = places[n] + np.uint64(first), np.uint64(channel)
-        if kind == FLOAT16:
-            for k in range(np.uint64(channels)):
-                out[n, c + k] = _float16(_half(arena, at + np.uint64(2) * k))
-        elif kind == BFLOAT16:
-            for k in range(np.uint64(channels)):
-                word = _half(arena, at + np.uint64(2) * k) << np.uint32(16)
-                out[n, c + k] = np.uint32(word).view(np.float32)
-        elif kind == FLOAT32:
-            for k in range(np.uint64(channels)):
-                word = _word(arena, at + np.uint64(4) * k, 4)
-                out[n, c + k] = np.uint32(word).view(np.float32)
-        else:
-            for k in range(np.uint64(channels)):
-                out[n, c + k] = tables.byte_floats[kind - E4M3, arena[at + k]]
-
-
-@compiled
-def _uniform8(arena, places, count, gains, first, channel, channels, tables, out):
-    """A run of 8 uniform bits."""
-    step, lowest = tables.uniform[0], tables.uniform[1]
-    for n in range(count):
-        at, c, gain = places[n] + np.uint64(first), np.uint64(channel), gains[n]
-        for k in range(np.uint64(channels)):
-            out[n, c + k] = (np.float32(arena[at + k]) * step + lowest) * gain
 
 
 @compiled
@@ -160,9 +112,9 @@ def decode_block(arena, places, count, gains, runs, tables, out):
         kind, channel, channels = runs[i, 0], runs[i, 1], runs[i, 2]
         low, high = runs[i, 3], runs[i, 4]
         if kind < UNIFORM8:
-            _decode_floats(kind, arena, places, count, low, channel, channels, tables, out)
+            decode_floats(kind, arena, places, count, low, channel, channels, tables, out)
         elif kind == UNIFORM8:
-            _uniform8(arena, places, count, gains, low, channel, channels, tables, out)
+            decode_uniform8(arena, places, count, gains, low, channel, channels, tables, out)
         elif kind == LEVELS6:
             _levels6(arena, places, count, gains, low, high, channel, channels, tables, out)
         elif kind == LEVELS5:

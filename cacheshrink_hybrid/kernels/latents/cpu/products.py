@@ -3,10 +3,10 @@
 from ...host_code import compiled
 from .tiles import COLUMNS, LANES, ROWS, mixing_tile, product_tile
 
-_product1, _product2, _product3, _product4 = (product_tile(m + 1, COLUMNS) for m in range(ROWS))
+_product1, _product2, _product3, _product4 = (product_tile(m, COLUMNS) for m in range(1, 5))
 _single = product_tile(1, 1)
-_mixing1, _mixing2, _mixing3, _mixing4 = (mixing_tile(m + 1, COLUMNS) for m in range(ROWS))
-_narrow1, _narrow2, _narrow3, _narrow4 = (mixing_tile(m + 1, 1) for m in range(ROWS))
+_mixing1, _mixing2, _mixing3, _mixing4 = (mixing_tile(m, COLUMNS) for m in range(1, 5))
+_narrow1, _narrow2, _narrow3, _narrow4 = (mixing_tile(m, 1) for m in range(1, 5))
 WIDE = COLUMNS * LANES
 
 

@@ -7,7 +7,7 @@ stays in the core's cache, where they serve as keys and as values.
 import numpy as np
 
 from ...host_code import compiled, kept
-from .blocks import absorb_in_block, add_at
+from .blocks import absorb_in_blocks, add_at, blocks_at_once
 from .decoding import decode_block
 from .fetching import fetch
 from .keys import finish_keys, own_channels
@@ -28,23 +28,26 @@ def _find_rows(arena, frames, slot, last, size, gains, places, slots, row_gains)
     Returns:
         How many there are, and the slot behind them.
     """
-    count, ahead = 0, len(places)
-    while slot < last and count < len(places):
-        if slot % size.frame_tokens == 0:
-            coming = (slot + ahead) // size.frame_tokens
+    count, room, tokens, gain_byte = 0, len(places), size.frame_tokens, size.gain_byte
+    while slot < last and count < room:
+        number, token = slot // tokens, slot % tokens
+        if token == 0:
+            coming = (slot + room) // tokens
             if coming < len(frames) and frames[coming] >= 0:
                 at = np.int64(frames[coming]) * size.frame_bytes + size.layer_offset
-                fetch(arena, at, size.frame_tokens * size.row_bytes)
-        frame = np.int64(frames[slot // size.frame_tokens])
-        if frame >= 0:
-            at = frame * size.frame_bytes + size.layer_offset
-            places[count] = np.uint64(at + slot % size.frame_tokens * size.row_bytes)
-            slots[count] = slot
-            row_gains[count] = np.float32(1)
-            if size.gain_byte >= 0:
-                row_gains[count] = gains[arena[places[count] + np.uint64(size.gain_byte)]]
+                fetch(arena, at, tokens * size.row_bytes)
+        end, frame = min(last, slot + tokens - token), np.int64(frames[number])
+        if frame < 0:
+            slot = end
+            continue
+        at = frame * size.frame_bytes + size.layer_offset + token * size.row_bytes
+        for _ in range(min(end - slot, room - count)):
+            places[count], slots[count], row_gains[count] = np.uint64(at), slot, np.float32(1)
+            if gain_byte >= 0:
+                row_gains[count] = gains[arena[np.uint64(at + gain_byte)]]
             count += 1
-        slot += 1
+            slot += 1
+            at += size.row_bytes
     return count, slot
 
 
@@ -93,7 +96,7 @@ def read_block(
         finish: bias (J, D) of the keys, of no heads where they stay as they are; gains of their
             norm (D,), of no channels without one; and cos and sin (slots, rotary dim / 2), of no
             channels without rotation.
-        mean: see `absorb_in_block`; of no heads where keys are not stored rotated.
+        mean: see `absorb_in_blocks`; of no heads where keys are not stored rotated.
         reading: see `READING`.
         share: number of the share, and how many there are.
         out: (B, T, H, Rv), lse: (B, T, H); filled with zeros and -inf.
@@ -121,9 +124,10 @@ def read_block(
     for j in range(rebuilt):
         downs[j, :, :width] = weight[j].T
         begun[j, :width] = bias[j]
-    turned = np.zeros((num_rows, width), np.float32)
-    absorbed = np.zeros((num_rows, weight.shape[2]), np.float32)
-    of_mean = np.zeros((num_rows, block_slots), np.float32)
+    ahead = np.int64(blocks_at_once(num_rows // mean[0].shape[0]) if in_blocks else 0)
+    turned = np.zeros((num_rows * ahead, width), np.float32)
+    absorbed = lines(num_rows * ahead, weight.shape[2])[:, : weight.shape[2]]
+    of_mean = np.zeros((num_rows * ahead, block_slots), np.float32)
 
     for b in range(B):
         context, new = np.int64(sequences[0, b]), np.int64(sequences[1, b])
@@ -146,12 +150,20 @@ def read_block(
         top[:] = NOTHING
         total[:] = 0
         sums[:] = 0
+        first_block, num_blocks = np.int64(0), np.int64(0)
         while slot < last:
             block, end = np.int64(0), last
             if in_blocks:
                 block = slot // block_slots
                 end = min(last, (block + 1) * block_slots)
-                absorb_in_block(asked[0], block, weight, mean, turned, absorbed, of_mean)
+                if block >= first_block + num_blocks:
+                    first_block, num_blocks = (
+                        block,
+                        min(ahead, (last - 1) // block_slots + 1 - block),
+                    )
+                    absorb_in_blocks(
+                        asked[0], block, num_blocks, weight, mean, turned, absorbed, of_mean
+                    )
             count, slot = _find_rows(
                 arena, frame_table[b], slot, end, size, tables.gains, places, slots, row_gains
             )
@@ -170,8 +182,9 @@ def read_block(
                     turn = sequences[3, b]
                     finish_keys(found, count, slots, turn, width, norm, size.epsilon, cos, sin)
                 if in_blocks:
-                    products(absorbed, num_rows, tile, count, rank, scores)
-                    add_at(scores, count, slots, block * block_slots, of_mean)
+                    own_rows = slice(block - first_block, num_rows * num_blocks, num_blocks)
+                    products(absorbed[own_rows], num_rows, tile, count, rank, scores)
+                    add_at(scores, count, slots, block * block_slots, of_mean[own_rows])
                 else:
                     products(asked[j], num_rows, found, count, width, scores)
                 weigh(

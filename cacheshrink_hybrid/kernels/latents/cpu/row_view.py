@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, wraps
+from functools import wraps
 from typing import NamedTuple
 
 import numpy as np
@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ....codecs import levels
-from ....codecs.gains import gain_table
-from ....codecs.row_layout import PLANES, Kind, RowLayout
+from ....codecs.row_layout import RowLayout
 from ..decode.read import LatentRead
 from ..paged_rows import PagedRows
 
@@ -69,45 +68,6 @@ CODED = np.dtype(
 )
 """Runs of which the gain of a row is found: number of the kind, first channel, channels, outermost
 level, and distortion of a standard normal channel."""
-
-
-class Tables(NamedTuple):
-    """What is looked up: levels of 1 to 6 bits (6, 64), and those of two neighbours (5460, 2),
-    numbers of the bytes of e4m3 and e5m2 (2, 256), step and first level of 8 uniform bits (2,), and
-    gains (256,)."""
-
-    levels: NDArray
-    pairs: NDArray
-    byte_floats: NDArray
-    uniform: NDArray
-    gains: NDArray
-
-
-@cache
-def row_tables() -> Tables:
-    pairs = []
-    for bits, planes in PLANES.items():
-        low = planes[0]
-        index, level = torch.arange(4**bits), levels.levels_of(bits).float()
-        lows, highs = index % 4**low, index >> (2 * low)
-        codes = [
-            (lows >> low * k) % 2**low + ((highs >> (bits - low) * k) % 2 ** (bits - low) << low)
-            for k in range(2)
-        ]
-        pairs.append(level[torch.stack(codes, dim=-1)])
-    every_byte = torch.arange(256, dtype=torch.uint8)
-    floats = [every_byte.view(kind.dtype).float() for kind in (Kind.E4M3, Kind.E5M2)]
-    uniform = levels.UNIFORM_STEP, float(levels.uniform_levels()[0])
-    single = np.zeros((len(PLANES), 2 ** max(PLANES)), np.float32)
-    for row, bits in zip(single, PLANES, strict=True):
-        row[: 2**bits] = levels.levels_of(bits)
-    return Tables(
-        single,
-        torch.cat(pairs).numpy(),
-        torch.stack(floats).numpy(),
-        np.array(uniform, np.float32),
-        gain_table(torch.device("cpu")).numpy(),
-    )
 
 
 class RowForm(NamedTuple):
@@ -180,28 +140,6 @@ NO_FORM = RowForm(
     np.zeros(1, READING),
 )
 NO_ROWS = StepRows(np.empty(0, np.int64), np.empty((0, 0), np.int32), np.empty((4, 0), np.int32))
-
-
-class CodingTables(NamedTuple):
-    """What is looked up to code: the code of the step that a number lies in, by width, (6, 4096)
-    uint8; levels of 1 to 6 and of 8 uniform bits, (7, 256); and gains (256,)."""
-
-    step_codes: NDArray
-    levels: NDArray
-    gains: NDArray
-
-
-@cache
-def coding_tables() -> CodingTables:
-    # Uniform levels come behind those of 6 bits, as their kind does.
-    found = np.zeros((len(PLANES) + 1, 256), np.float32)
-    for row, bits in enumerate((*PLANES, levels.UNIFORM_BITS)):
-        found[row, : 2**bits] = levels.levels_of(bits)
-    return CodingTables(
-        torch.stack([levels.step_codes(bits) for bits in PLANES]).numpy(),
-        found,
-        gain_table(torch.device("cpu")).numpy(),
-    )
 
 
 def floats(x: Tensor) -> NDArray:

@@ -10,22 +10,11 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .vectors import (
-    FLOAT,
-    INT64,
-    first_lanes,
-    folded,
-    fused,
-    has_wide_registers,
-    load,
-    spread,
-    store,
-    zeros,
-)
+from .registers import REGISTERS
+from .vectors import FLOAT, INT64, first_lanes, folded, fused, load, spread, store, zeros
 
-LANES = 16 if has_wide_registers() else 8
-ROWS, COLUMNS = 4, 4
-"""Largest tile: two registers of a tile's sums must not be waited for at once, and all must fit."""
+LANES, ROWS, COLUMNS = REGISTERS.lanes, REGISTERS.rows, REGISTERS.columns
+"""Numbers of a vector, and the largest tile."""
 
 
 def _rows(context: Any, builder: Any, kind: Any, matrix: Any, first: Any, count: int) -> list[Any]:
@@ -118,12 +107,29 @@ def mixing_tile(rows: int, columns: int, lanes: int = LANES) -> Any:
             held = _sums(builder, [[vector for _, vector in row] for row in outs])
             with cgutils.for_range(builder, count) as loop:
                 value = _rows(context, builder, kinds[2], values, loop.index, 1)[0]
-                x = [vector for _, vector in vectors(value, builder.add(first, k))]
-                for i in range(rows):
-                    factor = builder.load(builder.gep(factors[i], [loop.index]))
-                    factor = spread(builder, factor, lanes)
+                value = builder.gep(value, [builder.add(first, k)])
+
+                def vector(column: int) -> Any:
+                    to = builder.gep(value, [starts[column]])
+                    return load(builder, to, lanes, mask)
+
+                def factor(row: int) -> Any:
+                    found = builder.load(builder.gep(factors[row], [loop.index]))
+                    return spread(builder, found, lanes)
+
+                # All of the fewer ones are held, and of the others one at a time.
+                if rows < columns:
+                    by_row = [factor(row) for row in range(rows)]
                     for c in range(columns):
-                        _add(builder, held[i][c], factor, x[c])
+                        x = vector(c)
+                        for i in range(rows):
+                            _add(builder, held[i][c], by_row[i], x)
+                else:
+                    by_column = [vector(column) for column in range(columns)]
+                    for i in range(rows):
+                        y = factor(i)
+                        for c in range(columns):
+                            _add(builder, held[i][c], y, by_column[c])
             for row, variables in zip(outs, held, strict=True):
                 for (to, _), variable in zip(row, variables, strict=True):
                     store(builder, builder.load(variable), to, mask)

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from llvmlite import binding, ir
-from numba import config
+from llvmlite import ir
 from numba.core import cgutils
 
-FLOAT, INT16, INT32, INT64 = ir.FloatType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+FLOAT, BYTE = ir.FloatType(), ir.IntType(8)
+INT16, INT32, INT64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 
 
 def floats(lanes: int) -> Any:
@@ -32,13 +32,6 @@ def of_numbers(numbers: Iterable[int]) -> Any:
 
 def zeros(lanes: int) -> Any:
     return ir.Constant(floats(lanes), [0.0] * lanes)
-
-
-def has_wide_registers() -> bool:
-    """Whether functions are compiled for a CPU with registers of 16 numbers (AVX-512)."""
-    settings: Any = config
-    as_host = settings.CPU_NAME is None and settings.CPU_FEATURES is None
-    return as_host and binding.get_host_cpu_features().get("avx512f", False)
 
 
 def spread(builder: Any, value: Any, lanes: int) -> Any:

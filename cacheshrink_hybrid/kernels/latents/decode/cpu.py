@@ -18,8 +18,8 @@ from ..cpu.row_view import (
     NO_WEIGHT,
     floats,
     read_form,
-    row_tables,
 )
+from ..cpu.tables import row_tables
 from ..paged_rows import PagedRows
 from .read import LatentRead
 
