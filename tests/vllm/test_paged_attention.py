@@ -85,7 +85,7 @@ def test_pieces_of_requests_equal_the_module(name: str, backend: Backend) -> Non
     queries = [torch.randn(n, head.num_attention_heads, head.head_dim) for n in LENS]
     sources = latents = [torch.randn(n, head.plan.kv_lora_rank) for n in LENS]
     if head.stores_rotated:
-        sources = [torch.randn(n, 2 * head.kv_width) for n in LENS]
+        sources = [torch.randn(n, head.width) for n in LENS]
         latents = [head.latent_in_block(source[None], 0)[0] for source in sources]
     due = [_due(head, *given) for given in zip(queries, latents, strict=True)]
 
