@@ -61,12 +61,11 @@ def test_what_is_encoded_is_what_the_source_caches(case: str) -> None:
     cache = getattr(output, "cache", None) or output.past_key_values
     part = parts_of(case)[1]
     y = part.key_value(seen[0], 1)[0, 0]
-    if cache.layers[1].keys.shape[1] == 1:  # older releases of transformers cache heads instead
-        latent, rotary = (x[0, 0, 0] for x in (cache.layers[1].keys, cache.layers[1].values))
-        assert_same_logits(y[part.key_width :], latent)
-        scale = rotary.norm() / y[: part.key_width].norm()  # cos and sin may be longer than one
-        order = rotary if case == CASE else rotary.view(-1, 2).T.flatten()
-        assert_same_logits(y[: part.key_width] * scale, order)
+    latent, rotary = (x[0, 0, 0] for x in (cache.layers[1].keys, cache.layers[1].values))
+    assert_same_logits(y[part.key_width :], latent)
+    scale = rotary.norm() / y[: part.key_width].norm()  # cos and sin may be longer than one
+    order = rotary if case == CASE else rotary.view(-1, 2).T.flatten()
+    assert_same_logits(y[: part.key_width] * scale, order)
 
 
 def test_the_source_keeps_its_projections() -> None:
