@@ -204,7 +204,7 @@ STUDIES = (
             f"--rank-allocation uniform --calibration-dataset {_TEXTS}/stories_first.txt "
             "--num-calibration-samples 64 --max-calibration-length 256",
             f"cacheshrink-hybrid export {OUTPUT}/decoupled {OUTPUT}/mla",
-            f"cacheshrink-hybrid sweep {OUTPUT}/mla --ratios 2 4 8 --bits auto "
+            f"cacheshrink-hybrid sweep {OUTPUT}/mla --ratios 2 4 --bits auto "
             f"--text {_TEXTS}/stories_last.txt --calibration {_TEXTS}/stories_first.txt "
             "--calibration-samples 64 --max-length 256 --samples 64 "
             f"--output {RESULTS}/sweep_mla",
