@@ -208,6 +208,13 @@ def plan_table(plan: CompressionPlan, spec: ModelSpec) -> str:
             f"({plan.compression_ratio:.2f}x at 16 bits)"
             + (f", {key_value_prediction(plan)}" if plan.latents else "")
         )
+    if spec.caches_latents and plan.bytes_per_token:
+        expanded = spec.expanded_bytes_per_token
+        lines.append(
+            f"the source caches latents, in {plan.source_bytes_per_token} bytes per token; keys "
+            f"and values of all its heads would take {expanded} "
+            f"({expanded / plan.bytes_per_token:.1f}x)"
+        )
     if any(latent.joint_loss is not None for latent in plan.latents):
         lines.append(kinds_line(plan))
     if plan.exact_bytes(1):

@@ -20,7 +20,10 @@ class AttentionSpec:
     Attributes:
         num_attention_heads: query heads, H.
         num_key_value_heads: key/value heads, J.
-        head_dim: D, of keys and of values.
+        head_dim: D, of keys.
+        v_head_dim: Dv, of values; None where they are as wide as keys.
+        expanded_width: where the source caches latents, which key and value then are, elements of
+            the keys and values of all heads that those of one token stand for; None elsewhere.
         uses_rope: keys are rotated by their position before they are scored.
         sliding_window: tokens a query can see, itself included; None for all.
         module_name: path of the attention module in the model. Two layers with one name share it.
@@ -29,19 +32,31 @@ class AttentionSpec:
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
+    v_head_dim: int | None = None
+    expanded_width: int | None = None
     uses_rope: bool
     sliding_window: int | None
     module_name: str
 
     @property
-    def kv_width(self) -> int:
-        """Elements of the keys of one token, J * D; its values have as many."""
+    def key_width(self) -> int:
+        """Elements of the keys of one token, J * D."""
         return self.num_key_value_heads * self.head_dim
+
+    @property
+    def value_width(self) -> int:
+        """Elements of the values of one token, J * Dv."""
+        return self.num_key_value_heads * (self.v_head_dim or self.head_dim)
+
+    @property
+    def cached_width(self) -> int:
+        """Elements that one token takes in the source's cache."""
+        return self.key_width + self.value_width
 
     @property
     def bytes_per_token(self) -> int:
         """Bytes that keys and values of one token take at 16 bits per element."""
-        return 2 * self.kv_width * BYTES_16BIT
+        return self.cached_width * BYTES_16BIT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +171,24 @@ class ModelSpec:
     @property
     def attention_layers(self) -> tuple[LayerSpec, ...]:
         return tuple(layer for layer in self.layers if layer.attention is not None)
+
+    @property
+    def caches_latents(self) -> bool:
+        """Whether the source caches latents of its own (DeepSeek's attention)."""
+        return any(
+            layer.attention is not None and layer.attention.expanded_width is not None
+            for layer in self.layers
+        )
+
+    @property
+    def expanded_bytes_per_token(self) -> int:
+        """Bytes per token at 16 bits of the keys and values of all heads, which a source that
+        caches latents does not keep."""
+        return sum(
+            BYTES_16BIT * (layer.attention.expanded_width or layer.attention.cached_width)
+            for layer in self.attention_layers
+            if layer.attention is not None
+        )
 
     @property
     def bytes_per_token(self) -> int:

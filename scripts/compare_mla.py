@@ -276,7 +276,7 @@ def _with_factors(subject: Subject, ratio: float, factors: list[LatentFactors]) 
 
 def _channels(subject: Subject, ratio: float) -> int:
     """Values per token of each layer."""
-    return int(2 * subject.units[0].width / ratio)
+    return int(len(subject.units[0].mean) / ratio)
 
 
 def _transmla(subject: Subject, ratio: float) -> PreTrainedModel:

@@ -41,10 +41,13 @@ def filled(document: str) -> str:
 def families() -> str:
     """Names of model types, by what layers they have."""
     attending: list[str] = []
+    latent: list[str] = []
     hybrid: list[str] = []
     recurrent: list[str] = []
     for name in sorted(FAMILIES):
-        if name not in MIXERS:
+        if FAMILIES[name].caches_latents:
+            latent.append(name)
+        elif name not in MIXERS:
             attending.append(name)
         elif FAMILIES[name].attends:
             reach = "" if MIXERS[name].kind in MIXER_KINDS else " (its attention only)"
@@ -53,6 +56,7 @@ def families() -> str:
             recurrent.append(name)
     lists = (
         ("Attention only", attending),
+        ("Attention over latents of their own (MLA), which are coded", latent),
         ("Hybrids", hybrid),
         ("Without attention, which are given a `state_ratio`", recurrent),
         ("Vision-language, converted as a whole", sorted(TEXT_MODELS)),

@@ -29,7 +29,7 @@ def transmla(unit: Unit, *, fold: int, rank: int) -> LatentFactors:
     channels = _channels(unit)  # (J, 2, F)
     moment = unit.covariance + torch.outer(unit.mean, unit.mean)
     firsts = range(0, channels.shape[2], fold)
-    down = torch.zeros(2, len(firsts), unit.width, dtype=torch.float64)
+    down = torch.zeros(2, len(firsts), unit.key_width, dtype=torch.float64)
     for pair, first in enumerate(firsts):
         real, imaginary = channels[:, :, first : first + fold].transpose(0, 1).flatten(1)
         both = moment[real][:, real] + moment[imaginary][:, imaginary]
@@ -39,9 +39,9 @@ def transmla(unit: Unit, *, fold: int, rank: int) -> LatentFactors:
     still = _left(rotary)
     left = still @ moment @ still.T
     lengths = [left.diagonal()[half].mean().sqrt() for half in _halves(unit)]
-    weights = torch.ones(2 * unit.width, dtype=torch.float64)
+    weights = torch.ones(2 * unit.key_width, dtype=torch.float64)
     if lengths[0] > NOTHING * lengths[1]:  # all keys of a single head rotate
-        weights[: unit.width] = lengths[1] / lengths[0]
+        weights[: unit.key_width] = lengths[1] / lengths[0]
     balanced = weights[:, None] * left * weights
     basis = torch.linalg.eigh(balanced).eigenvectors.flip(1)[:, :rank]
     up, latent = basis / weights[:, None], (basis.T * weights) @ still
@@ -65,7 +65,7 @@ def mha2mla(
     chosen = (query_squares * key_squares).argsort(1, descending=True)[:, : head_width // 2]
     kept = [(int(f), channels[head, :, f]) for head in range(len(chosen)) for f in chosen[head]]
     kept.sort(key=lambda one: one[0])
-    down = torch.zeros(2, len(kept), unit.width, dtype=torch.float64)
+    down = torch.zeros(2, len(kept), unit.key_width, dtype=torch.float64)
     for pair, (_, places) in enumerate(kept):
         down[0, pair, places[0]] = down[1, pair, places[1]] = 1.0
     rotary = down.flatten(0, 1)
@@ -82,7 +82,7 @@ def _channels(unit: Unit) -> Tensor:
 
 
 def _halves(unit: Unit) -> tuple[slice, slice]:
-    return slice(unit.width), slice(unit.width, None)
+    return slice(unit.key_width), slice(unit.key_width, None)
 
 
 def _left(rotary: Tensor) -> Tensor:

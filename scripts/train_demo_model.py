@@ -1,7 +1,9 @@
-"""Train a small model that remembers: the hybrid that ships with the package, or Mamba-2 alone.
+"""Train a small model that remembers: the hybrid that ships with the package, Mamba-2 alone, or
+DeepSeek's latent attention alone.
 
     python -m scripts.train_demo_model --output cacheshrink_hybrid/demo/model
     python -m scripts.train_demo_model --architecture mamba2 --output eval/models/mamba2-recall
+    python -m scripts.train_demo_model --architecture mla --output eval/models/mla-recall
 
 One token per character, trained on the CPU from documentation that comes with Python, interrupted
 by passages, random strings and `key: value` lines that return later in the sequence. 51 minutes on
@@ -34,7 +36,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from cacheshrink_hybrid.calibration.exercises import RECALL_KINDS, RecallKind, recall_exercises
 from cacheshrink_hybrid.demo.corpus import held_out_text, training_text
 
-from .demo_model.architectures import ARCHITECTURES, Architecture, build_model, fast_mamba
+from .demo_model.architectures import ARCHITECTURES, Architecture, build_model
 from .demo_model.characters import build_tokenizer, encode
 from .demo_model.orthogonal_momentum import OrthogonalMomentum
 from .demo_model.sequences import Curriculum, SequenceMixer
@@ -49,7 +51,7 @@ def check_fast_mamba(model: nn.Module, architecture: Architecture) -> None:
     """Compares the logits of `fast_mamba` with those of stock transformers."""
     ids = torch.tensor([encode(held_out_text()[0][:256])])
     stock = model(ids, use_cache=False).logits
-    with fast_mamba(architecture.modeling):
+    with architecture.faster():
         difference = (model(ids, use_cache=False).logits - stock).abs().max().item()
     print(f"fast Mamba-2 differs from transformers' by {difference:.1e} in the logits", flush=True)
     if difference > 1e-4:
@@ -282,8 +284,9 @@ def main(argv: list[str] | None = None) -> int:
     training = Training(model, build_optimizers(model), Curriculum())
     if args.resume:
         training.load(args.checkpoint)
-    check_fast_mamba(model, architecture)
-    with fast_mamba(architecture.modeling):
+    if architecture.mixer is not None:
+        check_fast_mamba(model, architecture)
+    with architecture.faster():
         train(
             training,
             minutes=args.minutes,

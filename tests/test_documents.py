@@ -23,7 +23,7 @@ DOCUMENTS = [
 NOT_RUN = re.compile(r"<!-- not run: .+ -->\n+$")
 BLOCK = re.compile(r"^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)")
-ORDINARY = {"pip", "git", "cd", "cp", "mkdir", "python", "export", "."}
+ORDINARY = {"pip", "git", "cd", "cp", "head", "mkdir", "python", "export", "tail", "."}
 """Commands that are not ours to test."""
 
 

@@ -40,7 +40,7 @@ def _axes(unit: Unit) -> LatentFactors:
     for half in (0, 1):
         covariance, metric = unit.half(half)
         order = (covariance.diagonal() * metric.diagonal()).argsort(descending=True)
-        axes.append(torch.eye(unit.width, dtype=torch.float64)[:, order])
+        axes.append(torch.eye(unit.key_width, dtype=torch.float64)[:, order])
     key, value = axes
     return scaled_factors(unit, "axes", key, value, torch.block_diag(key.T, value.T))
 

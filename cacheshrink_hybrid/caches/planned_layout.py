@@ -198,7 +198,7 @@ def _row_shapes(
     assert layer.attention is not None
     layer_idx, window = layer.layer_idx, layer.attention.sliding_window
     if latent is None:
-        width = 2 * layer.attention.kv_width
+        width = layer.attention.cached_width
     elif latent.coded:
         width, dtype = latent.bytes_per_token, torch.uint8
     else:

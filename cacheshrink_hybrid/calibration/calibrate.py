@@ -71,8 +71,8 @@ def calibrate(
     options = {"split": True} if split else {}
     watched = zip(parts, sinks, strict=True)
     metrics = [observer(part, skipped, **options) for part, skipped in watched]
-    moments, of_first = ([Moments(2 * part.kv_width) for part in parts] for _ in range(2))
-    samples = [Samples(2 * part.kv_width) for part in parts]
+    moments, of_first = ([Moments(part.width) for part in parts] for _ in range(2))
+    samples = [Samples(part.width) for part in parts]
     needs_backward = METRICS[metric].backward
     counting = True
     num_tokens = 0
@@ -175,15 +175,9 @@ def decoder_layers(model: PreTrainedModel) -> list[nn.Module]:
 
 def weight_statistics(parts: AttentionParts) -> LatentStatistics:
     """Statistics without any text: inputs taken as white, errors as their squared length."""
-    weights = torch.cat([parts.key.weight(), parts.value.weight()])
-    weights = weights.detach().to("cpu", torch.float64)
-    mean = torch.zeros(weights.shape[0], dtype=torch.float64)
-    for half, projection in zip(mean.chunk(2), (parts.key, parts.value), strict=True):
-        bias = projection.bias()
-        if bias is not None:
-            half.copy_(bias.detach())
+    weights = parts.white_weight().detach().to("cpu", torch.float64)
     return LatentStatistics(
-        mean=mean,
+        mean=parts.white_mean(),
         covariance=weights @ weights.T,
         metric=torch.eye(weights.shape[0], dtype=torch.float64),
         num_tokens=0,

@@ -10,10 +10,13 @@ from ..families.vision import TEXT_MODELS
 
 
 def auto_class_of(config: PretrainedConfig) -> Any:
-    """The Auto class that loads such models: with images, or of text alone."""
+    """The Auto class that loads such models: with images, or of text alone. Some of the latter are
+    known to transformers as text models of the former only."""
     if config.model_type in TEXT_MODELS:
         return AutoModelForImageTextToText
-    return AutoModelForCausalLM
+    known = type(config) in AutoModelForCausalLM._model_mapping
+    listed = type(config) in AutoModelForImageTextToText._model_mapping
+    return AutoModelForImageTextToText if listed and not known else AutoModelForCausalLM
 
 
 def model_class_of(config: PretrainedConfig) -> Any:

@@ -223,5 +223,7 @@ def _attention(attention) -> str:
     if attention is None:
         return "-"
     heads = f"{attention.num_attention_heads}/{attention.num_key_value_heads}x{attention.head_dim}"
+    if attention.v_head_dim is not None:
+        heads += f"+{attention.v_head_dim}"
     window = "" if attention.sliding_window is None else f" window {attention.sliding_window}"
     return f"{heads}{' rope' if attention.uses_rope else ''}{window}"

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 
 from ..errors import UnsupportedModelError
+from ..latents.attention.native_parts import NativeParts
 from ..latents.attention.parts import AttentionParts
 from ..latents.fit.factors import KeyShape
 from ..latents.fit.rotate import BLOCK_SLOTS
@@ -47,6 +48,8 @@ def check_decoupled(parts: Iterable[AttentionParts]) -> None:
         if part.rotary is None:
             continue
         reason = key_shape(part).cannot_rotate
+        if isinstance(part, NativeParts):
+            reason = "the model has one rotary key for all heads already"
         if reason is None and part.softcap is not None:
             reason = "their scores have a softcap"
         if reason is None and part.sinks is not None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from ..config import CompressionConfig
 from ..device_profile import DeviceProfile
+from ..latents.attention.native_parts import NativeParts
 from ..latents.attention.parts import AttentionParts
 from ..latents.fit.bits import CodedFactors
 from ..latents.fit.choice import Choice
@@ -49,7 +50,7 @@ def latent_plan(
         rotary_frequencies=factors.rotary_frequencies,
         exact_sinks=exact.sinks,
         exact_window=exact.window,
-        exact_channels=2 * part.kv_width if any(exact) else 0,
+        exact_channels=part.width if any(exact) else 0,
         basis_group=factors.basis_group,
         predicted_loss=factors.loss * len(part.layer_ids),
         expected_error=factors.expected_error,
@@ -60,11 +61,12 @@ def latent_plan(
         method=factors.method,
         read_mode=read_mode,
         num_heads=part.num_attention_heads,
-        kv_width=part.kv_width,
+        kv_width=part.key_width,
         head_dim=part.head_dim,
         key_rank=key_rank,
         value_rank=value_rank,
         row_bytes=plan.bytes_per_token,
+        scores_values=isinstance(part, NativeParts),
     )
     plan = replace(plan, read_ns=1e9 * reading.seconds(profile))
     if choice is None or part.rotary is None:

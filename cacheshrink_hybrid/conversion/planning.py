@@ -13,6 +13,7 @@ from ..codecs import RowFormat
 from ..config import CompressionConfig
 from ..device_profile import DeviceProfile
 from ..errors import PlanError
+from ..latents.attention.native_parts import NativeParts
 from ..latents.attention.parts import AttentionParts
 from ..latents.fit.bits import CodedFactors, code_channels, row_alignment
 from ..latents.fit.choice import Choice, Reader, chosen_kinds
@@ -86,7 +87,12 @@ def plan_model(
             coded = _factors(units, samples, config, bytes_per_token)
             return [(result, None) for result in coded]
         readers = [
-            Reader(num_heads=part.num_attention_heads, read_mode=part.read_mode) for part in parts
+            Reader(
+                num_heads=part.num_attention_heads,
+                read_mode=part.read_mode,
+                scores_values=isinstance(part, NativeParts),
+            )
+            for part in parts
         ]
         formats = _formats(units, config)
         choices = chosen_kinds(
@@ -263,7 +269,8 @@ def _widths(config: CompressionConfig) -> tuple[int, ...]:
 
 
 def _formats(units: list[Unit], config: CompressionConfig) -> list[RowFormat]:
-    return [config.row_format(row_alignment(unit.width) if config.coded else 1) for unit in units]
+    widths = [len(unit.mean) for unit in units]
+    return [config.row_format(row_alignment(n) if config.coded else 1) for n in widths]
 
 
 def _coded(

@@ -38,11 +38,11 @@ def least_row_bytes(layer: LayerSpec, config: CompressionConfig) -> int:
     """The least that a token can take in a layer: of coded latents one run of the smallest width,
     of others one channel of 16 bits, and two where keys and values are apart."""
     assert layer.attention is not None
-    width = layer.attention.kv_width
+    width = layer.attention.cached_width
     if not config.coded:
         apart = config.latent_kind is not None and not config.latent_kind.joint
         return BYTES_16BIT * (2 if apart else 1)
-    runs = [(run_channels(2 * width), min(WIDTHS_OF[config.cache_bits]))]
+    runs = [(run_channels(width), min(WIDTHS_OF[config.cache_bits]))]
     return config.row_format(row_alignment(width)).row_bytes(runs)
 
 
@@ -61,11 +61,13 @@ def _check_ratio(spec: ModelSpec, layers: tuple[LayerSpec, ...], config: Compres
 
 def _check_rank(layers: tuple[LayerSpec, ...], config: CompressionConfig, rank: int) -> None:
     assert config.latent_kind is not None
-    halves = 2 if config.latent_kind.joint else 1
-    full = min(
-        (halves * layer.attention.kv_width for layer in layers if layer.attention is not None),
-        default=rank,
-    )
+    widths = [
+        (attention.key_width, attention.value_width)
+        for attention in (layer.attention for layer in layers)
+        if attention is not None
+    ]
+    whole = sum if config.latent_kind.joint else min
+    full = min(map(whole, widths), default=rank)
     if rank > full:
         raise PlanError(
             f"d_latent={rank} exceeds the full rank {full} of this model's latents; give at most "

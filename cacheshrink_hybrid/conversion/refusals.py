@@ -30,8 +30,17 @@ def check_source(model: PreTrainedModel) -> None:
 
 
 def check_convertible(spec: ModelSpec, config: CompressionConfig) -> None:
-    """Raise for what `config` cannot do to any model of this spec."""
+    """Raise for what `config` cannot do to any model of this spec.
+
+    Raises:
+        ConfigError, PlanError, UnsupportedModelError: what that is.
+    """
     check_something_to_do(spec, config)
+    if spec.caches_latents and config.metric == "score":
+        raise ConfigError(
+            f"metric='score' weighs keys and values apart, and in the latents that this "
+            f"{spec.model_type} model caches a channel is both; leave it out, or give 'fisher'"
+        )
     check_reachable(spec, config)
 
 

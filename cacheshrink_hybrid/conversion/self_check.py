@@ -26,12 +26,13 @@ from transformers.cache_utils import CacheLayerMixin
 from ..cache_argument import CACHE_ARGUMENTS
 from ..caches import LatentCache
 from ..config import CompressionConfig
-from ..derived_class import derived_class
 from ..errors import CacheShrinkError, SelfCheckError
 from ..latents.attention.module import LatentAttention
-from ..latents.attention.parts import AttentionParts, Projection
+from ..latents.attention.native import latent_attention_class
+from ..latents.attention.parts import AttentionParts
 from ..latents.fit.observe import frozen_and_checkpointed
 from ..latents.plan import ChannelRun, LatentPlan
+from ..model.folding import write_encoder
 from ..placement import input_device
 from ..spec import LayerSpec
 from ..states.fit.planner import make_state_unit, plan_states
@@ -77,9 +78,11 @@ class Call:
         kwargs = dict(self.kwargs)
         if "hidden_states" in kwargs:
             kwargs["hidden_states"] = kwargs["hidden_states"][:, tokens]
-        if kwargs.get("position_embeddings") is not None:
-            kwargs["position_embeddings"] = tuple(
-                angles[:, tokens] for angles in kwargs["position_embeddings"]
+        angles = kwargs.get("position_embeddings")
+        if angles is not None:
+            one = isinstance(angles, Tensor)
+            kwargs["position_embeddings"] = (
+                angles[:, tokens] if one else tuple(angle[:, tokens] for angle in angles)
             )
         if kwargs.get("position_ids") is not None:
             kwargs["position_ids"] = kwargs["position_ids"][..., tokens]
@@ -246,21 +249,17 @@ def _faults_named(layer: WatchedLayer) -> Iterator[None]:
 @torch.no_grad()
 def full_rank_attention(parts: AttentionParts) -> LatentAttention:
     """Latent attention whose latent is [k; v] itself."""
-    width = parts.kv_width
     plan = LatentPlan(
         layer_ids=parts.layer_ids,
         method="separate",
-        kv_lora_rank=2 * width,
-        key_rank=width,
-        value_rank=width,
+        kv_lora_rank=parts.width,
+        key_rank=parts.key_width,
+        value_rank=parts.value_width,
         read_mode=parts.read_mode,
-        runs=(ChannelRun(channels=2 * width, bits=16),),
+        runs=(ChannelRun(channels=parts.width, bits=16),),
     )
-    source_class: Any = type(parts.source)
-    module = derived_class(LatentAttention, source_class)(parts, plan)
-    halves = (parts.key, parts.value)
-    module.kv_a_proj.weight.copy_(torch.cat([half.weight() for half in halves]))
-    module.kv_a_proj.bias.copy_(torch.cat([_bias(half) for half in halves]))
+    module = latent_attention_class(parts)(parts, plan)
+    write_encoder(module, parts)
     for projection, factor in ((module.k_b_proj, parts.key_multiplier), (module.v_b_proj, 1.0)):
         projection.weight.zero_().fill_diagonal_(factor)
         projection.bias.zero_()
@@ -269,11 +268,6 @@ def full_rank_attention(parts: AttentionParts) -> LatentAttention:
         down.weight.copy_(torch.cat([key[0].weight, value[0].weight]))
         up.weight.copy_(torch.block_diag(key[1].weight, value[1].weight))
     return module
-
-
-def _bias(projection: Projection) -> Tensor:
-    bias, weight = projection.bias(), projection.weight()
-    return weight.new_zeros(len(weight)) if bias is None else bias
 
 
 @contextmanager

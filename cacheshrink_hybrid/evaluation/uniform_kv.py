@@ -21,8 +21,9 @@ def uniform_kv_bytes_per_token(model: PreTrainedModel, bits: int) -> int:
     total = 0
     for layer in model_spec(model.config).attention_layers:
         assert layer.attention is not None
-        heads = 2 * layer.attention.num_key_value_heads
-        total += heads * (layer.attention.head_dim * bits // 8 + SCALE_BYTES)
+        heads = layer.attention.num_key_value_heads
+        for width in (layer.attention.key_width, layer.attention.value_width):
+            total += width * bits // 8 + heads * SCALE_BYTES
     return total
 
 

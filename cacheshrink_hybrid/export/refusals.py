@@ -53,6 +53,9 @@ def check_exportable(model: PreTrainedModel) -> list[LatentAttention]:
 
 def _faults_of_attention(attention: LatentAttention, layer_idx: int) -> Iterator[str]:
     head, plan, at = attention.head, attention.plan, f"of layer {layer_idx}"
+    if head.expansion is not None:
+        yield "it caches latents of its own already (the source is such a checkpoint)"
+        return
     if plan.read_mode not in ("decoupled", "absorb"):
         yield (
             f"keys {at} are rebuilt before they are rotated (convert with "

@@ -12,11 +12,12 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ..errors import UnsupportedModelError
 from ..latents.attention.parts import AttentionParts
-from ..latents.attention.rotation import of_first_channels
+from ..latents.attention.rotation import of_first_channels, turn_halves_of_both
 from ..latents.attention.slot_rotary import SlotRotary
 from ..spec import AttentionSpec, ModelSpec
 from .family import Family
 from .layers import family_of
+from .native import native_parts
 from .vision import text_config_of
 
 DROPOUTS = ("attention_dropout", "dropout", "attn_dropout", "resid_dropout", "residual_dropout")
@@ -31,7 +32,7 @@ def read_attention(model: PreTrainedModel, spec: ModelSpec) -> list[AttentionPar
         UnsupportedModelError: if a module is not built as its family's row says.
     """
     family = family_of(model.config)
-    return _read(model, spec, lambda idx: _submodule(model, family.attention.format(idx)))
+    return _read(model, spec, lambda idx: _submodule(model, family.attention_path(idx)))
 
 
 def read_source_attention(model: PreTrainedModel, spec: ModelSpec) -> list[AttentionParts]:
@@ -81,6 +82,12 @@ def _take_apart(
     """
     family = family_of(model.config)
     layer_idx, source = next(iter(sources.items()))
+    if family.caches_latents:
+        rotary = _rotary(model, source, layer_idx, rotaries) if spec.uses_rope else None
+        try:
+            return native_parts(family, sources, text_config_of(model.config), spec, rotary)
+        except AttributeError as error:
+            raise _unlike_row(family, layer_idx, str(error)) from error
     H, J, D = spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim
     try:
         query, key, value = family.projections(source, H, J, D)
@@ -167,10 +174,14 @@ def _rotary(
     rope_type = rotary_emb.rope_type
     if extra:
         rope_type = rope_type[extra[0]]
-    apply = sys.modules[type(source).__module__].apply_rotary_pos_emb
+    if family.caches_latents:
+        apply = of_first_channels(turn_halves_of_both)
+    else:
+        apply = sys.modules[type(source).__module__].apply_rotary_pos_emb
+        apply = of_first_channels(apply) if family.rotates_first else apply
     rotary = SlotRotary(
         rotary_emb,
-        of_first_channels(apply) if family.rotates_first else apply,
+        apply,
         extra=extra,
         position_axes=family.position_axes,
         depends_on_length=rope_type in LENGTH_DEPENDENT_ROPE,
@@ -201,7 +212,7 @@ def _submodule(model: nn.Module, path: str) -> nn.Module:
 
 def attention_at(model: PreTrainedModel, layer_idx: int) -> nn.Module:
     """The attention module of one cache layer, converted or not."""
-    return _submodule(model, family_of(model.config).attention.format(layer_idx))
+    return _submodule(model, family_of(model.config).attention_path(layer_idx))
 
 
 def _unlike_row(family: Family, layer_idx: int, detail: str) -> UnsupportedModelError:
@@ -218,7 +229,7 @@ def replace_attention(
     family = family_of(model.config)
     new = make()
     for layer_idx in layer_ids:
-        parent, _, name = family.attention.format(layer_idx).rpartition(".")
+        parent, _, name = family.attention_path(layer_idx).rpartition(".")
         place = new if layer_idx == layer_ids[0] else _alias(new)
         setattr(model.get_submodule(parent), name, place)
     return new

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -82,11 +82,33 @@ def _own(config: PretrainedConfig, hybrid_layer: int) -> int:
     return hybrid_layer
 
 
-def _head_sizes(config: PretrainedConfig) -> tuple[int, int, int]:
+class HeadSizes(NamedTuple):
+    """Heads of an attention layer, as `AttentionSpec` has them."""
+
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    v_head_dim: int | None = None
+    expanded_width: int | None = None
+
+
+def _head_sizes(config: PretrainedConfig) -> HeadSizes:
     num_heads = config.num_attention_heads
     num_kv_heads = getattr(config, "num_key_value_heads", None) or num_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // num_heads
-    return num_heads, num_kv_heads, head_dim
+    return HeadSizes(num_heads, num_kv_heads, head_dim)
+
+
+def latent_sizes(config: PretrainedConfig) -> HeadSizes:
+    """DeepSeek's attention, which caches a rotary key and a latent for all heads, as one head whose
+    key and value these are."""
+    heads, rotary = config.num_attention_heads, config.qk_rope_head_dim
+    expanded = heads * (config.qk_nope_head_dim + rotary + config.v_head_dim)
+    return HeadSizes(heads, 1, rotary, config.kv_lora_rank, expanded)
+
+
+def by_rope_interleave(config: PretrainedConfig) -> bool:
+    return bool(config.rope_interleave)
 
 
 def _sliding_window(config: PretrainedConfig) -> int:
@@ -123,7 +145,12 @@ class Family:
             module; None for none.
         continues_in_pieces: see `ModelSpec`.
         shares_with: for the n-th attention layer, the number of the one whose weights it uses.
-        head_sizes: (H, J, D) of an attention layer.
+        head_sizes: of an attention layer.
+        caches_latents: it is DeepSeek's attention (`latent_sizes`), of whose projections and norms
+            the fields above say nothing.
+        turns_neighbours: such attention rotates channels (2i, 2i + 1) of a rotary key together.
+        modules_per_layer: attention modules of one decoder layer. If there are several, `attention`
+            has a second `{}`, for which of them.
         layer_types: kinds of all layers; None for those that the config lists.
         window: tokens that a layer with a sliding window sees.
         refused_options: by attributes of the config, why models that set them are not converted.
@@ -149,7 +176,16 @@ class Family:
     query_scale: Callable[[Any], QueryScale] | None = None
     continues_in_pieces: bool = True
     shares_with: Callable[[PretrainedConfig, int], int] = _own
-    head_sizes: Callable[[PretrainedConfig], tuple[int, int, int]] = _head_sizes
+    head_sizes: Callable[[PretrainedConfig], HeadSizes] = _head_sizes
+    caches_latents: bool = False
+    turns_neighbours: Callable[[PretrainedConfig], bool] = by_rope_interleave
+    modules_per_layer: int = 1
     layer_types: Callable[[PretrainedConfig], list[str]] | None = None
     window: Callable[[PretrainedConfig], int] = _sliding_window
     refused_options: Mapping[str, str] = field(default_factory=dict)
+
+    def attention_path(self, layer_idx: int) -> str:
+        """Path of the attention module of one cache layer."""
+        if self.modules_per_layer == 1:
+            return self.attention.format(layer_idx)
+        return self.attention.format(*divmod(layer_idx, self.modules_per_layer))

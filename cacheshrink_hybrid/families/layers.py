@@ -12,7 +12,7 @@ from transformers.integrations.heterogeneity.configuration_utils import (
 
 from ..errors import UnsupportedModelError
 from ..spec import AttentionSpec, LayerSpec, ModelSpec
-from .family import Family
+from .family import Family, latent_sizes
 from .rows import FAMILIES
 from .states import MIXERS, state_spec
 from .unconverted import LAYOUTS, REFUSED
@@ -50,8 +50,9 @@ def family_of(config: PretrainedConfig) -> Family:
         )
     if getattr(config, "kv_lora_rank", None):
         raise UnsupportedModelError(
-            f"model_type={model_type!r} already caches latents (kv_lora_rank="
-            f"{config.kv_lora_rank}); it has no keys and values to compress, use it as it is"
+            f"model_type={model_type!r} caches latents of its own (kv_lora_rank="
+            f"{config.kv_lora_rank}) and has no row in cacheshrink_hybrid/families/rows.py, such "
+            "as deepseek_v3 has, so that nothing is known of its attention; use it as it is"
         )
     raise UnsupportedModelError(
         f"model_type={model_type!r} is unknown; supported are {len(FAMILIES)} types, such as "
@@ -104,7 +105,6 @@ def _spec(config: PretrainedConfig, family: Family) -> ModelSpec:
     for i, kind in enumerate(kinds):
         attention = None
         if kind in ATTENTION_LAYERS:
-            num_heads, num_kv_heads, head_dim = family.head_sizes(config)
             attention_ids.append(i)
             number = len(attention_ids) - 1
             # transformers ties shared blocks together with the embeddings, or not at all.
@@ -112,16 +112,14 @@ def _spec(config: PretrainedConfig, family: Family) -> ModelSpec:
                 number = family.shares_with(config, number)
             owner = attention_ids[number]
             attention = AttentionSpec(
-                num_attention_heads=num_heads,
-                num_key_value_heads=num_kv_heads,
-                head_dim=head_dim,
+                **(latent_sizes if family.caches_latents else family.head_sizes)(config)._asdict(),
                 uses_rope=family.uses_rope(config, i),
                 sliding_window=(
                     family.window(config)
                     if kind in ("sliding_attention", "sliding_hybrid")
                     else None
                 ),
-                module_name=family.attention.format(owner),
+                module_name=family.attention_path(owner),
             )
         recurrent = kind in MIXER_LAYERS and config.model_type in MIXERS
         state = state_spec(config, i, attention is not None, family) if recurrent else None

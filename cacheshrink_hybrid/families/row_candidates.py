@@ -75,7 +75,7 @@ def candidates(model: PreTrainedModel) -> Iterator[Candidate]:
     path, attention = _attention(model)
     choices = [
         *_placed(path),
-        _projections(attention, *Family(model_type="").head_sizes(config)),
+        _projections(attention, *Family(model_type="").head_sizes(config)[:3]),
         _outputs(attention, config),
         *_normed(attention),
         *_gated(attention, config),
@@ -188,7 +188,7 @@ def _normed(attention: nn.Module) -> Iterator[Choices]:
 
 def _gated(attention: nn.Module, config: PretrainedConfig) -> Iterator[Choices]:
     """Gates of the heads' outputs: a layer of their own, or half of the queries'."""
-    H, J, D = Family(model_type="").head_sizes(config)
+    H, J, D = Family(model_type="").head_sizes(config)[:3]
     sizes = _layers_of(attention)
     gates = [name for name, (rows, _) in sizes.items() if "g" in name and rows in (H, H * D)]
     gates = [name for name in gates if not OUTPUT.fullmatch(name) and not ROLE.fullmatch(name)]

@@ -16,6 +16,7 @@ from transformers import PretrainedConfig
 from ..latents.attention.parts import QueryScale
 from .family import (
     Family,
+    HeadSizes,
     fused,
     fused_by_sharing,
     in_windows,
@@ -50,10 +51,10 @@ def _scale_of_long_texts(attention: Any) -> QueryScale:
     return scale
 
 
-def _shared_by_all(config: PretrainedConfig) -> tuple[int, int, int]:
+def _shared_by_all(config: PretrainedConfig) -> HeadSizes:
     """One key/value head for all queries, or one for each."""
     H = config.num_attention_heads
-    return H, 1 if config.multi_query else H, config.hidden_size // H
+    return HeadSizes(H, 1 if config.multi_query else H, config.hidden_size // H)
 
 
 def _rotated_by_theta(config: PretrainedConfig, layer_idx: int) -> bool:
@@ -197,6 +198,33 @@ FAMILIES: dict[str, Family] = {
             model_type="stablelm",
             rotates_first=True,
             refused_options={"qk_layernorm": "every head has a norm of its own"},
+        ),
+        Family(model_type="deepseek_v3", caches_latents=True),
+        Family(model_type="axk1", caches_latents=True),
+        Family(model_type="glm4_moe_lite", caches_latents=True),
+        Family(model_type="sarvam_mla", caches_latents=True),
+        Family(model_type="youtu", caches_latents=True),
+        Family(
+            model_type="deepseek_v2",
+            caches_latents=True,
+            turns_neighbours=lambda config: True,
+        ),
+        Family(
+            model_type="minicpm3",
+            caches_latents=True,
+            turns_neighbours=lambda config: False,
+        ),
+        Family(
+            model_type="mistral4",
+            caches_latents=True,
+            query_scale=_scale_of_long_texts,
+        ),
+        Family(
+            model_type="longcat_flash",
+            attention="model.layers.{}.self_attn.{}",
+            modules_per_layer=2,
+            caches_latents=True,
+            turns_neighbours=lambda config: True,
         ),
         Family(model_type="mamba", attends=False, continues_in_pieces=False),
         Family(model_type="falcon_mamba", attends=False, continues_in_pieces=False),

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from transformers import PretrainedConfig
 
-from .family import Family, never
+from .family import Family, HeadSizes, never
 
 IMAGE_POSITIONS = (
     "its images have positions of their own in three directions, and keys are rotated by their slot"
@@ -20,7 +20,23 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(("bloom", "mpt"), ALIBI),
     **dict.fromkeys(("rwkv", "xlstm"), OWN_STATE),
     **dict.fromkeys(("zaya", "inkling_text", "inkling2_text", "inkling2_loop_text"), CONVOLVED),
-    **dict.fromkeys(("qwen4_exp", "qwen4_exp_text", "minimax_m3_vl_text"), INDEXED),
+    **dict.fromkeys(
+        (
+            "axk2",
+            "deepseek_v32",
+            "dots3_note",
+            "dots3_note_text",
+            "glm5_next",
+            "glm_moe_dsa",
+            "hy_v4",
+            "hy_v4_vl",
+            "mistral_large4",
+            "qwen4_exp",
+            "qwen4_exp_text",
+            "minimax_m3_vl_text",
+        ),
+        INDEXED,
+    ),
     **dict.fromkeys(("gemma3n", "gemma3n_text", "dory"), SHARED),
     **dict.fromkeys(
         ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"),
@@ -42,8 +58,9 @@ REFUSED: dict[str, str] = {
     "with load_mla_model",
     "recurrent_gemma": "it keeps its recurrent state on its modules instead of in the cache, so "
     "beam search, padding and cache reuse are wrong in the source model already",
-    "kimi_linear": "its attention caches latents already, and its delta rule decays every key "
-    "channel by itself, so that no basis but the given one commutes with it",
+    "kimi_linear": "its delta rule decays every key channel by itself, so that no basis but the "
+    "given one commutes with it",
+    "bailing_hybrid": "its linear attention keeps states of a form of its own",
     "samba": "transformers has no model class for it, and remote code brings a cache of its own",
     "hymba": "its remote code keeps convolution and recurrent states in a cache class of its own "
     "and shares keys and values between layers",
@@ -59,15 +76,9 @@ REFUSED: dict[str, str] = {
 """Families that are known and not converted, with the reason."""
 
 
-def _latent_sizes(config: PretrainedConfig) -> tuple[int, int, int]:
-    """A native latent and its rotary key, as one head whose keys and values are half of it each."""
-    width = config.kv_lora_rank + config.qk_rope_head_dim
-    return config.num_attention_heads, 1, width // 2
-
-
-def _samba_heads(config: PretrainedConfig) -> tuple[int, int, int]:
+def _samba_heads(config: PretrainedConfig) -> HeadSizes:
     heads = config.attn["num_heads"]
-    return heads, config.attn.get("num_kv_heads") or heads, config.hidden_size // heads
+    return HeadSizes(heads, config.attn.get("num_kv_heads") or heads, config.hidden_size // heads)
 
 
 def _samba_layers(config: PretrainedConfig) -> list[str]:
@@ -94,7 +105,7 @@ LAYOUTS: dict[str, Family] = {
     row.model_type: row
     for row in (
         Family(model_type="recurrent_gemma"),
-        Family(model_type="kimi_linear", uses_rope=never, head_sizes=_latent_sizes),
+        Family(model_type="kimi_linear", uses_rope=never, caches_latents=True),
         Family(
             model_type="samba",
             head_sizes=_samba_heads,

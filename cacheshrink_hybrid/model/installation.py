@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..derived_class import derived_class
 from ..families import attention_at, replace_attention
 from ..latents.attention.module import LatentAttention
+from ..latents.attention.native import latent_attention_class
 from ..latents.attention.parts import AttentionParts
 from ..latents.plan import LatentPlan
 from ..plan import CompressionPlan
@@ -62,10 +61,7 @@ def install_attention(
     *,
     keep_source: bool = False,
 ) -> LatentAttention:
-    # A subclass of the family's attention as well: transformers finds the modules whose attention
-    # weights it records by isinstance.
-    source_class: Any = type(parts.source)
-    cls = derived_class(LatentAttention, source_class)
+    cls = latent_attention_class(parts)
     module = replace_attention(
         model, parts.layer_ids, lambda: cls(parts, plan, keep_source=keep_source)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import product
 from typing import Any
 
 import torch
@@ -193,7 +194,7 @@ class Attachment:
         parameter.data = parameter.data.float()
 
     def _extras(self) -> list[tuple[str, nn.Parameter]]:
-        places = {"queries": "q_proj", "outputs": "o_proj"}
+        places = {"queries": ("q_proj", "q_a_proj", "q_b_proj"), "outputs": ("o_proj",)}
         wanted = self.config.extras
         assert wanted is not None, "the settings are resolved"
         found = []
@@ -201,11 +202,13 @@ class Attachment:
             for name, module in self.model.named_modules():
                 if "norm" in type(module).__name__.lower() and "source_attention" not in name:
                     found += [(f"{name}.{n}", p) for n, p in module.named_parameters(recurse=False)]
-        for extra, attribute in places.items():
+        for extra, attributes in places.items():
             if extra not in wanted:
                 continue
-            for name, module in self.modules.items():
-                projection = getattr(module, attribute)
+            for (name, module), attribute in product(self.modules.items(), attributes):
+                projection = getattr(module, attribute, None)
+                if projection is None:
+                    continue
                 found += [(f"{name}.{attribute}.{n}", p) for n, p in projection.named_parameters()]
         return found
 

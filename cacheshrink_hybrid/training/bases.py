@@ -200,11 +200,11 @@ def _sharing(modules: dict[str, LatentAttention]) -> list[list[str]]:
 def _independent(group: list[LatentAttention]):
     """(name, U, its part of [k; v], pieces) of each independent basis of modules that share it."""
     first = group[0]
-    width = first.head.kv_width
+    width = first.head.key_width
     keys = tuple(module.k_b_proj for module in group)
     values = tuple(module.v_b_proj for module in group)
     k, v = keys[0].weight, values[0].weight
-    whole, key_half, value_half = slice(0, 2 * width), slice(0, width), slice(width, 2 * width)
+    whole, key_half, value_half = slice(None), slice(width), slice(width, None)
     if first.plan.kind.joint:
         yield "kv", torch.cat([k, v]), whole, [Piece(keys), Piece(values, first_row=width)]
         return

@@ -38,7 +38,7 @@ def output_metrics(
     Raises:
         CalibrationError: no tokens, or gradients that are not finite.
     """
-    widths = {name: 2 * module.head.kv_width for name, module in modules.items()}
+    widths = {name: module.head.width for name, module in modules.items()}
     if metric == "activation" or not modules:
         return {name: torch.eye(width, dtype=torch.float64) for name, width in widths.items()}
     moments = {name: Moments(width) for name, width in widths.items()}

@@ -97,7 +97,7 @@ class Original:
         def see(x: Tensor, layer_idx: int) -> None:
             parts = parts_of[layer_idx]
             y = parts.key_value(x, layer_idx)
-            y[..., : parts.kv_width] *= parts.key_multiplier
+            y[..., : parts.key_width] *= parts.key_multiplier
             found[layer_idx] = y
 
         with ExitStack() as stack:

@@ -149,12 +149,12 @@ def _drawn_tokens(
     query = drawn(num_tokens, reader.num_attention_heads, reader.head_dim)
     latent, source = drawn(num_tokens, writer.plan.kv_lora_rank), None
     if writer.stores_rotated:
-        source = drawn(num_tokens, 2 * writer.kv_width)
+        source = drawn(num_tokens, writer.width)
         latent = writer.latent_in_block(source[None], 0)[0]
     angles = None if reader.rotary is None else reader.rotary.angles(num_tokens, query)
     asked = reader.queries(query.transpose(0, 1)[None], angles)
     products = reader.products(asked, reader.keys(latent[None], angles, 0)) * reader.scale
-    exact = drawn(num_tokens, 2 * reader.kv_width) if reader.exact_codec is not None else None
+    exact = drawn(num_tokens, reader.width) if reader.exact_codec is not None else None
     return NewTokens(
         query=query / products.float().std().clamp_min(1).to(query.dtype),
         latent=None if writer.stores_rotated else latent,

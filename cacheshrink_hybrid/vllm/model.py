@@ -89,7 +89,7 @@ def _install(model: Any, vllm_config: Any) -> dict[str, LatentSelfAttention]:
     installed = {}
     for plan in saved.plan.latents:
         (layer_idx,) = plan.layer_ids
-        name = family.attention.format(layer_idx)
+        name = family.attention_path(layer_idx)
         attention = attention_at(source, layer_idx)
         rotary = attention.head.rotary
         if id(rotary) not in rotaries:  # layers that are rotated alike share one

@@ -141,6 +141,11 @@ def _refused_layers(plan: CompressionPlan, spec: ModelSpec) -> Iterator[str]:
             f"model_type={spec.model_type!r} has recurrent layers, whose states are not served; "
             "use cacheshrink-hybrid serve"
         )
+    if spec.caches_latents:
+        yield (
+            f"model_type={spec.model_type!r} caches latents of its own, whose rows vLLM's kernels "
+            "do not read; use cacheshrink-hybrid serve"
+        )
     latent = {idx for entry in plan.latents for idx in entry.layer_ids}
     kept = [layer.layer_idx for layer in spec.attention_layers if layer.layer_idx not in latent]
     if kept:

@@ -1,4 +1,5 @@
-"""Small models that remember: a hybrid of Mamba-2 and attention, and Mamba-2 alone.
+"""Small models that remember: a hybrid of Mamba-2 and attention, Mamba-2 alone, and DeepSeek's
+attention alone.
 
 transformers' Mamba-2 without its CUDA kernels is slow on a CPU; `fast_mamba` replaces its scan and
 its convolution by batched products while a model trains.
@@ -14,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
     GraniteMoeHybridConfig,
     GraniteMoeHybridForCausalLM,
     Mamba2Config,
@@ -31,13 +34,17 @@ class Architecture(NamedTuple):
 
     Args:
         build: the untrained model in float32, apart from the memory of its heads.
-        modeling: transformers' module whose Mamba-2 functions it runs.
-        mixer: its Mamba-2 layers.
+        modeling: transformers' module whose Mamba-2 functions it runs; None for none.
+        mixer: its Mamba-2 layers; None for none.
     """
 
     build: Callable[[], PreTrainedModel]
-    modeling: ModuleType
-    mixer: type[nn.Module]
+    modeling: ModuleType | None = None
+    mixer: type[nn.Module] | None = None
+
+    def faster(self) -> contextlib.AbstractContextManager[None]:
+        """Within it, its Mamba-2 layers, where it has any, run as `fast_mamba` says."""
+        return contextlib.nullcontext() if self.modeling is None else fast_mamba(self.modeling)
 
 
 def _hybrid() -> PreTrainedModel:
@@ -96,11 +103,42 @@ def _mamba2() -> PreTrainedModel:
     )
 
 
+def _mla() -> PreTrainedModel:
+    """0.7 M parameters: 4 layers of DeepSeek's latent attention, whose latent has twice the width
+    of a head, and dense feed-forward layers."""
+    return DeepseekV3ForCausalLM(
+        DeepseekV3Config(
+            vocab_size=len(VOCABULARY),
+            hidden_size=128,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            q_lora_rank=None,
+            kv_lora_rank=64,
+            qk_nope_head_dim=32,
+            qk_rope_head_dim=16,
+            v_head_dim=32,
+            intermediate_size=256,
+            first_k_dense_replace=4,
+            n_routed_experts=1,
+            num_experts_per_tok=1,
+            n_group=1,
+            topk_group=1,
+            max_position_embeddings=4096,
+            tie_word_embeddings=True,
+            pad_token_id=PAD,
+            bos_token_id=BOS,
+            eos_token_id=BOS,
+        )
+    )
+
+
 ARCHITECTURES = {
     "hybrid": Architecture(
         _hybrid, modeling_granitemoehybrid, modeling_granitemoehybrid.GraniteMoeHybridMambaLayer
     ),
     "mamba2": Architecture(_mamba2, modeling_mamba2, modeling_mamba2.Mamba2Mixer),
+    "mla": Architecture(_mla),
 }
 
 
@@ -109,7 +147,7 @@ def build_model(architecture: Architecture, seed: int) -> PreTrainedModel:
     torch.manual_seed(seed)
     model = architecture.build()
     for module in model.modules():
-        if isinstance(module, architecture.mixer):
+        if architecture.mixer is not None and isinstance(module, architecture.mixer):
             # Heads that forget within 4 to 1000 tokens; the default ones do within one or two.
             step = torch.logspace(-3, math.log10(0.25), module.num_heads)
             nn.init.zeros_(module.A_log)

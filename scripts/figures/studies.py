@@ -55,6 +55,7 @@ def _finetuning(name: str, arguments: str) -> str:
 
 _SHIPPED = "cacheshrink_hybrid/demo/model"
 _STORIES = "$DATA/tinystories/sample.txt"
+_TEXTS = f"{OUTPUT}/texts"
 _LLAMAS = "$MODELS/stories260K $MODELS/babyllama-char105 $MODELS/babyllama-char361"
 _POINTS = "2:float32:1 2:float16:1 4:float16:1 8:int8:2"
 _SCORED = "--max-chars 1060 --batch-size 15"
@@ -191,6 +192,25 @@ STUDIES = (
         ),
         results=("mla.json",),
         shown=quality.mla,
+    ),
+    Study(
+        name="native latents",
+        commands=(
+            f"mkdir -p {_TEXTS}",
+            f"head -c 300000 {_STORIES} > {_TEXTS}/stories_first.txt",
+            f"tail -c 150000 {_STORIES} > {_TEXTS}/stories_last.txt",
+            f"cacheshrink-hybrid convert $MODELS/babyllama-char361 {OUTPUT}/decoupled "
+            "--compression-method decoupled_rope --compression-ratio 1.33 --cache-bits 16 "
+            f"--rank-allocation uniform --calibration-dataset {_TEXTS}/stories_first.txt "
+            "--num-calibration-samples 64 --max-calibration-length 256",
+            f"cacheshrink-hybrid export {OUTPUT}/decoupled {OUTPUT}/mla",
+            f"cacheshrink-hybrid sweep {OUTPUT}/mla --ratios 2 4 --bits auto "
+            f"--text {_TEXTS}/stories_last.txt --calibration {_TEXTS}/stories_first.txt "
+            "--calibration-samples 64 --max-length 256 --samples 64 "
+            f"--output {RESULTS}/sweep_mla",
+        ),
+        results=("sweep_mla/sweep.json",),
+        shown=quality.sweep,
     ),
     Study(
         name="sweep",

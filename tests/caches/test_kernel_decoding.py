@@ -257,7 +257,7 @@ def test_a_window_that_is_exact_throughout_is_not_read_by_kernels() -> None:
     model = copy.deepcopy(model_of("window"))
     for module in model.modules():
         if isinstance(module, LatentAttention):
-            width = 2 * module.head.kv_width
+            width = module.head.width
             module.plan = replace(module.plan, exact_window=8, exact_channels=width)
     with pytest.raises(KernelUnavailableError, match="covers its sliding window of 8"):
         model(random_ids(1, 8), past_key_values=make_cache(model, backend="triton"))

@@ -110,7 +110,7 @@ def test_covariance_and_metric_fit_the_weights(case: str) -> None:
     model = tiny_model(case)
     parts = read_attention(model, model_spec(model.config))
     for part, statistics in zip(parts, run(model, "fisher"), strict=True):
-        shape = (2 * part.kv_width, 2 * part.kv_width)
+        shape = (part.width, part.width)
         for matrix in (statistics.covariance, statistics.metric):
             assert matrix.shape == shape
             assert matrix.dtype == torch.float64
@@ -159,7 +159,7 @@ def test_first_tokens_are_told_apart_with_what_unrotated_keys_cost() -> None:
         for split in (False, True)
     )
     for part, one, apart in zip(parts, whole, split, strict=True):
-        first, width = apart.first, 2 * part.kv_width
+        first, width = apart.first, part.width
         assert first is not None and one.first is None and one.split_metric is None
         assert apart.num_tokens == one.num_tokens
         assert first.share == 1 / 24

@@ -167,8 +167,8 @@ def test_bad_argument_with_a_dtype_leaves_the_dtype() -> None:
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 96}
 UNSUPPORTED = {
-    "native-latent": (
-        "deepseek_v3",
+    "indexed-latent": (
+        "glm_moe_dsa",
         {
             **COMMON,
             "kv_lora_rank": 8,
@@ -180,7 +180,7 @@ UNSUPPORTED = {
             "first_k_dense_replace": 3,
         },
         AutoModelForCausalLM,
-        r"already caches latents \(kv_lora_rank=8\); .*use it as it is",
+        "'glm_moe_dsa' is not converted: it chooses what its queries read by an index of keys",
     ),
     "no-entry": (
         "bitnet",

@@ -33,6 +33,30 @@ BY_LAYER_TYPE = {
         "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
     }
 }
+GROUPED_EXPERTS = {**DEEPSEEK_EXPERTS, "n_group": 2, "topk_group": 1, "routed_scaling_factor": 1.5}
+LATENT_SIZES = {
+    "kv_lora_rank": 12,
+    "q_lora_rank": 20,
+    "qk_nope_head_dim": 10,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 6,
+}
+"""All different, so that no two can be taken for each other."""
+SCALED_YARN = rope(
+    rope_type="yarn",
+    factor=8.0,
+    original_max_position_embeddings=32,
+    mscale=0.7,
+    mscale_all_dim=1.3,
+)
+MLA = {
+    **COMMON,
+    **GROUPED_EXPERTS,
+    **LATENT_SIZES,
+    **SCALED_YARN,
+    "num_key_value_heads": 4,
+    "attention_bias": True,
+}
 LLAMA3 = rope(
     5e5,
     rope_type="llama3",
@@ -176,6 +200,40 @@ ROW_CASES = _known(
         **MOE,
         **layers("conv", "full_attention", "full_attention"),
         "num_dense_layers": 1,
+    },
+    deepseek_v3__plain={**MLA, **rope(), "q_lora_rank": None, "attention_bias": False},
+    deepseek_v3__halves={**MLA, "rope_interleave": False},
+    deepseek_v2__compressed_queries=MLA,
+    axk1=MLA,
+    glm4_moe_lite=MLA,
+    sarvam_mla=MLA,
+    youtu=MLA,
+    minicpm3={
+        **MLA,
+        **rope(
+            rope_type="longrope",
+            factor=2.0,
+            original_max_position_embeddings=128,
+            short_factor=[1.0, 1.1, 1.2, 1.3],
+            long_factor=[1.0, 2.0, 3.0, 4.0],
+        ),
+    },
+    mistral4={
+        **MLA,
+        "rope_parameters": {
+            **SCALED_YARN["rope_parameters"],
+            "original_max_position_embeddings": 16,
+            "llama_4_scaling_beta": 0.5,
+        },
+    },
+    longcat_flash={
+        **{k: v for k, v in MLA.items() if k not in ("num_hidden_layers", "intermediate_size")},
+        "num_layers": 2,
+        "head_dim": 8,
+        "ffn_hidden_size": 48,
+        "expert_ffn_hidden_size": 16,
+        "moe_topk": 2,
+        "zero_expert_num": 1,
     },
     lara_mini={
         **COMMON,

@@ -35,6 +35,7 @@ CASES_TO_GENERATE = (
     "jamba",
     "lfm2",
     "qwen3_next",
+    "deepseek_v3",
 )
 STATIC_CASES = (
     "gpt2",
@@ -47,6 +48,7 @@ STATIC_CASES = (
     "qwen3",
     "olmo2",
     "gpt_oss",
+    "deepseek_v3",
 )
 PROMPT = torch.cat([random_ids(1, 6), random_ids(1, 6), random_ids(1, 6)], dim=1)
 GREEDY = {"do_sample": False, "max_new_tokens": 10}
@@ -143,9 +145,10 @@ def test_static_cache(case: str, length: int) -> None:
 
 
 @pytest.mark.slow(group="graphs")
-@pytest.mark.parametrize("case", ["gpt2", "qwen3", "gemma2"])
+@pytest.mark.parametrize("case", ["gpt2", "qwen3", "gemma2", "deepseek_v3"])
 def test_no_graph_breaks(case: str) -> None:
-    """No rotation; norms of keys; windows beside layers that see everything."""
+    """No rotation; norms of keys; windows beside layers that see everything; latents of the
+    source."""
     model = copy.deepcopy(pair(case, "auto", ratio=4.0, metric="activation").converted)
     ids = random_ids(1, 14)
     torch._dynamo.reset()

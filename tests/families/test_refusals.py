@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
@@ -68,6 +68,17 @@ def test_options_that_no_row_describes(model_type: str, option: dict[str, Any]) 
     with pytest.raises(UnsupportedModelError, match=rf"{name}=.* of model_type='{model_type}' is"):
         model_spec(config)
     assert model_spec(AutoConfig.for_model(model_type)).attention_layers
+
+
+def test_latents_of_a_family_without_a_row() -> None:
+    class Unheard(PretrainedConfig):
+        model_type = "unheard_of"
+
+    message = (
+        r"'unheard_of' caches latents of its own \(kv_lora_rank=8\) and has no row in .*rows.py"
+    )
+    with pytest.raises(UnsupportedModelError, match=message):
+        model_spec(Unheard(kv_lora_rank=8))
 
 
 def test_every_type_is_accepted_or_refused_in_words() -> None:

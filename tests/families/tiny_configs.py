@@ -5,9 +5,10 @@ grouped queries, biases, head_dim != hidden / heads, windows shorter than the te
 from __future__ import annotations
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from tests.families.row_configs import ROW_CASES
+from cacheshrink_hybrid.checkpoint.model_class import auto_class_of
+from tests.families.row_configs import MLA, ROW_CASES
 from tests.families.tiny_sizes import COMMON, GDN, MAMBA2, MOE, layers, rope
 
 WEIGHT_GAIN = 5.0
@@ -321,6 +322,10 @@ _MAMBA = {k: COMMON[k] for k in ("vocab_size", "hidden_size") if k in COMMON} | 
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+CASES |= {
+    "deepseek_v3": dict(model_type="deepseek_v3", **MLA),
+    "deepseek_v2": dict(model_type="deepseek_v2", **{**MLA, "q_lora_rank": None}),
+}
 RECURRENT_CASES: dict[str, dict] = {
     "mamba": dict(model_type="mamba", **_MAMBA),
     "falcon_mamba": dict(model_type="falcon_mamba", **_MAMBA),
@@ -343,6 +348,7 @@ AXES = {
     "granitemoehybrid": "Mamba-2, multipliers",
     "qwen3_next": "delta rule, gates",
     "zamba2-adapters": "one attention for several layers, with adapters",
+    "deepseek_v3": "latents of its own, a rotary key for all heads",
     "mamba2": "no attention",
 }
 """One case of every way in which families differ: all that quick tests, and tests of what does not
@@ -368,7 +374,7 @@ def tiny_model(
     # Older transformers give them an SDPA that leaves their softcap out.
     capped = config.model_type in ("gemma2", "vaultgemma")
     choice = {"attn_implementation": "eager"} if capped else {}
-    return shaken(AutoModelForCausalLM.from_config(config, dtype=dtype, **choice).eval())
+    return shaken(auto_class_of(config).from_config(config, dtype=dtype, **choice).eval())
 
 
 def shaken(model: PreTrainedModel) -> PreTrainedModel:

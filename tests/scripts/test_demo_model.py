@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scripts.demo_model.architectures import ARCHITECTURES, build_model, fast_mamba
+from cacheshrink_hybrid.families import model_spec
+from scripts.demo_model.architectures import ARCHITECTURES, build_model
 from scripts.demo_model.characters import build_tokenizer, encode
 from scripts.demo_model.orthogonal_momentum import OrthogonalMomentum, polar_factor
 from scripts.demo_model.sequences import Curriculum, SequenceMixer
@@ -13,17 +14,31 @@ from scripts.demo_model.sequences import Curriculum, SequenceMixer
 TEXT = "A sentence that goes on.\nAnother one, which is a little longer than the first.\n" * 40
 
 
-@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+WITH_MAMBA = [name for name, one in sorted(ARCHITECTURES.items()) if one.mixer is not None]
+
+
+@pytest.mark.parametrize("name", WITH_MAMBA)
 def test_fast_mamba_is_that_of_transformers(name: str) -> None:
     architecture = ARCHITECTURES[name]
     model = build_model(architecture, seed=0).eval()
     ids = torch.randint(3, 90, (2, 192), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         stock = model(ids, use_cache=False).logits
-        with fast_mamba(architecture.modeling):
+        with architecture.faster():
             fast = model(ids, use_cache=False).logits
     torch.testing.assert_close(fast, stock, atol=5e-5, rtol=1e-4)
     assert not torch.equal(fast, stock)  # it did run other code
+
+
+def test_models_without_mamba_are_as_transformers_has_them() -> None:
+    architecture = ARCHITECTURES["mla"]
+    model = build_model(architecture, seed=0).eval()
+    ids = torch.randint(3, 90, (1, 16), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        stock = model(ids, use_cache=False).logits
+        with architecture.faster():
+            assert torch.equal(model(ids, use_cache=False).logits, stock)
+    assert model_spec(model.config).caches_latents
 
 
 @pytest.mark.parametrize("shape", [(5, 9), (9, 5)], ids=str)

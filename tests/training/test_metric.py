@@ -15,7 +15,7 @@ from tests.models import calibration_ids, pair, unchanged
 
 
 @pytest.mark.usefixtures("float32_products")
-@pytest.mark.parametrize("case", ["llama", "qwen3", "granitemoehybrid"])
+@pytest.mark.parametrize("case", ["llama", "qwen3", "granitemoehybrid", "deepseek_v3"])
 def test_lossless_model_has_the_metric_of_its_source(case: str) -> None:
     both = pair(case)
     source = both.source

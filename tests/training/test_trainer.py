@@ -57,6 +57,7 @@ def test_training_helps(loss: str, bits) -> None:
         ("falcon_h1", "rotate_joint"),
         ("zamba2-adapters", "joint"),
         ("gpt2", "joint"),
+        ("deepseek_v3", "joint"),
     ],
 )
 def test_lossless_model_has_nothing_to_learn_from_its_original(
@@ -90,6 +91,24 @@ def test_rotated_keys_are_trained() -> None:
         assert (old - new).abs().max() > 1e-4
     for old, new in zip(kept, (layer.kv_proj.weight, layer.kv_mean), strict=True):
         assert torch.equal(old, new)
+
+
+def test_latents_of_the_source_are_trained() -> None:
+    """What is made of them, and the source's projections of queries where these are to train."""
+    model = student("deepseek_v3", cache_bits="auto")
+    layer = model.model.layers[0].self_attn
+    trained = ("kv_a_proj", "k_b_proj", "v_b_proj", "q_a_proj", "q_b_proj", "o_proj")
+    kept = ("kv_a_proj_with_mqa", "kv_b_proj")
+    before = {name: getattr(layer, name).weight.detach().clone() for name in (*trained, *kept)}
+    extras = ("queries", "outputs")
+    stats = train(model, max_steps=20, learning_rate_scale=1, warmup_steps=0, extras=extras)
+    found = losses(stats)
+    assert sum(found[-5:]) < sum(found[:5])
+    assert stats["orthonormality_error"] < 1e-6
+    moved = {
+        name for name, old in before.items() if not torch.equal(getattr(layer, name).weight, old)
+    }
+    assert moved == {*trained}
 
 
 def _without_dropout(model) -> None:

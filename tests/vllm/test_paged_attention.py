@@ -131,7 +131,7 @@ def test_pieces_of_requests_equal_the_module(name: str, backend: Backend, exact:
         head = replace(head, plan=replace(head.plan, block_slots=16))
     queries = [torch.randn(n, head.num_attention_heads, head.head_dim) for n in LENS]
     latents = [torch.randn(n, head.plan.kv_lora_rank) for n in LENS]
-    sources = [torch.randn(n, 2 * head.kv_width) for n in LENS]
+    sources = [torch.randn(n, head.width) for n in LENS]
     if head.stores_rotated:
         latents = [head.latent_in_block(source[None], 0)[0] for source in sources]
     kept = sources if exact else [None] * len(LENS)

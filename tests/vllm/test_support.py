@@ -54,6 +54,10 @@ def test_options_are_refused(changed: dict[str, Any], words: str) -> None:
     assert words in _refused(replace(HERE, **changed))
 
 
+def test_latents_of_the_source_are_refused() -> None:
+    assert "'deepseek_v3' caches latents of its own" in _refused(HERE, "deepseek_v3")
+
+
 @pytest.mark.parametrize(
     "changed", [{"release": "0.31.0"}, {"device": "cuda"}, {"tensor_parallel": 4}]
 )

@@ -23,7 +23,7 @@ def low_rank_additions(
     for layer_idx, (q, k, v) in parts.adapters.items():
         query[str(layer_idx)] = q
         rank = k[0].out_features + v[0].out_features
-        for adapters, width in ((latent, plan.kv_lora_rank), (both, 2 * parts.kv_width)):
+        for adapters, width in ((latent, plan.kv_lora_rank), (both, parts.width)):
             if adapters is not None:
                 adapters[str(layer_idx)] = nn.Sequential(
                     skip_init(nn.Linear, k[0].in_features, rank, bias=False, **new),

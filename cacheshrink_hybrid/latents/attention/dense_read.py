@@ -84,11 +84,13 @@ def read_latents(
     Returns:
         Heads' outputs (B, T, H*D) and probabilities (B, H, T, S).
     """
+    query = head.asking(query)
     # What all scores of a query have in common, softmax does not see.
     alone = head.softcap is None and head.sinks is None
     products = products_of(head, query, latent, angles, first_slot, up_to_constants=alone)
     probabilities = probabilities_of(head, products, mask)
-    return mixed(head, probabilities, latent, complete=head.sinks is None), probabilities
+    output = mixed(head, probabilities, latent, complete=head.sinks is None)
+    return head.finished(output), probabilities
 
 
 def products_of(
@@ -100,13 +102,41 @@ def products_of(
     *,
     up_to_constants: bool = False,
 ) -> Tensor:
-    """Products of queries (B, H, T, D) and the keys of latents (B, S, R), (B, H, T, S).
+    """Products of queries and the keys of latents (B, S, R), (B, H, T, S).
 
     Args:
+        query: from `LatentHead.asking`.
         angles, first_slot: of the S slots. Where there are more than a block of them, keys that are
             stored rotated are met by their slots, whatever the angles.
         up_to_constants: leave out what is the same for all keys that a query meets.
     """
+    if head.expansion is None:
+        return _of_keys(head, query, latent, angles, first_slot, up_to_constants)
+    keys, values = query.tensor_split((head.head_dim,), dim=-1)
+    products = _of_keys(head, keys, latent, angles, first_slot, up_to_constants)
+    return products + _of_values(head, values, latent, up_to_constants)
+
+
+def _of_values(head: LatentHead, query: Tensor, latent: Tensor, up_to_constants: bool) -> Tensor:
+    """Products (B, H, T, S) of queries (B, H, T, Dv) and the values of latents (B, S, R)."""
+    grouped = head.grouped(query)
+    weight, bias = head.value_up.matrix(query)
+    absorbed = torch.matmul(grouped, weight).flatten(1, 2)
+    products = torch.matmul(absorbed, head.value_channels(latent).transpose(1, 2))
+    if not up_to_constants:
+        products = products + torch.matmul(grouped, bias.view(1, -1, 1)).flatten(1, 2)
+    return products.view(*query.shape[:3], -1)
+
+
+def _of_keys(
+    head: LatentHead,
+    query: Tensor,
+    latent: Tensor,
+    angles: Angles | None,
+    first_slot: int,
+    up_to_constants: bool,
+) -> Tensor:
+    """Products (B, H, T, S) of queries (B, H, T, D) and the keys of latents (B, S, R)."""
     B, H, T, _ = query.shape
     if head.stores_rotated and latent.shape[1] > head.plan.block_slots:
         return products_in_blocks(head, query, latent, first_slot)
@@ -143,7 +173,7 @@ def probabilities_of(head: LatentHead, products: Tensor, mask: Tensor | None) ->
 def mixed(
     head: LatentHead, probabilities: Tensor, latent: Tensor, *, complete: bool = False
 ) -> Tensor:
-    """Heads' outputs (B, T, H*D) of probabilities (B, H, T, S) over latents (B, S, R).
+    """Mixed values (B, T, H*Dv) of probabilities (B, H, T, S) over latents (B, S, R).
 
     Args:
         complete: the probabilities of each query add up to one.
@@ -165,7 +195,7 @@ def read_expanded(
     """Many queries: expand keys and values once and call an attention function; returns what
     `read_latents` does, probabilities where the function gives them."""
     keys = split_keys(head, latent) if head.decouples else head.keys(latent, angles, first_slot)
-    output, weights = attend(query, keys, head.values(latent), mask)
+    output, weights = attend(query, *head.expanded(keys, head.values(latent)), mask)
     return output.reshape(*output.shape[:2], -1), weights
 
 
@@ -200,7 +230,7 @@ def eager_attention(
         module: with a `head`. What else the interface passes repeats its options.
     """
     head: LatentHead = module.head
-    group = head.num_attention_heads // head.num_key_value_heads
+    group = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
     probabilities = probabilities_of(head, torch.matmul(query, key.transpose(2, 3)), attention_mask)
     dropped = nn.functional.dropout(probabilities, p=dropout, training=module.training)

@@ -51,13 +51,16 @@ def read_with_exact(
     if not training and reads_directly(head, query, mask):
         return _read_directly(head, query, latent, exact, slots, mask, angles)
     keys, values = head.keys(latent, angles, slots.first_key), head.values(latent)
+    keys, values = head.expanded(keys, values)
     outputs: list[Tensor] = []
     weights: list[Tensor | None] = []
     for start in range(0, query.shape[2], QUERY_BLOCK):
         asked = query[:, :, start : start + QUERY_BLOCK]
         forms = BothForms.of(exact, slots, start, asked.shape[2], latent.shape[1])
         coded = slice(0, forms.num_coded)
-        exact_keys, exact_values = head.exact_keys_values(forms.rows, forms.angles(angles))
+        exact_keys, exact_values = head.expanded(
+            *head.exact_keys_values(forms.rows, forms.angles(angles))
+        )
         output, found = attend(
             asked,
             torch.cat([keys[:, :, coded], exact_keys], dim=2),
@@ -80,6 +83,7 @@ def _read_directly(
     angles: Angles | None,
 ) -> tuple[Tensor, Tensor]:
     """Few queries: products with coded latents and with exact keys share one softmax."""
+    query = head.asking(query)
     forms = BothForms.of(exact, slots, 0, query.shape[2], latent.shape[1])
     latent, of_coded = latent[:, : forms.num_coded], None
     if angles is not None:
@@ -88,14 +92,14 @@ def _read_directly(
     keys, values = head.exact_keys_values(forms.rows, forms.angles(angles))
     products = [
         products_of(head, query, latent, of_coded, slots.first_key),
-        head.products(query, keys),
+        head.exact_products(query, keys, values),
     ]
     probabilities = probabilities_of(
         head, torch.cat(products, dim=-1), forms.mask(mask, head.window)
     )
     coded, beside = probabilities.split([forms.num_coded, keys.shape[2]], dim=-1)
     output = mixed(head, coded, latent) + head.averages(beside, values)
-    return output, forms.by_slot(probabilities)
+    return head.finished(output), forms.by_slot(probabilities)
 
 
 def read_beside(

@@ -30,6 +30,7 @@ from ...lasting import lasting_tensors
 from ...pool.memory import ExactRows
 from ..exact_tokens import ExactView
 from ..plan import LatentPlan
+from .expansion import Expansion
 from .maps import HeadMap
 from .rotation import Angles
 from .slot_rotary import SlotRotary
@@ -47,12 +48,16 @@ class LatentHead:
 
     Attributes:
         plan: of the layer's latents.
-        num_attention_heads, num_key_value_heads, head_dim: H, J and D.
+        num_attention_heads, num_key_value_heads, head_dim: H, J and D; D is the width of queries
+            and keys, and that of values is the head dim of `value_up`.
         scale, softcap: products s of queries and keys give scores scale * s, and then
             softcap * tanh(score / softcap); no softcap if None.
         window: a query sees so many slots, its own included; None for all before it.
         sinks: (H,) logits that take part in the softmax without a value; None for none.
         key_up, value_up: from key and value channels to keys and values.
+        expansion: where what is cached are latents of the source itself, and so are latents made of
+            it, from these to keys and values of all heads; None elsewhere. Then J is 1, and queries
+            have Dn channels behind the D that meet keys.
         encoder, mean: where keys are stored rotated, from [k; v] about their mean to channels, and
             the mean, (2*J*D,); None elsewhere.
         key_norm, norm_spans_heads: norm of keys, see `split_heads`; before their rotation, or after
@@ -74,6 +79,7 @@ class LatentHead:
     sinks: Tensor | None = None
     key_up: HeadMap
     value_up: HeadMap
+    expansion: Expansion | None = None
     encoder: nn.Module | None = None
     mean: Tensor | None = None
     key_norm: nn.Module | None = None
@@ -97,9 +103,19 @@ class LatentHead:
         return self._notes[name]
 
     @property
-    def kv_width(self) -> int:
+    def key_width(self) -> int:
         """J * D."""
         return self.num_key_value_heads * self.head_dim
+
+    @property
+    def v_head_dim(self) -> int:
+        """Dv."""
+        return self.value_up.head_dim
+
+    @property
+    def width(self) -> int:
+        """Elements of [k; v], J * (D + Dv)."""
+        return self.num_key_value_heads * (self.head_dim + self.v_head_dim)
 
     # How keys are met
 
@@ -128,7 +144,8 @@ class LatentHead:
     def unlike_matrices(self, like: Tensor) -> str | None:
         """Name and class of a projection that is no matrix, so that nothing can be absorbed into
         it; None if there is none. For `like` see `HeadMap.matrix`."""
-        for up in (self.key_up, self.value_up):
+        own = () if self.expansion is None else (self.expansion.up,)
+        for up in (self.key_up, self.value_up, *own):
             if not up.is_matrix(like):
                 return f"{up.name} (a {type(up.projection).__name__})"
         return None
@@ -149,7 +166,7 @@ class LatentHead:
         where they are stored so."""
         if not self.stores_rotated:
             return key_value
-        width = self.kv_width
+        width = self.key_width
         keys = self._turned(key_value[..., :width], first_slot)
         return torch.cat([keys, key_value[..., width:]], dim=-1)
 
@@ -170,7 +187,7 @@ class LatentHead:
         normalised, unless that comes after their rotation."""
         if self.key_norm is None or self.norms_follow_rotation:
             return key_value
-        width = self.kv_width
+        width = self.key_width
         keys = split_heads(
             key_value[..., :width], self.head_dim, self.key_norm, self.norm_spans_heads
         )
@@ -277,9 +294,27 @@ class LatentHead:
         return self.rotary.rotate(mean.expand(-1, -1, block, -1), *angles)
 
     def values(self, latent: Tensor) -> Tensor:
-        """Values (B, J, S, D) of latents (B, S, R)."""
+        """Values (B, J, S, Dv) of latents (B, S, R)."""
         v = self.value_up(self.value_channels(latent))
-        return v.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return v.unflatten(-1, (-1, self.v_head_dim)).transpose(1, 2)
+
+    def expanded(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values as many queries meet them, of those (B, J, S, D) and (B, J, S, Dv) that
+        latents or exact rows hold: of all heads where these are latents of the source."""
+        return (keys, values) if self.expansion is None else self.expansion.expanded(keys, values)
+
+    def asking(self, query: Tensor) -> Tensor:
+        """Queries (B, H, T, D), as they meet what latents or exact rows hold: where values are keys
+        as well, (B, H, T, D + Dv) of (B, H, T, D + Dn)."""
+        if self.expansion is None:
+            return query
+        rotary, still = query.tensor_split((self.head_dim,), dim=-1)
+        return torch.cat([rotary, self.expansion.absorbed(still)], dim=-1)
+
+    def finished(self, mixed: Tensor) -> Tensor:
+        """Heads' outputs (B, T, H*Dv) of values mixed with weights that add up to one; of all heads
+        where values are latents of the source."""
+        return mixed if self.expansion is None else self.expansion.outputs(mixed)
 
     def absorbed(self, query: Tensor, *, offset: bool = True) -> tuple[Tensor, Tensor | None]:
         """Queries (B, H, T, D) as key channels see them, (B, H * T, Rk), or (B, H * T, Rk / J)
@@ -295,10 +330,20 @@ class LatentHead:
         return absorbed, torch.matmul(grouped, mean).view(B, H * T)
 
     def exact_keys_values(self, channels: Tensor, angles: Angles | None) -> tuple[Tensor, Tensor]:
-        """Keys, rotated by angles of their slots if such are given, and values, (B, J, n, D) each,
-        of exact rows' channels (B, n, 2*J*D)."""
-        heads = channels.unflatten(-1, (2, -1, self.head_dim)).permute(2, 0, 3, 1, 4)
-        return self._at_slots(heads[0], angles, self.key_norm), heads[1]
+        """Keys, rotated by angles of their slots if such are given, and values, (B, J, n, D) and
+        (B, J, n, Dv), of exact rows' channels (B, n, J*(D + Dv))."""
+        keys, values = (
+            half.unflatten(-1, (self.num_key_value_heads, -1)).transpose(1, 2)
+            for half in channels.tensor_split((self.key_width,), dim=-1)
+        )
+        return self._at_slots(keys, angles, self.key_norm), values
+
+    def exact_products(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Products (B, H, T, n) of queries from `asking` with exact keys, and with exact values
+        where these are keys as well."""
+        if self.expansion is None:
+            return self.products(query, keys)
+        return self.products(query, torch.cat([keys, values], dim=-1))
 
     def products(self, query: Tensor, keys: Tensor) -> Tensor:
         """Products (B, H, T, S) of queries (B, H, T, D) and keys (B, J, S, D)."""
@@ -332,7 +377,7 @@ class LatentHead:
         """
         weight, bias = self.value_up.matrix(mixed)
         heads = torch.matmul(self.grouped(mixed), weight.transpose(1, 2))
-        mean = bias.view(self.num_key_value_heads, 1, self.head_dim)
+        mean = bias.view(self.num_key_value_heads, 1, self.v_head_dim)
         if total is not None:
             mean = self.grouped(total[..., None]).to(heads.dtype) * mean
         return joined(heads + mean, self.num_attention_heads)

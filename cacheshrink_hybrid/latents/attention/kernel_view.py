@@ -75,12 +75,17 @@ def latent_read(head: LatentHead, num_slots: int, like: Tensor) -> LatentRead:
         like: a tensor of the queries' type and device.
 
     Raises:
-        KernelUnavailableError: decoupled keys, norms of keys other than the RMS norm of a head's
-            channels before their rotation, rotations other than of channel pairs (i, i + rotary dim
-            / 2), sliding windows that exact tokens cover, and latents without a channel of keys or
-            of values.
+        KernelUnavailableError: values that are keys as well, decoupled keys, norms of keys other
+            than the RMS norm of a head's channels before their rotation, rotations other than of
+            channel pairs (i, i + rotary dim / 2), sliding windows that exact tokens cover, and
+            latents without a channel of keys or of values.
     """
     plan, window = head.plan, head.window
+    if head.expansion is not None:
+        raise KernelUnavailableError(
+            "it caches latents of its own, whose values are keys as well, which torch reads and "
+            "kernels do not yet"
+        )
     if head.decouples:
         raise KernelUnavailableError(
             "its rotary key is one for all heads, which torch reads and kernels do not yet"

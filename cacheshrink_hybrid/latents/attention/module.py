@@ -79,19 +79,14 @@ class LatentAttention(Derived, nn.Module):
         costs = torch.empty(plan.kv_lora_rank, **new)
         self.latent_costs = nn.Parameter(costs, requires_grad=False) if plan.coded else None
 
-        self.q_proj = parts.query.as_linear()
-        rotates, both = plan.kind.stores_rotated, 2 * parts.kv_width
-        encoded = both if rotates else weight.shape[1]
+        rotates = plan.kind.stores_rotated
+        encoded = self._take_projections(parts, plan, new)
         self.kv_a_proj = skip_init(nn.Linear, encoded, plan.kv_lora_rank, bias=not rotates, **new)
         self.kv_mean = None
         if rotates:
-            self.kv_mean = nn.Parameter(torch.empty(both, **new), requires_grad=False)
-        self.kv_proj = None
-        if rotates or plan.keeps_exact:
-            bias = parts.key.bias() is not None or parts.value.bias() is not None
-            self.kv_proj = skip_init(nn.Linear, weight.shape[1], both, bias=bias, **new)
+            self.kv_mean = nn.Parameter(torch.empty(parts.width, **new), requires_grad=False)
         self.k_b_proj = make_key_projection(plan, J, D, new)
-        self.v_b_proj = skip_init(nn.Linear, plan.value_rank, parts.kv_width, **new)
+        self.v_b_proj = skip_init(nn.Linear, plan.value_rank, parts.value_width, **new)
         self.o_proj = parts.output
         self.gate_proj = parts.gate
         self.q_norm = parts.q_norm
@@ -111,7 +106,7 @@ class LatentAttention(Derived, nn.Module):
             norm_spans_heads=parts.norm_spans_heads,
             norms_follow_rotation=parts.norms_follow_rotation,
             rotary=parts.rotary,
-            **self._standing(J, D, parts.norms_follow_rotation),
+            **self._standing(J, D, parts.value_width // J, parts.norms_follow_rotation),
         )
         old, own = _projections(parts.source), _projections(self)
         self.replaced_names = tuple(name for name in old if name not in own)
@@ -121,6 +116,17 @@ class LatentAttention(Derived, nn.Module):
         # children are seen one by one.
         self._is_hf_initialized = True
         self.train(parts.source.training)
+
+    def _take_projections(self, parts: Any, plan: LatentPlan, new: dict) -> int:
+        """Take over, or make, what inputs go through before they are encoded, and what makes
+        queries; returns the width that is encoded."""
+        inputs, encodes_key_value = parts.key.weight().shape[1], plan.kind.stores_rotated
+        self.q_proj = parts.query.as_linear()
+        self.kv_proj = None
+        if encodes_key_value or plan.keeps_exact:
+            bias = parts.key.bias() is not None or parts.value.bias() is not None
+            self.kv_proj = skip_init(nn.Linear, inputs, parts.width, bias=bias, **new)
+        return parts.width if encodes_key_value else inputs
 
     def own_parameters(self) -> Iterator[nn.Parameter]:
         """Those that the source does not have."""
@@ -188,8 +194,7 @@ class LatentAttention(Derived, nn.Module):
         head, layer = self.head, CachedLayer(cache, layer_idx)
         position_ids = kwargs.get("position_ids")
         query, gate = self._query(head, hidden_states, layer_idx, position_ids)
-        latent = None if head.stores_rotated else self.latent(hidden_states, layer_idx)
-        source = self.key_value(hidden_states, layer_idx)
+        latent, source = self.remembered(hidden_states, layer_idx)
         step = layer.row_step(head, self, hidden_states, attention_mask)
         weights = None
         if step is not None:
@@ -231,15 +236,22 @@ class LatentAttention(Derived, nn.Module):
             and kept.costs is self.latent_costs
             and kept.mean is self.kv_mean
             and (kept.encoder is None or kept.encoder is self.kv_a_proj)
+            and self._expands_as(kept)
         ):
             return kept
-        sizes = kept.num_key_value_heads, kept.head_dim
+        sizes = kept.num_key_value_heads, kept.head_dim, kept.v_head_dim
         made = replace(kept, **self._standing(*sizes, kept.norms_follow_rotation))
         if not torch.compiler.is_compiling():
             self._head = made
         return made
 
-    def _standing(self, num_heads: int, head_dim: int, norms_follow: bool) -> dict[str, Any]:
+    def _expands_as(self, kept: LatentHead) -> bool:
+        """Whether a head's `expansion` is still the module's."""
+        return True
+
+    def _standing(
+        self, num_heads: int, head_dim: int, v_head_dim: int, norms_follow: bool
+    ) -> dict[str, Any]:
         """The parts of a head that another plan, module or parameter of this one replaces."""
         plan = self.plan
         key_up = HeadMap(
@@ -254,7 +266,7 @@ class LatentAttention(Derived, nn.Module):
             name="v_b_proj",
             projection=self.v_b_proj,
             num_heads=num_heads,
-            head_dim=head_dim,
+            head_dim=v_head_dim,
             num_channels=plan.value_rank,
         )
         return {
@@ -270,6 +282,11 @@ class LatentAttention(Derived, nn.Module):
             "costs": self.latent_costs,
             "exact_codec": plan.exact_codec() if plan.keeps_exact else None,
         }
+
+    def remembered(self, x: Tensor, layer_idx: int) -> tuple[Tensor | None, Tensor | None]:
+        """`latent`, None where keys are stored rotated, and `key_value` of inputs (B, T, E)."""
+        latent = None if self.plan.kind.stores_rotated else self.latent(x, layer_idx)
+        return latent, self.key_value(x, layer_idx)
 
     def latent(self, x: Tensor, layer_idx: int) -> Tensor:
         """Latents (B, T, R), as they are before they are stored, of inputs (B, T, E). Those whose

@@ -74,7 +74,9 @@ class AttentionParts:
     Attributes:
         sources: by cache layer, the modules with these weights. More than one where layers share
             them; the parts are those of the first.
-        query, key, value: projections of the attention's input, (H*D, E), (J*D, E), (J*D, E);
+        head_dim: D, of queries and keys.
+        v_head_dim: Dv, of values; None where they are as wide.
+        query, key, value: projections of the attention's input, (H*D, E), (J*D, E), (J*Dv, E);
             `query` has 2*H*D rows if `gated`.
         output: projection of the heads' outputs back to the hidden size.
         gated: the query projection also gives a gate per head, laid out [query | gate].
@@ -96,6 +98,7 @@ class AttentionParts:
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
+    v_head_dim: int | None = None
     query: Projection
     key: Projection
     value: Projection
@@ -128,9 +131,19 @@ class AttentionParts:
         return self.sources[self.layer_ids[0]]
 
     @property
-    def kv_width(self) -> int:
+    def key_width(self) -> int:
         """J * D."""
         return self.num_key_value_heads * self.head_dim
+
+    @property
+    def value_width(self) -> int:
+        """J * Dv."""
+        return self.num_key_value_heads * (self.v_head_dim or self.head_dim)
+
+    @property
+    def width(self) -> int:
+        """Elements of y = [k; v], of which a latent is made."""
+        return self.key_width + self.value_width
 
     @property
     def read_mode(self) -> str:
@@ -138,8 +151,28 @@ class AttentionParts:
         normalised on the way."""
         return "absorb" if self.rotary is None and self.k_norm is None else "reconstruct"
 
+    @property
+    def observed(self) -> tuple[tuple[str, Tensor | None], tuple[str, Tensor | None]]:
+        """Where keys and values come out in the source: attribute of a module that gives them, and
+        rows of what it gives, or None for all of it."""
+        return (self.key.name, self.key.rows), (self.value.name, self.value.rows)
+
+    def white_weight(self) -> Tensor:
+        """What [k; v] are of inputs about zero, as far as they are linear, (J*(D + Dv), E)."""
+        return torch.cat([self.key.weight(), self.value.weight()])
+
+    def white_mean(self) -> Tensor:
+        """[k; v] of an input of zeros, (J*(D + Dv),), float64."""
+        found = torch.zeros(self.width, dtype=torch.float64)
+        halves = found.tensor_split((self.key_width,))
+        for half, projection in zip(halves, (self.key, self.value), strict=True):
+            bias = projection.bias()
+            if bias is not None:
+                half.copy_(bias.detach())
+        return found
+
     def key_value(self, x: Tensor, layer_idx: int) -> Tensor:
-        """[k; v] of inputs x (..., E) as the projections give them, (..., 2*J*D)."""
+        """[k; v] of inputs x (..., E) as the projections give them, (..., J*(D + Dv))."""
         outputs = []
         for position, projection in ((1, self.key), (2, self.value)):
             y = nn.functional.linear(x, projection.weight(), projection.bias())

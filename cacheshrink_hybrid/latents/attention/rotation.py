@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,20 @@ Angles = tuple[Tensor, Tensor]
 
 ApplyRotary = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """A model file's `apply_rotary_pos_emb(q, k, cos, sin)`."""
+
+
+def as_angles(found: Any) -> Angles:
+    """cos and sin of what a rotary embedding gives: those, or e^(i angle) of each pair (B or 1, T,
+    rotary dim / 2), as complex numbers."""
+    if not isinstance(found, Tensor):
+        return found
+    turns = torch.cat([found, found], dim=-1)
+    return turns.real, turns.imag
+
+
+def turn_halves_of_both(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """`turned_halves` as the functions of model files take them."""
+    return turned_halves(q, cos, sin), turned_halves(k, cos, sin)
 
 
 def of_first_channels(apply: ApplyRotary) -> ApplyRotary:
@@ -48,6 +63,11 @@ def of_length_one(cos: Tensor, sin: Tensor) -> Angles:
 def in_pairs(x: Tensor) -> Tensor:
     """Channels (..., D) in the order 0, D/2, 1, D/2 + 1, ..., so that a pair lies side by side."""
     return x.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
+
+
+def in_halves(x: Tensor) -> Tensor:
+    """Channels (..., D) in the order 0, 2, ..., 1, 3, ..., so that neighbours lie D/2 apart."""
+    return x.unflatten(-1, (-1, 2)).transpose(-1, -2).flatten(-2)
 
 
 def turn_pairs_(x: Tensor, turn: Tensor) -> None:

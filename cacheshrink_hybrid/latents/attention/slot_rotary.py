@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from ...errors import NotSupportedError
 from ...lasting import lasting_tensors
-from .rotation import Angles, ApplyRotary, in_pairs, of_length_one, turn_pairs_, turned_halves
+from .rotation import (
+    Angles,
+    ApplyRotary,
+    as_angles,
+    in_pairs,
+    of_length_one,
+    turn_pairs_,
+    turned_halves,
+)
 
 Place = tuple[torch.dtype, torch.device]
 
@@ -174,7 +182,7 @@ class SlotRotary:
             position_ids = position_ids.clamp_max(last)
         if self.position_axes > 1:
             position_ids = position_ids.expand(self.position_axes, 1, -1)
-        cos, sin = self.rotary_emb(like, position_ids, *self.extra)
+        cos, sin = as_angles(self.rotary_emb(like, position_ids, *self.extra))
         return cos.to(like), sin.to(like)
 
     def window_angles(

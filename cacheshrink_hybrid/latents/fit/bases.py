@@ -30,7 +30,7 @@ def joint_bases(unit: Unit, method: str) -> Bases:
     def at(ranks: Sequence[int]) -> list[LatentFactors]:
         (rank,) = ranks
         up, down = basis.up[:, :rank], basis.down[:rank]
-        return [scaled_factors(unit, method, up[: unit.width], up[unit.width :], down)]
+        return [scaled_factors(unit, method, up[: unit.key_width], up[unit.key_width :], down)]
 
     return Bases((unit,), (_spectrum(basis, unit.num_layers),), at)
 
@@ -75,9 +75,10 @@ def shared_by_groups(
 
 
 def _shared(group: Sequence[Unit], number: int) -> Bases:
-    if len({unit.width for unit in group}) > 1:
+    if len({(unit.key_width, len(unit.mean)) for unit in group}) > 1:
         raise PlanError(
-            "xkv needs equal key widths within a group; use compression_method='separate'"
+            "xkv needs equal widths of keys and of values within a group; use "
+            "compression_method='separate'"
         )
     pair = [
         whitened_basis(

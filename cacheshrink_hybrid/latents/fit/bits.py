@@ -57,9 +57,9 @@ class CodedFactors:
     row_format: RowFormat
 
 
-def row_alignment(kv_width: int) -> int:
-    """Bytes that rows of a module with `kv_width` = J * D are padded to a multiple of."""
-    return 1 if 2 * kv_width < NARROW_LATENT else WIDE_ROW_ALIGNMENT
+def row_alignment(width: int) -> int:
+    """Bytes that rows of a module whose [k; v] has so many elements are padded to a multiple of."""
+    return 1 if width < NARROW_LATENT else WIDE_ROW_ALIGNMENT
 
 
 def run_channels(channels: int) -> int:
@@ -320,7 +320,7 @@ def _measured(
     rows = codec.encode(exact, relative)
     distortion = (codec.decode(rows, torch.float32) - exact).double().square().mean(0)
     up, down = factor.up, factor.encoder
-    identity = torch.eye(2 * unit.width, dtype=torch.float64)
+    identity = torch.eye(len(unit.mean), dtype=torch.float64)
     loss = projection_loss(up, down, unit.covariance, unit.metric)
     loss += float((costs * distortion).sum())
     error = projection_loss(up, down, unit.covariance, identity)

@@ -44,11 +44,12 @@ SLIGHT_LOSS = 0.0002
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reader:
-    """What the time model must know of a module beside its factors: H, and how keys are read when
-    they are not stored rotated."""
+    """What the time model must know of a module beside its factors: H, how keys are read when they
+    are not stored rotated, and whether values are met as well (`Reading.scores_values`)."""
 
     num_heads: int
     read_mode: str
+    scores_values: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,11 +199,12 @@ def _candidate(
             method=factors.method,
             read_mode=LATENT_KINDS[factors.method].read_mode or reader.read_mode,
             num_heads=reader.num_heads,
-            kv_width=unit.width,
+            kv_width=unit.key_width,
             head_dim=unit.keys.head_dim,
             key_rank=factors.key_rank,
             value_rank=factors.value_up.shape[1],
             row_bytes=result.row_format.row_bytes(result.runs),
+            scores_values=reader.scores_values,
         )
         seconds = reading.seconds(profile)
     loss = factors.loss

@@ -215,7 +215,7 @@ class _Split:
 
     def bases(self, frequencies: Tensor) -> Bases:
         """A rotary key of these frequencies, ascending, and a latent for the rest."""
-        unit, width = self.unit, self.unit.width
+        unit, width = self.unit, self.unit.key_width
         turning = self.channels.flatten()
         key_down, key_up = self._rotary_key(frequencies)
         wanted = torch.zeros(2 * width, 2 * width, dtype=torch.float64)  # [v; k without] of [k; v]
@@ -262,7 +262,7 @@ class _Split:
             [torch.arange(int(n)) for n in frequencies.unique(return_counts=True)[1]]
         )
         to_real = partial(
-            _real_rows, channels=self.channels, frequencies=frequencies, width=self.unit.width
+            _real_rows, channels=self.channels, frequencies=frequencies, width=self.unit.key_width
         )
         down = to_real(self.down[frequencies, component])
         up = to_real(self.up[frequencies, :, component].conj())
@@ -284,7 +284,7 @@ class _Split:
         key_up = torch.cat([rotary_up, key_up], 1) * scales
         value_up, encoder = value_up * scales[2 * pairs :], encoder / scales[:, None]
         both_up = torch.cat([key_up, torch.cat([torch.zeros_like(rotary_up), value_up], 1)])
-        identity = torch.eye(2 * self.unit.width, dtype=torch.float64)
+        identity = torch.eye(2 * self.unit.key_width, dtype=torch.float64)
         error = max(0.0, projection_loss(both_up, encoder, self.second, identity))
         return LatentFactors(
             method=METHOD,

@@ -63,13 +63,15 @@ class Unit:
     split_metric: Tensor | None = None
 
     @property
-    def width(self) -> int:
-        """J * D."""
-        return self.mean.shape[0] // 2
+    def key_width(self) -> int:
+        """J * D; without `keys` half of y."""
+        if self.keys is None:
+            return self.mean.shape[0] // 2
+        return self.keys.num_heads * self.keys.head_dim
 
     def half(self, half: int) -> tuple[Tensor, Tensor]:
         """Covariance and metric of the keys (0) or of the values (1) alone."""
-        part = slice(half * self.width, (half + 1) * self.width)
+        part = slice(self.key_width, None) if half else slice(self.key_width)
         return self.covariance[part, part], self.metric[part, part]
 
 
@@ -239,7 +241,7 @@ def scaled_factors(
         key_heads: of the key channels, see `LatentFactors`.
     """
     full_up = _stacked(key_up, value_up, down.shape[0])
-    identity = torch.eye(2 * unit.width, dtype=torch.float64)
+    identity = torch.eye(len(unit.mean), dtype=torch.float64)
     loss = max(0.0, projection_loss(full_up, down, unit.covariance, unit.metric))
     error = max(0.0, projection_loss(full_up, down, unit.covariance, identity))
     variance = float(unit.covariance.trace())
@@ -274,7 +276,7 @@ def unit_scales(variance: Tensor) -> Tensor:
 
 def _stacked(key_up: Tensor, value_up: Tensor, rank: int) -> Tensor:
     width = key_up.shape[0]
-    up = torch.zeros(2 * width, rank, dtype=torch.float64)
+    up = torch.zeros(width + value_up.shape[0], rank, dtype=torch.float64)
     up[:width, : key_up.shape[1]] = key_up
     up[width:, rank - value_up.shape[1] :] = value_up
     return up

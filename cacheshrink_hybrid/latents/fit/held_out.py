@@ -73,9 +73,9 @@ def held_out_text(
         labels, sinks, split: as of the statistics.
     """
     splits = [split and part.rotary is not None for part in parts]
-    vectors = [Samples(2 * part.kv_width, PER_SEQUENCE, TOTAL) for part in parts]
+    vectors = [Samples(part.width, PER_SEQUENCE, TOTAL) for part in parts]
     gradients = [
-        Samples((3 if of_split else 2) * part.kv_width, PER_SEQUENCE, TOTAL)
+        Samples(part.width + of_split * part.key_width, PER_SEQUENCE, TOTAL)
         for part, of_split in zip(parts, splits, strict=True)
     ]
     backward = METRICS[metric].backward

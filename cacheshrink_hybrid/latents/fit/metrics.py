@@ -31,7 +31,7 @@ class ActivationMetric:
     """M = I."""
 
     def __init__(self, parts: AttentionParts, sinks: int = 0) -> None:
-        self.width = 2 * parts.kv_width
+        self.width = parts.width
         self.sinks = sinks
 
     @contextmanager
@@ -66,7 +66,7 @@ class FisherMetric(ActivationMetric):
         super().__init__(parts, sinks)
         self.parts = parts
         self.split = split and parts.rotary is not None
-        width = 3 * parts.kv_width if self.split else self.width
+        width = self.width + self.split * parts.key_width
         self.gradients = Moments(width)
         self.of_first = Moments(width) if split else None
 
@@ -103,8 +103,8 @@ class ScoreMetric(ActivationMetric):
         super().__init__(parts, sinks)
         self.parts = parts
         self.queries = Moments(parts.num_attention_heads * parts.head_dim)
-        self.raw_keys = Moments(parts.kv_width)
-        self.used_keys = Moments(parts.kv_width)
+        self.raw_keys = Moments(parts.key_width)
+        self.used_keys = Moments(parts.key_width)
         self.longest = 1
 
     def see(self, x: Tensor, layer_idx: int, key_value: Tensor) -> None:
@@ -117,7 +117,7 @@ class ScoreMetric(ActivationMetric):
         )
         self.queries.add(query.transpose(1, 2).flatten(2))
         self.longest = max(self.longest, x.shape[1])
-        keys = key_value[..., : parts.kv_width]
+        keys = key_value[..., : parts.key_width]
         self.raw_keys.add(keys)
         if parts.k_norm is not None:
             heads = keys if parts.norm_spans_heads else keys.unflatten(-1, (-1, parts.head_dim))
@@ -125,7 +125,7 @@ class ScoreMetric(ActivationMetric):
         self.used_keys.add(keys * parts.key_multiplier)
 
     def matrix(self, covariance: Tensor) -> Tensor:
-        width = self.width // 2
+        width = self.parts.key_width
         key = _normalized(self._key_metric(), covariance[:width, :width])
         value = _normalized(self._value_metric(), covariance[width:, width:])
         return torch.block_diag(key, value)

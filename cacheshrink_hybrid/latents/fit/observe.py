@@ -66,9 +66,9 @@ def observed_gradients(
             # Recomputed activations of a checkpoint get no gradient, so their hooks stay silent.
             output.register_hook(partial(collect, rows=rows, piece=piece))
 
-        for piece, projection in enumerate((parts.key, parts.value)):
-            module = getattr(source, projection.name)
-            watch = looking_on(partial(hook, rows=projection.rows, piece=piece))
+        for piece, (name, rows) in enumerate(parts.observed):
+            module = getattr(source, name)
+            watch = looking_on(partial(hook, rows=rows, piece=piece))
             handles.append(module.register_forward_hook(watch))
         if split:
             of_unrotated = partial(collect, rows=None, piece=2)
@@ -93,7 +93,7 @@ def _with_unrotated(
 ) -> tuple:
     """A hook after attention: its output, through which unrotated keys of zero get a gradient."""
     x = (args[0] if args else kwargs["hidden_states"]).detach()
-    unrotated = x.new_zeros(*x.shape[:2], parts.kv_width, requires_grad=True)
+    unrotated = x.new_zeros(*x.shape[:2], parts.key_width, requires_grad=True)
     unrotated.register_hook(see)
     beside = attention_beside(parts, x, layer_idx, unrotated)
     return output[0] + (beside - beside.detach()), *output[1:]

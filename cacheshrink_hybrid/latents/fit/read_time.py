@@ -53,6 +53,7 @@ class Reading:
         head_dim: D.
         key_rank, value_rank: channels, Rk and Rv.
         row_bytes: of the stored row.
+        scores_values: queries meet the values as well, which are latents of the source.
     """
 
     method: str
@@ -63,6 +64,7 @@ class Reading:
     key_rank: int
     value_rank: int
     row_bytes: int
+    scores_values: bool = False
 
     def seconds(self, profile: DeviceProfile) -> float:
         return sum(work.seconds(profile) for work in self.launches(profile))
@@ -108,6 +110,11 @@ class Reading:
 
     @property
     def _scoring(self) -> int:
+        of_values = 2 * self.num_heads * self.value_rank if self.scores_values else 0
+        return self._scoring_keys + of_values
+
+    @property
+    def _scoring_keys(self) -> int:
         if self.read_mode != "reconstruct":
             return 2 * self.num_heads * self.key_rank
         rebuilt_by = self.head_dim if LATENT_KINDS[self.method].per_head else self.kv_width

@@ -150,7 +150,7 @@ def test_auto_takes_separate_only_where_it_loses_no_more(seed: int) -> None:
     """Within 1 % of joint, at no more bytes."""
     units = [random_unit(WIDTH, 10 * seed + i, apart=i == 0) for i in range(3)]
     # Keys and values that vary apart: separate bases lose nothing.
-    width = units[0].width
+    width = units[0].key_width
     covariance = units[0].covariance.clone()
     covariance[:width, width:] = covariance[width:, :width] = 0
     units[0] = dataclasses.replace(units[0], covariance=covariance)
@@ -242,7 +242,7 @@ def test_xkv_encoder_is_the_best_for_its_layer() -> None:
 
 def test_xkv_needs_equal_widths_within_a_group() -> None:
     units = [random_unit(WIDTH, 0), random_unit(WIDTH + 1, 1)]
-    with pytest.raises(PlanError, match=r"equal key widths.*'separate'"):
+    with pytest.raises(PlanError, match=r"equal widths of keys and of values.*'separate'"):
         factors_of(units, "xkv", FULL_BYTES)
 
 

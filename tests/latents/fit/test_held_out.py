@@ -39,7 +39,7 @@ def test_samples_are_of_the_held_out_text(metric: str) -> None:
         losses = [float(model(one, labels=one).loss) for one in ids]
     assert text.losses == pytest.approx(losses, rel=1e-5)
     for part, one in zip(parts, text.samples, strict=True):
-        assert one.vectors.shape == (tokens, 2 * part.kv_width)
+        assert one.vectors.shape == (tokens, part.width)
         if metric == "fisher":
             assert one.gradients is not None and one.gradients.shape == one.vectors.shape
             assert one.gradients.abs().sum() > 0

@@ -47,7 +47,7 @@ def test_attention_beside_no_unrotated_keys_is_the_source_s(case: str) -> None:
             handle.remove()
         with torch.no_grad():
             for layer_idx, x in seen.items():
-                none = x.new_zeros(1, 19, parts.kv_width)
+                none = x.new_zeros(1, 19, parts.key_width)
                 found = attention_beside(parts, x, layer_idx, none)
                 assert_same_computation(found, outputs[layer_idx])
 
@@ -60,7 +60,7 @@ def test_gradients_of_unrotated_keys_are_those_of_the_loss() -> None:
     for split in (False, True):
         with observed_gradients(parts, lambda g, at=split: found.update({at: g}), split=split):
             _loss(model, ids).backward()
-    width = parts.kv_width
+    width = parts.key_width
     torch.testing.assert_close(found[True][:, : 2 * width], found[False])
     step = torch.randn(1, 7, width, generator=torch.Generator().manual_seed(0)).double()
     source = parts.source

@@ -33,6 +33,12 @@ def test_operations(method: str, mode: str, operations: int) -> None:
     assert sum(work.operations for work in reading.launches(H200)) == operations
 
 
+def test_values_that_are_keys_are_met_twice() -> None:
+    sizes = {"method": "joint", "read_mode": "reconstruct", "row_bytes": 50, **SIZES}
+    plain, both = Reading(**sizes), Reading(**sizes, scores_values=True)
+    assert both.operations == plain.operations + 2 * H * 48
+
+
 def test_the_slower_of_bytes_and_operations_counts() -> None:
     profile = DeviceProfile(name="x", bandwidth=10.0, matrix_rate=100.0)
     assert Work(50, 100).seconds(profile) == 5.0
