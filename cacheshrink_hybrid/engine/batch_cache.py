@@ -76,6 +76,7 @@ class BatchCache(Cache, PoolMemory):
         self._notes: dict[Hashable, Any] = {}
         """Of the step, see `RowStep`."""
         self._copies_states = False
+        self.codes_every_boundary = False
         """Whether this step's states are copied out for torch, and back."""
         super().__init__(layers=pooled_layers(config, self))
         self._ids: list[Hashable] = []
@@ -119,9 +120,7 @@ class BatchCache(Cache, PoolMemory):
             step: for the layers that kernels take.
             token_by_token: states are coded as if each token came in a step of its own.
         """
-        for layer in self.layers:
-            if isinstance(layer, StateCacheMixin):
-                layer.codes_every_boundary = token_by_token
+        self.codes_every_boundary = token_by_token  # layers ask for it at each pass
         self._step, self._notes, self._copies_states = step, {}, True
         self._forget_states()
         self._ids = list(seq_ids)

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from cacheshrink_hybrid.engine import LLM, RequestOutput, SamplingParams
+from cacheshrink_hybrid.engine.runner import Runner
 from cacheshrink_hybrid.engine.sampling import choose_token, token_scores
 from cacheshrink_hybrid.errors import NotSupportedError
 from tests.engine.idle import assert_idle
@@ -19,6 +20,7 @@ from tests.engine.test_llm import MEMORY, prompts, tokens_of
 from tests.families.tiny_configs import tiny_model
 from tests.models import converted_copy
 from tests.texts import TEXTS, word_tokenizer
+from tests.tolerances import assert_same_logits
 
 CONFIG = {"num_speculative_tokens": 4, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -68,6 +70,25 @@ def both(
     assert counts.drafts <= counts.draft_tokens
     assert_idle(llm)
     return outputs, llm
+
+
+@pytest.mark.parametrize("replay_length", [1, 3])
+def test_tokens_read_at_once_meet_states_as_coded_as_one_by_one(replay_length: int) -> None:
+    """What follows a boundary reads the state behind its code, as in steps of one token."""
+    settings = {**SETTINGS["coded states"], "replay_length": replay_length}
+    model = converted_copy(tiny_model("bamba"), 4.0, "auto", metric="activation", **settings)
+    runner, (prompt, more) = Runner(model, MEMORY, backend="torch"), ([3, 8, 5, 9], [7, 4, 6, 8, 5])
+    for name in ("one by one", "at once"):
+        runner.store.create(name)
+        runner.store.reserve([name], [len(prompt)])
+        runner.prefill(name, prompt)
+    due = []
+    for token in more:
+        runner.store.reserve(["one by one"], [1])
+        due.append(runner.decode(["one by one"], [token])[0])
+    runner.store.reserve(["at once"], [len(more)])
+    found = runner.verify(["at once"], [more])[0]
+    assert_same_logits(found, torch.stack(due))
 
 
 @pytest.mark.parametrize("backend", ["torch", "cpu"])
