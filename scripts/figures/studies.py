@@ -123,6 +123,22 @@ STUDIES = (
         shown=peers.useful_methods,
     ),
     Study(
+        name="sixteen windows",
+        commands=(
+            _REAL_MODEL,
+            *(
+                f"{_PEERS} --calibration-samples 16 --text $DATA/{text} "
+                f'--methods "ours 4x" "ours 8x" --json {RESULTS}/{name}.json'
+                for text, name in (
+                    ("wikitext-2/test.txt", "peers_16"),
+                    ("books/pride_and_prejudice.txt", "peers_16_book"),
+                )
+            ),
+        ),
+        results=("peers_16.json", "peers_16_book.json"),
+        shown=peers.ours_table,
+    ),
+    Study(
         name="retrieval",
         commands=(
             _REAL_MODEL,
