@@ -15,7 +15,7 @@ from cacheshrink_hybrid.families import model_spec, read_attention
 from cacheshrink_hybrid.latents.fit.held_out import held_out_text, split_sequences
 from cacheshrink_hybrid.plan import CompressionPlan
 from tests.families.tiny_configs import tiny_model
-from tests.models import calibration_ids, unchanged
+from tests.models import VOCAB_SIZE, calibration_ids, unchanged
 
 
 @pytest.mark.parametrize(("count", "due"), [(1, 0), (9, 0), (10, 1), (25, 2), (128, 12)])
@@ -99,20 +99,20 @@ def test_overfitting_shows_on_held_out_text_only() -> None:
 
 
 def test_kinds_are_chosen_by_what_they_lose_on_held_out_text() -> None:
-    """What is overfitted looks cheap enough to give all layers up for speed, and is not."""
+    """What is overfitted looks cheap enough to give up for the fastest kind, and is not."""
     model = tiny_model("llama")
-    generator = torch.Generator().manual_seed(0)
-    vocabulary = model.config.vocab_size
-    ids = [torch.randint(vocabulary, (1, 4), generator=generator) for _ in range(20)]
     settings = {"exact_sinks": 0, "device_profile": "1e9:1"}
     config = CompressionConfig(compression_ratio=4.0, **settings)
-    with pytest.warns(UserWarning, match="tokens of calibration are few"):
-        statistics = model_statistics(model, config, ids)
-    methods = []
-    for known in (statistics, replace(statistics, held_out=None)):
-        plan = convert_model(tiny_model("llama"), config, statistics=known)
-        methods.append([latent.method for latent in plan.latents])
-    assert methods[0].count("joint") > methods[1].count("joint")
+    fastest = [0, 0]
+    for seed in range(4):  # one text alone may be chosen alike by chance
+        generator = torch.Generator().manual_seed(seed)
+        ids = [torch.randint(VOCAB_SIZE, (1, 4), generator=generator) for _ in range(16)]
+        with pytest.warns(UserWarning, match="tokens of calibration are few"):
+            statistics = model_statistics(model, config, ids)
+        for which, known in enumerate((statistics, replace(statistics, held_out=None))):
+            plan = convert_model(tiny_model("llama"), config, statistics=known)
+            fastest[which] += [latent.method for latent in plan.latents].count("per_head")
+    assert 2 * fastest[0] < fastest[1]
 
 
 def test_without_held_out_text_the_plan_says_so() -> None:
