@@ -138,8 +138,8 @@ def test_texts_end_where_they_did(name: str) -> None:
     plain = LLM(model_of(name), tokenizer, cache_memory=MEMORY)
     drafting = LLM(model_of(name), tokenizer, cache_memory=MEMORY, speculative_config=CONFIG)
     text = " ".join(3 * [TEXTS[0]])
-    free = plain.generate(text, SamplingParams(max_tokens=40))[0].text
-    word = free.split()[9]
+    words = plain.generate(text, SamplingParams(max_tokens=40))[0].text.split()
+    word = words[len(words) // 2]
     for wish in (
         SamplingParams(max_tokens=40, stop=[word], min_tokens=6),
         SamplingParams(max_tokens=40, bad_words=[word]),
@@ -155,7 +155,13 @@ def test_texts_end_where_they_did(name: str) -> None:
     assert_idle(drafting)
 
 
-@pytest.mark.parametrize("name", QUICK)
+STARTING_OVER = [name for name in SETTINGS if name not in ("mistral-window", "bamba")]
+"""Windows give frames back before anybody has to; and no draft stays of what `bamba` draws."""
+
+
+@pytest.mark.parametrize(
+    "name", [x if x in QUICK else pytest.param(x, marks=pytest.mark.slow) for x in STARTING_OVER]
+)
 def test_requests_that_start_over(name: str) -> None:
     """In a pool that is too small for all of them, drafts let nobody start over more often."""
     wish = SamplingParams(max_tokens=50, temperature=0.3, seed=1, ignore_eos=True)
