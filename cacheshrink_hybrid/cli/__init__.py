@@ -7,8 +7,6 @@ arguments have been read and found to be of use.
 from __future__ import annotations
 
 import argparse
-import atexit
-import gc
 import os
 import sys
 import warnings
@@ -67,9 +65,6 @@ def run(program: str, argv: Sequence[str] | None) -> int:
 
     Arguments are read and checked before anything heavy is imported, and before any work.
     """
-    # At its end the interpreter would look through all that torch and transformers left, for longer
-    # than many programs run, and free nothing that the system does not free.
-    atexit.register(gc.freeze)
     parsers = import_module(f".parsers.{program}", __name__)
     parser = parsers.parser()
     try:

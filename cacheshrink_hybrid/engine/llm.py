@@ -21,15 +21,15 @@ from ..integers import check_counts
 from ..kernels.backend import Backend, check_backend
 from ..placement import input_device
 from ..pool.budget import budget_bytes
-from ..pool.prefixes.placement import Placement, placement_of
-from ..pool.prefixes.state_codes import DEFAULT_KEPT_STATE
+from ..pool.prefixes.placement import placement_of
 from .dispatcher import Dispatcher
 from .intake import Intake
 from .named_model import load_named
 from .outbox import Outbox
 from .prefix_files import load_prefixes
 from .prefix_reuse import PrefixReuse
-from .prefix_tiers import DISK_MEMORY, add_tiers
+from .prefix_settings import PrefixSettings
+from .prefix_tiers import add_tiers
 from .prompts import PromptEncoder, single_prompt, split_prompts
 from .request import Request, RequestOutput
 from .runner import Runner
@@ -72,26 +72,15 @@ class LLM:
         prefix_cache: requests that begin like others, now or before, take over what these have in
             the pool, which keeps it as long as no running request needs the room. The outputs are
             those of a prompt that is prefilled in other pieces, but for what `prefix_state_dtype`
-            rounds. `statistics.prefixes` counts.
-        prefix_eviction: which prefix goes first, see `pool.eviction`.
-        prefix_placement: where in prompts states are kept: a name such as `learned` or
-            `block_512`, or a `Placement` (`pool.prefixes.placement`).
-        prefix_state_dtype: how recurrent states are kept for others: in this code of
-            `pool.prefixes.state_codes` where they are wider, or `live`, as they are. They are coded
-            once, and decoded by whoever goes on from them.
-        prefix_host_memory: of the host, for prefixes that the pool has no room for: bytes, text, or
-            a fraction of the free memory. They are copied back when a prompt begins so.
-        prefix_disk: directory for those that find no room there either, or of the pool itself; the
-            next engine of the same model goes on with what is in it. One at a time may use it.
-        prefix_disk_memory: most that `prefix_disk` takes, bytes or text.
-        prefixes: directory that `PrefixCache.save` wrote, to begin with.
+            rounds. `LLM.statistics` counts them.
         speculative_config: drafts of next tokens by look-up, a `SpeculativeConfig` or a mapping of
             its names, such as `{"num_speculative_tokens": 5, "prompt_lookup_max": 4}`; None for
             none. It changes how soon tokens come, not which: they are those of a model that reads
-            several at once. `statistics.speculation` counts.
+            several at once. `LLM.statistics` counts them.
+        settings: how prefixes are kept: those of `PrefixSettings` (`engine.prefix_settings`).
 
     Raises:
-        ConfigError: a setting that makes no sense, or more memory than there is.
+        ConfigError: a setting that makes no sense or is unknown, or more memory than there is.
         CacheFullError: memory for less than one sequence; says how much is needed.
         NotSupportedError: the model keeps something that the pool cannot, or `cuda_graphs` or
             `speculative_config` ask for what it cannot have.
@@ -111,16 +100,11 @@ class LLM:
         backend: Backend | None = None,
         cuda_graphs: bool | None = None,
         prefix_cache: bool = True,
-        prefix_eviction: str = "learned",
-        prefix_placement: str | Placement = "learned",
-        prefix_state_dtype: str = DEFAULT_KEPT_STATE,
-        prefix_host_memory: int | float | str | None = None,
-        prefix_disk: str | Path | None = None,
-        prefix_disk_memory: int | str = DISK_MEMORY,
-        prefixes: str | Path | None = None,
         speculative_config: SpeculativeConfig | Mapping[str, Any] | None = None,
+        **settings: Any,
     ) -> None:
         check_counts(max_batch=max_batch, prefill_chunk=prefill_chunk)
+        kept = PrefixSettings.of(settings)
         speculation = None
         if speculative_config is not None:
             speculation = SpeculativeConfig.of(speculative_config)
@@ -140,8 +124,8 @@ class LLM:
             backend=check_backend(chosen),
             max_batch=max_batch,
             cuda_graphs=cuda_graphs,
-            eviction=prefix_eviction,
-            prefix_state_dtype=prefix_state_dtype,
+            eviction=kept.prefix_eviction,
+            prefix_state_dtype=kept.prefix_state_dtype,
         )
         if speculation is not None and not self.runner.continues_in_pieces:
             raise NotSupportedError(
@@ -150,22 +134,19 @@ class LLM:
             )
         self.store = self.runner.store
         self.tokenizer = tokenizer
-        placement = placement_of(prefix_placement)
+        placement = placement_of(kept.prefix_placement)
         reuses = prefix_cache and placement.keeps_rows
-        tiers = {"prefix_host_memory": prefix_host_memory, "prefix_disk": prefix_disk}
-        for name, wish in {"prefixes": prefixes, **tiers}.items():
-            if wish is not None and not reuses:
-                raise ConfigError(f"{name}=... needs a prefix cache; leave prefix_cache=True")
+        kept.check_used(reuses)
         add_tiers(
             self.store,
             model,
-            prefix_eviction,
-            host_memory=prefix_host_memory,
-            disk=prefix_disk,
-            disk_memory=prefix_disk_memory,
+            kept.prefix_eviction,
+            host_memory=kept.prefix_host_memory,
+            disk=kept.prefix_disk,
+            disk_memory=kept.prefix_disk_memory,
         )
-        if prefixes is not None:
-            load_prefixes(prefixes, self.store, model)
+        if kept.prefixes is not None:
+            load_prefixes(kept.prefixes, self.store, model)
         self._scheduler = Scheduler(
             self.runner,
             max_batch=max_batch,

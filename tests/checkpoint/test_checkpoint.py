@@ -18,6 +18,7 @@ from cacheshrink_hybrid import load_mla_model, plan_of, save_mla_model
 from cacheshrink_hybrid.checkpoint.files import sha256_of
 from cacheshrink_hybrid.checkpoint.savable_model import SavableModel
 from cacheshrink_hybrid.errors import CheckpointError, ConfigError, UnsupportedModelError
+from cacheshrink_hybrid.families import FAMILIES
 from tests.families.tiny_configs import CASES, tiny_model
 from tests.models import (
     Pair,
@@ -91,7 +92,10 @@ def test_round_trip(case: str, method: str, tmp_path: Path) -> None:
     for name in sorted(path.name for path in (tmp_path / "first").iterdir()):
         first, second = (tmp_path / which / name for which in ("first", "second"))
         assert first.read_bytes() == second.read_bytes(), name
-    assert weight_bytes(tmp_path / "first") <= weight_bytes(tmp_path / "source")
+    native = FAMILIES[source.config.model_type].caches_latents
+    # Beside the projections of a source that caches latents, which stay, stands what codes them.
+    grown = 1.05 if native else 1.0
+    assert weight_bytes(tmp_path / "first") <= grown * weight_bytes(tmp_path / "source")
 
 
 @pytest.mark.parametrize(

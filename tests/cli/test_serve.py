@@ -21,7 +21,7 @@ from cacheshrink_hybrid.conversion.convert import convert_to_mla
 from cacheshrink_hybrid.demo import model_path
 from cacheshrink_hybrid.model.attached_plan import is_converted
 from tests.engine.shipped import CHAT_TEMPLATE
-from tests.subprocesses import ROOT, run_python
+from tests.subprocesses import ROOT
 
 MODEL = str(model_path())
 
@@ -49,17 +49,6 @@ MODEL = str(model_path())
 def test_refusals(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", *arguments]) == 2
     assert message in capsys.readouterr().err
-
-
-def test_the_interpreter_ends_without_looking_at_everything() -> None:
-    program = (
-        "import atexit, gc\n"
-        "atexit.register(lambda: print(gc.get_freeze_count() > 1000))\n"
-        "from cacheshrink_hybrid.cli import main\n"
-        "main(['serve', '/no/such'])\n"
-    )
-    result = run_python("-c", program)
-    assert result.stdout == "True\n", result.stderr
 
 
 def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:

@@ -142,7 +142,7 @@ def test_points_that_are_none(point: str, capsys: pytest.CaptureFixture) -> None
 
 LAYOUTS = {
     "recurrent_gemma": ({}, 81920, 552960, "keeps its recurrent state on its modules"),
-    "kimi_linear": ({}, 6 * 576 * 2, 21 * (32 * 128 * 128 * 4 + 12288 * 4 * 2), "caches latents"),
+    "kimi_linear": ({}, 6 * 576 * 2, 21 * (32 * 128 * 128 * 4 + 12288 * 4 * 2), "decays every"),
     "samba": (
         {
             "hidden_size": 2304,

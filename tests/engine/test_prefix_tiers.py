@@ -183,3 +183,8 @@ def test_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
         on_disk("llama", tmp_path / "file")
     with pytest.raises(OutputError, match="MiB are needed; free some space"):
         engine("llama", prefix_disk=tmp_path / "disk", prefix_disk_memory=1 << 60)
+
+
+def test_unknown_settings_are_named_with_what_is_known() -> None:
+    with pytest.raises(ConfigError, match=r"prefix_disc; known are .*is prefix_disk meant by"):
+        engine("llama", prefix_disc="x")

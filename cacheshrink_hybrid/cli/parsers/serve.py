@@ -19,7 +19,6 @@ from typing import get_args
 
 from ...byte_counts import parse_bytes
 from ...checkpoint.load_faults import is_converted_directory
-from ...engine.speculation import SpeculativeConfig
 from ...errors import ConfigError
 from ...kernels.backend import Backend
 from ...serving.answer_formats import AUTO, FORMATS
@@ -52,6 +51,8 @@ class Speculation:
         return text
 
     def faults(self, value: str) -> Iterator[str]:
+        from ...engine.speculation import SpeculativeConfig  # brings torch
+
         try:
             SpeculativeConfig.of(json.loads(value))
         except ConfigError as error:

@@ -82,7 +82,7 @@ class NativeLatentAttention(LatentAttention):
                 as `as_angles` takes them.
         """
         if not self.compression_disabled:
-            position_embeddings = as_angles(position_embeddings)
+            position_embeddings = as_angles(position_embeddings, hidden_states.dtype)
         return super().forward(
             hidden_states, *args, position_embeddings=position_embeddings, **kwargs
         )

@@ -15,13 +15,13 @@ ApplyRotary = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """A model file's `apply_rotary_pos_emb(q, k, cos, sin)`."""
 
 
-def as_angles(found: Any) -> Angles:
+def as_angles(found: Any, dtype: torch.dtype) -> Angles:
     """cos and sin of what a rotary embedding gives: those, or e^(i angle) of each pair (B or 1, T,
-    rotary dim / 2), as complex numbers."""
+    rotary dim / 2), as complex numbers, which are then made `dtype`."""
     if not isinstance(found, Tensor):
         return found
     turns = torch.cat([found, found], dim=-1)
-    return turns.real, turns.imag
+    return turns.real.to(dtype), turns.imag.to(dtype)
 
 
 def turn_halves_of_both(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:

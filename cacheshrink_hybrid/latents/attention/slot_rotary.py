@@ -182,7 +182,7 @@ class SlotRotary:
             position_ids = position_ids.clamp_max(last)
         if self.position_axes > 1:
             position_ids = position_ids.expand(self.position_axes, 1, -1)
-        cos, sin = as_angles(self.rotary_emb(like, position_ids, *self.extra))
+        cos, sin = as_angles(self.rotary_emb(like, position_ids, *self.extra), like.dtype)
         return cos.to(like), sin.to(like)
 
     def window_angles(
