@@ -466,6 +466,19 @@ STUDIES = (
         shown=speed.long_contexts,
     ),
     Study(
+        name="decoding without AVX-512",
+        commands=(
+            _REAL_MODEL,
+            f"cacheshrink-hybrid convert {_REAL} {OUTPUT}/default_4x --compression-ratio 4 "
+            "--calibration-dataset $DATA/wikitext-2/valid.txt --num-calibration-samples 64",
+            f"python -m scripts.bench_contexts {_REAL} {OUTPUT}/default_4x {OUTPUT}/rotate_4x "
+            "--contexts 512 2048 8192 32768 --threads 1 --num-new 4 --repetitions 3 "
+            f"--json {RESULTS}/bench_contexts_avx2.json",
+        ),
+        results=("bench_contexts_avx2.json",),
+        shown=speed.long_contexts,
+    ),
+    Study(
         name="hybrid decoding",
         commands=(
             "python -m scripts.bench_hybrid_decode --threads 1 "
