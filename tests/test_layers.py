@@ -4,6 +4,7 @@ each other in a circle are found."""
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -53,22 +54,31 @@ def _places() -> dict[str, tuple[int, int]]:
     }
 
 
-def _imported(source: str, parents: tuple[str, ...]) -> set[str]:
-    """Parts of the package that a module of it imports, anywhere in it, for its types as well.
+def _named(source: str, parents: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """What a module imports of the package, anywhere in it, for its types as well, as paths below
+    the package: modules, or names in them.
 
     Args:
         parents: folders that the module lies in, below the package.
     """
-    found = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom):
-            if not node.level and (node.module or "").startswith("cacheshrink_hybrid."):
-                found.add(str(node.module).split(".")[1])
+        if isinstance(node, ast.Import):
+            paths = [tuple(alias.name.split(".")) for alias in node.names]
+            yield from (path[1:] for path in paths if path[0] == PACKAGE.name and path[1:])
+        elif isinstance(node, ast.ImportFrom):
+            path = tuple(node.module.split(".")) if node.module else ()
             if node.level:
-                above = parents[: len(parents) - node.level + 1]
-                named = (*above, *(node.module or "").split("."))
-                found |= {named[0]} if named[0] else {alias.name for alias in node.names}
-    return found
+                path = (*parents[: len(parents) - node.level + 1], *path)
+            elif path[:1] == (PACKAGE.name,):
+                path = path[1:]
+            else:
+                continue
+            yield from ((*path, alias.name) for alias in node.names)
+
+
+def _imported(source: str, parents: tuple[str, ...]) -> set[str]:
+    """Parts of the package that a module of it imports."""
+    return {path[0] for path in _named(source, parents)}
 
 
 def _upward(part: str, imported: set[str]) -> set[str]:
@@ -83,14 +93,12 @@ def _upward(part: str, imported: set[str]) -> set[str]:
 
 
 def _imported_files(path: Path, source: str) -> set[Path]:
-    """Files that the file at `path` takes names from, for its types as well."""
+    """Files that the file at `path` takes names from."""
     found = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
-            for alias in node.names:
-                places = (base / f"{alias.name}.py", base.with_suffix(".py"), base / "__init__.py")
-                found |= set([place for place in places if place.is_file()][:1])
+    for *folders, name in _named(source, path.relative_to(PACKAGE).parts[:-1]):
+        base = PACKAGE.joinpath(*folders)
+        places = (base / f"{name}.py", base.with_suffix(".py"), base / "__init__.py")
+        found |= set([place for place in places if place.is_file()][:1])
     return found
 
 
@@ -124,15 +132,29 @@ def test_what_must_not_be_is_found() -> None:
     states = "from ...states.plan import StatePlan"
     assert _upward("latents", _imported(states, ("latents", "fit"))) == {"states"}
     assert _upward("states", _imported("from ..latents import plan", ("states",))) == {"latents"}
+    for absolute in (
+        "import cacheshrink_hybrid.states.plan",
+        "import torch, cacheshrink_hybrid.states.plan as plan",
+        "from cacheshrink_hybrid import states",
+        "from cacheshrink_hybrid.states.plan import StatePlan",
+    ):
+        assert _upward("latents", _imported(absolute, ("latents", "fit"))) == {"states"}
     lazily = "def f():\n    from .. import latents, errors"
     assert _upward("pool", _imported(lazily, ("pool",))) == {"latents"}
     assert not _upward("pool", _imported("from .layout import Layout", ("pool",)))
     assert not _upward("caches", _imported("from ..states.layer import x", ("caches",)))
 
 
-def test_a_circle_is_found() -> None:
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "if TYPE_CHECKING:\n    from ..model.latent_model import LatentModel",
+        "from cacheshrink_hybrid.model.latent_model import LatentModel",
+        "import cacheshrink_hybrid.model.latent_model",
+    ],
+)
+def test_a_circle_is_found(typed: str) -> None:
     upper, lower = PACKAGE / "checkpoint" / "save.py", PACKAGE / "model" / "latent_model.py"
-    typed = "if TYPE_CHECKING:\n    from ..model.latent_model import LatentModel"
     lazy = "def f():\n    from ..checkpoint import save"
     imports = {upper: _imported_files(upper, typed), lower: _imported_files(lower, lazy)}
     with pytest.raises(CycleError, match=r"save\.py.*latent_model\.py"):
