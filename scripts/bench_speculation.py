@@ -9,8 +9,6 @@ Each round runs the engine without drafts and with each number of them, one afte
 process; ratios are taken within a round, and the median of the rounds is shown, with the share of
 drafts that stayed and how many answers are the same. Where they are not, the table says at which
 token they part: two tokens were then as likely but for rounding.
-
-Two minutes on an idle core with a model of 135 million parameters.
 """
 
 from __future__ import annotations

@@ -11,9 +11,7 @@ at 16 bits, so that its cache is counted at half of what it takes.
 
 Rounds run the two in turns in one process. What comes out: tokens per second of answers,
 prompts included in the time; the ratio to `generate_batch` within a round, of which the median is
-shown; how many requests fit at once; and as last line one JSON object. About ten minutes on an
-idle core with a model of 135 million parameters; `--clients 4 --fit 2 --output 8 --rounds 1` is a
-smoke test.
+shown; how many requests fit at once; and as last line one JSON object.
 """
 
 from __future__ import annotations
