@@ -29,9 +29,9 @@ from ..families import model_spec
 from ..integers import check_counts
 from ..placement import input_device
 from ..pool.budget import budget_bytes
-from ..pool.prefixes.keeper import Prompt
 from ..pool.prefixes.lookup import TOO_LONG, UNEVEN, WHOLE_PROMPTS, PrefixStatistics
 from ..pool.prefixes.placement import Placement, placement_of
+from ..pool.prefixes.prompt import Prompt
 from ..pool.prefixes.state_codes import DEFAULT_KEPT_STATE
 from .prefix_files import load_prefixes, save_prefixes
 from .prefix_reuse import PrefixReuse

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from ..pool.prefixes.keeper import PrefixKeeper, Prompted
+from ..pool.prefixes.keeper import PrefixKeeper
 from ..pool.prefixes.lookup import EVERY_TOKEN, FORGOTTEN, WHOLE_PROMPTS, Lookup
 from ..pool.prefixes.placement import Placement
+from ..pool.prefixes.prompt import Prompted
 from .model_stamp import ModelStamp
 from .runner import Runner
 

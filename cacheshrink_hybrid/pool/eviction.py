@@ -1,16 +1,23 @@
-"""Which prefix gives its frames back first.
+"""Which prefix gives its frames back first: a table of policies.
 
 A policy turns a prefix into a number whenever it is used; the lowest number goes first. Running
 sequences are never candidates.
 
-    lru               least recently used
+    lru               least recently used; a hit is a use of the prefix that it goes on from, and of
+                      none before it
+    lru_path          the same, where a hit is a use of all prefixes on the way
+    lru_cap_N         lru, with at most N states from the root to any node: where one more comes,
+                      the shallowest goes, but those where prompts part
     lfu               used least often, then least recently
     fifo              created first
     priority          lowest priority, then least recently used
     seconds_per_byte  seconds of computing that a hit saves per byte held, on top of the score that
                       the last victim had when this was used, so that what is not used ages
-                      (GreedyDual-Size, Cao and Irani 1997; Marconi, arXiv 2411.19379, weighs
-                      operations per byte)
+                      (GreedyDual-Size, Cao and Irani 1997)
+    marconi           moment of the last use plus w times operations saved per byte, each brought to
+                      [0, 1] over all that could go; w is tuned (`prefixes.weight_tuning`), and 0
+                      until then (Marconi, arXiv 2411.19379, equation 2). Operations are told by
+                      the seconds that they take
     learned           the logarithm of the odds that there will be a hit (`prefixes.odds`), times
                       seconds per byte, plus the moment of the last use. Moments are counted in
                       lifetimes, from the last use to the eviction of what was worth keeping, so
@@ -19,10 +26,10 @@ sequences are never candidates.
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Callable
-from typing import Generic, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from ..errors import ConfigError
 
@@ -51,102 +58,87 @@ class Evictable(Protocol):
     moment: float
 
 
-Item = TypeVar("Item", bound=Evictable)
-
-POLICIES: dict[str, Callable[[Evictable, int], Score]] = {
-    "lru": lambda item, num_bytes: (item.last_use,),
-    "lfu": lambda item, num_bytes: (item.uses, item.last_use),
-    "fifo": lambda item, num_bytes: (item.created,),
-    "priority": lambda item, num_bytes: (item.priority, item.last_use),
-    "seconds_per_byte": lambda item, num_bytes: (
-        item.floor + item.saved_seconds / max(1, num_bytes),
-        item.last_use,
-    ),
-    "learned": lambda item, num_bytes: (
-        item.moment + math.log(max(1e-30, item.odds * item.saved_seconds / max(1, num_bytes))),
-        item.last_use,
-    ),
-}
-"""Score of what holds `num_bytes` bytes."""
-
-
-FORGETTING = 0.99
-"""Weight of a lifetime after each further one."""
-
-
-class EvictionQueue(Generic[Item]):
-    """Items in the order in which they would be evicted; O(log n) per operation.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """A row of the table.
 
     Attributes:
-        floor: score of the last victim.
-        moment: time as lifetimes count it.
-
-    Raises:
-        ConfigError: an unknown policy.
+        name: in tables.
+        score: of what holds so many bytes.
+        uses_path: whether a hit on a prefix is a use of all before it.
+        states_per_path: most states from the root to any node; None for any number.
+        weights: of the second number of a score beside the first one, one of which is chosen; none
+            for scores that stand for themselves.
     """
 
-    def __init__(self, policy: str) -> None:
-        if policy not in POLICIES:
-            raise ConfigError(
-                f"eviction policy {policy!r} is unknown; choose one of {', '.join(POLICIES)}"
-            )
-        self.policy = policy
-        self.floor = self.moment = 0.0
-        self._lifetime = self._weight = 0.0
-        """Mean of uses between the last one of a victim and its eviction, and what it rests on."""
-        self._heap: list[tuple[Score, int, Item]] = []
-        self._entry: dict[Item, int] = {}
-        self._bytes: dict[Item, int] = {}
-        self._counter = 0
+    name: str
+    score: Callable[[Evictable, int], Score]
+    uses_path: bool = False
+    states_per_path: int | None = None
+    weights: tuple[float, ...] = ()
 
-    def __len__(self) -> int:
-        return len(self._entry)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return policy_of, (self.name,)
 
-    def push(self, item: Item, num_bytes: int) -> None:
-        """Add what holds `num_bytes` bytes, or find its place anew."""
-        self.discard(item)
-        self._counter += 1
-        self._entry[item], self._bytes[item] = self._counter, num_bytes
-        score = POLICIES[self.policy](item, num_bytes)
-        heapq.heappush(self._heap, (score, self._counter, item))
 
-    def discard(self, item: Item) -> None:
-        """Forget an item; its place in the heap is skipped when it comes up."""
-        self._entry.pop(item, None)
-        self._bytes.pop(item, None)
-        if len(self._heap) > 2 * len(self._entry) + 16:
-            self._heap = [entry for entry in self._heap if self._entry.get(entry[2]) == entry[1]]
-            heapq.heapify(self._heap)
+def _last_use(item: Evictable, num_bytes: int) -> Score:
+    return (item.last_use,)
 
-    def outranks(self, item: Item, num_bytes: int) -> bool:
-        """Whether something that is not in the queue would not be the first to go, if it were."""
-        while self._heap and self._entry.get(self._heap[0][2]) != self._heap[0][1]:
-            heapq.heappop(self._heap)
-        return not self._heap or POLICIES[self.policy](item, num_bytes) > self._heap[0][0]
 
-    def next_moment(self) -> float:
-        """Something was used: the moment of that."""
-        self.moment += 1 / max(1.0, self._lifetime)
-        return self.moment
+def _seconds_per_byte(item: Evictable, num_bytes: int) -> float:
+    return item.saved_seconds / max(1, num_bytes)
 
-    def pop(self, clock: int) -> Item:
-        """Remove and return the item to evict first.
 
-        Args:
-            clock: now, as `last_use` has it.
-        """
-        while True:
-            score, counter, item = heapq.heappop(self._heap)
-            if self._entry.get(item) == counter:
-                self._observe(clock - item.last_use, item)
-                self.discard(item)
-                self.floor = score[0]
-                return item
+def _capped(name: str, count: int) -> Policy:
+    return Policy(name=name, score=_last_use, states_per_path=count)
 
-    def _observe(self, lifetime: int, item: Item) -> None:
-        """Of an item that is evicted; what was likely to be of use counts."""
-        if item.saved_seconds > 0:
-            weight = item.odds * self._bytes[item]
-            self._weight = FORGETTING * self._weight + weight
-            if self._weight > 0:
-                self._lifetime += weight / self._weight * (lifetime - self._lifetime)
+
+POLICIES: dict[str, Policy] = {
+    policy.name: policy
+    for policy in (
+        Policy(name="lru", score=_last_use),
+        Policy(name="lru_path", score=_last_use, uses_path=True),
+        Policy(name="lfu", score=lambda item, num_bytes: (item.uses, item.last_use)),
+        Policy(name="fifo", score=lambda item, num_bytes: (item.created,)),
+        Policy(name="priority", score=lambda item, num_bytes: (item.priority, item.last_use)),
+        Policy(
+            name="seconds_per_byte",
+            score=lambda item, num_bytes: (
+                item.floor + _seconds_per_byte(item, num_bytes),
+                item.last_use,
+            ),
+        ),
+        Policy(
+            name="marconi",
+            score=lambda item, num_bytes: (item.last_use, _seconds_per_byte(item, num_bytes)),
+            weights=(0.0, 0.25, 0.5, 1.0, 2.0),
+        ),
+        Policy(
+            name="learned",
+            score=lambda item, num_bytes: (
+                item.moment + math.log(max(1e-30, item.odds * _seconds_per_byte(item, num_bytes))),
+                item.last_use,
+            ),
+        ),
+    )
+}
+NUMBERED: dict[str, Callable[[str, int], Policy]] = {"lru_cap": _capped}
+"""With a number behind the name: `lru_cap_3`."""
+NAMES = (*POLICIES, *(f"{kind}_N" for kind in NUMBERED))
+
+
+def policy_of(name: str) -> Policy:
+    """The policy of this name.
+
+    Raises:
+        ConfigError: no such name.
+    """
+    if name in POLICIES:
+        return POLICIES[name]
+    kind, _, number = name.rpartition("_")
+    if kind in NUMBERED and number.isdecimal() and int(number):
+        return NUMBERED[kind](name, int(number))
+    raise ConfigError(
+        f"eviction policy {name!r} is unknown; choose one of {', '.join(NAMES)} (N a number of at "
+        "least 1)"
+    )

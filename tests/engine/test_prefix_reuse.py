@@ -39,7 +39,14 @@ SETTINGS: dict[str, dict] = {
 CASE_OF = {"exact": "llama", "coded states": "bamba"}
 ANYWHERE = ("llama",)
 """Those that go on from any token."""
-DENSE = Placement(name="dense", at_pieces=True, least_distance=1, at_branches=True, at_ends=True)
+DENSE = Placement(
+    name="dense",
+    at_pieces=True,
+    least_distance=1,
+    at_branches=True,
+    at_prompts=True,
+    at_ends=True,
+)
 """A checkpoint behind every piece, however little a tiny model's rows weigh beside its states."""
 
 

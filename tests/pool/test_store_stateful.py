@@ -9,9 +9,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from cacheshrink_hybrid.pool.eviction import POLICIES
+from cacheshrink_hybrid.pool.eviction import POLICIES as TABLE
 from tests.pool.shadow import Shadowed, coded_layout, codes_of, small_layout
 
+POLICIES = (*TABLE, "lru_cap_2")
 LAYOUTS = {
     "exact": (small_layout(state=False, windows=(None,), recent=5, first=4), 60),
     "hybrid": (small_layout(windows=(None,)), 45),

@@ -3,38 +3,48 @@ over frames that hold no bytes."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from ...pool.budget import frames_within
-from ...pool.frame_ledger import FrameLedger, Handles
-from ...pool.frame_pool import FramePool
+from ...pool.counted_frames import counted_store
 from ...pool.layout import Layout
-from ...pool.prefixes.keeper import PrefixKeeper, Prompt
+from ...pool.prefixes.keeper import PrefixKeeper
 from ...pool.prefixes.placement import placement_of
 from ...pool.prefixes.prefill_cost import PrefillCost
-from ...pool.store import SequenceStore
+from ...pool.prefixes.replay import replay
 from .workloads import PromptRequest, Tokens
 
-PREFILL_CHUNK = 512
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """What one request took over.
 
-class CountedFrames(FramePool):
-    """Frames that are given out and taken back, and hold nothing."""
+    Attributes:
+        arrival: of the request.
+        prompt_tokens: of its prompt.
+        matched_tokens: that begin a kept prefix, whether they can be gone on from or not.
+        hit_tokens: that need not be computed.
+        reason: why not more, see `pool.prefixes.lookup`.
+        cold_seconds, saved_seconds: of its prefill, without and by reuse.
+        checkpoints: states kept when it left.
+    """
 
-    def __init__(self, num_frames: int, frame_bytes: int) -> None:
-        FrameLedger.__init__(self, num_frames)
-        self.frame_bytes = frame_bytes
-        self.poison = False
-        self.arena = torch.empty(0, dtype=torch.uint8)
+    arrival: float
+    prompt_tokens: int
+    matched_tokens: int
+    hit_tokens: int
+    reason: str
+    cold_seconds: float
+    saved_seconds: float
+    checkpoints: int
 
-    def zero(self, handles: Handles) -> None: ...
-
-    def copy(self, sources: Handles, targets: Handles) -> None: ...
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,29 +52,45 @@ class Outcome:
     """What a strategy saved.
 
     Attributes:
-        requests, too_long: served, and left out because they would not fit even alone.
-        asked_tokens, saved_tokens, saved_share: of all prompts.
-        cold_seconds, saved_seconds: of their prefill, without and by reuse.
-        hits: requests that took anything over.
+        served: every request, in order.
+        too_long: requests left out, because they would not fit even alone.
         evicted: edges and states given up.
-        checkpoints: mean number of states kept, over all requests.
-        reasons: why no more was found, counted.
     """
 
-    requests: int
+    served: tuple[Served, ...]
     too_long: int
-    asked_tokens: int
-    saved_tokens: int
-    saved_share: float
-    cold_seconds: float
-    saved_seconds: float
-    hits: int
     evicted: int
-    checkpoints: float
-    reasons: dict[str, int]
+
+    @property
+    def asked_tokens(self) -> int:
+        """Of all prompts."""
+        return sum(one.prompt_tokens for one in self.served)
+
+    @property
+    def saved_tokens(self) -> int:
+        return sum(one.hit_tokens for one in self.served)
+
+    @property
+    def saved_share(self) -> float:
+        return self.saved_tokens / self.asked_tokens if self.served else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """In numbers: `requests` and `hits`, those that took anything over; tokens and seconds of
+        all together; the mean of `checkpoints`; and `reasons` why no more was found, counted."""
+        count = len(self.served)
+        return {
+            "requests": count,
+            "too_long": self.too_long,
+            "asked_tokens": self.asked_tokens,
+            "saved_tokens": self.saved_tokens,
+            "saved_share": self.saved_share,
+            "cold_seconds": sum(one.cold_seconds for one in self.served),
+            "saved_seconds": sum(one.saved_seconds for one in self.served),
+            "hits": sum(one.hit_tokens > 0 for one in self.served),
+            "evicted": self.evicted,
+            "checkpoints": sum(one.checkpoints for one in self.served) / max(1, count),
+            "reasons": dict(Counter(one.reason for one in self.served)),
+        }
 
 
 def simulate(
@@ -89,73 +115,31 @@ def simulate(
     """
     least = len(layout.classes) + layout.state.num_frames
     num_frames = frames_within(budget_bytes, layout.frame_bytes, least=least)
-    pool = CountedFrames(num_frames, layout.frame_bytes)
-    store = SequenceStore(layout, pool, policy=eviction)
+    store = counted_store(layout, num_frames, policy=eviction)
+    store.prefixes.seconds = cost.seconds
     strategy = placement_of(placement)
     keeper = PrefixKeeper(store, strategy) if strategy.keeps_rows else None
-    store.prefixes.seconds = cost.seconds
-    fitting = [
-        request
-        for request in requests
-        if store.need(len(request.prompt) + len(request.output)) <= pool.num_frames
-    ]
-    asked = sum(len(request.prompt) for request in fitting)
-    cold = saved_seconds = 0.0
-    saved = checkpoints = 0
-    for number, request in enumerate(fitting):
-        found = _serve(store, keeper, number, request)
-        saved += found
-        cold += cost.seconds(0, len(request.prompt))
-        saved_seconds += cost.seconds(0, found)
-        checkpoints += store.prefixes.num_checkpoints
-    statistics = store.prefixes.statistics()
-    reasons = {reason: 0 for reason in (*statistics.limits, *statistics.misses)}
-    for counts in (statistics.limits, statistics.misses):
-        for reason, count in counts.items():
-            reasons[reason] += count
-    return Outcome(
-        requests=len(fitting),
-        too_long=len(requests) - len(fitting),
-        asked_tokens=asked,
-        saved_tokens=saved,
-        saved_share=saved / asked if asked else 0.0,
-        cold_seconds=cold,
-        saved_seconds=saved_seconds,
-        hits=statistics.hits,
-        evicted=statistics.evicted,
-        checkpoints=checkpoints / max(1, len(fitting)),
-        reasons=reasons,
-    )
-
-
-def _serve(
-    store: SequenceStore, keeper: PrefixKeeper | None, number: int, request: PromptRequest
-) -> int:
-    """Prefill and decode one request; tokens that it took over."""
-    served = Prompt(number, request.prompt)
-    store.create(number)
-    found = 0
-    if keeper is not None:
-        found = keeper.begin(served).num_tokens
-    while left := len(request.prompt) - served.num_computed:
-        size = min(left, PREFILL_CHUNK)
-        size = size if keeper is None else keeper.piece(served, size)
-        _take(store, number, size)
-        served.num_computed += size
-        if keeper is not None:
-            keeper.pass_on(served)
-    served.tokens = np.concatenate([request.prompt, request.output])
-    if len(request.output) > 1:
-        _take(store, number, len(request.output) - 1)  # the last one is never fed
-    if keeper is not None:
-        keeper.leave(served)
-    store.free(number)
-    return found
-
-
-def _take(store: SequenceStore, number: int, count: int) -> None:
-    store.reserve([number], count)
-    store.commit([number])
+    served, too_long = [], 0
+    for request in requests:
+        count = len(request.prompt)
+        if store.need(count + len(request.output)) > num_frames:
+            too_long += 1
+            continue
+        fed = np.concatenate([request.prompt, request.output[:-1]])  # the last one never is
+        found = replay(store, keeper, fed, count)
+        served.append(
+            Served(
+                arrival=request.arrival,
+                prompt_tokens=count,
+                matched_tokens=found.num_matched,
+                hit_tokens=found.num_tokens,
+                reason=found.reason,
+                cold_seconds=cost.seconds(0, count),
+                saved_seconds=cost.seconds(0, found.num_tokens),
+                checkpoints=store.prefixes.num_checkpoints,
+            )
+        )
+    return Outcome(served=tuple(served), too_long=too_long, evicted=store.prefixes.evicted)
 
 
 def distinct_tokens(requests: Sequence[PromptRequest]) -> int:

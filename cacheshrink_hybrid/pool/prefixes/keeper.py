@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import replace
 
 from ..store import SequenceStore
 from .lookup import Lookup
 from .placement import Placement, grid_distance
 from .prefill_cost import PrefillCost
+from .prompt import Prompted
+from .weight_tuning import WeightTuning
 
 LEAST_GAIN = 16
 """Tokens that a checkpoint has to save where a prompt goes on otherwise: fewer are computed sooner
@@ -20,50 +20,19 @@ PIECE, BRANCH, PLANNED, PROMPT, END = "piece", "branch", "planned", "prompt", "e
 the prompt ended, or the whole sequence did."""
 
 
-class Prompted(Protocol):
-    """A sequence on its way through a prompt.
-
-    Attributes:
-        seq_id: its name in the store.
-        tokens: of the prompt, and those that were generated; a sequence or an array.
-        num_computed: tokens whose rows and states are in the pool.
-        checkpoints: positions at which the sequence is to be kept, and why, in ascending order;
-            None before it was looked up.
-        num_kept: tokens up to the last position at which it was.
-    """
-
-    tokens: Any
-    num_computed: int
-    checkpoints: dict[int, str] | None
-    num_kept: int
-
-    @property
-    def seq_id(self) -> Hashable: ...
-
-
-@dataclass(slots=True, eq=False)
-class Prompt:
-    """One that is nothing else."""
-
-    seq_id: Hashable
-    tokens: Any
-    num_computed: int = 0
-    checkpoints: dict[int, str] | None = None
-    num_kept: int = 0
-
-
 class PrefixKeeper:
     """Finds prefixes of prompts in a store, and offers sequences to it.
 
     Args:
         store: of the sequences.
         placement: where checkpoints are kept.
+        tunes: whether to choose the weight of a policy that weighs two numbers, from the requests.
 
     Attributes:
         cost: of the pieces that were fed, which says what a prefix saves.
     """
 
-    def __init__(self, store: SequenceStore, placement: Placement) -> None:
+    def __init__(self, store: SequenceStore, placement: Placement, *, tunes: bool = True) -> None:
         self.store, self.prefixes = store, store.prefixes
         self.placement = placement
         wish = placement.least_distance
@@ -71,6 +40,8 @@ class PrefixKeeper:
             grid_distance(store.layout, store.prefixes.kept_state) if wish is None else wish
         )
         self.cost = PrefillCost()
+        weighs = bool(store.prefixes.queue.policy.weights)
+        self._tuning = WeightTuning(store, self._twin) if weighs and tunes else None
 
     def begin(self, prompt: Prompted) -> Lookup:
         """Let the empty sequence of a prompt take over what is kept of its tokens, and note where
@@ -82,6 +53,8 @@ class PrefixKeeper:
     def _begin_at(self, prompt: Prompted, found: Lookup) -> None:
         prompt.num_computed = prompt.num_kept = found.num_tokens
         prompt.checkpoints = {}
+        if self._tuning is not None:
+            self._tuning.begins(prompt.seq_id, len(prompt.tokens))
         if self.placement.observe is not None:
             self.placement.observe(found.num_matched, len(prompt.tokens))
         if not self.prefixes.needs_checkpoints:
@@ -107,13 +80,17 @@ class PrefixKeeper:
             far = prompt.num_computed - prompt.num_kept >= self._distance
             wanted = PIECE if far else None
         if wanted is not None or at_end:
-            checkpoint = wanted is not None or self.placement.at_ends
+            checkpoint = wanted is not None or self.placement.at_prompts
             self._offer(prompt, checkpoint=checkpoint, kind=wanted or PROMPT)
             prompt.num_kept = prompt.num_computed
 
     def leave(self, prompt: Prompted) -> None:
         """Keep a sequence that will not go on, wherever it is."""
         self._offer(prompt, checkpoint=self.placement.at_ends, kind=END)
+        if self._tuning is not None:
+            self._tuning.ends(prompt.seq_id, prompt.tokens[: self.store.num_tokens(prompt.seq_id)])
+            if self._tuning.is_done:
+                self._tuning = None
 
     def _offer(self, prompt: Prompted, *, checkpoint: bool, kind: str) -> None:
         num_tokens = self.store.num_tokens(prompt.seq_id)
@@ -121,6 +98,10 @@ class PrefixKeeper:
             self.store.offer_prefix(
                 prompt.seq_id, prompt.tokens[:num_tokens], checkpoint=checkpoint, kind=kind
             )
+
+    def _twin(self, store: SequenceStore) -> PrefixKeeper:
+        """A keeper that does the same in another store."""
+        return PrefixKeeper(store, replace(self.placement, observe=None), tunes=False)
 
     def count_miss(self, num_tokens: int, reason: str) -> None:
         """A prompt of so many tokens was not looked up, or could not be."""

@@ -9,6 +9,7 @@ import numpy as np
 from ..frame_ledger import Handles
 from ..sequence import GONE, NO_HANDLES, CachedSequence, FrameTable
 from .node import PrefixNode, Tokens
+from .ranked_tree import RankedTree
 from .search import begin_anew, begin_with, walk
 from .tree import PrefixTree
 
@@ -40,7 +41,7 @@ class PathCopy:
         num_tokens: of the path, up to the node's end or within its edge.
     """
 
-    def __init__(self, source: PrefixTree, node: PrefixNode, num_tokens: int) -> None:
+    def __init__(self, source: RankedTree, node: PrefixNode, num_tokens: int) -> None:
         self.source, self.node = source, node
         path = np.concatenate([NO_HANDLES, *(step.tokens for step in node.path())])
         self.tokens: Tokens = path[:num_tokens]

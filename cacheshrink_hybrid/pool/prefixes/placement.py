@@ -36,7 +36,8 @@ class Placement:
         at_pieces: also where the prefill ends a piece.
         least_distance: tokens from there to the checkpoint before; None for `grid_distance`.
         at_branches: also where a prompt goes on otherwise than those that are kept.
-        at_ends: also at the end of prompts and requests.
+        at_prompts: also at the end of prompts.
+        at_ends: also at the end of requests.
         keeps_rows: False to keep nothing at all.
     """
 
@@ -46,6 +47,7 @@ class Placement:
     at_pieces: bool = False
     least_distance: int | None = None
     at_branches: bool = False
+    at_prompts: bool = False
     at_ends: bool = False
     keeps_rows: bool = True
 
@@ -100,22 +102,27 @@ def _learned(name: str) -> Placement:
         observe=plan.observe,
         at_pieces=True,
         at_branches=True,
+        at_prompts=True,
         at_ends=True,
     )
 
 
 NAMED: dict[str, Callable[[str], Placement]] = {
     "learned": _learned,
-    "grid": lambda name: Placement(name=name, at_pieces=True, at_branches=True, at_ends=True),
-    "branch": lambda name: Placement(name=name, at_branches=True, at_ends=True),
-    "last": lambda name: Placement(name=name, at_ends=True),
+    "grid": lambda name: Placement(
+        name=name, at_pieces=True, at_branches=True, at_prompts=True, at_ends=True
+    ),
+    "branch": lambda name: Placement(name=name, at_branches=True, at_prompts=True, at_ends=True),
+    "marconi": lambda name: Placement(name=name, at_branches=True, at_ends=True),
+    "last": lambda name: Placement(name=name, at_prompts=True, at_ends=True),
     "sqrt": lambda name: Placement(name=name, positions=square_root),
     "kv_only": lambda name: Placement(name=name),
     "no_cache": lambda name: Placement(name=name, keeps_rows=False),
 }
 """`learned` is before the end that prompts usually have of their own (`ends`), and `grid`; that is
 where the prefill ends a piece anyway and no checkpoint is near, and `branch`; that is where prompts
-were seen to part, and `last`; that is where prompts and requests end. `kv_only` keeps rows, so that
+were seen to part, and `last`; that is where prompts and requests end. `marconi` is where prompts
+were seen to part and where requests end, at most two states for each. `kv_only` keeps rows, so that
 recurrent layers start again."""
 NUMBERED: dict[str, Callable[[str, int], Placement]] = {
     "block": lambda name, size: Placement(name=name, positions=partial(block, size)),

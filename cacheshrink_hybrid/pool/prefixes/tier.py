@@ -22,6 +22,7 @@ from .lookup import TierStatistics
 from .node import PrefixNode, Tokens
 from .odds import note
 from .path_copy import PathCopy
+from .ranked_tree import RankedTree
 from .search import find
 from .state_codes import StateCodes
 from .tree import PrefixTree
@@ -58,7 +59,7 @@ class Tier:
         self.tree = PrefixTree(layout, HeldFrames(pool), policy, codes)
         self.taken = self.refused = self.hits = self.restored_tokens = 0
 
-    def take(self, tree: PrefixTree, node: PrefixNode) -> None:
+    def take(self, tree: RankedTree, node: PrefixNode) -> None:
         """Copy the path to a node that is about to be given up, if a hit on it would save anything
         and it is worth its room; else it goes to the tier below."""
         self.tree.seconds = tree.seconds

@@ -1,9 +1,9 @@
-"""A radix tree of token prefixes over the frames of a pool.
+"""A radix tree of token prefixes over the frames of a pool: what is looked up in it, and kept.
 
-An edge holds the rows of its tokens, a node perhaps the recurrent states of all layers behind them.
-References of the tree pin nothing: whoever runs gets its frames when there are too few, node by
-node, in the order of an eviction policy. A leaf goes as a whole, an inner node gives up its state.
-What goes may be copied to a memory below, and comes back when a prompt asks for it.
+An edge holds the rows of its tokens, a node perhaps the recurrent states of all layers behind them
+(`edge_tree`). References of the tree pin nothing: whoever runs gets its frames when there are too
+few (`ranked_tree`). What goes may be copied to a memory below, and comes back when a prompt asks
+for it.
 
 Where several sequences computed the same tokens, the rows of the first one stay.
 """
@@ -11,39 +11,32 @@ Where several sequences computed the same tokens, the rows of the first one stay
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
 from ...errors import ConfigError, SequenceError
-from ..eviction import EvictionQueue
 from ..frame_ledger import Handles
 from ..held_frames import HeldFrames
 from ..layout import Layout
 from ..sequence import CachedSequence
-from .edge_tree import EdgeTree
 from .lookup import NO_ROOM, Lookup, LookupCounts, PrefixStatistics, TierStatistics
 from .node import PrefixNode, Tokens
-from .odds import note, odds_of
+from .odds import note
+from .ranked_tree import RankedTree
 from .search import begin_anew, begin_with, find, num_pinned, walk
 from .state_codes import StateCodes
-from .worth import num_tokens_between, saved_seconds
 
 
 def _array(tokens: Sequence[int] | Tokens) -> Tokens:
     return np.asarray(tokens, dtype=np.int64)
 
 
-def _num_held(node: PrefixNode) -> int:
-    """References to frames that a node has."""
-    return sum(map(len, node.holdings()))
-
-
 class Below(Protocol):
     """Memory that takes what a tree gives up, see `tier`."""
 
-    def take(self, tree: PrefixTree, node: PrefixNode) -> None:
+    def take(self, tree: RankedTree, node: PrefixNode) -> None:
         """Copy the path to a node that is about to be given up, if that is worth its room."""
 
     def fetch_ahead(self, tree: PrefixTree, tokens: Tokens) -> None:
@@ -62,19 +55,15 @@ class Below(Protocol):
         """Raise `FrameError` unless its numbers agree, and those below it."""
 
 
-class PrefixTree(EdgeTree):
+class PrefixTree(RankedTree):
     """Prefixes of sequences that were offered to it.
 
     Args:
-        layout, frames, codes: see `EdgeTree`.
-        policy: what is evicted first, see `pool.eviction`.
+        layout, frames, policy, codes: see `RankedTree`.
 
     Attributes:
         below: takes what is evicted; None for nobody.
-        seconds: what it takes to compute the tokens [begin, end) of a sequence, for the policies
-            that weigh it; a second per token unless somebody knows better.
         counts: of look-ups.
-        evicted: edges and states given up so far.
     """
 
     def __init__(
@@ -84,12 +73,9 @@ class PrefixTree(EdgeTree):
         policy: str = "lru",
         codes: StateCodes | None = None,
     ) -> None:
-        super().__init__(layout, frames, codes)
+        super().__init__(layout, frames, policy, codes)
         self.below: Below | None = None
-        self.seconds: Callable[[int, int], float] = num_tokens_between
         self.counts = LookupCounts()
-        self.evicted = 0
-        self._queue: EvictionQueue[PrefixNode] = EvictionQueue(policy)
 
     def statistics(self) -> PrefixStatistics:
         counts = self.counts
@@ -231,21 +217,17 @@ class PrefixTree(EdgeTree):
         node, at = walk(self.root, tokens)
         if at < node.end and (at < len(tokens) or checkpoint):
             behind, node = node, self.split(node, at)
-            self._rank(behind)
+            self.rank(behind)
         if at < len(tokens):
             before, node = node, self.grow(node, tokens, sequence)
-            self._rank(before)
+            self.rank(before)
             node.kind = kind
         elif checkpoint and node.state is None:
             node.kind = kind
         if checkpoint:
             self.complete(node, sequence, state)
+            self.thin(node)
         return node
-
-    def adopt(self, node: PrefixNode, parent: PrefixNode) -> None:
-        super().adopt(node, parent)
-        self._rank(parent)
-        self._rank(node)
 
     def _state_to_keep(self, tokens: Tokens, sequence: CachedSequence) -> Handles | None:
         """Frames of the state of a sequence with these tokens as it is kept, with one reference
@@ -266,89 +248,12 @@ class PrefixTree(EdgeTree):
 
     # Giving up
 
-    @property
-    def num_available(self) -> int:
-        """Frames that are free, or would be if everything were given up."""
-        return self.frames.pool.num_free + self.frames.num_evictable
-
-    def make_room(self, num_frames: int) -> bool:
-        """Evict until so many frames are free; False, and nothing is evicted, if there cannot be
-        so many."""
-        if num_frames > self.num_available:
-            return False
-        self.make_free(num_frames - self.frames.pool.num_free)
-        return True
-
-    def make_free(self, num_frames: int) -> None:
-        """Evict until so many more frames are free, or nothing is left."""
-        due = self.frames.pool.num_free + num_frames
-        while len(self._queue) and (missing := due - self.frames.pool.num_free) > 0:
-            self._evict(missing)
+    def falls(self, node: PrefixNode) -> None:
+        if self.below is not None:
+            self.below.take(self, node)
 
     def clear(self) -> None:
         """Give up everything, below as well, which counts as no eviction."""
-        for node in self:
-            self._queue.discard(node)
-            for handles in node.holdings():
-                self.release(handles)
-        self.root.children.clear()
-        self.root.lost_children.clear()
-        self.num_tokens = self.num_checkpoints = 0
+        super().clear()
         if self.below is not None:
             self.below.clear()
-
-    def is_worth(self, node: PrefixNode, num_frames: int) -> bool:
-        """Whether a copy of a node of another tree, if it were made now and took so many frames,
-        would not be given up before all that is here."""
-        node.created = node.last_use = self.clock + 1
-        node.floor, node.moment = self._queue.floor, self._queue.moment
-        return self._queue.outranks(node, num_frames * self.layout.frame_bytes)
-
-    def _evict(self, num_frames: int) -> None:
-        """Give up one edge or state; of an edge that serves at any length, not more of its end than
-        makes so many frames free."""
-        node = self._queue.pop(self.clock)
-        note(node, used=False)
-        self.evicted += 1
-        if self.below is not None:
-            self.below.take(self, node)
-        if not self.needs_checkpoints:
-            cut = node.end - num_frames * self.layout.classes[0].tokens_per_frame
-            if cut > node.start:
-                self.split(node, cut)
-        if node.children:
-            assert node.state is not None
-            self.release(node.state)
-            node.state, node.lost_state = None, True
-            self.num_checkpoints -= 1
-            return
-        self._rank(self._without_empty(self.remove(node)))
-
-    def _without_empty(self, node: PrefixNode) -> PrefixNode:
-        """Forget a leaf that holds nothing, and those before that are left so; the node that is
-        not."""
-        while not node.children and node.parent is not None and not _num_held(node):
-            self._queue.discard(node)
-            node = self.remove(node)
-        return node
-
-    def use(self, node: PrefixNode) -> None:
-        """A node was used just now."""
-        self.clock += 1
-        node.last_use = self.clock
-        node.floor, node.moment = self._queue.floor, self._queue.next_moment()
-        self._rank(node)
-
-    def _rank(self, node: PrefixNode) -> None:
-        """Let a node be evicted in its turn, if there is anything that it can give up."""
-        if node.parent is None:
-            return
-        self._queue.discard(node)
-        if node.children and node.state is None:
-            return
-        node.saved_seconds = saved_seconds(
-            node, self.seconds, with_states=self.layout.state.num_frames > 0
-        )
-        node.odds = odds_of(node)
-        num_frames = self.kept_state.num_frames if node.children else _num_held(node)
-        self._queue.push(node, num_frames * self.layout.frame_bytes)

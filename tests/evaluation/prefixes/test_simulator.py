@@ -41,11 +41,17 @@ def test_what_is_saved() -> None:
     given = requests(*(shared + [1000 + i] * 30 for i in range(4)))
     for placement, saved in (("branch", 200), ("block_50", 300), ("last", 0), ("no_cache", 0)):
         found = outcome(given, placement=placement)
-        assert (found.requests, found.asked_tokens) == (4, 4 * 130)
-        assert found.saved_tokens == saved == found.saved_seconds
-        assert found.saved_share == saved / 520
-    assert outcome(given, placement="branch").reasons == {NO_CHECKPOINT: 1, NO_PREFIX: 3}
-    assert outcome(given, placement="block_50").checkpoints == pytest.approx(2.0)
+        numbers = found.to_dict()
+        assert (numbers["requests"], numbers["asked_tokens"]) == (4, 4 * 130)
+        assert numbers["saved_tokens"] == saved == numbers["saved_seconds"]
+        assert numbers["hits"] == saved / 100
+        assert numbers["saved_share"] == saved / 520
+    reasons = outcome(given, placement="branch").to_dict()["reasons"]
+    assert reasons == {NO_CHECKPOINT: 1, NO_PREFIX: 3}
+    assert outcome(given, placement="block_50").to_dict()["checkpoints"] == pytest.approx(2.0)
+    second = outcome(given, placement="branch").served[1]
+    assert (second.arrival, second.prompt_tokens, second.matched_tokens) == (1.0, 130, 100)
+    assert (second.hit_tokens, second.reason, second.saved_seconds) == (0, NO_CHECKPOINT, 0.0)
     whole = {"placement": "branch", "eviction": "lru", "cost": PrefillCost()}
     assert simulate(ATTENTION, given, ROOMY, **whole).saved_tokens == 300
 
@@ -57,8 +63,9 @@ def test_seconds_are_those_of_the_cost() -> None:
     given = requests(range(100), [*range(100), 7])
     found = outcome(given, cost=cost)
     assert found.saved_tokens == 100
-    assert found.saved_seconds == pytest.approx(5050)
-    assert found.cold_seconds == pytest.approx(5050 + 5151)
+    numbers = found.to_dict()
+    assert numbers["saved_seconds"] == pytest.approx(5050)
+    assert numbers["cold_seconds"] == pytest.approx(5050 + 5151)
 
 
 def test_memory_that_ends() -> None:
@@ -66,15 +73,15 @@ def test_memory_that_ends() -> None:
     frames = HYBRID.frames_for(602)
     tight = outcome(given, (3 * frames + 1) * HYBRID.frame_bytes)
     assert tight.saved_tokens == 0 < tight.evicted
-    assert tight.reasons == {NO_PREFIX: 20, EVICTED: 20}
+    assert tight.to_dict()["reasons"] == {NO_PREFIX: 20, EVICTED: 20}
     too_long = outcome(given + requests(range(5000)), (3 * frames + 1) * HYBRID.frame_bytes)
-    assert (too_long.requests, too_long.too_long) == (40, 1)
+    assert (len(too_long.served), too_long.too_long) == (40, 1)
     with pytest.raises(CacheFullError, match="give at least"):
         outcome(given, 1000)
 
 
 @pytest.mark.parametrize("placement", [*NAMED, "dp_3", "align_64", "block_64"])
-@pytest.mark.parametrize("eviction", POLICIES)
+@pytest.mark.parametrize("eviction", [*POLICIES, "lru_cap_2"])
 def test_every_strategy_runs(placement: str, eviction: str) -> None:
     given = synthetic_workload("mixed", 12)
     budget = distinct_tokens(given) * 64 // 3

@@ -67,6 +67,13 @@ def test_places_of_named_strategies(name: str, num_tokens: int, places: list[int
     assert set(placement.positions(1)) <= {1}
 
 
+def test_two_states_per_request_are_the_most_of_marconi() -> None:
+    """Where prompts part and where requests end; `branch` has those at the ends of prompts, too."""
+    marconi, branch = placement_of("marconi"), placement_of("branch")
+    assert (marconi.at_branches, marconi.at_prompts, marconi.at_ends) == (True, False, True)
+    assert replace(marconi, name="branch", at_prompts=True) == branch
+
+
 def test_every_name_makes_one_of_its_own() -> None:
     for name in (*NAMED, *(f"{kind}_4" for kind in NUMBERED)):
         assert placement_of(name).name == name
