@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from ..errors import ConfigError
@@ -89,7 +88,7 @@ def plot_tradeoff(
             color="grey",
             wrap=True,
         )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def spread_labels(axes, labels: Sequence[Any]) -> None:
@@ -157,7 +156,7 @@ def plot_front(path: Path, records: Sequence[dict[str, Any]], title: str) -> Non
         color="grey",
     )
     axes.legend(fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_bars(
@@ -171,7 +170,7 @@ def plot_bars(
     Raises:
         ConfigError: if matplotlib is not installed.
     """
-    figure, axes = _pyplot().subplots(figsize=(9, 4.6), layout="constrained")
+    figure, axes = load_pyplot().subplots(figsize=(9, 4.6), layout="constrained")
     names = list(dict.fromkeys(name for group in groups.values() for name in group))
     width = 0.8 / len(names)
     absent: dict[str, list[float]] = {"does not fit": [], zero: []}
@@ -191,7 +190,7 @@ def plot_bars(
     axes.set_title(title)
     axes.grid(axis="y", alpha=0.3)
     figure.legend(fontsize=8, ncols=5, loc="outside lower center")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _two_lines(name: str) -> str:
@@ -200,61 +199,6 @@ def _two_lines(name: str) -> str:
     if len(name) <= LABEL_CHARACTERS or not hyphen:
         return name.replace("-", "-\n", 1) if len(name) > LABEL_CHARACTERS else name
     return f"{first}-\n{rest}{name[LABEL_CHARACTERS:]}"
-
-
-def plot_savings(path: Path, rows: Sequence[dict[str, Any]], ours: tuple[str, str]) -> None:
-    """Share of prompt tokens saved against states kept, a picture for each workload in the first
-    budget: `ours`, and every other placement with the eviction that serves it best.
-
-    Args:
-        rows: dicts with `workload`, `width`, `budget_share`, `placement`, `eviction`,
-            `saved_share` and `checkpoints`; those of the first width are shown.
-        ours: placement and eviction that are marked.
-
-    Raises:
-        ConfigError: if matplotlib is not installed.
-    """
-    shown = [row for row in rows if row["width"] == rows[0]["width"]]
-    shown = [row for row in shown if row["budget_share"] == rows[0]["budget_share"]]
-    names = list(dict.fromkeys(row["workload"] for row in shown))
-    across = min(3, len(names))
-    figure, grid = _pyplot().subplots(
-        -(-len(names) // across),
-        across,
-        figsize=(4 * across, 3.4 * -(-len(names) // across)),
-        squeeze=False,
-        layout="constrained",
-    )
-    for axes in grid.flat[len(names) :]:
-        axes.set_axis_off()
-    for name, axes in zip(names, grid.flat, strict=False):
-        here = [row for row in shown if row["workload"] == name]
-        best: dict[str, dict[str, Any]] = {}
-        for row in sorted(here, key=lambda row: row["saved_share"]):
-            if (row["placement"], row["eviction"]) == ours or row["placement"] != ours[0]:
-                best[row["placement"]] = row
-        middle = median(row["checkpoints"] for row in best.values())
-        labels = []
-        for placement, row in best.items():
-            place = row["checkpoints"], 100 * row["saved_share"]
-            axes.plot(*place, "o", color=OTHER_COLOUR if placement == ours[0] else COLOUR)
-            left = row["checkpoints"] > middle  # of its point, so that it stays within the frame
-            label = axes.annotate(
-                f"{placement}, {row['eviction']}",
-                place,
-                xytext=(-5 if left else 5, 3),
-                textcoords="offset points",
-                ha="right" if left else "left",
-                fontsize=7,
-            )
-            labels.append(label)
-        axes.set_title(name, fontsize=10)
-        axes.set_xlabel("states kept, mean")
-        axes.set_ylabel("prompt tokens saved, %")
-        axes.margins(0.35, 0.15)
-        axes.grid(alpha=0.3)
-        spread_labels(axes, labels)
-    _save(figure, path)
 
 
 def plot_losses(path: Path, records: Sequence[dict[str, Any]], title: str) -> None:
@@ -266,7 +210,7 @@ def plot_losses(path: Path, records: Sequence[dict[str, Any]], title: str) -> No
     Raises:
         ConfigError: if matplotlib is not installed.
     """
-    figure, axes = _pyplot().subplots(figsize=(7, 4.2), layout="constrained")
+    figure, axes = load_pyplot().subplots(figsize=(7, 4.2), layout="constrained")
     points = [(r["step"], r["loss"]) for r in records if "loss" in r]
     if points:
         marker = "o" if len(points) <= FEW_POINTS else ""
@@ -281,11 +225,11 @@ def plot_losses(path: Path, records: Sequence[dict[str, Any]], title: str) -> No
         other = axes.twinx()
         other.plot(*zip(*measured, strict=True), "o--", color=OTHER_COLOUR, markersize=4)
         other.set_ylabel("perplexity through the cache", color=OTHER_COLOUR)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _axes(records: Sequence[dict[str, Any]], size: str, title: str):
-    figure, axes = _pyplot().subplots(figsize=(7, 4.2), layout="constrained")
+    figure, axes = load_pyplot().subplots(figsize=(7, 4.2), layout="constrained")
     axes.set_xscale("log", base=2)
     sizes = spaced([record[size] for record in records])
     axes.set_xticks(sizes, [_bytes(size) for size in sizes])
@@ -313,7 +257,7 @@ def _bytes(size: float) -> str:
     return f"{size:g}" if size < 100_000 else f"{size / 2**20:.3g} Mi"
 
 
-def _pyplot():
+def load_pyplot():
     try:
         import matplotlib
     except ImportError as error:
@@ -324,7 +268,7 @@ def _pyplot():
     return pyplot
 
 
-def _save(figure, path: Path) -> None:
+def save_figure(figure, path: Path) -> None:
     with replaced(path) as draft:
         figure.savefig(draft, dpi=130)
-    _pyplot().close(figure)
+    load_pyplot().close(figure)

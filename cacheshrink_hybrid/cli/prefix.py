@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,19 @@ from tqdm.auto import tqdm
 
 from ..demo import model_path
 from ..engine import LLM
+from ..errors import ConfigError
 from ..evaluation.allocation.allocator import Sizes
 from ..evaluation.prefixes.simulator import distinct_tokens, simulate
+from ..evaluation.prefixes.text_workloads import read_texts, text_workload
 from ..evaluation.prefixes.workloads import PromptRequest, read_workload, synthetic_workload
 from ..evaluation.reference_models import REFERENCE_MODELS
 from ..pool.prefixes.prefill_cost import PrefillCost
+from ..text_ids import text_ids
 from ..text_tables import format_table
+from ..writing import write_text
 from .parsers.prefix import WIDTHS
-from .plots import plot_savings, short_name
+from .plots import short_name
+from .prefix_plots import plot_requests, plot_savings
 from .report import write_json
 
 OURS = ("learned", "learned")
@@ -31,28 +37,60 @@ Row = dict[str, Any]
 
 
 def run(given: argparse.Namespace) -> int:
-    workloads = list(_workloads(given))  # before anything takes time
+    texts = {name: read_texts(name) for name in given.texts}  # before anything takes time
+    workloads = dict(_workloads(given))
     measured = given.measure or str(model_path())
+    llm = LLM(measured, cache_memory=CACHE_MEMORY, prefix_cache=False)
+    workloads |= {
+        Path(name).stem: text_workload(
+            found, _encoder(llm), given.requests, given.seed, beside=given.beside
+        )
+        for name, found in texts.items()
+    }
     print(f"measuring the prefill of {measured}", flush=True)
-    cost = measured_cost(measured)
-    rows = list(_rows(given, workloads, cost))
+    cost = measured_cost(llm)
+    requests: list[Row] = []
+    rows = list(_rows(given, workloads, cost, requests))
     for width in dict.fromkeys(row["width"] for row in rows):
         _print([row for row in rows if row["width"] == width], width)
-    if given.json is not None:
-        about = {"program": "prefix", "model": given.model, "requests": given.requests}
-        about |= {"seed": given.seed, "measured": short_name(measured)}
-        about |= {f"seconds of {n} tokens": cost.seconds(0, n) for n in (1000, 10000)}
-        write_json(given.json, {**about, "rows": rows})
-        print(f"rows: {given.json}")
-    if given.plot is not None:
-        plot_savings(given.plot, rows, OURS)
-        print(f"plot: {given.plot}")
+    _write(given, rows, requests, about(given, measured, cost))
     return 0
 
 
-def measured_cost(model: str) -> PrefillCost:
+def about(given: argparse.Namespace, measured: str, cost: PrefillCost) -> Row:
+    """What a study was made of."""
+    found: Row = {"program": "prefix", "model": given.model, "requests": given.requests}
+    found |= {"seed": given.seed, "beside": given.beside, "measured": short_name(measured)}
+    return found | {f"seconds of {n} tokens": cost.seconds(0, n) for n in (1000, 10000)}
+
+
+def _write(
+    given: argparse.Namespace, rows: Sequence[Row], requests: Sequence[Row], about: Row
+) -> None:
+    if given.json is not None:
+        write_json(given.json, {**about, "rows": rows})
+        print(f"rows: {given.json}")
+    if given.requests_jsonl is not None:
+        write_text(given.requests_jsonl, "".join(json.dumps(one) + "\n" for one in requests))
+        print(f"requests: {given.requests_jsonl}")
+    if given.plot is not None:
+        plot_savings(given.plot, rows, OURS)
+        print(f"plot: {given.plot}")
+    if given.plot_requests is not None:
+        plot_requests(given.plot_requests, rows, requests, OURS)
+        print(f"plot: {given.plot_requests}")
+
+
+def _encoder(llm: LLM) -> Callable[[str], list[int]]:
+    tokenizer = llm.tokenizer
+    if tokenizer is None:
+        raise ConfigError("--texts need a tokenizer, and --measure has none; give another model")
+    return lambda text: text_ids(tokenizer, text)
+
+
+def measured_cost(llm: LLM) -> PrefillCost:
     """What pieces of a prompt take on this machine, the quicker of two times each."""
-    runner = LLM(model, cache_memory=CACHE_MEMORY, prefix_cache=False).runner
+    runner = llm.runner
     longest = min(MEASURED_TOKENS, runner.max_tokens)
     pieces = [
         (begin, min(begin + PIECE_TOKENS, longest)) for begin in range(0, longest, PIECE_TOKENS)
@@ -74,16 +112,18 @@ def measured_cost(model: str) -> PrefillCost:
 
 def _workloads(given: argparse.Namespace) -> Iterator[tuple[str, list[PromptRequest]]]:
     for name in given.workloads:
-        yield name, synthetic_workload(name, given.requests, given.seed)
+        yield name, synthetic_workload(name, given.requests, given.seed, beside=given.beside)
     for path in given.trace:
         yield Path(path).stem, read_workload(path, given.requests)
 
 
 def _rows(
     given: argparse.Namespace,
-    workloads: Sequence[tuple[str, list[PromptRequest]]],
+    workloads: Mapping[str, list[PromptRequest]],
     cost: PrefillCost,
+    requests: list[Row],
 ) -> Iterator[Row]:
+    """A row for every workload and strategy; what became of its requests is added to `requests`."""
     (model,) = (model for model in REFERENCE_MODELS if model.name == given.model)
     token_bytes = Sizes(model.layer_rows(), model.state_rows("bf16")).token_bytes
     cells = [
@@ -94,24 +134,26 @@ def _rows(
         for eviction in given.evictions
     ]
     with tqdm(total=len(cells) * len(workloads), desc="prefix", unit="run") as bar:
-        for name, requests in workloads:
-            whole = distinct_tokens(requests) * token_bytes
+        for name, workload in workloads.items():
+            whole = distinct_tokens(workload) * token_bytes
             for width, share, placement, eviction in cells:
                 ratio, codec = WIDTHS[width]
                 layout = Sizes(model.layer_rows(ratio), model.state_rows(codec)).layout
                 budget = int(share * whole)
                 found = simulate(
-                    layout, requests, budget, placement=placement, eviction=eviction, cost=cost
+                    layout, workload, budget, placement=placement, eviction=eviction, cost=cost
                 )
-                yield {
+                strategy = {
                     "workload": name,
                     "width": width,
                     "placement": placement,
                     "eviction": eviction,
                     "budget_share": share,
                     "budget_bytes": budget,
-                    **found.to_dict(),
                 }
+                if given.requests_jsonl is not None or given.plot_requests is not None:
+                    requests += [{**strategy, **one.to_dict()} for one in found.served]
+                yield {**strategy, **found.to_dict()}
                 bar.update()
 
 

@@ -33,7 +33,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list:
         figure.canvas.draw()
         kept.append(figure)
 
-    monkeypatch.setattr(plots, "_save", keep)
+    monkeypatch.setattr(plots, "save_figure", keep)
     return kept
 
 

@@ -6,8 +6,9 @@ A simulator by tokens: the tree, the evictions and the placements are the engine
 without content, in one budget for rows, states and the request that runs. A placement says where in
 prompts states are kept, an eviction what goes first. Prefill costs what it was measured to cost
 with --measure. Printed: the share of all prompts' tokens that need not be computed. --trace takes
-files in Mooncake's format (JSON lines with timestamp, input_length, output_length, hash_ids). Rows
-of --json have workload, width, placement, eviction, budget_bytes and saved_share, and how it came.
+files in Mooncake's format (JSON lines with timestamp, input_length, output_length, hash_ids), and
+--texts real texts that begin prompts. Rows of --json have workload, width, placement, eviction,
+budget_bytes and saved_share, and how it came; --requests-jsonl has the same request by request.
 Some minutes on one core; fewer --requests, --placements or --evictions take less.
 """
 
@@ -15,14 +16,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from pathlib import Path
 
+from ...demo.corpus import PYTHON_DOCS
 from ...errors import ConfigError
-from ...evaluation.prefixes.workloads import SYNTHETIC
+from ...evaluation.prefixes.workloads import BESIDE, SYNTHETIC
 from ...evaluation.reference_models import REFERENCE_MODELS
-from ...pool.eviction import POLICIES
+from ...pool.eviction import NAMES, policy_of
 from ...pool.prefixes.placement import placement_of
 from ..flags import NOT_SET, new_parser
-from ..preflight import Model, Number, OutputFile, Plot, TextFile, seed, whole
+from ..preflight import Model, NamedOrFile, Number, OutputFile, Plot, TextFile, seed, whole
 
 WIDTHS = {
     "fp32 states": (1.0, "fp32"),
@@ -39,10 +42,11 @@ PLACEMENTS = (
     "log_1024",
     "dp_3",
     "branch",
+    "marconi",
     "grid",
     "learned",
 )
-EVICTIONS = ("lru", "seconds_per_byte", "learned")
+EVICTIONS = ("lru", "lru_path", "lru_cap_3", "seconds_per_byte", "marconi", "learned")
 BUDGETS = (0.08, 0.25)
 
 
@@ -62,8 +66,23 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         help=f"recorded traces beside them (default: {NOT_SET})",
     )
+    made.add_argument(
+        "--texts",
+        nargs="+",
+        type=NamedOrFile((PYTHON_DOCS,)),
+        default=[],
+        help=f"{PYTHON_DOCS}, or files of texts (JSON lines with text, or text with two empty "
+        f"lines between them) that begin prompts, beside them (default: {NOT_SET})",
+    )
     made.add_argument("--requests", type=whole(), default=500, help="of each (default: 500)")
     made.add_argument("--seed", type=seed(), default=0, help="of the workloads (default: 0)")
+    made.add_argument(
+        "--beside",
+        type=Number(float, 0.01, 1e6),
+        default=BESIDE,
+        help="documents, conversations and the like that go on at once, about; each starts by a "
+        f"Poisson process, and so do its requests (default: {BESIDE:g})",
+    )
     made.add_argument(
         "--model",
         choices=[model.name for model in REFERENCE_MODELS],
@@ -86,9 +105,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--evictions",
         nargs="+",
-        choices=POLICIES,
         default=list(EVICTIONS),
-        help=f"of {', '.join(POLICIES)} (default: {' '.join(EVICTIONS)})",
+        help=f"of {', '.join(NAMES)} (default: {' '.join(EVICTIONS)})",
     )
     made.add_argument(
         "--budgets",
@@ -114,14 +132,36 @@ def parser() -> argparse.ArgumentParser:
         default=None,
         help=f"draw what is saved against states kept, here (default: {NOT_SET})",
     )
+    made.add_argument(
+        "--requests-jsonl",
+        type=OutputFile(),
+        default=None,
+        help="write every request of every run here, with time, strategy, tokens, those that were "
+        f"alike and those saved, reason and seconds (default: {NOT_SET})",
+    )
+    made.add_argument(
+        "--plot-requests",
+        type=Plot(),
+        default=None,
+        help="draw how far prompts are alike, where they are gone on from, and the share of the "
+        f"former that the latter is, here (default: {NOT_SET})",
+    )
     return made
 
 
 def faults(given: argparse.Namespace) -> Iterator[str]:
-    if not given.workloads and not given.trace:
-        yield "no --workloads and no --trace; give one"
-    for name in given.placements:
-        try:
-            placement_of(name)
-        except ConfigError as error:
-            yield f"--placements {name}: {error}"
+    if not (given.workloads or given.trace or given.texts):
+        yield "no --workloads, no --trace and no --texts; give one"
+    for flag, names, row_of in (
+        ("--placements", given.placements, placement_of),
+        ("--evictions", given.evictions, policy_of),
+    ):
+        for name in names:
+            try:
+                row_of(name)
+            except ConfigError as error:
+                yield f"{flag} {name}: {error}"
+    sources = [*given.workloads, *(Path(path).stem for path in (*given.trace, *given.texts))]
+    for name in dict.fromkeys(sources):
+        if sources.count(name) > 1:
+            yield f"{sources.count(name)} workloads are called {name}; give each a name of its own"

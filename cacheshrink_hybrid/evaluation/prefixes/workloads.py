@@ -8,7 +8,7 @@ intervals.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +20,8 @@ from ...errors import ConfigError
 Tokens = NDArray[np.int64]
 BLOCK_TOKENS = 512
 """Of a block that has a hash in recorded traces."""
-BESIDE = 24
-"""Groups that go on at once, about."""
+BESIDE = 24.0
+"""Groups that go on at once, about, unless said otherwise."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -140,8 +140,13 @@ SYNTHETIC: dict[str, Callable[[Writer], Iterator[Group]]] = {
 }
 
 
-def synthetic_workload(name: str, count: int, seed: int = 0) -> list[PromptRequest]:
+def synthetic_workload(
+    name: str, count: int, seed: int = 0, *, beside: float = BESIDE
+) -> list[PromptRequest]:
     """A seeded workload of `count` requests in the order of arrival.
+
+    Args:
+        beside: see `interleaved`.
 
     Raises:
         ConfigError: an unknown name, or no requests.
@@ -152,14 +157,26 @@ def synthetic_workload(name: str, count: int, seed: int = 0) -> list[PromptReque
             f"{', '.join(SYNTHETIC)} and a count >= 1"
         )
     write = Writer(np.random.default_rng(seed))
+    return interleaved(SYNTHETIC[name](write), count, write.random, beside=beside)
+
+
+def interleaved(
+    groups: Iterable[Group], count: int, random: np.random.Generator, *, beside: float
+) -> list[PromptRequest]:
+    """The first `count` requests of groups that start by a Poisson process, and whose requests
+    follow on each other at exponential intervals.
+
+    Args:
+        beside: groups that go on at once, about.
+    """
     found: list[PromptRequest] = []
     start = 0.0
-    for group in SYNTHETIC[name](write):
+    for group in groups:
         arrival = start
         for prompt, output in group:
             found.append(PromptRequest(arrival, prompt, output))
-            arrival += write.random.exponential(BESIDE)
-        start += write.random.exponential(len(group))
+            arrival += random.exponential(beside)
+        start += random.exponential(len(group))
         if len(found) >= 2 * count:
             break
     return sorted(found, key=lambda request: request.arrival)[:count]
@@ -168,7 +185,8 @@ def synthetic_workload(name: str, count: int, seed: int = 0) -> list[PromptReque
 def read_workload(path: Path, count: int | None = None) -> list[PromptRequest]:
     """The first `count` requests of a recorded trace in Mooncake's format: JSON lines with
     `timestamp`, `input_length`, `output_length` and `hash_ids`, one for every `BLOCK_TOKENS` tokens
-    of the prompt; blocks with one hash are the same text behind the same text.
+    of the prompt; blocks with one hash are the same text behind the same text. In the order of
+    their timestamps, and of the file where these are equal.
 
     Raises:
         ConfigError: no such file, or another format.
@@ -189,7 +207,7 @@ def read_workload(path: Path, count: int | None = None) -> list[PromptRequest]:
         ) from error
     if not found:
         raise ConfigError(f"{path} has no requests; give a trace with one per line")
-    return found
+    return sorted(found, key=lambda request: request.arrival)
 
 
 def _recorded(entry: dict, number: int) -> PromptRequest:

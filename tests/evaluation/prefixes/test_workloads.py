@@ -49,6 +49,17 @@ def test_conversations_go_on_from_their_answers() -> None:
     assert longer > 40
 
 
+def test_fewer_groups_at_once_come_back_sooner() -> None:
+    """Requests between two turns of one conversation."""
+    gaps = []
+    for beside in (2.0, 24.0):
+        requests = synthetic_workload("documents", 120, beside=beside)
+        firsts = [int(request.prompt[0]) for request in requests]
+        again = [i - firsts.index(first) for i, first in enumerate(firsts)]
+        gaps.append(sum(again) / sum(gap > 0 for gap in again))
+    assert 3 * gaps[0] < gaps[1]
+
+
 def test_recorded_traces(tmp_path: Path) -> None:
     path = tmp_path / "trace.jsonl"
     entries = [
@@ -61,6 +72,8 @@ def test_recorded_traces(tmp_path: Path) -> None:
     assert alike(one, other) == 1024
     assert (other.arrival, len(one.output), len(other.output)) == (7.0, 5, 1)
     assert len(read_workload(path, 1)) == 1
+    path.write_text("\n".join(map(json.dumps, reversed(entries))))
+    assert [request.arrival for request in read_workload(path)] == [0.0, 7.0]
 
 
 @pytest.mark.parametrize(
