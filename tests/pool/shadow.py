@@ -6,27 +6,26 @@ of a model are: whatever begins alike has the same bytes, by whichever way it ca
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cacheshrink_hybrid.errors import CacheFullError, NotSupportedError
 from cacheshrink_hybrid.pool import arena
 from cacheshrink_hybrid.pool.frame_ledger import Handles
 from cacheshrink_hybrid.pool.frame_pool import FramePool
 from cacheshrink_hybrid.pool.layout import Layout, compile_layout
-from cacheshrink_hybrid.pool.lifetime import FIRST, RECENT, LayerRows, RowSet
+from cacheshrink_hybrid.pool.lifetime import FIRST, RECENT, LayerRows
 from cacheshrink_hybrid.pool.prefixes.lookup import REASONS, Lookup
 from cacheshrink_hybrid.pool.prefixes.state_codes import StateCodes, state_codes
 from cacheshrink_hybrid.pool.prefixes.tree import PrefixTree
 from cacheshrink_hybrid.pool.state_map import StateRows
 from cacheshrink_hybrid.pool.state_tensors import StateShape
 from cacheshrink_hybrid.pool.store import SequenceStore
+from tests.pool.twin import Offers, Twin, texts
 
 
 def small_layout(
@@ -71,83 +70,38 @@ def codes_of(layout: Layout) -> StateCodes:
     return found
 
 
-@lru_cache(maxsize=1 << 16)
-def row_of(digest: bytes, row_set: RowSet, row_bytes: int) -> bytes:
-    """The row of the last of the tokens with this digest."""
-    return hashlib.shake_128(digest + f"{row_set}".encode()).digest(row_bytes)
-
-
-@dataclass
-class Twin:
-    """What a sequence should hold: its tokens, a digest of those up to each of them, from which
-    their rows are made, and its states.
-
-    Attributes:
-        text: that its tokens mostly follow, so that sequences begin alike.
-    """
-
-    text: tuple[int, ...] = ()
-    tokens: list[int] = field(default_factory=list)
-    digests: list[bytes] = field(default_factory=list)
-    state: bytes = b""
-    checkpoints: dict[int, bytes] = field(default_factory=dict)
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.tokens)
-
-    def extend(self, tokens: Sequence[int]) -> None:
-        for token in tokens:
-            before = self.digests[-1] if self.digests else b""
-            self.tokens.append(token)
-            self.digests.append(hashlib.sha256(before + bytes([token])).digest())
-
-    def rows(self, row_set: RowSet, row_bytes: int, begin: int, end: int) -> bytes:
-        return b"".join(row_of(x, row_set, row_bytes) for x in self.digests[begin:end])
-
-
-@dataclass(frozen=True)
-class Offer:
-    """A sequence as it was when it was offered as a prefix.
-
-    Attributes:
-        first: see `SequenceStore.first_position`, per lifetime class.
-    """
-
-    tokens: tuple[int, ...]
-    first: tuple[int, ...]
-
-    def matched(self, tokens: Sequence[int]) -> int:
-        pairs = enumerate(zip(self.tokens, tokens, strict=False))
-        alike = min(len(self.tokens), len(tokens))
-        return next((i for i, (mine, theirs) in pairs if mine != theirs), alike)
-
-
-def texts(random: np.random.Generator) -> list[tuple[int, ...]]:
-    """Texts that begin with the same tokens, more or fewer of them."""
-    common = random.integers(0, 3, 400)
-    found = []
-    for shared in (0, 5, 16, 37, 37, 60, 110):
-        own = random.integers(0, 3, 400 - shared)
-        found.append(tuple(np.concatenate([common[:shared], own]).tolist()))
-    return found
-
-
 class Shadowed:
-    """A store, and the twins of its sequences; each operation is done to both, then compared."""
+    """A store, and the twins of its sequences; each operation is done to both, then compared.
+
+    Args:
+        watched: one operation of so many is compared with the frame tables before it, should it be
+            refused.
+    """
 
     def __init__(
-        self, layout: Layout, num_frames: int, *, seed: int = 0, history: int = 3, **settings
+        self,
+        layout: Layout,
+        num_frames: int,
+        *,
+        seed: int = 0,
+        history: int = 3,
+        watched: int = 1,
+        **settings,
     ) -> None:
         self.layout = layout
         self.pool = FramePool(num_frames, layout.frame_bytes, poison=True)
         self.store = SequenceStore(layout, self.pool, history=history, **settings)
         self.policy = settings.get("policy", "lru")
         self.twins: dict[int, Twin] = {}
-        self.offers: list[Offer] = []
+        self._views = {
+            row_set: arena.row_view(self.pool, layout.classes[number], place)
+            for row_set, (number, place) in layout.places.items()
+        }
+        self.offers = Offers()
         self.random = np.random.default_rng(seed)
         self.texts = texts(self.random)
-        self.refusals = self.saved_tokens = 0
+        self.refusals = self.saved_tokens = self.attempts = 0
+        self.watched = watched
         self.lost_any = False
         """Whether a state found no room to be kept in."""
         self.next_id = 0
@@ -162,14 +116,17 @@ class Shadowed:
 
     def attempt(self, operation: Callable[[], None], change: Callable[[], None]) -> bool:
         """Do `operation`; if it is refused nothing may have changed, else do `change` to twins."""
-        tables = self.tables()
-        evicted = self.store.prefixes.evicted
+        self.attempts += 1
+        watches = self.attempts % self.watched == 0
+        tables = self.tables() if watches else []
+        evicted, held = self.store.prefixes.evicted, self.pool.num_held
         try:
             operation()
         except (CacheFullError, NotSupportedError):
             self.refusals += 1
             assert self.store.prefixes.evicted == evicted
-            assert self.tables() == tables
+            assert self.pool.num_held == held
+            assert not watches or self.tables() == tables
             return False
         change()
         return True
@@ -188,33 +145,36 @@ class Shadowed:
     def running(self) -> list[int]:
         return list(self.twins)
 
-    def append(self, seq_ids: list[int], counts: list[int]) -> bool:
-        """One step of a batch with unequal lengths."""
+    def append(self, seq_ids: list[int], counts: list[int], *, strays: float = 0.03) -> bool:
+        """One step of a batch with unequal lengths.
+
+        Args:
+            strays: share of its sequences that leave their text.
+        """
 
         def change() -> None:
             for seq_id, count in zip(seq_ids, counts, strict=True):
-                self._write(seq_id, count)
+                self._write(seq_id, count, strays)
             self.store.commit(seq_ids)
 
         return self.attempt(lambda: self.store.reserve(seq_ids, counts), change)
 
-    def _write(self, seq_id: int, count: int) -> None:
+    def _write(self, seq_id: int, count: int, strays: float) -> None:
         twin, store = self.twins[seq_id], self.store
         begin = twin.num_tokens
         new = list(twin.text[begin : begin + count])
-        if count and self.random.random() < 0.03:
+        if count and self.random.random() < strays:
             new = new[: int(self.random.integers(count))]
         new += self.random.integers(0, 3, count - len(new)).tolist()
         twin.extend(new)
+        places = self._places_of(seq_id, begin, begin + count)
         for row_set, (number, place) in self.layout.places.items():
-            lifetime = self.layout.classes[number]
-            view = arena.row_view(self.pool, lifetime, place)
-            end, width = lifetime.num_rows(begin + count), lifetime.row_bytes[place]
-            frames = store.frame_table([seq_id], number)[0].long().clamp_min(0)
-            if begin < end:
-                rows = bytearray(twin.rows(row_set, width, begin, end))
+            at = places[number]
+            if at is not None:
+                width = self.layout.classes[number].row_bytes[place]
+                rows = bytearray(twin.rows(row_set, width, begin, begin + len(at[0])))
                 stored = torch.frombuffer(rows, dtype=torch.uint8).view(-1, width)
-                arena.write_rows(view, frames, begin, stored)
+                self._views[row_set][at] = stored
         if self.layout.state.num_frames and count:
             read, write = (table.long() for table in store.state_tables([seq_id]))
             old = arena.read_state(self.pool, self.layout.state, read, 0)
@@ -223,11 +183,26 @@ class Shadowed:
             values = torch.frombuffer(bytearray(twin.state), dtype=torch.uint8)
             arena.write_state(self.pool, self.layout.state, write, 0, values[None])
 
+    def _places_of(self, seq_id: int, begin: int, end: int) -> list[tuple[Tensor, Tensor] | None]:
+        """Frames of the tokens [begin, end), and where in them they lie, per lifetime class; None
+        where these have no rows."""
+        found: list[tuple[Tensor, Tensor] | None] = []
+        for number, lifetime in enumerate(self.layout.classes):
+            last = lifetime.num_rows(end)
+            if begin >= last:
+                found.append(None)
+                continue
+            tokens = torch.arange(begin, last)
+            entries = self.store.frame_table([seq_id], number)[0].long().clamp_min(0)
+            T = lifetime.tokens_per_frame
+            found.append((entries[tokens // T], tokens % T))
+        return found
+
     def copy_prefix(self, source: int, num_tokens: int) -> bool:
         target, self.next_id = self.next_id, self.next_id + 1
 
         def change() -> None:
-            self.twins[target] = copy.deepcopy(self.twins[source])
+            self.twins[target] = self.twins[source].copy()
             self._cut(self.twins[target], num_tokens)
 
         return self.attempt(lambda: self.store.copy_prefix(source, target, num_tokens), change)
@@ -257,45 +232,49 @@ class Shadowed:
             priority = float(self.random.integers(4)) if priority is None else priority
             kind = "even" if seq_id % 2 == 0 else "odd"
             self.store.offer_prefix(seq_id, twin.tokens, priority=priority, kind=kind)
-            kept = self.store.prefixes.find([*twin.tokens, -1]).num_tokens
-            self.lost_any = self.lost_any or kept < twin.num_tokens
-            numbers = range(len(self.layout.classes))
-            first = tuple(self.store.first_position(seq_id, number) for number in numbers)
-            self.offers.append(Offer(tuple(twin.tokens), first))
+            self.note_offer(seq_id)
+
+    def note_offer(self, seq_id: int, *, checkpoint: bool = True) -> None:
+        """A sequence was offered as it stands."""
+        twin = self.twins[seq_id]
+        kept = self.store.prefixes.find([*twin.tokens, -1]).num_tokens
+        self.lost_any = self.lost_any or (checkpoint and kept < twin.num_tokens)
+        if checkpoint or self.layout.classes:
+            self.offers.add(twin.digests, checkpoint=checkpoint)
 
     def resume(self, seq_id: int, length: int) -> Lookup:
         """Let an empty sequence begin with what is kept of its text."""
-        twin = self.twins[seq_id]
-        asked = twin.text[:length]
+        asked = self.twins[seq_id].text[:length]
         held = self.pool.num_held
         found = self.store.resume_prefix(seq_id, asked)
-        assert found.num_tokens <= found.num_matched < len(asked)
-        assert found.reason in REASONS
-        self.check_found(asked, found)
-        self.saved_tokens += found.num_tokens
-        twin.extend(asked[: found.num_tokens])
-        if found.num_tokens and self.layout.state.num_frames:
-            twin.state = self.state_after(twin.digests[-1])
+        self.note_found(seq_id, asked, found)
         if self.store.prefixes.codes is None and self.store.prefixes.below is None:
             assert self.pool.num_held == held
         return found
 
+    def note_found(self, seq_id: int, asked: Sequence[int], found: Lookup) -> None:
+        """An empty sequence began with what was found of the tokens that it is to take."""
+        assert found.num_tokens <= found.num_matched < len(asked)
+        assert found.reason in REASONS
+        self.check_found(asked, found)
+        self.saved_tokens += found.num_tokens
+        twin = self.twins[seq_id]
+        twin.extend(asked[: found.num_tokens])
+        if found.num_tokens and self.layout.state.num_frames:
+            twin.state = self.state_after(twin.digests[-1])
+
     def check_found(self, asked: Sequence[int], found: Lookup) -> None:
         """Nothing is found that was not offered; as long as nothing was evicted, all is."""
-        limit = len(asked) - 1
-        matched = [min(offer.matched(asked), limit) for offer in self.offers]
-        assert found.num_matched <= max(matched, default=0)
+        whole = Twin()
+        whole.extend(asked[:-1])
+        matched = self.offers.matched(whole.digests)
+        assert found.num_matched <= matched
         if self.store.prefixes.evicted or self.lost_any:
             return
-        assert found.num_matched == max(matched, default=0)
+        assert found.num_matched == matched
         windows = [lifetime.window for lifetime in self.layout.classes]
         anywhere = not self.layout.state.num_frames and not any(windows)
-        ends = [
-            count
-            for offer, count in zip(self.offers, matched, strict=True)
-            if anywhere or count == len(offer.tokens)
-        ]
-        due = max(ends, default=0)
+        due = matched if anywhere else self.offers.last_end(whole.digests)
         assert found.num_tokens >= due if any(windows) else found.num_tokens == due
 
     def free(self, seq_id: int) -> None:
@@ -329,11 +308,15 @@ class Shadowed:
                 assert self.store.checkpoints(seq_id) == sorted(twin.checkpoints)
 
     def check_prefixes(self, tree: PrefixTree | None = None) -> None:
-        """Every byte that a tree of prefixes holds, by default the store's, is that of its
-        tokens."""
+        """Every byte that a tree of prefixes holds, by default the store's, is that of its tokens;
+        it counts what it has, and lets go of all that can."""
         tree = tree or self.store.prefixes
-        pool = tree.frames.pool
-        for node in tree:
+        pool, nodes = tree.frames.pool, list(tree)
+        assert tree.num_tokens == sum(len(node.tokens) for node in nodes)
+        assert tree.num_checkpoints == sum(node.state is not None for node in nodes)
+        ends = [node for node in nodes if node.state is not None or not node.children]
+        assert set(tree.queue._entry) == set(ends)
+        for node in nodes:
             twin = Twin()
             for step in node.path():
                 twin.extend(step.tokens.tolist())

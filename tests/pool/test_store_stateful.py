@@ -31,7 +31,6 @@ LIVES = [
 ]
 """Every layout under two policies, and every policy on two layouts."""
 STEPS = 420
-LONG_STEPS = 6000
 PREFIX_CHECKS = 20
 ACTIONS = [
     *("create", "resume", "resume", "append", "append", "append", "fork", "prefix", "remove"),
@@ -42,40 +41,9 @@ ACTIONS = [
 def random_life(shadowed: Shadowed, steps: int, *, check_every: int = 1) -> str:
     """Random operations; returns a hash of all tables after each of them that was followed by a
     check."""
-    random = shadowed.random
     history = hashlib.sha256()
     for number in range(steps):
-        running = shadowed.running()
-        action = random.choice(ACTIONS)
-        if action in ("create", "resume") or not running:
-            if len(running) < 6:
-                seq_id = shadowed.create()
-                if action == "resume":
-                    shadowed.resume(seq_id, int(random.integers(1, 150)))
-            else:
-                shadowed.free(running[0])
-        elif action == "append":
-            batch = random.permutation(running)[: random.integers(1, 5)].tolist()
-            shadowed.append(batch, random.integers(0, 14, len(batch)).tolist())
-        else:
-            seq_id = int(random.choice(running))
-            num_tokens = shadowed.twins[seq_id].num_tokens
-            places = [0, num_tokens, *shadowed.store.checkpoints(seq_id)]
-            places += random.integers(0, num_tokens + 1, 2).tolist()
-            begin = int(random.choice(places))
-            if action == "fork":
-                shadowed.copy_prefix(seq_id, num_tokens)
-            elif action == "prefix":
-                shadowed.copy_prefix(int(random.choice(running)), 0)
-                shadowed.copy_prefix(seq_id, begin)
-            elif action == "remove":
-                shadowed.remove(seq_id, begin)
-            elif action == "checkpoint":
-                shadowed.checkpoint(seq_id)
-            elif action == "offer":
-                shadowed.offer(seq_id)
-            elif action == "free":
-                shadowed.free(seq_id)
+        random_operation(shadowed)
         if number % check_every:
             continue
         shadowed.check()
@@ -84,6 +52,41 @@ def random_life(shadowed: Shadowed, steps: int, *, check_every: int = 1) -> str:
         for table in shadowed.tables():
             history.update(repr(table).encode())
     return history.hexdigest()
+
+
+def random_operation(shadowed: Shadowed) -> None:
+    """One of `ACTIONS`."""
+    random, running = shadowed.random, shadowed.running()
+    action = ACTIONS[random.integers(len(ACTIONS))]
+    if action in ("create", "resume") or not running:
+        if len(running) < 6:
+            seq_id = shadowed.create()
+            if action == "resume":
+                shadowed.resume(seq_id, int(random.integers(1, 150)))
+        else:
+            shadowed.free(running[0])
+    elif action == "append":
+        batch = random.permutation(running)[: random.integers(1, 5)].tolist()
+        shadowed.append(batch, random.integers(0, 14, len(batch)).tolist())
+    else:
+        seq_id = running[random.integers(len(running))]
+        num_tokens = shadowed.twins[seq_id].num_tokens
+        places = [0, num_tokens, *shadowed.store.checkpoints(seq_id)]
+        places += random.integers(0, num_tokens + 1, 2).tolist()
+        begin = places[random.integers(len(places))]
+        if action == "fork":
+            shadowed.copy_prefix(seq_id, num_tokens)
+        elif action == "prefix":
+            shadowed.copy_prefix(running[random.integers(len(running))], 0)
+            shadowed.copy_prefix(seq_id, begin)
+        elif action == "remove":
+            shadowed.remove(seq_id, begin)
+        elif action == "checkpoint":
+            shadowed.checkpoint(seq_id)
+        elif action == "offer":
+            shadowed.offer(seq_id)
+        elif action == "free":
+            shadowed.free(seq_id)
 
 
 @pytest.mark.parametrize(("kind", "policy"), LIVES)
@@ -116,19 +119,6 @@ def test_random_lives_with_coded_states(policy: str) -> None:
     shadowed.store.free(*shadowed.store.seq_ids)
     shadowed.store.prefixes.clear()
     assert shadowed.pool.num_free == shadowed.pool.num_frames
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", LAYOUTS)
-def test_long_random_lives(kind: str) -> None:
-    """Tens of thousands of operations in all; what is found is compared at each of them."""
-    shadowed = Shadowed(*LAYOUTS[kind], seed=3, policy="seconds_per_byte")
-    random_life(shadowed, LONG_STEPS, check_every=1000)
-    statistics = shadowed.store.prefixes.statistics()
-    assert statistics.evicted > 100
-    assert statistics.hits > 50
-    shadowed.check()
-    shadowed.check_prefixes()
 
 
 def test_the_same_seed_gives_the_same_tables() -> None:

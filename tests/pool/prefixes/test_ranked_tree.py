@@ -63,6 +63,8 @@ def test_states_on_a_path_are_capped(policy: str, left: list[int]) -> None:
     assert store.prefixes.num_checkpoints == len(left)
     assert store.prefixes.evicted == 4 - len(left)
     store.check_integrity()
+    store.prefixes.make_free(store.pool.num_frames)
+    assert not list(store.prefixes)
 
 
 def test_a_cap_leaves_states_where_prompts_part() -> None:

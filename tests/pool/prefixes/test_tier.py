@@ -30,11 +30,13 @@ def tier_of(made: Shadowed, num_frames: int, name: str = HOST) -> Tier:
     return Tier(name, made.layout, pool, made.policy, prefixes.codes)
 
 
-def with_tiers(kind: str, num_frames: int, *below: int, policy: str = "lru") -> Shadowed:
+def with_tiers(
+    kind: str, num_frames: int, *below: int, policy: str = "lru", watched: int = 1
+) -> Shadowed:
     """A store with so many frames, and memories with so many below it."""
     layout = LAYOUTS[kind]
     codes = codes_of(layout) if kind == "coded" else None
-    made = Shadowed(layout, num_frames, policy=policy, codes=codes)
+    made = Shadowed(layout, num_frames, policy=policy, codes=codes, watched=watched)
     tree = made.store.prefixes
     for name, count in zip((HOST, DISK), below, strict=False):
         tree.below = tier = tier_of(made, count, name)
