@@ -2,13 +2,14 @@
 
     python -m scripts.bench_prefix [MODEL ...] [--shared 2048] [--own 32] [--repeats 5]
 
-MODEL is a source or converted model; without one, it is the hybrid that ships with the package, as
-it is and converted at 4x with states at 2x. Prompts are random tokens, which all begin with the
-same `--shared` ones. Three engines take turns, so that all see the same machine: one without prefix
-reuse, one that keeps prompts and has none before each, and one that has served two others. Then
-`generate()` does the same, alone and through a `PrefixCache`. Medians of time and of its ratios
-within each turn; outputs of 16 greedy tokens are compared with the cold ones. The last line is
-JSON.
+MODEL is a source or converted model, or `layer-group`: three gated delta nets and one attention
+layer with random weights and the sizes of Qwen3.5-0.8B. Without one, it is the hybrid that ships
+with the package, as it is and converted at 4x with states at 2x. Prompts are random tokens, which
+all begin with the same `--shared` ones. Three engines take turns, so that all see the same machine:
+one without prefix reuse, one that keeps prompts and has none before each, and one that has served
+two others. Then `generate()` does the same, alone and through a `PrefixCache`. Medians of time and
+of its ratios within each turn; outputs of 16 greedy tokens are compared with the cold ones. The
+last line is JSON.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from cacheshrink_hybrid import PrefixCache, convert_to_mla
 from cacheshrink_hybrid.cli.arguments import load_any
@@ -36,6 +37,7 @@ from cacheshrink_hybrid.text_tables import format_table
 
 MEMORY = "512MiB"
 COMPARED_TOKENS = 16
+LAYER_GROUP = "layer-group"
 Prompt = list[int]
 
 
@@ -67,6 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def models(names: Sequence[str]) -> Iterator[tuple[str, PreTrainedModel]]:
     for name in names or [str(model_path())]:
+        if name == LAYER_GROUP:
+            yield name, layer_group()
+            continue
         model = load_any(name, device="cpu", dtype="auto", trust_remote_code=False)[0].eval()
         yield short_name(name), model
     if not names:
@@ -79,6 +84,28 @@ def models(names: Sequence[str]) -> Iterator[tuple[str, PreTrainedModel]]:
             verbose=False,
         )
         yield "shipped, 4x, states 2x", model
+
+
+def layer_group() -> PreTrainedModel:
+    """Three gated delta nets and one attention layer, with the sizes of Qwen3.5-0.8B but for the
+    vocabulary, and seeded random weights."""
+    config = AutoConfig.for_model(
+        "qwen3_5_text",
+        hidden_size=1024,
+        intermediate_size=3584,
+        num_hidden_layers=4,
+        layer_types=["linear_attention"] * 3 + ["full_attention"],
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        head_dim=256,
+        linear_num_key_heads=16,
+        linear_num_value_heads=16,
+        linear_key_head_dim=128,
+        linear_value_head_dim=128,
+        vocab_size=512,
+    )
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 
 
 def random_prompts(model: PreTrainedModel, shared: int, own: int, count: int) -> list[Prompt]:

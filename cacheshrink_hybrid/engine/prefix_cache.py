@@ -233,6 +233,9 @@ class PrefixCache:
                 self._feed(prompt, size)
             self._reuse.leave(prompt)
             return copy_out(self.store, self._runner.cache.planned, prompt.seq_id)
+        except BaseException:
+            self._reuse.break_off(prompt)
+            raise
         finally:
             self.store.free(prompt.seq_id)
 

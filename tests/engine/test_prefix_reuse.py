@@ -33,6 +33,7 @@ SETTINGS: dict[str, dict] = {
     "exact": {"cache_bits": "auto", "exact_sinks": 4, "exact_window": 20},
     "bamba": {},
     "qwen3_next": {},
+    "qwen3_5_text": {},
     "gemma3_text": {},
     "coded states": {"state_ratio": 2.0, "state_dtype": "float16", "replay_length": 5},
 }

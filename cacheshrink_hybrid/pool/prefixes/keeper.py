@@ -92,6 +92,13 @@ class PrefixKeeper:
             if self._tuning.is_done:
                 self._tuning = None
 
+    def break_off(self, prompt: Prompted) -> None:
+        """Keep what was computed of a prompt whose last piece failed, where rows alone are enough
+        to go on from; a state may have been written in part."""
+        if not self.prefixes.needs_checkpoints:
+            self.store.commit([prompt.seq_id], 0)
+            self.leave(prompt)
+
     def _offer(self, prompt: Prompted, *, checkpoint: bool, kind: str) -> None:
         num_tokens = self.store.num_tokens(prompt.seq_id)
         if num_tokens:
