@@ -62,6 +62,20 @@ def held_out(results: Results) -> str:
     return table(("workload", "budget", *(f"seed {seed}" for seed in seeds)), lines)
 
 
+def policies(results: Results) -> str:
+    """Share saved, the mean of all workloads and budgets, by eviction and placement."""
+    rows = results[0]["rows"]
+    placements = list(dict.fromkeys(row["placement"] for row in rows))
+    lines = []
+    for eviction in dict.fromkeys(row["eviction"] for row in rows):
+        shares = []
+        for placement in placements:
+            here = [row["saved_share"] for row in rows if _pair(row) == (placement, eviction)]
+            shares.append(f"{100 * sum(here) / len(here):.1f} %")
+        lines.append((eviction, *shares))
+    return table(("eviction", *placements), lines)
+
+
 def _pair(row: dict[str, Any]) -> tuple[str, str]:
     return row["placement"], row["eviction"]
 

@@ -391,10 +391,21 @@ STUDIES = (
         name="prefix reuse",
         commands=(
             f"{_PREFIX} --placements align_528 block_512 dp_3 branch grid learned "
+            f"--evictions lru seconds_per_byte learned "
             f"--json {RESULTS}/prefix.json --plot {RESULTS}/prefix.png",
         ),
         results=("prefix.json",),
         shown=prefixes.strategies,
+    ),
+    Study(
+        name="evictions",
+        commands=(
+            f"{_PREFIX} --workloads documents chats mixed --placements align_528 branch marconi "
+            f"learned --json {RESULTS}/prefix_evictions.json "
+            f"--plot-requests {RESULTS}/prefix_requests.png",
+        ),
+        results=("prefix_evictions.json",),
+        shown=prefixes.policies,
     ),
     Study(
         name="other seeds",

@@ -31,6 +31,10 @@ class EndPlan:
         if len(self._latest) > MEMORY:
             self._sorted.remove(self._latest.pop(0))
 
+    def is_known(self) -> bool:
+        """Whether anything was found of a prompt yet."""
+        return bool(self._sorted)
+
     def positions(self, num_tokens: int) -> list[int]:
         """Of a prompt of so many tokens: the best one; none as long as nothing was found."""
         gains = [

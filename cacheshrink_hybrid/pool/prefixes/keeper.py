@@ -76,13 +76,18 @@ class PrefixKeeper:
         """Keep a sequence as it stands, if one of its positions that matter has been reached."""
         at_end = prompt.num_computed == len(prompt.tokens)
         wanted = (prompt.checkpoints or {}).get(prompt.num_computed)
-        if self.placement.at_pieces and self.prefixes.needs_checkpoints and wanted is None:
+        if self._keeps_pieces and wanted is None:
             far = prompt.num_computed - prompt.num_kept >= self._distance
             wanted = PIECE if far else None
         if wanted is not None or at_end:
             checkpoint = wanted is not None or self.placement.at_prompts
             self._offer(prompt, checkpoint=checkpoint, kind=wanted or PROMPT)
             prompt.num_kept = prompt.num_computed
+
+    @property
+    def _keeps_pieces(self) -> bool:
+        known = self.placement.knows_better is not None and self.placement.knows_better()
+        return self.placement.at_pieces and not known and self.prefixes.needs_checkpoints
 
     def leave(self, prompt: Prompted) -> None:
         """Keep a sequence that will not go on, wherever it is."""

@@ -34,6 +34,7 @@ class Placement:
         observe: is told how many tokens of each prompt were found, wherever they can be gone on
             from, and how many it has; None for nothing.
         at_pieces: also where the prefill ends a piece.
+        knows_better: whether these are of no use any more, because `positions` are; None for never.
         least_distance: tokens from there to the checkpoint before; None for `grid_distance`.
         at_branches: also where a prompt goes on otherwise than those that are kept.
         at_prompts: also at the end of prompts.
@@ -45,6 +46,7 @@ class Placement:
     positions: Positions | None = None
     observe: Callable[[int, int], None] | None = None
     at_pieces: bool = False
+    knows_better: Callable[[], bool] | None = None
     least_distance: int | None = None
     at_branches: bool = False
     at_prompts: bool = False
@@ -101,6 +103,7 @@ def _learned(name: str) -> Placement:
         positions=plan.positions,
         observe=plan.observe,
         at_pieces=True,
+        knows_better=plan.is_known,
         at_branches=True,
         at_prompts=True,
         at_ends=True,
@@ -119,9 +122,10 @@ NAMED: dict[str, Callable[[str], Placement]] = {
     "kv_only": lambda name: Placement(name=name),
     "no_cache": lambda name: Placement(name=name, keeps_rows=False),
 }
-"""`learned` is before the end that prompts usually have of their own (`ends`), and `grid`; that is
-where the prefill ends a piece anyway and no checkpoint is near, and `branch`; that is where prompts
-were seen to part, and `last`; that is where prompts and requests end. `marconi` is where prompts
+"""`learned` is before the end that prompts usually have of their own (`ends`), and `branch`, or
+`grid` as long as nothing is known of such ends. `grid` is where the prefill ends a piece anyway and
+no checkpoint is near, and `branch`; that is where prompts were seen to part, and `last`; that is
+where prompts and requests end. `marconi` is where prompts
 were seen to part and where requests end, at most two states for each. `kv_only` keeps rows, so that
 recurrent layers start again."""
 NUMBERED: dict[str, Callable[[str, int], Placement]] = {

@@ -31,9 +31,9 @@ def test_what_says_nothing() -> None:
     plan = EndPlan()
     assert plan.positions(100) == []
     plan.observe(0, 50)
-    assert plan.positions(100) == []
+    assert plan.positions(100) == [] and not plan.is_known()
     plan.observe(60, 100)
-    assert plan.positions(40) == []
+    assert plan.positions(40) == [] and plan.is_known()
     assert plan.positions(41) == [1]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scripts.figures.prefixes import held_out, kept_states, strategies, widths
+from scripts.figures.prefixes import held_out, kept_states, policies, strategies, widths
 
 
 def row(placement: str, eviction: str, saved: int, width: str = "bf16 states") -> dict:
@@ -58,3 +58,15 @@ def test_other_seeds_are_compared_by_the_same_strategies() -> None:
         "| mixed | 25 % | 1.50 | 1.10 |",
         "| mean of the other seeds |  |  | 1.10 |",
     ]
+
+
+def test_policies_by_the_mean_of_all_cells() -> None:
+    rows = [row("branch", "lru", 300), {**row("branch", "lru", 500), "workload": "chats"}]
+    rows += [
+        row("learned", "lru", 600),
+        row("branch", "marconi", 100),
+        row("learned", "marconi", 9),
+    ]
+    head, _, *lines = policies([{"rows": rows}]).splitlines()
+    assert head == "| eviction | branch | learned |"
+    assert lines == ["| lru | 40.0 % | 60.0 % |", "| marconi | 10.0 % | 0.9 % |"]
