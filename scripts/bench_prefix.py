@@ -8,8 +8,9 @@ with the package, as it is and converted at 4x with states at 2x. Prompts are ra
 all begin with the same `--shared` ones. Three engines take turns, so that all see the same machine:
 one without prefix reuse, one that keeps prompts and has none before each, and one that has served
 two others. Then `generate()` does the same, alone and through a `PrefixCache`. Medians of time and
-of its ratios within each turn; outputs of 16 greedy tokens are compared with the cold ones. The
-last line is JSON.
+of its ratios within each turn; "CPU" is the time that the process had, which others on a busy
+machine do not lengthen. Outputs of 16 greedy tokens are compared with the cold ones. The last line
+is JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -176,24 +177,42 @@ def generate_times(model: PreTrainedModel, prompts: Sequence[Prompt]) -> dict[st
 
 def in_turns(
     prompts: Sequence[Prompt], **ways: Callable[[Prompt], object]
-) -> dict[str, list[float]]:
-    """Seconds that each way took for each prompt."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
+) -> dict[str, list[Taken]]:
+    """What each way took for each prompt."""
+    times: dict[str, list[Taken]] = {name: [] for name in ways}
     for prompt in prompts:
         for name, way in ways.items():
-            began = time.perf_counter()
+            began = Taken.now()
             way(prompt)
-            times[name].append(time.perf_counter() - began)
+            times[name].append(Taken.now() - began)
     return times
 
 
-def summary(times: dict[str, list[float]]) -> dict[str, float]:
-    cold, keeping, warm = times["cold"], times["keeping"], times["warm"]
+class Taken(NamedTuple):
+    """Seconds by the clock, and of the process."""
+
+    seconds: float
+    cpu_seconds: float
+
+    @classmethod
+    def now(cls) -> Taken:
+        return cls(time.perf_counter(), time.process_time())
+
+    def __sub__(self, other: Taken) -> Taken:
+        return Taken(self.seconds - other.seconds, self.cpu_seconds - other.cpu_seconds)
+
+
+def summary(times: dict[str, list[Taken]]) -> dict[str, float]:
+    cold, keeping, warm = (
+        [taken.seconds for taken in times[name]] for name in ("cold", "keeping", "warm")
+    )
+    pairs = zip(times["keeping"], times["cold"], strict=True)
     return {
         "cold ms": 1000 * median(cold),
         "keeping ms": 1000 * median(keeping),
         "warm ms": 1000 * median(warm),
         "keeping / cold": median(k / c for k, c in zip(keeping, cold, strict=True)),
+        "keeping / cold, CPU": median(k.cpu_seconds / c.cpu_seconds for k, c in pairs),
         "cold / warm": median(c / w for c, w in zip(cold, warm, strict=True)),
     }
 

@@ -85,9 +85,10 @@ def plot_requests(
     for name, (overlap, positions, shares) in zip(names, grid, strict=True):
         best = _best_of_each([row for row in shown if row["workload"] == name], ours)
         ranked = sorted(best.values(), key=lambda row: (_pair(row) != ours, -row["saved_share"]))
-        longest = max(one["prompt_tokens"] for one in served[_cell(ranked[0])])
-        bins = [longest * number / BINS for number in range(BINS + 1)]
         matched = [one["matched_tokens"] for one in served[_cell(ranked[0])]]
+        everywhere = (one["matched_tokens"] for row in ranked for one in served[_cell(row)])
+        longest = max(1, *everywhere)
+        bins = [longest * number / BINS for number in range(BINS + 1)]
         overlap.hist(matched, bins=bins, color=COLOUR)
         overlap.set_title(f"{name}: tokens alike", fontsize=10)
         for row in ranked[:MOST_LINES]:

@@ -20,7 +20,6 @@ def request(placement: str, matched: int, hit: int, eviction: str = "lru") -> di
         "placement": placement,
         "eviction": eviction,
         "budget_share": 0.1,
-        "prompt_tokens": 320,
         "matched_tokens": matched,
         "hit_tokens": hit,
     }
@@ -49,7 +48,7 @@ def test_three_pictures_of_each_workload(tmp_path: Path, monkeypatch: pytest.Mon
     plot_requests(tmp_path / "x.png", rows, requests, OURS)
     overlap, positions, shares = figures[0].axes
     heights = [patch.get_height() for patch in overlap.patches]
-    assert (len(heights), sum(heights), heights[4], heights[30]) == (32, 2, 1, 1)
+    assert (len(heights), sum(heights), heights[4], heights[31]) == (32, 2, 1, 1)
     labels = [text.get_text() for text in positions.get_legend().get_texts()]
     assert labels == ["learned, learned", "dp_3, lru"]
     assert [bar.get_width() for bar in shares.patches] == [pytest.approx(100 * 240 / 340), 50.0]

@@ -312,6 +312,20 @@ def test_placements(placement: str, counts: list[int], reason: str) -> None:
     assert count == ends.get(placement, 100 if placement == "sqrt" else 75)
 
 
+@pytest.mark.parametrize("eviction", ["marconi", "lru_cap_2", "lru_path"])
+def test_evictions_of_others(eviction: str) -> None:
+    """In memory for little more than one of these prompts, of two conversations in turn."""
+    roomy = engine("bamba")
+    layout = roomy.store.layout
+    frames = roomy.store.need(130) + 2 * layout.state.num_frames + 4
+    memory = (frames + 1) * layout.frame_bytes
+    llm = engine("bamba", cache_memory=memory, prefix_eviction=eviction, prefix_placement="branch")
+    prompts = [text(60 + 8 * turn, seed) for seed in (1, 2) for turn in range(4)]
+    assert sum(saved(llm, prompts)) >= 2 * 3 * 60
+    assert llm.statistics.prefixes.evicted > 0
+    assert_idle(llm)
+
+
 def test_positions_that_were_planned_from_what_was_found() -> None:
     """Prompts part behind 130 tokens, and the one checkpoint that is allowed comes to lie there."""
     llm = engine("bamba", prefix_placement="dp_1", prefill_chunk=512)
