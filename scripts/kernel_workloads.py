@@ -29,6 +29,7 @@ Run = Callable[[], object]
 MIXED_AT_4X = [(240, 6), (560, 5), (720, 4), (320, 3)]
 """Channels and bits of a row of 8 key heads of 128 at 4x: 1,840 channels in 1,024 bytes."""
 FILLED_AT_ONCE = 65536
+FRAME_TOKENS = 64
 
 CODECS = {
     "float16": lambda rank: RowLayout.of_runs([(rank, Kind.FLOAT16)], alignment=16),
@@ -97,7 +98,7 @@ def latent_attention(
     heads: int,
     device: torch.device,
     dtype: torch.dtype = torch.bfloat16,
-    frame_tokens: int = 64,
+    frame_tokens: int = FRAME_TOKENS,
     target: float | None = None,
     dense: bool = False,
     backend: Backend = "auto",
@@ -136,13 +137,12 @@ def per_head_attention(
     head_dim: int,
     device: torch.device,
     dtype: torch.dtype = torch.bfloat16,
-    frame_tokens: int = 64,
     backend: Backend = "auto",
 ) -> Workload:
     """Decoding with 8-bit latents, values apart: keys of each head's own are rebuilt, or those of
     all heads were stored rotated."""
     layout = RowFormat(alignment=16).layout([(rank * key_heads, 8), (value_rank, 8)])
-    rows, table, lens = latent_rows(layout, batch, context, frame_tokens, device)
+    rows, table, lens = latent_rows(layout, batch, context, FRAME_TOKENS, device)
     own_rank = rank * key_heads if stored_rotated else rank
     ups = _ups(stored_rotated, key_heads, head_dim, own_rank, context, device, dtype, per_head=True)
     read = LatentRead(
@@ -181,7 +181,6 @@ def joint_attention(
     head_dim: int,
     device: torch.device,
     dtype: torch.dtype = torch.bfloat16,
-    frame_tokens: int = 64,
     backend: Backend = "auto",
 ) -> Workload:
     """Decoding with one few-bit latent for keys and values of all heads.
@@ -192,7 +191,7 @@ def joint_attention(
     """
     layout = RowFormat(alignment=16).layout(runs)
     rank = layout.num_channels
-    rows, table, lens = latent_rows(layout, batch, context, frame_tokens, device)
+    rows, table, lens = latent_rows(layout, batch, context, FRAME_TOKENS, device)
     ups: dict[str, KeyUp | BlockUp] = {}
     if mode != "absorb":
         ups = _ups(

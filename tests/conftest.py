@@ -6,13 +6,16 @@ runs, and which ones share a process.
 from __future__ import annotations
 
 import gc
+import json
 import os
 import zlib
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,19 +34,42 @@ from tests.families.tiny_configs import AXES
 QUICK_PARAMETERS = 1
 """Of the sets of parameters of a test, how many `--quick` runs; one family per axis in tests of
 identity."""
+QUICK_SECONDS = 0.3
+"""Of a core: tests that take longer, by SECONDS, are left out of `--quick`."""
+SECONDS = Path(__file__).parent / "seconds.json"
+"""What the tests took, each the mean over its sets of parameters, where that is more than half of
+QUICK_SECONDS; `scripts/test.sh --write-seconds` writes it."""
+_taken: dict[str, float] = defaultdict(float)
+"""Seconds of this run, of every test with its parameters."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    text = "one family per axis, few sets of parameters per test, and nothing slow"
+    text = "one family per axis, few sets of parameters per test, and nothing that takes long"
     parser.addoption("--quick", action="store_true", help=text)
+    text = f"write what the tests of this run took into {SECONDS.name}"
+    parser.addoption("--write-seconds", action="store_true", help=text)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    _taken[report.nodeid] += report.duration
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if session.config.getoption("--write-seconds") and "PYTEST_XDIST_WORKER" not in os.environ:
+        cases: dict[str, list[float]] = defaultdict(list)
+        for test, seconds in _taken.items():
+            cases[_without_parameters(test)].append(seconds)
+        means = {test: sum(cases[test]) / len(cases[test]) for test in sorted(cases)}
+        kept = {test: round(mean, 1) for test, mean in means.items() if mean > QUICK_SECONDS / 2}
+        SECONDS.write_text(json.dumps(kept, indent=0) + "\n", encoding="utf-8")
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     if config.getoption("--quick"):
         terminalreporter.write_line(
-            f"--quick left out: tests marked slow; all families but {', '.join(AXES)}; "
-            f"outside of test_identity.py all but {QUICK_PARAMETERS} of each test's sets of "
-            "parameters; the oldest transformers"
+            f"--quick left out: tests marked slow or above {QUICK_SECONDS} s by {SECONDS.name}; "
+            f"all families but {', '.join(AXES)}; outside of test_identity.py all but "
+            f"{QUICK_PARAMETERS} of each test's sets of parameters; the oldest transformers"
         )
 
 
@@ -71,12 +97,18 @@ def _group(item: pytest.Item) -> str:
     return case if isinstance(case, str) else item.path.stem
 
 
+def _without_parameters(nodeid: str) -> str:
+    return nodeid.partition("[")[0]
+
+
 def _quick(items: list[pytest.Item]) -> set[pytest.Item]:
     """Another part of the families and parameters for every test, but the same in every run."""
-    by_test: dict[str, list[pytest.Item]] = {}
+    seconds = json.loads(SECONDS.read_text(encoding="utf-8"))
+    by_test: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
-        if item.get_closest_marker("slow") is None:
-            by_test.setdefault(item.nodeid.partition("[")[0], []).append(item)
+        test = _without_parameters(item.nodeid)
+        if item.get_closest_marker("slow") is None and seconds.get(test, 0.0) <= QUICK_SECONDS:
+            by_test[test].append(item)
     kept = set()
     for name, found in by_test.items():
         some = [item for item in found if _case(item) in AXES] or found

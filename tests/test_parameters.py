@@ -1,4 +1,4 @@
-"""No function of the package takes more than a reader can hold at once."""
+"""No function of the package or its programs takes more than a reader can hold at once."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 import cacheshrink_hybrid
 
 PACKAGE = Path(cacheshrink_hybrid.__file__).parent
+ROOT = Path(__file__).parent.parent
+PROGRAMS = ("eval", "scripts", "training")
 MOST = 11
 """Parameters, without the object itself. When there are more, a noun is missing."""
 LAUNCHED = "kernels"
@@ -31,6 +33,8 @@ def test_functions_take_few_parameters() -> None:
     for path in PACKAGE.rglob("*.py"):
         if path.relative_to(PACKAGE).parts[0] != LAUNCHED:
             assert not list(_long(path.read_text(encoding="utf-8"))), path
+    for path in (path for folder in PROGRAMS for path in (ROOT / folder).rglob("*.py")):
+        assert not list(_long(path.read_text(encoding="utf-8"))), path
 
 
 def test_one_too_many_is_found() -> None:

@@ -85,6 +85,12 @@ def try_rows(
         UnsupportedModelError: transformers has no causal model of the config, it is too large even
             with few layers, or its attention is built as no row can say.
     """
+    if config.is_heterogeneous:
+        raise UnsupportedModelError(
+            f"layers of this {config.model_type} model have sizes of their own "
+            "(per_layer_config), and rows are guessed of models whose layers are alike; write its "
+            "row by the recipe 'A model family' in CONTRIBUTING.md, as that of gemma4_text"
+        )
     model = small_model(config, seed=seed, trust_remote_code=trust_remote_code)
     tried: list[TriedRow] = []
     for candidate in candidates(model):

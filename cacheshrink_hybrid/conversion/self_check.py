@@ -28,8 +28,8 @@ from ..caches import LatentCache
 from ..config import CompressionConfig
 from ..errors import CacheShrinkError, SelfCheckError
 from ..latents.attention.module import LatentAttention
-from ..latents.attention.native import latent_attention_class
 from ..latents.attention.parts import AttentionParts
+from ..latents.attention.replacement import latent_attention_class
 from ..latents.fit.observe import frozen_and_checkpointed
 from ..latents.plan import ChannelRun, LatentPlan
 from ..model.folding import write_encoder

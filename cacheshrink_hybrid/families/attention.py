@@ -11,8 +11,9 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..errors import UnsupportedModelError
+from ..latents.attention.normed_parts import NormedParts
 from ..latents.attention.parts import AttentionParts
-from ..latents.attention.rotation import of_first_channels, turn_halves_of_both
+from ..latents.attention.rotation import of_both, of_first_channels, turn_halves_of_both
 from ..latents.attention.slot_rotary import SlotRotary
 from ..spec import AttentionSpec, ModelSpec
 from .family import Family
@@ -106,7 +107,12 @@ def _take_apart(
     unread = sorted(name for name in held if "dropout" in name and name not in DROPOUTS)
     if unread:
         raise _unlike_row(family, layer_idx, f"{', '.join(unread)} is a dropout of another name")
-    return AttentionParts(
+    cls: type[AttentionParts] = AttentionParts
+    of_norms: dict[str, Any] = {"k_norm": k_norm}
+    if family.value_norm is not None and k_norm is not None:
+        assert family.norms is not None
+        cls, of_norms = NormedParts, {"cached_norms": (family.norms[1], family.value_norm)}
+    return cls(
         sources=sources,
         num_attention_heads=H,
         num_key_value_heads=J,
@@ -119,7 +125,7 @@ def _take_apart(
         gate=gate,
         query_scale=None if family.query_scale is None else family.query_scale(source),
         q_norm=q_norm,
-        k_norm=k_norm,
+        **of_norms,
         norm_spans_heads=family.norm_spans_heads,
         norms_follow_rotation=family.norms_follow_rotation,
         key_multiplier=float(getattr(source, "key_multiplier", 1.0)),
@@ -178,6 +184,7 @@ def _rotary(
         apply = of_first_channels(turn_halves_of_both)
     else:
         apply = sys.modules[type(source).__module__].apply_rotary_pos_emb
+        apply = of_both(apply) if family.rotates_apart else apply
         apply = of_first_channels(apply) if family.rotates_first else apply
     rotary = SlotRotary(
         rotary_emb,

@@ -24,6 +24,12 @@ def split(q: str = "q_proj", k: str = "k_proj", v: str = "v_proj") -> Projection
     return read
 
 
+def split_or_shared(attention: nn.Module, H: int, J: int, D: int):
+    """As `split`; keys and values come from one layer where there is none of values."""
+    names = ("q_proj", "k_proj", "k_proj" if attention.v_proj is None else "v_proj")
+    return tuple(Projection(name, getattr(attention, name)) for name in names)
+
+
 def fused(name: str) -> Projections:
     """One layer gives [q | k | v]."""
 
@@ -132,11 +138,13 @@ class Family:
         norms: attributes of (q_norm, k_norm); None if there are none.
         norms_if: attribute of the config that says whether there are norms; None if there are.
         norms_follow_rotation: the norms come after the rotation.
+        value_norm: attribute of the norm of values; None if there is none.
         norm_spans_heads: the norms run over all heads together instead of one head each.
         uses_rope: whether layer i rotates its keys.
         rotary: path of layer i's rotary embedding in the text model.
         rotates_first: attention takes apart the first channels of a head, as many as there are
             angles, and rotates those; elsewhere the model's function does so where need be.
+        rotates_apart: the model's function rotates queries or keys, not both at once.
         position_axes: see `SlotRotary`.
         rope_by_layer_type: the rotary embedding takes the layer's type as third argument.
         gated: the query projection also gives an output gate.
@@ -146,6 +154,7 @@ class Family:
         continues_in_pieces: see `ModelSpec`.
         shares_with: for the n-th attention layer, the number of the one whose weights it uses.
         head_sizes: of an attention layer.
+        sizes_by_layer: layers may differ in these; the model takes them from `per_layer_config`.
         caches_latents: it is DeepSeek's attention (`latent_sizes`), of whose projections and norms
             the fields above say nothing.
         turns_neighbours: such attention rotates channels (2i, 2i + 1) of a rotary key together.
@@ -165,10 +174,12 @@ class Family:
     norms: tuple[str, str] | None = None
     norms_if: str | None = None
     norms_follow_rotation: bool = False
+    value_norm: str | None = None
     norm_spans_heads: bool = False
     uses_rope: Callable[[PretrainedConfig, int], bool] = always
     rotary: Callable[[PretrainedConfig, int], str] = _of_model
     rotates_first: bool = False
+    rotates_apart: bool = False
     rope_by_layer_type: bool = False
     position_axes: int = 1
     gated: bool = False
@@ -177,6 +188,7 @@ class Family:
     continues_in_pieces: bool = True
     shares_with: Callable[[PretrainedConfig, int], int] = _own
     head_sizes: Callable[[PretrainedConfig], HeadSizes] = _head_sizes
+    sizes_by_layer: bool = False
     caches_latents: bool = False
     turns_neighbours: Callable[[PretrainedConfig], bool] = by_rope_interleave
     modules_per_layer: int = 1

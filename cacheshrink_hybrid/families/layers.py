@@ -93,14 +93,16 @@ def _one_size_for_all(config: PretrainedConfig) -> Iterator[None]:
     except AmbiguousGlobalPerLayerAttributeError as error:
         raise UnsupportedModelError(
             f"this {config.model_type} config gives its layers sizes of their own "
-            f"(per_layer_config; {str(error).partition('. ')[0]}), and only models whose layers "
-            "are alike are converted"
+            f"(per_layer_config; {str(error).partition('. ')[0]}), and only types whose row says "
+            "sizes_by_layer, such as gemma4_text, are converted then"
         ) from error
 
 
 def _spec(config: PretrainedConfig, family: Family) -> ModelSpec:
     layers: list[LayerSpec] = []
     attention_ids: list[int] = []
+    sizes = latent_sizes if family.caches_latents else family.head_sizes
+    by_layer = family.sizes_by_layer and config.is_heterogeneous
     kinds = _layer_types(config) if family.layer_types is None else family.layer_types(config)
     for i, kind in enumerate(kinds):
         attention = None
@@ -112,7 +114,7 @@ def _spec(config: PretrainedConfig, family: Family) -> ModelSpec:
                 number = family.shares_with(config, number)
             owner = attention_ids[number]
             attention = AttentionSpec(
-                **(latent_sizes if family.caches_latents else family.head_sizes)(config)._asdict(),
+                **sizes(config.per_layer_config[i] if by_layer else config)._asdict(),
                 uses_rope=family.uses_rope(config, i),
                 sliding_window=(
                     family.window(config)
@@ -166,8 +168,10 @@ def _refuse_options(config: PretrainedConfig, family: Family) -> None:
 
 def _refuse_other_attention(config: PretrainedConfig) -> None:
     for flag in ("use_bidirectional_attention", "add_cross_attention"):
-        if getattr(config, flag, False):
+        # Gemma 4's "vision" is of images alone, whose tokens come with a mask of their own.
+        value = getattr(config, flag, None)
+        if value and value != "vision":
             raise UnsupportedModelError(
-                f"{flag}=True: the model is no causal decoder with one cache; only causal "
+                f"{flag}={value!r}: the model is no causal decoder with one cache; only causal "
                 "self-attention can be converted"
             )

@@ -23,10 +23,12 @@ from .family import (
     in_windows_if_any,
     interleaved,
     never,
+    split_or_shared,
 )
 
 QK_NORM = ("q_norm", "k_norm")
 QK_LAYERNORM = ("q_layernorm", "k_layernorm")
+SHARED = "layers read the keys and values of other layers"
 CLAMPED = (
     "queries, keys and values are clamped, so that keys are no linear function of what is stored"
 )
@@ -97,6 +99,26 @@ FAMILIES: dict[str, Family] = {
         Family(model_type="qwen3_moe", norms=QK_NORM),
         Family(model_type="gemma2"),
         Family(model_type="gemma3_text", norms=QK_NORM, rope_by_layer_type=True),
+        Family(
+            model_type="gemma4_text",
+            projections=split_or_shared,
+            norms=QK_NORM,
+            value_norm="v_norm",
+            rope_by_layer_type=True,
+            rotates_apart=True,
+            sizes_by_layer=True,
+            refused_options={"num_kv_shared_layers": SHARED},
+        ),
+        Family(
+            model_type="gemma4_unified_text",
+            projections=split_or_shared,
+            norms=QK_NORM,
+            value_norm="v_norm",
+            rope_by_layer_type=True,
+            rotates_apart=True,
+            sizes_by_layer=True,
+            refused_options={"num_kv_shared_layers": SHARED},
+        ),
         Family(model_type="phi3", projections=fused("qkv_proj")),
         Family(model_type="olmo2", norms=QK_NORM, norm_spans_heads=True),
         Family(model_type="smollm3", uses_rope=lambda config, i: bool(config.no_rope_layers[i])),

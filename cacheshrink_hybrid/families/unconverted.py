@@ -7,6 +7,7 @@ from __future__ import annotations
 from transformers import PretrainedConfig
 
 from .family import Family, HeadSizes, never
+from .rows import SHARED
 
 IMAGE_POSITIONS = (
     "its images have positions of their own in three directions, and keys are rotated by their slot"
@@ -15,7 +16,6 @@ ALIBI = "its scores are biased by distance (ALiBi), and latents are read by prod
 OWN_STATE = "it has no attention, and keeps states of a form of its own"
 CONVOLVED = "short convolutions, with states of their own, run over its keys and values"
 INDEXED = "it chooses what its queries read by an index of keys, which is cached beside the others"
-SHARED = "layers read the keys and values of other layers"
 REFUSED: dict[str, str] = {
     **dict.fromkeys(("bloom", "mpt"), ALIBI),
     **dict.fromkeys(("rwkv", "xlstm"), OWN_STATE),
@@ -38,10 +38,6 @@ REFUSED: dict[str, str] = {
         INDEXED,
     ),
     **dict.fromkeys(("gemma3n", "gemma3n_text", "dory"), SHARED),
-    **dict.fromkeys(
-        ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"),
-        "layers differ in the width of their heads, and some read the keys and values of others",
-    ),
     "deepseek_v4": "it caches latents already, of several tokens each",
     "diffllama": "its attention is the difference of two",
     "doge": "a mask that is made of the values decides what its queries see",

@@ -21,6 +21,8 @@ TEXT_MODELS: dict[str, str] = {
             "deepseek_vl",
             "exaone4_5",
             "gemma3",
+            "gemma4",
+            "gemma4_unified",
             "got_ocr2",
             "hyperclovax_vision_v2",
             "internvl",

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from ..latents.attention.module import LatentAttention
-from ..latents.attention.native_parts import NativeParts
 from ..latents.attention.parts import AttentionParts
 from ..latents.fit.factors import LatentFactors
 
@@ -58,14 +57,13 @@ def write_encoder(
     mean: Tensor | None = None,
 ) -> None:
     """Fold an encoder E (R, J*(D + Dv)) of [k; v] about a mean into kv_a_proj: E W with bias
-    E (b - mean), where [k; v] are W x + b; or E with bias -E mean, where they are latents of the
-    source, which a norm has made.
+    E (b - mean), where [k; v] are W x + b; or E with bias -E mean, where norms have made them.
 
     Args:
         encoder: the identity if None.
         mean: zeros if None.
     """
-    if isinstance(parts, NativeParts):
+    if not parts.is_linear:
         weight, bias = torch.eye(parts.width), torch.zeros(parts.width, dtype=torch.float64)
     else:
         weight, bias = parts.white_weight(), parts.white_mean()

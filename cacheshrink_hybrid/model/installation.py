@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 from ..families import attention_at, replace_attention
 from ..latents.attention.module import LatentAttention
-from ..latents.attention.native import latent_attention_class
 from ..latents.attention.parts import AttentionParts
+from ..latents.attention.replacement import latent_attention_class
 from ..latents.plan import LatentPlan
 from ..plan import CompressionPlan
 from ..spec import ModelSpec

@@ -24,8 +24,10 @@ ATTENDING = [
     if (row := FAMILIES[tiny_config(case).model_type]).attends
     and not case.startswith("zamba")
     and not row.caches_latents
+    and not row.sizes_by_layer
 ]
-"""Guesses are of keys and values: latents of a source's own, and shared modules, are left out."""
+"""Guesses are of keys and values of layers that are alike: latents of a source's own, and shared
+modules, are left out."""
 
 
 def trial_without_row(case: str, monkeypatch: pytest.MonkeyPatch) -> RowTrial:
@@ -91,6 +93,11 @@ def test_small_models_are_the_same_for_a_seed_and_not_neutral() -> None:
         first["model.layers.0.self_attn.q_norm.weight"],
         other["model.layers.0.self_attn.q_norm.weight"],
     )
+
+
+def test_layers_of_different_sizes_are_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"sizes of their own .*write its row"):
+        try_rows(tiny_config("gemma4_text"))
 
 
 def test_models_that_are_too_large_or_none_are_refused() -> None:

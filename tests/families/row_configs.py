@@ -76,6 +76,18 @@ def _known(**cases: dict[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
+GEMMA4 = {
+    **WIDE_WINDOWS,
+    "global_head_dim": 24,
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+        "full_attention": {
+            "rope_type": "proportional",
+            "partial_rotary_factor": 0.5,
+            "rope_theta": 1000000.0,
+        },
+    },
+}
 ROW_CASES = _known(
     gemma={**COMMON, **HEAD},
     vaultgemma={**WIDE_WINDOWS, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0},
@@ -92,6 +104,16 @@ ROW_CASES = _known(
         "moe_layer_end_index": 2,
     },
     exaone={**COMMON, **HEAD, "attention_bias": True},
+    gemma4_text__experts={
+        **GEMMA4,
+        "enable_moe_block": True,
+        "num_experts": 4,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 16,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": 96,
+    },
+    gemma4_unified_text={**GEMMA4, "num_global_key_value_heads": 1, "attention_k_eq_v": True},
     glm={**PARTIAL, **HEAD, "attention_bias": True},
     glm4={**PARTIAL, **HEAD, "attention_bias": True},
     granitemoe={**COMMON, **GRANITE, **ROUTED, "attention_bias": True},

@@ -75,7 +75,7 @@ def test_left_padding(case: str) -> None:
     given = with_an_image(case)
     length = given["input_ids"].shape[1]
     text = random_ids(1, length + 4, seed=2).clamp_max(90)
-    for name in ("input_ids", "attention_mask", "token_type_ids"):
+    for name in ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"):
         if name in given:
             padded = torch.nn.functional.pad(given[name], (4, 0))
             beside = {"input_ids": text, "attention_mask": torch.ones_like(text)}
@@ -105,7 +105,7 @@ def test_coded_decoding_agrees_with_one_pass(case: str) -> None:
     model, given = coded(case), with_an_image(case)
     more = random_ids(1, 7, seed=3).clamp_max(90)
     whole = dict(given)
-    for name in ("input_ids", "attention_mask", "token_type_ids"):
+    for name in ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"):
         if name in given:
             new = {"input_ids": more, "attention_mask": torch.ones_like(more)}
             whole[name] = torch.cat([given[name], new.get(name, torch.zeros_like(more))], dim=1)

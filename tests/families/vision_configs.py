@@ -39,6 +39,16 @@ PATCHES = {
 LLAMA = {**COMMON, "model_type": "llama"}
 QWEN2 = {**COMMON, "model_type": "qwen2"}
 QWEN3 = {**COMMON, "model_type": "qwen3", "head_dim": 16}
+GEMMA4 = {
+    **COMMON,
+    "head_dim": 8,
+    "global_head_dim": 16,
+    "num_global_key_value_heads": 1,
+    "attention_k_eq_v": True,
+    "sliding_window": 8,
+    "use_bidirectional_attention": "vision",
+    **layers("sliding_attention", "full_attention"),
+}
 COHERE = {
     **COMMON,
     "model_type": "cohere2",
@@ -128,6 +138,55 @@ VISION_CASES = _known(
             "tie_word_embeddings": False,
         },
         types="token_type_ids",
+    ),
+    gemma4=VisionCase(
+        num_tokens=4,
+        values={
+            "text_config": {
+                **GEMMA4,
+                "model_type": "gemma4_text",
+                "hidden_size_per_layer_input": 8,
+                "vocab_size_per_layer_input": 96,
+            },
+            "vision_config": {
+                **VISION,
+                "model_type": "gemma4_vision",
+                "num_key_value_heads": 4,
+                "head_dim": 8,
+                "pooling_kernel_size": 2,
+                "position_embedding_size": 16,
+            },
+            "audio_config": None,
+            "image_token_id": IMAGE_TOKEN,
+            "video_token_id": 94,
+            "audio_token_id": 93,
+            "tie_word_embeddings": False,
+        },
+        image=(1, 16, 3 * 7 * 7),
+        given={"image_position_ids": torch.cartesian_prod(torch.arange(4), torch.arange(4))[None]},
+        types="mm_token_type_ids",
+    ),
+    gemma4_unified=VisionCase(
+        num_tokens=4,
+        values={
+            "text_config": {**GEMMA4, "model_type": "gemma4_unified_text"},
+            "vision_config": {
+                "model_type": "gemma4_unified_vision",
+                "patch_size": 7,
+                "pooling_kernel_size": 2,
+                "mm_embed_dim": 32,
+                "mm_posemb_size": 4,
+                "output_proj_dims": 32,
+            },
+            "audio_config": None,
+            "image_token_id": IMAGE_TOKEN,
+            "video_token_id": 94,
+            "audio_token_id": 93,
+            "tie_word_embeddings": False,
+        },
+        image=(1, 4, 3 * 14 * 14),
+        given={"image_position_ids": torch.cartesian_prod(torch.arange(2), torch.arange(2))[None]},
+        types="mm_token_type_ids",
     ),
     mistral3=VisionCase(
         num_tokens=4,

@@ -93,12 +93,20 @@ def test_rotated_keys_are_trained() -> None:
         assert torch.equal(old, new)
 
 
-def test_latents_of_the_source_are_trained() -> None:
+@pytest.mark.parametrize(
+    ("case", "queries", "kept"),
+    [
+        ("deepseek_v3", ("q_a_proj", "q_b_proj"), ("kv_a_proj_with_mqa", "kv_b_proj")),
+        ("gemma4_text", ("q_proj",), ("k_proj", "v_proj", "k_norm")),
+    ],
+)
+def test_latents_of_what_norms_give_are_trained(
+    case: str, queries: tuple[str, ...], kept: tuple[str, ...]
+) -> None:
     """What is made of them, and the source's projections of queries where these are to train."""
-    model = student("deepseek_v3", cache_bits="auto")
+    model = student(case, cache_bits="auto")
     layer = model.model.layers[0].self_attn
-    trained = ("kv_a_proj", "k_b_proj", "v_b_proj", "q_a_proj", "q_b_proj", "o_proj")
-    kept = ("kv_a_proj_with_mqa", "kv_b_proj")
+    trained = ("kv_a_proj", "k_b_proj", "v_b_proj", *queries, "o_proj")
     before = {name: getattr(layer, name).weight.detach().clone() for name in (*trained, *kept)}
     extras = ("queries", "outputs")
     stats = train(model, max_steps=20, learning_rate_scale=1, warmup_steps=0, extras=extras)

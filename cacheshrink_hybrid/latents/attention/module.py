@@ -80,6 +80,7 @@ class LatentAttention(Derived, nn.Module):
         self.latent_costs = nn.Parameter(costs, requires_grad=False) if plan.coded else None
 
         rotates = plan.kind.stores_rotated
+        self.k_norm = parts.k_norm
         encoded = self._take_projections(parts, plan, new)
         self.kv_a_proj = skip_init(nn.Linear, encoded, plan.kv_lora_rank, bias=not rotates, **new)
         self.kv_mean = None
@@ -90,7 +91,6 @@ class LatentAttention(Derived, nn.Module):
         self.o_proj = parts.output
         self.gate_proj = parts.gate
         self.q_norm = parts.q_norm
-        self.k_norm = parts.k_norm
         self.sinks = parts.sinks
         self.residual_dropout = parts.residual_dropout
         self.q_adapters, self.kv_a_adapters, self.kv_adapters = low_rank_additions(parts, plan, new)
@@ -230,7 +230,7 @@ class LatentAttention(Derived, nn.Module):
             kept.plan is self.plan
             and kept.key_up.projection is self.k_b_proj
             and kept.value_up.projection is self.v_b_proj
-            and kept.key_norm is self.k_norm
+            and kept.key_norm is self.read_norm
             and (kept.query_norm is None or kept.query_norm is self.q_norm)
             and kept.sinks is self.sinks
             and kept.costs is self.latent_costs
@@ -244,6 +244,11 @@ class LatentAttention(Derived, nn.Module):
         if not torch.compiler.is_compiling():
             self._head = made
         return made
+
+    @property
+    def read_norm(self) -> nn.Module | None:
+        """The norm of keys that is left for whoever reads them."""
+        return self.k_norm
 
     def _expands_as(self, kept: LatentHead) -> bool:
         """Whether a head's `expansion` is still the module's."""
@@ -275,7 +280,7 @@ class LatentAttention(Derived, nn.Module):
             "value_up": value_up,
             "encoder": self.kv_a_proj if plan.kind.stores_rotated else None,
             "mean": self.kv_mean,
-            "key_norm": self.k_norm,
+            "key_norm": self.read_norm,
             "query_norm": self.q_norm if norms_follow else None,
             "sinks": self.sinks,
             "codec": plan.codec() if plan.coded else None,

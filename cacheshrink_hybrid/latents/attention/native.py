@@ -12,18 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...derived_class import derived_class
 from ..plan import LatentPlan
+from .encoded import EncodedLatentAttention
 from .expansion import Expansion
 from .head import LatentHead
 from .maps import HeadMap
-from .module import LatentAttention
 from .native_parts import NativeParts
-from .parts import AttentionParts
 from .rotation import as_angles, in_halves
 
 
-class NativeLatentAttention(LatentAttention):
+class NativeLatentAttention(EncodedLatentAttention):
     """Drop-in replacement of DeepSeek's attention. Arguments are those of `LatentAttention`, with
     `NativeParts`; projections that both have are the source's own modules."""
 
@@ -87,13 +85,6 @@ class NativeLatentAttention(LatentAttention):
             hidden_states, *args, position_embeddings=position_embeddings, **kwargs
         )
 
-    def remembered(self, x: Tensor, layer_idx: int) -> tuple[Tensor | None, Tensor | None]:
-        key_value = self.key_value(x, layer_idx)
-        return None if self.plan.kind.stores_rotated else self.kv_a_proj(key_value), key_value
-
-    def latent(self, x: Tensor, layer_idx: int) -> Tensor:
-        return self.kv_a_proj(self.key_value(x, layer_idx))
-
     def key_value(self, x: Tensor, layer_idx: int) -> Tensor:
         """y = [r; c] as the source caches it, but for the rotation of r, (B, T, Dr + C)."""
         latent, rotary = self.kv_a_proj_with_mqa(x).tensor_split((self.head.v_head_dim,), dim=-1)
@@ -124,11 +115,3 @@ class NativeLatentAttention(LatentAttention):
     def _in_halves(self, rotary: Tensor) -> Tensor:
         """Channels (..., Dr) with those that are rotated together at i and i + Dr / 2."""
         return in_halves(rotary) if self._turns_neighbours else rotary
-
-
-def latent_attention_class(parts: AttentionParts) -> Any:
-    """The class that takes a source's place: a subclass of its attention as well, since
-    transformers finds the modules whose attention weights it records by isinstance."""
-    ours = NativeLatentAttention if isinstance(parts, NativeParts) else LatentAttention
-    source: Any = type(parts.source)
-    return derived_class(ours, source)

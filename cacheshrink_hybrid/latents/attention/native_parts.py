@@ -40,6 +40,10 @@ class NativeParts(AttentionParts):
     latent_multiplier: float = 1.0
 
     @property
+    def is_linear(self) -> bool:
+        return False
+
+    @property
     def observed(self) -> tuple[tuple[str, Tensor | None], tuple[str, Tensor | None]]:
         return (self.key.name, self.key.rows), ("kv_a_layernorm", None)
 

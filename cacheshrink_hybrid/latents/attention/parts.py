@@ -152,6 +152,12 @@ class AttentionParts:
         return "absorb" if self.rotary is None and self.k_norm is None else "reconstruct"
 
     @property
+    def is_linear(self) -> bool:
+        """Whether y = [k; v], as it is cached, is a linear function of the input but for its
+        rotation and a norm of keys that is left for whoever reads them."""
+        return True
+
+    @property
     def observed(self) -> tuple[tuple[str, Tensor | None], tuple[str, Tensor | None]]:
         """Where keys and values come out in the source: attribute of a module that gives them, and
         rows of what it gives, or None for all of it."""

@@ -29,6 +29,15 @@ def turn_halves_of_both(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple
     return turned_halves(q, cos, sin), turned_halves(k, cos, sin)
 
 
+def of_both(apply: Callable[[Tensor, Tensor, Tensor], Tensor]) -> ApplyRotary:
+    """The rotation of queries and keys by a model file's function of either of them."""
+
+    def rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        return apply(q, cos, sin), apply(k, cos, sin)
+
+    return rotated
+
+
 def of_first_channels(apply: ApplyRotary) -> ApplyRotary:
     """The rotation of as many of a head's first channels as there are angles; the others stay."""
 

@@ -53,6 +53,7 @@ def observed_gradients(
         pieces: list[Tensor | None] = [None] * (3 if split else 2)
 
         def collect(gradient: Tensor, *, rows: Tensor | None, piece: int, pieces=pieces) -> None:
+            gradient = gradient.flatten(2)  # of norms of single heads as well
             selected = gradient if rows is None else gradient[..., rows.to(gradient.device)]
             pieces[piece] = selected.reshape(-1, selected.shape[-1])
             found = [piece for piece in pieces if piece is not None]

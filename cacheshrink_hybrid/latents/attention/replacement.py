@@ -1,0 +1,26 @@
+"""Which class takes the place of a source's attention module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...derived_class import derived_class
+from .encoded import NormedLatentAttention
+from .module import LatentAttention
+from .native import NativeLatentAttention
+from .native_parts import NativeParts
+from .normed_parts import NormedParts
+from .parts import AttentionParts
+
+_CLASSES: dict[type[AttentionParts], Any] = {
+    AttentionParts: LatentAttention,
+    NativeParts: NativeLatentAttention,
+    NormedParts: NormedLatentAttention,
+}
+
+
+def latent_attention_class(parts: AttentionParts) -> Any:
+    """The class that takes a source's place: a subclass of its attention as well, since
+    transformers finds the modules whose attention weights it records by isinstance."""
+    source: Any = type(parts.source)
+    return derived_class(_CLASSES[type(parts)], source)
