@@ -96,7 +96,7 @@ def test_a_hundred_thousand_operations(monkeypatch: pytest.MonkeyPatch) -> None:
                 if shadowed.random.random() < REQUESTS:
                     requests.serve()
                 else:
-                    random_operation(shadowed)
+                    random_operation(shadowed, most_at_once=2)
             done += PER_CHECK
             check(shadowed)
         statistics = shadowed.store.prefixes.statistics()

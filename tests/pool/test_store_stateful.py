@@ -54,8 +54,12 @@ def random_life(shadowed: Shadowed, steps: int, *, check_every: int = 1) -> str:
     return history.hexdigest()
 
 
-def random_operation(shadowed: Shadowed) -> None:
-    """One of `ACTIONS`."""
+def random_operation(shadowed: Shadowed, *, most_at_once: int = 4) -> None:
+    """One of `ACTIONS`.
+
+    Args:
+        most_at_once: sequences of a batch that takes tokens.
+    """
     random, running = shadowed.random, shadowed.running()
     action = ACTIONS[random.integers(len(ACTIONS))]
     if action in ("create", "resume") or not running:
@@ -66,7 +70,7 @@ def random_operation(shadowed: Shadowed) -> None:
         else:
             shadowed.free(running[0])
     elif action == "append":
-        batch = random.permutation(running)[: random.integers(1, 5)].tolist()
+        batch = random.permutation(running)[: random.integers(1, most_at_once + 1)].tolist()
         shadowed.append(batch, random.integers(0, 14, len(batch)).tolist())
     else:
         seq_id = running[random.integers(len(running))]
