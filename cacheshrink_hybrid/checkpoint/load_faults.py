@@ -19,8 +19,14 @@ if TYPE_CHECKING:
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".gguf")
 GGUF_SUFFIX = ".gguf"
-DAMAGED_GGUF = ("cannot reshape array", "buffer of at least", "mmap an empty file")
+DAMAGED_GGUF = (
+    "cannot reshape array",
+    "buffer of at least",
+    "mmap an empty file",
+    "a divisor of the total size",
+)
 """Parts of what is said of such files that are cut off, wherever that happens to be noticed."""
+JSON_FAULT = "is not a valid JSON file"
 PLACEMENTS = ("auto", "balanced", "balanced_low_0", "sequential")
 """Names by which transformers spreads a model over devices."""
 
@@ -151,6 +157,8 @@ def loading(name: str | Path, cache_dir: str | Path | None = None) -> Iterator[N
         if "mismatched_sizes" in said:
             said = f"its weights have other shapes than its {CONFIG_NAME} says"
         damaged = any(words in said for words in DAMAGED_GGUF)
+        if JSON_FAULT in said and Path(name).is_file():  # where GGUF is not understood at all
+            damaged = True
         if isinstance(error, struct.error) or damaged:
             said = f"its {GGUF_SUFFIX} file is cut off or damaged"
         raise ConfigError(

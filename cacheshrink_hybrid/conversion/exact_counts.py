@@ -95,10 +95,12 @@ def check_exact_counts(
             "exact_window alone"
         )
     if positions is not None and sinks + window >= positions:
+        given = {"exact_sinks": config.exact_sinks, "exact_window": config.exact_window}
+        named = [f"{name}={count}" for name, count in given.items() if count is not None]
         raise ConfigError(
-            f"exact_sinks={sinks} and exact_window={window} keep all of this model's {positions} "
-            f"positions at {EXACT_BITS} bits, so that none is coded; give fewer than {positions} "
-            "together"
+            f"{' and '.join(named)} {'keeps' if len(named) == 1 else 'keep'} all of this model's "
+            f"{positions} positions at {EXACT_BITS} bits, so that none is coded; give fewer than "
+            f"{positions}{' together' if len(named) > 1 else ''}"
         )
     for layer in layers:
         sliding = _window_of(layer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -11,11 +12,11 @@ from transformers import PreTrainedModel
 from ..calibration.amount import positions_of, warn_of_little_text
 from ..calibration.calibrate import LatentStatistics, calibrate, decoder_layers, weight_statistics
 from ..config import CompressionConfig
-from ..errors import ConfigError, PlanError
+from ..errors import CacheShrinkWarning, ConfigError, PlanError
 from ..families import check_shared_weights, model_spec, read_attention
 from ..freed_memory import return_freed_memory
 from ..latents.attention.parts import AttentionParts
-from ..latents.fit.held_out import HeldOutText, held_out_text, split_sequences
+from ..latents.fit.held_out import HELD_OUT_SHARE, HeldOutText, held_out_text, split_sequences
 from ..latents.fit.metrics import Labels
 from ..model.adapters import refuse_adapters
 from ..spec import ModelSpec
@@ -136,7 +137,20 @@ def statistics_of(
     states = StateCalibration(model, spec, config.metric) if watched else None
     positions = positions_of(model.config)
     sinks = sinks_of(config, parts, positions)
-    fitted, held_out = split_sequences(list(sequences)) if parts else (sequences, [])
+    if parts:
+        sequences = list(sequences)
+        fitted, held_out = split_sequences(sequences)
+        if not held_out:
+            warnings.warn(
+                f"the loss is not measured: of {len(sequences)} sequences of calibration text none "
+                f"is held out, as that takes {HELD_OUT_SHARE}; give more of them "
+                "(calibration_texts, num_calibration_samples), or shorter ones "
+                "(max_calibration_length)",
+                CacheShrinkWarning,
+                stacklevel=3,
+            )
+    else:
+        fitted, held_out = list(sequences), []
     # Of others nothing can be predicted: all is exact, or there is no next token.
     held_out = [ids for ids in held_out if ids.shape[1] > max((1, *sinks))]
     latents = calibrate(

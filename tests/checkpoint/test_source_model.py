@@ -113,7 +113,7 @@ def test_directories_of_gguf_files(gguf: Path, tmp_path: Path) -> None:
     load_source(tmp_path, gguf_file="b.gguf")
 
 
-@pytest.mark.parametrize("kept", [0, 3, 10, 200, 2000, 16640, -10])
+@pytest.mark.parametrize("kept", [0, 3, 10, 200, 2000, 16640, -10, -1])
 def test_cut_gguf_files(kept: int, gguf: Path, tmp_path: Path, capsys) -> None:
     file = tmp_path / "cut.gguf"
     file.write_bytes(gguf.read_bytes()[:kept])

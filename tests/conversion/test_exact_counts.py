@@ -94,6 +94,7 @@ def test_layers_get_what_they_can_read() -> None:
         ({"exact_window": 2.5}, "exact_window=2.5"),
         ({"exact_window": 4, "cache_bits": 16}, "exact_window=4 keeps tokens from being coded"),
         ({"exact_sinks": 4, "exact_window": 0}, "exact_sinks=4 has no layer to stay exact in"),
+        ({"exact_window": 500}, "^exact_window=500 keeps all of this model's 256 positions"),
         ({"exact_window": 8}, "exact_window=8 covers the sliding window of 8 tokens of layer 0"),
     ],
     ids=str,
