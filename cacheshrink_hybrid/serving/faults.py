@@ -11,9 +11,12 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from ..errors import CacheFullError, ConfigError, EngineClosedError, QueueFullError
-from .schema import ChatRequest, CompletionRequest
+from .schema import INSTEAD, ChatRequest, CompletionRequest
 
 RETRY_SECONDS = 1
+ROUTES = (
+    "there are POST /v1/chat/completions and /v1/completions, GET /v1/models, /metrics and /health"
+)
 
 
 @dataclass(eq=False)
@@ -49,7 +52,9 @@ class Fault(Exception):
         }
 
     def response(self) -> JSONResponse:
-        headers = {"Retry-After": str(RETRY_SECONDS)} if self.status in (429, 503) else None
+        headers = {"Retry-After": str(RETRY_SECONDS)} if self.status in (429, 503) else {}
+        if self.status == 408:  # what still comes is no other request
+            headers["Connection"] = "close"
         return JSONResponse(self.json(), self.status, headers)
 
 
@@ -71,7 +76,7 @@ def fault_of(error: Exception) -> Fault:
     if isinstance(error, RequestValidationError):
         return _fault_of_body(error)
     if isinstance(error, HTTPException):
-        return Fault(error.status_code, f"{error.detail}; GET /v1/models is there, for example")
+        return Fault(error.status_code, f"{error.detail}; {ROUTES}")
     for kind, status, code, words in TOLD:
         if isinstance(error, kind):
             return Fault(status, words or str(error), code, _field_of(str(error)))
@@ -89,12 +94,17 @@ def _field_of(message: str) -> str | None:
     )
 
 
+def _unknown(name: str) -> str:
+    instead = INSTEAD.get(name)
+    return "is not known" if instead is None else f"is not taken here; {instead}"
+
+
 def _fault_of_body(error: RequestValidationError) -> Fault:
     told: dict[str, dict[str, None]] = {}
     for one in error.errors():
         place = [part for part in one["loc"] if part != "body"]
         name = ".".join(map(str, place[:1])) if place else "body"
-        said = "is not known" if one["type"] == "extra_forbidden" else one["msg"]
+        said = _unknown(name) if one["type"] == "extra_forbidden" else one["msg"]
         told.setdefault(name, {})[said[:1].lower() + said[1:]] = None
     if error.errors()[0]["type"] == "json_invalid":
         return Fault(400, "the body is no JSON; send an object as of OpenAI's API", "invalid_json")

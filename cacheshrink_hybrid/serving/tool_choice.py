@@ -74,7 +74,15 @@ def _call(tool: Tool, place: str) -> Schema:
 
 
 def _arguments(tool: Tool, place: str) -> Schema:
-    return _moved(tool.function.parameters or NO_ARGUMENTS, place)
+    """Schema of a tool's arguments, which are an object whether it says so or not."""
+    schema = tool.function.parameters or NO_ARGUMENTS
+    kind = schema.get("type", "object")
+    if kind != "object":
+        raise ConfigError(
+            f"tools has parameters of type {kind!r:.80} for {tool.function.name!r:.80}, and "
+            "arguments are an object; put what they are into its properties"
+        )
+    return _moved({"type": "object", **schema}, place)
 
 
 def _moved(schema: Any, place: str) -> Any:

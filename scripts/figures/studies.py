@@ -441,6 +441,23 @@ STUDIES = (
         shown=speed.engine,
     ),
     Study(
+        name="drafts",
+        commands=(
+            _REAL_MODEL,
+            f"cacheshrink-hybrid convert {_REAL} {OUTPUT}/chat_4x --compression-ratio 4 "
+            "--calibration-dataset $DATA/wikitext-2/valid.txt --num-calibration-samples 64",
+            f"cacheshrink-hybrid convert {_SHIPPED} {OUTPUT}/hybrid_4x --compression-ratio 4 "
+            "--state-ratio 2 --dtype float32 --num-calibration-samples 16",
+            *(
+                f"python -m scripts.bench_speculation {OUTPUT}/{model} --tokens 3 7 "
+                f"--max-tokens 96 --characters 1500 --json {RESULTS}/speculation_{model}.json"
+                for model in ("chat_4x", "hybrid_4x")
+            ),
+        ),
+        results=("speculation_chat_4x.json", "speculation_hybrid_4x.json"),
+        shown=speed.drafts,
+    ),
+    Study(
         name="pooled decoding",
         commands=(f"python -m scripts.bench_cache | tail -n 1 > {RESULTS}/bench_cache.json",),
         results=("bench_cache.json",),
