@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 MAX_ANSWERS = 128
 """Most `n`, as in OpenAI's API."""
@@ -153,6 +153,18 @@ class Message(BaseModel):
 
     role: str
     content: str | list[TextPart] | None = None
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _is_text(cls, given: Any) -> Any:
+        for part in given if isinstance(given, list) else ():
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind != "text":
+                raise ValueError(
+                    f"content has a part of type {kind!r:.80}, and text is all that is read here; "
+                    "leave it out"
+                )
+        return given
 
 
 class Function(BaseModel):

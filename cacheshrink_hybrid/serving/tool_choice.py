@@ -38,6 +38,7 @@ def forced_schema(sent: ChatRequest) -> Schema | None:
     """
     choice, tools = sent.tool_choice, sent.tools or []
     if not is_forced(sent):
+        _check_free(sent)
         return None
     names = [tool.function.name for tool in tools]
     if not names:
@@ -58,6 +59,16 @@ def forced_schema(sent: ChatRequest) -> Schema | None:
         "minItems": 1,
     }
     return calls | ({"maxItems": 1} if sent.parallel_tool_calls is False else {})
+
+
+def _check_free(sent: ChatRequest) -> None:
+    """That calls are possible where the answer may have some."""
+    form = sent.response_format
+    if offered_tools(sent) and form is not None and form.type != "text":
+        raise ConfigError(
+            f"response_format of type {form.type} leaves no room for calls of tools; leave it out "
+            "while tools may be called, or send tool_choice none"
+        )
 
 
 def _call(tool: Tool, place: str) -> Schema:

@@ -45,6 +45,8 @@ def chat_params(sent: ChatRequest, *, has_special: bool = False) -> SamplingPara
     if sent.top_logprobs is not None and not sent.logprobs:
         raise ConfigError("top_logprobs goes with logprobs=true; send both, or none")
     limit = sent.max_completion_tokens
+    if limit is not None and limit < 1:
+        raise ConfigError(f"max_completion_tokens={limit} must be at least 1; leave it out for any")
     shown: dict[str, Any] = {"skip_special_tokens": False} if has_special else {}
     schema = forced_schema(sent)
     return _params(

@@ -85,7 +85,13 @@ def test_a_named_tool_has_its_own_schema() -> None:
 
 
 @pytest.mark.parametrize(
-    "parameters", [{"properties": PLACE["properties"], "$defs": PLACE["$defs"]}, {}, None]
+    "parameters",
+    [
+        {"properties": PLACE["properties"], "$defs": PLACE["$defs"]},
+        {"$ref": "#/$defs/Any", "$defs": {"Any": {"additionalProperties": True}}},
+        {},
+        None,
+    ],
 )
 def test_arguments_are_an_object(parameters: dict | None) -> None:
     tool = {"type": "function", "function": {"name": "go", "parameters": parameters}}

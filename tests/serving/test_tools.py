@@ -170,6 +170,10 @@ def test_tools_that_the_template_does_not_show() -> None:
             },
             "leave out response_format",
         ),
+        (
+            {"tools": TOOLS, "response_format": {"type": "json_object"}},
+            "response_format of type json_object leaves no room for calls",
+        ),
         ({"tools": [{"type": "function"}]}, "tools: field required"),
         ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice: input should be"),
         ({"tools": [{"type": "web_search"}]}, "tools: input should be 'function'"),
