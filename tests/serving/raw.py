@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from contextlib import suppress
 
 from tests.serving.live import Live
@@ -41,14 +42,14 @@ def answer_on(connection: socket.socket, trickle: bytes = b"") -> bytes:
     Args:
         trickle: sent again and again meanwhile.
     """
-    answer = b""
+    answer, end = b"", time.monotonic() + 20
     connection.settimeout(0.05 if trickle else 20)
     with suppress(ConnectionError):
         while True:
             try:
                 part = connection.recv(65536)
             except TimeoutError:
-                assert trickle, answer
+                assert time.monotonic() < end, answer
                 connection.sendall(trickle)
                 continue
             if not part:
