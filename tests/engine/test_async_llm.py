@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from cacheshrink_hybrid.engine import LLM, AsyncLLM, SamplingParams
-from cacheshrink_hybrid.engine.ticket import MOST_UNREAD
+from cacheshrink_hybrid.engine.ticket import MOST_UNREAD, Ticket
 from cacheshrink_hybrid.errors import (
     ConfigError,
     EngineClosedError,
@@ -182,14 +182,18 @@ def test_a_slow_caller_has_few_outputs_waiting(n: int) -> None:
     wish = replace(SOME, n=n, temperature=1.0, seed=1)
     due = tokens_of(one.llm.generate(prompts()[0], wish))
 
+    async def computed() -> Ticket:
+        (ticket,) = one._tickets
+        while not all(request.over for request in ticket.requests):
+            await asyncio.sleep(0.01)
+        return ticket
+
     async def program() -> None:
         found: list[list[int]] = [[] for _ in range(n)]
         stream = one.stream(prompts()[0], wish)
         first = await anext(stream)
         found[first.index] += first.new_token_ids
-        (ticket,) = one._tickets
-        while not all(request.over for request in ticket.requests):
-            await asyncio.sleep(0.01)
+        ticket = await computed()
         assert ticket._outputs.qsize() <= n * MOST_UNREAD
         async for output in stream:
             assert len(output.new_token_ids) == 1
@@ -197,6 +201,8 @@ def test_a_slow_caller_has_few_outputs_waiting(n: int) -> None:
         assert [tuple(tokens) for tokens in found] == due
         given_up = one.stream(prompts()[0], wish)
         await anext(given_up)
+        await computed()
+        assert len(one._news) == n
         await given_up.aclose()
         while one._news:
             await asyncio.sleep(0.01)

@@ -87,15 +87,6 @@ def test_heads_that_do_not_come(begun: str, trickle: bytes) -> None:
         until(lambda: not hasty.server.server_state.connections)
 
 
-def test_connections_that_are_used_stay() -> None:
-    with live_server(wait_seconds=0.4) as hasty, hasty.http() as http:
-        for _ in range(8):
-            assert http.post("/v1/completions", json=WHOLE).is_success
-            time.sleep(0.1)
-        (connection,) = hasty.server.server_state.connections
-        assert connection.cycle is not None
-
-
 def test_clients_that_do_not_read_are_left() -> None:
     """Outputs wait in the engine, and connections for as long as they may."""
     with live_server(wait_seconds=0.4, stop_seconds=60, send_buffer=4096) as hasty:
