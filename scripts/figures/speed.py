@@ -85,6 +85,26 @@ def first_tokens(results: Results) -> str:
     )
 
 
+def serving(results: Results) -> str:
+    """Tokens per second of answers from equal bytes of cache."""
+    head = "serving", "requests at once", "of which fit", "cache, MiB", "tokens/s", "speed-up"
+    return table(
+        head,
+        (
+            (
+                run["serving"],
+                str(result["clients"]),
+                str(run["requests that fit"]),
+                f"{result['cache_bytes'] / 2**20:.1f}",
+                f"{run['tokens/s']:.1f}",
+                f"{run['speed-up']:.2f}",
+            )
+            for result in results
+            for run in result["runs"]
+        ),
+    )
+
+
 def drafts(results: Results) -> str:
     """Tokens per second with drafts by look-up over those without, and how many drafts stay."""
     rows = []
