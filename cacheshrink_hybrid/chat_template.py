@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,19 @@ def check_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
             f"this tokenizer ({type(tokenizer).__name__}) has no chat template, and conversations "
             "take one; set tokenizer.chat_template, or give text instead"
         )
+
+
+def template_text(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The tokenizer's chat template, all of them where it has several; empty for none."""
+    template: Any = getattr(tokenizer, "chat_template", None)
+    if isinstance(template, Mapping):  # by name
+        return "\n".join(map(str, template.values()))
+    return template or ""
+
+
+def template_reads(tokenizer: PreTrainedTokenizerBase, name: str) -> bool:
+    """Whether a name, of a variable, a field or a role, stands in the tokenizer's chat template."""
+    return re.search(rf"\b{re.escape(name)}\b", template_text(tokenizer)) is not None
 
 
 def check_conversation(messages: Any) -> None:

@@ -22,6 +22,10 @@ class ConfigError(CacheShrinkError, ValueError):
     """An argument, or a combination of arguments, cannot be used. Lists all faults at once."""
 
 
+class PromptLengthError(ConfigError):
+    """A prompt is longer than the model has positions for."""
+
+
 class UnsupportedModelError(CacheShrinkError, ValueError):
     """The model's family is unknown, already latent, or caches in a way of its own."""
 

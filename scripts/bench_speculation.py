@@ -4,7 +4,9 @@
 
 MODEL is a converted directory or a source. Three tasks are measured: `edit`, a chat that asks for
 code with one name exchanged; `quote`, one that asks for a passage of a text; and `free`, one that
-asks for a story, of which little has been said before. Answers are greedy and of --max-tokens.
+asks for a story, of which little has been said before. A model without a chat template goes on with
+texts: `quote` is a passage and its beginning once more, `free` a passage by itself. Answers are
+greedy and of --max-tokens.
 Each round runs the engine without drafts and with each number of them, one after the other in one
 process; ratios are taken within a round, and the median of the rounds is shown, with the share of
 drafts that stayed and how many answers are the same. Where they are not, the table says at which
@@ -19,9 +21,11 @@ import json
 import statistics
 import time
 import urllib.parse
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from cacheshrink_hybrid.chat_template import template_text
 from cacheshrink_hybrid.demo.corpus import held_out_text
 from cacheshrink_hybrid.engine import LLM, SamplingParams
 from cacheshrink_hybrid.engine.named_model import load_named
@@ -32,18 +36,26 @@ from .benchmark import environment
 CODE = inspect.getsource(urllib.parse.urldefrag) + inspect.getsource(urllib.parse.quote_from_bytes)
 
 
-def tasks(num_characters: int) -> dict[str, str]:
-    """Questions by name.
+Prompt = str | Sequence[int]
+
+
+def tasks(num_characters: int, chat: Callable[[str], Prompt] | None) -> dict[str, Prompt]:
+    """Prompts by name.
 
     Args:
         num_characters: of the text to quote from.
+        chat: makes a prompt of a question; None for a model that only goes on with texts.
     """
     passage = held_out_text()[0][:num_characters]
-    return {
+    if chat is None:
+        again = passage[: num_characters // 4]
+        return {"quote": f"{passage}\n\n{again}", "free": passage}
+    questions = {
         "edit": f"Rename the variable `bs` to `data` and write the whole code again:\n\n{CODE}",
         "quote": f"{passage}\n\nRepeat the text above, word by word.",
         "free": "Tell a story of a cat that learns to swim.",
     }
+    return {name: chat(question) for name, question in questions.items()}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -74,9 +86,9 @@ def main(argv: list[str] | None = None) -> int:
         )
     records = [
         record
-        for name, question in tasks(given.characters).items()
+        for name, prompt in tasks(given.characters, _chat(engines[0])).items()
         if given.only is None or name in given.only
-        for record in _measured(engines, name, question, given)
+        for record in _measured(engines, name, prompt, given)
     ]
     print(format_table(records))
     result = {
@@ -103,11 +115,16 @@ def _engine(model: Any, tokenizer: Any, config: dict[str, Any] | None) -> LLM:
     )
 
 
+def _chat(llm: LLM) -> Callable[[str], Prompt] | None:
+    if not template_text(llm.tokenizer):
+        return None
+    return lambda question: llm.encoder.chat([{"role": "user", "content": question}])
+
+
 def _measured(
-    engines: dict[int, LLM], name: str, question: str, given: argparse.Namespace
+    engines: dict[int, LLM], name: str, prompt: Prompt, given: argparse.Namespace
 ) -> list[dict[str, Any]]:
     """A row for each number of drafts."""
-    prompt = engines[0].encoder.chat([{"role": "user", "content": question}])
     wish = SamplingParams(max_tokens=given.max_tokens, ignore_eos=True)
     seconds: dict[int, list[float]] = {number: [] for number in engines}
     tokens: dict[int, tuple[int, ...]] = {}
@@ -125,13 +142,14 @@ def _measured(
                 after.draft_tokens - before.draft_tokens,
             )
     records = []
+    num_prompt = len(engines[0].generate(prompt, SamplingParams(max_tokens=1))[0].prompt_ids)
     for number in engines:
         ratios = [a / b for a, b in zip(seconds[0], seconds[number], strict=True)]
         accepted, drafted = counts[number]
         records.append(
             {
                 "task": name,
-                "prompt": len(prompt),
+                "prompt": num_prompt,
                 "drafts": number,
                 "tokens/s": (given.max_tokens - 1) / statistics.median(seconds[number]),
                 "speed-up": statistics.median(ratios),
@@ -142,7 +160,7 @@ def _measured(
     return records
 
 
-def _decoded(llm: LLM, prompt: Any, wish: SamplingParams) -> tuple[float, tuple[int, ...]]:
+def _decoded(llm: LLM, prompt: Prompt, wish: SamplingParams) -> tuple[float, tuple[int, ...]]:
     """Seconds from the first token to the last, and all of them."""
     stream = llm.stream(prompt, wish)
     tokens = next(stream).token_ids

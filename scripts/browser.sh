@@ -11,7 +11,8 @@ cp scripts/browser/page.mjs "$folder"
 (cd "$folder" && npm init -y >/dev/null && npm install --no-fund --no-audit --loglevel=error \
     @sparticuz/chromium@153.0.0 puppeteer-core@25.16.0)
 "$python" -m cacheshrink_hybrid serve cacheshrink_hybrid/demo/model --as-is --port 0 --api-key secret \
-    --cache-memory 16MiB 2> "$folder/log" &
+    --cache-memory 16MiB --name '<img src=x onerror="window.spoiled = 1">' --prefix-host-memory 4MiB \
+    --speculative-config '{"num_speculative_tokens": 3, "prompt_lookup_max": 3}' 2> "$folder/log" &
 server=$!
 for _ in $(seq 120); do
     url=$(sed -n 's|.*"url": "\(http://[^"]*\)/v1".*|\1/|p' "$folder/log")

@@ -7,8 +7,9 @@ Starts `cacheshrink-hybrid serve` on the model that ships with the package (or M
 of its own, and sends it requests over as many connections as there are clients: prompts cut from
 held-out documentation, streams and whole answers in turn. First all requests are let end, and the
 same ones are given to an engine of the same batch in this process, before and after, which is
-what a server is measured by. Then others are sent, `--gone` of them by clients that close the
-connection on the way.
+what a server is measured by: in tokens per second, and per second of the processor, which tells
+also on a busy machine what is lost to HTTP. Then others are sent, `--gone` of them by clients that
+close the connection on the way.
 
 At the end nothing may run, wait or hold frames but kept prefixes. What comes out: tokens per second
 of both, times to the first token and between tokens, and the server's memory along the way; as last
@@ -250,14 +251,21 @@ def _note_memory(found: list[float], pid: int) -> None:
     found.append(resident_mib(pid))
 
 
-def direct_tokens_per_second(llm: LLM, work: Sequence[Work]) -> float:
-    """The same requests, given to an engine in this process."""
+def processor_seconds(pid: int) -> float:
+    """Of a process so far, all of its threads, on Linux."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+
+
+def direct_tokens_per_second(llm: LLM, work: Sequence[Work]) -> tuple[float, float]:
+    """The same requests, given to an engine in this process: tokens per second, and per second of
+    the processor."""
     wishes = [SamplingParams(max_tokens=w.body["max_tokens"], ignore_eos=True) for w in work]
     prompts = [w.body["prompt"] for w in work]
     llm.reset_prefix_cache()
-    began = time.perf_counter()
-    outputs = llm.generate(prompts, wishes)
-    return sum(len(output.token_ids) for output in outputs) / (time.perf_counter() - began)
+    began, busy = time.perf_counter(), time.process_time()
+    count = sum(len(output.token_ids) for output in llm.generate(prompts, wishes))
+    return count / (time.perf_counter() - began), count / (time.process_time() - busy)
 
 
 def _row(name: str, seen: Seen, seconds: float) -> dict[str, Any]:
@@ -312,19 +320,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         direct_tokens_per_second(llm, going[: given.clients])
         direct = [direct_tokens_per_second(llm, staying)]
         for name, work in (("all stay", staying), ("some go", going)):
-            began = time.perf_counter()
+            began, busy = time.perf_counter(), processor_seconds(pid)
             look = partial(_note_memory, memory, pid)
             seen = asyncio.run(run_load(url, work, given.clients, look=look))
             seconds = time.perf_counter() - began
             left += asyncio.run(leftovers(url))
             rows.append(_row(name, seen, seconds))
             if work is staying:
+                by_processor = seen.tokens / (processor_seconds(pid) - busy)
                 direct.append(direct_tokens_per_second(llm, staying))
     print(format_table(rows))
-    share = rows[0]["tokens/s"] / float(np.mean(direct))
+    wall, of_processor = np.mean(direct, axis=0).tolist()
+    share, processor_share = rows[0]["tokens/s"] / wall, by_processor / of_processor
     print(
-        f"the engine itself, before and after: {direct[0]:.0f} and {direct[1]:.0f} tokens/s; the "
-        f"server gives {share:.2f} of their mean"
+        f"the engine itself, before and after: {direct[0][0]:.0f} and {direct[1][0]:.0f} tokens/s; "
+        f"the server gives {share:.2f} of their mean, and {processor_share:.2f} by processor time"
     )
     print(f"resident memory of the server, MiB: {' '.join(f'{one:.0f}' for one in memory)}")
     for fault in left:
@@ -334,8 +344,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         **vars(given),
         "model": Path(given.model).name,
         "runs": rows,
-        "direct tokens/s": direct,
+        "direct tokens/s": [one for one, _ in direct],
         "share": share,
+        "share by processor time": processor_share,
         "resident MiB": memory,
         "load average": os.getloadavg(),
         "environment": environment(),

@@ -62,6 +62,7 @@ def run(given: argparse.Namespace) -> int:
         body_seconds=given.body_seconds,
         answer_seconds=given.answer_seconds,
         answer_format=given.answer_format,
+        allowed_origins=tuple(given.allow_origin or ()),
     )
     host, port = socket.getsockname()[:2]
 
@@ -77,7 +78,12 @@ def run(given: argparse.Namespace) -> int:
             answer_format=answer_parts(tokenizer, given.answer_format).name,
         )
 
-    server = Server(make_app(engine, settings), stop_seconds=given.stop_seconds, ready=ready)
+    server = Server(
+        make_app(engine, settings),
+        wait_seconds=given.body_seconds,
+        stop_seconds=given.stop_seconds,
+        ready=ready,
+    )
     server.serve_until_told(socket)
     return 0
 

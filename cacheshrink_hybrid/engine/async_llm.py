@@ -27,40 +27,14 @@ from .outbox import Outbox
 from .prompts import single_prompt
 from .request import Request, RequestOutput
 from .sampling_params import SamplingParams
+from .ticket import Ticket
 
 MAX_OPEN = 1024
 OPEN_POOLS = 8.0
 """Bytes of open requests beside those of the pool: more would wait for long."""
 
 Read = TypeVar("Read")
-News = list[tuple["Ticket", RequestOutput | Exception]]
-
-
-class Ticket:
-    """One caller's place in the engine: the continuations of a prompt, and what came of them.
-
-    Args:
-        news: where requests with something new are noted, in the stepping thread.
-        every_token: an output for every token; otherwise one for each continuation, at its end.
-
-    Attributes:
-        requests: the continuations.
-        need_bytes: of the pool, all of them at their full length.
-        outputs: what the caller has not had yet.
-    """
-
-    def __init__(self, news: dict[Request, Ticket], *, every_token: bool) -> None:
-        self._news = news
-        self.every_token = every_token
-        self.num_open = 0
-        self.requests: list[Request] = []
-        self.need_bytes = 0
-        self.outputs: asyncio.Queue[RequestOutput | Exception] = asyncio.Queue()
-
-    def put(self, request: Request) -> None:
-        """A request has got a token, or is over."""
-        if request.over or self.every_token:
-            self._news[request] = self
+News = list[tuple[Ticket, RequestOutput | Exception]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,12 +167,13 @@ class AsyncLLM:
             self._post(self.llm._dispatcher.submit, requests)
             num_finished = 0
             while num_finished < len(requests):
-                output = await ticket.outputs.get()
-                if isinstance(output, Exception):
-                    raise output
+                output = await ticket.take()
+                if ticket.has_taken_all:
+                    self._wake.set()
                 num_finished += output.finished
                 yield output
         finally:
+            ticket.closed = True
             self._tickets.discard(ticket)
             self._post(self.llm._dispatcher.drop, requests)
 
@@ -229,7 +204,7 @@ class AsyncLLM:
             self._closed = True
             self._empty_inbox(mine)
             self.llm._dispatcher.give_up(list(mine), _closed_error())
-            self._deliver(mine)
+            self._deliver(mine, all_of_it=True)
 
     def _step_until_closed(self, mine: set[Request]) -> None:
         nobody = Outbox()
@@ -254,15 +229,19 @@ class AsyncLLM:
             mine.update(request for request in requests if not request.over)
         mine.difference_update([request for request in mine if request.over])
 
-    def _deliver(self, mine: set[Request]) -> None:
-        """Hand what is new over to the event loop, all at once."""
+    def _deliver(self, mine: set[Request], *, all_of_it: bool = False) -> None:
+        """Hand what is new over to the event loop, at once. What callers have no room for waits,
+        as tokens, until they have taken what they have."""
         news: News = []
-        for request, ticket in self._news.items():
-            outputs = request.unread_outputs(1 if ticket.every_token else None)
-            news += [(ticket, output) for output in outputs]
-            if request.error is not None:
-                news.append((ticket, request.error))
-        self._news.clear()
+        for request, ticket in list(self._news.items()):
+            if not ticket.closed:
+                outputs = ticket.unread(request, all_of_them=all_of_it)
+                news += [(ticket, output) for output in outputs]
+                if request.has_unread:
+                    continue
+                if request.error is not None:
+                    news.append((ticket, request.error))
+            del self._news[request]
         mine.difference_update([request for request in mine if request.over])
         assert self._loop is not None
         if news and not self._loop.is_closed():
@@ -271,7 +250,7 @@ class AsyncLLM:
 
 def _hand_over(news: News) -> None:
     for ticket, output in news:
-        ticket.outputs.put_nowait(output)
+        ticket.hand_over(output)
 
 
 def _closed_error() -> EngineClosedError:

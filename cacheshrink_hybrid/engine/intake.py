@@ -9,7 +9,7 @@ from functools import cached_property
 from transformers import PreTrainedTokenizerBase
 
 from ..end_tokens import end_tokens
-from ..errors import CacheFullError, ConfigError
+from ..errors import CacheFullError, ConfigError, PromptLengthError
 from ..pool.lifetime import TOKENS
 from .grammar import GrammarRule, GrammarVocabulary, grammar_of
 from .logit_rules import rules_of
@@ -166,7 +166,7 @@ class Intake:
     def _longest(self, num_prompt: int, params: SamplingParams) -> int | None:
         """Tokens at which a request ends, of prompt and output together; None for any number."""
         if self.max_length is not None and num_prompt >= self.max_length:
-            raise ConfigError(
+            raise PromptLengthError(
                 f"the prompt has {num_prompt} tokens, and the model has positions for "
                 f"{self.max_length}, prompt and output together; shorten it"
             )

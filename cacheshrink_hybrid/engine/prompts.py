@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..chat_template import chat_text, chat_text_ids
-from ..errors import ConfigError
+from ..errors import ConfigError, PromptLengthError
 from ..text_ids import text_ids
 
 ALLOWED = (
@@ -76,7 +76,8 @@ class PromptEncoder:
         with the beginning-of-sequence token, as chat templates write it, gets no second one.
 
         Raises:
-            ConfigError: a text that cannot be written in UTF-8, or is too long.
+            ConfigError: a text that cannot be written in UTF-8.
+            PromptLengthError: one that is too long.
         """
         try:
             text.encode()
@@ -93,7 +94,8 @@ class PromptEncoder:
         begins.
 
         Raises:
-            ConfigError: there is no such template, something else than messages, or too long ones.
+            ConfigError: there is no such template, or something else than messages.
+            PromptLengthError: they are too long.
         """
         text = chat_text(self.tokenizer, messages, **{"add_generation_prompt": True, **template})
         self._check_length(text)
@@ -104,7 +106,7 @@ class PromptEncoder:
             return
         most = self.max_length * self._longest_token
         if len(text) > most:
-            raise ConfigError(
+            raise PromptLengthError(
                 f"the prompt has {len(text)} characters, and the model has positions for "
                 f"{self.max_length} tokens, of at most {self._longest_token} characters; shorten it"
             )

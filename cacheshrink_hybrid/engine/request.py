@@ -204,16 +204,27 @@ class Request:
         self.outbox.num_open -= 1
         self.outbox.put(self)
 
-    def unread_outputs(self, step: int | None = None) -> list[RequestOutput]:
+    @property
+    def has_unread(self) -> bool:
+        """Whether there are tokens that the caller has not had yet."""
+        return self.num_read < self.num_generated
+
+    def unread_outputs(
+        self, step: int | None = None, most: int | None = None
+    ) -> list[RequestOutput]:
         """Outputs of what the caller has not had yet, each with `step` new tokens, or one with all
-        of them."""
-        outputs = []
+        of them.
+
+        Args:
+            most: so many of them at most; None for all.
+        """
+        outputs: list[RequestOutput] = []
         total = self.num_generated
-        while self.num_read < total:
+        while self.num_read < total and (most is None or len(outputs) < most):
             begin = self.num_read
             self.num_read = total if step is None else begin + step
             outputs.append(self.output(begin, self.num_read))
-        if not outputs and self.finish_reason is not None:
+        if not outputs and self.num_read == total and self.finish_reason is not None:
             outputs.append(self.output(total, total))
         return outputs
 

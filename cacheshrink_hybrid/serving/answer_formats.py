@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ..chat_template import template_text
 from ..errors import ConfigError
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ def answer_parts(tokenizer: PreTrainedTokenizerBase, name: str = AUTO) -> Answer
     own: Any = getattr(tokenizer, "response_template", None)
     if name == AUTO and own is not None:
         return AnswerParts(name="the tokenizer's own", description=own, own=True, has_special=True)
-    template = _template_text(tokenizer)
+    template = template_text(tokenizer)
     row = _row(name, template)
     fields: dict[str, Any] = {CONTENT: {"content": "text"}}
     thinks = name != PLAIN.name and ENDS_THINKING in template
@@ -234,10 +235,3 @@ def _row(name: str, template: str) -> AnswerFormat:
         known = ", ".join([AUTO, *(row.name for row in FORMATS)])
         raise ConfigError(f"{name!r} is no format of answers; give one of {known}")
     return found[0]
-
-
-def _template_text(tokenizer: PreTrainedTokenizerBase) -> str:
-    template: Any = tokenizer.chat_template
-    if isinstance(template, Mapping):  # several, by name
-        return "\n".join(map(str, template.values()))
-    return template or ""

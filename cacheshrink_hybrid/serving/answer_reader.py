@@ -153,10 +153,14 @@ class ForcedReader(AnswerReader):
         return []
 
     def end(self, *, whole: bool) -> list[Part]:
-        """The calls; an answer that was cut off before its end is content."""
-        if not whole:
+        """The calls; an answer that was cut off before its end, by a limit or by a stop string, is
+        content."""
+        try:
+            said = json.loads(self._text) if whole else None
+        except ValueError:
+            said = None
+        if said is None:
             return _content(self._text)
-        said = json.loads(self._text)
         if self._name is not None:
             said = [{"name": self._name, "arguments": said}]
         return [Part(calls=tuple(_tool_call({"function": one}) for one in said))]

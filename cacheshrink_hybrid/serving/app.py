@@ -10,6 +10,8 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
 
 from ..engine import AsyncLLM
 from ..version import __version__
@@ -18,6 +20,9 @@ from .faults import fault_of
 from .guard import Guard
 from .metrics import Counts
 from .routes import Routes
+
+LOOKED_AT = ["GET", "HEAD"]
+"""Methods of routes that only show something."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +36,8 @@ class ServerSettings:
         body_seconds: that a body may take to arrive.
         answer_seconds: that an answer may take.
         answer_format: of chats, a name in `answer_formats`, or `auto`.
+        allowed_origins: pages of which browsers let read answers, beside the server's own; `*` for
+            all.
     """
 
     model: str
@@ -39,9 +46,10 @@ class ServerSettings:
     body_seconds: float = 60.0
     answer_seconds: float = 600.0
     answer_format: str = AUTO
+    allowed_origins: tuple[str, ...] = ()
 
 
-def make_app(engine: AsyncLLM, settings: ServerSettings) -> Guard:
+def make_app(engine: AsyncLLM, settings: ServerSettings) -> ASGIApp:
     """The application, which opens the engine when it starts and closes it at its end.
 
     Args:
@@ -69,22 +77,27 @@ def make_app(engine: AsyncLLM, settings: ServerSettings) -> Guard:
         redoc_url=None,
         openapi_url=None,
     )
-    app.get("/")(routes.page)
-    app.get("/pool")(routes.pool)
-    app.get("/health")(routes.health)
-    app.get("/metrics")(routes.metrics)
-    app.get("/v1/models")(routes.models)
-    app.get("/v1/models/{name:path}")(routes.one_model)
+    app.api_route("/", methods=LOOKED_AT)(routes.page)
+    app.api_route("/pool", methods=LOOKED_AT)(routes.pool)
+    app.api_route("/health", methods=LOOKED_AT)(routes.health)
+    app.api_route("/metrics", methods=LOOKED_AT)(routes.metrics)
+    app.api_route("/v1/models", methods=LOOKED_AT)(routes.models)
+    app.api_route("/v1/models/{name:path}", methods=LOOKED_AT)(routes.one_model)
     app.post("/v1/completions")(routes.completions)
     app.post("/v1/chat/completions")(routes.chat)
     for kind in (RequestValidationError, HTTPException, Exception):
         app.exception_handler(kind)(_answer_fault)
-    return Guard(
+    guard = Guard(
         app,
         counts,
         api_keys=settings.api_keys,
         max_body_bytes=settings.max_body_bytes,
         body_seconds=settings.body_seconds,
+    )
+    if not settings.allowed_origins:
+        return guard
+    return CORSMiddleware(
+        guard, settings.allowed_origins, allow_methods=("GET", "POST"), allow_headers=("*",)
     )
 
 

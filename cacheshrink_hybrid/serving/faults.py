@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +11,19 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from ..errors import CacheFullError, ConfigError, EngineClosedError, QueueFullError
-from .schema import ChatRequest, CompletionRequest
+from ..errors import (
+    CacheFullError,
+    ConfigError,
+    EngineClosedError,
+    PromptLengthError,
+    QueueFullError,
+)
+from .schema import INSTEAD, ChatRequest, CompletionRequest
 
 RETRY_SECONDS = 1
+ROUTES = (
+    "there are POST /v1/chat/completions and /v1/completions, GET /v1/models, /metrics and /health"
+)
 
 
 @dataclass(eq=False)
@@ -49,13 +59,18 @@ class Fault(Exception):
         }
 
     def response(self) -> JSONResponse:
-        headers = {"Retry-After": str(RETRY_SECONDS)} if self.status in (429, 503) else None
+        headers = {"Retry-After": str(RETRY_SECONDS)} if self.status in (429, 503) else {}
+        if self.status == 408:  # what still comes is no other request
+            headers["Connection"] = "close"
         return JSONResponse(self.json(), self.status, headers)
 
 
+TOO_LONG = "context_length_exceeded"
+NO_JSON = Fault(400, "the body is no JSON; send an object as of OpenAI's API", "invalid_json")
 TOLD: tuple[tuple[type[Exception], int, str | None, str | None], ...] = (
     (QueueFullError, 429, "queue_full", None),
-    (CacheFullError, 400, "context_length_exceeded", None),
+    (CacheFullError, 400, TOO_LONG, None),
+    (PromptLengthError, 400, TOO_LONG, None),
     (ConfigError, 400, None, None),
     (EngineClosedError, 503, "stopping", "the server is about to stop; send this again later"),
     (TimeoutError, 504, "timeout", "it took too long and was given up; ask for less"),
@@ -71,7 +86,9 @@ def fault_of(error: Exception) -> Fault:
     if isinstance(error, RequestValidationError):
         return _fault_of_body(error)
     if isinstance(error, HTTPException):
-        return Fault(error.status_code, f"{error.detail}; GET /v1/models is there, for example")
+        if error.status_code == 400:  # raised by FastAPI where a body cannot be read at all
+            return NO_JSON
+        return Fault(error.status_code, f"{error.detail}; {ROUTES}")
     for kind, status, code, words in TOLD:
         if isinstance(error, kind):
             return Fault(status, words or str(error), code, _field_of(str(error)))
@@ -89,15 +106,23 @@ def _field_of(message: str) -> str | None:
     )
 
 
+def _words(error: Mapping[str, Any], name: str) -> str:
+    """What pydantic says of a field."""
+    if error["type"] == "extra_forbidden":
+        instead = INSTEAD.get(name)
+        return "is not known" if instead is None else f"is not taken here; {instead}"
+    return str(error["ctx"]["error"] if error["type"] == "value_error" else error["msg"])
+
+
 def _fault_of_body(error: RequestValidationError) -> Fault:
     told: dict[str, dict[str, None]] = {}
     for one in error.errors():
         place = [part for part in one["loc"] if part != "body"]
         name = ".".join(map(str, place[:1])) if place else "body"
-        said = "is not known" if one["type"] == "extra_forbidden" else one["msg"]
+        said = _words(one, name)
         told.setdefault(name, {})[said[:1].lower() + said[1:]] = None
     if error.errors()[0]["type"] == "json_invalid":
-        return Fault(400, "the body is no JSON; send an object as of OpenAI's API", "invalid_json")
+        return NO_JSON
     # What may be of several kinds is told what it lacks to be each of them.
     message = "; ".join(f"{name}: {', or '.join(said)}" for name, said in list(told.items())[:8])
     return Fault(400, message, param=next(iter(told)))

@@ -16,6 +16,8 @@ from .faults import Fault
 
 CLIENT_GONE = 499
 """Status in the log of a request whose client went away."""
+MOST_UNREAD = 16
+"""Outputs that wait for the client; further ones stay in the engine, as tokens."""
 Found = TypeVar("Found")
 
 
@@ -59,20 +61,21 @@ async def outputs_as_they_come(
     engine: AsyncLLM, prompts: Sequence[str | Ids], params: SamplingParams, seconds: float
 ) -> AsyncGenerator[tuple[int, RequestOutput], None]:
     """Outputs for every token, each with the number of its choice. Raises as `finished_outputs`."""
-    came: asyncio.Queue[tuple[int, RequestOutput] | Exception | None] = asyncio.Queue()
+    came: asyncio.Queue[tuple[int, RequestOutput] | Exception | None] = asyncio.Queue(MOST_UNREAD)
 
     async def follow(number: int, prompt: str | Ids) -> None:
         async with aclosing(engine.stream(prompt, params)) as stream:
             async for output in stream:
-                came.put_nowait((number * params.n + output.index, output))
+                await came.put((number * params.n + output.index, output))
 
     async def follow_all() -> None:
+        end: Exception | None = None
         try:
             async with asyncio.timeout(seconds):
                 await _all_of(follow(*one) for one in enumerate(prompts))
-            came.put_nowait(None)
         except Exception as error:  # whoever reads gets it
-            came.put_nowait(error)
+            end = error
+        await came.put(end)
 
     task = asyncio.ensure_future(follow_all())
     try:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 
 from transformers import PreTrainedTokenizerBase
 
+from ..chat_template import check_chat_template, template_reads
 from ..engine.prompts import Ids, PromptEncoder
 from ..errors import ConfigError
+from .conversation import conversation
 from .schema import ChatRequest, CompletionRequest
-from .tool_choice import offered_tools
-from .wishes import conversation
+from .tool_choice import is_forced, offered_tools
+
+TOOLS = "tools"
 
 
 def completion_prompts(sent: CompletionRequest) -> list[str | Ids]:
@@ -40,9 +44,25 @@ def chat_prompt(encoder: PromptEncoder, sent: ChatRequest) -> Ids:
     """Token ids of a conversation, with its tools, in the tokenizer's chat template.
 
     Raises:
-        ConfigError: no template, or one that refuses this; variables that are no template's.
+        ConfigError: no template, one that refuses this, or one that does not read what was sent;
+            variables that are no template's.
     """
-    variables = sent.chat_template_kwargs or {}
+    tokenizer = encoder.tokenizer
+    check_chat_template(tokenizer)
+    variables = dict(sent.chat_template_kwargs or {})
+    _check_variables(variables, encoder)
+    if tools := offered_tools(sent):
+        if not (is_forced(sent) or template_reads(tokenizer, TOOLS)):
+            raise ConfigError(
+                f"{TOOLS} are sent, and the model's chat template does not show them; leave them "
+                "out, make the answer a call by tool_choice, or start the server with a "
+                "--chat-template that shows them"
+            )
+        variables[TOOLS] = tools
+    return encoder.chat(conversation(sent.messages, tokenizer), **variables)
+
+
+def _check_variables(variables: Iterable[str], encoder: PromptEncoder) -> None:
     doors = encoder.tokenizer.apply_chat_template, encoder.chat
     own = {"self"}.union(*(inspect.signature(door).parameters for door in doors))
     refused = sorted(own.difference({"add_generation_prompt"}).intersection(variables))
@@ -51,6 +71,9 @@ def chat_prompt(encoder: PromptEncoder, sent: ChatRequest) -> Ids:
             f"chat_template_kwargs has {', '.join(refused)}, and takes variables of the template "
             "itself; leave them out"
         )
-    if tools := offered_tools(sent):
-        variables = variables | {"tools": tools}
-    return encoder.chat(conversation(sent.messages), **variables)
+    unread = sorted(name for name in variables if not template_reads(encoder.tokenizer, name))
+    if unread:
+        raise ConfigError(
+            f"chat_template_kwargs has {', '.join(unread):.200}, which the model's chat template "
+            "does not read; leave them out"
+        )

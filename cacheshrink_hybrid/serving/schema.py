@@ -8,12 +8,23 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 MAX_ANSWERS = 128
 """Most `n`, as in OpenAI's API."""
 MAX_LISTED = 256
 """Most stop strings and the like, each of which is looked for at every token."""
+
+
+INSTEAD = {
+    "functions": "send tools",
+    "function_call": "send tool_choice",
+    "suffix": "models that fill in take it within the prompt",
+    "reasoning_effort": "send it in chat_template_kwargs, where the chat template reads it",
+    "guided_json": "send structured_outputs",
+    "guided_regex": "send structured_outputs",
+}
+"""Fields of OpenAI and vLLM that are not taken, and what to do instead."""
 
 
 class Sent(BaseModel):
@@ -27,9 +38,11 @@ class StreamOptions(Sent):
 
     Attributes:
         include_usage: a last chunk with the numbers of tokens.
+        include_obfuscation: chunks have no padding that hides their lengths.
     """
 
     include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
 
 
 class JsonSchema(Sent):
@@ -72,8 +85,9 @@ class SamplingFields(Sent):
 
     Attributes:
         model: the served name; None for whatever is served.
-        user, metadata: the client's own; they change nothing.
+        user, metadata, safety_identifier, prompt_cache_key: the client's own; they change nothing.
         store: nothing is ever stored here.
+        service_tier: there is one.
     """
 
     model: str | None = None
@@ -101,7 +115,10 @@ class SamplingFields(Sent):
     stream_options: StreamOptions | None = None
     user: str | None = None
     metadata: dict[str, Any] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
     store: Literal[False] | None = None
+    service_tier: Literal["auto", "default"] | None = None
 
 
 class CompletionRequest(SamplingFields):
@@ -136,6 +153,18 @@ class Message(BaseModel):
 
     role: str
     content: str | list[TextPart] | None = None
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _is_text(cls, given: Any) -> Any:
+        for part in given if isinstance(given, list) else ():
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind != "text":
+                raise ValueError(
+                    f"content has a part of type {kind!r:.80}, and text is all that is read here; "
+                    "leave it out"
+                )
+        return given
 
 
 class Function(BaseModel):
@@ -186,6 +215,7 @@ class ChatRequest(SamplingFields):
             the answer calls of them.
         parallel_tool_calls: false for the first call alone.
         chat_template_kwargs: more variables of the template.
+        modalities: answers are text.
     """
 
     messages: list[Message] = Field(min_length=1)
@@ -197,3 +227,4 @@ class ChatRequest(SamplingFields):
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    modalities: list[Literal["text"]] | None = None

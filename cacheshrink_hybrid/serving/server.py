@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import socket
+import time
 from collections.abc import Callable
 
 import uvicorn
@@ -11,6 +13,12 @@ from starlette.types import ASGIApp
 
 from ..errors import ConfigError
 from .journal import note
+from .waits import Connection, Waits, has_request
+
+LAST_SECONDS = 1.0
+"""In which requests that are on their way may still arrive when the server stops."""
+LOOK_SECONDS = 0.1
+"""Between two looks at connections, as uvicorn has it."""
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
@@ -38,18 +46,28 @@ def listening_socket(host: str, port: int) -> socket.socket:
 class Server(uvicorn.Server):
     """Serves an application; SIGINT and SIGTERM let open answers come to their end.
 
+    Connections are closed whose clients keep it waiting: with the head of a request, or by reading
+    nothing of an answer, for a time; and with any of a request when the server stops.
+
     Args:
         app: to serve.
-        stop_seconds: that open answers have then.
+        wait_seconds: for a head, and for something to be read.
+        stop_seconds: that open answers have when the server stops.
         ready: called when requests are taken.
     """
 
     def __init__(
-        self, app: ASGIApp, *, stop_seconds: int, ready: Callable[[], None] | None = None
+        self,
+        app: ASGIApp,
+        *,
+        wait_seconds: float,
+        stop_seconds: int,
+        ready: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
+                http=Connection,
                 log_config=None,
                 access_log=False,
                 server_header=False,
@@ -58,6 +76,7 @@ class Server(uvicorn.Server):
             )
         )
         self._ready = ready
+        self._waits = Waits(wait_seconds)
 
     def serve_until_told(self, listening: socket.socket) -> None:
         """Serve on a socket until a signal comes. SIGTERM ends it as a return does, Ctrl-C by
@@ -74,7 +93,28 @@ class Server(uvicorn.Server):
         if self._ready is not None and self.started:
             self._ready()
 
+    async def on_tick(self, counter: int) -> bool:
+        for connection in self._waits.overdue(self._connections(), time.monotonic()):
+            connection.transport.abort()
+        return await super().on_tick(counter)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         note("stopping", open_connections=len(self.server_state.connections))
-        await super().shutdown(sockets)
+        closing = asyncio.ensure_future(self._close_without_request())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            closing.cancel()
         note("stopped")
+
+    async def _close_without_request(self) -> None:
+        """Close connections on which no whole request has arrived, and go on looking for them."""
+        await asyncio.sleep(LAST_SECONDS)
+        while True:
+            for connection in self._connections():
+                if not has_request(connection):
+                    connection.transport.close()
+            await asyncio.sleep(LOOK_SECONDS)
+
+    def _connections(self) -> list[Connection]:
+        return [one for one in self.server_state.connections if isinstance(one, Connection)]

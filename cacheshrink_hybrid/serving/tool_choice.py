@@ -38,6 +38,7 @@ def forced_schema(sent: ChatRequest) -> Schema | None:
     """
     choice, tools = sent.tool_choice, sent.tools or []
     if not is_forced(sent):
+        _check_free(sent)
         return None
     names = [tool.function.name for tool in tools]
     if not names:
@@ -60,6 +61,16 @@ def forced_schema(sent: ChatRequest) -> Schema | None:
     return calls | ({"maxItems": 1} if sent.parallel_tool_calls is False else {})
 
 
+def _check_free(sent: ChatRequest) -> None:
+    """That calls are possible where the answer may have some."""
+    form = sent.response_format
+    if offered_tools(sent) and form is not None and form.type != "text":
+        raise ConfigError(
+            f"response_format of type {form.type} leaves no room for calls of tools; leave it out "
+            "while tools may be called, or send tool_choice none"
+        )
+
+
 def _call(tool: Tool, place: str) -> Schema:
     """Schema of a call of this tool, which lies at a place of the whole schema."""
     return {
@@ -74,7 +85,15 @@ def _call(tool: Tool, place: str) -> Schema:
 
 
 def _arguments(tool: Tool, place: str) -> Schema:
-    return _moved(tool.function.parameters or NO_ARGUMENTS, place)
+    """Schema of a tool's arguments, which are an object whether it says so or not."""
+    schema = tool.function.parameters or NO_ARGUMENTS
+    kind = schema.get("type", "object")
+    if kind != "object":
+        raise ConfigError(
+            f"tools has parameters of type {kind!r:.80} for {tool.function.name!r:.80}, and "
+            "arguments are an object; put what they are into its properties"
+        )
+    return _moved({"type": "object", **schema}, place)
 
 
 def _moved(schema: Any, place: str) -> Any:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import re
 from typing import Any
 
 from ..engine import SamplingParams
 from ..errors import ConfigError
-from .schema import ChatRequest, CompletionRequest, Message, SamplingFields, TextPart
+from .schema import ChatRequest, CompletionRequest, SamplingFields
 from .tool_choice import forced_schema
 
 COMPLETION_TOKENS = 16
 """Most tokens of a completion that names no number, as in OpenAI's API."""
+TOKEN_ID = re.compile(r"-?[0-9]{1,18}")
 SAME = (
     "n",
     "temperature",
@@ -44,6 +45,8 @@ def chat_params(sent: ChatRequest, *, has_special: bool = False) -> SamplingPara
     if sent.top_logprobs is not None and not sent.logprobs:
         raise ConfigError("top_logprobs goes with logprobs=true; send both, or none")
     limit = sent.max_completion_tokens
+    if limit is not None and limit < 1:
+        raise ConfigError(f"max_completion_tokens={limit} must be at least 1; leave it out for any")
     shown: dict[str, Any] = {"skip_special_tokens": False} if has_special else {}
     schema = forced_schema(sent)
     return _params(
@@ -110,39 +113,9 @@ def _form(sent: SamplingFields) -> dict[str, Any]:
 
 
 def _bias(sent: dict[str, float]) -> dict[int, float]:
-    try:
-        return {int(token): value for token, value in sent.items()}
-    except ValueError as error:
+    wrong = [token for token in sent if not TOKEN_ID.fullmatch(token)]
+    if wrong:
         raise ConfigError(
-            f"logit_bias has keys such as {next(iter(sent))!r}; token ids are whole numbers"
-        ) from error
-
-
-def conversation(messages: list[Message]) -> list[dict[str, Any]]:
-    """Messages as chat templates read them: content as text, arguments of tool calls as objects.
-
-    Raises:
-        ConfigError: arguments that are no JSON.
-    """
-    return [_plain(message) for message in messages]
-
-
-def _plain(message: Message) -> dict[str, Any]:
-    plain = message.model_dump(exclude_unset=True)
-    if isinstance(message.content, list):
-        plain["content"] = "".join(_text(part) for part in message.content)
-    calls = plain.get("tool_calls")
-    for call in calls if isinstance(calls, list) else []:
-        function = call.get("function") if isinstance(call, dict) else None
-        if isinstance(function, dict) and isinstance(function.get("arguments"), str):
-            try:
-                function["arguments"] = json.loads(function["arguments"])
-            except ValueError as error:
-                raise ConfigError(
-                    f"arguments of a tool call are no JSON ({error}); send them as they came"
-                ) from error
-    return plain
-
-
-def _text(part: TextPart) -> str:
-    return part.text
+            f"logit_bias has keys such as {wrong[0]!r:.80}; token ids are whole numbers"
+        )
+    return {int(token): value for token, value in sent.items()}

@@ -37,6 +37,22 @@ const coloured = await page.$eval("#pool", canvas => canvas.getContext("2d")
 assert.ok(coloured, "nothing is drawn");
 await page.waitForFunction(() => document.getElementById("stop").disabled, { timeout: 60000 });
 await until("requests", "none");
+
+// What the server says is text, whatever it looks like.
+const hostile = '<img src=x onerror="window.spoiled = 1"><script>window.spoiled = 1</script>';
+await page.setRequestInterception(true);
+page.on("request", request => {
+  const answer = { choices: [{ text: hostile }] };
+  if (request.method() !== "POST") request.continue();
+  else request.respond({ contentType: "text/event-stream", body: `data: ${JSON.stringify(answer)}\n\ndata: [DONE]\n\n` });
+});
+await page.$eval("#prompt", (element, text) => { element.value = text; }, hostile);
+await page.click("#go");
+await until("answer", "onerror");
+assert.equal(await text("answer"), hostile);
+assert.match(await text("model"), /^<img src=x onerror/);
+assert.equal(await page.$$eval("img, script", found => found.length), 1);
+assert.equal(await page.evaluate(() => window.spoiled), undefined);
 assert.deepEqual(faults, []);
 await browser.close();
 console.log("the page works");

@@ -85,6 +85,47 @@ def first_tokens(results: Results) -> str:
     )
 
 
+def serving(results: Results) -> str:
+    """Tokens per second of answers from equal bytes of cache."""
+    head = "serving", "requests at once", "of which fit", "cache, MiB", "tokens/s", "speed-up"
+    return table(
+        head,
+        (
+            (
+                run["serving"],
+                str(result["clients"]),
+                str(run["requests that fit"]),
+                f"{result['cache_bytes'] / 2**20:.1f}",
+                f"{run['tokens/s']:.1f}",
+                f"{run['speed-up']:.2f}",
+            )
+            for result in results
+            for run in result["runs"]
+        ),
+    )
+
+
+def drafts(results: Results) -> str:
+    """Tokens per second with drafts by look-up over those without, and how many drafts stay."""
+    rows = []
+    for result in results:
+        for record in result["records"]:
+            if record["drafts"]:
+                accepted = record["accepted"]
+                rows.append(
+                    (
+                        result["model"],
+                        record["task"],
+                        str(record["drafts"]),
+                        f"{record['speed-up']:.2f}",
+                        "" if accepted is None else f"{100 * accepted:.0f} %",
+                        "equal" if record["parts at"] is None else f"parts at {record['parts at']}",
+                    )
+                )
+    head = "model", "task", "drafts a step", "tokens/s over none", "drafts that stay", "answer"
+    return table(head, rows)
+
+
 def pooled_decoding(results: Results) -> str:
     return table(
         ("model", "batch", "dense, ms/step", "pooled, ms/step", "pooled over dense, tokens/s"),

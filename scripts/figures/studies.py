@@ -79,6 +79,10 @@ _PEERS = (
 _CALIBRATED = (
     f"python -m scripts.measure_drift {_REAL} --max-length 512 --ratios 8 --threads 1 --kinds"
 )
+_CHAT_4X = (
+    f"cacheshrink-hybrid convert {_REAL} {OUTPUT}/chat_4x --compression-ratio 4 "
+    "--calibration-dataset $DATA/wikitext-2/valid.txt --num-calibration-samples 64"
+)
 _RETRIEVAL = (
     f"cacheshrink-hybrid retrieval {_REAL} {OUTPUT}/chat_4x {OUTPUT}/chat_8x --texts 2 "
     "--questions 8 --chunk-length 1024 --text $DATA/books/frankenstein.txt"
@@ -450,6 +454,33 @@ STUDIES = (
         commands=_program("throughput", "", "throughput"),
         results=("throughput.json",),
         shown=speed.engine,
+    ),
+    Study(
+        name="serving",
+        commands=(
+            _REAL_MODEL,
+            _CHAT_4X,
+            f"python -m scripts.compare_serving {_REAL} {OUTPUT}/chat_4x --clients 16 --threads 1 "
+            f"--json {RESULTS}/compare_serving.json",
+        ),
+        results=("compare_serving.json",),
+        shown=speed.serving,
+    ),
+    Study(
+        name="drafts",
+        commands=(
+            _REAL_MODEL,
+            _CHAT_4X,
+            f"cacheshrink-hybrid convert {_SHIPPED} {OUTPUT}/hybrid_4x --compression-ratio 4 "
+            "--state-ratio 2 --dtype float32 --num-calibration-samples 16",
+            *(
+                f"python -m scripts.bench_speculation {OUTPUT}/{model} --tokens 3 7 "
+                f"--max-tokens 96 --characters 1500 --json {RESULTS}/speculation_{model}.json"
+                for model in ("chat_4x", "hybrid_4x")
+            ),
+        ),
+        results=("speculation_chat_4x.json", "speculation_hybrid_4x.json"),
+        shown=speed.drafts,
     ),
     Study(
         name="pooled decoding",

@@ -13,7 +13,9 @@ from cacheshrink_hybrid.engine.named_model import load_named
 
 CHAT_TEMPLATE = (
     "{% for t in tools or [] %}{{ t['function']['name'] }}\n{% endfor %}"
-    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}"
+    "{% for c in m['tool_calls'] or [] %}{{ c['function']['arguments'] | tojson }}{% endfor %}"
+    "{{ '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
 

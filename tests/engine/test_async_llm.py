@@ -6,10 +6,12 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 
 from cacheshrink_hybrid.engine import LLM, AsyncLLM, SamplingParams
+from cacheshrink_hybrid.engine.ticket import MOST_UNREAD, Ticket
 from cacheshrink_hybrid.errors import (
     ConfigError,
     EngineClosedError,
@@ -22,6 +24,7 @@ from tests.engine.test_llm import MEMORY, model_of, one_by_one, prompts, tokens_
 
 WISH = SamplingParams(max_tokens=8)
 LONG = SamplingParams(max_tokens=200, ignore_eos=True)
+SOME = SamplingParams(max_tokens=60, ignore_eos=True)
 
 
 def engine(case: str = "llama", **settings) -> AsyncLLM:
@@ -167,6 +170,61 @@ def test_closing_ends_what_is_open() -> None:
             await one.generate(prompts()[0], WISH)
         async with one:  # and may be opened again
             assert (await one.generate(prompts()[0], WISH))[0].finished
+
+    asyncio.run(program())
+    assert_idle(one.llm)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_slow_caller_has_few_outputs_waiting(n: int) -> None:
+    """The others stay in the engine as tokens: each output has all that came before it."""
+    one = engine()
+    wish = replace(SOME, n=n, temperature=1.0, seed=1)
+    due = tokens_of(one.llm.generate(prompts()[0], wish))
+
+    async def computed() -> Ticket:
+        (ticket,) = one._tickets
+        while not all(request.over for request in ticket.requests):
+            await asyncio.sleep(0.01)
+        return ticket
+
+    async def program() -> None:
+        found: list[list[int]] = [[] for _ in range(n)]
+        stream = one.stream(prompts()[0], wish)
+        first = await anext(stream)
+        found[first.index] += first.new_token_ids
+        ticket = await computed()
+        assert ticket._outputs.qsize() <= n * MOST_UNREAD
+        async for output in stream:
+            assert len(output.new_token_ids) == 1
+            found[output.index] += output.new_token_ids
+        assert [tuple(tokens) for tokens in found] == due
+        given_up = one.stream(prompts()[0], wish)
+        await anext(given_up)
+        await computed()
+        assert len(one._news) == n
+        await given_up.aclose()
+        while one._news:
+            await asyncio.sleep(0.01)
+
+    run(one, program)
+
+
+def test_a_slow_caller_of_an_engine_that_closes() -> None:
+    one = engine()
+
+    async def program() -> None:
+        async with one:
+            stream = one.stream(prompts()[0], LONG)
+            await anext(stream)
+            (ticket,) = one._tickets
+            while ticket.requests[0].num_generated < 40:
+                await asyncio.sleep(0.01)
+        count = 1
+        with pytest.raises(EngineClosedError):
+            async for output in stream:
+                count += len(output.new_token_ids)
+        assert count >= 40
 
     asyncio.run(program())
     assert_idle(one.llm)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from socket import SO_SNDBUF, SOL_SOCKET
 
 import httpx2
 import openai
@@ -44,6 +45,9 @@ def live_server(
     cache_memory: str = "16MiB",
     limits: dict | None = None,
     speculative_config: dict | None = None,
+    wait_seconds: float = 60,
+    stop_seconds: int = 5,
+    send_buffer: int | None = None,
     **settings,
 ) -> Iterator[Live]:
     """Serve until the block is over; the pool must be empty then.
@@ -51,7 +55,9 @@ def live_server(
     Args:
         limits: of the engine's queue.
         speculative_config: of the engine.
-        settings: of the server.
+        wait_seconds, stop_seconds: of the server.
+        send_buffer: bytes that the system takes for a client who does not read.
+        settings: of the application.
     """
     model, tokenizer = shipped_model()
     llm = LLM(model, tokenizer, cache_memory=cache_memory, speculative_config=speculative_config)
@@ -59,7 +65,14 @@ def live_server(
     settings = {"model": NAME, "api_keys": ("secret",), **settings}
     ready = threading.Event()
     socket = listening_socket("127.0.0.1", 0)
-    server = Server(make_app(engine, ServerSettings(**settings)), stop_seconds=5, ready=ready.set)
+    if send_buffer is not None:
+        socket.setsockopt(SOL_SOCKET, SO_SNDBUF, send_buffer)
+    server = Server(
+        make_app(engine, ServerSettings(**settings)),
+        wait_seconds=wait_seconds,
+        stop_seconds=stop_seconds,
+        ready=ready.set,
+    )
     thread = threading.Thread(target=server.run, args=([socket],), name="server")
     thread.start()
     try:

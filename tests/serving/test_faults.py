@@ -41,9 +41,16 @@ def told(answer: httpx2.Response) -> dict:
         (COMPLETIONS, {"prompt": "a", "bad_words": ["x"] * 300}, "bad_words: list should have"),
         (COMPLETIONS, {"prompt": "a", "best_of": 3}, "best_of=3 is not n=1"),
         (COMPLETIONS, {"prompt": "a", "logprobs": 21}, "logprobs: input should be less than"),
-        (COMPLETIONS, {"prompt": "a", "suffix": "b"}, "suffix: is not known"),
+        (COMPLETIONS, {"prompt": "a", "suffix": "b"}, "suffix: is not taken here; models that"),
+        (CHAT, {"messages": TALK, "functions": []}, "functions: is not taken here; send tools"),
+        (CHAT, {"messages": TALK, "reasoning_effort": "low"}, "send it in chat_template_kwargs"),
+        (CHAT, {"messages": TALK, "modalities": ["text", "audio"]}, "modalities: input should be"),
+        (CHAT, {"messages": TALK, "service_tier": "flex"}, "service_tier: input should be"),
         (COMPLETIONS, {"prompt": "a", "magic": 1, "more": 2}, "magic: is not known; more: is"),
-        (COMPLETIONS, {"prompt": "a", "logit_bias": {"x": 1}}, "logit_bias has keys such as 'x'"),
+        (COMPLETIONS, {"prompt": "a", "logit_bias": {"5": 1, "x": 1}}, "has keys such as 'x'"),
+        (COMPLETIONS, {"prompt": "a", "logit_bias": {"1_0": 1}}, "has keys such as '1_0'"),
+        (COMPLETIONS, {"prompt": "a", "logit_bias": {" 5": 1}}, "has keys such as ' 5'"),
+        (COMPLETIONS, {"prompt": "a", "logit_bias": {"-1": 1}}, "lie outside the vocabulary"),
         (COMPLETIONS, {"prompt": "a", "logit_bias": {"9999": 1}}, "lie outside the vocabulary"),
         (COMPLETIONS, {"prompt": "a", "stream_options": {}}, "stream_options goes with"),
         (COMPLETIONS, {"prompt": []}, "the prompt is an empty list"),
@@ -54,14 +61,23 @@ def told(answer: httpx2.Response) -> dict:
         (COMPLETIONS, [], "body: "),
         (CHAT, {"messages": []}, "messages: "),
         (CHAT, {"messages": TALK, "top_logprobs": 2}, "top_logprobs goes with logprobs"),
-        (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages: "),
+        (
+            CHAT,
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages: content has a part of type 'image_url', and text is all that is read here",
+        ),
+        (CHAT, {"messages": [{"role": "user", "content": [5]}]}, "has a part of type None"),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages: "),
+        (CHAT, {"messages": TALK, "max_completion_tokens": 0}, "max_completion_tokens=0 must be"),
         (CHAT, {"messages": [{"content": "a"}]}, "messages: "),
         (CHAT, {"messages": TALK, "tool_choice": "required"}, "tool_choice asks for a call"),
         (CHAT, {"messages": TALK, "chat_template_kwargs": {"tokenize": 1}}, "has tokenize"),
         (CHAT, {"messages": TALK, "chat_template_kwargs": {"messages": []}}, "has messages"),
+        (CHAT, {"messages": TALK, "chat_template_kwargs": {"thinks": 1}}, "does not read"),
+        (CHAT, {"messages": [{"role": "user"}]}, "messages[0] of role 'user' has no content"),
         (
             CHAT,
-            {"messages": [{"role": "a", "tool_calls": [{"function": {"arguments": "{"}}]}]},
+            {"messages": [{"role": "assistant", "tool_calls": [{"function": {"arguments": "{"}}]}]},
             "are no JSON",
         ),
     ],
@@ -83,12 +99,19 @@ def test_bad_requests(live: Live, path: str, body: object, message: str, stream:
         assert http.get("/health").status_code == 200
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"hello", b"\xff\xfe", b'{"prompt": NaN', b"null"])
+NUMBER = b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}"
+DEEP = b"[" * 3000 + b"]" * 3000
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"hello", b"\xff\xfe", b'{"prompt": NaN', b"null", NUMBER, DEEP]
+)
 def test_bodies_that_are_no_request(live: Live, body: bytes) -> None:
     with live.http() as http:
         answer = http.post(COMPLETIONS, content=body, headers={"Content-Type": "application/json"})
         assert answer.status_code == 400
-        told(answer)
+        message = told(answer)["message"]
+        assert "is no JSON" in message or body in (b"", b"null")
         assert told(http.post(COMPLETIONS, content=body))  # of no type
         assert told(http.get("/v2"))["message"].startswith("Not Found")
         assert http.get(COMPLETIONS).status_code == 405
@@ -104,8 +127,9 @@ def test_the_clients_own_exceptions(live: Live, client: openai.OpenAI) -> None:
     assert bad.value.type == "invalid_request_error"
     with pytest.raises(openai.AuthenticationError, match="Bearer"):
         live.client(api_key="wrong").models.list()
-    with pytest.raises(openai.BadRequestError, match="the model has positions for 4096"):
+    with pytest.raises(openai.BadRequestError, match="the model has positions for 4096") as long:
         client.completions.create(model=NAME, prompt="a" * 5000)
+    assert long.value.code == "context_length_exceeded"
 
 
 @pytest.mark.parametrize(

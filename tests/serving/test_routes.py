@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from cacheshrink_hybrid.engine import SamplingParams
-from tests.serving.live import NAME, Live
+from tests.serving.live import NAME, Live, live_server
 
 PROMPT = "Return the sum of"
 TALK = [{"role": "user", "content": "Return the"}]
@@ -254,3 +254,39 @@ def test_answers_of_a_form(client: openai.OpenAI) -> None:
     settings["max_tokens"] = 2
     free = client.chat.completions.create(**settings, response_format={"type": "text"})
     assert free.choices[0].message.content
+
+
+def test_what_is_looked_at_has_a_head(live: Live) -> None:
+    with live.http() as http:
+        for path in ("/", "/pool", "/health", "/metrics", "/v1/models", f"/v1/models/{NAME}"):
+            answer = http.head(path)
+            assert (answer.status_code, answer.content) == (200, b""), path
+        assert http.head("/v1/completions").status_code == 405
+
+
+@pytest.mark.parametrize("allowed", ["https://a.example", "*"])
+def test_pages_of_other_origins(live: Live, allowed: str) -> None:
+    """Browsers ask before they send, without a key, and look at who may read the answer."""
+    asks = {
+        "Origin": "https://a.example",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization, content-type",
+    }
+    path, reads = "/v1/completions", "access-control-allow-origin"
+    body = {"prompt": "a", "max_tokens": 1}
+    with live_server(allowed_origins=(allowed,)) as open_one, open_one.http() as http:
+        del http.headers["Authorization"]
+        answer = http.options(path, headers=asks)
+        assert answer.status_code == 200
+        assert answer.headers[reads] == allowed
+        assert "authorization" in answer.headers["access-control-allow-headers"]
+        known = {"Origin": "https://a.example", "Authorization": f"Bearer {open_one.key}"}
+        assert http.post(path, json=body, headers=known).headers[reads] == allowed
+        refused = http.post(path, json=body, headers={"Origin": "https://a.example"})
+        assert (refused.status_code, refused.headers[reads]) == (401, allowed)
+        if allowed != "*":
+            other = http.post(path, json=body, headers=known | {"Origin": "https://b.example"})
+            assert reads not in other.headers
+    with live.http() as http:
+        assert http.options(path, headers=asks).status_code == 405
+        assert reads not in http.post(path, json=body, headers=asks).headers

@@ -79,8 +79,31 @@ def test_one_call_at_most() -> None:
 def test_a_named_tool_has_its_own_schema() -> None:
     named = schema(tool_choice={"type": "function", "function": {"name": "go"}})
     assert named == PLACE
+    assert not fits(named, "Rome")
     assert SamplingParams(json_schema=named)
     assert fits(named, GO["arguments"])
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"properties": PLACE["properties"], "$defs": PLACE["$defs"]},
+        {"$ref": "#/$defs/Any", "$defs": {"Any": {"additionalProperties": True}}},
+        {},
+        None,
+    ],
+)
+def test_arguments_are_an_object(parameters: dict | None) -> None:
+    tool = {"type": "function", "function": {"name": "go", "parameters": parameters}}
+    for choice in ("required", {"type": "function", "function": {"name": "go"}}):
+        sent = ChatRequest(
+            messages=[{"role": "user", "content": "a"}], tools=[tool], tool_choice=choice
+        )
+        made = forced_schema(sent)
+        assert made is not None
+        for said, due in (({}, True), (5, False), ("a", False), ([], False), (None, False)):
+            whole = [{"name": "go", "arguments": said}] if choice == "required" else said
+            assert fits(made, whole) is due
 
 
 def test_free_choices() -> None:

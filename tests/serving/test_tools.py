@@ -27,6 +27,7 @@ class Trip(BaseModel):
 TRIP = openai.pydantic_function_tool(Trip, name="trip")
 PING = {"type": "function", "function": {"name": "ping"}}
 TOOLS = [TRIP, PING]
+STRING = {"type": "string"}
 CALL = '<tool_call>{"name": "ping", "arguments": {"n": 1}}</tool_call>'
 
 
@@ -114,9 +115,48 @@ def test_calls_that_have_to_be_made(asker: openai.OpenAI) -> None:
     assert call.function.name in ("trip", "ping")
 
 
+@pytest.mark.parametrize("stop", ["name", '"'])
+def test_calls_that_a_stop_string_cuts_off_are_text(asker: openai.OpenAI, stop: str) -> None:
+    settings = {"model": NAME, "messages": TALK, "max_completion_tokens": 300, "temperature": 0}
+    answer = asker.chat.completions.create(
+        **settings, tools=TOOLS, tool_choice="required", stop=stop
+    ).choices[0]
+    assert answer.finish_reason == "stop"
+    assert answer.message.tool_calls is None
+    assert answer.message.content.startswith("[")
+
+
+def test_tools_that_the_template_does_not_show() -> None:
+    """They are refused where the model would choose among them, and not where it must."""
+    with live_server() as live:
+        tokenizer = live.llm.tokenizer
+        shown = tokenizer.chat_template
+        tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+        try:
+            create = live.client().chat.completions.create
+            settings = {"model": NAME, "messages": TALK, "max_tokens": 1, "tools": [PING]}
+            with pytest.raises(openai.BadRequestError, match="does not show them") as refused:
+                create(**settings)
+            assert refused.value.param == "tools"
+            assert create(**settings, tool_choice="none").choices
+            settings["logit_bias"] = {"3": -100, "4": -100}  # no whitespace
+            named = {"type": "function", "function": {"name": "ping"}}
+            forced = create(**settings | {"max_tokens": 50}, tool_choice=named)
+            assert forced.choices[0].message.tool_calls
+        finally:
+            tokenizer.chat_template = shown
+
+
 @pytest.mark.parametrize(
     ("wish", "message"),
     [
+        (
+            {
+                "tools": [{"type": "function", "function": {"name": "f", "parameters": STRING}}],
+                "tool_choice": "required",
+            },
+            "tools has parameters of type 'string' for 'f', and",
+        ),
         ({"tool_choice": "required"}, "there are no tools"),
         (
             {"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "pong"}}},
@@ -129,6 +169,10 @@ def test_calls_that_have_to_be_made(asker: openai.OpenAI) -> None:
                 "response_format": {"type": "json_object"},
             },
             "leave out response_format",
+        ),
+        (
+            {"tools": TOOLS, "response_format": {"type": "json_object"}},
+            "response_format of type json_object leaves no room for calls",
         ),
         ({"tools": [{"type": "function"}]}, "tools: field required"),
         ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice: input should be"),

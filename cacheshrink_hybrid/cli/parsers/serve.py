@@ -99,6 +99,14 @@ def parser() -> argparse.ArgumentParser:
         f"(default: ${KEY_VARIABLE}, or none is asked for)",
     )
     group.add_argument(
+        "--allow-origin",
+        action="append",
+        default=None,
+        metavar="ORIGIN",
+        help="let pages of this origin, such as https://chat.example.org, or * for all, use the "
+        f"server from a browser, may be repeated (default: {NOT_SET})",
+    )
+    group.add_argument(
         "--chat-template",
         type=TextFile(),
         default=None,
@@ -184,7 +192,8 @@ def parser() -> argparse.ArgumentParser:
         "--body-seconds",
         type=Number(float, 0.1),
         default=60.0,
-        help="time for a request to arrive (default: 60)",
+        help="time for a request's head, for its body, and for a client that reads nothing of its "
+        "answer (default: 60)",
     )
     group.add_argument(
         "--answer-seconds",
