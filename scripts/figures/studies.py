@@ -84,9 +84,11 @@ _CHAT_4X = (
     "--calibration-dataset $DATA/wikitext-2/valid.txt --num-calibration-samples 64"
 )
 _RETRIEVAL = (
-    f"cacheshrink-hybrid retrieval {_REAL} {OUTPUT}/chat_4x {OUTPUT}/chat_8x --texts 2 "
-    "--questions 8 --chunk-length 1024 --text $DATA/books/frankenstein.txt"
+    f"cacheshrink-hybrid retrieval {_REAL} {OUTPUT}/chat_4x {OUTPUT}/chat_8x "
+    "--chunk-length 1024 --text $DATA/books/frankenstein.txt"
 )
+_QUESTIONS = {1024: (4, 16), 2048: (4, 16), 4096: (4, 16), 8192: (2, 8)}
+"""Texts of each length, and what is asked about each of them, of each kind."""
 _LONG_READERS = (
     ("rotate", 4),
     ("rotate_joint", 4),
@@ -152,10 +154,13 @@ STUDIES = (
                 "--num-calibration-samples 64"
                 for ratio in (4, 8)
             ),
-            f"{_RETRIEVAL} --lengths 1024 2048 4096 --json {RESULTS}/retrieval.json",
-            f"{_RETRIEVAL} --lengths 8192 --json {RESULTS}/retrieval_8k.json",
+            *(
+                f"{_RETRIEVAL} --texts {texts} --questions {questions} --lengths {length} "
+                f"--json {RESULTS}/retrieval_{length}.json"
+                for length, (texts, questions) in _QUESTIONS.items()
+            ),
         ),
-        results=("retrieval.json", "retrieval_8k.json"),
+        results=tuple(f"retrieval_{length}.json" for length in _QUESTIONS),
         shown=quality.retrieval,
     ),
     Study(
@@ -460,7 +465,7 @@ STUDIES = (
         commands=(
             _REAL_MODEL,
             _CHAT_4X,
-            f"python -m scripts.compare_serving {_REAL} {OUTPUT}/chat_4x --clients 16 --threads 1 "
+            f"python -m scripts.compare_serving {_REAL} {OUTPUT}/chat_4x --clients 16 --threads 2 "
             f"--json {RESULTS}/compare_serving.json",
         ),
         results=("compare_serving.json",),

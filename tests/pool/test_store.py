@@ -286,7 +286,7 @@ def kept_texts(store: SequenceStore) -> set[int]:
 
 
 def test_unknown_policy() -> None:
-    allowed = "choose one of lru, lfu, fifo, priority, seconds_per_byte"
+    allowed = "choose one of lru, lru_path, lfu, fifo, priority, seconds_per_byte, marconi"
     with pytest.raises(ConfigError, match=allowed):
         shadowed(policy="random")
 
