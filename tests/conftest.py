@@ -34,7 +34,7 @@ from tests.families.tiny_configs import AXES
 QUICK_PARAMETERS = 1
 """Of the sets of parameters of a test, how many `--quick` runs; one family per axis in tests of
 identity."""
-QUICK_SECONDS = 0.3
+QUICK_SECONDS = 0.25
 """Of a core: tests that take longer, by SECONDS, are left out of `--quick`."""
 SECONDS = Path(__file__).parent / "seconds.json"
 """What the tests took, each the mean over its sets of parameters, where that is more than half of
