@@ -7,6 +7,7 @@ A family is added by a row here and a row in `tests/families/tiny_configs.py`, o
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -69,6 +70,16 @@ def _rotary_of_theta(config: PretrainedConfig, layer_idx: int) -> str:
     return f"rotary_embs.{bases.index(config.layer_rope_theta[layer_idx])}"
 
 
+_GEMMA4 = Family(
+    model_type="gemma4_text",
+    projections=split_or_shared,
+    norms=QK_NORM,
+    value_norm="v_norm",
+    rope_by_layer_type=True,
+    rotates_apart=True,
+    sizes_by_layer=True,
+    refused_options={"num_kv_shared_layers": SHARED},
+)
 FAMILIES: dict[str, Family] = {
     row.model_type: row
     for row in (
@@ -99,26 +110,8 @@ FAMILIES: dict[str, Family] = {
         Family(model_type="qwen3_moe", norms=QK_NORM),
         Family(model_type="gemma2"),
         Family(model_type="gemma3_text", norms=QK_NORM, rope_by_layer_type=True),
-        Family(
-            model_type="gemma4_text",
-            projections=split_or_shared,
-            norms=QK_NORM,
-            value_norm="v_norm",
-            rope_by_layer_type=True,
-            rotates_apart=True,
-            sizes_by_layer=True,
-            refused_options={"num_kv_shared_layers": SHARED},
-        ),
-        Family(
-            model_type="gemma4_unified_text",
-            projections=split_or_shared,
-            norms=QK_NORM,
-            value_norm="v_norm",
-            rope_by_layer_type=True,
-            rotates_apart=True,
-            sizes_by_layer=True,
-            refused_options={"num_kv_shared_layers": SHARED},
-        ),
+        _GEMMA4,
+        replace(_GEMMA4, model_type="gemma4_unified_text"),
         Family(model_type="phi3", projections=fused("qkv_proj")),
         Family(model_type="olmo2", norms=QK_NORM, norm_spans_heads=True),
         Family(model_type="smollm3", uses_rope=lambda config, i: bool(config.no_rope_layers[i])),

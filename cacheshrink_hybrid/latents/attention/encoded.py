@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...errors import NotSupportedError
 from ..plan import LatentPlan
 from .module import LatentAttention
 from .normed_parts import NormedParts
@@ -42,6 +43,20 @@ class NormedLatentAttention(EncodedLatentAttention):
         for name, norm in zip(parts.cached_norms, parts.norms(), strict=True):
             setattr(self, name, norm)
         return parts.width
+
+    def forward(self, hidden_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor | None]:
+        """As `LatentAttention.forward`.
+
+        Raises:
+            NotSupportedError: keys and values are asked for by another model.
+        """
+        if kwargs.get("return_shared_kv_states") and not self.compression_disabled:
+            raise NotSupportedError(
+                "return_shared_kv_states=True asks for keys and values, as an assistant model "
+                "reads them, and a converted model has latents; use an assistant with a cache of "
+                "its own"
+            )
+        return super().forward(hidden_states, *args, **kwargs)
 
     def key_value(self, x: Tensor, layer_idx: int) -> Tensor:
         """[k; v] behind their norms, (B, T, J*(D + Dv))."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cacheshrink_hybrid.caches import make_cache
+from cacheshrink_hybrid.errors import NotSupportedError
 from cacheshrink_hybrid.families import model_spec, read_attention
 from cacheshrink_hybrid.latents.attention.encoded import NormedLatentAttention
 from cacheshrink_hybrid.latents.attention.normed_parts import NormedParts
@@ -126,6 +127,14 @@ def test_projections_and_norms_stay_and_no_norm_is_left_for_readers() -> None:
     assert {"kv_a_proj", "k_b_proj", "v_b_proj"} <= names and "v_proj" not in names
     attention.k_norm = nn.Identity()  # of weights that others put there, the head takes note
     assert attention.head.key_norm is None
+
+
+def test_no_other_model_reads_its_keys_and_values() -> None:
+    source = tiny_model(CASE)
+    ids = random_ids(1, 5)
+    assert source(ids, return_shared_kv_states=True).shared_kv_states
+    with pytest.raises(NotSupportedError, match=r"return_shared_kv_states=True .* has latents"):
+        converted_copy(source)(ids, return_shared_kv_states=True)
 
 
 @pytest.mark.parametrize("method", ["joint", "per_head", "rotate", "rotate_joint"])
