@@ -23,6 +23,8 @@ from . import overwriting, preflight
 
 INTERRUPTED = 130
 """Exit status of a program that was stopped by the keyboard, as shells have it."""
+OUTPUT_CLOSED = 141
+"""Exit status of a program whose reader went away, as `| head` does, as shells have it."""
 PROGRAMS = {
     "demo": "convert the model that ships with the package, and show what it costs and saves",
     "inspect": "print what a model caches per layer, from its config",
@@ -75,12 +77,28 @@ def run(program: str, argv: Sequence[str] | None) -> int:
         if faults:
             return _refused(faults)
         with _quiet():
-            return import_module(f".{program}", __name__).run(given)
+            status = import_module(f".{program}", __name__).run(given)
+        sys.stdout.flush()
+        return status
     except CacheShrinkError as error:
         return _refused([str(error)])
+    except BrokenPipeError:
+        if _stdout_is_open():
+            raise
+        return OUTPUT_CLOSED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _stdout_is_open() -> bool:
+    """False if nobody reads stdout any more; what is still to be written there is then dropped."""
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
 
 
 @contextmanager

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from cacheshrink_hybrid.cli import PROGRAMS, main, perplexity
+from cacheshrink_hybrid.cli import OUTPUT_CLOSED, PROGRAMS, main, perplexity
 from cacheshrink_hybrid.cli.recall import at_chance
 from cacheshrink_hybrid.demo import model_path
 from tests.families.tiny_configs import COMMON, tiny_model
@@ -67,6 +68,28 @@ def test_inspect_needs_no_weights(tmp_path: Path, capsys: pytest.CaptureFixture[
     (tmp_path / "config.json").write_text((model_path() / "config.json").read_text())
     assert main(["inspect", str(tmp_path)]) == 0
     assert "768 KV bytes per token" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("length", [1, 100_000])
+def test_a_reader_that_goes_away_ends_the_program(
+    length: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("cacheshrink_hybrid.cli.inspect.run", lambda given: print("-" * length))
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", encoding="utf-8") as output:
+        monkeypatch.setattr("sys.stdout", output)
+        assert main(["inspect", MODEL]) == OUTPUT_CLOSED
+    assert capfd.readouterr().err == ""
+
+
+def test_other_broken_pipes_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(given: object) -> int:
+        raise BrokenPipeError("of a worker")
+
+    monkeypatch.setattr("cacheshrink_hybrid.cli.inspect.run", fail)
+    with pytest.raises(BrokenPipeError, match="worker"):
+        main(["inspect", MODEL])
 
 
 def test_inspect_tries_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
