@@ -72,9 +72,9 @@ class CompressionConfig:
         num_calibration_samples: sequences of calibration text.
         max_calibration_length: tokens per calibration sequence.
         num_recall_samples: short exercises in remembering (`key: value` lists and random letters
-            that return) beside the calibration text, which seldom asks for what a state alone
-            remembers. None: a quarter of `num_calibration_samples`, at least 8, where recurrent
-            states are to be compressed, else none.
+            that return) beside the calibration text, which seldom asks for what was read long
+            ago. None: a quarter of `num_calibration_samples`, at least 8, less those that the
+            source itself cannot do; none with a metric that reads no text.
         seed: seeds the labels that the `fisher` metric draws from the model.
     """
 
@@ -122,7 +122,7 @@ class CompressionConfig:
         """Exercises in remembering that calibration adds to its text."""
         if self.num_recall_samples is not None:
             return self.num_recall_samples
-        return max(8, self.num_calibration_samples // 4) if self.changes_states else 0
+        return max(8, self.num_calibration_samples // 4)
 
     @property
     def latent_kind(self) -> LatentKind | None:

@@ -15,10 +15,12 @@ not count; every token after it does. Of an asked line only the value counts. `d
 number of tokens between the last of the original and the first of the return.
 """
 
+from __future__ import annotations
+
 import random
 import string
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 RecallKind = Literal["letters", "text", "keys"]
@@ -42,6 +44,14 @@ class RecallExercise:
     token_ids: tuple[int, ...]
     answer_positions: tuple[int, ...]
     distance: int
+
+    def cut(self, length: int) -> RecallExercise:
+        """Its first `length` tokens."""
+        return replace(
+            self,
+            token_ids=self.token_ids[:length],
+            answer_positions=tuple(i for i in self.answer_positions if i < length),
+        )
 
 
 @dataclass(frozen=True, slots=True)

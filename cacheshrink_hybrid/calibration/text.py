@@ -12,6 +12,7 @@ from urllib.request import getproxies
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ..chat_template import Conversation, chat_ids, chat_text
 from ..checkpoint.load_faults import first_line, hub_is_offline
@@ -19,7 +20,9 @@ from ..config import CompressionConfig
 from ..demo.corpus import PYTHON_DOCS, held_out_text, training_text
 from ..errors import CalibrationError
 from ..text_ids import text_ids
-from .exercises import RecallKind, recall_exercises
+from .answered import answered
+from .exercises import RecallExercise, RecallKind, recall_exercises
+from .sequences import CalibrationSequences
 
 T = TypeVar("T")
 TEXT_COLUMNS = ("text", "content", "document")
@@ -199,21 +202,21 @@ def _cut(
     return [ids for ids in sequences if ids.shape[1] > 1]
 
 
-def recall_sequences(
+def calibration_exercises(
     tokenizer, texts: Sequence[str], count: int, *, max_length: int, seed: int = 0
-) -> list[Tensor]:
-    """Exercises in remembering as token ids (1, T), T <= max_length: random letters and
-    `key: value` lists that return after a stretch of the texts.
+) -> list[RecallExercise]:
+    """Exercises in remembering of at most `max_length` tokens: random letters and `key: value`
+    lists that return after a stretch of the texts.
 
     Args:
         texts: what stands between an item and its return.
-        count: number of sequences.
+        count: number of exercises.
         seed: of the items; those that `measure_recall` asks for are others.
     """
     kinds: tuple[RecallKind, ...] = ("keys", "letters")
-    sequences = []
+    exercises = []
     for i in range(count):
-        exercises = recall_exercises(
+        exercises += recall_exercises(
             tokenizer,
             kind=kinds[i % len(kinds)],
             distance=RECALL_DISTANCES[i // len(kinds) % len(RECALL_DISTANCES)],
@@ -221,8 +224,7 @@ def recall_sequences(
             seed=RECALL_SEED + seed + i,
             filler=texts,
         )
-        sequences.append(torch.tensor([exercises[0].token_ids])[:, :max_length])
-    return sequences
+    return [exercise.cut(max_length) for exercise in exercises]
 
 
 def calibration_sequences(
@@ -230,15 +232,18 @@ def calibration_sequences(
     texts: Sequence[str],
     config: CompressionConfig,
     chats: Sequence[Conversation] = (),
-) -> list[Tensor]:
-    """What calibration reads, token ids (1, T) each: the texts and the chats in turn, then
-    exercises in remembering.
+    *,
+    model: PreTrainedModel | None = None,
+) -> CalibrationSequences:
+    """What calibration reads: the texts and the chats in turn, and exercises in remembering.
 
     Args:
         chats: conversations, which the tokenizer's chat template turns into text.
+        model: the source. Where the settings name no number of exercises, those that it cannot do
+            are left out.
 
     Raises:
-        CalibrationError: if everything together has fewer than 16 tokens.
+        CalibrationError: if all text together has fewer than 16 tokens.
         ConfigError: chats without a chat template, or that it refuses.
     """
     length = config.max_calibration_length
@@ -247,8 +252,16 @@ def calibration_sequences(
         [text_ids(tokenizer, text) for text in texts],
     )
     documents = [ids for pair in zip_longest(*kinds) for ids in pair if ids is not None]
-    sequences = _cut(documents, length, config.num_calibration_samples)
-    filler = texts or [chat_text(tokenizer, chat) for chat in chats]
-    return sequences + recall_sequences(
-        tokenizer, filler, config.recall_samples, max_length=length, seed=config.seed
+    read = _cut(documents, length, config.num_calibration_samples)
+    exercises = calibration_exercises(
+        tokenizer,
+        texts or [chat_text(tokenizer, chat) for chat in chats],
+        config.recall_samples,
+        max_length=length,
+        seed=config.seed,
+    )
+    if model is not None and config.num_recall_samples is None:
+        exercises = answered(model, exercises)
+    return CalibrationSequences(
+        read, [torch.tensor([exercise.token_ids]) for exercise in exercises]
     )

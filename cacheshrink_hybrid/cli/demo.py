@@ -87,7 +87,7 @@ def run(given: argparse.Namespace) -> int:
     records: list[dict[str, Any]] = []
     records.append(measured("source", source))
     first = next(iter(configs.values()))
-    sequences = calibration_sequences(tokenizer, training_text(), first)
+    sequences = calibration_sequences(tokenizer, training_text(), first, model=source)
     statistics = model_statistics(source, first, sequences, progress=True)
     shown_ratio = min(given.ratios, key=lambda ratio: abs(ratio - SHOWN_RATIO))
     shown = source

@@ -57,7 +57,7 @@ def run(given: argparse.Namespace) -> int:
             max_calibration_length=given.max_length,
             seed=given.seed,
         )
-        sequences = calibration_sequences(tokenizer, calibration, shared)
+        sequences = calibration_sequences(tokenizer, calibration, shared, model=source)
         statistics = SharedStatistics(source, shared, sequences, progress=True)
         for series, label, settings in _combinations(given, spec):
             config = CompressionConfig(

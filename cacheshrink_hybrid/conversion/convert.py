@@ -14,6 +14,7 @@ import torch
 from ..calibration.amount import positions_of, within_positions
 from ..calibration.calibrate import LatentStatistics
 from ..calibration.material import CalibrationMaterial, load_material
+from ..calibration.sequences import CalibrationSequences
 from ..calibration.text import calibration_sequences
 from ..chat_template import chat_text
 from ..checkpoint.source_model import check_language_model, forget_quantisation, load_source
@@ -166,11 +167,13 @@ def convert_to_mla(
             check_tokenizer=check_chats,
             **loading,
         )
-    sequences: list[Tensor] = []
+    sequences = CalibrationSequences([])
     calibrated_on = ""
     if use_calibration:
         chosen = within_positions(chosen, model)
-        sequences = calibration_sequences(tokenizer, material.texts, chosen, material.chats)
+        sequences = calibration_sequences(
+            tokenizer, material.texts, chosen, material.chats, model=model
+        )
         calibrated_on = f"{material.name}: {_amount(sequences, model_spec(model.config))}"
         if verbose:
             print(f"calibrating on {calibrated_on}", flush=True)
@@ -187,11 +190,14 @@ def convert_to_mla(
     return model, tokenizer
 
 
-def _amount(sequences: Sequence[Tensor], spec: ModelSpec) -> str:
+def _amount(sequences: CalibrationSequences, spec: ModelSpec) -> str:
     """How much text that is, and how much of it bases of keys and values are not fitted to."""
-    words = f"{len(sequences)} sequences, {sum(ids.numel() for ids in sequences):,} tokens"
-    held_out = len(split_sequences(sequences)[1]) if spec.attention_layers else 0
-    return f"{words}, {held_out} of the sequences held out" if held_out else words
+    texts, exercises = sequences.texts, sequences.exercises
+    words = f"{len(texts)} sequences, {sum(ids.numel() for ids in texts):,} tokens"
+    held_out = len(split_sequences(texts)[1]) if spec.attention_layers else 0
+    if held_out:
+        words += f", {held_out} of the sequences held out"
+    return f"{words}; {len(exercises)} exercises in remembering" if exercises else words
 
 
 def _check_object(

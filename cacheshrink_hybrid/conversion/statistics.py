@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from ..calibration.amount import positions_of, warn_of_little_text
 from ..calibration.calibrate import LatentStatistics, calibrate, decoder_layers, weight_statistics
+from ..calibration.sequences import CalibrationSequences
 from ..config import CompressionConfig
 from ..errors import CacheShrinkWarning, ConfigError, PlanError
 from ..families import check_shared_weights, model_spec, read_attention
@@ -77,7 +78,7 @@ class SharedStatistics:
 
     Args:
         config: metric, amount of text and seed of all; states are calibrated if it changes them.
-        sequences: calibration token ids, (1, T) each.
+        sequences: calibration token ids, (1, T) each, or `CalibrationSequences`.
     """
 
     def __init__(
@@ -88,7 +89,8 @@ class SharedStatistics:
         *,
         progress: bool = False,
     ) -> None:
-        self._model, self._config, self._sequences = model, config, list(sequences)
+        self._model, self._config = model, config
+        self._sequences = CalibrationSequences.of(sequences)
         self._progress = progress
         self._found: dict[tuple[int, ...], ModelStatistics] = {}
 
@@ -138,12 +140,13 @@ def statistics_of(
     positions = positions_of(model.config)
     sinks = sinks_of(config, parts, positions)
     if parts:
-        sequences = list(sequences)
-        fitted, held_out = split_sequences(sequences)
+        sequences = CalibrationSequences.of(sequences)
+        fitted, held_out = split_sequences(sequences.texts)
+        fitted += sequences.exercises
         if not held_out:
             warnings.warn(
-                f"the loss is not measured: of {len(sequences)} sequences of calibration text none "
-                f"is held out, as that takes {HELD_OUT_SHARE}; give more of them "
+                f"the loss is not measured: of {len(sequences.texts)} sequences of calibration "
+                f"text none is held out, as that takes {HELD_OUT_SHARE}; give more of them "
                 "(calibration_texts, num_calibration_samples), or shorter ones "
                 "(max_calibration_length)",
                 CacheShrinkWarning,

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from cacheshrink_hybrid import CompressionConfig
+from cacheshrink_hybrid.calibration.sequences import CalibrationSequences
 from cacheshrink_hybrid.calibration.text import calibration_sequences
 from cacheshrink_hybrid.conversion.statistics import SharedStatistics
 
@@ -94,9 +95,9 @@ class Subject:
         }
 
     @cached_property
-    def sequences(self) -> list[Tensor]:
+    def sequences(self) -> CalibrationSequences:
         config = CompressionConfig(**self.calibration_settings)
-        return calibration_sequences(self.tokenizer, self.calibration, config)
+        return calibration_sequences(self.tokenizer, self.calibration, config, model=self.model)
 
     @cached_property
     @torch.inference_mode()
@@ -104,7 +105,7 @@ class Subject:
         """Keys and values (1, J, S, D) of every layer, on the first sequences one behind the other:
         enough to see which channels lie out."""
         read = []
-        for ids in self.sequences[:SHOWN_SEQUENCES]:
+        for ids in self.sequences.texts[:SHOWN_SEQUENCES]:
             cache = DynamicCache(config=self.model.config)
             cached_logits(self.model, ids, ids.shape[1], cache)
             read.append([(layer.keys, layer.values) for layer in cache.layers])

@@ -60,7 +60,7 @@ def test_without_chats_it_is_text() -> None:
 def test_kinds_take_turns_and_chats_are_as_the_template_writes_them() -> None:
     tokenizer = chat_tokenizer()
     config = CompressionConfig(num_calibration_samples=4)
-    found = calibration_sequences(tokenizer, TEXTS, config, [CHAT] * 9)
+    found = calibration_sequences(tokenizer, TEXTS, config, [CHAT] * 9).texts
     shown = [tokenizer.decode(ids[0]) for ids in found]
     assert len(shown) == 4
     assert shown[0] == shown[2]
@@ -74,7 +74,7 @@ def test_nothing_is_added_to_a_template_without_a_first_token() -> None:
     tokenizer = byte_level_tokenizer()
     tokenizer.chat_template = CHAT_TEMPLATE.replace("{{ bos_token }}", "")
     try:
-        (ids,) = calibration_sequences(tokenizer, [], CompressionConfig(), [CHAT])
+        (ids,) = calibration_sequences(tokenizer, [], CompressionConfig(), [CHAT]).texts
     finally:
         tokenizer.chat_template = None
     assert tokenizer.bos_token_id not in ids[0].tolist()
@@ -82,4 +82,5 @@ def test_nothing_is_added_to_a_template_without_a_first_token() -> None:
 
 def test_exercises_take_their_filler_from_chats_alone() -> None:
     config = CompressionConfig(num_recall_samples=2)
-    assert len(calibration_sequences(chat_tokenizer(), [], config, [CHAT] * 3)) == 5
+    found = calibration_sequences(chat_tokenizer(), [], config, [CHAT] * 3)
+    assert (len(found.texts), len(found.exercises)) == (3, 2)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from transformers import AutoTokenizer
 
 from cacheshrink_hybrid.calibration import text
 from cacheshrink_hybrid.calibration.text import (
+    calibration_exercises,
     calibration_sequences,
     checked_texts,
     load_texts,
-    recall_sequences,
     token_sequences,
 )
 from cacheshrink_hybrid.config import CompressionConfig
@@ -143,34 +141,43 @@ def test_single_tokens_predict_nothing() -> None:
     assert sequences([LONG, "one"], max_length=64) == [LONG_IDS]
 
 
-def test_recall_sequences_return_what_they_showed() -> None:
+def test_calibration_exercises_return_what_they_showed() -> None:
     texts = ["Some plain words that stand between, one after the other. " * 8]
     tokenizer = AutoTokenizer.from_pretrained(model_path())
-    first = recall_sequences(tokenizer, texts, 6, max_length=500)
-    again = recall_sequences(tokenizer, texts, 6, max_length=500)
-    other = recall_sequences(tokenizer, texts, 6, max_length=500, seed=1)
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
-    letters = tokenizer.decode(first[1][0], skip_special_tokens=True)
+    first = calibration_exercises(tokenizer, texts, 6, max_length=500)
+    assert calibration_exercises(tokenizer, texts, 6, max_length=500) == first
+    other = calibration_exercises(tokenizer, texts, 6, max_length=500, seed=1)
+    assert not set(first) & set(other)
+    letters = tokenizer.decode(first[1].token_ids, skip_special_tokens=True)
     shown = letters.split("\n")[0]
     assert len(shown) > 20
     assert letters.endswith("\n" + shown)
-    assert all(ids.shape[1] <= 40 for ids in recall_sequences(tokenizer, texts, 4, max_length=40))
+
+
+def test_calibration_exercises_are_cut() -> None:
+    texts = ["Some plain words that stand between, one after the other. " * 8]
+    tokenizer = AutoTokenizer.from_pretrained(model_path())
+    whole = calibration_exercises(tokenizer, texts, 4, max_length=500)
+    longest = max(len(exercise.token_ids) for exercise in whole)
+    for before, cut in zip(
+        whole, calibration_exercises(tokenizer, texts, 4, max_length=longest - 3), strict=True
+    ):
+        assert cut.token_ids == before.token_ids[: longest - 3]
+        assert cut.answer_positions == tuple(i for i in before.answer_positions if i < longest - 3)
 
 
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({}, 0),
-        ({"state_ratio": 2.0}, 32),
-        ({"state_ratio": 2.0, "num_calibration_samples": 4}, 8),
-        ({"state_ratio": 2.0, "num_recall_samples": 0}, 0),
+        ({}, 32),
+        ({"num_calibration_samples": 4}, 8),
+        ({"num_recall_samples": 0}, 0),
         ({"num_recall_samples": 3}, 3),
     ],
     ids=str,
 )
-def test_exercises_join_where_states_are_compressed(settings: dict, expected: int) -> None:
+def test_exercises_join_the_text(settings: dict, expected: int) -> None:
     config = CompressionConfig(**settings)
     texts = ["Some plain words that stand between, one after the other. " * 8]
-    plain = calibration_sequences(word_tokenizer(), texts, replace(config, num_recall_samples=0))
-    assert len(calibration_sequences(word_tokenizer(), texts, config)) == len(plain) + expected
+    found = calibration_sequences(word_tokenizer(), texts, config)
+    assert (len(found.texts), len(found.exercises)) == (1, expected)

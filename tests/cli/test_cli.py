@@ -226,7 +226,10 @@ def test_output_names_what_was_calibrated_on(
 ) -> None:
     assert main(["inspect", str(converted)]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("calibrated on python-docs: 4 sequences, 512 tokens\n")
+    first = out.splitlines()[0]
+    assert re.fullmatch(
+        r"calibrated on python-docs: 4 sequences, 512 tokens; [1-8] exercises in remembering", first
+    )
     assert "nats/token on the calibration text itself" in out  # too few sequences to hold any out
     assert max(map(len, out.split("bytes per token")[0].splitlines())) <= 100
 
