@@ -32,6 +32,7 @@ def test_bytes_per_token() -> None:
         ({"key_rank": 11}, "key_rank=11 .*exceeds kv_lora_rank=10"),
         ({"value_rank": 12}, "value_rank=12 .*exceeds kv_lora_rank=10"),
         ({"read_mode": "guess"}, "read_mode='guess' is unknown; one of"),
+        ({"head_groups": 2}, "do not hold equally many channels of head_groups=2"),
         ({"exact_sinks": 4}, "exact_sinks=4 and exact_window=0 has exact_channels=0"),
         ({"exact_channels": 24}, "exact_window=0 has exact_channels=24"),
         ({"read_mode": "rotate", "block_slots": 64}, "method='joint' has read_mode='rotate'"),
