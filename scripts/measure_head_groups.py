@@ -2,8 +2,8 @@
 
     python -m scripts.measure_head_groups MODEL --text FILE --groups 1 3 --ratios 4 8
 
-Calibrates once, and plans the model for every number of groups and every ratio: bytes per token are
-those that as many devices hold together, and losses those of keys and values on held-out
+Calibrates once, and plans joint latents for every number of groups and every ratio: bytes per token
+are those that as many devices hold together, and losses those of keys and values on held-out
 calibration text, predicted by second moments, as `convert` prints them. Exact tokens, which spare a
 part of it, are left out. Last comes the result as one line of JSON.
 """
@@ -70,6 +70,7 @@ def _records(given: argparse.Namespace) -> list[dict[str, Any]]:
     configs = [
         CompressionConfig(
             compression_ratio=ratio,
+            objective="memory",
             head_groups=groups,
             num_calibration_samples=given.calibration_samples,
             max_calibration_length=given.max_length,
@@ -91,7 +92,6 @@ def _records(given: argparse.Namespace) -> list[dict[str, Any]]:
             "groups": config.head_groups,
             "bytes per token": config.head_groups * plan.bytes_on_each(config.head_groups),
             "held-out loss": plan.held_out_loss,
-            "kinds": sorted({latent.method for latent in plan.latents}),
         }
         print(record, flush=True)
         records.append(record)
