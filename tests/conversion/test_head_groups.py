@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from cacheshrink_hybrid import load_mla_model, save_mla_model
+from cacheshrink_hybrid.config import CompressionConfig
+from cacheshrink_hybrid.conversion.refusals import check_convertible
 from cacheshrink_hybrid.errors import NotSupportedError, PlanError
 from cacheshrink_hybrid.families import model_spec
 from cacheshrink_hybrid.latents.attention.module import LatentAttention
@@ -16,6 +18,7 @@ from cacheshrink_hybrid.model.attached_plan import plan_of
 from cacheshrink_hybrid.training import MLATrainer, cut_ranks
 from cacheshrink_hybrid.training.attachment import Attachment
 from cacheshrink_hybrid.training.settings import TrainingConfig
+from tests.families.tiny_configs import tiny_model
 from tests.models import (
     calibration_ids,
     converted_copy,
@@ -85,7 +88,14 @@ def test_the_plan_tells_of_groups() -> None:
     assert "groups of heads" not in plain.plan.table(model_spec(plain.source.config))
 
 
-def test_heads_that_cannot_be_divided_are_refused() -> None:
+def test_heads_that_cannot_be_divided_are_refused_before_text_is_read() -> None:
+    config, source = CompressionConfig(head_groups=3), pair("llama").source
+    with pytest.raises(PlanError, match="head_groups=3 does not divide the 2 key heads"):
+        check_convertible(model_spec(source.config), config)
+    with pytest.raises(PlanError, match="head_groups=2 does not divide the 1 key heads"):
+        check_convertible(
+            model_spec(tiny_model("deepseek_v3").config), CompressionConfig(head_groups=2)
+        )
     with pytest.raises(PlanError, match="head_groups=3 does not divide the 2 key heads"):
         converted_copy(pair("llama").source, 2.0, head_groups=3)
 

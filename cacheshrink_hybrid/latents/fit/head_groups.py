@@ -43,6 +43,16 @@ def grouped_bases(
     return Bases((seen,), spectra, at)
 
 
+def check_groups(num_heads: int, num_groups: int) -> None:
+    """Raise `PlanError` unless the key heads of a layer can be divided into so many groups."""
+    if num_heads % num_groups:
+        divisors = [n for n in range(1, num_heads + 1) if num_heads % n == 0]
+        raise PlanError(
+            f"head_groups={num_groups} does not divide the {num_heads} key heads of a layer; give "
+            f"one of {', '.join(map(str, divisors))}"
+        )
+
+
 def group_places(unit: Unit, num_groups: int) -> list[Tensor]:
     """Places of each group's keys, and behind them of its values, in y = [k; v].
 
@@ -51,13 +61,7 @@ def group_places(unit: Unit, num_groups: int) -> list[Tensor]:
     """
     if unit.keys is None:
         raise PlanError("groups of heads need the number of heads; give the unit its `keys`")
-    heads = unit.keys.num_heads
-    if heads % num_groups:
-        divisors = [n for n in range(1, heads + 1) if heads % n == 0]
-        raise PlanError(
-            f"head_groups={num_groups} does not divide the {heads} key heads of a layer; give one "
-            f"of {', '.join(map(str, divisors))}"
-        )
+    check_groups(unit.keys.num_heads, num_groups)
     places = torch.arange(len(unit.mean))
     halves = places.tensor_split((unit.key_width,))
     keys, values = (half.chunk(num_groups) for half in halves)
