@@ -38,6 +38,9 @@ class CompressionConfig:
             width and 0; 16 stores latents as they are, in the model's dtype. `fp8` (e4m3),
             `fp8_e5m2`, `fp16` and `bf16` store all kept channels in that number format.
         hadamard: mix the channels of each run by a Hadamard matrix before they are coded.
+        head_groups: groups of key heads, of equal size and side by side, whose keys and values have
+            latents of their own, so that as many devices can hold a part of each row (vLLM's
+            `tensor_parallel_size`). 1: heads share what they have in common, which loses least.
         exact_sinks: first tokens of a sequence that stay at 16 bits, beside few-bit rows, in layers
             without a sliding window. None: 4 where rows have few bits, else 0.
         exact_window: most recent tokens that stay at 16 bits. None: 32 where rows have few bits,
@@ -85,6 +88,7 @@ class CompressionConfig:
     device_profile: str = AUTO
     cache_bits: int | str = "auto"
     hadamard: bool = False
+    head_groups: int = 1
     exact_sinks: int | None = None
     exact_window: int | None = None
     metric: str = "fisher"

@@ -52,6 +52,7 @@ def setting_faults(config: Any) -> Iterator[str]:
     yield from _counts(config, least=1, names=("cross_layer_group_size",))
     yield from _counts(config, least=0, names=("xkv_skip_early_layers",))
     yield from _faults_of_decoupling(config)
+    yield from _faults_of_groups(config)
     if config.keep_early_layers_original and config.xkv_skip_early_layers == 0:
         yield (
             "keep_early_layers_original=True needs xkv_skip_early_layers >= 1, "
@@ -120,6 +121,23 @@ def _faults_of_decoupling(config: Any) -> Iterator[str]:
             f"metric={config.metric!r} does not say what rotation is worth, which "
             f"compression_method={kind.name!r} has to weigh; leave metric out, or calibrate "
             "where it is 'none'"
+        )
+
+
+def _faults_of_groups(config: Any) -> Iterator[str]:
+    fault, kind = count_fault("head_groups", config.head_groups, 1), config.latent_kind
+    if fault is not None:
+        yield fault
+    elif config.head_groups > 1 and kind is not None and not kind.groups_heads:
+        yield (
+            f"head_groups={config.head_groups} divides latents by heads, and those of "
+            f"compression_method={kind.name!r} are of all heads; leave it out, or give another "
+            "method"
+        )
+    elif config.head_groups > 1 and config.d_latent is not None:
+        yield (
+            f"d_latent={config.d_latent} counts channels of all heads, and head_groups="
+            f"{config.head_groups} divides them; give a compression_ratio instead"
         )
 
 

@@ -51,6 +51,7 @@ class LatentKind:
         ranked: its bases have spectra, so that ranks can be given or be equal everywhere; else
             channels are chosen one by one.
         coded: its latents can be coded in few bits.
+        groups_heads: groups of heads can have latents of their own (`head_groups`).
     """
 
     name: str
@@ -63,6 +64,7 @@ class LatentKind:
     rotary_only: bool = False
     ranked: bool = True
     coded: bool = True
+    groups_heads: bool = True
 
     @property
     def mixes_keys(self) -> bool:
@@ -164,6 +166,7 @@ LATENT_KINDS: dict[str, LatentKind] = {
                 "keep_early_layers_original",
             ),
             coded=False,
+            groups_heads=False,
         ),
         LatentKind(
             name="per_head",
@@ -199,6 +202,7 @@ LATENT_KINDS: dict[str, LatentKind] = {
             read_mode="decoupled",
             rotary_only=True,
             coded=False,
+            groups_heads=False,
         ),
     )
 }

@@ -6,6 +6,7 @@ config; the weights come from the checkpoint. It prints as a table and travels a
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -69,6 +70,16 @@ class CompressionPlan:
         """KV bytes per token after conversion, over all layers."""
         stored = sum(latent.bytes_per_token * len(latent.layer_ids) for latent in self.latents)
         return self.kept_bytes_per_token + stored
+
+    @property
+    def head_groups(self) -> int:
+        """Groups of heads with latents of their own in every layer; 1 where there are none."""
+        return math.gcd(*(latent.head_groups for latent in self.latents)) or 1
+
+    def bytes_on_each(self, devices: int) -> int:
+        """KV bytes per token on each of so many devices that heads are split over."""
+        stored = sum(x.part(devices).bytes_per_token * len(x.layer_ids) for x in self.latents)
+        return self.kept_bytes_per_token // devices + stored
 
     @property
     def compression_ratio(self) -> float:
@@ -217,6 +228,11 @@ def plan_table(plan: CompressionPlan, spec: ModelSpec) -> str:
         )
     if any(latent.joint_loss is not None for latent in plan.latents):
         lines.append(kinds_line(plan))
+    if plan.head_groups > 1:
+        lines.append(
+            f"{plan.head_groups} groups of heads have latents of their own: on each of so many "
+            f"devices a token takes {plan.bytes_on_each(plan.head_groups)} bytes"
+        )
     if plan.exact_bytes(1):
         lines.append(exact_tokens_line(plan))
     if plan.source_state_bytes:

@@ -5,9 +5,11 @@
 
 Nothing is measured. A group of `--ranks` devices holds the model once, its heads split over them;
 all `--devices` hold it as often as they can, and share the requests. What weights leave of
-`--share` of the memory is cache. Keys and values of 16, 8 and 4 bits are split with their heads; a
-compressed row serves all heads, and every device of a group has all rows. The time of a step is
-that of reading the weights and each request's context once, by the model of the device
+`--share` of the memory is cache. Keys and values of 16, 8 and 4 bits are split with their heads. A
+compressed row that serves all heads is whole on every device of a group; one that is converted with
+as many `head_groups` as the group has devices ("split") is divided with the heads. What makes
+latents is on every device, beside its share of the other weights. The time of a step is that of
+reading the weights and each request's context once, by the model of the device
 (`latents.fit.read_time`), at the data sheet's rates, which no kernel reaches; formats of other
 engines are taken to multiply at 16 bits. Traffic between devices is left out. How many channels a
 latent keeps is found by calibration and not known here: `--kept` gives a share of them for each
@@ -24,6 +26,7 @@ from typing import Any
 
 from cacheshrink_hybrid.device_profile import DeviceProfile
 from cacheshrink_hybrid.errors import ConfigError
+from cacheshrink_hybrid.latents.fit.bits import WIDE_ROW_ALIGNMENT
 from cacheshrink_hybrid.latents.fit.read_time import Reading, Work
 from cacheshrink_hybrid.methods import LATENT_KINDS
 from cacheshrink_hybrid.spec import BYTES_16BIT
@@ -62,12 +65,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name, per_device in _formats(given, ranks)
     ]
     for ranks in given.ranks:
-        for ratio, kept in zip(given.ratios, given.kept, strict=True):
-            for kind in KINDS:
-                reading = _reading(given, ranks, kind, ratio, kept)
-                launches = reading.launches(profile)
-                name = f"{kind}, {ratio:g}x"
-                rows.append(_row(given, profile, ranks, name, reading.row_bytes, launches))
+        for groups in sorted({1, ranks}):
+            for ratio, kept in zip(given.ratios, given.kept, strict=True):
+                for kind in KINDS:
+                    reading = _reading(given, ranks, kind, ratio, kept, groups)
+                    launches = reading.launches(profile)
+                    name = f"{kind}, {ratio:g}x" + ", split" * (groups > 1)
+                    more = _more_weights(given, ranks, kind, kept)
+                    rows.append(
+                        _row(given, profile, ranks, name, reading.row_bytes, launches, more)
+                    )
     unused = ("json", "threads", "seed")
     settings = {key: value for key, value in vars(given).items() if key not in unused}
     result = {"environment": environment(), "settings": settings, "rows": rows}
@@ -85,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--heads", type=int, default=64, help="query heads")
     parser.add_argument("--key-heads", type=int, default=8)
     parser.add_argument("--head-dim", type=int, default=128)
+    parser.add_argument("--hidden", type=int, default=8192, help="hidden size")
     parser.add_argument("--parameters", type=float, default=70.6e9, help="of the model")
     parser.add_argument("--context", type=int, default=32768, help="tokens of one request")
     parser.add_argument("--requests", type=int, default=64, help="that all devices serve together")
@@ -143,11 +151,13 @@ def _products(given: argparse.Namespace, ranks: int) -> int:
 
 
 def _reading(
-    given: argparse.Namespace, ranks: int, kind: str, ratio: float, kept: float
+    given: argparse.Namespace, ranks: int, kind: str, ratio: float, kept: float, groups: int
 ) -> Reading:
-    """What one device does with one token: whole rows, and its own heads."""
+    """What one device does with one token: its own heads, on one of as many parts of rows as there
+    are groups of heads."""
     width = given.key_heads * given.head_dim
-    channels = round(kept * (2 * width if LATENT_KINDS[kind].joint else width))
+    channels = round(kept * (2 * width if LATENT_KINDS[kind].joint else width) / groups)
+    row_bytes = round(2 * width * BYTES_16BIT / ratio / groups)
     return Reading(
         method=kind,
         read_mode=LATENT_KINDS[kind].read_mode or "reconstruct",
@@ -156,8 +166,19 @@ def _reading(
         head_dim=given.head_dim,
         key_rank=channels,
         value_rank=channels,
-        row_bytes=round(2 * width * BYTES_16BIT / ratio),
+        row_bytes=row_bytes if groups == 1 else row_bytes - row_bytes % WIDE_ROW_ALIGNMENT,
     )
+
+
+def _more_weights(given: argparse.Namespace, ranks: int, kind: str, kept: float) -> float:
+    """Bytes of a device's weights beyond its share of the source's: what makes latents of the
+    layer's inputs, or of keys and values of all heads where keys are rotated first."""
+    both = 2 * given.key_heads * given.head_dim
+    channels = round(kept * both)
+    more = float(given.hidden * channels)
+    if LATENT_KINDS[kind].stores_rotated:
+        more = both * channels + given.hidden * both * (1 - 1 / ranks)
+    return given.layers * BYTES_16BIT * more
 
 
 def _row(
@@ -167,17 +188,20 @@ def _row(
     name: str,
     per_device: int,
     launches: tuple[Work, ...],
+    more_weights: float = 0.0,
 ) -> dict[str, Any]:
     """Of a format on all devices.
 
     Args:
         per_device: bytes of a token in one layer on one device.
         launches: that read it there.
+        more_weights: bytes of a device, beyond its share of the source's.
     """
     groups = given.devices // ranks
-    weights = given.parameters * BYTES_16BIT / ranks / profile.bandwidth
+    weights = (given.parameters * BYTES_16BIT / ranks + more_weights) / profile.bandwidth
     context = given.layers * given.context * sum(work.seconds(profile) for work in launches)
-    tokens = groups * int(_cache_bytes(given, ranks) / (given.layers * per_device))
+    room = _cache_bytes(given, ranks) - more_weights
+    tokens = groups * max(0, int(room / (given.layers * per_device)))
     return {
         "ranks": ranks,
         "groups": groups,

@@ -77,10 +77,14 @@ class RowFormat:
             gains=self.gains,
         )
 
-    def row_bytes(self, runs: Sequence[tuple[int, int]]) -> int:
-        """Bytes of a row of these (channels, bits), without drawing it."""
-        kinds = [(channels, self.kind(bits)) for channels, bits in runs]
-        return padded_row_bytes(
+    def row_bytes(self, runs: Sequence[tuple[int, int]], parts: int = 1) -> int:
+        """Bytes of a row of these (channels, bits), without drawing it.
+
+        Args:
+            parts: rows that hold equal shares of each run, each with a gain and padding of its own.
+        """
+        kinds = [(channels // parts, self.kind(bits)) for channels, bits in runs]
+        return parts * padded_row_bytes(
             sum(plane_bytes(channels, bits) for channels, kind in kinds for bits in kind.planes),
             has_gain=self.gains and any(kind.coded for _, kind in kinds),
             alignment=self.alignment,

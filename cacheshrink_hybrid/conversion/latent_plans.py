@@ -51,6 +51,7 @@ def latent_plan(
         exact_sinks=exact.sinks,
         exact_window=exact.window,
         exact_channels=part.width if any(exact) else 0,
+        head_groups=factors.num_groups,
         basis_group=factors.basis_group,
         predicted_loss=factors.loss * len(part.layer_ids),
         expected_error=factors.expected_error,

@@ -17,7 +17,7 @@ from ..latents.attention.native_parts import NativeParts
 from ..latents.attention.parts import AttentionParts
 from ..latents.fit.bits import CodedFactors, code_channels, row_alignment
 from ..latents.fit.choice import Choice, Reader, chosen_kinds
-from ..latents.fit.factors import Unit, make_unit
+from ..latents.fit.factors import LatentFactors, Unit, make_unit
 from ..latents.fit.held_out import HeldOutText
 from ..latents.fit.held_out_loss import held_out_loss
 from ..latents.fit.kinds import FullFactors, factorize, full_rank_factors
@@ -255,13 +255,21 @@ def _factors(
         return [
             CodedFactors(
                 factors=factor,
-                runs=((factor.encoder.shape[0], 16),),
+                runs=_uncoded_runs(factor),
                 row_format=config.row_format(alignment=1),
             )
             for factor in factorize(units, config, budget)
         ]
     full = full_rank_factors(units, config)
     return _coded(full, samples, config, budget, _formats(units, config))
+
+
+def _uncoded_runs(factor: LatentFactors) -> tuple[tuple[int, int], ...]:
+    """All channels at 16 bits; keys apart from values where groups of heads have both, since a run
+    holds the channels of one group behind those of the other."""
+    apart = factor.num_groups > 1 and factor.value_offset > 0
+    sizes = (factor.key_rank, factor.value_up.shape[1]) if apart else (factor.encoder.shape[0],)
+    return tuple((size, 16) for size in sizes)
 
 
 def _widths(config: CompressionConfig) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 from ..checkpoint.source_model import check_language_model, check_plain_weights
 from ..config import DEFAULT_RATIO, CompressionConfig
 from ..errors import ConfigError, NotSupportedError, PlanError, UnsupportedModelError
+from ..latents.fit.head_groups import check_groups
 from ..model.adapters import refuse_adapters
 from ..model.attached_plan import is_converted
 from ..spec import ModelSpec
@@ -41,6 +42,9 @@ def check_convertible(spec: ModelSpec, config: CompressionConfig) -> None:
             f"metric='score' weighs keys and values apart, and in the latents that this "
             f"{spec.model_type} model caches a channel is both; leave it out, or give 'fisher'"
         )
+    for layer in spec.attention_layers:
+        assert layer.attention is not None
+        check_groups(layer.attention.num_key_value_heads, config.head_groups)
     check_reachable(spec, config)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..codecs import RowCodec, RowFormat
@@ -51,6 +51,9 @@ class LatentPlan:
         exact_sinks: first tokens of a sequence that have an exact row as well.
         exact_window: most recent tokens, the last one included, that have an exact row as well.
         exact_channels: of an exact row, 2 * J * D; 0 where no token has one.
+        head_groups: groups of heads whose keys and values have channels of their own: a run holds
+            equally many of the first group, then of the second, and so on. 1 where all heads share
+            one latent.
         basis_group: number of the group of modules that share one basis; None if not shared.
         predicted_loss: expected loss of what was cut off, in units of the metric, summed over the
             layers served (nats per token for `fisher`), on the text that bases were fitted to.
@@ -77,6 +80,7 @@ class LatentPlan:
     exact_sinks: int = 0
     exact_window: int = 0
     exact_channels: int = 0
+    head_groups: int = 1
     basis_group: int | None = None
     predicted_loss: float = 0.0
     held_out_loss: float | None = None
@@ -102,6 +106,13 @@ class LatentPlan:
             raise PlanError(
                 f"key_rank={self.key_rank} or value_rank={self.value_rank} of layer "
                 f"{self.layer_ids[0]} exceeds kv_lora_rank={self.kv_lora_rank}"
+            )
+        sizes = (*(run.channels for run in self.runs), self.key_rank, self.value_rank)
+        if any(size % self.head_groups for size in sizes):
+            raise PlanError(
+                f"runs {self.widths} of layer {self.layer_ids[0]}, with key_rank={self.key_rank} "
+                f"and value_rank={self.value_rank}, do not hold equally many channels of "
+                f"head_groups={self.head_groups} groups of heads; convert the model again"
             )
         if self.keeps_exact != (self.exact_channels > 0):
             raise PlanError(
@@ -151,6 +162,35 @@ class LatentPlan:
         if self.row_format is not None:
             return self.row_format.row_bytes([(run.channels, run.bits) for run in self.runs])
         return sum(run.channels * run.bits // 8 for run in self.runs)
+
+    def splits_rows(self, parts: int) -> bool:
+        """Whether so many equal parts of the heads have channels of their own."""
+        return self.head_groups % parts == 0
+
+    def part(self, parts: int) -> LatentPlan:
+        """Of one of `parts` equal parts of the heads, which keeps its own channels of a row where
+        that many divide `head_groups`, and whole rows elsewhere."""
+        plan = replace(self, exact_channels=self.exact_channels // parts)
+        if not self.splits_rows(parts):
+            return plan
+        return replace(
+            plan,
+            kv_lora_rank=self.kv_lora_rank // parts,
+            key_rank=self.key_rank // parts,
+            value_rank=self.value_rank // parts,
+            runs=tuple(replace(run, channels=run.channels // parts) for run in self.runs),
+            head_groups=self.head_groups // parts,
+        )
+
+    def part_channels(self, number: int, parts: int) -> list[int]:
+        """Channels that part `number` of `parts` keeps, which divide `head_groups`."""
+        found: list[int] = []
+        first = 0
+        for run in self.runs:
+            share = run.channels // parts
+            found += range(first + number * share, first + (number + 1) * share)
+            first += run.channels
+        return found
 
     @property
     def keeps_exact(self) -> bool:

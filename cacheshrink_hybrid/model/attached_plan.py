@@ -10,7 +10,7 @@ from dataclasses import replace
 from transformers import PreTrainedModel
 
 from ..certificate import Certificate
-from ..errors import PlanError, UnsupportedModelError
+from ..errors import NotSupportedError, PlanError, UnsupportedModelError
 from ..plan import CompressionPlan
 from ..states.mixers.mixer import RecurrentMixer
 from ..states.plan import StatePlan
@@ -35,6 +35,23 @@ def plan_of(model: PreTrainedModel) -> CompressionPlan:
 
 def is_converted(model: PreTrainedModel) -> bool:
     return getattr(model, PLAN_ATTRIBUTE, None) is not None
+
+
+def refuse_head_groups(model: PreTrainedModel, purpose: str) -> None:
+    """Refuse a converted model whose groups of heads have latents of their own.
+
+    Args:
+        purpose: what it was given for, such as "training".
+
+    Raises:
+        NotSupportedError: naming the setting.
+    """
+    groups = plan_of(model).head_groups
+    if groups > 1:
+        raise NotSupportedError(
+            f"{purpose} does not keep apart the latents of {groups} groups of heads; convert with "
+            "head_groups=1 for that"
+        )
 
 
 def attach_certificate(model: PreTrainedModel, certificate: Certificate | None) -> None:

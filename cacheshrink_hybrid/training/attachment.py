@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from ..errors import ConfigError
 from ..latents.attention.module import LatentAttention
 from ..model.adapters import refuse_adapters
+from ..model.attached_plan import refuse_head_groups
 from ..model.original_model import (
     has_original_weights,
     keep_source_values,
@@ -55,6 +56,7 @@ class Attachment:
         if hasattr(model, BASES):
             raise ConfigError("the model is being trained already; wait for the other trainer")
         refuse_adapters(model, "training")
+        refuse_head_groups(model, "training")
         self.model = model
         self.config = config
         self.modules = latent_modules(model)

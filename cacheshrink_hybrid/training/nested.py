@@ -18,7 +18,7 @@ from ..headwise_linear import HeadwiseLinear, by_head, in_runs
 from ..latents.attention.module import LatentAttention
 from ..latents.plan import ChannelRun, LatentPlan
 from ..model.adapters import refuse_adapters
-from ..model.attached_plan import PLAN_ATTRIBUTE, plan_of
+from ..model.attached_plan import PLAN_ATTRIBUTE, plan_of, refuse_head_groups
 from .targets import latent_layers
 
 CODED_STEP = 8
@@ -50,6 +50,7 @@ def cut_ranks(model: PreTrainedModel, share: float) -> PreTrainedModel:
     if not 0 < share <= 1:
         raise ConfigError(f"share={share!r} must be above 0 and at most 1")
     refuse_adapters(model, "cutting ranks")
+    refuse_head_groups(model, "cutting ranks")
     plan = plan_of(model)
     shared: Shared = {}
     plans: dict[tuple[int, ...], LatentPlan] = {}

@@ -24,7 +24,7 @@ from transformers.integrations import is_tensorboard_available
 from ..errors import ConfigError
 from ..evaluation.perplexity import score_sequences
 from ..model.adapters import refuse_adapters
-from ..model.attached_plan import attach_certificate, plan_of
+from ..model.attached_plan import attach_certificate, plan_of, refuse_head_groups
 from ..model.original_model import has_original_weights
 from .arguments import autocast, check_launcher, computes_in_bf16, training_arguments
 from .attachment import Attachment
@@ -104,6 +104,7 @@ class MLATrainer:
         self.output_dir = None if output_dir is None else Path(output_dir)
         refuse_adapters(model, "MLATrainer")
         plan = plan_of(model)
+        refuse_head_groups(model, "MLATrainer")
         self.config = chosen.resolved(
             has_original=teacher_model is not None or has_original_weights(model)
         )

@@ -18,6 +18,7 @@ from ..kernels.backend import Backend
 from ..kernels.latents.paged_rows import PagedRows
 from ..kernels.latents.row_reference import gather_latents
 from ..latents.attention.head import LatentHead
+from .own_heads import SplitHead
 from .paged_attention import NewTokens, PagedStep, attend_paged
 
 TOLERANCE = 0.05
@@ -65,8 +66,7 @@ class Blocks:
 
 def check_memory(
     name: str,
-    writer: LatentHead,
-    reader: LatentHead,
+    heads: SplitHead,
     like: Tensor,
     rows: PagedRows,
     exact: PagedRows | None,
@@ -77,7 +77,7 @@ def check_memory(
 
     Args:
         name: of the layer.
-        writer, reader: see `attend_paged`.
+        heads: the layer's.
         like: a tensor of the activations' type, on their device.
         rows, exact: the layer's in the whole memory, which nobody uses yet; blocks that are used
             hold zeros afterwards.
@@ -85,15 +85,15 @@ def check_memory(
     """
     last = rows.num_frames - 1
     coded = Blocks(rows, sorted({0, last // 2, last}))
-    heads = [_without_exact(head) for head in (writer, reader)]
-    _try_out(name, heads[0], heads[1], like, coded, None, coded.num_tokens, backend)
+    without = SplitHead(_without_exact(heads.whole), _without_exact(heads.own), heads.share)
+    _try_out(name, without, like, coded, None, coded.num_tokens, backend)
     if exact is None:
         return
     others = {1, last // 2 + 1, last - 1}.difference(coded.places)
     beside = Blocks(exact, sorted(place for place in others if 0 <= place <= last))
     if beside.places:
         num_tokens = min(coded.num_tokens, beside.num_tokens)
-        _try_out(name, writer, reader, like, coded, beside, num_tokens, backend)
+        _try_out(name, heads, like, coded, beside, num_tokens, backend)
 
 
 def _without_exact(head: LatentHead) -> LatentHead:
@@ -105,8 +105,7 @@ def _without_exact(head: LatentHead) -> LatentHead:
 @torch.no_grad()
 def _try_out(
     name: str,
-    writer: LatentHead,
-    reader: LatentHead,
+    heads: SplitHead,
     like: Tensor,
     coded: Blocks,
     exact: Blocks | None,
@@ -114,10 +113,10 @@ def _try_out(
     backend: Backend,
 ) -> None:
     """Compare what one request of so many tokens reads there, and in memory of its own."""
-    new = _drawn_tokens(writer, reader, like, num_tokens)
+    new = _drawn_tokens(heads, like, num_tokens)
     apart = coded.apart(), None if exact is None else exact.apart()
-    found = _run(writer, reader, new, coded, exact, backend)
-    due = _run(writer, reader, new, *apart, "torch")
+    found = _run(heads, new, coded, exact, backend)
+    due = _run(heads, new, *apart, "torch")
     kept = [("coded rows", coded, apart[0])]
     if exact is not None and apart[1] is not None:
         kept.append(("exact rows", exact, apart[1]))
@@ -137,27 +136,28 @@ def _try_out(
             )
 
 
-def _drawn_tokens(
-    writer: LatentHead, reader: LatentHead, like: Tensor, num_tokens: int
-) -> NewTokens:
+def _drawn_tokens(heads: SplitHead, like: Tensor, num_tokens: int) -> NewTokens:
     """Tokens whose queries look at all others about as much."""
+    whole, own = heads.whole, heads.own
     generator = torch.Generator(like.device).manual_seed(0)
 
     def drawn(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, device=like.device).to(like.dtype)
 
-    query = drawn(num_tokens, reader.num_attention_heads, reader.head_dim)
-    latent, source = drawn(num_tokens, writer.plan.kv_lora_rank), None
-    if writer.stores_rotated:
-        source = drawn(num_tokens, writer.width)
-        latent = writer.latent_in_block(source[None], 0)[0]
-    angles = None if reader.rotary is None else reader.rotary.angles(num_tokens, query)
-    asked = reader.queries(query.transpose(0, 1)[None], angles)
-    products = reader.products(asked, reader.keys(latent[None], angles, 0)) * reader.scale
-    exact = drawn(num_tokens, reader.width) if reader.exact_codec is not None else None
+    query = drawn(num_tokens, own.num_attention_heads, own.head_dim)
+    latent, source = drawn(num_tokens, whole.plan.kv_lora_rank), None
+    if whole.stores_rotated:
+        source = drawn(num_tokens, whole.width)
+        latent = whole.latent_in_block(source[None], 0)[0]
+    angles = None if own.rotary is None else own.rotary.angles(num_tokens, query)
+    asked = own.queries(query.transpose(0, 1)[None], angles)
+    products = (
+        own.products(asked, own.keys(heads.own_channels(latent)[None], angles, 0)) * own.scale
+    )
+    exact = drawn(num_tokens, own.width) if own.exact_codec is not None else None
     return NewTokens(
         query=query / products.float().std().clamp_min(1).to(query.dtype),
-        latent=None if writer.stores_rotated else latent,
+        latent=None if whole.stores_rotated else latent,
         key_value=source,
         exact=exact,
         positions=torch.arange(num_tokens, device=like.device),
@@ -165,8 +165,7 @@ def _drawn_tokens(
 
 
 def _run(
-    writer: LatentHead,
-    reader: LatentHead,
+    heads: SplitHead,
     new: NewTokens,
     coded: Blocks,
     exact: Blocks | None,
@@ -190,7 +189,5 @@ def _run(
             if blocks is not None
         ]
         beside = None if exact is None else (exact.rows, steps[1])
-        found.append(
-            attend_paged(writer, reader, part, coded.rows, steps[0], beside, backend=backend)
-        )
+        found.append(attend_paged(heads, part, coded.rows, steps[0], beside, backend=backend))
     return torch.cat(found)

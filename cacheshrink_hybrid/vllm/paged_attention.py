@@ -22,10 +22,10 @@ from ..latents.attention.head import LatentHead
 from ..latents.attention.kernel_view import latent_read
 from ..latents.attention.pool_read import (
     ExactTable,
-    append_to_pool,
     read_exact_in_frames,
     read_pool,
 )
+from .own_heads import SplitHead
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
@@ -97,8 +97,7 @@ class NewTokens:
 
 
 def attend_paged(
-    writer: LatentHead,
-    reader: LatentHead,
+    heads: SplitHead,
     new: NewTokens,
     rows: PagedRows,
     step: PagedStep,
@@ -109,19 +108,17 @@ def attend_paged(
     """Writes the rows of new tokens, and returns heads' outputs (N, H*D) over their requests.
 
     Args:
-        writer: the layer with all its heads, of which rows are made.
-        reader: the layer with the heads whose queries these are; another than `writer` where heads
-            are split over processes.
+        heads: the layer; H are those of its process.
         rows: the layer's blocks.
         exact: blocks with its exact rows, and where those of the same tokens lie; None where no
             token stays exact.
         backend: runs the kernels.
     """
-    latent = new.latent
+    reader, latent = heads.own, new.latent
     if latent is None:
         assert new.key_value is not None
-        latent = writer.latent_in_block(new.key_value[:, None], new.positions[:, None])[:, 0]
-    append_to_pool(writer, latent, rows, step.slot_mapping, backend=backend)
+        latent = heads.whole.latent_in_block(new.key_value[:, None], new.positions[:, None])[:, 0]
+    heads.append(latent, rows, step.slot_mapping, backend)
     if exact is not None:
         assert new.exact is not None
         channels = reader.exact_channels(new.exact[None])[0]

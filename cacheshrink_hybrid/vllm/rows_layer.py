@@ -9,10 +9,10 @@ from vllm.forward_context import get_forward_context
 
 from ..errors import KernelUnavailableError
 from ..kernels.backend import Backend
-from ..latents.attention.head import LatentHead
 from ..latents.attention.kernel_view import row_layout, why_not
 from .cache_layers import CachedRows, ExactRows, TokenRows
 from .memory_check import check_memory
+from .own_heads import SplitHead
 from .paged_attention import NewTokens, attend_paged
 
 
@@ -21,7 +21,7 @@ class LatentRows:
 
     Args:
         layer: its number.
-        writer, reader: see `attend_paged`.
+        heads: its heads, those of this process among them.
         like: a tensor of the activations' type, on their device.
 
     Attributes:
@@ -31,8 +31,8 @@ class LatentRows:
     tokens: TokenRows
     exact: ExactRows | None = None
 
-    def __init__(self, layer: int, writer: LatentHead, reader: LatentHead, like: Tensor) -> None:
-        self.layer, self.writer, self.reader, self.like = layer, writer, reader, like
+    def __init__(self, layer: int, heads: SplitHead, like: Tensor) -> None:
+        self.layer, self.heads, self.reader, self.like = layer, heads, heads.own, like
 
     def check(self) -> None:
         """Raise `KernelUnavailableError` if these rows are not read where they lie; to be called
@@ -58,8 +58,7 @@ class LatentRows:
             exact = self.exact.blocks(self.layer), steps[self.exact.name]
         count = step.num_tokens
         output[:count] = attend_paged(
-            self.writer,
-            self.reader,
+            self.heads,
             new.between(0, count),
             self.tokens.blocks(self.layer),
             step,
@@ -81,8 +80,7 @@ class LatentRows:
             exact = self.exact.blocks(self.layer)
         check_memory(
             f"layer {self.layer}",
-            self.writer,
-            self.reader,
+            self.heads,
             self.like,
             self.tokens.blocks(self.layer),
             exact,
@@ -97,7 +95,7 @@ def share_blocks(layers: Sequence[LatentRows], prefix: str) -> list[CachedRows]:
         prefix: of a layer, as vLLM names it.
     """
     dtype = layers[0].like.dtype
-    tokens = TokenRows(f"{prefix}.rows", {x.layer: row_layout(x.writer, dtype) for x in layers})
+    tokens = TokenRows(f"{prefix}.rows", {x.layer: row_layout(x.reader, dtype) for x in layers})
     found: list[CachedRows] = [tokens]
     exact, layouts = None, {}
     for x in layers:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..errors import NotSupportedError
-from ..latents.plan import LatentPlan
 from ..plan import CompressionPlan
 from ..spec import ModelSpec
 
@@ -73,13 +72,16 @@ def refuse_unsupported(deployment: Deployment, plan: CompressionPlan, spec: Mode
 def told_bytes(plan: CompressionPlan, ranks: int) -> tuple[str, bool]:
     """What a token takes on one device of those that heads are split over, in words, and whether
     that is less than the device would hold of keys and values at 16 bits."""
-    ours, source = plan.bytes_per_token, plan.source_bytes_per_token // ranks
+    ours, source = plan.bytes_on_each(ranks), plan.source_bytes_per_token // ranks
     words = (
         f"a token takes {ours:,} bytes on each device, where keys and values of 16 bits take "
         f"{source:,}"
     )
-    if ranks > 1:
-        words += f"; tensor_parallel_size={ranks} splits these, and rows are whole on every device"
+    if ranks > 1 and not all(entry.splits_rows(ranks) for entry in plan.latents):
+        words += (
+            f"; tensor_parallel_size={ranks} splits these, and rows are whole on every device: "
+            f"convert with head_groups={ranks} to split both"
+        )
     return words, ours < source
 
 
@@ -181,15 +183,10 @@ def _unsplit_heads(plan: CompressionPlan, spec: ModelSpec, ranks: int) -> Iterat
                 f"heads of layer {layer.layer_idx}; give one that divides both"
             )
             return
-    own = [entry for entry in plan.latents if not _splits(entry)]
+    own = [entry for entry in plan.latents if entry.kind.per_head and not entry.splits_rows(ranks)]
     if own:
         yield (
             f"tensor_parallel_size={ranks} splits key heads, and rows of method={own[0].method!r} "
-            f"(layer {own[0].layer_ids[0]}) hold channels of each head's own; convert with "
-            "compression_method='joint' or objective='memory', or leave tensor_parallel_size at 1"
+            f"(layer {own[0].layer_ids[0]}) hold channels of each head's own beside values of all "
+            f"heads; convert with head_groups={ranks}, or leave tensor_parallel_size at 1"
         )
-
-
-def _splits(plan: LatentPlan) -> bool:
-    """Whether some heads alone can be read from whole rows."""
-    return not plan.kind.per_head

@@ -214,3 +214,19 @@ def retrieval(results: Results) -> str:
 
 def _with_error(value: float, error: float, sign: str = "") -> str:
     return f"{value:{sign}.3f} +- {error:.3f}"
+
+
+def lost_by_groups(results: Results) -> str:
+    """Predicted losses of keys and values by groups of heads; a row for each ratio."""
+    settings, records = results[0]["settings"], results[0]["records"]
+    groups = sorted({record["groups"] for record in records})
+    found = {(record["ratio"], record["groups"]): record for record in records}
+    head = (
+        f"{settings['model']}, predicted loss in nats per token",
+        *("1 group of heads" if n == 1 else f"{n} groups" for n in groups),
+    )
+    rows = [
+        (f"{ratio:g}x", *(f"{found[ratio, n]['held-out loss']:.4f}" for n in groups))
+        for ratio in sorted({record["ratio"] for record in records})
+    ]
+    return table(head, rows)

@@ -566,6 +566,15 @@ STUDIES = (
         shown=speed.predicted_reading,
     ),
     Study(
+        name="groups of heads",
+        commands=(
+            f"python -m scripts.measure_head_groups {_REAL} --text $DATA/wikitext-2/valid.txt "
+            f"--groups 1 3 --calibration-samples 20 --threads 1 --json {RESULTS}/head_groups.json",
+        ),
+        results=("head_groups.json",),
+        shown=quality.lost_by_groups,
+    ),
+    Study(
         name="predicted serving",
         commands=(f"python -m scripts.predict_serving --json {RESULTS}/predict_serving.json",),
         results=("predict_serving.json",),

@@ -32,6 +32,7 @@ def test_bytes_per_token() -> None:
         ({"key_rank": 11}, "key_rank=11 .*exceeds kv_lora_rank=10"),
         ({"value_rank": 12}, "value_rank=12 .*exceeds kv_lora_rank=10"),
         ({"read_mode": "guess"}, "read_mode='guess' is unknown; one of"),
+        ({"head_groups": 2}, "do not hold equally many channels of head_groups=2"),
         ({"exact_sinks": 4}, "exact_sinks=4 and exact_window=0 has exact_channels=0"),
         ({"exact_channels": 24}, "exact_window=0 has exact_channels=24"),
         ({"read_mode": "rotate", "block_slots": 64}, "method='joint' has read_mode='rotate'"),
@@ -94,3 +95,16 @@ def test_shares_that_are_not_even(runs, key_rank: int, num_heads: int) -> None:
     message = f"do not share {key_rank} key channels evenly among {num_heads} heads"
     with pytest.raises(PlanError, match=message):
         _per_head(*runs, key_rank=key_rank).key_shares(num_heads)
+
+
+def test_a_part_of_the_heads_has_its_share_of_every_run() -> None:
+    runs = (ChannelRun(channels=8, bits=16), ChannelRun(channels=4, bits=16))
+    ranks = {"kv_lora_rank": 12, "key_rank": 12, "value_rank": 12}
+    plan = dataclasses.replace(LATENT, runs=runs, head_groups=4, **ranks)
+    half = plan.part(2)
+    assert [run.channels for run in half.runs] == [4, 2]
+    assert (half.kv_lora_rank, half.key_rank, half.value_rank, half.head_groups) == (6, 6, 6, 2)
+    assert half.part(2) == plan.part(4) and half.bytes_per_token == plan.bytes_per_token / 2
+    assert plan.part_channels(1, 2) == [4, 5, 6, 7, 10, 11]
+    assert plan.part_channels(0, 1) == list(range(12))
+    assert plan.part(8) == plan.part(3) == plan  # whole rows

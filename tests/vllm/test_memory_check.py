@@ -15,6 +15,7 @@ from cacheshrink_hybrid.latents.attention.head import LatentHead
 from cacheshrink_hybrid.latents.attention.kernel_view import row_layout
 from cacheshrink_hybrid.vllm import memory_check
 from cacheshrink_hybrid.vllm.memory_check import check_memory
+from cacheshrink_hybrid.vllm.own_heads import SplitHead
 from tests.latents.attention.heads import head_of
 
 CASES = {
@@ -45,7 +46,8 @@ def _check(name: str, num_blocks: int = 40) -> PagedRows:
     case, method, settings = CASES[name]
     head = head_of(case, method, **settings)
     rows, exact = _memory(head, num_blocks)
-    check_memory("layer 0", head, head, torch.zeros(()), rows, exact, backend="torch")
+    heads = SplitHead.alone(head)
+    check_memory("layer 0", heads, torch.zeros(()), rows, exact, backend="torch")
     return rows
 
 
@@ -64,14 +66,14 @@ def test_rows_that_overwrite_others_are_found(name: str, monkeypatch: pytest.Mon
         return torch.where(blocks // size >= 39, blocks - 39 * size, blocks)
 
     def attend_folded(*given: Any, backend: str) -> Tensor:
-        *heads, new, rows, step, exact = given
+        heads, new, rows, step, exact = given
         if rows.num_frames == 40:
             step = replace(
                 step,
                 block_table=folded(step.block_table),
                 slot_mapping=folded(step.slot_mapping, rows.frame_tokens),
             )
-        return attend(*heads, new, rows, step, exact, backend=backend)
+        return attend(heads, new, rows, step, exact, backend=backend)
 
     monkeypatch.setattr(memory_check, "attend_paged", attend_folded)
     with pytest.raises(KernelUnavailableError, match="of layer 0 in blocks") as refusal:
@@ -84,10 +86,10 @@ def test_exact_rows_at_another_place_are_found(name: str, monkeypatch: pytest.Mo
     attend = memory_check.attend_paged
 
     def attend_shifted(*given: Any, backend: str) -> Tensor:
-        *heads, new, rows, step, exact = given
+        heads, new, rows, step, exact = given
         if exact is not None and rows.num_frames == 40:
             exact = exact[0], replace(exact[1], slot_mapping=exact[1].slot_mapping + 2)
-        return attend(*heads, new, rows, step, exact, backend=backend)
+        return attend(heads, new, rows, step, exact, backend=backend)
 
     monkeypatch.setattr(memory_check, "attend_paged", attend_shifted)
     with pytest.raises(KernelUnavailableError, match="layer 0"):

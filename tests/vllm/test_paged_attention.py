@@ -15,6 +15,7 @@ from cacheshrink_hybrid.kernels.numerics import INTERPRET
 from cacheshrink_hybrid.latents.attention.dense_read import read_latents
 from cacheshrink_hybrid.latents.attention.head import LatentHead
 from cacheshrink_hybrid.latents.attention.kernel_view import row_layout
+from cacheshrink_hybrid.vllm.own_heads import SplitHead
 from cacheshrink_hybrid.vllm.paged_attention import NewTokens, PagedStep, attend_paged
 from tests.latents.attention.heads import head_of
 from tests.tolerances import assert_same_computation
@@ -163,8 +164,7 @@ def test_pieces_of_requests_equal_the_module(name: str, backend: Backend, exact:
                 replace(paged, block_table=exact_table.clone(), slot_mapping=slots),
             )
         got = attend_paged(
-            head,
-            head,
+            SplitHead.alone(head),
             NewTokens(
                 query=new(queries),
                 latent=None if head.stores_rotated else new(latents),

@@ -16,6 +16,7 @@ WITHOUT = {
     "__init__.py",
     "blocks.py",
     "memory_check.py",
+    "own_heads.py",
     "paged_attention.py",
     "support.py",
 }

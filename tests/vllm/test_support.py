@@ -117,8 +117,12 @@ def test_rows_of_each_head_are_not_split() -> None:
     settings = {"method": "per_head", "ratio": 4.0, "cache_bits": "auto"}
     message = _refused(replace(HERE, tensor_parallel=2), **settings)
     assert "channels of each head's own" in message
+    assert "convert with head_groups=2, or leave tensor_parallel_size at 1" in message
     found = pair("llama", **settings)
     refuse_unsupported(HERE, found.plan, model_spec(found.source.config))
+    split = pair("llama", **settings, head_groups=2)
+    over_two = replace(HERE, tensor_parallel=2)
+    refuse_unsupported(over_two, split.plan, model_spec(split.source.config))
 
 
 def test_all_faults_are_told_at_once() -> None:
@@ -128,11 +132,16 @@ def test_all_faults_are_told_at_once() -> None:
 
 
 def test_bytes_are_told_of_one_device() -> None:
-    """Keys and values are split over devices, and rows are not."""
+    """Keys and values are split over devices; rows are where groups of heads have their own."""
     plan = pair("llama", ratio=4.0, cache_bits="auto").plan
     words, gains = told_bytes(plan, 1)
     assert gains and f"{plan.bytes_per_token:,} bytes on each device" in words
     assert f"16 bits take {plan.source_bytes_per_token:,}" in words and "splits" not in words
     words, gains = told_bytes(plan, 2)
     assert gains and f"take {plan.source_bytes_per_token // 2:,}; tensor_parallel_size=2" in words
+    assert "rows are whole on every device: convert with head_groups=2 to split both" in words
     assert not told_bytes(plan, 4)[1]
+    plan = pair("llama", ratio=4.0, cache_bits="auto", head_groups=2).plan
+    words, gains = told_bytes(plan, 2)
+    assert gains and f"takes {plan.bytes_on_each(2):,} bytes" in words and "whole" not in words
+    assert f"takes {plan.bytes_per_token:,} bytes" in told_bytes(plan, 1)[0]

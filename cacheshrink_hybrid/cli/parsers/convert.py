@@ -36,6 +36,7 @@ GROUPS = {
         "objective",
         "device_profile",
         "hadamard",
+        "head_groups",
         "exact_sinks",
         "exact_window",
         "cross_layer_group_size",

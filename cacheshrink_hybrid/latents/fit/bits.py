@@ -98,10 +98,12 @@ def code_channels(
     ]
     num_layers = [unit.num_layers for unit in units]
 
+    row_parts = [factor.num_groups for factor in factors]
+
     def fill(formats: Sequence[RowFormat]) -> Filling:
         pairs = zip(modules, formats, strict=True)
         found = [group for module, format in pairs for group in module.groups(format)]
-        chosen = water_fill(found, sorted(widths), budget_bytes, formats, num_layers)
+        chosen = water_fill(found, sorted(widths), budget_bytes, formats, num_layers, row_parts)
         return list(zip(found, chosen, strict=True))
 
     filling = fill(formats)
@@ -181,6 +183,9 @@ class _Module:
     def _chunks(self) -> list[tuple[Tensor, int]]:
         """Channels of each group, in the order of their losses, and the part that it belongs to."""
         length = run_channels(len(self.costs))
+        if self.factor.num_groups > 1:
+            # As many of each group, so that codes of any width fill whole bytes of its part.
+            length = max(length, (length // 2) * self.factor.num_groups)
         chunks = []
         for part, atoms in enumerate(self.factor.atoms()):
             order = self._dropped[atoms].sum(-1).argsort(descending=True, stable=True)
@@ -254,38 +259,38 @@ def _without_needless_gains(
 
 
 def _in_row_order(factor: LatentFactors, channels: Tensor, runs: Runs) -> Tensor:
-    """Kept channels in the order of a row: where heads have keys of their own, a run holds those of
-    head 0, then of head 1, and so on."""
-    if factor.key_heads is None:
-        return channels
-    head = torch.full((len(factor.encoder),), -1)
-    head[: factor.key_rank] = factor.key_heads
+    """Kept channels in the order of a row: where heads, or groups of them, have channels of their
+    own, a run holds those of the first, then of the second, and so on."""
+    owners = factor.owners
     parts = channels.split([length for length, _ in runs])
-    return torch.cat([part[head[part].argsort(stable=True)] for part in parts])
+    return torch.cat([part[owners[part].argsort(stable=True)] for part in parts])
 
 
 def _kept_channels(factor: LatentFactors, channels: Tensor) -> LatentFactors:
     """The factors with these channels only, in this order."""
     keys = channels[channels < factor.key_rank]
     values = channels[channels >= factor.value_offset] - factor.value_offset
-    heads = factor.key_heads
+    heads, groups = factor.key_heads, factor.channel_groups
     return replace(
         factor,
         encoder=factor.encoder[channels],
         key_up=factor.key_up[:, keys],
         value_up=factor.value_up[:, values],
         key_heads=None if heads is None else heads[keys],
+        channel_groups=None if groups is None else groups[channels],
     )
 
 
 def _mixed(factor: LatentFactors, runs: Runs, latents: Tensor) -> tuple[LatentFactors, Tensor]:
     """The factors in a basis where the channels of each run are mixed by a Hadamard matrix, and the
-    latents (tokens, R) in it. Keys in channels of each head's own stay as they are."""
+    latents (tokens, R) in it: those of each group of heads apart. Keys in channels of each head's
+    own stay as they are."""
     mixing = torch.eye(len(factor.encoder), dtype=torch.float64)
     start = 0
     for channels, bits in runs:
         if bits < 16 and (start >= factor.key_rank or LATENT_KINDS[factor.method].mixes_keys):
-            size = channels & -channels  # the largest power of two that divides it
+            own = channels // factor.num_groups
+            size = own & -own  # the largest power of two that divides it
             block = torch.block_diag(*[hadamard_matrix(size)] * (channels // size))
             mixing[start : start + channels, start : start + channels] = block
         start += channels

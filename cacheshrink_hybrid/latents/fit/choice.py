@@ -113,7 +113,8 @@ def chosen_kinds(
     ]
     if config.objective == "speed" or _has_room(found, config):
         for index, (unit, first) in enumerate(zip(units, coded, strict=True)):
-            budget = first.row_format.row_bytes(first.runs) * unit.num_layers
+            row_bytes = first.row_format.row_bytes(first.runs, config.head_groups)
+            budget = row_bytes * unit.num_layers
             for kind in _other_kinds(unit, config, profile):
                 full = full_factors(kind, unit, config)
                 (result,) = code_channels(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -134,6 +135,8 @@ class LatentFactors:
         costs: of errors in the channels, relative to each other, (R,); None if they are not coded.
         key_heads: where heads have channels of their own, the head that each key channel belongs
             to, (Rk,).
+        channel_groups: where groups of heads have latents of their own, the group that each channel
+            belongs to, (R,).
         rotary_frequencies: of a rotary key, whose pairs are the first channels, real parts before
             imaginary ones: the source's frequency of each pair. Then `mean` is zero, errors of keys
             are those at distance 0, and `error_bound` is `expected_error`.
@@ -151,6 +154,7 @@ class LatentFactors:
     basis_group: int | None = None
     costs: Tensor | None = None
     key_heads: Tensor | None = None
+    channel_groups: Tensor | None = None
     rotary_frequencies: tuple[int, ...] = ()
 
     @property
@@ -170,15 +174,26 @@ class LatentFactors:
 
     def atoms(self) -> list[Tensor]:
         """Channels that must stay side by side, (n, size) for each part that may be reordered."""
-        channels = torch.arange(self.encoder.shape[0])
+        owners = self.owners
         if LATENT_KINDS[self.method].joint:
-            return [channels[:, None]]
-        keys, values = channels[: self.key_rank], channels[self.key_rank :, None]
-        if self.key_heads is None:
-            return [keys[:, None], values]
-        # one channel of every head
-        own = keys[self.key_heads.argsort(stable=True)]
-        return [own.view(self.num_key_heads, -1).T, values]
+            return [_one_of_each(owners, 0)]
+        keys, values = owners.tensor_split((self.key_rank,))
+        return [_one_of_each(keys, 0), _one_of_each(values, self.key_rank)]
+
+    @property
+    def owners(self) -> Tensor:
+        """Who each channel belongs to, (R,): a head, a group of heads, or 0 for all heads."""
+        found = torch.zeros(self.encoder.shape[0], dtype=torch.int64)
+        if self.channel_groups is not None:
+            found = self.channel_groups.clone()
+        if self.key_heads is not None:
+            found[: self.key_rank] = self.key_heads
+        return found
+
+    @property
+    def num_groups(self) -> int:
+        """Groups of heads with latents of their own; 1 where all heads share one."""
+        return 1 if self.channel_groups is None else int(self.channel_groups.max()) + 1
 
     @property
     def num_key_heads(self) -> int:
@@ -241,10 +256,7 @@ def scaled_factors(
         key_heads: of the key channels, see `LatentFactors`.
     """
     full_up = _stacked(key_up, value_up, down.shape[0])
-    identity = torch.eye(len(unit.mean), dtype=torch.float64)
-    loss = max(0.0, projection_loss(full_up, down, unit.covariance, unit.metric))
-    error = max(0.0, projection_loss(full_up, down, unit.covariance, identity))
-    variance = float(unit.covariance.trace())
+    losses = _losses(full_up, down, unit)
     if group is None:
         scale = unit_scales(torch.einsum("rn,nm,rm->r", down, unit.covariance, down))
         down = down / scale[:, None]
@@ -256,13 +268,35 @@ def scaled_factors(
         key_up=key_up,
         value_up=value_up,
         mean=unit.mean,
-        loss=loss,
-        expected_error=error,
-        error_bound=loss / float(torch.linalg.eigvalsh(unit.metric)[0]),
-        relative_error=error / variance if variance > 0 else 0.0,
         basis_group=group,
         key_heads=key_heads,
+        **losses,
     )
+
+
+def with_losses(factors: LatentFactors, unit: Unit) -> LatentFactors:
+    """Factors with the losses that they have on a module."""
+    return replace(factors, **_losses(factors.up, factors.encoder, unit))
+
+
+def _losses(up: Tensor, down: Tensor, unit: Unit) -> dict[str, Any]:
+    """Of what a basis (2*J*D, R) and an encoder (R, 2*J*D) leave out."""
+    identity = torch.eye(len(unit.mean), dtype=torch.float64)
+    loss = max(0.0, projection_loss(up, down, unit.covariance, unit.metric))
+    error = max(0.0, projection_loss(up, down, unit.covariance, identity))
+    variance = float(unit.covariance.trace())
+    return {
+        "loss": loss,
+        "expected_error": error,
+        "error_bound": loss / float(torch.linalg.eigvalsh(unit.metric)[0]),
+        "relative_error": error / variance if variance > 0 else 0.0,
+    }
+
+
+def _one_of_each(owners: Tensor, first: int) -> Tensor:
+    """Channels (n, owners), in each row one of every owner, of neighbours from `first` on."""
+    count = int(owners.max()) + 1 if len(owners) else 1
+    return (first + owners.argsort(stable=True)).view(count, -1).T
 
 
 def unit_scales(variance: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
@@ -14,6 +15,8 @@ from ...ranks import Spectrum, fixed_ranks, global_ranks, uniform_ranks
 from ...spec import BYTES_16BIT
 from .decoupled import at_best_width
 from .factors import Bases, LatentFactors, Unit
+from .head_groups import grouped_bases
+from .rotate import seen_in_blocks
 
 EQUAL_LOSS = 1.01
 """Within 1 % of the joint latent's loss, the separate one is taken."""
@@ -26,7 +29,15 @@ Ranks = Callable[[Sequence[Spectrum]], list[int]]
 def bases_of(kind: LatentKind, units: Sequence[Unit], config: CompressionConfig) -> list[Bases]:
     """What the function of a kind makes of these modules."""
     settings = {name: getattr(config, name) for name in kind.settings}
-    return kind.function()(units, **settings)
+    fit = partial(kind.function(), **settings)
+    if config.head_groups == 1:
+        return fit(units)
+    return [
+        grouped_bases(
+            unit, config.head_groups, fit, seen_in_blocks(unit) if kind.stores_rotated else unit
+        )
+        for unit in units
+    ]
 
 
 def factorize(

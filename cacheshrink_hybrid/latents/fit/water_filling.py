@@ -41,8 +41,13 @@ def water_fill(
     budget_bytes: float,
     formats: Sequence[RowFormat],
     num_layers: Sequence[int],
+    row_parts: Sequence[int],
 ) -> list[int]:
-    """Width of each group, 0 for dropped, by falling loss per byte along its convex hull."""
+    """Width of each group, 0 for dropped, by falling loss per byte along its convex hull.
+
+    Args:
+        formats, num_layers, row_parts: of each module; see `RowFormat.row_bytes` for the last.
+    """
     chosen = [0] * len(groups)
     sizes = [len(group.channels) for group in groups]
     runs: list[Counter[tuple[int, int]]] = [Counter() for _ in formats]
@@ -56,7 +61,7 @@ def water_fill(
 
     def module_bytes(module: int) -> int:
         stored = [(n, bits) for (_, bits), n in runs[module].items() if bits and n]
-        return formats[module].row_bytes(stored) * num_layers[module]
+        return formats[module].row_bytes(stored, row_parts[module]) * num_layers[module]
 
     started: set[int] = set()
     for i, group in enumerate(groups):  # every module keeps at least one run
