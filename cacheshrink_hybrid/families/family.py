@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
+from ..errors import UnsupportedModelError
 from ..latents.attention.parts import Projection, QueryScale
 
 Projections = Callable[[nn.Module, int, int, int], tuple[Projection, Projection, Projection]]
@@ -78,6 +79,30 @@ def in_windows(config: PretrainedConfig, layer_idx: int) -> bool:
 def in_windows_if_any(config: PretrainedConfig, layer_idx: int) -> bool:
     """Layers that see everything have no positions, where others have a window."""
     return config.sliding_window is None or in_windows(config, layer_idx)
+
+
+def its_own(config: PretrainedConfig, layer_idx: int) -> int | None:
+    return None
+
+
+def of_last_alike(config: PretrainedConfig, layer_idx: int) -> int | None:
+    """The last `num_kv_shared_layers` read what the last layer of their kind before these stores.
+
+    Raises:
+        UnsupportedModelError: no layer of this kind lies before them.
+    """
+    kinds, count = config.layer_types, config.num_kv_shared_layers
+    first, kind = config.num_hidden_layers - count, config.layer_types[layer_idx]
+    if layer_idx < first:
+        return None
+    alike = [i for i in range(max(0, first)) if kinds[i] == kind]
+    if not alike:
+        raise UnsupportedModelError(
+            f"num_kv_shared_layers={count} of model_type={config.model_type!r} leaves layer "
+            f"{layer_idx} no {kind} layer before it whose keys and values it could read, as in an "
+            "assistant, which reads those of another model; convert that one"
+        )
+    return alike[-1]
 
 
 def _of_model(config: PretrainedConfig, layer_idx: int) -> str:
@@ -153,6 +178,8 @@ class Family:
             module; None for none.
         continues_in_pieces: see `ModelSpec`.
         shares_with: for the n-th attention layer, the number of the one whose weights it uses.
+        reads: the layer whose keys and values layer i reads, without any of its own; None for its
+            own.
         head_sizes: of an attention layer.
         sizes_by_layer: layers may differ in these; the model takes them from `per_layer_config`.
         caches_latents: it is DeepSeek's attention (`latent_sizes`), of whose projections and norms
@@ -187,6 +214,7 @@ class Family:
     query_scale: Callable[[Any], QueryScale] | None = None
     continues_in_pieces: bool = True
     shares_with: Callable[[PretrainedConfig, int], int] = _own
+    reads: Callable[[PretrainedConfig, int], int | None] = its_own
     head_sizes: Callable[[PretrainedConfig], HeadSizes] = _head_sizes
     sizes_by_layer: bool = False
     caches_latents: bool = False

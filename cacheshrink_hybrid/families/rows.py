@@ -24,12 +24,12 @@ from .family import (
     in_windows_if_any,
     interleaved,
     never,
+    of_last_alike,
     split_or_shared,
 )
 
 QK_NORM = ("q_norm", "k_norm")
 QK_LAYERNORM = ("q_layernorm", "k_layernorm")
-SHARED = "layers read the keys and values of other layers"
 CLAMPED = (
     "queries, keys and values are clamped, so that keys are no linear function of what is stored"
 )
@@ -70,15 +70,16 @@ def _rotary_of_theta(config: PretrainedConfig, layer_idx: int) -> str:
     return f"rotary_embs.{bases.index(config.layer_rope_theta[layer_idx])}"
 
 
-_GEMMA4 = Family(
-    model_type="gemma4_text",
-    projections=split_or_shared,
+_GEMMA3N = Family(
+    model_type="gemma3n_text",
     norms=QK_NORM,
     value_norm="v_norm",
     rope_by_layer_type=True,
     rotates_apart=True,
-    sizes_by_layer=True,
-    refused_options={"num_kv_shared_layers": SHARED},
+    reads=of_last_alike,
+)
+_GEMMA4 = replace(
+    _GEMMA3N, model_type="gemma4_text", projections=split_or_shared, sizes_by_layer=True
 )
 FAMILIES: dict[str, Family] = {
     row.model_type: row
@@ -110,6 +111,7 @@ FAMILIES: dict[str, Family] = {
         Family(model_type="qwen3_moe", norms=QK_NORM),
         Family(model_type="gemma2"),
         Family(model_type="gemma3_text", norms=QK_NORM, rope_by_layer_type=True),
+        _GEMMA3N,
         _GEMMA4,
         replace(_GEMMA4, model_type="gemma4_unified_text"),
         Family(model_type="phi3", projections=fused("qkv_proj")),

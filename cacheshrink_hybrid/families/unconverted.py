@@ -7,7 +7,6 @@ from __future__ import annotations
 from transformers import PretrainedConfig
 
 from .family import Family, HeadSizes, never
-from .rows import SHARED
 
 IMAGE_POSITIONS = (
     "its images have positions of their own in three directions, and keys are rotated by their slot"
@@ -37,7 +36,8 @@ REFUSED: dict[str, str] = {
         ),
         INDEXED,
     ),
-    **dict.fromkeys(("gemma3n", "gemma3n_text", "dory"), SHARED),
+    "dory": "its queries and gates are scaled channel by channel after their norms, and tokens go "
+    "through its layers several times",
     "deepseek_v4": "it caches latents already, of several tokens each",
     "diffllama": "its attention is the difference of two",
     "doge": "a mask that is made of the values decides what its queries see",

@@ -145,10 +145,10 @@ def test_static_cache(case: str, length: int) -> None:
 
 
 @pytest.mark.slow(group="graphs")
-@pytest.mark.parametrize("case", ["gpt2", "qwen3", "gemma2", "deepseek_v3"])
+@pytest.mark.parametrize("case", ["gpt2", "qwen3", "gemma2", "deepseek_v3", "gemma3n_text"])
 def test_no_graph_breaks(case: str) -> None:
     """No rotation; norms of keys; windows beside layers that see everything; latents of the
-    source."""
+    source; layers that read what others store."""
     model = copy.deepcopy(pair(case, "auto", ratio=4.0, metric="activation").converted)
     ids = random_ids(1, 14)
     torch._dynamo.reset()
