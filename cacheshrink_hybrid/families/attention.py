@@ -139,6 +139,7 @@ def _take_apart(
         query, key, value = family.projections(source, H, J, D)
         output = getattr(source, family.output)
         gate = None if family.gate is None else getattr(source, family.gate)
+        output_norm = None if family.output_norm is None else getattr(source, family.output_norm)
         norms = [getattr(source, name) for name in _norms(text_config_of(model.config), family)]
     except AttributeError as error:
         raise _unlike_row(family, layer_idx, str(error)) from error
@@ -163,6 +164,7 @@ def _take_apart(
         key=key,
         value=value,
         output=output,
+        output_norm=output_norm,
         gated=family.gated,
         gate=gate,
         query_scale=None if family.query_scale is None else family.query_scale(source),

@@ -160,6 +160,7 @@ class Family:
         attention: path of layer i's attention module, with `{}` for i.
         projections: where queries, keys and values come from.
         output: attribute of the output projection.
+        output_norm: attribute of a norm of all heads' outputs before it; None if there is none.
         norms: attributes of (q_norm, k_norm); None if there are none.
         norms_if: attribute of the config that says whether there are norms; None if there are.
         norms_follow_rotation: the norms come after the rotation.
@@ -198,6 +199,7 @@ class Family:
     attention: str = "model.layers.{}.self_attn"
     projections: Projections = LLAMA_PROJECTIONS
     output: str = "o_proj"
+    output_norm: str | None = None
     norms: tuple[str, str] | None = None
     norms_if: str | None = None
     norms_follow_rotation: bool = False

@@ -122,6 +122,7 @@ FAMILIES: dict[str, Family] = {
         Family(model_type="gemma"),
         Family(model_type="vaultgemma"),
         Family(model_type="arcee"),
+        Family(model_type="bitnet", output_norm="attn_sub_norm"),
         Family(model_type="aria_text"),
         Family(model_type="cwm"),
         Family(model_type="ernie4_5"),

@@ -92,6 +92,7 @@ ROW_CASES = _known(
     gemma={**COMMON, **HEAD},
     vaultgemma={**WIDE_WINDOWS, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0},
     arcee={**COMMON, **HEAD, "attention_bias": True, "mlp_bias": True},
+    bitnet={**COMMON, "attention_bias": True},
     aria_text={**COMMON, **HEAD, "attention_bias": True, "moe_num_experts": 4, "moe_topk": 2},
     cwm={**WIDE_WINDOWS, **LLAMA3},
     ernie4_5={**COMMON, **HEAD, "use_bias": True},

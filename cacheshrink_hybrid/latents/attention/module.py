@@ -89,7 +89,7 @@ class LatentAttention(Derived, KeepsSource):
             self.kv_mean = nn.Parameter(torch.empty(parts.width, **new), requires_grad=False)
         self.k_b_proj = make_key_projection(plan, J, D, new)
         self.v_b_proj = skip_init(nn.Linear, plan.value_rank, parts.value_width, **new)
-        self.o_proj = parts.output
+        self.o_proj, self.o_norm = parts.output, parts.output_norm
         self.gate_proj = parts.gate
         self.q_norm = parts.q_norm
         self.sinks = parts.sinks
@@ -214,6 +214,8 @@ class LatentAttention(Derived, KeepsSource):
             hand_on(shared, layer_idx, HandedOn(head, context))
         if gate is not None:
             output = gated_heads(output, gate)
+        if self.o_norm is not None:
+            output = self.o_norm(output)
         output = self.o_proj(output)
         if self.residual_dropout is not None:
             output = self.residual_dropout(output)

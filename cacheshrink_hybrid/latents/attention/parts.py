@@ -96,6 +96,7 @@ class AttentionParts:
         query, key, value: projections of the attention's input, (H*D, E), (J*D, E), (J*Dv, E);
             `query` has 2*H*D rows if `gated`.
         output: projection of the heads' outputs back to the hidden size.
+        output_norm: norm of all heads' outputs before it; None for none.
         gated: the query projection also gives a gate per head, laid out [query | gate].
         gate: projection of a gate of the heads' outputs, (H*D, E), or (H, E) for one per head; None
             for none.
@@ -122,6 +123,7 @@ class AttentionParts:
     key: Projection
     value: Projection
     output: nn.Module
+    output_norm: nn.Module | None = None
     gated: bool = False
     gate: nn.Module | None = None
     query_scale: QueryScale | None = None

@@ -193,6 +193,10 @@ class ScoreMetric(ActivationMetric):
         output = torch.cat(
             [weight_and_bias(x)[0].detach().to("cpu", torch.float64) for x in outputs]
         )
+        if parts.output_norm is not None:  # but for the length that it divides by
+            ones = output.new_ones(1, output.shape[1], dtype=torch.float32)
+            gains = type(parts.output_norm).forward(parts.output_norm, ones)[0]
+            output = output * gains.detach().to("cpu", torch.float64)
         group = parts.num_attention_heads // parts.num_key_value_heads
         blocks = []
         for head in range(parts.num_key_value_heads):

@@ -138,7 +138,8 @@ def attention_beside(parts: AttentionParts, x: Tensor, layer_idx: int, unrotated
         enable_gqa=True,
     )
     joined = heads.transpose(1, 2).flatten(2)
-    return parts.output(joined if gate is None else gated_heads(joined, gate))
+    joined = joined if gate is None else gated_heads(joined, gate)
+    return parts.output(joined if parts.output_norm is None else parts.output_norm(joined))
 
 
 def _visible(num_tokens: int, window: int | None, device: torch.device) -> Tensor:
