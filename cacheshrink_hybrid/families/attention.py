@@ -86,7 +86,7 @@ def _reader(
         raise _unlike_row(family, layer_idx, f"it has a {part.key.name} of its own")
     for name, own, due in (
         ("rows of queries", len(query.weight()), len(part.query.weight())),
-        ("scaling", float(getattr(source, "scaling", 0.0)), part.scaling),
+        (family.scaling, float(getattr(source, family.scaling, 0.0)), part.scaling),
     ):
         if own != due:
             raise _unlike_row(
@@ -98,7 +98,7 @@ def _reader(
         query=query,
         output=output,
         q_norm=q_norm,
-        dropout=_dropout(source),
+        dropout=_dropout(family, source),
         residual_dropout=_residual_dropout(source),
     )
 
@@ -173,11 +173,11 @@ def _take_apart(
         norm_spans_heads=family.norm_spans_heads,
         norms_follow_rotation=family.norms_follow_rotation,
         key_multiplier=float(getattr(source, "key_multiplier", 1.0)),
-        scaling=float(source.scaling),
+        scaling=float(getattr(source, family.scaling)),
         softcap=getattr(source, "attn_logit_softcapping", None),
         sinks=getattr(source, "sinks", None),
         sliding_window=spec.sliding_window,
-        dropout=_dropout(source),
+        dropout=_dropout(family, source),
         residual_dropout=_residual_dropout(source),
         rotary=_rotary(model, source, layer_idx, rotaries) if spec.uses_rope else None,
         adapters=_adapters(source, sources),
@@ -193,14 +193,15 @@ def _norms(config: PretrainedConfig, family: Family) -> tuple[str, ...]:
 
 def _check_dropouts(family: Family, source: nn.Module, layer_idx: int) -> None:
     held = {*vars(source), *(name for name, _ in source.named_children())}
-    unread = sorted(name for name in held if "dropout" in name and name not in DROPOUTS)
+    known = {*DROPOUTS, *family.idle_dropouts}
+    unread = sorted(name for name in held if "dropout" in name and name not in known)
     if unread:
         raise _unlike_row(family, layer_idx, f"{', '.join(unread)} is a dropout of another name")
 
 
-def _dropout(source: nn.Module) -> float:
+def _dropout(family: Family, source: nn.Module) -> float:
     for name in ("attention_dropout", "dropout", "attn_dropout"):
-        if hasattr(source, name):
+        if hasattr(source, name) and name not in family.idle_dropouts:
             found = getattr(source, name)
             return float(found.p if isinstance(found, nn.Module) else found)
     return 0.0

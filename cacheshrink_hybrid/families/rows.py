@@ -25,9 +25,11 @@ from .family import (
     interleaved,
     never,
     of_last_alike,
+    of_own_class,
     split_or_shared,
 )
 
+ALIBI = "its scores are biased by distance (ALiBi), and latents are read by products alone"
 QK_NORM = ("q_norm", "k_norm")
 QK_LAYERNORM = ("q_layernorm", "k_layernorm")
 CLAMPED = (
@@ -190,6 +192,20 @@ FAMILIES: dict[str, Family] = {
             output="c_proj",
             head_sizes=_shared_by_all,
             uses_rope=never,
+        ),
+        Family(
+            model_type="falcon",
+            attention="transformer.h.{}.self_attention",
+            projections=fused_by_sharing("query_key_value", of_own_class),
+            scaling="inv_norm_factor",
+            output="dense",
+            idle_dropouts=("attention_dropout", "hidden_dropout"),
+            head_sizes=_shared_by_all,
+            refused_options={
+                "alibi": ALIBI,
+                "new_decoder_architecture": "keys and values are repeated for every query head "
+                "before they are cached",
+            },
         ),
         Family(
             model_type="biogpt",

@@ -88,7 +88,16 @@ GEMMA4 = {
         },
     },
 }
+FALCON = {
+    **{k: v for k, v in COMMON.items() if k not in ("intermediate_size", "num_key_value_heads")},
+    "ffn_hidden_size": 48,
+    "alibi": False,
+    "bias": True,
+    "new_decoder_architecture": False,
+}
 ROW_CASES = _known(
+    falcon={**FALCON, "multi_query": True},
+    falcon__heads={**FALCON, "multi_query": False},
     gemma={**COMMON, **HEAD},
     vaultgemma={**WIDE_WINDOWS, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0},
     arcee={**COMMON, **HEAD, "attention_bias": True, "mlp_bias": True},
