@@ -159,7 +159,9 @@ def plan_records(plan: CompressionPlan, spec: ModelSpec) -> list[dict[str, Any]]
         latent = by_layer.get(layer.layer_idx)
         record: dict[str, Any] = {"layer": layer.layer_idx, "mixer": layer.mixer or "-"}
         record |= _state_record(plan, layer)
-        if layer.attention is None:
+        if layer.reads is not None:
+            record |= {"attention": f"reads layer {layer.reads}"}
+        elif layer.attention is None:
             record |= {"attention": "-"}
         else:
             window = layer.attention.sliding_window

@@ -137,12 +137,18 @@ class StateSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerSpec:
-    """One layer of the cache: attention, a recurrent mixer, both, or nothing."""
+    """One layer of the cache: attention, a recurrent mixer, both, or nothing.
+
+    Attributes:
+        reads: the layer whose keys and values this one's attention reads, of which it stores none;
+            None for any other layer.
+    """
 
     layer_idx: int
     attention: AttentionSpec | None
     mixer: str | None
     state: StateSpec | None = None
+    reads: int | None = None
 
     @property
     def bytes_per_token(self) -> int:
@@ -211,6 +217,10 @@ class ModelSpec:
             for layer in self.attention_layers
             if layer.attention is not None
         )
+
+    def readers_of(self, layer_idx: int) -> tuple[int, ...]:
+        """Layers that read what an attention layer stores, itself left out."""
+        return tuple(layer.layer_idx for layer in self.layers if layer.reads == layer_idx)
 
     def shared_modules(self) -> dict[str, tuple[LayerSpec, ...]]:
         """Attention layers grouped by the module that serves them, in layer order."""

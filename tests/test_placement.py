@@ -34,7 +34,9 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("offload", OFFLOADS)
-@pytest.mark.parametrize("case", ["gpt2", "llama", "qwen3", "gpt_oss", "zamba2", *SETTINGS])
+@pytest.mark.parametrize(
+    "case", ["gpt2", "llama", "qwen3", "gpt_oss", "zamba2", "gemma3n_text", *SETTINGS]
+)
 def test_offloaded_models_give_the_same_tokens(case: str, offload: str, tmp_path: Path) -> None:
     settings = SETTINGS.get(case, {})
     whole = pair(case, "joint", 2.0, metric="activation", **settings).converted

@@ -18,6 +18,7 @@ from transformers.cache_utils import (
 
 from ..codecs.straight_through import newest_straight_through
 from ..errors import NotSupportedError
+from ..families import layers_read_by_others
 from ..pool.memory import PoolMemory, RowMemory, StateMemory
 from ..pool.state_tensors import PooledStates
 
@@ -30,14 +31,23 @@ class PooledAttentionLayer(CacheLayerMixin):
         memory: the cache that this layer belongs to.
         layer_idx: its place there.
         sliding_window: tokens that a query sees, itself included; None for all.
+        is_read_by_others: what an update gives out is read by later layers as well.
     """
 
     is_croppable = True
     supports_early_init = False
     is_compileable = False
 
-    def __init__(self, memory: RowMemory, layer_idx: int, sliding_window: int | None) -> None:
+    def __init__(
+        self,
+        memory: RowMemory,
+        layer_idx: int,
+        sliding_window: int | None,
+        *,
+        is_read_by_others: bool = False,
+    ) -> None:
         self.memory = memory
+        self.is_read_by_others = is_read_by_others
         self.layer_idx = layer_idx
         self.sliding_window = sliding_window
         self.is_sliding = sliding_window is not None
@@ -56,7 +66,8 @@ class PooledAttentionLayer(CacheLayerMixin):
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Store the new tokens and return all that their queries may see, in tensors that hold
-        until the next layer's update; with gradients enabled, in tensors of their own.
+        until the next layer's update; with gradients enabled, or where other layers read them, in
+        tensors of their own.
 
         Args:
             key_states: (B, J, T, D).
@@ -78,7 +89,7 @@ class PooledAttentionLayer(CacheLayerMixin):
         if begin == 0:
             return key_states, value_states
         first = self.first_seen(begin)
-        keys, values = self._tensors(first, begin + count, lasting=False)
+        keys, values = self._tensors(first, begin + count, lasting=self.is_read_by_others)
         if key_states.is_floating_point():
             # Autocast may compute in a narrower type than that of the rows.
             keys, values = keys.to(key_states.dtype), values.to(value_states.dtype)
@@ -228,6 +239,7 @@ class PooledHybridLayer(PooledLinearLayer, PooledAttentionLayer):
 def pooled_layers(config: PretrainedConfig, memory: PoolMemory) -> list[Any]:
     """A layer of `memory` for each layer of a model; those that keep nothing are transformers'."""
     layers: list[Any] = []
+    shared = layers_read_by_others(config)
     # Layers of transformers say what each of ours has to be.
     for layer_idx, kind in enumerate(DynamicCache(config=config).layers):
         attends = isinstance(kind, CacheLayerMixin)
@@ -240,5 +252,11 @@ def pooled_layers(config: PretrainedConfig, memory: PoolMemory) -> list[Any]:
                 else PooledLinearLayer(memory, layer_idx, number)
             )
         else:
-            layers.append(PooledAttentionLayer(memory, layer_idx, window) if attends else kind)
+            layers.append(
+                PooledAttentionLayer(
+                    memory, layer_idx, window, is_read_by_others=layer_idx in shared
+                )
+                if attends
+                else kind
+            )
     return layers

@@ -13,7 +13,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import PrefixChange
 
 from ..errors import CheckpointError
-from ..latents.attention.module import LatentAttention
+from ..latents.attention.kept_source import KeepsSource
 from ..precision import as_integers
 from ..states.mixers.mixer import RecurrentMixer
 from .files import shown
@@ -31,7 +31,7 @@ def saved_weights(
     if getattr(model, "_hf_peft_config_loaded", False):
         return None if given is None else dict(given)
     places: tuple[tuple[type, str], ...] = (
-        (LatentAttention, "source_attention"),
+        (KeepsSource, "source_attention"),
         (RecurrentMixer, "source_weights"),
     )
     kept = tuple(

@@ -176,7 +176,7 @@ def _source_record(layer: LayerSpec) -> dict[str, Any]:
     record: dict[str, Any] = {
         "layer": layer.layer_idx,
         "mixer": layer.mixer or "-",
-        "attention": _attention(layer.attention),
+        "attention": _attention(layer),
         "KV B/token": layer.bytes_per_token,
         "state": "-",
         "state B/sequence": layer.bytes_per_sequence,
@@ -219,9 +219,10 @@ def _total(
     }
 
 
-def _attention(attention) -> str:
+def _attention(layer: LayerSpec) -> str:
+    attention = layer.attention
     if attention is None:
-        return "-"
+        return "-" if layer.reads is None else f"reads layer {layer.reads}"
     heads = f"{attention.num_attention_heads}/{attention.num_key_value_heads}x{attention.head_dim}"
     if attention.v_head_dim is not None:
         heads += f"+{attention.v_head_dim}"

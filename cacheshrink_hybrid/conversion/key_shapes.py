@@ -50,6 +50,8 @@ def check_decoupled(parts: Iterable[AttentionParts]) -> None:
         reason = key_shape(part).cannot_rotate
         if isinstance(part, NativeParts):
             reason = "the model has one rotary key for all heads already"
+        if reason is None and part.readers:
+            reason = f"layers {', '.join(map(str, part.readers))} read them as well"
         if reason is None and part.softcap is not None:
             reason = "their scores have a softcap"
         if reason is None and part.sinks is not None:

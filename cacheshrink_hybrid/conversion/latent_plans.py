@@ -69,7 +69,7 @@ def latent_plan(
         row_bytes=plan.bytes_per_token,
         scores_values=isinstance(part, NativeParts),
     )
-    plan = replace(plan, read_ns=1e9 * reading.seconds(profile))
+    plan = replace(plan, read_ns=1e9 * reading.seconds(profile) * (1 + len(part.readers)))
     if choice is None or part.rotary is None:
         return plan
     joint_ns = 1e9 * choice.joint.seconds / len(part.layer_ids)

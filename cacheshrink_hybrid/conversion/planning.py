@@ -91,6 +91,7 @@ def plan_model(
                 num_heads=part.num_attention_heads,
                 read_mode=part.read_mode,
                 scores_values=isinstance(part, NativeParts),
+                num_modules=1 + len(part.readers),
             )
             for part in parts
         ]

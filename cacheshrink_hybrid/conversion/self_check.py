@@ -29,7 +29,7 @@ from ..config import CompressionConfig
 from ..errors import CacheShrinkError, SelfCheckError
 from ..latents.attention.module import LatentAttention
 from ..latents.attention.parts import AttentionParts
-from ..latents.attention.replacement import latent_attention_class
+from ..latents.attention.replacement import latent_attention_class, reading_attention_class
 from ..latents.fit.observe import frozen_and_checkpointed
 from ..latents.plan import ChannelRun, LatentPlan
 from ..model.folding import write_encoder
@@ -144,7 +144,10 @@ def check_layers(
     attention = {
         layer_idx: WatchedLayer(paths[id(source)], source, layer_idx)
         for part in parts
-        for layer_idx, source in part.sources.items()
+        for layer_idx, source in (
+            *part.sources.items(),
+            *((idx, reader.source) for idx, reader in part.readers.items()),
+        )
     }
     recurrent = []
     for spec in mixers:
@@ -161,11 +164,15 @@ def check_layers(
                 if part.rotary is not None:
                     _check_angles(layer)
                 with _faults_named(layer):
-                    rebuilt = full_rank_attention(part)
-                    differences += _compare(layer, rebuilt, LatentCache(config=config))
+                    rebuilt = [(layer, full_rank_attention(part))]
+                for idx, reader in part.readers.items():
+                    with _faults_named(attention[idx]):
+                        cls = reading_attention_class(reader.source)
+                        rebuilt.append((attention[idx], cls(part, idx)))
+                differences += _compare(rebuilt, LatentCache(config=config))
         for layer, spec in zip(recurrent, mixers, strict=True):
-            with _faults_named(layer), _full_width(layer.module, spec):
-                differences += _compare(layer, layer.module, LatentCache(config=config))
+            with _full_width(layer.module, spec):
+                differences += _compare([(layer, layer.module)], LatentCache(config=config))
     return max(differences)
 
 
@@ -195,22 +202,35 @@ def _check_angles(layer: WatchedLayer) -> None:
         )
 
 
-def _compare(layer: WatchedLayer, rebuilt: nn.Module, cache: Cache) -> list[float]:
-    """Give `rebuilt` what the source's layer was given, whole and, in the first run, in pieces;
-    returns how much its outputs differ."""
+def _compare(rebuilt: Sequence[tuple[WatchedLayer, nn.Module]], cache: Cache) -> list[float]:
+    """Give rebuilt layers what the source's were given, whole and, in the first run, in pieces;
+    returns how much their outputs differ.
+
+    Args:
+        rebuilt: a layer, and those that read what it stores.
+        cache: of the pieces.
+    """
     differences = []
-    for call in layer.calls:
-        found = _first(rebuilt(*call.args, **call.kwargs))
-        differences.append(_difference(layer, "in one pass", call.output, found))
-    call, pieces = layer.calls[0], []
+    for run in range(len(rebuilt[0][0].calls)):
+        for layer, module in rebuilt:
+            call = layer.calls[run]
+            with _faults_named(layer):
+                found = _first(module(*call.args, **call.kwargs))
+            differences.append(_difference(layer, "in one pass", call.output, found))
+    first = rebuilt[0][0]
+    pieces: list[list[Tensor]] = [[] for _ in rebuilt]
     for begin, end in pairwise(PIECES):
         offset = 0
-        if isinstance(cache.layers[layer.layer_idx], CacheLayerMixin):
-            offset = cache.get_mask_sizes(end - begin, layer.layer_idx)[1]
-        args, kwargs = call.piece(begin, end, offset)
-        pieces.append(_first(rebuilt(*args, cache=cache, **kwargs)))
-    found = torch.cat(pieces, dim=1)
-    return [*differences, _difference(layer, "through a cache", call.output, found)]
+        if isinstance(cache.layers[first.layer_idx], CacheLayerMixin):
+            offset = cache.get_mask_sizes(end - begin, first.layer_idx)[1]
+        for (layer, module), outputs in zip(rebuilt, pieces, strict=True):
+            args, kwargs = layer.calls[0].piece(begin, end, offset)
+            with _faults_named(layer):
+                outputs.append(_first(module(*args, cache=cache, **kwargs)))
+    for (layer, _), outputs in zip(rebuilt, pieces, strict=True):
+        found = torch.cat(outputs, dim=1)
+        differences.append(_difference(layer, "through a cache", layer.calls[0].output, found))
+    return differences
 
 
 def _difference(layer: WatchedLayer, how: str, due: Tensor, found: Tensor) -> float:

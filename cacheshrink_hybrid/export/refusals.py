@@ -28,8 +28,15 @@ def check_exportable(model: PreTrainedModel) -> list[LatentAttention]:
             f"a {spec.model_type} model does not keep one list of layers with attention and MLP, "
             "as DeepSeek's does; serve it with this package"
         )
-    layers, faults = [], []
+    layers = []
+    faults = [
+        f"layer {layer.layer_idx} reads the keys and values of layer {layer.reads}"
+        for layer in spec.layers
+        if layer.reads is not None
+    ]
     for layer in spec.layers:
+        if layer.reads is not None:
+            continue
         if layer.attention is None or layer.mixer is not None:
             faults.append(f"layer {layer.layer_idx} has a recurrent mixer")
             continue
@@ -69,6 +76,8 @@ def _faults_of_attention(attention: LatentAttention, layer_idx: int) -> Iterator
         yield f"queries {at} have a bias"
     if attention.q_norm is not None or attention.k_norm is not None:
         yield f"queries or keys {at} are normalised"
+    if attention.o_norm is not None:
+        yield f"outputs of heads {at} are normalised"
     if attention.gated or attention.gate_proj is not None:
         yield f"heads {at} are gated"
     if head.softcap is not None:

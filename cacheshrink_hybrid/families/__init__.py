@@ -13,7 +13,13 @@ from .attention import (
     replace_attention,
 )
 from .family import Family
-from .layers import family_of, layer_list_of, layout_spec, model_spec
+from .layers import (
+    family_of,
+    layer_list_of,
+    layers_read_by_others,
+    layout_spec,
+    model_spec,
+)
 from .rows import FAMILIES
 
 __all__ = [
@@ -23,6 +29,7 @@ __all__ = [
     "check_shared_weights",
     "family_of",
     "layer_list_of",
+    "layers_read_by_others",
     "layout_spec",
     "model_spec",
     "read_attention",

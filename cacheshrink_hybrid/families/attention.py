@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -12,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from ..errors import UnsupportedModelError
 from ..latents.attention.normed_parts import NormedParts
-from ..latents.attention.parts import AttentionParts
+from ..latents.attention.parts import AttentionParts, Projection, ReaderParts
 from ..latents.attention.rotation import of_both, of_first_channels, turn_halves_of_both
 from ..latents.attention.slot_rotary import SlotRotary
 from ..spec import AttentionSpec, ModelSpec
@@ -54,8 +55,52 @@ def _read(
         sources = {idx: source for idx, source in found.items() if source is not None}
         if sources:
             assert layers[0].attention is not None
-            parts.append(_take_apart(model, sources, layers[0].attention, rotaries))
+            part = _take_apart(model, sources, layers[0].attention, rotaries)
+            reading = {idx: source_of(idx) for idx in spec.readers_of(layers[0].layer_idx)}
+            readers = {
+                idx: _reader(part, source, model.config, idx)
+                for idx, source in reading.items()
+                if source is not None
+            }
+            parts.append(replace(part, readers=readers))
     return parts
+
+
+def _reader(
+    part: AttentionParts, source: nn.Module, config: PretrainedConfig, layer_idx: int
+) -> ReaderParts:
+    """A module that reads what another one, `part`, stores, of a model of this config.
+
+    Raises:
+        UnsupportedModelError: it does not read as that one does, or has keys of its own.
+    """
+    family, text = family_of(config), text_config_of(config)
+    try:
+        query = Projection(part.query.name, getattr(source, part.query.name))
+        output = getattr(source, family.output)
+        names = _norms(text, family)
+        q_norm = getattr(source, names[0]) if names else None
+    except AttributeError as error:
+        raise _unlike_row(family, layer_idx, str(error)) from error
+    if hasattr(source, part.key.name):
+        raise _unlike_row(family, layer_idx, f"it has a {part.key.name} of its own")
+    for name, own, due in (
+        ("rows of queries", len(query.weight()), len(part.query.weight())),
+        (family.scaling, float(getattr(source, family.scaling, 0.0)), part.scaling),
+    ):
+        if own != due:
+            raise _unlike_row(
+                family, layer_idx, f"{name} {own}, {due} in layer {part.layer_ids[0]}"
+            )
+    _check_dropouts(family, source, layer_idx)
+    return ReaderParts(
+        source=source,
+        query=query,
+        output=output,
+        q_norm=q_norm,
+        dropout=_dropout(family, source),
+        residual_dropout=_residual_dropout(source),
+    )
 
 
 def check_shared_weights(parts: list[AttentionParts]) -> None:
@@ -94,6 +139,7 @@ def _take_apart(
         query, key, value = family.projections(source, H, J, D)
         output = getattr(source, family.output)
         gate = None if family.gate is None else getattr(source, family.gate)
+        output_norm = None if family.output_norm is None else getattr(source, family.output_norm)
         norms = [getattr(source, name) for name in _norms(text_config_of(model.config), family)]
     except AttributeError as error:
         raise _unlike_row(family, layer_idx, str(error)) from error
@@ -103,10 +149,7 @@ def _take_apart(
         rows = projection.weight().shape[0]
         if rows != due[name]:
             raise _unlike_row(family, layer_idx, f"{name} has {rows} rows, {due[name]} are due")
-    held = {*vars(source), *(name for name, _ in source.named_children())}
-    unread = sorted(name for name in held if "dropout" in name and name not in DROPOUTS)
-    if unread:
-        raise _unlike_row(family, layer_idx, f"{', '.join(unread)} is a dropout of another name")
+    _check_dropouts(family, source, layer_idx)
     cls: type[AttentionParts] = AttentionParts
     of_norms: dict[str, Any] = {"k_norm": k_norm}
     if family.value_norm is not None and k_norm is not None:
@@ -121,6 +164,7 @@ def _take_apart(
         key=key,
         value=value,
         output=output,
+        output_norm=output_norm,
         gated=family.gated,
         gate=gate,
         query_scale=None if family.query_scale is None else family.query_scale(source),
@@ -129,11 +173,11 @@ def _take_apart(
         norm_spans_heads=family.norm_spans_heads,
         norms_follow_rotation=family.norms_follow_rotation,
         key_multiplier=float(getattr(source, "key_multiplier", 1.0)),
-        scaling=float(source.scaling),
+        scaling=float(getattr(source, family.scaling)),
         softcap=getattr(source, "attn_logit_softcapping", None),
         sinks=getattr(source, "sinks", None),
         sliding_window=spec.sliding_window,
-        dropout=_dropout(source),
+        dropout=_dropout(family, source),
         residual_dropout=_residual_dropout(source),
         rotary=_rotary(model, source, layer_idx, rotaries) if spec.uses_rope else None,
         adapters=_adapters(source, sources),
@@ -147,9 +191,17 @@ def _norms(config: PretrainedConfig, family: Family) -> tuple[str, ...]:
     return family.norms
 
 
-def _dropout(source: nn.Module) -> float:
+def _check_dropouts(family: Family, source: nn.Module, layer_idx: int) -> None:
+    held = {*vars(source), *(name for name, _ in source.named_children())}
+    known = {*DROPOUTS, *family.idle_dropouts}
+    unread = sorted(name for name in held if "dropout" in name and name not in known)
+    if unread:
+        raise _unlike_row(family, layer_idx, f"{', '.join(unread)} is a dropout of another name")
+
+
+def _dropout(family: Family, source: nn.Module) -> float:
     for name in ("attention_dropout", "dropout", "attn_dropout"):
-        if hasattr(source, name):
+        if hasattr(source, name) and name not in family.idle_dropouts:
             found = getattr(source, name)
             return float(found.p if isinstance(found, nn.Module) else found)
     return 0.0

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig
 
+from ..errors import UnsupportedModelError
 from ..latents.attention.parts import Projection, QueryScale
 
 Projections = Callable[[nn.Module, int, int, int], tuple[Projection, Projection, Projection]]
@@ -30,31 +31,49 @@ def split_or_shared(attention: nn.Module, H: int, J: int, D: int):
     return tuple(Projection(name, getattr(attention, name)) for name in names)
 
 
-def fused(name: str) -> Projections:
+Layer = Callable[[nn.Module, str], nn.Module]
+"""A linear layer of an attention module, by its name."""
+
+
+def as_it_is(attention: nn.Module, name: str) -> nn.Module:
+    return getattr(attention, name)
+
+
+def of_own_class(attention: nn.Module, name: str) -> nn.Module:
+    """A layer of a class of its own that computes what `nn.Linear` does, as one of that, with the
+    same parameters: where these are not there yet, nothing can be found out about a class."""
+    module: Any = getattr(attention, name)
+    sizes = module.in_features, module.out_features, module.bias is not None
+    linear = nn.Linear(*sizes, device="meta", dtype=module.weight.dtype)
+    linear.weight, linear.bias = module.weight, module.bias
+    return linear
+
+
+def fused(name: str, layer: Layer = as_it_is) -> Projections:
     """One layer gives [q | k | v]."""
 
     def read(attention: nn.Module, H: int, J: int, D: int):
-        module = getattr(attention, name)
+        module = layer(attention, name)
         q, k, v = torch.arange((H + 2 * J) * D).split([H * D, J * D, J * D])
         return tuple(Projection(name, module, rows) for rows in (q, k, v))
 
     return read
 
 
-def interleaved(name: str) -> Projections:
+def interleaved(name: str, layer: Layer = as_it_is) -> Projections:
     """One layer gives, head by head, [q | k | v]; every query head has its own key/value head."""
 
     def read(attention: nn.Module, H: int, J: int, D: int):
-        module = getattr(attention, name)
+        module = layer(attention, name)
         q, k, v = torch.arange(3 * H * D).view(H, 3, D).unbind(1)
         return tuple(Projection(name, module, rows.flatten()) for rows in (q, k, v))
 
     return read
 
 
-def fused_by_sharing(name: str) -> Projections:
+def fused_by_sharing(name: str, layer: Layer = as_it_is) -> Projections:
     """`fused` where all query heads share one key/value head, else `interleaved`."""
-    shared, apart = fused(name), interleaved(name)
+    shared, apart = fused(name, layer), interleaved(name, layer)
 
     def read(attention: nn.Module, H: int, J: int, D: int):
         return (shared if J == 1 else apart)(attention, H, J, D)
@@ -78,6 +97,30 @@ def in_windows(config: PretrainedConfig, layer_idx: int) -> bool:
 def in_windows_if_any(config: PretrainedConfig, layer_idx: int) -> bool:
     """Layers that see everything have no positions, where others have a window."""
     return config.sliding_window is None or in_windows(config, layer_idx)
+
+
+def its_own(config: PretrainedConfig, layer_idx: int) -> int | None:
+    return None
+
+
+def of_last_alike(config: PretrainedConfig, layer_idx: int) -> int | None:
+    """The last `num_kv_shared_layers` read what the last layer of their kind before these stores.
+
+    Raises:
+        UnsupportedModelError: no layer of this kind lies before them.
+    """
+    kinds, count = config.layer_types, config.num_kv_shared_layers
+    first, kind = config.num_hidden_layers - count, config.layer_types[layer_idx]
+    if layer_idx < first:
+        return None
+    alike = [i for i in range(max(0, first)) if kinds[i] == kind]
+    if not alike:
+        raise UnsupportedModelError(
+            f"num_kv_shared_layers={count} of model_type={config.model_type!r} leaves layer "
+            f"{layer_idx} no {kind} layer before it whose keys and values it could read, as in an "
+            "assistant, which reads those of another model; convert that one"
+        )
+    return alike[-1]
 
 
 def _of_model(config: PretrainedConfig, layer_idx: int) -> str:
@@ -134,12 +177,15 @@ class Family:
         text_model: path of the text model in a model with other parts; None for the base model.
         attention: path of layer i's attention module, with `{}` for i.
         projections: where queries, keys and values come from.
+        scaling: attribute of the factor of scores.
         output: attribute of the output projection.
+        output_norm: attribute of a norm of all heads' outputs before it; None if there is none.
         norms: attributes of (q_norm, k_norm); None if there are none.
         norms_if: attribute of the config that says whether there are norms; None if there are.
         norms_follow_rotation: the norms come after the rotation.
         value_norm: attribute of the norm of values; None if there is none.
         norm_spans_heads: the norms run over all heads together instead of one head each.
+        idle_dropouts: attributes named as dropouts that its attention does not apply.
         uses_rope: whether layer i rotates its keys.
         rotary: path of layer i's rotary embedding in the text model.
         rotates_first: attention takes apart the first channels of a head, as many as there are
@@ -153,6 +199,8 @@ class Family:
             module; None for none.
         continues_in_pieces: see `ModelSpec`.
         shares_with: for the n-th attention layer, the number of the one whose weights it uses.
+        reads: the layer whose keys and values layer i reads, without any of its own; None for its
+            own.
         head_sizes: of an attention layer.
         sizes_by_layer: layers may differ in these; the model takes them from `per_layer_config`.
         caches_latents: it is DeepSeek's attention (`latent_sizes`), of whose projections and norms
@@ -170,12 +218,15 @@ class Family:
     text_model: str | None = None
     attention: str = "model.layers.{}.self_attn"
     projections: Projections = LLAMA_PROJECTIONS
+    scaling: str = "scaling"
     output: str = "o_proj"
+    output_norm: str | None = None
     norms: tuple[str, str] | None = None
     norms_if: str | None = None
     norms_follow_rotation: bool = False
     value_norm: str | None = None
     norm_spans_heads: bool = False
+    idle_dropouts: tuple[str, ...] = ()
     uses_rope: Callable[[PretrainedConfig, int], bool] = always
     rotary: Callable[[PretrainedConfig, int], str] = _of_model
     rotates_first: bool = False
@@ -187,6 +238,7 @@ class Family:
     query_scale: Callable[[Any], QueryScale] | None = None
     continues_in_pieces: bool = True
     shares_with: Callable[[PretrainedConfig, int], int] = _own
+    reads: Callable[[PretrainedConfig, int], int | None] = its_own
     head_sizes: Callable[[PretrainedConfig], HeadSizes] = _head_sizes
     sizes_by_layer: bool = False
     caches_latents: bool = False

@@ -12,7 +12,7 @@ from transformers.integrations.heterogeneity.configuration_utils import (
 
 from ..errors import UnsupportedModelError
 from ..spec import AttentionSpec, LayerSpec, ModelSpec
-from .family import Family, latent_sizes
+from .family import Family, its_own, latent_sizes
 from .rows import FAMILIES
 from .states import MIXERS, state_spec
 from .unconverted import LAYOUTS, REFUSED
@@ -106,7 +106,8 @@ def _spec(config: PretrainedConfig, family: Family) -> ModelSpec:
     kinds = _layer_types(config) if family.layer_types is None else family.layer_types(config)
     for i, kind in enumerate(kinds):
         attention = None
-        if kind in ATTENTION_LAYERS:
+        reads = family.reads(config, i) if kind in ATTENTION_LAYERS else None
+        if kind in ATTENTION_LAYERS and reads is None:
             attention_ids.append(i)
             number = len(attention_ids) - 1
             # transformers ties shared blocks together with the embeddings, or not at all.
@@ -126,12 +127,24 @@ def _spec(config: PretrainedConfig, family: Family) -> ModelSpec:
         recurrent = kind in MIXER_LAYERS and config.model_type in MIXERS
         state = state_spec(config, i, attention is not None, family) if recurrent else None
         mixer = state.kind if state is not None else None
-        layers.append(LayerSpec(layer_idx=i, attention=attention, mixer=mixer, state=state))
+        layers.append(
+            LayerSpec(layer_idx=i, attention=attention, mixer=mixer, state=state, reads=reads)
+        )
     return ModelSpec(
         model_type=family.model_type,
         layers=tuple(layers),
         continues_in_pieces=family.continues_in_pieces,
     )
+
+
+def layers_read_by_others(config: PretrainedConfig) -> frozenset[int]:
+    """Layers of a text model of this config whose keys and values other layers read; none of a
+    family without a row."""
+    family = FAMILIES.get(config.model_type)
+    if family is None or family.reads is its_own:
+        return frozenset()
+    found = (family.reads(config, layer_idx) for layer_idx in range(config.num_hidden_layers))
+    return frozenset(idx for idx in found if idx is not None)
 
 
 def layer_list_of(config: PretrainedConfig) -> str:

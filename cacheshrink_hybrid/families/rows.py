@@ -24,12 +24,14 @@ from .family import (
     in_windows_if_any,
     interleaved,
     never,
+    of_last_alike,
+    of_own_class,
     split_or_shared,
 )
 
+ALIBI = "its scores are biased by distance (ALiBi), and latents are read by products alone"
 QK_NORM = ("q_norm", "k_norm")
 QK_LAYERNORM = ("q_layernorm", "k_layernorm")
-SHARED = "layers read the keys and values of other layers"
 CLAMPED = (
     "queries, keys and values are clamped, so that keys are no linear function of what is stored"
 )
@@ -70,15 +72,16 @@ def _rotary_of_theta(config: PretrainedConfig, layer_idx: int) -> str:
     return f"rotary_embs.{bases.index(config.layer_rope_theta[layer_idx])}"
 
 
-_GEMMA4 = Family(
-    model_type="gemma4_text",
-    projections=split_or_shared,
+_GEMMA3N = Family(
+    model_type="gemma3n_text",
     norms=QK_NORM,
     value_norm="v_norm",
     rope_by_layer_type=True,
     rotates_apart=True,
-    sizes_by_layer=True,
-    refused_options={"num_kv_shared_layers": SHARED},
+    reads=of_last_alike,
+)
+_GEMMA4 = replace(
+    _GEMMA3N, model_type="gemma4_text", projections=split_or_shared, sizes_by_layer=True
 )
 FAMILIES: dict[str, Family] = {
     row.model_type: row
@@ -110,6 +113,7 @@ FAMILIES: dict[str, Family] = {
         Family(model_type="qwen3_moe", norms=QK_NORM),
         Family(model_type="gemma2"),
         Family(model_type="gemma3_text", norms=QK_NORM, rope_by_layer_type=True),
+        _GEMMA3N,
         _GEMMA4,
         replace(_GEMMA4, model_type="gemma4_unified_text"),
         Family(model_type="phi3", projections=fused("qkv_proj")),
@@ -120,6 +124,7 @@ FAMILIES: dict[str, Family] = {
         Family(model_type="gemma"),
         Family(model_type="vaultgemma"),
         Family(model_type="arcee"),
+        Family(model_type="bitnet", output_norm="attn_sub_norm"),
         Family(model_type="aria_text"),
         Family(model_type="cwm"),
         Family(model_type="ernie4_5"),
@@ -187,6 +192,20 @@ FAMILIES: dict[str, Family] = {
             output="c_proj",
             head_sizes=_shared_by_all,
             uses_rope=never,
+        ),
+        Family(
+            model_type="falcon",
+            attention="transformer.h.{}.self_attention",
+            projections=fused_by_sharing("query_key_value", of_own_class),
+            scaling="inv_norm_factor",
+            output="dense",
+            idle_dropouts=("attention_dropout", "hidden_dropout"),
+            head_sizes=_shared_by_all,
+            refused_options={
+                "alibi": ALIBI,
+                "new_decoder_architecture": "keys and values are repeated for every query head "
+                "before they are cached",
+            },
         ),
         Family(
             model_type="biogpt",

@@ -7,12 +7,11 @@ from __future__ import annotations
 from transformers import PretrainedConfig
 
 from .family import Family, HeadSizes, never
-from .rows import SHARED
+from .rows import ALIBI
 
 IMAGE_POSITIONS = (
     "its images have positions of their own in three directions, and keys are rotated by their slot"
 )
-ALIBI = "its scores are biased by distance (ALiBi), and latents are read by products alone"
 OWN_STATE = "it has no attention, and keeps states of a form of its own"
 CONVOLVED = "short convolutions, with states of their own, run over its keys and values"
 INDEXED = "it chooses what its queries read by an index of keys, which is cached beside the others"
@@ -37,7 +36,8 @@ REFUSED: dict[str, str] = {
         ),
         INDEXED,
     ),
-    **dict.fromkeys(("gemma3n", "gemma3n_text", "dory"), SHARED),
+    "dory": "its queries and gates are scaled channel by channel after their norms, and tokens go "
+    "through its layers several times",
     "deepseek_v4": "it caches latents already, of several tokens each",
     "diffllama": "its attention is the difference of two",
     "doge": "a mask that is made of the values decides what its queries see",

@@ -21,6 +21,7 @@ TEXT_MODELS: dict[str, str] = {
             "deepseek_vl",
             "exaone4_5",
             "gemma3",
+            "gemma3n",
             "gemma4",
             "gemma4_unified",
             "got_ocr2",

@@ -61,7 +61,8 @@ class LatentPlan:
         expected_error: E|y - y^|^2 of y = [k; v], in activation units.
         error_bound: upper bound on `expected_error` that follows from the cut-off spectrum alone.
         relative_error: `expected_error` divided by the total variance of y.
-        read_ns: modelled time that one decode step spends on one cached token.
+        read_ns: modelled time that one decode step spends on one cached token, in all layers that
+            read it.
         joint_loss: what a joint latent of as many bytes would lose, as `predicted_loss`, on
             held-out text where there is any; None where kinds were not weighed by their speed.
         joint_read_ns: modelled time of reading that.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +13,7 @@ from transformers import PreTrainedModel
 from ..families import attention_at, replace_attention
 from ..latents.attention.module import LatentAttention
 from ..latents.attention.parts import AttentionParts
-from ..latents.attention.replacement import latent_attention_class
+from ..latents.attention.replacement import latent_attention_class, reading_attention_class
 from ..latents.plan import LatentPlan
 from ..plan import CompressionPlan
 from ..spec import ModelSpec
@@ -66,8 +68,14 @@ def install_attention(
         model, parts.layer_ids, lambda: cls(parts, plan, keep_source=keep_source)
     )
     module.freeze_as(parts)
+    readers = {layer_idx: reader.source for layer_idx, reader in parts.readers.items()}
+    for layer_idx, source in readers.items():
+        reading: Any = reading_attention_class(source)
+        replace_attention(
+            model, (layer_idx,), partial(reading, parts, layer_idx, keep_source=keep_source)
+        )
     # Hooks that record attention weights, or place modules on devices, stay where they were.
-    for layer_idx, source in parts.sources.items():
+    for layer_idx, source in {**parts.sources, **readers}.items():
         place = attention_at(model, layer_idx)
         for name in vars(source):
             if name.startswith(("_forward_hooks", "_forward_pre_hooks")):

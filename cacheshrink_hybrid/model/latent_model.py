@@ -107,9 +107,9 @@ def _check_cache_wish(model: PreTrainedModel, wish: str | None) -> None:
             "cache_implementation='quantized' would code latents a second time; convert with fewer "
             "bits (cache_bits, compression_ratio), and leave cache_implementation out"
         )
-    if wish == "offloaded" and model.device.type == "cpu":
+    if wish is not None and wish.startswith("offloaded") and model.device.type == "cpu":
         raise NotSupportedError(
-            "cache_implementation='offloaded' moves what an accelerator remembers to the CPU, and "
+            f"cache_implementation={wish!r} moves what an accelerator remembers to the CPU, and "
             "this model runs on the CPU; leave it out"
         )
 

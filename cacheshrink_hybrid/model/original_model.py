@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import NotSupportedError, UnsupportedModelError
+from ..latents.attention.kept_source import KeepsSource
 from ..latents.attention.module import LatentAttention
 from ..states.mixers.mixer import RecurrentMixer
 
@@ -88,7 +89,12 @@ def _check_unchanged(model: PreTrainedModel) -> None:
 
 def _source_parameters(model: PreTrainedModel) -> Iterator[tuple[str, nn.Parameter]]:
     """Parameters that the source has too, those that were kept for it included."""
-    own = {id(parameter) for module in _compressed(model) for parameter in module.own_parameters()}
+    own = {
+        id(parameter)
+        for module in _compressed(model)
+        if isinstance(module, (LatentAttention, RecurrentMixer))
+        for parameter in module.own_parameters()
+    }
     return ((name, p) for name, p in model.named_parameters() if id(p) not in own)
 
 
@@ -120,15 +126,15 @@ def has_original_weights(model: PreTrainedModel) -> bool:
     return _keep_original(_compressed(model))
 
 
-def _compressed(model: nn.Module) -> list[LatentAttention | RecurrentMixer]:
-    kinds = (LatentAttention, RecurrentMixer)
+def _compressed(model: nn.Module) -> list[KeepsSource | RecurrentMixer]:
+    kinds = (KeepsSource, RecurrentMixer)
     return [module for module in model.modules() if isinstance(module, kinds)]
 
 
-def _keep_original(modules: Sequence[LatentAttention | RecurrentMixer]) -> bool:
+def _keep_original(modules: Sequence[KeepsSource | RecurrentMixer]) -> bool:
     return bool(modules) and not any(
         module.source_attention is None
-        if isinstance(module, LatentAttention)
+        if isinstance(module, KeepsSource)
         else module.folded and not len(module.source_weights)
         for module in modules
     )

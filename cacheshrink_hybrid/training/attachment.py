@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ..errors import ConfigError
 from ..latents.attention.module import LatentAttention
+from ..latents.attention.reading import ReadingAttention
 from ..model.adapters import refuse_adapters
 from ..model.attached_plan import refuse_head_groups
 from ..model.original_model import (
@@ -204,10 +205,16 @@ class Attachment:
             for name, module in self.model.named_modules():
                 if "norm" in type(module).__name__.lower() and "source_attention" not in name:
                     found += [(f"{name}.{n}", p) for n, p in module.named_parameters(recurse=False)]
+        readers: dict[str, nn.Module] = {
+            name: module
+            for name, module in self.model.named_modules()
+            if isinstance(module, ReadingAttention)
+        }
+        modules = {**self.modules, **readers}
         for extra, attributes in places.items():
             if extra not in wanted:
                 continue
-            for (name, module), attribute in product(self.modules.items(), attributes):
+            for (name, module), attribute in product(modules.items(), attributes):
                 projection = getattr(module, attribute, None)
                 if projection is None:
                     continue

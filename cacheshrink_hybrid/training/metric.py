@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import CalibrationError
+from ..latents.attention.kept_source import KeepsSource
 from ..latents.attention.module import LatentAttention
 from ..latents.fit.metrics import Labels
 from ..latents.fit.statistics import Moments
@@ -64,14 +65,14 @@ def output_metrics(
 
 @contextmanager
 def _expanding(model: nn.Module):
-    """Frozen weights, and training mode of the latent attention alone: it then expands keys and
+    """Frozen weights, and training mode of attention over latents alone: it then expands keys and
     values through its projections whatever the length, and nothing is dropped out."""
     training = {module: module.training for module in model.modules()}
     trainable = [p for p in model.parameters() if p.requires_grad]
-    dropouts: dict[LatentAttention, float] = {}
+    dropouts: dict[KeepsSource, float] = {}
     model.eval()
     for module in training:
-        if isinstance(module, LatentAttention):
+        if isinstance(module, KeepsSource):
             module.training = True
             dropouts[module] = module.dropout
             module.dropout = 0.0

@@ -18,8 +18,10 @@ from transformers import PreTrainedModel
 from ..codecs.straight_through import straight_through
 from ..errors import ConfigError
 from ..families import attention_at, model_spec, read_attention, read_source_attention
+from ..latents.attention.kept_source import KeepsSource
 from ..latents.attention.module import LatentAttention
 from ..latents.attention.parts import AttentionParts
+from ..latents.attention.reading import ReadingAttention
 from ..model.attached_plan import is_converted
 from ..model.original_model import compression_disabled
 
@@ -185,12 +187,12 @@ class RebuiltObserver:
 def matched_outputs(
     original: Original, loss: Callable[[Tensor, Tensor], Tensor]
 ) -> Iterator[list[Tensor]]:
-    """Within this context the model computes what its source does, and each latent attention is
-    run beside it on the same input: collects `loss(latent output, source output)` by layer."""
+    """Within this context the model computes what its source does, and each attention over latents
+    is run beside it on the same input: collects `loss(latent output, source output)` by layer."""
     model = original.model
     losses: list[Tensor] = []
 
-    def hook(module: LatentAttention, args: tuple, kwargs: dict, output: tuple) -> None:
+    def hook(module: KeepsSource, args: tuple, kwargs: dict, output: tuple) -> None:
         module.compression_disabled = False
         training, module.training = module.training, True
         try:
@@ -204,7 +206,10 @@ def matched_outputs(
 
     with ExitStack() as stack:
         stack.enter_context(original._switched())
-        for module in latent_layers(model).values():
+        reading: list[KeepsSource] = [
+            module for module in model.modules() if isinstance(module, ReadingAttention)
+        ]
+        for module in (*latent_layers(model).values(), *reading):
             handle = module.register_forward_hook(hook, with_kwargs=True)
             stack.callback(handle.remove)
         yield losses

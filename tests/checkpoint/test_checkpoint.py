@@ -94,7 +94,7 @@ def test_round_trip(case: str, method: str, tmp_path: Path) -> None:
         assert first.read_bytes() == second.read_bytes(), name
     family = FAMILIES[source.config.model_type]
     # Where norms come before the cache, projections stay, and what codes them stands beside.
-    grown = 1.06 if family.caches_latents or family.value_norm else 1.0
+    grown = 1.1 if family.caches_latents or family.value_norm else 1.0
     assert weight_bytes(tmp_path / "first") <= grown * weight_bytes(tmp_path / "source")
 
 

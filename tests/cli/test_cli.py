@@ -266,9 +266,10 @@ def test_models_of_unknown_families(
 ) -> None:
     """They are measured beside others, as far as it is known what they cache, and `inspect` says
     what else there is to do with them."""
-    name, file, picture = str(tmp_path / "bitnet"), tmp_path / "p.json", tmp_path / "p.png"
+    name, file, picture = str(tmp_path / "gptj"), tmp_path / "p.json", tmp_path / "p.png"
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    config = AutoConfig.for_model("bitnet", **COMMON | {"vocab_size": len(tokenizer)})
+    sizes = {"vocab_size": len(tokenizer), "num_key_value_heads": 4, "rotary_dim": 4}
+    config = AutoConfig.for_model("gptj", **COMMON | sizes)
     AutoModelForCausalLM.from_config(config).save_pretrained(name)
     tokenizer.save_pretrained(name)
     arguments = [name, MODEL, "--text", str(text), "--json", str(file), "--plot", str(picture)]
@@ -282,13 +283,13 @@ def test_models_of_unknown_families(
     assert "nothing to plot" in capsys.readouterr().err
     assert main(["inspect", name, "--try-row"]) == 1
     out = capsys.readouterr().out
-    assert "bitnet has no row yet. 3 guessed from its attention, tried on 2 of its 3 layers" in out
-    assert '    Family(model_type="bitnet")\n' in out
-    assert "comes nearest, and does not fit: layer 0 (model.layers.0.self_attn)" in out
+    assert "gptj has no row yet. 3 guessed from its attention, tried on 2 of its 3 layers" in out
+    assert '    Family(model_type="gptj", attention="transformer.h.{}.attn", output=' in out
+    assert "comes nearest, and does not fit: layer 0 (transformer.h.0.attn)" in out
     assert main(["inspect", name]) == 2
     error = capsys.readouterr().err
     assert "inspect MODEL --try-row" in error
-    assert "model_type='bitnet' is unknown; supported are " in error
+    assert "model_type='gptj' is unknown; supported are " in error
     assert "perplexity, recall and generate take" in error
     assert "the recipe 'A model family' in CONTRIBUTING.md" in error
     assert "### A model family" in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

@@ -59,6 +59,7 @@ def test_hybrids_that_transformers_runs_without_a_cache_only() -> None:
         ("gpt2", 0, 40),
         ("mistral-window", 0, 4),
         ("bamba", 1, 1),
+        ("gemma3n_text", 2, 5),
     ],
 )
 def test_exact_copies(case: str, sinks: int, window: int) -> None:

@@ -35,13 +35,13 @@ def test_chunks_read_states_as_decoding_does(case: str, replay_length: int, dens
 def test_models_of_unknown_families_are_measured_too() -> None:
     """By transformers' own cache; they are what others are compared with."""
     config = AutoConfig.for_model(
-        "bitnet",
+        "gptj",
         vocab_size=64,
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,
         num_attention_heads=4,
-        num_key_value_heads=2,
+        rotary_dim=4,
     )
     model = AutoModelForCausalLM.from_config(config).eval()
     ids = torch.randint(0, 64, (2, 11))

@@ -28,9 +28,9 @@ def unknown_family() -> PreTrainedModel:
         "hidden_size": 32,
         "intermediate_size": 48,
         "num_hidden_layers": 2,
-        "num_key_value_heads": 2,
+        "rotary_dim": 4,
     }
-    config = AutoConfig.for_model("bitnet", vocab_size=96, num_attention_heads=4, **sizes)
+    config = AutoConfig.for_model("gptj", vocab_size=96, num_attention_heads=4, **sizes)
     return AutoModelForCausalLM.from_config(config).eval()
 
 

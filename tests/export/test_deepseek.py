@@ -113,6 +113,8 @@ def test_frequencies_are_those_of_the_source(tmp_path: Path) -> None:
         ("gpt2", "joint", "does not keep one list of layers|is made of"),
         ("falcon_h1", "decoupled_rope", "layer 0 has a recurrent mixer"),
         ("olmo2", "joint", "queries or keys of layer 0 are normalised"),
+        ("bitnet", "joint", "outputs of heads of layer 0 are normalised"),
+        ("gemma3n_text", "joint", "layer 3 reads the keys and values of layer 2"),
     ],
 )
 def test_what_the_format_cannot_say_is_refused_by_name(

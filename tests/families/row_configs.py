@@ -88,10 +88,20 @@ GEMMA4 = {
         },
     },
 }
+FALCON = {
+    **{k: v for k, v in COMMON.items() if k not in ("intermediate_size", "num_key_value_heads")},
+    "ffn_hidden_size": 48,
+    "alibi": False,
+    "bias": True,
+    "new_decoder_architecture": False,
+}
 ROW_CASES = _known(
+    falcon={**FALCON, "multi_query": True},
+    falcon__heads={**FALCON, "multi_query": False},
     gemma={**COMMON, **HEAD},
     vaultgemma={**WIDE_WINDOWS, "query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0},
     arcee={**COMMON, **HEAD, "attention_bias": True, "mlp_bias": True},
+    bitnet={**COMMON, "attention_bias": True},
     aria_text={**COMMON, **HEAD, "attention_bias": True, "moe_num_experts": 4, "moe_topk": 2},
     cwm={**WIDE_WINDOWS, **LLAMA3},
     ernie4_5={**COMMON, **HEAD, "use_bias": True},
@@ -110,6 +120,20 @@ ROW_CASES = _known(
         "num_experts": 4,
         "top_k_experts": 2,
         "moe_intermediate_size": 16,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": 96,
+    },
+    gemma4_text__shared={
+        **GEMMA4,
+        **layers(
+            "sliding_attention",
+            "full_attention",
+            "sliding_attention",
+            "sliding_attention",
+            "full_attention",
+        ),
+        "num_kv_shared_layers": 3,
+        "use_double_wide_mlp": True,
         "hidden_size_per_layer_input": 8,
         "vocab_size_per_layer_input": 96,
     },

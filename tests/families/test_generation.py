@@ -145,10 +145,10 @@ def test_static_cache(case: str, length: int) -> None:
 
 
 @pytest.mark.slow(group="graphs")
-@pytest.mark.parametrize("case", ["gpt2", "qwen3", "gemma2", "deepseek_v3"])
+@pytest.mark.parametrize("case", ["gpt2", "qwen3", "gemma2", "deepseek_v3", "gemma3n_text"])
 def test_no_graph_breaks(case: str) -> None:
     """No rotation; norms of keys; windows beside layers that see everything; latents of the
-    source."""
+    source; layers that read what others store."""
     model = copy.deepcopy(pair(case, "auto", ratio=4.0, metric="activation").converted)
     ids = random_ids(1, 14)
     torch._dynamo.reset()
@@ -238,7 +238,7 @@ class NoStream:
     def wait_stream(self, other: object) -> None: ...
 
 
-@pytest.mark.parametrize("case", ["llama", "bamba"])
+@pytest.mark.parametrize("case", ["llama", "bamba", "gemma3n_text"])
 def test_an_offloaded_cache_is_had_for_the_asking(
     case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,8 +253,28 @@ def test_an_offloaded_cache_is_had_for_the_asking(
     assert torch.equal(actual, expected)
 
 
+@pytest.mark.parametrize("case", ["llama", "gemma3n_text"])
+def test_an_offloaded_static_cache_is_had_for_the_asking(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = pair(case, "auto", ratio=4.0, metric="activation").converted
+    _, expected = cache_of(model, monkeypatch)
+    monkeypatch.setattr(torch, "Stream", NoStream)
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda device: NoStream())
+    monkeypatch.setattr(latent_model, "_check_cache_wish", lambda model, wish: None)
+    wish = {"cache_implementation": "offloaded_static", "disable_compile": True}
+    cache, actual = cache_of(model, monkeypatch, **wish)
+    assert type(cache) is StaticCache and cache.offloading
+    assert torch.equal(actual, expected)
+
+
 @pytest.mark.parametrize(
-    ("wish", "message"), [("quantized", "cache_bits"), ("offloaded", "runs on the CPU")]
+    ("wish", "message"),
+    [
+        ("quantized", "cache_bits"),
+        ("offloaded", "'offloaded' moves .* runs on the CPU"),
+        ("offloaded_static", "'offloaded_static' moves .* runs on the CPU"),
+    ],
 )
 def test_caches_that_do_not_fit_are_refused(wish: str, message: str) -> None:
     model = pair("llama", "auto", ratio=4.0, metric="activation").converted

@@ -54,12 +54,21 @@ def test_a_dropout_of_the_output_is_kept(dropout) -> None:
     assert [x.p for x in found] == [0.0, 0.5, 0.0]
 
 
+def test_a_dropout_that_attention_has_and_does_not_apply() -> None:
+    """In training a converted model would otherwise drop what its source keeps."""
+    model = tiny_model("falcon", attention_dropout=0.3, hidden_dropout=0.4)
+    parts = read_attention(model, model_spec(model.config))
+    assert {part.dropout for part in parts} == {0.0}
+
+
 @pytest.mark.parametrize(
     ("model_type", "option"),
     [
         ("olmo", {"clip_qkv": 0.5}),
         ("olmoe", {"clip_qkv": 8.0}),
         ("stablelm", {"qk_layernorm": True}),
+        ("falcon", {"alibi": True}),
+        ("falcon", {"new_decoder_architecture": True}),
     ],
 )
 def test_options_that_no_row_describes(model_type: str, option: dict[str, Any]) -> None:

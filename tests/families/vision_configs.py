@@ -7,8 +7,16 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForImageTextToText, PreTrainedModel
+from torch import Tensor, nn
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.gemma3n.configuration_gemma3n import Gemma3nVisionConfig
 
 from tests.families.tiny_configs import shaken
 from tests.families.tiny_sizes import COMMON, layers
@@ -139,12 +147,48 @@ VISION_CASES = _known(
         },
         types="token_type_ids",
     ),
+    gemma3n=VisionCase(
+        num_tokens=4,
+        values={
+            "text_config": {
+                **COMMON,
+                "model_type": "gemma3n_text",
+                "head_dim": 16,
+                "sliding_window": 8,
+                "num_kv_shared_layers": 2,
+                "altup_num_inputs": 2,
+                "laurel_rank": 4,
+                "hidden_size_per_layer_input": 8,
+                "vocab_size_per_layer_input": 93,
+                **layers(*["sliding_attention", "full_attention"] * 2),
+            },
+            "vision_config": {
+                "hidden_size": 32,
+                "vocab_offset": 93,
+                "vocab_size": 2,
+                "num_labels": 2,
+            },
+            "audio_config": {
+                "hidden_size": 32,
+                "vocab_offset": IMAGE_TOKEN,
+                "vocab_size": 1,
+                "conf_num_hidden_layers": 1,
+                "conf_num_attention_heads": 2,
+                "sscp_conv_channel_size": [4, 4],
+            },
+            "vision_soft_tokens_per_image": 4,
+            "image_token_id": IMAGE_TOKEN,
+            "audio_token_id": 94,
+        },
+    ),
     gemma4=VisionCase(
         num_tokens=4,
         values={
             "text_config": {
                 **GEMMA4,
                 "model_type": "gemma4_text",
+                "num_kv_shared_layers": 2,
+                **layers(*["sliding_attention", "full_attention"] * 2),
                 "hidden_size_per_layer_input": 8,
                 "vocab_size_per_layer_input": 96,
             },
@@ -477,6 +521,24 @@ VISION_CASES = _known(
     ),
 )
 """By the model type of the whole."""
+
+
+class ImageTower(PreTrainedModel):
+    """In the place of the vision model of gemma3n, which is one of the package timm."""
+
+    config_class = Gemma3nVisionConfig
+    main_input_name = "pixel_values"
+
+    def __init__(self, config: Gemma3nVisionConfig) -> None:
+        super().__init__(config)
+        self.patches = nn.Conv2d(3, config.hidden_size, SIDE // 2, SIDE // 2)
+        self.post_init()
+
+    def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        return BaseModelOutputWithPooling(last_hidden_state=self.patches(pixel_values))
+
+
+AutoModel.register(Gemma3nVisionConfig, ImageTower, exist_ok=True)
 
 
 @cache

@@ -15,17 +15,27 @@ from tests.models import calibration_ids, pair, unchanged
 
 
 @pytest.mark.usefixtures("float32_products")
-@pytest.mark.parametrize("case", ["llama", "qwen3", "granitemoehybrid", "deepseek_v3"])
-def test_lossless_model_has_the_metric_of_its_source(case: str) -> None:
+@pytest.mark.parametrize(
+    ("case", "length"),
+    [
+        ("llama", 24),
+        ("qwen3", 24),
+        ("granitemoehybrid", 24),
+        ("deepseek_v3", 24),
+        ("gemma3n_text", 24),
+        ("gemma3n_text", 6),
+    ],
+)
+def test_lossless_model_has_the_metric_of_its_source(case: str, length: int) -> None:
+    """Also on texts so short that they are otherwise read without expanding keys and values."""
     both = pair(case)
     source = both.source
     parts = read_attention(source, model_spec(source.config))
-    expected = calibrate(
-        source, parts, calibration_ids(), metric="fisher", labels=Labels("model", 3)
-    )
+    sequences = calibration_ids(6, length)
+    expected = calibrate(source, parts, sequences, metric="fisher", labels=Labels("model", 3))
     with unchanged(both.converted):
         modules = latent_modules(both.converted)
-        found = output_metrics(both.converted, modules, calibration_ids(), seed=3)
+        found = output_metrics(both.converted, modules, sequences, seed=3)
     for statistics, metric in zip(expected, found.values(), strict=True):
         scale = statistics.metric.abs().max()
         assert (metric - statistics.metric).abs().max() < 1e-3 * scale

@@ -58,6 +58,7 @@ def test_training_helps(loss: str, bits) -> None:
         ("zamba2-adapters", "joint"),
         ("gpt2", "joint"),
         ("deepseek_v3", "joint"),
+        ("gemma3n_text", "joint"),
     ],
 )
 def test_lossless_model_has_nothing_to_learn_from_its_original(
@@ -98,6 +99,7 @@ def test_rotated_keys_are_trained() -> None:
     [
         ("deepseek_v3", ("q_a_proj", "q_b_proj"), ("kv_a_proj_with_mqa", "kv_b_proj")),
         ("gemma4_text", ("q_proj",), ("k_proj", "v_proj", "k_norm")),
+        ("gemma3n_text", ("q_proj",), ("k_proj", "v_proj", "k_norm")),
     ],
 )
 def test_latents_of_what_norms_give_are_trained(
@@ -117,6 +119,17 @@ def test_latents_of_what_norms_give_are_trained(
         name for name, old in before.items() if not torch.equal(getattr(layer, name).weight, old)
     }
     assert moved == {*trained}
+
+
+def test_queries_and_outputs_of_layers_that_read_others_are_trained() -> None:
+    model = student("gemma3n_text", cache_bits="auto")
+    reading = model.model.layers[3].self_attn
+    before = {name: p.detach().clone() for name, p in reading.named_parameters()}
+    train(model, max_steps=3, learning_rate_scale=1, warmup_steps=0, extras=("queries", "outputs"))
+    moved = {name for name, p in reading.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {
+        f"{name}.{part}" for name in ("q_proj", "o_proj") for part in ("weight", "bias")
+    }
 
 
 def _without_dropout(model) -> None:

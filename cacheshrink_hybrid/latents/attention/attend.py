@@ -1,12 +1,12 @@
 """One step of attention: new latents are stored, and the new queries read the context.
 
-By torch the context comes out of the cache as a tensor, by kernels it is read where it lies. Both
-choose among the readers beside this file by how many queries there are, and whether some tokens
-have exact rows.
+By torch the context comes out of the cache as a tensor, by kernels it is read where it lies
+(`context`).
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,22 +16,16 @@ from ...codecs.straight_through import newest_straight_through
 from ...kernels.backend import implementation_on
 from ...pool.lifetime import TOKENS
 from ...pool.memory import RowStep
+from ..exact_tokens import ExactView
 from .cached_layer import CachedLayer, Slots
-from .dense_read import (
-    MAX_DECODE_TOKENS,
-    Attend,
-    read_expanded,
-    read_latents,
-    reads_directly,
-    without_empty_slots,
-)
-from .exact_read import angles_at, read_beside, read_with_exact
+from .context import DenseContext, PoolContext
+from .dense_read import MAX_DECODE_TOKENS, Attend, reads_directly
+from .exact_read import angles_at
 from .head import LatentHead
 from .kernel_view import latent_read, row_layout
 from .left_padding import first_visible_slots
-from .pool_read import append_to_pool, read_exact_in_pool, read_pool, rows_in_pool
-from .prefill import expanded_prefill, expanding_pays
-from .rotary_key import split_queries, stored_at
+from .pool_read import append_exact, append_to_pool, rows_in_pool
+from .rotary_key import stored_at
 from .rotation import Angles
 
 
@@ -47,9 +41,9 @@ def attend_by_torch(
     attend: Attend,
     *,
     training: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """Heads' outputs (B, T, H*D) over what a cache gives out with the new latents, and
-    probabilities (B, H, T, S) where they are formed.
+) -> tuple[Tensor, Tensor | None, DenseContext]:
+    """Heads' outputs (B, T, H*D) over what a cache gives out with the new latents, probabilities
+    (B, H, T, S) where they are formed, and what was read.
 
     Args:
         query: before rotation, (B, H, T, D).
@@ -64,30 +58,32 @@ def attend_by_torch(
     """
     slots = layer.slots(query.shape[2])
     query_angles, key_angles = _angles(head, query, position_embeddings, position_ids, layer, slots)
-    meeting = split_queries if head.decouples else LatentHead.queries
-    query = meeting(head, query, query_angles)
     latent = stored_at(head, _latent(head, latent, key_value, slots.first_query), query_angles)
     channels = rows = None
     if key_value is not None and head.exact_codec is not None:
         channels = head.exact_channels(key_value)
         rows = head.exact_rows(channels)
     stored, held = layer.append(head.encoded(latent), rows)
-    if mask is None and layer.is_static:
-        mask = without_empty_slots(head, query, stored.shape[1], slots.first_query, slots.first_key)
-    context = head.decoded(stored, query.dtype)
+    decoded = head.decoded(stored, query.dtype)
     if head.codec is not None:
         first_new = slots.first_query - slots.first_key
-        context = newest_straight_through(latent, context, first_new, dim=1)
-
+        decoded = newest_straight_through(latent, decoded, first_new, dim=1)
+    context = DenseContext(
+        latent=decoded,
+        slots=slots,
+        num_new=query.shape[2],
+        query_angles=query_angles,
+        key_angles=key_angles,
+        is_static=layer.is_static,
+    )
+    mask = context.mask(head, query, mask)
     if channels is not None and rows is not None:
-        first = first_visible_slots(mask, context.shape[1], query.device) + slots.first_key
+        first = first_visible_slots(mask, decoded.shape[1], query.device) + slots.first_key
         exact = layer.exact_view(head, channels, rows, first, slots, held)
-        return read_with_exact(
-            head, query, context, exact, slots, mask, key_angles, attend, training=training
-        )
-    if not training and reads_directly(head, query, mask):
-        return read_latents(head, query, context, mask, key_angles, slots.first_key)
-    return read_expanded(head, query, context, mask, key_angles, slots.first_key, attend)
+        context = replace(context, exact=exact)
+    if training or not reads_directly(head, query, mask):
+        context = context.expanded(head)
+    return *context.read(head, query, mask, attend, training=training), context
 
 
 def _latent(
@@ -138,8 +134,8 @@ def attend_by_kernels(
     layer: CachedLayer,
     position_embeddings: Angles | None,
     step: RowStep,
-) -> Tensor:
-    """Write new latents to the pool and read it; heads' outputs (B, T, H*D).
+) -> tuple[Tensor, PoolContext]:
+    """Write new latents to the pool and read it; heads' outputs (B, T, H*D), and what was read.
 
     Args:
         query: before rotation, (B, H, T, D).
@@ -157,43 +153,24 @@ def attend_by_kernels(
 
         if latent is None and not encodes(head, query):
             latent = _latent(head, latent, key_value, _first_new(step, num_new))
-        return attend_on_cpu(head, query, latent, key_value, channels, step)
+        output = attend_on_cpu(head, query, latent, key_value, channels, step)
+        return output, PoolContext(step=step, num_new=num_new)
     if latent is None:
         latent = _latent(head, latent, key_value, _first_new(step, num_new))
-    if head.rotary is not None:
-        angles = position_embeddings
-        if step.first_new is not None:
-            angles = head.rotary.window_angles(step.first_new, 0, step.num_slots, query)[0]
-        query = head.queries(query, angles)
-    read = latent_read(head, step.num_slots, latent)
-    tokens, tables = step.place(TOKENS), step.tables(TOKENS)
+    reading = latent_read(head, step.num_slots, latent)
+    tokens = step.place(TOKENS)
     layout = row_layout(head, tokens.dtype)
     rows = rows_in_pool(layout, step.arena, step.frame_bytes, tokens.lifetime, tokens.place)
-    append_to_pool(head, latent.flatten(0, 1), rows, tables.slot_mapping, backend=step.backend)
-    beside = None
+    slot_mapping = step.tables(TOKENS).slot_mapping
+    append_to_pool(head, latent.flatten(0, 1), rows, slot_mapping, backend=step.backend)
+    context = PoolContext(step=step, num_new=num_new, rows=rows, reading=reading)
     if channels is not None:
         if num_new > MAX_DECODE_TOKENS:
-            beside = _read_beside(head, query, channels, layer, step)
+            context = replace(context, exact=_exact_view(head, channels, layer, step))
         else:
-            beside = read_exact_in_pool(head, query, channels, step)
-    elif (
-        num_new > MAX_DECODE_TOKENS
-        and step.ends_together
-        and step.first_slots is None
-        and expanding_pays(head, read, num_new)
-    ):
-        return expanded_prefill(head, query, rows, tables.frames, step.num_slots)
-    return read_pool(
-        head,
-        query,
-        rows,
-        tables.frames,
-        step.context_lens,
-        read=read,
-        first_slots=step.first_slots,
-        beside=beside,
-        backend=step.backend,
-    )
+            recent, first = append_exact(head, channels, step)
+            context = replace(context, recent=recent, first=first)
+    return context.read(head, query, position_embeddings), context
 
 
 def _first_new(step: RowStep, num_new: int) -> int | Tensor:
@@ -203,14 +180,10 @@ def _first_new(step: RowStep, num_new: int) -> int | Tensor:
     return step.context_lens.long()[:, None] - num_new
 
 
-def _read_beside(
-    head: LatentHead, query: Tensor, channels: Tensor, layer: CachedLayer, step: RowStep
-) -> tuple[Tensor, Tensor]:
-    """Exact rows of many new tokens are stored and read by torch: those between the first and the
-    last ones never lie in the pool."""
+def _exact_view(head: LatentHead, channels: Tensor, layer: CachedLayer, step: RowStep) -> ExactView:
+    """Exact rows of many new tokens, which are stored and read by torch."""
     first = (
         torch.zeros_like(step.context_lens[:1]) if step.first_slots is None else step.first_slots
     )
-    slots = Slots(step.num_slots - query.shape[2], 0, step.num_slots)
-    exact = layer.exact_view(head, channels, head.exact_rows(channels), first.long(), slots)
-    return read_beside(head, query, exact, step.num_slots)
+    slots = Slots(step.num_slots - channels.shape[1], 0, step.num_slots)
+    return layer.exact_view(head, channels, head.exact_rows(channels), first.long(), slots)

@@ -63,7 +63,8 @@ def attend_on_cpu(
     layer = step.places.notes.get("cpu")
     if layer is None or layer.head is not head or layer.dtype != query.dtype:
         layer = step.places.notes["cpu"] = _Layer(head, step, query)
-    common = step.noted((layer.kind, step.first_slots), lambda: _Common(layer, step, query))
+    alike = layer.kind, step.first_slots, query.shape[2]
+    common = step.noted(alike, lambda: _Common(layer, step, query))
     given = key_value if latent is None else latent
     assert given is not None
     B, H, T, D = query.shape
@@ -92,6 +93,17 @@ def attend_on_cpu(
         in_parallel([partial(attend_rows, READ, share, *arguments) for share in shares])
         attend_rows(END, 0, *arguments)
     return output if query.dtype == torch.float32 else output.to(query.dtype)
+
+
+def read_on_cpu(head: LatentHead, query: Tensor, step: RowStep) -> Tensor:
+    """Read all rows of a step in which they were appended; heads' outputs (B, t, H*D) of its last
+    t queries, before rotation, (B, H, t, D)."""
+    made_here = encodes(head, query)
+    width = head.width if made_here else head.plan.kv_lora_rank
+    no_tokens, no_channels = query.new_empty(len(query), 0, width), query.new_empty(1, 0, 1)
+    if made_here:
+        return attend_on_cpu(head, query, None, no_tokens, no_channels, step)
+    return attend_on_cpu(head, query, no_tokens, None, no_channels, step)
 
 
 def encodes(head: LatentHead, key_value: Tensor) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .head import LatentHead
 from .paired_keys import keeps_pairs, products_in_pairs
@@ -183,20 +183,16 @@ def mixed(
     return head.outputs(channels, None if complete else rows.sum(-1))
 
 
-def read_expanded(
-    head: LatentHead,
-    query: Tensor,
-    latent: Tensor,
-    mask: Any,
-    angles: Angles | None,
-    first_slot: int,
-    attend: Attend,
-) -> tuple[Tensor, Tensor | None]:
-    """Many queries: expand keys and values once and call an attention function; returns what
-    `read_latents` does, probabilities where the function gives them."""
+def expanded_context(
+    head: LatentHead, latent: Tensor, angles: Angles | None, first_slot: int
+) -> tuple[Tensor, Tensor]:
+    """Keys and values (B, J, S, D) of latents (B, S, R) as many queries meet them.
+
+    Args:
+        angles, first_slot: as of `read_latents`.
+    """
     keys = split_keys(head, latent) if head.decouples else head.keys(latent, angles, first_slot)
-    output, weights = attend(query, *head.expanded(keys, head.values(latent)), mask)
-    return output.reshape(*output.shape[:2], -1), weights
+    return head.expanded(keys, head.values(latent))
 
 
 def masked(scores: Tensor, mask: Tensor | None) -> Tensor:
@@ -212,26 +208,3 @@ def masked(scores: Tensor, mask: Tensor | None) -> Tensor:
     if mask.dtype == torch.bool:
         return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     return scores + mask
-
-
-def eager_attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    *,
-    dropout: float = 0.0,
-    **kwargs,
-) -> tuple[Tensor, Tensor]:
-    """The attention formula with all options of a head, written out: (B, T, H, D) and (B, H, T, S).
-
-    Args:
-        module: with a `head`. What else the interface passes repeats its options.
-    """
-    head: LatentHead = module.head
-    group = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
-    probabilities = probabilities_of(head, torch.matmul(query, key.transpose(2, 3)), attention_mask)
-    dropped = nn.functional.dropout(probabilities, p=dropout, training=module.training)
-    return torch.matmul(dropped, value).transpose(1, 2).contiguous(), probabilities

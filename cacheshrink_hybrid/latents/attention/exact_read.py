@@ -17,46 +17,41 @@ from torch import Tensor
 
 from ..exact_tokens import ExactView
 from .cached_layer import Slots
-from .dense_read import Attend, mixed, probabilities_of, products_of, reads_directly
+from .dense_read import Attend, mixed, probabilities_of, products_of
 from .head import LatentHead
 from .rotation import Angles
 
 QUERY_BLOCK = 256
 
 
-def read_with_exact(
+def expanded_with_exact(
     head: LatentHead,
     query: Tensor,
-    latent: Tensor,
+    keys_values: tuple[Tensor, Tensor],
     exact: ExactView,
     slots: Slots,
     mask: Any,
     angles: Angles | None,
     attend: Attend,
-    *,
-    training: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention of queries (B, H, T, D) over coded latents (B, S, R) and exact rows.
+    """Attention of many queries (B, H, T, D) over coded latents and exact rows.
 
     Args:
+        keys_values: of the coded latents, from `expanded_context`.
         slots: of the queries and of the coded latents.
         mask: as `attend` takes it.
         angles: of the slots of the coded latents; None where keys are not rotated.
-        attend: attention function for many queries.
-        training: keys and values are expanded, which dropout and gradients go through.
+        attend: attention function.
 
     Returns:
         Heads' outputs (B, T, H*D), and probabilities (B, H, T, S) where they are formed.
     """
-    if not training and reads_directly(head, query, mask):
-        return _read_directly(head, query, latent, exact, slots, mask, angles)
-    keys, values = head.keys(latent, angles, slots.first_key), head.values(latent)
-    keys, values = head.expanded(keys, values)
+    keys, values = keys_values
     outputs: list[Tensor] = []
     weights: list[Tensor | None] = []
     for start in range(0, query.shape[2], QUERY_BLOCK):
         asked = query[:, :, start : start + QUERY_BLOCK]
-        forms = BothForms.of(exact, slots, start, asked.shape[2], latent.shape[1])
+        forms = BothForms.of(exact, slots, start, asked.shape[2], keys.shape[2])
         coded = slice(0, forms.num_coded)
         exact_keys, exact_values = head.expanded(
             *head.exact_keys_values(forms.rows, forms.angles(angles))
@@ -73,7 +68,7 @@ def read_with_exact(
     return torch.cat(outputs, dim=1), torch.cat(formed, dim=2) if formed else None
 
 
-def _read_directly(
+def latents_with_exact(
     head: LatentHead,
     query: Tensor,
     latent: Tensor,
@@ -82,7 +77,8 @@ def _read_directly(
     mask: Any,
     angles: Angles | None,
 ) -> tuple[Tensor, Tensor]:
-    """Few queries: products with coded latents and with exact keys share one softmax."""
+    """The same of few queries and coded latents (B, S, R): products with these and with exact keys
+    share one softmax."""
     query = head.asking(query)
     forms = BothForms.of(exact, slots, 0, query.shape[2], latent.shape[1])
     latent, of_coded = latent[:, : forms.num_coded], None

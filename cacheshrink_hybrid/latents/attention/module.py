@@ -16,7 +16,6 @@ sequence is cut into chunks.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -25,23 +24,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ...cache_argument import cache_argument, take_cache
+from ...cache_argument import take_cache
 from ...derived_class import Derived
 from ..plan import LatentPlan
 from .adapters import low_rank_additions
 from .attend import attend_by_kernels, attend_by_torch
 from .cached_layer import CachedLayer
-from .dense_read import eager_attention
+from .context import DenseContext, HandedOn, PoolContext, hand_on
+from .expanded_attention import attend_expanded
 from .head import LatentHead
+from .kept_source import KeepsSource
 from .key_projection import key_shares, make_key_projection
 from .maps import HeadMap
 from .parts import AttentionParts
 from .split_heads import gated_heads, split_query
 
 
-class LatentAttention(Derived, nn.Module):
+class LatentAttention(Derived, KeepsSource):
     """Drop-in replacement of a source attention module, built from its parts and a plan.
 
     Weights that do not concern the cache (queries, output, norms, sinks) are the source's own
@@ -58,6 +58,7 @@ class LatentAttention(Derived, nn.Module):
     Attributes:
         replaced_names, new_names: of projections that the source has and this module has not, and
             the other way round.
+        is_read_by_others: other layers of the model read what this one stores.
     """
 
     name_prefix = "Latent"
@@ -74,8 +75,8 @@ class LatentAttention(Derived, nn.Module):
         self.is_causal = True
         self.gated = parts.gated
         self.query_scale = parts.query_scale
+        self.is_read_by_others = bool(parts.readers)
         self.dropout = parts.dropout
-        self.compression_disabled = False
         costs = torch.empty(plan.kv_lora_rank, **new)
         self.latent_costs = nn.Parameter(costs, requires_grad=False) if plan.coded else None
 
@@ -88,7 +89,7 @@ class LatentAttention(Derived, nn.Module):
             self.kv_mean = nn.Parameter(torch.empty(parts.width, **new), requires_grad=False)
         self.k_b_proj = make_key_projection(plan, J, D, new)
         self.v_b_proj = skip_init(nn.Linear, plan.value_rank, parts.value_width, **new)
-        self.o_proj = parts.output
+        self.o_proj, self.o_norm = parts.output, parts.output_norm
         self.gate_proj = parts.gate
         self.q_norm = parts.q_norm
         self.sinks = parts.sinks
@@ -111,10 +112,7 @@ class LatentAttention(Derived, nn.Module):
         old, own = _projections(parts.source), _projections(self)
         self.replaced_names = tuple(name for name in old if name not in own)
         self.new_names = tuple(name for name in own if name not in old)
-        self.source_attention = parts.source if keep_source else None
-        # Keeps the loader of transformers from initialising this as the family's own module; its
-        # children are seen one by one.
-        self._is_hf_initialized = True
+        self.keep_source(parts.source if keep_source else None)
         self.train(parts.source.training)
 
     def _take_projections(self, parts: Any, plan: LatentPlan, new: dict) -> int:
@@ -177,18 +175,15 @@ class LatentAttention(Derived, nn.Module):
         """
         cache = take_cache(kwargs)
         if self.compression_disabled:
-            assert self.source_attention is not None
-            known = inspect.signature(self.source_attention.forward).parameters
-            named = {
+            given = {
                 "position_embeddings": position_embeddings,
                 "attention_mask": attention_mask,
-                cache_argument(self.source_attention.forward): cache,
                 "layer_idx": layer_idx,
             }
-            given = {n: value for n, value in named.items() if value is not None or n in known}
-            return self.source_attention(hidden_states, *args, **given, **kwargs)
+            return self.of_source(hidden_states, args, cache, given, kwargs)
         if args:
             raise TypeError("LatentAttention takes its arguments by name, except hidden_states")
+        shared = kwargs.pop("shared_kv_states", None)
         layer_idx = self.layer_idx if layer_idx is None else layer_idx
         assert layer_idx is not None, "a shared module is called with its layer_idx"
         head, layer = self.head, CachedLayer(cache, layer_idx)
@@ -197,12 +192,13 @@ class LatentAttention(Derived, nn.Module):
         latent, source = self.remembered(hidden_states, layer_idx)
         step = layer.row_step(head, self, hidden_states, attention_mask)
         weights = None
+        context: DenseContext | PoolContext
         if step is not None:
-            output = attend_by_kernels(
+            output, context = attend_by_kernels(
                 head, query, latent, source, layer, position_embeddings, step
             )
         else:
-            output, weights = attend_by_torch(
+            output, weights, context = attend_by_torch(
                 head,
                 query,
                 latent,
@@ -211,11 +207,15 @@ class LatentAttention(Derived, nn.Module):
                 position_embeddings,
                 position_ids,
                 attention_mask,
-                partial(self.attend_expanded, **kwargs),
+                partial(attend_expanded, self, head, **kwargs),
                 training=self.training,
             )
+        if self.is_read_by_others and shared is not None:
+            hand_on(shared, layer_idx, HandedOn(head, context))
         if gate is not None:
             output = gated_heads(output, gate)
+        if self.o_norm is not None:
+            output = self.o_norm(output)
         output = self.o_proj(output)
         if self.residual_dropout is not None:
             output = self.residual_dropout(output)
@@ -324,39 +324,6 @@ class LatentAttention(Derived, nn.Module):
             assert position_ids is not None
             query = query * self.query_scale(position_ids).to(query.dtype)
         return query, gate if self.gate_proj is None else self.gate_proj(x)
-
-    def attend_expanded(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs
-    ) -> tuple[Tensor, Tensor | None]:
-        """The attention function that the model is configured with: (B, T, H, D), and probabilities
-        where it gives them.
-
-        Args:
-            query, key, value: (B, H, T, D) and (B, J, S, D).
-            mask: as the function takes it.
-            kwargs: further arguments of it.
-        """
-        head, implementation = self.head, self.config._attn_implementation
-        if isinstance(mask, Tensor) and mask.ndim == 4 and implementation != "eager":
-            # Others take no such masks, which exact tokens need, and SDPA has neither of these.
-            plain = head.softcap is None and head.sinks is None
-            implementation = "sdpa" if plain else "eager"
-        if head.softcap is not None and implementation == "sdpa":
-            implementation = "eager"
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention)
-        options = {"softcap": head.softcap, "s_aux": head.sinks}
-        return attend(
-            self,
-            query,
-            key,
-            value,
-            mask,
-            dropout=self.dropout if self.training else 0.0,
-            scaling=head.scale,
-            sliding_window=head.window,
-            **{name: option for name, option in options.items() if option is not None},
-            **kwargs,
-        )
 
 
 def _projections(module: nn.Module) -> list[str]:

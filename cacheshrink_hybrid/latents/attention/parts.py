@@ -68,6 +68,23 @@ class Projection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReaderParts:
+    """What an attention module has of its own that reads what another one stores, taken apart.
+
+    Attributes:
+        source: the module.
+        query, output, q_norm, dropout, residual_dropout: as of `AttentionParts`.
+    """
+
+    source: nn.Module
+    query: Projection
+    output: nn.Module
+    q_norm: nn.Module | None = None
+    dropout: float = 0.0
+    residual_dropout: nn.Module | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionParts:
     """One source attention module, taken apart.
 
@@ -79,6 +96,7 @@ class AttentionParts:
         query, key, value: projections of the attention's input, (H*D, E), (J*D, E), (J*Dv, E);
             `query` has 2*H*D rows if `gated`.
         output: projection of the heads' outputs back to the hidden size.
+        output_norm: norm of all heads' outputs before it; None for none.
         gated: the query projection also gives a gate per head, laid out [query | gate].
         gate: projection of a gate of the heads' outputs, (H*D, E), or (H, E) for one per head; None
             for none.
@@ -92,6 +110,8 @@ class AttentionParts:
         sinks: (H,) logits that take part in the softmax without a value; None for none.
         rotary: rotation by slot; None for layers without RoPE.
         adapters: per layer, low-rank additions to (query, key, value) of a shared module.
+        readers: by decoder layer, the modules without keys and values of their own that read those
+            of this one; as many heads of the same width, and the same scores.
     """
 
     sources: Mapping[int, nn.Module]
@@ -103,6 +123,7 @@ class AttentionParts:
     key: Projection
     value: Projection
     output: nn.Module
+    output_norm: nn.Module | None = None
     gated: bool = False
     gate: nn.Module | None = None
     query_scale: QueryScale | None = None
@@ -121,6 +142,7 @@ class AttentionParts:
     adapters: Mapping[int, tuple[nn.Sequential, nn.Sequential, nn.Sequential]] = field(
         default_factory=dict
     )
+    readers: Mapping[int, ReaderParts] = field(default_factory=dict)
 
     @property
     def layer_ids(self) -> tuple[int, ...]:

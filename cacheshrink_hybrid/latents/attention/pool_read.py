@@ -79,16 +79,13 @@ class ExactTable:
         return head.exact_codec.decode(self.rows.at(self.frames, positions), dtype)
 
 
-def read_exact_in_pool(
-    head: LatentHead, query: Tensor, channels: Tensor, step: RowStep
-) -> tuple[Tensor, Tensor]:
-    """Write the exact rows of T new tokens, of channels (B, T, 2*J*D), and read such rows from the
-    rotated queries (B, H, T, D) of these tokens, as `read_exact` does."""
+def append_exact(
+    head: LatentHead, channels: Tensor, step: RowStep
+) -> tuple[ExactTable | None, ExactTable | None]:
+    """Write the exact rows of T new tokens, of channels (B, T, 2*J*D); returns where recent and
+    first ones lie, None where no such rows are kept."""
     recent = _append_exact(head, channels, step, RECENT) if head.plan.exact_window else None
-    first = _append_exact(head, channels, step, FIRST) if head.plan.exact_sinks else None
-    return read_exact_in_frames(
-        head, query, recent, first, step.context_lens, step.num_slots, step.first_slots
-    )
+    return recent, _append_exact(head, channels, step, FIRST) if head.plan.exact_sinks else None
 
 
 def _append_exact(head: LatentHead, channels: Tensor, step: RowStep, kind: str) -> ExactTable:

@@ -11,12 +11,19 @@ from .native import NativeLatentAttention
 from .native_parts import NativeParts
 from .normed_parts import NormedParts
 from .parts import AttentionParts
+from .reading import ReadingAttention
 
 _CLASSES: dict[type[AttentionParts], Any] = {
     AttentionParts: LatentAttention,
     NativeParts: NativeLatentAttention,
     NormedParts: NormedLatentAttention,
 }
+
+
+def reading_attention_class(source: Any) -> Any:
+    """The class that takes the place of a source module which reads what another one stores."""
+    cls: Any = type(source)
+    return derived_class(ReadingAttention, cls)
 
 
 def latent_attention_class(parts: AttentionParts) -> Any:

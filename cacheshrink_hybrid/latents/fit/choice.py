@@ -45,11 +45,13 @@ SLIGHT_LOSS = 0.0002
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reader:
     """What the time model must know of a module beside its factors: H, how keys are read when they
-    are not stored rotated, and whether values are met as well (`Reading.scores_values`)."""
+    are not stored rotated, whether values are met as well (`Reading.scores_values`), and how many
+    modules read what it stores, itself included."""
 
     num_heads: int
     read_mode: str
     scores_values: bool = False
+    num_modules: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,7 +209,7 @@ def _candidate(
             row_bytes=result.row_format.row_bytes(result.runs),
             scores_values=reader.scores_values,
         )
-        seconds = reading.seconds(profile)
+        seconds = reading.seconds(profile) * reader.num_modules
     loss = factors.loss
     if held_out is not None:
         loss = held_out_loss(result, unit, held_out, coded)

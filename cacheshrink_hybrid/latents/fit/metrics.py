@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +20,9 @@ from torch import Tensor, nn
 from ...errors import CalibrationError
 from ...linear_map import weight_and_bias
 from ...next_token import IGNORED, overwrite_with_gradient
-from ..attention.parts import AttentionParts
+from ..attention.parts import AttentionParts, ReaderParts
 from ..attention.split_heads import split_query
-from .observe import observed_gradients
+from .observe import inputs_of, observed_gradients
 from .statistics import Moments
 
 MAX_SCORE_DISTANCES = 64
@@ -94,7 +95,8 @@ class FisherMetric(ActivationMetric):
 
 
 class ScoreMetric(ActivationMetric):
-    """Queries' second moment for keys, the output projection's Gram matrix for values.
+    """Queries' second moment for keys, the output projection's Gram matrix for values; summed over
+    all modules that read these.
 
     The two have different units, so each is scaled to a total expected loss of one.
     """
@@ -102,10 +104,28 @@ class ScoreMetric(ActivationMetric):
     def __init__(self, parts: AttentionParts, sinks: int = 0) -> None:
         super().__init__(parts, sinks)
         self.parts = parts
-        self.queries = Moments(parts.num_attention_heads * parts.head_dim)
+        self.queries = [Moments(parts.num_attention_heads * parts.head_dim)]
+        """Of the module's own queries, and of those of each reader."""
+        self.queries += [Moments(parts.num_attention_heads * parts.head_dim) for _ in parts.readers]
         self.raw_keys = Moments(parts.key_width)
         self.used_keys = Moments(parts.key_width)
         self.longest = 1
+
+    @contextmanager
+    def observing(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for reader, moments in zip(self.parts.readers.values(), self.queries[1:], strict=True):
+                see = partial(self._see_reader, reader, moments)
+                stack.enter_context(inputs_of(reader.source, see))
+            yield
+
+    @torch.no_grad()
+    def _see_reader(self, reader: ReaderParts, moments: Moments, x: Tensor) -> None:
+        q, parts = reader.query.as_linear()(x), self.parts
+        query, _ = split_query(
+            q, parts.head_dim, reader.q_norm, parts.norm_spans_heads, gated=False
+        )
+        moments.add(query.transpose(1, 2).flatten(2))
 
     def see(self, x: Tensor, layer_idx: int, key_value: Tensor) -> None:
         parts = self.parts
@@ -115,7 +135,7 @@ class ScoreMetric(ActivationMetric):
         query, _ = split_query(
             q, parts.head_dim, parts.q_norm, parts.norm_spans_heads, gated=parts.gated
         )
-        self.queries.add(query.transpose(1, 2).flatten(2))
+        self.queries[0].add(query.transpose(1, 2).flatten(2))
         self.longest = max(self.longest, x.shape[1])
         keys = key_value[..., : parts.key_width]
         self.raw_keys.add(keys)
@@ -131,10 +151,11 @@ class ScoreMetric(ActivationMetric):
         return torch.block_diag(key, value)
 
     def _key_metric(self) -> Tensor:
-        """Sum over the queries that read a head of E[(R_d q)(R_d q)^T], averaged over distances d,
-        carried back through the key norm by its mean gain per channel."""
+        """Sum over all queries that read a head, those of readers as well, of E[(R_d q)(R_d q)^T],
+        averaged over distances d, carried back through the key norm by its mean gain per channel.
+        """
         parts, D = self.parts, self.parts.head_dim
-        second = self.queries.second_moment
+        second = sum(moments.second_moment for moments in self.queries)
         blocks = []
         group = parts.num_attention_heads // parts.num_key_value_heads
         rotations = self._rotations()
@@ -168,7 +189,14 @@ class ScoreMetric(ActivationMetric):
 
     def _value_metric(self) -> Tensor:
         parts, D = self.parts, self.parts.head_dim
-        output = weight_and_bias(parts.output)[0].detach().to("cpu", torch.float64)
+        outputs = [parts.output, *(reader.output for reader in parts.readers.values())]
+        output = torch.cat(
+            [weight_and_bias(x)[0].detach().to("cpu", torch.float64) for x in outputs]
+        )
+        if parts.output_norm is not None:  # but for the length that it divides by
+            ones = output.new_ones(1, output.shape[1], dtype=torch.float32)
+            gains = type(parts.output_norm).forward(parts.output_norm, ones)[0]
+            output = output * gains.detach().to("cpu", torch.float64)
         group = parts.num_attention_heads // parts.num_key_value_heads
         blocks = []
         for head in range(parts.num_key_value_heads):

@@ -8,7 +8,7 @@ source has none, so that u is zero, and only its gradient is of interest.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
@@ -25,18 +25,27 @@ from ..attention.split_heads import gated_heads, split_query
 def observed_inputs(parts: AttentionParts, see: Callable[[Tensor, int], None]) -> Iterator[None]:
     """Call `see(x, layer_idx)` with every attention input x (B, T, E), after the layer's norm."""
 
-    def hook(module: nn.Module, args: tuple, kwargs: dict, *, layer_idx: int) -> None:
-        see((args[0] if args else kwargs["hidden_states"]).detach(), layer_idx)
+    def seeing(layer_idx: int) -> Callable[[Tensor], None]:
+        return lambda x: see(x, layer_idx)
 
-    handles = [
-        source.register_forward_pre_hook(partial(hook, layer_idx=layer_idx), with_kwargs=True)
-        for layer_idx, source in parts.sources.items()
-    ]
+    with ExitStack() as stack:
+        for layer_idx, source in parts.sources.items():
+            stack.enter_context(inputs_of(source, seeing(layer_idx)))
+        yield
+
+
+@contextmanager
+def inputs_of(source: nn.Module, see: Callable[[Tensor], None]) -> Iterator[None]:
+    """Call `see(x)` with every input x (B, T, E) of one attention module."""
+
+    def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        see((args[0] if args else kwargs["hidden_states"]).detach())
+
+    handle = source.register_forward_pre_hook(hook, with_kwargs=True)
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()
 
 
 @contextmanager
@@ -129,7 +138,8 @@ def attention_beside(parts: AttentionParts, x: Tensor, layer_idx: int, unrotated
         enable_gqa=True,
     )
     joined = heads.transpose(1, 2).flatten(2)
-    return parts.output(joined if gate is None else gated_heads(joined, gate))
+    joined = joined if gate is None else gated_heads(joined, gate)
+    return parts.output(joined if parts.output_norm is None else parts.output_norm(joined))
 
 
 def _visible(num_tokens: int, window: int | None, device: torch.device) -> Tensor:

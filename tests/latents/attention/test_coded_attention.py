@@ -15,8 +15,10 @@ from tests.models import logits_in_pieces, pair, random_ids
 
 # RoPE, no RoPE, windows with a softcap, sinks, key norms, shared modules, partial rotation.
 CODED_CASES = ("llama", "gpt2", "gemma2", "gpt_oss", "qwen3", "zamba2", "granitemoehybrid")
+CODED_CASES += ("gemma3n_text",)
 # Of these, the ones whose experts and mixers compute in float64, and olmo2's norm over all heads.
 FLOAT64_CASES = ("llama", "gpt2", "gemma2", "qwen3", "olmo2", "granitemoehybrid-rope")
+FLOAT64_CASES += ("gemma3n_text",)
 LENGTH = 29
 CODED = {"ratio": 3.0, "cache_bits": "auto"}
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from cacheshrink_hybrid import make_cache
 from cacheshrink_hybrid.families import model_spec
 from cacheshrink_hybrid.latents.attention import dense_read
+from cacheshrink_hybrid.latents.attention.expanded_attention import attend_expanded
 from cacheshrink_hybrid.latents.attention.module import LatentAttention
 from tests.families.tiny_configs import CASES, tiny_config
 from tests.models import (
@@ -134,14 +135,16 @@ def attention_of(case: str, implementation: str) -> LatentAttention:
 def test_masks(case: str, num_new: int, num_keys: int, mask_name: str) -> None:
     attention = attention_of(case, "eager")
     mask = masks(num_new, num_keys)[mask_name]
-    head, expand = attention.head, attention.attend_expanded
+    head = attention.head
     query = torch.randn(2, head.num_attention_heads, num_new, head.head_dim)
     latent = torch.randn(2, num_keys, head.plan.kv_lora_rank)
     angles = None
     if head.rotary is not None:
         angles = head.rotary.window_angles(num_keys - num_new, 0, num_keys, query)[1]
     read, read_weights = dense_read.read_latents(head, query, latent, mask, angles, 0)
-    expanded, weights = dense_read.read_expanded(head, query, latent, mask, angles, 0, expand)
+    keys_values = dense_read.expanded_context(head, latent, angles, 0)
+    expanded, weights = attend_expanded(attention, head, query, *keys_values, mask)
+    expanded = expanded.flatten(2)
     assert bool(torch.isfinite(read).all())
     assert bool(torch.isfinite(expanded).all())
     assert_same_computation(read, expanded)

@@ -75,10 +75,14 @@ def test_keys_that_are_values_take_no_channels_of_their_own() -> None:
     assert white == part.key_width
 
 
-def test_gradients_are_of_what_is_cached() -> None:
-    """A step along the gradient at the norms changes the loss as it says, of keys as of values."""
-    model = tiny_model(CASE).double()
-    part = parts_of(model)[WINDOWED]
+@pytest.mark.parametrize(
+    ("case", "layer_idx"), [(CASE, WINDOWED), ("gemma3n_text", 1), ("gemma3n_text", 2)]
+)
+def test_gradients_are_of_what_is_cached(case: str, layer_idx: int) -> None:
+    """A step along the gradient at the norms changes the loss as it says, of keys as of values:
+    where other layers read them, by what it changes there as well."""
+    model = tiny_model(case).double()
+    part = parts_of(model)[layer_idx]
     ids = random_ids(1, 12)
     metric = FisherMetric(part)
     seen: list[Tensor] = []

@@ -185,6 +185,20 @@ def test_score_of_one_head_without_rotation() -> None:
     assert float(statistics.metric[:D, D:].abs().max()) == 0
 
 
+def test_score_of_values_behind_which_a_norm_comes() -> None:
+    """|W_o (g * e)|^2 with the norm's gains g: the length that it divides by is left out."""
+    model = tiny_model("bitnet", num_attention_heads=1, num_key_value_heads=1)
+    attention = model.model.layers[1].self_attn
+    statistics = run(model, "score", calibration_ids(3, 10))[1]
+    D = attention.head_dim
+    gains, output = (x.weight.double() for x in (attention.attn_sub_norm, attention.o_proj))
+    errors = torch.randn(6, D).double()
+    in_proportion(
+        [float(e @ statistics.metric[D:, D:] @ e) for e in errors],
+        [float((output @ (gains * e)).square().sum()) for e in errors],
+    )
+
+
 def test_score_with_rotation_is_averaged_over_distances() -> None:
     """E ((R_p q) . (R_(p-d) e))^2 over the queries of all heads and the distances d."""
     length = 10
