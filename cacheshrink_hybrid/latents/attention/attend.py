@@ -71,7 +71,7 @@ def attend_by_torch(
     if key_value is not None and head.exact_codec is not None:
         channels = head.exact_channels(key_value)
         rows = head.exact_rows(channels)
-    stored, held = layer.append(head.encoded(latent), rows)
+    stored, held = layer.append(head.encoded(latent, layer.coding_on(latent.device)), rows)
     if mask is None and layer.is_static:
         mask = without_empty_slots(head, query, stored.shape[1], slots.first_query, slots.first_key)
     context = head.decoded(stored, query.dtype)
