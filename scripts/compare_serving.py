@@ -9,6 +9,9 @@ same bytes for what they remember: those that `--fit` such requests take at 16 b
 CPU `generate_batch` remembers in the type of the weights, float32, and gets as many tokens as fit
 at 16 bits, so that its cache is counted at half of what it takes.
 
+`--llama-server PATH --gguf FILE` lets llama.cpp's own server take part: the GGUF of the source,
+with flash attention and a q4_0 cache of the same bytes that all slots share, asked over HTTP.
+
 Rounds run the two in turns in one process. What comes out: tokens per second of answers,
 prompts included in the time; the ratio to `generate_batch` within a round, of which the median is
 shown; how many requests fit at once; and as last line one JSON object.
@@ -21,6 +24,8 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +45,14 @@ from cacheshrink_hybrid.spec import BYTES_16BIT
 from cacheshrink_hybrid.text_tables import format_table
 
 from .benchmark import common_arguments, environment
+from .llama_server import cache_tokens, llama_server
 
 PAGE_TOKENS = 16
 """Of a page of `generate_batch`: small, so that little of the last one is wasted."""
 PEER, ENGINE = "generate_batch of transformers", "engine, converted"
-Serve = Callable[[], list[list[int]]]
+LLAMA = "llama-server, q4_0 cache"
+Serve = Callable[[], int]
+"""Answers all requests; gives the number of tokens that came."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -58,8 +66,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--prompt", type=int, default=256, help="tokens of a prompt")
     parser.add_argument("--output", type=int, default=64, help="tokens of an answer")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--llama-server", type=Path, metavar="PATH", help="llama.cpp's program")
+    parser.add_argument("--gguf", type=Path, metavar="FILE", help="SOURCE for llama-server")
     common_arguments(parser)
     given = parser.parse_args(argv)
+    if (given.llama_server is None) != (given.gguf is None):
+        parser.error("--llama-server and --gguf go together; give both, or none")
     torch.set_num_threads(given.threads)
     source = AutoModelForCausalLM.from_pretrained(given.source, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(given.source)
@@ -68,7 +80,8 @@ def main(argv: list[str] | None = None) -> int:
     longest = given.prompt + given.output
     config = source.config
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    token_bytes = BYTES_16BIT * 2 * width * config.num_key_value_heads * config.num_hidden_layers
+    token_numbers = 2 * width * config.num_key_value_heads * config.num_hidden_layers
+    token_bytes = BYTES_16BIT * token_numbers
     cache_bytes = given.fit * (longest + PAGE_TOKENS) * token_bytes
     servings: dict[str, Serve] = {
         PEER: _of_transformers(source, prompts, given.output, cache_bytes // token_bytes)
@@ -79,7 +92,20 @@ def main(argv: list[str] | None = None) -> int:
         PEER: cache_bytes // token_bytes // longest,
         ENGINE: llm.store.pool.num_frames // llm.store.need(longest),
     }
-    records = _measured(servings, given.rounds, given.clients * given.output)
+    with ExitStack() as stack:
+        if given.llama_server is not None:
+            running = llama_server(
+                given.llama_server,
+                given.gguf,
+                num_tokens=cache_tokens(cache_bytes, token_numbers),
+                longest=longest,
+                clients=given.clients,
+                threads=given.threads,
+            )
+            server = stack.enter_context(running)
+            servings[LLAMA] = partial(server.serve, prompts, given.output)
+            fitting[LLAMA] = server.slots
+        records = _measured(servings, given.rounds, given.clients * given.output)
     for record in records:
         record["requests that fit"] = min(given.clients, fitting[record["serving"]])
     print(format_table(records))
@@ -120,7 +146,7 @@ def _of_transformers(
         "use_cuda_graph": False,
     }
 
-    def serve() -> list[list[int]]:
+    def serve() -> int:
         outputs = model.generate_batch(
             list(prompts),
             generation_config=wish,
@@ -130,14 +156,14 @@ def _of_transformers(
         failed = [output.error for output in outputs.values() if output.error is not None]
         if failed or len(outputs) < len(prompts):
             raise RuntimeError(f"generate_batch answered {len(outputs)}: {failed[:1]}")
-        return [output.generated_tokens for output in outputs.values()]
+        return sum(len(output.generated_tokens) for output in outputs.values())
 
     return serve
 
 
 def _of_engine(llm: LLM, prompts: Sequence[list[int]], num_new: int) -> Serve:
     wish = SamplingParams(max_tokens=num_new, ignore_eos=True)
-    return lambda: [list(output.token_ids) for output in llm.generate(list(prompts), wish)]
+    return lambda: sum(len(output.token_ids) for output in llm.generate(list(prompts), wish))
 
 
 def _measured(servings: dict[str, Serve], rounds: int, due: int) -> list[dict[str, Any]]:
@@ -150,7 +176,7 @@ def _measured(servings: dict[str, Serve], rounds: int, due: int) -> list[dict[st
     for number in range(rounds + 1):
         for name, serve in servings.items():
             began = time.perf_counter()
-            found = sum(map(len, serve()))
+            found = serve()
             if found != due:
                 raise RuntimeError(f"{name} gave {found} tokens and not {due}")
             if number:  # the first round compiles

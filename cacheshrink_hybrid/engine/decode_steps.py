@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..kernels.few_rows import MOST_ROWS
 from ..latents.attention.kernel_view import kept_tensors
 from ..latents.attention.module import LatentAttention
 from ..model.adapters import adapted_modules
@@ -128,7 +129,9 @@ class DecodeSteps:
         self, call: ModelCall, cache: BatchCache, *, max_batch: int, max_tokens: int
     ) -> None:
         self.call, self.cache, self.max_tokens = call, cache, max_tokens
-        self.buckets = batch_buckets(max_batch)
+        # Graphs are recorded by size; elsewhere rows of padding cost what others cost.
+        exact = 0 if call.device.type == "cuda" else MOST_ROWS
+        self.buckets = batch_buckets(max_batch, exact=exact)
         self._steps: dict[int, tuple[DecodeStep, Callable[[], Tensor]]] = {}
         self._records = False
         self._memory = None

@@ -1,4 +1,4 @@
-"""Texts of a form, a regular expression or JSON of a schema, kept to token by token.
+"""Texts of a form, a regular expression, JSON of a schema or a grammar, kept to token by token.
 
 The automaton is llguidance's. It says which tokens may come next: those that some text of the form
 goes on with.
@@ -17,11 +17,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import ConfigError
-from .sampling_params import SamplingParams
+from .sampling_params import FORMS, SamplingParams
 from .token_bytes import TokenBytes
 
 WHITESPACE = r"[ \n]{0,20}"
 """Between the parts of JSON: as much as people write, and no more, since a model may go on so."""
+JSON_OPTIONS: Any = {"whitespace_flexible": True, "whitespace_pattern": WHITESPACE}
+"""How JSON is written, as llguidance reads it in `x-guidance` of a schema."""
 PACKAGE = "llguidance"
 
 
@@ -63,7 +65,7 @@ class GrammarVocabulary:
         if made.is_error():
             raise ConfigError(
                 f"the form that was asked for cannot be had: {_line(made.get_error())}; change "
-                "the regex or the JSON schema"
+                "the regex, the JSON schema or the grammar"
             )
         return made
 
@@ -153,8 +155,8 @@ def _unwritable(matcher: Any, output: Sequence[int]) -> ConfigError:
     why = matcher.get_error().partition("<state>")[0]
     return ConfigError(
         f"after {len(output)} tokens, no token of this tokenizer goes on with a text of the form "
-        f"that was asked for ({_line(why)}); allow other characters in the regex "
-        "or the JSON schema"
+        f"that was asked for ({_line(why)}); allow other characters in the regex, "
+        "the JSON schema or the grammar"
     )
 
 
@@ -164,23 +166,21 @@ def grammar_of(params: SamplingParams) -> str | None:
     Raises:
         ConfigError: the package is not installed, or cannot read what is asked for.
     """
-    if params.regex is None and params.json_schema is None:
+    if all(getattr(params, name) is None for name in FORMS):
         return None
     if importlib.util.find_spec(PACKAGE) is None:
         raise ConfigError(
-            f"regex and json_schema need {PACKAGE}, which is not installed; "
+            f"{', '.join(FORMS)} need {PACKAGE}, which is not installed; "
             "pip install 'cacheshrink_hybrid[serve]'"
         )
     from llguidance import LLMatcher
 
+    if params.grammar is not None:
+        return str(LLMatcher.grammar_from_lark(params.grammar))
     if params.regex is not None:
         return str(LLMatcher.grammar_from_regex(params.regex))
     schema: Any = params.json_schema
-    return str(
-        LLMatcher.grammar_from_json_schema(
-            schema, overrides={"whitespace_flexible": True, "whitespace_pattern": WHITESPACE}
-        )
-    )
+    return str(LLMatcher.grammar_from_json_schema(schema, overrides=JSON_OPTIONS))
 
 
 def _line(text: str) -> str:

@@ -16,7 +16,7 @@ from .logit_rules import rules_of
 from .prompts import PromptEncoder
 from .request import Owner, Request
 from .runner import Runner
-from .sampling_params import SamplingParams
+from .sampling_params import FORMS, SamplingParams
 from .speculation import NgramProposer, SpeculativeConfig
 from .transcript import Decoder, Transcript
 from .word_tokens import word_runs
@@ -112,11 +112,11 @@ class Intake:
     @cached_property
     def _grammar_vocabulary(self) -> GrammarVocabulary:
         if self.tokenizer is None:
-            raise ConfigError("regex and json_schema need the tokenizer; give it to LLM")
+            raise ConfigError(f"{', '.join(FORMS)} need the tokenizer; give it to LLM")
         ends = self.end_tokens or {self.tokenizer.eos_token_id} - {None}
         if not ends:
             raise ConfigError(
-                "regex and json_schema need a model with an end-of-sequence token; set "
+                f"{', '.join(FORMS)} need a model with an end-of-sequence token; set "
                 "generation_config.eos_token_id"
             )
         return GrammarVocabulary(self.tokenizer, self._vocabulary, ends)

@@ -19,6 +19,9 @@ GREEDY_BELOW = 1e-5
 LARGEST_CHANGE = 1e4
 """What a wish may add to a logit, or multiply it by: beside more, float32 knows no other logit."""
 
+FORMS = ("regex", "json_schema", "grammar")
+"""Fields that say which texts an answer may be; one of them at most is given."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
@@ -46,6 +49,7 @@ class SamplingParams:
         regex: a regular expression that the whole text is of.
         json_schema: the text is JSON of this schema, given as an object or as JSON itself; `{}`
             for any JSON.
+        grammar: the whole text is of this grammar, in the Lark of llguidance.
         stop: string or strings that end the text.
         stop_token_ids: tokens that end the text, also with `ignore_eos`.
         include_stop: the stop string, or the stop token's text, is part of the text.
@@ -75,6 +79,7 @@ class SamplingParams:
     bad_words: str | Sequence[str] = ()
     regex: str | None = None
     json_schema: Mapping[str, Any] | str | None = None
+    grammar: str | None = None
     stop: str | Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
     include_stop: bool = False
@@ -150,12 +155,15 @@ class SamplingParams:
                 yield f"{name} has an empty string, which every text contains"
             elif not all(map(_is_unicode, texts)):
                 yield f"{name} has half a surrogate pair, which no text of a tokenizer has"
-        if not (self.regex is None or isinstance(self.regex, str)):
-            yield f"regex={self.regex!r:.80} must be a string"
+        for name in ("regex", "grammar"):
+            value = getattr(self, name)
+            if not (value is None or isinstance(value, str)):
+                yield f"{name}={value!r:.80} must be a string"
         if _json(self.json_schema) is None and self.json_schema is not None:
             yield f"json_schema={self.json_schema!r:.80} must be an object that JSON can hold"
-        if self.regex is not None and self.json_schema is not None:
-            yield "regex and json_schema exclude each other; give one"
+        forms = [name for name in FORMS if getattr(self, name) is not None]
+        if len(forms) > 1:
+            yield f"{' and '.join(forms)} exclude each other; give one"
         for name in ("stop_token_ids", "allowed_token_ids"):
             value = getattr(self, name)
             if not (value is None or (_listed(value) and all(map(_whole, value)))):

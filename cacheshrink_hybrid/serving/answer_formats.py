@@ -7,6 +7,7 @@ told apart by their chat templates.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -28,8 +29,36 @@ _FUNCTION = {"type": "function", "function": "{content}"}
 _NAMED = {"type": "function", "function": {"name": "{name}", "arguments": "{content}"}}
 _LISTED = {"type": "function", "function": {"name": "{name}", "arguments": "{arguments}"}}
 
+_OBJECT = '{"name": "NAME", "arguments": '
+
 _DEEPSEEK_BEGINS = r"\s*(?:<｜tool▁calls▁begin｜>)?\s*<｜tool▁call▁begin｜>"
 _DEEPSEEK_ENDS = r"<｜tool▁call▁end｜>(?:<｜tool▁calls▁end｜>|(?=\s*<｜tool▁call▁begin｜>)|$)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WrittenCalls:
+    """What stands around the arguments of calls, which are JSON.
+
+    Attributes:
+        mark: by which the first call is known; a text without calls does not have it.
+        opening: before the arguments of a call, with `NAME` in the place of the tool's name.
+        behind: the arguments.
+        opens, between, closes: all calls.
+        alone: the one call is the whole answer.
+    """
+
+    mark: str
+    opening: str
+    behind: str = ""
+    opens: str = ""
+    between: str = ""
+    closes: str = ""
+    alone: bool = False
+
+    def before(self, name: str) -> str:
+        """The opening of a call of this tool."""
+        quoted = '"NAME"' in self.opening
+        return self.opening.replace("NAME", json.dumps(name)[1:-1] if quoted else name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +72,7 @@ class AnswerFormat:
         marks: by which a call is known, and which may be special tokens.
         calls: where a call begins and ends and what it holds, as `ResponseParser` reads it; None
             for models that write none.
+        written: the same for grammars; None where arguments are no JSON.
     """
 
     name: str
@@ -50,6 +80,7 @@ class AnswerFormat:
     signs: tuple[str, ...] = ()
     marks: tuple[str, ...] = ()
     calls: Mapping[str, Any] | None = field(default=None, repr=False)
+    written: WrittenCalls | None = None
 
 
 PLAIN = AnswerFormat(name="plain", words="text, whatever it says")
@@ -81,6 +112,14 @@ FORMATS = (
             "transform_each": True,
             "transform": _LISTED,
         },
+        written=WrittenCalls(
+            mark="<|tool_call|>",
+            opens="<|tool_call|>[",
+            opening=_OBJECT,
+            behind="}",
+            between=", ",
+            closes="]",
+        ),
     ),
     AnswerFormat(
         name="hermes",
@@ -94,6 +133,12 @@ FORMATS = (
             "content": "json",
             "transform": _FUNCTION,
         },
+        written=WrittenCalls(
+            mark="<tool_call>",
+            opening="<tool_call>\n" + _OBJECT,
+            behind="}\n</tool_call>",
+            between="\n",
+        ),
     ),
     AnswerFormat(
         name="mistral_args",
@@ -107,6 +152,7 @@ FORMATS = (
             "content": "json",
             "transform": _NAMED,
         },
+        written=WrittenCalls(mark="[TOOL_CALLS]", opening="[TOOL_CALLS]NAME[ARGS]"),
     ),
     AnswerFormat(
         name="mistral",
@@ -119,6 +165,14 @@ FORMATS = (
             "transform_each": True,
             "transform": _LISTED,
         },
+        written=WrittenCalls(
+            mark="[TOOL_CALLS]",
+            opens="[TOOL_CALLS] [",
+            opening=_OBJECT,
+            behind="}",
+            between=", ",
+            closes="]",
+        ),
     ),
     AnswerFormat(
         name="deepseek",
@@ -132,6 +186,14 @@ FORMATS = (
             "content": "json",
             "transform": _NAMED,
         },
+        written=WrittenCalls(
+            mark="<｜tool▁call▁begin｜>",
+            opens="<｜tool▁calls▁begin｜>",
+            opening="<｜tool▁call▁begin｜>function<｜tool▁sep｜>NAME\n```json\n",
+            behind="\n```<｜tool▁call▁end｜>",
+            between="\n",
+            closes="<｜tool▁calls▁end｜>",
+        ),
     ),
     AnswerFormat(
         name="deepseek_v31",
@@ -145,6 +207,13 @@ FORMATS = (
             "content": "json",
             "transform": _NAMED,
         },
+        written=WrittenCalls(
+            mark="<｜tool▁call▁begin｜>",
+            opens="<｜tool▁calls▁begin｜>",
+            opening="<｜tool▁call▁begin｜>NAME<｜tool▁sep｜>",
+            behind="<｜tool▁call▁end｜>",
+            closes="<｜tool▁calls▁end｜>",
+        ),
     ),
     AnswerFormat(
         name="llama",
@@ -159,6 +228,12 @@ FORMATS = (
                 "function": {"name": "{content.name}", "arguments": "{content.parameters}"},
             },
         },
+        written=WrittenCalls(
+            mark="{",
+            opening='{"name": "NAME", "parameters": ',
+            behind="}",
+            alone=True,
+        ),
     ),
     PLAIN,
 )
@@ -174,12 +249,16 @@ class AnswerParts:
         description: of the parts, as `ResponseParser` reads it, calls of tools included.
         own: it is the tokenizer's, and may look for where in the prompt an answer begins.
         has_special: its marks are special tokens, which texts leave out unless they are asked for.
+        written: how calls are written, for grammars; None where that is not known.
+        special: ids of special tokens, by their texts.
     """
 
     name: str
     description: Mapping[str, Any]
     own: bool
     has_special: bool
+    written: WrittenCalls | None = None
+    special: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def has_calls(self) -> bool:
@@ -224,6 +303,8 @@ def answer_parts(tokenizer: PreTrainedTokenizerBase, name: str = AUTO) -> Answer
         description={"start_anchor_pattern": r"\A", "fields": fields},
         own=False,
         has_special=not marks.isdisjoint(tokenizer.all_special_tokens),
+        written=row.written,
+        special=dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)),
     )
 
 

@@ -109,7 +109,7 @@ class Routes:
 
     async def chat(self, request: Request, sent: ChatRequest) -> Response:
         self._check_model(sent.model)
-        params = chat_params(sent, has_special=self._parts.has_special)
+        params = chat_params(sent, self._parts)
         encoder = self.engine.llm.encoder
         prompt = await self.engine.read(chat_prompt, encoder, sent)
         most_calls = 1 if sent.parallel_tool_calls is False else None

@@ -172,12 +172,14 @@ class Function(BaseModel):
 
     Attributes:
         parameters: JSON schema of its arguments, an object's.
+        strict: every call of it is of this schema, also where the model calls it by itself.
     """
 
     model_config = ConfigDict(extra="allow", strict=True)
 
     name: str = Field(min_length=1)
     parameters: dict[str, Any] | None = None
+    strict: bool | None = None
 
 
 class Tool(BaseModel):

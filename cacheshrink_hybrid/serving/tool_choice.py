@@ -1,4 +1,4 @@
-"""Which tools a chat may or must call, and the form of an answer that must call some."""
+"""Which tools a chat may or must call, and the form of answers that call some."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import ConfigError
+from .answer_formats import AnswerParts
+from .call_grammar import CallGrammar
 from .schema import ChatRequest, NamedTool, Tool
 
 Schema = dict[str, Any]
+ANY_ARGUMENTS: Schema = {"type": "object"}
 NO_ARGUMENTS: Schema = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
@@ -31,23 +34,17 @@ def forced_name(sent: ChatRequest) -> str | None:
 
 
 def forced_schema(sent: ChatRequest) -> Schema | None:
-    """Of an answer that must be calls; None where it is free.
+    """Of an answer that must be calls, whatever the form of others; None where it is free.
 
     Raises:
-        ConfigError: there is no such tool, or the answer has another form already.
+        ConfigError: there is no such tool.
     """
     choice, tools = sent.tool_choice, sent.tools or []
     if not is_forced(sent):
-        _check_free(sent)
         return None
     names = [tool.function.name for tool in tools]
     if not names:
         raise ConfigError("tool_choice asks for a call, and there are no tools; send tools as well")
-    if sent.response_format is not None or sent.structured_outputs is not None:
-        raise ConfigError(
-            "tool_choice asks for a call, whose form is the tool's; leave out response_format and "
-            "structured_outputs"
-        )
     if isinstance(choice, NamedTool):
         wanted = choice.function.name
         if wanted not in names:
@@ -61,14 +58,38 @@ def forced_schema(sent: ChatRequest) -> Schema | None:
     return calls | ({"maxItems": 1} if sent.parallel_tool_calls is False else {})
 
 
-def _check_free(sent: ChatRequest) -> None:
-    """That calls are possible where the answer may have some."""
-    form = sent.response_format
-    if offered_tools(sent) and form is not None and form.type != "text":
+def free_grammar(sent: ChatRequest, parts: AnswerParts, form: str | None) -> str | None:
+    """Of an answer that may have calls: either calls, whose arguments are of the schemas of tools
+    that are strict, or an answer of the form that was asked for. None where no grammar is needed.
+
+    Args:
+        parts: of the model's answers.
+        form: of other answers, as a terminal of a grammar; None for any text.
+
+    Raises:
+        ConfigError: it is not known how the model writes the arguments of calls.
+    """
+    tools = [] if is_forced(sent) or sent.tool_choice == "none" else sent.tools or []
+    strict = [tool.function.name for tool in tools if tool.function.strict]
+    if not tools or (form is None and not strict):
+        return None
+    if parts.written is None:
+        what = f"tool {strict[0]!r:.80} is strict" if form is None else "tools go with a form"
         raise ConfigError(
-            f"response_format of type {form.type} leaves no room for calls of tools; leave it out "
-            "while tools may be called, or send tool_choice none"
+            f"{what}, and in this model's answers ({parts.name}) calls cannot be held to it; leave "
+            "out strict and response_format, or make the answer a call by tool_choice, or send "
+            "tool_choice none"
         )
+    grammar = CallGrammar(
+        tools=tools,
+        arguments=[
+            _arguments(tool, "") if tool.function.strict else ANY_ARGUMENTS for tool in tools
+        ],
+        written=parts.written,
+        special=parts.special,
+        single=sent.parallel_tool_calls is False,
+    )
+    return grammar.beside_text() if form is None else grammar.beside_form(form)
 
 
 def _call(tool: Tool, place: str) -> Schema:

@@ -7,8 +7,10 @@ from typing import Any
 
 from ..engine import SamplingParams
 from ..errors import ConfigError
+from .answer_formats import AnswerParts
+from .call_grammar import json_terminal, regex_terminal
 from .schema import ChatRequest, CompletionRequest, SamplingFields
-from .tool_choice import forced_schema
+from .tool_choice import forced_schema, free_grammar
 
 COMPLETION_TOKENS = 16
 """Most tokens of a completion that names no number, as in OpenAI's API."""
@@ -33,11 +35,12 @@ SAME = (
 """Fields that the engine calls by the same names."""
 
 
-def chat_params(sent: ChatRequest, *, has_special: bool = False) -> SamplingParams:
+def chat_params(sent: ChatRequest, parts: AnswerParts) -> SamplingParams:
     """Wishes of a chat.
 
     Args:
-        has_special: parts of the answer are told apart by special tokens, which its text must have.
+        parts: of the model's answers. Where they are told apart by special tokens, the text must
+            have these.
 
     Raises:
         ConfigError: values that make no sense.
@@ -47,12 +50,11 @@ def chat_params(sent: ChatRequest, *, has_special: bool = False) -> SamplingPara
     limit = sent.max_completion_tokens
     if limit is not None and limit < 1:
         raise ConfigError(f"max_completion_tokens={limit} must be at least 1; leave it out for any")
-    shown: dict[str, Any] = {"skip_special_tokens": False} if has_special else {}
-    schema = forced_schema(sent)
+    shown: dict[str, Any] = {"skip_special_tokens": False} if parts.has_special else {}
     return _params(
         sent,
         **shown,
-        **({} if schema is None else {"json_schema": schema}),
+        **_chat_form(sent, parts),
         max_tokens=sent.max_tokens if limit is None else limit,
         logprobs=(sent.top_logprobs or 0) if sent.logprobs else None,
     )
@@ -110,6 +112,20 @@ def _form(sent: SamplingFields) -> dict[str, Any]:
     if schema is not None:
         raise ConfigError("response_format and structured_outputs exclude each other; send one")
     return {"json_schema": other.json_, "regex": other.regex}
+
+
+def _chat_form(sent: ChatRequest, parts: AnswerParts) -> dict[str, Any]:
+    """The same of a chat, where calls of tools have a part in it."""
+    form, schema = _form(sent), forced_schema(sent)
+    if schema is not None:
+        return dict.fromkeys(form) | {"json_schema": schema}
+    terminal = None
+    if (regex := form.get("regex")) is not None:
+        terminal = regex_terminal(regex)
+    elif (other := form["json_schema"]) is not None:
+        terminal = json_terminal(other)
+    grammar = free_grammar(sent, parts, terminal)
+    return form if grammar is None else dict.fromkeys(form) | {"grammar": grammar}
 
 
 def _bias(sent: dict[str, float]) -> dict[int, float]:

@@ -77,6 +77,25 @@ def test_json_of_a_schema() -> None:
     assert_idle(llm)
 
 
+def test_a_grammar() -> None:
+    """With rules that refer to each other, as no regular expression has."""
+    wish = SamplingParams(
+        grammar='start: "(" start ")" | NUMBER\nNUMBER: /[1-9]/',
+        temperature=2.0,
+        seed=0,
+        n=4,
+        max_tokens=40,
+    )
+    for output in shipped().generate("Return", wish):
+        if output.finish_reason == "stop":
+            inner = output.text.strip("()")
+            assert inner in "123456789" and len(inner) == 1
+            depth = len(output.text) // 2
+            assert output.text == "(" * depth + inner + ")" * depth
+        else:
+            assert set(output.text) == {"("}
+
+
 @pytest.mark.parametrize("ignore_eos", [False, True])
 def test_a_text_that_may_end_or_go_on(ignore_eos: bool) -> None:
     wish = SamplingParams(
@@ -153,7 +172,9 @@ def test_forms_of_characters_that_the_tokenizer_lacks(wish: dict) -> None:
         ({"json_schema": "no json"}, "json_schema='no json' must be an object"),
         ({"json_schema": [1]}, "must be an object"),
         ({"json_schema": {"a": {1, 2}}}, "that JSON can hold"),
-        ({"json_schema": {}, "regex": "a"}, "exclude each other"),
+        ({"json_schema": {}, "regex": "a"}, "regex and json_schema exclude each other"),
+        ({"grammar": "start: 3", "regex": "a"}, "regex and grammar exclude each other"),
+        ({"grammar": 3}, "grammar=3 must be a string"),
     ],
 )
 def test_forms_that_are_none(wish: dict, message: str) -> None:

@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 import openai
 import pytest
 from pydantic import BaseModel
 
+from cacheshrink_hybrid.engine import SamplingParams
+from cacheshrink_hybrid.serving import routes, wishes
+from cacheshrink_hybrid.serving.answer_formats import AnswerParts
+from cacheshrink_hybrid.serving.schema import ChatRequest
+from cacheshrink_hybrid.serving.wishes import chat_params
 from tests.serving.live import NAME, Live, live_server
 
 TALK = [{"role": "user", "content": "Return the"}]
@@ -31,9 +37,22 @@ STRING = {"type": "string"}
 CALL = '<tool_call>{"name": "ping", "arguments": {"n": 1}}</tool_call>'
 
 
+WRITES = "writes"
+
+
+def _params_of_tests(sent: ChatRequest, parts: AnswerParts) -> SamplingParams:
+    """Those of the chat, with the text that a test lets the model write."""
+    text = (sent.metadata or {}).get(WRITES)
+    params = chat_params(sent, parts)
+    if text is None:
+        return params
+    return replace(params, regex=re.escape(text), json_schema=None, grammar=None)
+
+
 @pytest.fixture(scope="module")
 def hermes() -> Iterator[Live]:
-    with live_server(answer_format="hermes") as running:
+    with pytest.MonkeyPatch.context() as patch, live_server(answer_format="hermes") as running:
+        patch.setattr(routes, "chat_params", _params_of_tests)
         yield running
 
 
@@ -49,7 +68,7 @@ def written(text: str) -> dict:
         "messages": TALK,
         "max_completion_tokens": 400,
         "temperature": 0,
-        "extra_body": {"structured_outputs": {"regex": re.escape(text).replace("/", r"\/")}},
+        "metadata": {WRITES: text},
     }
 
 
@@ -163,16 +182,23 @@ def test_tools_that_the_template_does_not_show() -> None:
             "tool_choice names 'pong', and the tools are",
         ),
         (
-            {
-                "tools": TOOLS,
-                "tool_choice": "required",
-                "response_format": {"type": "json_object"},
-            },
-            "leave out response_format",
+            {"tools": [PING | {"function": {"name": "ping", "strict": 1}}]},
+            "tools: input should be a valid boolean",
         ),
         (
-            {"tools": TOOLS, "response_format": {"type": "json_object"}},
-            "response_format of type json_object leaves no room for calls",
+            {
+                "tools": [
+                    {
+                        "type": "function",
+                        "function": {
+                            "name": "f",
+                            "strict": True,
+                            "parameters": {"type": "object", "properties": {"a": {"not": {}}}},
+                        },
+                    }
+                ]
+            },
+            "form that was asked for cannot be had",
         ),
         ({"tools": [{"type": "function"}]}, "tools: field required"),
         ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice: input should be"),
@@ -182,3 +208,113 @@ def test_tools_that_the_template_does_not_show() -> None:
 def test_wishes_that_make_no_sense(asker: openai.OpenAI, wish: dict, message: str) -> None:
     with pytest.raises(openai.BadRequestError, match=message):
         asker.chat.completions.create(model=NAME, messages=TALK, max_tokens=2, **wish)
+
+
+SIZE = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "size",
+        "schema": {
+            "type": "object",
+            "properties": {"size": {"enum": ["big", "small"]}},
+            "required": ["size"],
+            "additionalProperties": False,
+        },
+    },
+}
+PICK = {
+    "type": "function",
+    "function": {
+        "name": "pick",
+        "strict": True,
+        "parameters": {
+            "type": "object",
+            "properties": {"one": {"enum": ["left", "right"]}, "times": {"enum": [1, 2]}},
+            "required": ["one", "times"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+def avoiding(live: Live, characters: str) -> dict:
+    """Wishes by which the model writes these, and whitespace, only where it must."""
+    tokens = {token for one in characters for token in live.llm.tokenizer(one).input_ids}
+    biased = {3, 4} | tokens - set(live.llm.tokenizer("").input_ids)
+    settings = {"model": NAME, "messages": TALK, "max_completion_tokens": 300, "temperature": 0}
+    return settings | {"logit_bias": {str(token): -100 for token in biased}}
+
+
+def told(answer) -> tuple:
+    """Content, calls and the reason of the end, of a whole answer."""
+    message = answer.choices[0].message
+    calls = [(call.function.name, call.function.arguments) for call in message.tool_calls or ()]
+    return message.content, calls, answer.choices[0].finish_reason
+
+
+def streamed(chunks) -> tuple:
+    """The same of a stream."""
+    content, calls, ends = "", [], []
+    for chunk in chunks:
+        (choice,) = chunk.choices
+        content += choice.delta.content or ""
+        calls += [(x.function.name, x.function.arguments) for x in choice.delta.tool_calls or ()]
+        ends += [choice.finish_reason] if choice.finish_reason else []
+    (end,) = ends
+    return content or None, calls, end
+
+
+def test_calls_or_an_answer_of_the_form(hermes: Live, asker: openai.OpenAI) -> None:
+    """Whichever the model begins with, and in a stream as in a whole answer."""
+    create = asker.chat.completions.create
+    wish = {"tools": [PICK], "response_format": SIZE, "parallel_tool_calls": False}
+    for avoided, is_call in (("{", True), ("<", False)):
+        settings = avoiding(hermes, avoided) | wish
+        content, calls, end = found = told(create(**settings))
+        assert streamed(create(**settings, stream=True)) == found
+        if is_call:
+            ((name, arguments),) = calls
+            assert (name, content, end) == ("pick", None, "tool_calls")
+            assert json.loads(arguments)["one"] in ("left", "right")
+            assert json.loads(arguments)["times"] in (1, 2)
+        else:
+            assert (calls, end) == ([], "stop")
+            assert json.loads(content)["size"] in ("big", "small")
+    regex = {"structured_outputs": {"regex": "(yes|no)/[.!]"}}
+    plain = create(**avoiding(hermes, "<") | {"tools": [PICK], "extra_body": regex})
+    assert told(plain)[0] in ("yes/.", "yes/!", "no/.", "no/!")
+
+
+def test_calls_that_have_to_be_made_beside_a_form(hermes: Live, asker: openai.OpenAI) -> None:
+    """The form is that of other answers."""
+    create = asker.chat.completions.create
+    named = {"type": "function", "function": {"name": "pick"}}
+    for choice in ("required", named):
+        settings = avoiding(hermes, "") | {"tools": [PICK], "tool_choice": choice}
+        settings |= {"response_format": SIZE, "parallel_tool_calls": False}
+        content, ((name, arguments),), _ = found = told(create(**settings))
+        assert (name, content) == ("pick", None)
+        assert set(json.loads(arguments)) == {"one", "times"}
+        assert streamed(create(**settings, stream=True)) == found
+
+
+def test_strict_tools_leave_text_as_it_is(
+    asker: openai.OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the model says without the mark of a call is what it would say anyway."""
+    settings = {"model": NAME, "messages": TALK, "max_completion_tokens": 12, "temperature": 0}
+    found = told(asker.chat.completions.create(**settings, tools=[PICK, PING]))
+    monkeypatch.setattr(wishes, "free_grammar", lambda *_: None)
+    assert found == told(asker.chat.completions.create(**settings, tools=[PICK, PING]))
+    assert found[0] and not found[1]
+
+
+def test_forms_of_calls_that_are_not_known() -> None:
+    """Formats whose arguments are no JSON say so, rather than leave out what was asked for."""
+    with live_server(answer_format="xml") as live:
+        create = live.client().chat.completions.create
+        settings = {"model": NAME, "messages": TALK, "max_tokens": 2}
+        for wish, why in (({"tools": [PICK]}, "is strict"), ({"response_format": SIZE}, "a form")):
+            with pytest.raises(openai.BadRequestError, match=why):
+                create(**settings | {"tools": [PING]} | wish)
+        assert create(**settings, tools=[PICK], tool_choice="none").choices

@@ -63,7 +63,7 @@ def attend_by_torch(
     if key_value is not None and head.exact_codec is not None:
         channels = head.exact_channels(key_value)
         rows = head.exact_rows(channels)
-    stored, held = layer.append(head.encoded(latent), rows)
+    stored, held = layer.append(head.encoded(latent, layer.coding_on(latent.device)), rows)
     decoded = head.decoded(stored, query.dtype)
     if head.codec is not None:
         first_new = slots.first_query - slots.first_key

@@ -11,7 +11,7 @@ from transformers.cache_utils import StaticLayer
 
 from ...codecs.straight_through import has_gradients
 from ...errors import KernelUnavailableError, NotSupportedError
-from ...kernels.backend import REFUSING, implementation_on
+from ...kernels.backend import REFUSING, Implementation, implementation_on
 from ...pool.memory import ExactMemory, ExactRows, RowMemory, RowStep
 from ..exact_tokens import ExactView
 from .dense_read import MAX_DECODE_TOKENS
@@ -88,6 +88,12 @@ class CachedLayer:
     def keeps_exact(self) -> bool:
         """Whether the cache keeps the exact rows of some tokens by itself."""
         return isinstance(self.cache, ExactMemory)
+
+    def coding_on(self, device: torch.device) -> Implementation:
+        """Who codes rows on a device before they are appended: as the cache's backend says, and
+        where there is none as `auto` does."""
+        backend = self.cache.backend if isinstance(self.cache, RowMemory) else "auto"
+        return implementation_on(backend, device)
 
     def _check_values(self, width: int) -> None:
         if self.layer_idx >= len(self.cache.layers):

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from ...codecs import RowCodec
 from ...codecs.straight_through import newest_straight_through, straight_through
 from ...codecs.traced_rows import decode_rows, encode_rows
+from ...kernels.backend import Implementation
 from ...lasting import lasting_tensors
 from ...pool.memory import ExactRows
 from ..exact_tokens import ExactView
@@ -33,6 +34,7 @@ from ..plan import LatentPlan
 from .expansion import Expansion
 from .maps import HeadMap
 from .rotation import Angles
+from .row_coding import coded_rows
 from .slot_rotary import SlotRotary
 from .split_heads import split_heads
 
@@ -170,11 +172,12 @@ class LatentHead:
         keys = self._turned(key_value[..., :width], first_slot)
         return torch.cat([keys, key_value[..., width:]], dim=-1)
 
-    def encoded(self, latent: Tensor) -> Tensor:
-        """What is stored of latents (B, T, R): their rows of bytes, or the latents themselves."""
+    def encoded(self, latent: Tensor, by: Implementation = "torch") -> Tensor:
+        """What is stored of latents (B, T, R): the latents themselves, or rows of bytes, which
+        `coded_rows` makes."""
         if self.codec is None:
             return latent
-        return encode_rows(self.codec, latent, self.costs)
+        return coded_rows(self.codec, latent, self.costs, by)
 
     def decoded(self, stored: Tensor, dtype: torch.dtype) -> Tensor:
         """Latents (B, S, R) of what is stored of them."""

@@ -63,22 +63,20 @@ def _bytes_apart(found: NDArray) -> NDArray:
 
 
 class CodingTables(NamedTuple):
-    """What is looked up to code: the code of the step that a number lies in, by width, (6, 4096)
-    uint8; levels of 1 to 6 and of 8 uniform bits, (7, 256); and gains (256,)."""
+    """What is looked up to code: of the step that a number lies in, by width, the code (6, 4096)
+    uint8 and its level (6, 4096); and gains (256,)."""
 
     step_codes: NDArray
-    levels: NDArray
+    step_levels: NDArray
     gains: NDArray
 
 
 @cache
 def coding_tables() -> CodingTables:
-    # Uniform levels come behind those of 6 bits, as their kind does.
-    found = np.zeros((len(PLANES) + 1, 256), np.float32)
-    for row, bits in enumerate((*PLANES, levels.UNIFORM_BITS)):
-        found[row, : 2**bits] = levels.levels_of(bits)
+    codes = [levels.step_codes(bits) for bits in PLANES]
+    found = [levels.levels_of(b).float()[c.long()] for b, c in zip(PLANES, codes, strict=True)]
     return CodingTables(
-        torch.stack([levels.step_codes(bits) for bits in PLANES]).numpy(),
-        found,
+        torch.stack(codes).numpy(),
+        torch.stack(found).numpy(),
         gain_table(torch.device("cpu")).numpy(),
     )

@@ -9,54 +9,79 @@ from .gain_search import codes_of, gain_code
 
 FLOAT32, FLOAT16, BFLOAT16 = Kind.FLOAT32.number, Kind.FLOAT16.number, Kind.BFLOAT16.number
 E4M3, UNIFORM8 = Kind.E4M3.number, Kind.UNIFORM8.number
+FLOAT_BYTES = tuple(kind.bits // 8 for kind in Kind if not kind.coded)
 INFINITY = np.float32(np.inf)
 
 
 @compiled_in_order
 def _nearest(x, digits, smallest, limit):
-    """Bits of the nearest float of x, to even, with so many digits behind the point; clipped.
+    """Bits of the nearest float of |x|, to even, with so many digits behind the point; clipped.
 
     Args:
         smallest: exponent of the smallest normal number.
     """
     magnitude = min(abs(x), limit)
-    exponent = max(np.int32(np.float32(magnitude).view(np.int32) >> 23) - 127, smallest)
+    exponent = max((np.float32(magnitude).view(np.int32) >> np.int32(23)) - np.int32(127), smallest)
     # Adding and taking away 1.5 * 2**23 rounds to whole numbers: of 2**(exponent - digits) here.
-    inverse = np.int32((digits - exponent + 127) << 23).view(np.float32)
-    steps = np.int64((magnitude * inverse + np.float32(12582912)) - np.float32(12582912))
-    # 2**digits steps or more are normal numbers; carrying into the exponent happens by itself.
-    if steps >= 1 << digits:
-        return ((exponent - smallest) << digits) + steps
-    return steps
+    inverse = np.int32((digits - exponent + np.int32(127)) << np.int32(23)).view(np.float32)
+    steps = np.int32((magnitude * inverse + np.float32(12582912)) - np.float32(12582912))
+    # Only above the smallest exponent are there 2**digits steps or more, of which the first digit
+    # is not written, but carried into the exponent.
+    return ((exponent - smallest) << digits) + steps
 
 
 @compiled_in_order
-def _write_floats(kind, latent, lost, first, channels, arena, at):
-    """A run of floats; the quiet NaN of the standard where the token is lost."""
-    for c in range(channels):
-        x = latent[first + c]
-        word = np.int64(np.float32(x).view(np.uint32))
-        sign, size = word >> 31, 1
+def _float_words(kind, latent, words):
+    """Bits of the floats of a run, int32."""
+    if kind == FLOAT32:
+        for c in range(latent.shape[0]):
+            words[c] = np.float32(latent[c]).view(np.int32)
+    elif kind == FLOAT16:
+        for c in range(latent.shape[0]):
+            sign = np.float32(latent[c]).view(np.int32) >> np.int32(16) & np.int32(0x8000)
+            words[c] = sign | _nearest(latent[c], np.int32(10), np.int32(-14), np.float32(65504))
+    elif kind == BFLOAT16:
+        for c in range(latent.shape[0]):
+            word = np.float32(latent[c]).view(np.int32)
+            sign, word = word >> np.int32(16) & np.int32(0x8000), word & np.int32(0x7FFFFFFF)
+            word = (word + np.int32(0x7FFF) + (word >> np.int32(16) & np.int32(1))) >> np.int32(16)
+            words[c] = sign | min(word, np.int32(0x7F7F))
+    elif kind == E4M3:
+        for c in range(latent.shape[0]):
+            sign = np.float32(latent[c]).view(np.int32) >> np.int32(24) & np.int32(0x80)
+            words[c] = sign | _nearest(latent[c], np.int32(3), np.int32(-6), np.float32(448))
+    else:
+        for c in range(latent.shape[0]):
+            sign = np.float32(latent[c]).view(np.int32) >> np.int32(24) & np.int32(0x80)
+            words[c] = sign | _nearest(latent[c], np.int32(2), np.int32(-14), np.float32(57344))
+
+
+@compiled
+def _write_floats(kind, latent, lost, arena, words):
+    """A run of floats, to its bytes; the quiet NaN of the standard where the token is lost."""
+    channels = latent.shape[0]
+    _float_words(kind, latent, words)
+    if lost:
+        nan = np.int32(0x7F)
         if kind == FLOAT32:
-            size = 4
-            word = 0x7FC00000 if lost else word
+            nan = np.int32(0x7FC00000)
         elif kind == FLOAT16:
-            size = 2
-            word = _nearest(x, 10, -14, np.float32(65504)) | sign << 15
-            word = 0x7E00 if lost else word
+            nan = np.int32(0x7E00)
         elif kind == BFLOAT16:
-            size = 2
-            word = (word + 0x7FFF + (word >> 16 & 1)) >> 16
-            word = 0x7F7F | sign << 15 if word & 0x7FFF > 0x7F7F else word
-            word = 0x7FC0 if lost else word
-        else:
-            if kind == E4M3:
-                word = _nearest(x, 3, -6, np.float32(448))
-            else:
-                word = _nearest(x, 2, -14, np.float32(57344))
-            word = 0x7F if lost else word | sign << 7
-        for i in range(size):
-            arena[at + size * c + i] = np.uint8(word >> 8 * i & 0xFF)
+            nan = np.int32(0x7FC0)
+        words[:channels] = nan
+    size = arena.shape[0] // channels
+    if size == 4:
+        for c in range(channels):
+            for i in range(4):
+                arena[4 * c + i] = np.uint8(words[c] >> np.int32(8 * i) & np.int32(0xFF))
+    elif size == 2:
+        for c in range(channels):
+            arena[2 * c] = np.uint8(words[c] & np.int32(0xFF))
+            arena[2 * c + 1] = np.uint8(words[c] >> np.int32(8) & np.int32(0xFF))
+    else:
+        for c in range(channels):
+            arena[c] = np.uint8(words[c])
 
 
 @compiled
@@ -86,6 +111,7 @@ def write_block(latents, center, costs, slots, arena, runs, coded, tables, readi
     """
     where, channels = reading[0], latents.shape[1]
     latent, codes = np.empty(channels, np.float32), np.empty(channels, np.uint8)
+    words = np.empty(channels, np.int32)
     for n in range(latents.shape[0]):
         slot = slots[n]
         if slot < 0:
@@ -102,15 +128,17 @@ def write_block(latents, center, costs, slots, arena, runs, coded, tables, readi
             latent[:] = 0
         gain = np.float32(1)
         if where.gain_byte >= 0:
-            code = gain_code(latent, costs, coded, tables, codes)
+            code = gain_code(latent, costs, coded, tables, words)
             gain = tables.gains[code]
             arena[at + where.gain_byte] = np.uint8(LOST if lost else code)
         for i in range(runs.shape[0]):
             kind, first, count = runs[i, 0], runs[i, 1], runs[i, 2]
             if kind < UNIFORM8:
-                _write_floats(kind, latent, lost, first, count, arena, at + runs[i, 3])
+                begin = at + runs[i, 3]
+                to = arena[begin : begin + FLOAT_BYTES[kind] * count]
+                _write_floats(kind, latent[first : first + count], lost, to, words)
                 continue
-            codes_of(kind, latent, first, count, gain, tables, codes)
+            codes_of(kind, latent[first : first + count], gain, tables, words, codes)
             shift = 0
             for k in range(2):
                 bits = runs[i, 5 + k]
