@@ -19,11 +19,13 @@ def coded_rows(
 
     Args:
         by: `cpu` for the functions that code the rows of single tokens there, which take a fraction
-            of the time; else torch. They may choose differently between gains whose errors differ
+            of the time; else torch, as where gradients are taken and tensors may have no memory of
+            their own (`torch.func`). They may choose differently between gains whose errors differ
             by rounding alone. Rows of floats alone are torch's, which is as fast.
     """
     floats_alone = not any(run.kind.coded for run in codec.runs)
-    if by != "cpu" or floats_alone or torch.compiler.is_compiling():
+    traced = torch.compiler.is_compiling() or torch.is_grad_enabled()
+    if by != "cpu" or floats_alone or traced:
         return encode_rows(codec, latent, costs)
     flat = latent.detach().reshape(-1, codec.num_channels)
     count = len(flat)

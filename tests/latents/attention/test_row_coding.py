@@ -27,13 +27,15 @@ def test_rows_of_both_are_the_same(shape: tuple[int, ...], dtype: torch.dtype) -
     if count > 4:
         latent[3, 5] = torch.nan
     costs = torch.logspace(0, -3, codec.num_channels)
-    given = latent.view(*shape, codec.num_channels).requires_grad_()
-    due, found = (coded_rows(codec, given, costs, by) for by in ("torch", "cpu"))
+    given = latent.view(*shape, codec.num_channels)
+    with torch.no_grad():
+        due, found = (coded_rows(codec, given, costs, by) for by in ("torch", "cpu"))
     assert found.shape == due.shape == (*shape, codec.row_bytes)
     flat = (rows.view(count, codec.row_bytes) for rows in (found, due))
-    assert_same_rows(*flat, latent.detach(), codec.layout, costs)
+    assert_same_rows(*flat, latent, codec.layout, costs)
 
 
+@torch.no_grad()
 def test_shares_of_threads_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """No row is left out or written twice, also where shares are unequal."""
     codec = RowCodec(MIXED, RowFormat())
@@ -52,6 +54,7 @@ def test_shares_of_threads_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> Non
     assert sum(taken) == 101
 
 
+@torch.no_grad()
 def test_rows_of_floats_are_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     codec = RowCodec(((8, 16),), RowFormat(gains=False))
     latent = random_latents(5, 8)
@@ -60,13 +63,23 @@ def test_rows_of_floats_are_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(coded_rows(codec, latent, None, "cpu"), due)
 
 
+def test_where_gradients_are_taken_torch_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = RowCodec(MIXED, RowFormat())
+    latent = random_latents(5, codec.num_channels).requires_grad_()
+    due = codec.encode(latent.detach())
+    monkeypatch.setattr(row_coding, "latent_append", None)
+    assert torch.equal(coded_rows(codec, latent, None, "cpu"), due)
+
+
+@torch.no_grad()
 def test_the_backend_of_a_cache_tells_who_codes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A prompt in a cache of `generate()`, and without one."""
     from cacheshrink_hybrid import convert_to_mla
 
-    model, tokenizer = convert_to_mla(
-        model_path(), compression_ratio=4.0, num_calibration_samples=2, dtype="float32"
-    )
+    with torch.enable_grad():
+        model, tokenizer = convert_to_mla(
+            model_path(), compression_ratio=4.0, num_calibration_samples=2, dtype="float32"
+        )
     ids = tokenizer("Return True if the", return_tensors="pt").input_ids
     asked: list[str] = []
     real = row_coding.latent_append
