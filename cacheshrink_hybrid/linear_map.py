@@ -29,8 +29,8 @@ _TRIED: WeakKeyDictionary[nn.Module, tuple[tuple, bool]] = WeakKeyDictionary()
 
 
 def looking_on(hook: Any) -> Any:
-    """Mark a hook, or a forward of a layer's own, which must take attributes, as one that changes
-    neither inputs nor outputs, so that layers that have it stay plain; returns it."""
+    """Mark a hook, which must take attributes, as one that changes neither inputs nor outputs, so
+    that layers that it watches stay plain; returns it."""
     hook.only_looks_on = True
     return hook
 
@@ -39,8 +39,9 @@ def is_plain(module: nn.Module) -> bool:
     """Whether a layer computes what its class, weight and bias say, and nothing else."""
     if type(module) not in PLAIN_CLASSES or type(module.weight) not in PLAIN_WEIGHTS:
         return False
-    own = [vars(module)["forward"]] if "forward" in vars(module) else []
-    hooks = (*own, *module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    if "forward" in vars(module):
+        return False
+    hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
     return not hooks or all(getattr(hook, "only_looks_on", False) for hook in hooks)
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..kernels.few_rows import MOST_ROWS
 from ..latents.attention.kernel_view import kept_tensors
 from ..latents.attention.module import LatentAttention
 from ..model.adapters import adapted_modules
@@ -129,9 +128,7 @@ class DecodeSteps:
         self, call: ModelCall, cache: BatchCache, *, max_batch: int, max_tokens: int
     ) -> None:
         self.call, self.cache, self.max_tokens = call, cache, max_tokens
-        # Graphs are recorded by size; elsewhere rows of padding cost what others cost.
-        exact = 0 if call.device.type == "cuda" else MOST_ROWS
-        self.buckets = batch_buckets(max_batch, exact=exact)
+        self.buckets = batch_buckets(max_batch)
         self._steps: dict[int, tuple[DecodeStep, Callable[[], Tensor]]] = {}
         self._records = False
         self._memory = None

@@ -66,8 +66,7 @@ class LLM:
             takes those of the device for the layers that they can read (`LLM.runner.coverage` tells
             which, and why not the others). None for the model's `kernel_backend`. Of a prompt,
             those of a GPU read what earlier chunks left in the pool; recurrent states scan it in
-            torch. Those of a CPU also compute the model's linear layers in steps of 2 to 16 tokens,
-            with AVX2 and no AVX-512.
+            torch.
         cuda_graphs: record decode steps and replay them. None where it is possible: on a CUDA
             device, if all layers run as kernels.
         prefix_cache: requests that begin like others, now or before, take over what these have in

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from contextlib import nullcontext
 
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
@@ -12,7 +11,6 @@ from ..cache_argument import cache_argument
 from ..errors import NotSupportedError, UnsupportedModelError
 from ..families import model_spec
 from ..placement import input_device
-from .few_rows import has_few_rows, is_compiled, linear_by_few_rows
 
 
 class ModelCall:
@@ -23,7 +21,6 @@ class ModelCall:
 
     Attributes:
         device: of what it is given.
-        few_rows: steps of a few tokens compute linear layers as `linear_by_few_rows` says.
 
     Raises:
         UnsupportedModelError: transformers itself runs the model without a cache only.
@@ -35,7 +32,6 @@ class ModelCall:
         self._attends = bool(self.spec.attention_layers)
         self._cache_name = cache_argument(model)
         self._dtype = model.dtype
-        self.few_rows = False
         if not self._attends and "position_ids" in inspect.signature(model.forward).parameters:
             # Models with positions make masks, and ask for their sizes layers that have keys.
             raise UnsupportedModelError(
@@ -65,13 +61,11 @@ class ModelCall:
             )
         # Without attention nobody sees other slots, and nothing depends on positions.
         seen = {"attention_mask": mask, "position_ids": positions} if self._attends else {}
-        few = self.few_rows and has_few_rows(ids.numel()) and not is_compiled(self.model)
-        with linear_by_few_rows(self.model) if few else nullcontext():
-            output = self.model(
-                input_ids=ids,
-                use_cache=True,
-                logits_to_keep=0 if every_token else 1,
-                **seen,
-                **{self._cache_name: cache},
-            )
+        output = self.model(
+            input_ids=ids,
+            use_cache=True,
+            logits_to_keep=0 if every_token else 1,
+            **seen,
+            **{self._cache_name: cache},
+        )
         return output.logits if every_token else output.logits[:, -1]

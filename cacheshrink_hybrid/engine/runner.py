@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 from ..caches.planned_layout import layout_of
 from ..errors import NotSupportedError, UnsupportedModelError
 from ..kernels.backend import Backend, implementation_on
-from ..kernels.few_rows import has_few_rows_kernel
 from ..latents.attention.dense_read import MAX_DECODE_TOKENS
 from ..latents.attention.module import LatentAttention
 from ..model.adapters import adapted_modules, is_of_peft
@@ -79,7 +78,6 @@ class Runner:
         backend = decoding_backend(backend, self.device)
         self.coverage = kernel_coverage(model, self.call.spec, backend)
         self._on_cpu = implementation_on(backend, self.device) == "cpu"
-        self.call.few_rows = self._on_cpu and has_few_rows_kernel()
         autocast = torch.is_autocast_enabled(self.device.type)
         self._widest = torch.float32 if autocast else model.dtype
         planned = layout_of(model, autocast=autocast)

@@ -19,15 +19,10 @@ from ..pool.memory import RowTables, new_slots
 from ..pool.store import SequenceStore
 
 
-def batch_buckets(max_batch: int, *, exact: int = 0) -> list[int]:
+def batch_buckets(max_batch: int) -> list[int]:
     """Sizes to which batches of 1 .. max_batch sequences are padded: powers of two up to 8, then
-    multiples of 8, of 16 beyond 64 and of 32 beyond 128, and `max_batch` itself.
-
-    Args:
-        exact: smaller batches than this, and of this size, are not padded.
-    """
+    multiples of 8, of 16 beyond 64 and of 32 beyond 128, and `max_batch` itself."""
     sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 128, 16), *range(128, max_batch, 32)]
-    sizes = [*range(1, exact + 1), *(size for size in sizes if size > exact)]
     return [size for size in sizes if size < max_batch] + [max_batch]
 
 

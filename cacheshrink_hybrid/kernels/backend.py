@@ -4,8 +4,7 @@ CPU, or the reference in plain torch.
 auto     Triton for CUDA tensors where Triton is installed, compiled functions for CPU tensors where
          numba is installed and the operation has some, else the reference
 triton   the kernel, or `KernelUnavailableError`; on a CPU it runs under TRITON_INTERPRET=1
-cpu      the compiled functions, or `KernelUnavailableError`; what works on rows of latents has
-         some, and so have the engine's linear layers (`few_rows`)
+cpu      the compiled functions, or `KernelUnavailableError`; what works on rows of latents has some
 torch    the reference, on any device
 
 That is for tensors. Of a model, `auto` also leaves the layers to torch that no kernel reads: norms
