@@ -20,8 +20,15 @@ RECALLED_SHARE = 0.5
 
 @torch.no_grad()
 def answered(model: PreTrainedModel, exercises: Sequence[RecallExercise]) -> list[RecallExercise]:
-    """The exercises of which the model recalls at least half of the tokens that count."""
-    return [exercise for exercise in exercises if _recalled(model, exercise) >= RECALLED_SHARE]
+    """The exercises of which the model, in evaluation mode, recalls at least half of what is
+    asked."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        return [exercise for exercise in exercises if _recalled(model, exercise) >= RECALLED_SHARE]
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _recalled(model: PreTrainedModel, exercise: RecallExercise) -> float:

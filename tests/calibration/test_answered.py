@@ -33,6 +33,21 @@ def test_what_a_model_recalls_is_kept(model: PreTrainedModel, tokenizer) -> None
     assert answered(model, exercises) == exercises
 
 
+def test_nothing_is_dropped_out_meanwhile(model: PreTrainedModel, tokenizer) -> None:
+    """Whatever mode the model is in, which stays."""
+    exercises = calibration_exercises(tokenizer, TEXTS, 2, max_length=500)
+    layer = model.get_decoder().layers[1]
+    layer.register_forward_pre_hook(
+        lambda module, args: None if not module.training else pytest.fail("in training mode")
+    )
+    model.train()
+    layer.mamba.eval()
+    assert answered(model, exercises) == exercises
+    assert model.training
+    assert not layer.mamba.training
+    model.eval()
+
+
 def test_what_was_never_shown_is_not(model: PreTrainedModel, tokenizer) -> None:
     (exercise,) = calibration_exercises(tokenizer, TEXTS, 1, max_length=500)
     shift = len(tokenizer) // 2
