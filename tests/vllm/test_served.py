@@ -55,6 +55,10 @@ CASES = {
     "exact": ("llama", {"method": "joint", **CODED, **EXACT}),
     "exact rotate": ("llama", {"method": "rotate", **CODED, **EXACT}),
     "exact qwen3": ("qwen3", {"method": "joint", **CODED, **EXACT}),
+    "groups": ("llama", {"method": "joint", **CODED, "head_groups": 2}),
+    "groups per_head": ("llama", {"method": "per_head", **CODED, "head_groups": 2}),
+    "groups exact": ("llama", {"method": "rotate", **CODED, **EXACT, "head_groups": 2}),
+    "groups uncoded": ("qwen3", {"method": "separate", "ratio": 2.0, "head_groups": 2}),
     "sinks": ("llama", {"method": "rotate", **CODED, "exact_sinks": 3, "exact_window": 0}),
     "window": ("llama", {"method": "joint", **CODED, "exact_sinks": 0, "exact_window": 7}),
 }
@@ -122,6 +126,11 @@ def _tokens(engine: Any, prompts: Sequence[Tensor] = PROMPTS) -> list[list[int]]
     return [list(answer.outputs[0].token_ids) for answer in answers]
 
 
+def _held(engine: Any) -> int:
+    """Tokens whose rows vLLM has room for on one device."""
+    return engine.llm_engine.vllm_config.cache_config.num_gpu_blocks * BLOCK
+
+
 def _count(engine: Any, name: str) -> int:
     """One of vLLM's counters."""
     return sum(metric.value for metric in engine.get_metrics() if metric.name == f"vllm:{name}")
@@ -133,7 +142,7 @@ def test_tokens_are_those_of_generate(name: str, saved: Callable[[str], Path]) -
     case, settings = CASES[name]
     with _engine(directory) as engine:
         assert _tokens(engine) == _due(directory)
-        held = engine.llm_engine.vllm_config.cache_config.num_gpu_blocks * BLOCK
+        held = _held(engine)
         stored = pair(case, **settings).plan.bytes_per_token
         if "cache_bits" not in settings:  # latents lie there in the activations' type
             stored *= 2
@@ -173,6 +182,24 @@ def test_heads_split_over_processes_come_to_the_same(
     directory = saved(name)
     with _engine(directory, tensor_parallel_size=2) as engine:
         assert _tokens(engine) == _due(directory)
+
+
+@pytest.mark.parametrize("name", ["groups", "groups per_head", "groups exact", "groups uncoded"])
+def test_rows_split_with_their_heads_and_come_to_the_same(
+    name: str, saved: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over two processes, each of which has room for twice as many tokens as one with all heads."""
+    directory = saved(name)
+    with _engine(directory) as engine:
+        due, alone = _tokens(engine), _held(engine)
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    with _engine(directory, tensor_parallel_size=2) as engine:
+        assert _tokens(engine) == due
+        case, settings = CASES[name]
+        plan = pair(case, **settings).plan
+        growth = plan.bytes_per_token / plan.bytes_on_each(2)
+        assert growth > 1.8
+        assert _held(engine) == pytest.approx(growth * alone, rel=0.02)
 
 
 @pytest.mark.parametrize(
