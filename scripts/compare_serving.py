@@ -14,8 +14,8 @@ with flash attention and a q4_0 cache of the same bytes that all slots share, as
 
 Rounds run the two in turns in one process, after answers of two tokens that are not counted. What
 comes out: tokens per second of answers, prompts included in the time; the ratio to `generate_batch`
-within a round, of which the median is shown; how many requests fit at once; and as last line one
-JSON object.
+within a round, of which the median is shown; how many requests fit at once at their full length; and as last
+line one JSON object.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
     servings[ENGINE] = _of_engine(llm, prompts)
     fitting = {
         PEER: cache_bytes // token_bytes // longest,
-        ENGINE: llm.store.pool.num_frames // llm.store.need(longest),
+        ENGINE: llm.store.pool.num_frames // llm.store.layout.frames_for(longest),
     }
     with ExitStack() as stack:
         if given.llama_server is not None:
