@@ -87,12 +87,21 @@ def first_tokens(results: Results) -> str:
 
 def serving(results: Results) -> str:
     """Tokens per second of answers from equal bytes of cache."""
-    head = "serving", "requests at once", "of which fit", "cache, MiB", "tokens/s", "speed-up"
+    head = (
+        "serving",
+        "tokens of prompt and answer",
+        "requests at once",
+        "of which fit",
+        "cache, MiB",
+        "tokens/s",
+        "speed-up",
+    )
     return table(
         head,
         (
             (
                 run["serving"],
+                f"{result['prompt']} + {result['output']}",
                 str(result["clients"]),
                 str(run["requests that fit"]),
                 f"{result['cache_bytes'] / 2**20:.1f}",

@@ -465,10 +465,13 @@ STUDIES = (
         commands=(
             _REAL_MODEL,
             _CHAT_4X,
-            f"python -m scripts.compare_serving {_REAL} {OUTPUT}/chat_4x --clients 16 --threads 2 "
-            f"--json {RESULTS}/compare_serving.json",
+            *(
+                f"python -m scripts.compare_serving {_REAL} {OUTPUT}/chat_4x --clients 16 "
+                f"--threads 2 --output {length} --json {RESULTS}/compare_serving_{length}.json"
+                for length in (64, 256)
+            ),
         ),
-        results=("compare_serving.json",),
+        results=("compare_serving_64.json", "compare_serving_256.json"),
         shown=speed.serving,
     ),
     Study(
