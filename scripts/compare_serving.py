@@ -14,8 +14,8 @@ with flash attention and a q4_0 cache of the same bytes that all slots share, as
 
 Rounds run the two in turns in one process, after answers of two tokens that are not counted. What
 comes out: tokens per second of answers, prompts included in the time; the ratio to `generate_batch`
-within a round, of which the median is shown; how many requests fit at once at their full length; and as last
-line one JSON object.
+within a round, of which the median is shown; how many requests fit at once at their full length;
+and as last line one JSON object.
 """
 
 from __future__ import annotations

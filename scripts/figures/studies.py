@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from . import peers, prefixes, quality, speed
+from . import peers, prefixes, quality, serving, speed
 
 OUTPUT = "out/figures"
 RESULTS = "eval/results"
@@ -458,7 +458,7 @@ STUDIES = (
         name="engine",
         commands=_program("throughput", "", "throughput"),
         results=("throughput.json",),
-        shown=speed.engine,
+        shown=serving.engine,
     ),
     Study(
         name="serving",
@@ -472,7 +472,13 @@ STUDIES = (
             ),
         ),
         results=("compare_serving_64.json", "compare_serving_256.json"),
-        shown=speed.serving,
+        shown=serving.serving,
+    ),
+    Study(
+        name="load",
+        commands=(f"python -m scripts.load_server --json {RESULTS}/load_server.json",),
+        results=("load_server.json",),
+        shown=serving.load,
     ),
     Study(
         name="drafts",
@@ -488,7 +494,7 @@ STUDIES = (
             ),
         ),
         results=("speculation_chat_4x.json", "speculation_hybrid_4x.json"),
-        shown=speed.drafts,
+        shown=serving.drafts,
     ),
     Study(
         name="pooled decoding",
@@ -581,6 +587,6 @@ STUDIES = (
         name="predicted serving",
         commands=(f"python -m scripts.predict_serving --json {RESULTS}/predict_serving.json",),
         results=("predict_serving.json",),
-        shown=speed.predicted_serving,
+        shown=serving.predicted_serving,
     ),
 )
