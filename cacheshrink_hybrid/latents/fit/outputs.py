@@ -7,8 +7,8 @@ model W h, and least squares over the tokens of a text make the most of h':
 
 with e as if, beside N tokens, as many more had been read as h has channels, white ones that lose
 nothing. Each layer is fitted to the inputs that the source gives it, all of them in one pass. Of
-rotary keys apart this mends about half of what is lost, and next to nothing of few-bit rows, whose
-errors h' tells nothing about.
+rotary keys apart this mends a quarter to a half of what is lost, and next to nothing of few-bit
+rows, whose errors h' tells nothing about.
 """
 
 from __future__ import annotations
