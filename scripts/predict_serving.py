@@ -32,7 +32,7 @@ from cacheshrink_hybrid.methods import LATENT_KINDS
 from cacheshrink_hybrid.spec import BYTES_16BIT
 
 from .benchmark import environment, report
-from .figures.speed import predicted_serving
+from .figures.serving import predicted_serving
 
 KINDS = ("joint", "rotate")
 MEMORY = 141e9

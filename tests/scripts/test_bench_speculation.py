@@ -9,7 +9,7 @@ from cacheshrink_hybrid.demo import model_path
 from cacheshrink_hybrid.demo.corpus import held_out_text
 from scripts import bench_speculation
 from scripts.bench_speculation import tasks
-from scripts.figures.speed import drafts
+from scripts.figures.serving import drafts
 
 
 def test_a_model_without_a_chat_template_goes_on_with_texts() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from scripts.figures.speed import long_contexts, scale, serving
+from scripts.figures.speed import long_contexts, scale
 
 
 def test_conversions_of_real_and_of_random_models() -> None:
@@ -36,9 +36,3 @@ def test_readers_that_end_before_the_longest_context() -> None:
         "| rotate, 4x | 0.90 | 1.25 | 0.50 |",
         "| other | 2.00 |  |  |",
     ]
-
-
-def test_ways_to_serve_from_equal_bytes() -> None:
-    run = {"serving": "engine", "tokens/s": 40.25, "speed-up": 2.5, "requests that fit": 9}
-    lines = serving([{"clients": 16, "cache_bytes": 3 * 2**20, "runs": [run]}]).splitlines()
-    assert lines[2:] == ["| engine | 16 | 9 | 3.0 | 40.2 | 2.50 |"]
