@@ -1,17 +1,17 @@
 """A converted model in vLLM beside `generate()`: the same tokens, and how many of them fit.
 
-    python -m scripts.compare_vllm OUT --source MODEL      # in the environment of scripts/vllm.sh
+    bash scripts/vllm.sh -m scripts.compare_vllm OUT --source MODEL
 
 Continues pieces of README.md greedily in float32: with prompts fed in pieces; with so few blocks
-that requests are preempted; and once more with prefixes kept from the time before. Then counts the
-tokens that vLLM finds room for in 1 GiB, in bfloat16, of the converted model and of its source. The
-last line is one JSON object.
+that requests are preempted; with prefixes kept from the time before; and with heads split over two
+processes, where two divides them. Then counts the tokens that vLLM finds room for in 1 GiB, in
+bfloat16, of the converted model and of its source. The last line is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,14 +26,21 @@ from transformers import AutoTokenizer
 from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
 from cacheshrink_hybrid import load_mla_model
+from cacheshrink_hybrid.families import model_spec
 from cacheshrink_hybrid.model.attached_plan import plan_of
-from cacheshrink_hybrid.plan import CompressionPlan
+from cacheshrink_hybrid.spec import ModelSpec
+
+from .benchmark import environment, report
+from .figures.serving import in_vllm
 
 PROMPT_TOKENS = (300, 17, 150, 64, 33, 220, 90, 8)
 PIECE = 128
 """Tokens of a forward pass of vLLM."""
 BLOCK = 32
-"""Tokens of a block; of coded rows, where a block may hold exact ones."""
+"""Tokens of a block; of coded rows, where a block may hold exact ones, and more where it is to hold
+a recurrent state."""
+IN_PIECES, PREEMPTED, KEPT = "in pieces", "preempted", "kept prefixes"
+SPLIT = "split over 2 processes"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,55 +52,83 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("converted", type=Path, metavar="OUT", help="the converted model")
     parser.add_argument("--source", type=Path, metavar="MODEL", help="the model that it was")
     parser.add_argument("--new-tokens", type=int, default=200, metavar="N")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the JSON result here")
     given = parser.parse_args(argv)
 
     model, _ = load_mla_model(given.converted, dtype="float32")
-    plan = plan_of(model)
+    plan, spec = plan_of(model), model_spec(model.config)
     prompts = _prompts(given.converted)
     due, leads = zip(*(_continued(model, ids, given.new_tokens) for ids in prompts), strict=True)
     del model
     print(f"generate() has gone on with {len(prompts)} prompts", flush=True)
     longest = max(PROMPT_TOKENS) + given.new_tokens
-    few = -(-longest // BLOCK) + len(prompts) + 4 + _exact_blocks(plan)
-    settings = {
-        "in pieces": {},
-        "preempted": {"num_gpu_blocks_override": few},
-        "kept prefixes": {"enable_prefix_caching": True},
+    settings: dict[str, dict[str, Any]] = {
+        IN_PIECES: {},
+        PREEMPTED: {},
+        KEPT: {"enable_prefix_caching": True},
     }
-    found: dict[str, Any] = {"compression_ratio": round(plan.compression_ratio, 3)}
+    if _splits_in_two(spec):
+        settings[SPLIT] = {"tensor_parallel_size": 2}
+    runs = []
     for name, changed in settings.items():
+        if name == SPLIT:
+            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "0|1"  # a core for each
         with engine(given.converted, max_model_len=longest + 1, **changed) as started:
+            cache = started.llm_engine.vllm_config.cache_config
+            # Room for the longest request, and for half of another one.
+            settings[PREEMPTED]["num_gpu_blocks_override"] = math.ceil(
+                1.5 * cache.num_gpu_blocks / cache.kv_cache_max_concurrency
+            )
             answers = tokens_of(started, prompts, given.new_tokens)
-            if "enable_prefix_caching" in changed:
+            if name == KEPT:
                 answers = tokens_of(started, prompts, given.new_tokens)
-            found[name] = {
-                "requests with the same tokens": sum(map(list.__eq__, answers, due)),
-                "requests": len(prompts),
-                "leads where others part": _leads_at_parting(answers, due, leads),
-                "preemptions": count(started, "num_preemptions"),
-                "tokens from kept prefixes": count(started, "prefix_cache_hits"),
-            }
-        print(name, found[name], flush=True)
+            runs.append(
+                {
+                    "run": name,
+                    "requests with the same tokens": sum(map(list.__eq__, answers, due)),
+                    "requests": len(prompts),
+                    "leads where others part": _leads_at_parting(answers, due, leads),
+                    "preemptions": count(started, "num_preemptions"),
+                    "tokens from kept prefixes": count(started, "prefix_cache_hits"),
+                }
+            )
+        print(runs[-1], flush=True)
+    result: dict[str, Any] = {
+        "environment": {**environment(), "vllm": vllm.__version__},
+        "model": given.converted.name if given.source is None else given.source.name,
+        "compression_ratio": round(plan.compression_ratio, 3),
+        "new tokens": given.new_tokens,
+        "runs": runs,
+    }
+    os.environ.pop("VLLM_CPU_OMP_THREADS_BIND", None)
     if given.source is not None:
-        room = {"dtype": "bfloat16", "max_model_len": longest, "kv_cache_memory_bytes": 2**30}
-        fits = {}
-        for name, path in (("converted", given.converted), ("source", given.source)):
-            with engine(path, **room) as started:
-                cache = started.llm_engine.vllm_config.cache_config
-                fits[name] = cache.num_gpu_blocks * BLOCK
-        found["tokens in 1 GiB"] = fits
-        found["times as many"] = round(fits["converted"] / fits["source"], 3)
-    print(json.dumps(found))
+        result["tokens in 1 GiB"] = {
+            name: _tokens_that_fit(path, longest)
+            for name, path in (("converted", given.converted), ("source", given.source))
+        }
+    print(in_vllm([result]))
+    report(result, given.json)
     return 0
 
 
-def _exact_blocks(plan: CompressionPlan) -> int:
-    """Blocks that exact rows of a request take while a piece of its prompt is computed."""
-    if not any(entry.keeps_exact for entry in plan.latents):
-        return 0
-    row_bytes = sum(entry.exact_row_bytes for entry in plan.latents if entry.keeps_exact)
-    tokens = PIECE + max(entry.exact_window + entry.exact_sinks for entry in plan.latents)
-    return -(-tokens // max(1, BLOCK * plan.bytes_per_token // row_bytes)) + 2
+def _splits_in_two(spec: ModelSpec) -> bool:
+    """Whether two processes can have equal shares of all heads."""
+    counts = [
+        count
+        for layer in spec.attention_layers
+        if layer.attention is not None
+        for count in (layer.attention.num_attention_heads, layer.attention.num_key_value_heads)
+    ]
+    counts += [layer.state.num_heads for layer in spec.state_layers if layer.state is not None]
+    return all(count % 2 == 0 for count in counts)
+
+
+def _tokens_that_fit(directory: Path, longest: int) -> int:
+    """Tokens whose rows vLLM finds room for in 1 GiB, in bfloat16."""
+    room = {"dtype": "bfloat16", "max_model_len": longest, "kv_cache_memory_bytes": 2**30}
+    with engine(directory, **room) as started:
+        cache = started.llm_engine.vllm_config.cache_config
+        return cache.num_gpu_blocks * cache.block_size
 
 
 def _prompts(directory: Path) -> list[list[int]]:

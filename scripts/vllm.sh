@@ -3,6 +3,7 @@
 # pins other versions of torch's companions and of transformers than this package.
 #   bash scripts/vllm.sh                          all tests of tests/vllm, about ten minutes
 #   bash scripts/vllm.sh tests/vllm -k preempted  other arguments go to pytest
+#   bash scripts/vllm.sh -m scripts.compare_vllm --help   a program in that environment
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 VENV="${VENV:-.venv-vllm}"
@@ -18,4 +19,5 @@ if [ ! -f "$VENV/installed" ] || [ pyproject.toml -nt "$VENV/installed" ]; then
     touch "$VENV/installed"
 fi
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
-"$VENV/bin/python" -m pytest "${@:-tests/vllm}"
+[ "${1-}" = -m ] || set -- -m pytest "${@:-tests/vllm}"
+"$VENV/bin/python" "$@"

@@ -72,6 +72,8 @@ def check_command(words: list[str]) -> None:
         parser = import_module(f"cacheshrink_hybrid.cli.parsers.{words[1]}").parser()
         known = {flag for action in parser._actions for flag in action.option_strings}
         assert {word for word in words if word.startswith("--")} <= known
+    elif words[:3] == ["bash", "scripts/vllm.sh", "-m"]:
+        check_command(["python", *words[2:]])
     elif words[0] == "bash":
         assert (ROOT / words[1]).exists()
         known_flags = (ROOT / words[1]).read_text(encoding="utf-8")

@@ -7,5 +7,6 @@ VLLM_ARCHITECTURES = {
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "granitemoehybrid": "GraniteMoeHybridForCausalLM",
 }
 """By `model_type`, the class that both transformers and vLLM have of it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +14,7 @@ from vllm.v1.attention.backend import (
     AttentionMetadataBuilder,
     CommonAttentionMetadata,
 )
-from vllm.v1.kv_cache_interface import KVCacheLayout, KVCacheSpec
+from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheLayout, KVCacheSpec
 
 from ..codecs.row_layout import RowLayout
 from ..kernels.latents.paged_rows import PagedRows
@@ -46,9 +47,14 @@ class PagedStepBuilder(AttentionMetadataBuilder[PagedStep]):
 
 
 class LatentRowsBackend(AttentionBackend):
-    """Blocks of rows, read by `attend_paged`."""
+    """Blocks of rows, read by `attend_paged`.
+
+    Attributes:
+        bytes_per_token: of the rows of all tokens, all layers together.
+    """
 
     supported_dtypes: ClassVar = [torch.float32, torch.bfloat16, torch.float16]
+    bytes_per_token: ClassVar[int]
 
     @staticmethod
     def get_name() -> str:
@@ -65,6 +71,18 @@ class LatentRowsBackend(AttentionBackend):
     @classmethod
     def supported_kv_cache_layouts(cls) -> tuple[KVCacheLayout, ...]:
         return (KVCacheLayout.LBNHC,)
+
+    @classmethod
+    def customize_spec(cls, spec: AttentionSpec) -> AttentionSpec:
+        """What vLLM takes a block for, when it asks how many tokens one must have to be as large as
+        a recurrent state; `spec` would be that of keys and values of one layer."""
+        return TokenRowsSpec.unaligned(spec.block_size, cls.bytes_per_token)
+
+
+@cache
+def rows_backend(bytes_per_token: int) -> type[LatentRowsBackend]:
+    """The backend of a model whose tokens take so many bytes."""
+    return type("LatentRowsBackend", (LatentRowsBackend,), {"bytes_per_token": bytes_per_token})
 
 
 class CachedRows(AttentionLayerBase):
@@ -84,9 +102,6 @@ class CachedRows(AttentionLayerBase):
         self.row_bytes = {layer: layout.row_bytes for layer, layout in layouts.items()}
         self.kv_cache = torch.empty(0, dtype=torch.uint8)
         self.when_bound: Callable[[], None] = lambda: None
-
-    def get_attn_backend(self) -> type[AttentionBackend]:
-        return LatentRowsBackend
 
     def bind_kv_cache(self, kv_cache: Tensor) -> None:
         """Take the memory that vLLM allocated."""
@@ -113,6 +128,9 @@ class CachedRows(AttentionLayerBase):
 
 class TokenRows(CachedRows):
     """The rows of all tokens."""
+
+    def get_attn_backend(self) -> type[AttentionBackend]:
+        return rows_backend(sum(self.row_bytes.values()))
 
     def get_kv_cache_spec(self, vllm_config: Any) -> KVCacheSpec:
         return TokenRowsSpec.of(self.block_layout(vllm_config))
@@ -141,6 +159,9 @@ class ExactRows(CachedRows):
     ) -> None:
         super().__init__(name, layouts)
         self.tokens, self.num_sinks, self.window = tokens, num_sinks, window
+
+    def get_attn_backend(self) -> type[AttentionBackend]:
+        return self.tokens.get_attn_backend()
 
     def get_kv_cache_spec(self, vllm_config: Any) -> KVCacheSpec:
         tokens = self.tokens.block_layout(vllm_config)

@@ -38,6 +38,12 @@ class TokenRowsSpec(FullAttentionSpec):
     def of(cls, layout: BlockLayout) -> TokenRowsSpec:
         return cls(**_sizes(layout, layout.used_bytes))
 
+    @classmethod
+    def unaligned(cls, num_tokens: int, bytes_per_token: int) -> TokenRowsSpec:
+        """Of blocks of so many tokens, with all rows of a token side by side."""
+        layout = BlockLayout.of({0: bytes_per_token}, num_tokens)
+        return cls(**_sizes(layout, bytes_per_token * num_tokens))
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExactRowsSpec(SlidingWindowSpec):

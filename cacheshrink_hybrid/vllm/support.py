@@ -16,11 +16,17 @@ UNTESTED = "CACHESHRINK_HYBRID_UNTESTED"
 
 @dataclass(frozen=True, slots=True)
 class Tested:
-    """A release of vLLM, a kind of device, and over how many processes heads were split there."""
+    """A release of vLLM, a kind of device, and what was run there.
+
+    Attributes:
+        tensor_parallel: over how many processes heads were split.
+        recurrent: models with recurrent layers were among those that ran.
+    """
 
     release: str
     device: str
     tensor_parallel: tuple[int, ...]
+    recurrent: bool = False
 
 
 TESTED = (Tested("0.32.0", "cpu", (1, 2)),)
@@ -59,10 +65,10 @@ class Deployment:
 def refuse_unsupported(deployment: Deployment, plan: CompressionPlan, spec: ModelSpec) -> None:
     """Raise `NotSupportedError` with all that keeps a checkpoint from being served so."""
     faults = [
-        *_untested(deployment),
+        *_untested(deployment, spec),
         *_refused_options(deployment),
         *_refused_layers(plan, spec),
-        *_refused_exact(plan, deployment),
+        *_refused_block_tables(plan, spec, deployment),
         *_unsplit_heads(plan, spec, deployment.tensor_parallel),
     ]
     if faults:
@@ -85,7 +91,7 @@ def told_bytes(plan: CompressionPlan, ranks: int) -> tuple[str, bool]:
     return words, ours < source
 
 
-def _untested(deployment: Deployment) -> Iterator[str]:
+def _untested(deployment: Deployment, spec: ModelSpec) -> Iterator[str]:
     rows = [
         row
         for row in TESTED
@@ -94,14 +100,19 @@ def _untested(deployment: Deployment) -> Iterator[str]:
     known = ", ".join(
         f"vLLM {row.release} on {row.device} with tensor_parallel_size "
         + " or ".join(map(str, row.tensor_parallel))
+        + (", recurrent layers too" if row.recurrent else ", without recurrent layers")
         for row in TESTED
     )
-    tested = any(deployment.tensor_parallel in row.tensor_parallel for row in rows)
+    recurrent = bool(spec.state_layers)
+    tested = any(
+        deployment.tensor_parallel in row.tensor_parallel and row.recurrent >= recurrent
+        for row in rows
+    )
     if not tested and os.environ.get(UNTESTED) != "1":
         yield (
             f"vLLM {deployment.release} on {deployment.device} with tensor_parallel_size="
-            f"{deployment.tensor_parallel} was not tested; tested is {known}; use that, or set "
-            f"{UNTESTED}=1 to try"
+            f"{deployment.tensor_parallel}{' and recurrent layers' if recurrent else ''} was not "
+            f"tested; tested is {known}; use that, or set {UNTESTED}=1 to try"
         )
 
 
@@ -138,10 +149,12 @@ def _refused_options(deployment: Deployment) -> Iterator[str]:
 
 def _refused_layers(plan: CompressionPlan, spec: ModelSpec) -> Iterator[str]:
     """What vLLM's pages do not hold of a model."""
-    if plan.states or spec.state_layers:
+    if plan.states:
         yield (
-            f"model_type={spec.model_type!r} has recurrent layers, whose states are not served; "
-            "use cacheshrink-hybrid serve"
+            f"states of {len(plan.states)} recurrent layers (layer {plan.states[0].layer_idx} "
+            f"first) are cut or coded to {plan.state_ratio:.3g} times fewer bytes, which vLLM's "
+            "own layers do not read; convert without state_ratio and state_dtype, or use "
+            "cacheshrink-hybrid serve"
         )
     if spec.caches_latents:
         yield (
@@ -159,9 +172,18 @@ def _refused_layers(plan: CompressionPlan, spec: ModelSpec) -> Iterator[str]:
         yield "its layers share bases, which is not served; convert with another method than 'xkv'"
 
 
-def _refused_exact(plan: CompressionPlan, deployment: Deployment) -> Iterator[str]:
-    """What keeps first and recent tokens from having exact rows."""
-    if any(entry.keeps_exact for entry in plan.latents) and not deployment.drops_windows:
+def _refused_block_tables(
+    plan: CompressionPlan, spec: ModelSpec, deployment: Deployment
+) -> Iterator[str]:
+    """What keeps exact rows and recurrent states from having blocks of their own."""
+    if deployment.drops_windows:
+        return
+    if spec.state_layers:
+        yield (
+            "its recurrent states are in blocks of their own, which "
+            "disable_hybrid_kv_cache_manager turns off; leave that out"
+        )
+    elif any(entry.keeps_exact for entry in plan.latents):
         yield (
             "its first and last tokens stay exact, in blocks that are given back behind a window, "
             "which disable_hybrid_kv_cache_manager turns off; leave that out, or convert with "
@@ -173,6 +195,18 @@ def _unsplit_heads(plan: CompressionPlan, spec: ModelSpec, ranks: int) -> Iterat
     """What keeps heads from being split over so many processes."""
     if ranks == 1:
         return
+    for layer in spec.state_layers:
+        state = layer.state
+        assert state is not None
+        # vLLM gives each process a copy of a group of Mamba-2 that all heads share.
+        shared = state.kind == "mamba2" and state.num_groups == 1
+        if state.num_heads % ranks or (state.num_groups % ranks and not shared):
+            yield (
+                f"tensor_parallel_size={ranks} does not divide {state.num_heads} heads in "
+                f"{state.num_groups} groups of recurrent layer {layer.layer_idx}; give one that "
+                "divides both"
+            )
+            break
     for layer in spec.attention_layers:
         attention = layer.attention
         assert attention is not None

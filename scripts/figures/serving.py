@@ -131,3 +131,34 @@ def predicted_serving(results: Results) -> str:
         for row in results[0]["rows"]
     ]
     return table(head, rows)
+
+
+def in_vllm(results: Results) -> str:
+    """Whether vLLM gives the tokens of `generate()`, and how many of them it has room for."""
+    head = (
+        "in vLLM",
+        "requests with the same tokens",
+        "lead where the others part, in nats",
+        "preemptions",
+        "tokens from kept prefixes",
+    )
+    rows, notes = [], []
+    for result in results:
+        name = f"{result['model']}, {result['compression_ratio']:.3g}x"
+        rows += [
+            (
+                f"{name}, {run['run']}",
+                f"{run['requests with the same tokens']} of {run['requests']}",
+                ", ".join(f"{lead:.1g}" for lead in run["leads where others part"]) or "none",
+                f"{run['preemptions']:,}",
+                f"{run['tokens from kept prefixes']:,}",
+            )
+            for run in result["runs"]
+        ]
+        if "tokens in 1 GiB" in result:
+            fit = result["tokens in 1 GiB"]
+            notes.append(
+                f"{name}: {fit['converted']:,} tokens fit in 1 GiB, of the source "
+                f"{fit['source']:,}: {fit['converted'] / fit['source']:.2f} times as many."
+            )
+    return "\n\n".join((table(head, rows), *notes))

@@ -83,6 +83,7 @@ _CHAT_4X = (
     f"cacheshrink-hybrid convert {_REAL} {OUTPUT}/chat_4x --compression-ratio 4 "
     "--calibration-dataset $DATA/wikitext-2/valid.txt --num-calibration-samples 64"
 )
+_IN_VLLM = "bash scripts/vllm.sh -m scripts.compare_vllm"
 _RETRIEVAL = (
     f"cacheshrink-hybrid retrieval {_REAL} {OUTPUT}/chat_4x {OUTPUT}/chat_8x "
     "--chunk-length 1024 --text $DATA/books/frankenstein.txt"
@@ -582,6 +583,15 @@ STUDIES = (
         ),
         results=("head_groups.json",),
         shown=quality.lost_by_groups,
+    ),
+    Study(
+        name="in vLLM",
+        commands=(
+            _CHAT_4X,
+            f"{_IN_VLLM} {OUTPUT}/chat_4x --source {_REAL} --json {RESULTS}/compare_vllm.json",
+        ),
+        results=("compare_vllm.json",),
+        shown=serving.in_vllm,
     ),
     Study(
         name="predicted serving",

@@ -10,37 +10,34 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tokenizers
 import torch
-from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
-from cacheshrink_hybrid import load_mla_model, save_mla_model
-from tests.models import VOCAB_SIZE, pair, random_ids
+from cacheshrink_hybrid import save_mla_model
+from tests.models import pair, random_ids
+from tests.vllm.engines import (
+    CODED,
+    EXACT,
+    NEW_TOKENS,
+    PROMPTS,
+    ROOM,
+    counted,
+    started,
+    tokens_due,
+    tokens_held,
+    tokens_of,
+    vllm,
+    word_tokenizer,
+)
 
-os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # settings are looked at, and starts are short
-vllm = pytest.importorskip("vllm", reason="needs vLLM on CPUs: bash scripts/vllm.sh")
 openai = pytest.importorskip("openai")
-from vllm.distributed.parallel_state import cleanup_dist_env_and_memory  # noqa: E402
 
 pytestmark = pytest.mark.vllm
 
-NEW_TOKENS = 48
-PROMPTS = [random_ids(1, length, seed=length) for length in (5, 70, 19, 33, 8, 41, 12, 27)]
-ROOM = 2**24
-"""Bytes of the cache."""
-PIECE = 32
-"""Tokens of a forward pass, so that longer prompts are fed in pieces."""
-BLOCK = 16
-"""Tokens whose coded rows are in a block."""
-CODED = {"ratio": 4.0, "cache_bits": "auto"}
-EXACT = {"exact_sinks": 4, "exact_window": 9}
 CASES = {
     "joint": ("llama", {"method": "joint", **CODED}),
     "per_head": ("llama", {"method": "per_head", **CODED}),
@@ -72,77 +69,19 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     def save(name: str) -> Path:
         case, settings = CASES[name]
         if not (folder / name).exists():
-            save_mla_model(pair(case, **settings).converted, _tokenizer(), folder / name)
+            save_mla_model(pair(case, **settings).converted, word_tokenizer(), folder / name)
         return folder / name
 
     return save
-
-
-def _tokenizer() -> PreTrainedTokenizerFast:
-    """One word for each token."""
-    words = {f"w{number}": number for number in range(VOCAB_SIZE)}
-    model = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
-    model.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=model, pad_token="w0", eos_token="w2")
-
-
-@torch.no_grad()
-def _due(directory: Path, prompts: Sequence[Tensor] = PROMPTS) -> list[list[int]]:
-    """What `generate()` continues the prompts with."""
-    model, _ = load_mla_model(directory)
-    model.kernel_backend = "torch"
-    model.generation_config.eos_token_id = None
-    options = {"do_sample": False, "max_new_tokens": NEW_TOKENS}
-    return [model.generate(ids, **options)[0, ids.shape[1] :].tolist() for ids in prompts]
-
-
-@contextmanager
-def _engine(directory: Path, **settings: Any) -> Iterator[Any]:
-    """vLLM in this process; its memory is free again afterwards."""
-    options = {
-        "dtype": "float32",
-        "max_model_len": 128,
-        "max_num_batched_tokens": PIECE,
-        "max_num_seqs": len(PROMPTS),
-        "block_size": BLOCK,
-        "enable_prefix_caching": False,
-        "disable_log_stats": False,
-        "kv_cache_memory_bytes": ROOM,
-    }
-    engine = vllm.LLM(model=str(directory), **{**options, **settings})
-    try:
-        yield engine
-    finally:
-        engine.llm_engine.engine_core.shutdown()
-        cleanup_dist_env_and_memory()
-
-
-def _tokens(engine: Any, prompts: Sequence[Tensor] = PROMPTS) -> list[list[int]]:
-    wanted = vllm.SamplingParams(
-        temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True, detokenize=False
-    )
-    given = [{"prompt_token_ids": ids[0].tolist()} for ids in prompts]
-    answers = engine.generate(given, wanted, use_tqdm=False)
-    return [list(answer.outputs[0].token_ids) for answer in answers]
-
-
-def _held(engine: Any) -> int:
-    """Tokens whose rows vLLM has room for on one device."""
-    return engine.llm_engine.vllm_config.cache_config.num_gpu_blocks * BLOCK
-
-
-def _count(engine: Any, name: str) -> int:
-    """One of vLLM's counters."""
-    return sum(metric.value for metric in engine.get_metrics() if metric.name == f"vllm:{name}")
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_tokens_are_those_of_generate(name: str, saved: Callable[[str], Path]) -> None:
     directory = saved(name)
     case, settings = CASES[name]
-    with _engine(directory) as engine:
-        assert _tokens(engine) == _due(directory)
-        held = _held(engine)
+    with started(directory) as engine:
+        assert tokens_of(engine) == tokens_due(directory)
+        held = tokens_held(engine)
         stored = pair(case, **settings).plan.bytes_per_token
         if "cache_bits" not in settings:  # latents lie there in the activations' type
             stored *= 2
@@ -152,9 +91,9 @@ def test_tokens_are_those_of_generate(name: str, saved: Callable[[str], Path]) -
 @pytest.mark.parametrize("name", ["rotate", "exact"])
 def test_preempted_requests_come_to_the_same(name: str, saved: Callable[[str], Path]) -> None:
     directory = saved(name)
-    with _engine(directory, num_gpu_blocks_override=24 if name == "rotate" else 56) as engine:
-        assert _tokens(engine) == _due(directory)
-        assert _count(engine, "num_preemptions")
+    with started(directory, num_gpu_blocks_override=24 if name == "rotate" else 56) as engine:
+        assert tokens_of(engine) == tokens_due(directory)
+        assert counted(engine, "num_preemptions")
 
 
 @pytest.mark.parametrize("name", ["rotate", "exact"])
@@ -163,15 +102,15 @@ def test_kept_prefixes_come_to_the_same(name: str, saved: Callable[[str], Path])
     directory = saved(name)
     begun = random_ids(1, 56, seed=7)
     prompts = [torch.cat([begun, random_ids(1, 3 + i, seed=i)], dim=1) for i in range(4)]
-    due = _due(directory, prompts)
-    with _engine(directory, enable_prefix_caching=True) as engine:
-        _tokens(engine, prompts[:1])
-        assert _tokens(engine, prompts) == due
-        assert _count(engine, "prefix_cache_hits") >= 3 * 48
-    with _engine(directory, enable_prefix_caching=True, num_gpu_blocks_override=60) as engine:
+    due = tokens_due(directory, prompts)
+    with started(directory, enable_prefix_caching=True) as engine:
+        tokens_of(engine, prompts[:1])
+        assert tokens_of(engine, prompts) == due
+        assert counted(engine, "prefix_cache_hits") >= 3 * 48
+    with started(directory, enable_prefix_caching=True, num_gpu_blocks_override=60) as engine:
         for _ in range(2):
-            assert _tokens(engine, prompts) == due
-        assert _count(engine, "prefix_cache_hits")
+            assert tokens_of(engine, prompts) == due
+        assert counted(engine, "prefix_cache_hits")
 
 
 @pytest.mark.parametrize("name", ["joint", "rotate_joint", "exact", "exact rotate"])
@@ -180,8 +119,8 @@ def test_heads_split_over_processes_come_to_the_same(
 ) -> None:
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     directory = saved(name)
-    with _engine(directory, tensor_parallel_size=2) as engine:
-        assert _tokens(engine) == _due(directory)
+    with started(directory, tensor_parallel_size=2) as engine:
+        assert tokens_of(engine) == tokens_due(directory)
 
 
 @pytest.mark.parametrize("name", ["groups", "groups per_head", "groups exact", "groups uncoded"])
@@ -190,16 +129,16 @@ def test_rows_split_with_their_heads_and_come_to_the_same(
 ) -> None:
     """Over two processes, each of which has room for twice as many tokens as one with all heads."""
     directory = saved(name)
-    with _engine(directory) as engine:
-        due, alone = _tokens(engine), _held(engine)
+    with started(directory) as engine:
+        due, alone = tokens_of(engine), tokens_held(engine)
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
-    with _engine(directory, tensor_parallel_size=2) as engine:
-        assert _tokens(engine) == due
+    with started(directory, tensor_parallel_size=2) as engine:
+        assert tokens_of(engine) == due
         case, settings = CASES[name]
         plan = pair(case, **settings).plan
         growth = plan.bytes_per_token / plan.bytes_on_each(2)
         assert growth > 1.8
-        assert _held(engine) == pytest.approx(growth * alone, rel=0.02)
+        assert tokens_held(engine) == pytest.approx(growth * alone, rel=0.02)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +214,7 @@ def test_a_server_answers_and_ends(saved: Callable[[str], Path]) -> None:
                 extra_body={"ignore_eos": True},
             ),
         )
-        due = _due(directory, [ids])[0]
+        due = tokens_due(directory, [ids])[0]
         assert answer.choices[0].text.split() == [f"w{token}" for token in due]
         server.send_signal(signal.SIGTERM)
         server.wait(60)

@@ -100,8 +100,43 @@ def test_exact_tokens_need_blocks_of_their_own() -> None:
     )
 
 
-def test_recurrent_layers_are_refused() -> None:
-    assert "recurrent layers" in _refused(HERE, "bamba")
+def test_states_need_blocks_of_their_own() -> None:
+    message = _refused(replace(HERE, drops_windows=False), "granitemoehybrid")
+    assert "recurrent states are in blocks of their own" in message
+
+
+def test_recurrent_layers_are_tested_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = pair("granitemoehybrid")
+    spec = model_spec(found.source.config)
+    for recurrent in (True, False):
+        rows = tuple(replace(row, recurrent=recurrent) for row in TESTED)
+        monkeypatch.setattr("cacheshrink_hybrid.vllm.support.TESTED", rows)
+        if recurrent:
+            refuse_unsupported(HERE, found.plan, spec)
+        else:
+            message = _refused(HERE, "granitemoehybrid")
+            assert "and recurrent layers was not tested" in message
+            assert "or 2, without recurrent layers; use that" in message
+    monkeypatch.setenv(UNTESTED, "1")
+    refuse_unsupported(HERE, found.plan, spec)
+
+
+def test_states_that_vllm_does_not_read_are_refused() -> None:
+    message = _refused(HERE, "granitemoehybrid", state_ratio=2.0)
+    assert "states of 2 recurrent layers (layer 0 first) are cut or coded" in message
+    assert "convert without state_ratio and state_dtype" in message
+
+
+def test_recurrent_heads_that_are_not_divided_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group that all heads of Mamba-2 share is on every device, groups of delta nets are not."""
+    monkeypatch.setenv(UNTESTED, "1")
+    found = pair("granitemoehybrid")
+    spec = model_spec(found.source.config)
+    refuse_unsupported(replace(HERE, tensor_parallel=2), found.plan, spec)
+    message = _refused(replace(HERE, tensor_parallel=3), "granitemoehybrid")
+    assert "does not divide 4 heads in 1 groups of recurrent layer 0" in message
+    message = _refused(replace(HERE, tensor_parallel=4), "qwen3_next")
+    assert "does not divide 4 heads in 2 groups of recurrent layer 0" in message
 
 
 def test_shared_bases_are_refused() -> None:
