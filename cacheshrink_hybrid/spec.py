@@ -168,11 +168,15 @@ class ModelSpec:
         layers: one entry per cache layer, in order.
         continues_in_pieces: several tokens may be fed after a cached prefix. False where the source
             model's recurrent scan forgets the cached state unless fed one token at a time.
+        cross: what cross-attention caches of every vector that an encoder puts out, layer by layer
+            of the decoder; None in a model without an encoder. All else here is of the decoder's
+            own tokens.
     """
 
     model_type: str
     layers: tuple[LayerSpec, ...]
     continues_in_pieces: bool = True
+    cross: ModelSpec | None = None
 
     @property
     def attention_layers(self) -> tuple[LayerSpec, ...]:

@@ -34,19 +34,35 @@ def read_attention(model: PreTrainedModel, spec: ModelSpec) -> list[AttentionPar
         UnsupportedModelError: if a module is not built as its family's row says.
     """
     family = family_of(model.config)
-    return _read(model, spec, lambda idx: _submodule(model, family.attention_path(idx)))
+    return _read(model, family, spec, lambda idx: _submodule(model, family.attention_path(idx)))
+
+
+def read_cross_attention(model: PreTrainedModel, spec: ModelSpec) -> list[AttentionParts]:
+    """As `read_attention`, of the attention over what an encoder puts out; none without one."""
+    if spec.cross is None:
+        return []
+    family = family_of(model.config).of_cross_attention
+    return _read(
+        model, family, spec.cross, lambda idx: _submodule(model, family.attention_path(idx))
+    )
 
 
 def read_source_attention(model: PreTrainedModel, spec: ModelSpec) -> list[AttentionParts]:
     """As `read_attention`, of the source attention that a converted model keeps beside its latent
     one (`store_original_weights=True`); modules that were not converted are left out."""
     return _read(
-        model, spec, lambda idx: getattr(attention_at(model, idx), "source_attention", None)
+        model,
+        family_of(model.config),
+        spec,
+        lambda idx: getattr(attention_at(model, idx), "source_attention", None),
     )
 
 
 def _read(
-    model: PreTrainedModel, spec: ModelSpec, source_of: Callable[[int], nn.Module | None]
+    model: PreTrainedModel,
+    family: Family,
+    spec: ModelSpec,
+    source_of: Callable[[int], nn.Module | None],
 ) -> list[AttentionParts]:
     parts = []
     rotaries: dict[tuple, SlotRotary] = {}
@@ -55,7 +71,7 @@ def _read(
         sources = {idx: source for idx, source in found.items() if source is not None}
         if sources:
             assert layers[0].attention is not None
-            part = _take_apart(model, sources, layers[0].attention, rotaries)
+            part = _take_apart(model, family, sources, layers[0].attention, rotaries)
             reading = {idx: source_of(idx) for idx in spec.readers_of(layers[0].layer_idx)}
             readers = {
                 idx: _reader(part, source, model.config, idx)
@@ -117,6 +133,7 @@ def check_shared_weights(parts: list[AttentionParts]) -> None:
 
 def _take_apart(
     model: PreTrainedModel,
+    family: Family,
     sources: dict[int, nn.Module],
     spec: AttentionSpec,
     rotaries: dict[tuple, SlotRotary],
@@ -124,9 +141,9 @@ def _take_apart(
     """The module of these layers.
 
     Args:
+        family: the row of such modules.
         rotaries: of the layers before them, by what the rotary embedding is asked for.
     """
-    family = family_of(model.config)
     layer_idx, source = next(iter(sources.items()))
     if family.caches_latents:
         rotary = _rotary(model, source, layer_idx, rotaries) if spec.uses_rope else None
@@ -176,6 +193,7 @@ def _take_apart(
         scaling=float(getattr(source, family.scaling)),
         softcap=getattr(source, "attn_logit_softcapping", None),
         sinks=getattr(source, "sinks", None),
+        crosses=family.crosses,
         sliding_window=spec.sliding_window,
         dropout=_dropout(family, source),
         residual_dropout=_residual_dropout(source),
@@ -269,9 +287,18 @@ def _submodule(model: nn.Module, path: str) -> nn.Module:
         ) from error
 
 
-def attention_at(model: PreTrainedModel, layer_idx: int) -> nn.Module:
-    """The attention module of one cache layer, converted or not."""
-    return _submodule(model, family_of(model.config).attention_path(layer_idx))
+def attention_at(model: PreTrainedModel, layer_idx: int, *, crosses: bool = False) -> nn.Module:
+    """The attention module of one cache layer, converted or not.
+
+    Args:
+        crosses: that over what an encoder puts out.
+    """
+    return _submodule(model, _row_of(model, crosses).attention_path(layer_idx))
+
+
+def _row_of(model: PreTrainedModel, crosses: bool) -> Family:
+    family = family_of(model.config)
+    return family.of_cross_attention if crosses else family
 
 
 def _unlike_row(family: Family, layer_idx: int, detail: str) -> UnsupportedModelError:
@@ -281,9 +308,15 @@ def _unlike_row(family: Family, layer_idx: int, detail: str) -> UnsupportedModel
     )
 
 
-def replace_attention(model: PreTrainedModel, layer_ids: tuple[int, ...], new: nn.Module) -> None:
-    """Put one new module in the place of the attention of all `layer_ids`."""
-    family = family_of(model.config)
+def replace_attention(
+    model: PreTrainedModel, layer_ids: tuple[int, ...], new: nn.Module, *, crosses: bool = False
+) -> None:
+    """Put one new module in the place of the attention of all `layer_ids`.
+
+    Args:
+        crosses: of that over what an encoder puts out.
+    """
+    family = _row_of(model, crosses)
     for layer_idx in layer_ids:
         parent, _, name = family.attention_path(layer_idx).rpartition(".")
         place = new if layer_idx == layer_ids[0] else _alias(new)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -176,6 +176,9 @@ class Family:
         attends: whether such models have attention.
         text_model: path of the text model in a model with other parts; None for the base model.
         attention: path of layer i's attention module, with `{}` for i.
+        cross_attention: path of layer i's attention over what an encoder puts out, whose
+            projections have the same names; None in a model without an encoder.
+        crosses: this row is of such attention, see `of_cross_attention`.
         projections: where queries, keys and values come from.
         scaling: attribute of the factor of scores.
         output: attribute of the output projection.
@@ -217,6 +220,8 @@ class Family:
     attends: bool = True
     text_model: str | None = None
     attention: str = "model.layers.{}.self_attn"
+    cross_attention: str | None = None
+    crosses: bool = False
     projections: Projections = LLAMA_PROJECTIONS
     scaling: str = "scaling"
     output: str = "o_proj"
@@ -247,6 +252,18 @@ class Family:
     layer_types: Callable[[PretrainedConfig], list[str]] | None = None
     window: Callable[[PretrainedConfig], int] = _sliding_window
     refused_options: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def of_cross_attention(self) -> Family:
+        """The row of the attention over what an encoder puts out, which has no positions."""
+        assert self.cross_attention is not None
+        return replace(
+            self,
+            attention=self.cross_attention,
+            cross_attention=None,
+            crosses=True,
+            uses_rope=never,
+        )
 
     def attention_path(self, layer_idx: int) -> str:
         """Path of the attention module of one cache layer."""

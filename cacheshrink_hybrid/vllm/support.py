@@ -59,6 +59,7 @@ class Deployment:
 def refuse_unsupported(deployment: Deployment, plan: CompressionPlan, spec: ModelSpec) -> None:
     """Raise `NotSupportedError` with all that keeps a checkpoint from being served so."""
     faults = [
+        *_with_encoder(spec),
         *_untested(deployment),
         *_refused_options(deployment),
         *_refused_layers(plan, spec),
@@ -67,6 +68,11 @@ def refuse_unsupported(deployment: Deployment, plan: CompressionPlan, spec: Mode
     ]
     if faults:
         raise NotSupportedError(f"vLLM does not serve this converted model: {'; '.join(faults)}")
+
+
+def _with_encoder(spec: ModelSpec) -> Iterator[str]:
+    if spec.cross is not None:
+        yield f"a {spec.model_type} decoder reads an encoder's output; let generate() serve it"
 
 
 def told_bytes(plan: CompressionPlan, ranks: int) -> tuple[str, bool]:

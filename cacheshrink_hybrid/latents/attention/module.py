@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from ...cache_argument import take_cache
+from ...cache_argument import of_own_tokens, take_cache
 from ...derived_class import Derived
 from ..plan import LatentPlan
 from .adapters import low_rank_additions
@@ -186,7 +186,7 @@ class LatentAttention(Derived, KeepsSource):
         shared = kwargs.pop("shared_kv_states", None)
         layer_idx = self.layer_idx if layer_idx is None else layer_idx
         assert layer_idx is not None, "a shared module is called with its layer_idx"
-        head, layer = self.head, CachedLayer(cache, layer_idx)
+        head, layer = self.head, CachedLayer(of_own_tokens(cache), layer_idx)
         position_ids = kwargs.get("position_ids")
         query, gate = self._query(head, hidden_states, layer_idx, position_ids)
         latent, source = self.remembered(hidden_states, layer_idx)

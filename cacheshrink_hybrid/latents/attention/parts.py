@@ -110,6 +110,8 @@ class AttentionParts:
         sinks: (H,) logits that take part in the softmax without a value; None for none.
         rotary: rotation by slot; None for layers without RoPE.
         adapters: per layer, low-rank additions to (query, key, value) of a shared module.
+        crosses: keys and values are made of what an encoder puts out, and queries of the
+            attention's input.
         readers: by decoder layer, the modules without keys and values of their own that read those
             of this one; as many heads of the same width, and the same scores.
     """
@@ -135,6 +137,7 @@ class AttentionParts:
     scaling: float
     softcap: float | None = None
     sinks: nn.Parameter | None = None
+    crosses: bool = False
     sliding_window: int | None = None
     dropout: float = 0.0
     residual_dropout: nn.Module | None = None
