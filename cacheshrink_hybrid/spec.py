@@ -26,6 +26,7 @@ class AttentionSpec:
             the keys and values of all heads that those of one token stand for; None elsewhere.
         uses_rope: keys are rotated by their position before they are scored.
         sliding_window: tokens a query can see, itself included; None for all.
+        in_chunks: of these, only those since the last position that is a multiple of it.
         module_name: path of the attention module in the model. Two layers with one name share it.
     """
 
@@ -36,6 +37,7 @@ class AttentionSpec:
     expanded_width: int | None = None
     uses_rope: bool
     sliding_window: int | None
+    in_chunks: bool = False
     module_name: str
 
     @property

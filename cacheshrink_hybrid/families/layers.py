@@ -23,6 +23,7 @@ ATTENTION_LAYERS = {
     "full_attention",
     "attention",
     "sliding_attention",
+    "chunked_attention",
     "hybrid",
     "sliding_hybrid",
 }
@@ -123,9 +124,10 @@ def _spec(config: PretrainedConfig, family: Family) -> ModelSpec:
                 uses_rope=family.uses_rope(config, i),
                 sliding_window=(
                     family.window(config)
-                    if kind in ("sliding_attention", "sliding_hybrid")
+                    if kind in ("sliding_attention", "sliding_hybrid", "chunked_attention")
                     else None
                 ),
+                in_chunks=kind == "chunked_attention",
                 module_name=family.attention_path(owner),
             )
         recurrent = kind in MIXER_LAYERS and config.model_type in MIXERS

@@ -59,7 +59,7 @@ class Deployment:
 def refuse_unsupported(deployment: Deployment, plan: CompressionPlan, spec: ModelSpec) -> None:
     """Raise `NotSupportedError` with all that keeps a checkpoint from being served so."""
     faults = [
-        *_with_encoder(spec),
+        *_other_contexts(spec),
         *_untested(deployment),
         *_refused_options(deployment),
         *_refused_layers(plan, spec),
@@ -70,7 +70,9 @@ def refuse_unsupported(deployment: Deployment, plan: CompressionPlan, spec: Mode
         raise NotSupportedError(f"vLLM does not serve this converted model: {'; '.join(faults)}")
 
 
-def _with_encoder(spec: ModelSpec) -> Iterator[str]:
+def _other_contexts(spec: ModelSpec) -> Iterator[str]:
+    if any(x.attention is not None and x.attention.in_chunks for x in spec.layers):
+        yield f"layers of a {spec.model_type} model see chunks of a text"
     if spec.cross is not None:
         yield f"a {spec.model_type} decoder reads an encoder's output; let generate() serve it"
 
