@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
-from transformers import Cache
+from transformers import Cache, EncoderDecoderCache
 
 from .errors import NotSupportedError
 
@@ -60,6 +60,11 @@ def given_cache(arguments: Mapping[str, Any]) -> Cache | None:
             "make_cache(model), which is also what generate() makes by default"
         )
     return cache
+
+
+def of_own_tokens(cache: Cache | None) -> Cache | None:
+    """The part of a cache that holds a decoder's own tokens: all of it without an encoder."""
+    return cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
 
 
 def take_cache(arguments: dict[str, Any]) -> Cache | None:

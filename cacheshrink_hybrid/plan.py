@@ -41,6 +41,8 @@ class CompressionPlan:
         calibrated_on: the text that bases were fitted to, in words; empty for none.
         certificate: what the conversion was measured to cost; None where no text was held out that
             reads something coded, and for other weights.
+        cross: what cross-attention stores of every vector that an encoder puts out, as a plan of
+            its own; None in a model without an encoder. All else here is of the decoder's tokens.
     """
 
     model_type: str
@@ -55,6 +57,7 @@ class CompressionPlan:
     kept_state_bytes: int = 0
     calibrated_on: str = ""
     certificate: Certificate | None = None
+    cross: CompressionPlan | None = None
 
     @property
     def state_bytes(self) -> int:
@@ -139,8 +142,16 @@ class CompressionPlan:
         latents = tuple(LatentPlan.from_dict(latent) for latent in values["latents"])
         states = tuple(StatePlan.from_dict(state) for state in values.get("states", ()))
         certificate = values.get("certificate")
-        measured = None if certificate is None else Certificate.from_dict(certificate)
-        return cls(**{**values, "latents": latents, "states": states, "certificate": measured})
+        cross = values.get("cross")
+        return cls(
+            **{
+                **values,
+                "latents": latents,
+                "states": states,
+                "certificate": None if certificate is None else Certificate.from_dict(certificate),
+                "cross": None if cross is None else cls.from_dict(cross),
+            }
+        )
 
     def rows(self, spec: ModelSpec) -> list[dict[str, Any]]:
         """One record per cache layer, in order: what it stores before and after."""
@@ -242,6 +253,8 @@ def plan_table(plan: CompressionPlan, spec: ModelSpec) -> str:
             f"{plan.source_state_bytes} -> {plan.state_bytes} bytes of state per sequence "
             f"({plan.state_ratio:.2f}x)" + (f", {state_prediction(plan)}" if plan.states else "")
         )
+    if plan.cross is not None and spec.cross is not None:
+        lines += ["of what the encoder puts out:", plan_table(plan.cross, spec.cross)]
     if plan.certificate is not None:
         lines += [str(plan.certificate), plan.certificate.circumstances]
     return "\n".join(lines)

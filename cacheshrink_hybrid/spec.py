@@ -26,6 +26,7 @@ class AttentionSpec:
             the keys and values of all heads that those of one token stand for; None elsewhere.
         uses_rope: keys are rotated by their position before they are scored.
         sliding_window: tokens a query can see, itself included; None for all.
+        in_chunks: of these, only those since the last position that is a multiple of it.
         module_name: path of the attention module in the model. Two layers with one name share it.
     """
 
@@ -36,6 +37,7 @@ class AttentionSpec:
     expanded_width: int | None = None
     uses_rope: bool
     sliding_window: int | None
+    in_chunks: bool = False
     module_name: str
 
     @property
@@ -168,11 +170,15 @@ class ModelSpec:
         layers: one entry per cache layer, in order.
         continues_in_pieces: several tokens may be fed after a cached prefix. False where the source
             model's recurrent scan forgets the cached state unless fed one token at a time.
+        cross: what cross-attention caches of every vector that an encoder puts out, layer by layer
+            of the decoder; None in a model without an encoder. All else here is of the decoder's
+            own tokens.
     """
 
     model_type: str
     layers: tuple[LayerSpec, ...]
     continues_in_pieces: bool = True
+    cross: ModelSpec | None = None
 
     @property
     def attention_layers(self) -> tuple[LayerSpec, ...]:

@@ -13,7 +13,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from cacheshrink_hybrid.families import FAMILIES
+from cacheshrink_hybrid.families import ENCODER_DECODERS, FAMILIES
 from cacheshrink_hybrid.families.states import MIXERS
 from cacheshrink_hybrid.families.vision import TEXT_MODELS
 from cacheshrink_hybrid.states.kinds import MIXER_KINDS
@@ -60,6 +60,7 @@ def families() -> str:
         ("Hybrids", hybrid),
         ("Without attention, which are given a `state_ratio`", recurrent),
         ("Vision-language, converted as a whole", sorted(TEXT_MODELS)),
+        ("Encoder-decoder, for `generate()`", sorted(ENCODER_DECODERS)),
     )
     return "".join(
         textwrap.fill(f"- {title}: {', '.join(names)}.", WIDTH, subsequent_indent="  ") + "\n"

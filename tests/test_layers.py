@@ -16,7 +16,7 @@ PACKAGE = Path(cacheshrink_hybrid.__file__).parent
 
 LAYERS = """
     errors version certificate lazy lasting integers byte_counts writing precision placement
-    text_tables chat_template end_tokens text_ids next_token
+    text_tables chat_template end_tokens text_ids next_token paired_text
     freed_memory
     codecs
     methods spec config config_faults linalg ranks device_profile cache_argument derived_class

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache
+from transformers import Cache, DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import CacheLayerMixin
 
 from ..pool.lifetime import RECENT_HISTORY
@@ -108,7 +108,11 @@ def num_cached_tokens(cache: Cache) -> int | Tensor:
 
 def cache_bytes(cache: Cache) -> CacheBytes:
     """Bytes allocated for the sequences in a cache: the storages behind its tensors, each once, or
-    the frames that a pooled cache holds."""
+    the frames that a pooled cache holds; of a cache with two parts, in both."""
+    if isinstance(cache, EncoderDecoderCache):
+        parts = cache_bytes(cache.self_attention_cache), cache_bytes(cache.cross_attention_cache)
+        kv, state = (sum(getattr(part, name) for part in parts) for name in ("kv", "state"))
+        return CacheBytes(kv=kv, state=state)
     return cache.memory() if isinstance(cache, LatentCache) else _tensor_bytes(cache)
 
 

@@ -34,6 +34,7 @@ from ..pool.memory import (
 from ..pool.state_map import place_state
 from ..pool.state_tensors import Placement
 from ..pool.store import SequenceStore
+from ..spec import ModelSpec
 from .batch_rows import BatchRows
 from .batch_sequences import BatchSequences, frames_allowed
 from .batch_states import BatchStates, crop_states, linear_layers, states_of
@@ -92,7 +93,15 @@ class HybridCache(LatentCache, PoolMemory):
         config: Any = model.config.get_text_config(decoder=True)
         self.wants_probabilities = config._attn_implementation == "eager"
         if self.store is None:
-            self.planned = layout_of(model)
+            self.planned = self._layout_of(model)
+
+    def _layout_of(self, model: PreTrainedModel) -> PlannedLayout:
+        """What of this model lies here."""
+        return layout_of(model)
+
+    def _spec(self) -> ModelSpec:
+        """What a source model of the cache's config stores here."""
+        return model_spec(self.config)
 
     # What transformers asks
 
@@ -199,7 +208,7 @@ class HybridCache(LatentCache, PoolMemory):
             # Under autocast some layers give out the narrower type and others float32.
             mixed = torch.is_autocast_enabled(first.device.type)
             dtype = torch.float32 if mixed else first.dtype
-            self.planned = planned_layout(model_spec(self.config), dtype=dtype)
+            self.planned = planned_layout(self._spec(), dtype=dtype)
         layout = self.planned.layout
         num_frames = batch_size * layout.first_frames(num_tokens) + 1
         num_frames = frames_allowed(num_frames, layout.frame_bytes, self.max_bytes, num_frames)

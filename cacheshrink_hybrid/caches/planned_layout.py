@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from ..errors import NotSupportedError
 from ..families import model_spec
+from ..latents.attention.cross import CrossAttention
 from ..latents.attention.module import LatentAttention
 from ..latents.plan import LatentPlan
 from ..pool.layout import Layout, compile_layout
@@ -112,13 +113,16 @@ class PlannedLayout:
         return replace(self, layout=layout, rows=rows)
 
 
-def layout_of(model: PreTrainedModel, *, autocast: bool = False) -> PlannedLayout:
+def layout_of(
+    model: PreTrainedModel, *, autocast: bool = False, crosses: bool = False
+) -> PlannedLayout:
     """What a model stores as it is now: converted or not, in the type of its weights, with
     compression switched off or on.
 
     Args:
         autocast: it computes under autocast, where some layers give out the narrower type and
             others float32; all that layers give out is stored in float32 then.
+        crosses: what it stores of an encoder's output, instead of its own tokens.
 
     Raises:
         UnsupportedModelError: its config does not tell what it stores.
@@ -127,7 +131,9 @@ def layout_of(model: PreTrainedModel, *, autocast: bool = False) -> PlannedLayou
     latents = {
         module.plan.layer_ids: module.plan
         for module in modules
-        if isinstance(module, LatentAttention) and not module.compression_disabled
+        if isinstance(module, LatentAttention)
+        and isinstance(module, CrossAttention) == crosses
+        and not module.compression_disabled
     }
     states = [
         module.state_plan
@@ -137,6 +143,9 @@ def layout_of(model: PreTrainedModel, *, autocast: bool = False) -> PlannedLayou
         and not module.compression_disabled
     ]
     spec = model_spec(model.config.get_text_config(decoder=True))
+    if crosses:
+        assert spec.cross is not None, "the model reads an encoder's output"
+        spec = spec.cross
     dtype = torch.float32 if autocast else model.dtype
     return planned_layout(spec, latents.values(), states, dtype=dtype, mixer_dtype=model.dtype)
 

@@ -38,7 +38,10 @@ def _enough_tokens(statistics: LatentStatistics) -> int:
 
 def positions_of(config: PretrainedConfig) -> int | None:
     """Tokens that a model has positions for; None where nothing says so."""
-    return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    text = config.get_text_config(decoder=True)
+    # Decoders of speech name them apart from those of their encoder.
+    found = getattr(text, "max_position_embeddings", None)
+    return getattr(text, "max_target_positions", None) if found is None else found
 
 
 def within_positions(config: CompressionConfig, model: PreTrainedModel) -> CompressionConfig:

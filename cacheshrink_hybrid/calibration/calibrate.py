@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
@@ -22,7 +22,7 @@ from ..latents.fit.metrics import ActivationMetric, Labels, all_observing
 from ..latents.fit.observe import frozen_and_checkpointed, observed_inputs
 from ..latents.fit.statistics import FirstTokens, LatentStatistics, Moments, Samples
 from ..methods import METRICS
-from ..placement import input_device
+from ..paired_text import Text, arguments_of, ids_of
 from ..precision import fast_products, without_autocast
 from ..states.fit.observe import StateCalibration
 
@@ -38,7 +38,7 @@ __all__ = [
 def calibrate(
     model: PreTrainedModel,
     parts: list[AttentionParts],
-    sequences: Iterable[Tensor],
+    sequences: Iterable[Text],
     *,
     metric: str,
     labels: Labels | None = None,
@@ -52,7 +52,7 @@ def calibrate(
     Args:
         model: the source model, unconverted. It is left as it was.
         parts: its attention modules.
-        sequences: token ids, (1, T) each, without padding.
+        sequences: token ids, (1, T) each, or pairs, without padding.
         metric: one of `METRICS` that reads text.
         labels: that the loss of `fisher` is of; None for those of the text.
         sinks: first tokens of a sequence that each module reads exactly, which do not count; None
@@ -107,13 +107,14 @@ def calibrate(
             stack.enter_context(observed_inputs(part, see))
         if states is not None:
             stack.enter_context(states.observing())
-        for ids in tqdm(sequences, desc="calibrate", unit="seq", disable=not progress):
+        for text in tqdm(sequences, desc="calibrate", unit="seq", disable=not progress):
             counting = True
+            ids = ids_of(text)
             num_tokens += ids.numel()
             if states is not None:
                 states.counting = True
             with torch.set_grad_enabled(needs_backward), fast_products(next(model.parameters())):
-                logits = model(input_ids=ids.to(input_device(model)), use_cache=False).logits
+                logits = model(**arguments_of(text, model), use_cache=False).logits
             counting = False
             if states is not None:
                 states.counting = False

@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from ..paired_text import Text
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class CalibrationSequences:
-    """Token ids (1, T) each: text, part of which is held out from fitting, and exercises in
+    """Token ids (1, T), or pairs: text, part of which is held out from fitting, and exercises in
     remembering, which are all fitted to. Iterating gives both, the text first."""
 
-    texts: list[Tensor]
-    exercises: list[Tensor] = field(default_factory=list)
+    texts: list[Text]
+    exercises: list[Text] = field(default_factory=list)
 
     @classmethod
-    def of(cls, sequences: Iterable[Tensor]) -> CalibrationSequences:
+    def of(cls, sequences: Iterable[Text]) -> CalibrationSequences:
         """These, or plain sequences as text."""
         return sequences if isinstance(sequences, cls) else cls(list(sequences))
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Text]:
         yield from self.texts
         yield from self.exercises
 

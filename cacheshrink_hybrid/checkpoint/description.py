@@ -94,7 +94,7 @@ def write_description(
             "AutoModelForCausalLM": f"{REMOTE_CODE_NAME}.CacheShrinkForCausalLM",
         },
         VERSION_KEY: FORMAT_VERSION,
-        LAYOUT_KEY: _planned_layout(model.config, plan, source).layout.digest,
+        LAYOUT_KEY: _digest(model.config, plan, source),
         DIGESTS_KEY: sha256_of(directory, weights),
     }
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -129,7 +129,7 @@ def read_checkpoint(directory: Path) -> Saved:
             digests=values[DIGESTS_KEY],
             source_name=str(values[SOURCE_NAME_KEY]),
         )
-        digest = saved.layout.layout.digest
+        digest = _digest(config, compression, values)
         if values[LAYOUT_KEY] != digest:
             raise _other_layout(directory, values[LAYOUT_KEY], digest)
         return saved
@@ -192,6 +192,16 @@ def _planned_layout(
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"dtype={values.get('dtype')!r} is no type of weights, such as bfloat16")
     return planned_layout(model_spec(config), plan.latents, plan.states, dtype=dtype)
+
+
+def _digest(config: PretrainedConfig, plan: CompressionPlan, values: dict[str, Any]) -> str:
+    """Of that, and of what the model stores of an encoder's output."""
+    spec, own = model_spec(config), _planned_layout(config, plan, values)
+    if spec.cross is None or plan.cross is None:
+        return own.layout.digest
+    dtype = getattr(torch, values["dtype"])
+    cross = planned_layout(spec.cross, plan.cross.latents, dtype=dtype)
+    return f"{own.layout.digest}-{cross.layout.digest}"
 
 
 def _other_layout(directory: Path, saved: object, computed: str) -> CheckpointError:

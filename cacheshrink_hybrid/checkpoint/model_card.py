@@ -92,6 +92,12 @@ def _rows(model: LatentModel, plan: CompressionPlan) -> list[str]:
             f"{plan.source_bytes_per_token:,} | {plan.bytes_per_token:,} "
             f"({plan.compression_ratio:.2f}x) |"
         )
+    if spec.cross is not None and plan.cross is not None:
+        rows.append(
+            "| bytes per vector of the encoder's output, the source at 16 bits | "
+            f"{plan.cross.source_bytes_per_token:,} | {plan.cross.bytes_per_token:,} "
+            f"({plan.cross.compression_ratio:.2f}x) |"
+        )
     included = "exact ones and states" if spec.state_layers else "exact ones"
     for length in TOTAL_LENGTHS:
         before = spec.kv_bytes(length) + spec.bytes_per_sequence

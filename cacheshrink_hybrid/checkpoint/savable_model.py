@@ -13,7 +13,11 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+)
 
 from ..derived_class import derived_class
 from ..errors import CheckpointError
@@ -33,6 +37,12 @@ from .pretrained_arguments import (
     taken,
 )
 from .save import push_model, save_model
+
+WITH_ENCODER = (
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+)
+"""Where transformers keeps the names of classes of encoder-decoder models."""
 
 
 class SavableModel(LatentModel):
@@ -122,7 +132,11 @@ def savable_class(source_class: Any) -> Any:
     cls = derived_class(SavableModel, source_class)
     # By class name, transformers looks up here which models are causal: pipelines, and Trainer,
     # which shifts labels for them. No config has this type, so nothing else finds the entry.
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[f"{cls.__module__}.{cls.__name__}"] = cls.__name__
+    names = next(
+        (table for table in WITH_ENCODER if source_class.__name__ in table.values()),
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    )
+    names[f"{cls.__module__}.{cls.__name__}"] = cls.__name__
     return cls
 
 

@@ -126,10 +126,16 @@ def _print_model(model: _Model, lengths: Sequence[int], ratios: tuple[float, flo
             f"{spec.model_type}: {spec.bytes_per_token} KV bytes per token at 16 bits, "
             f"{spec.bytes_per_sequence} bytes of state per sequence"
         )
+        if spec.cross is not None:
+            print("of what the encoder puts out:")
+            print(fitting_table([_source_record(layer) for layer in spec.cross.layers]))
+            print(f"{spec.cross.bytes_per_token} KV bytes per vector of it at 16 bits")
         if spec.model_type in REFUSED:
             print(f"not converted: {REFUSED[spec.model_type]}")
     else:
         print(plan.table(spec))
+    if spec.cross is not None:
+        print("of the decoder's own tokens alone:")
     print(fitting_table([_total(spec, plan, length, ratios) for length in lengths]))
     print("pool: " + model.planned.layout.table())
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,6 +35,21 @@ def flag_faults(name: str, value: object) -> Iterator[str]:
     """What is wrong with what can only be True or False."""
     if not isinstance(value, bool):
         yield f"{name}={value!r} is neither True nor False; give one of them"
+
+
+def material_faults(
+    texts: Sequence[str] | None, dataset: str | Path | None, options: ConversionOptions
+) -> Iterator[str]:
+    """Texts to calibrate on beside pairs."""
+    beside = {
+        "calibration_texts": texts,
+        "calibration_dataset": dataset,
+        "calibration_dataset_subset": options.calibration_dataset_subset,
+        "calibration_chats": options.calibration_chats,
+    }
+    given = [name for name, value in beside.items() if value is not None]
+    if given and options.calibration_inputs is not None:
+        yield (f"{', '.join(given)} and calibration_inputs both say what to calibrate on; drop one")
 
 
 def tokenizer_faults(tokenizer: object) -> Iterator[str]:

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..cache_argument import cache_argument
@@ -17,7 +16,7 @@ from ..errors import CacheShrinkWarning
 from ..latents.fit.held_out import HeldOutText
 from ..model.attached_plan import plan_of
 from ..next_token import mean_next_token_loss
-from ..placement import input_device
+from ..paired_text import Text, arguments_of, ids_of
 from ..plan import CompressionPlan
 
 
@@ -30,7 +29,7 @@ def certify(model: PreTrainedModel, text: HeldOutText, *, self_check: bool) -> C
         self_check: whether layers were compared before.
     """
     exact = exact_reach(plan_of(model))
-    scored = [ids.shape[1] - 1 for ids in text.sequences]
+    scored = [ids_of(sequence).shape[1] - 1 for sequence in text.sequences]
     reading_coded = sum(max(0, count - exact) for count in scored)
     if not reading_coded:
         warnings.warn(
@@ -54,27 +53,26 @@ def certify(model: PreTrainedModel, text: HeldOutText, *, self_check: bool) -> C
 
 def exact_reach(plan: CompressionPlan) -> int:
     """Tokens of a sequence up to which no token reads anything coded."""
-    if plan.states or not plan.latents:
+    if plan.states or plan.cross is not None or not plan.latents:
         return 0
     return min(latent.exact_sinks + latent.exact_window for latent in plan.latents)
 
 
 @torch.no_grad()
-def cached_losses(model: PreTrainedModel, sequences: Sequence[Tensor]) -> list[float]:
-    """Mean loss of each sequence (1, T) of token ids, in nats per token, every token read from what
-    the cache stores of it."""
+def cached_losses(model: PreTrainedModel, sequences: Sequence[Text]) -> list[float]:
+    """Mean loss of each sequence (1, T) of token ids, or pair, in nats per token, everything read
+    from what the cache stores of it."""
     name = cache_argument(model)
     losses = []
     training = model.training
     model.eval()
     try:
-        for ids in sequences:
+        for text in sequences:
             cache = make_cache(model)
             cache.codes_every_boundary = True
-            logits = model(
-                input_ids=ids.to(input_device(model)), use_cache=True, **{name: cache}
-            ).logits
-            losses.append(mean_next_token_loss(logits, ids))
+            given = arguments_of(text, model)
+            logits = model(**given, use_cache=True, **{name: cache}).logits
+            losses.append(mean_next_token_loss(logits, ids_of(text)))
     finally:
         model.train(training)
     return losses

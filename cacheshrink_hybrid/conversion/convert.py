@@ -14,6 +14,7 @@ import torch
 from ..calibration.amount import positions_of, within_positions
 from ..calibration.calibrate import LatentStatistics
 from ..calibration.material import CalibrationMaterial, load_material
+from ..calibration.pairs import check_pairs, paired_sequences
 from ..calibration.sequences import CalibrationSequences
 from ..calibration.text import calibration_sequences
 from ..chat_template import chat_text
@@ -27,31 +28,33 @@ from ..latents.fit.held_out import split_sequences
 from ..model.adapters import refuse_adapters
 from ..model.attached_plan import attach_certificate, plan_of
 from ..model.original_model import remember_source_values
+from ..paired_text import Text, ids_of
 from ..plan import CompressionPlan
 from ..spec import ModelSpec
 from ..states.kinds import compressible_layers
 from .arguments import (
     chosen_config,
     flag_faults,
+    material_faults,
     option_faults,
     sorted_out,
     tokenizer_faults,
 )
 from .certify import certify
+from .cross_plan import PlannedCross, with_cross_plan
 from .exact_counts import check_exact_counts, sinks_of
 from .in_place import convert_in_place
 from .key_shapes import check_decoupled
 from .options import ConversionOptions
 from .planning import plan_model
 from .ratio_limit import compressed_layers
-from .refusals import check_convertible, check_mixers, check_source
+from .refusals import check_convertible, check_material, check_mixers, check_source
 from .self_check import check_layers
 from .statistics import ModelStatistics, compressed_parts, statistics_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -119,6 +122,7 @@ def convert_to_mla(
         *option_faults(options),
         *flag_faults("use_calibration", use_calibration),
         *flag_faults("verbose", verbose),
+        *material_faults(calibration_texts, calibration_dataset, options),
     ]
     try:
         chosen = chosen_config(config, named, use_calibration=use_calibration)
@@ -129,18 +133,23 @@ def convert_to_mla(
     for name, given in (
         ("calibration_texts", calibration_texts),
         ("calibration_chats", options.calibration_chats),
+        ("calibration_inputs", options.calibration_inputs),
     ):
         if not use_calibration and given is not None:
             raise ConfigError(f"{name} are not used with use_calibration=False; drop one")
     source = model_name_or_path
+    pairs = options.calibration_inputs
+    if pairs is not None:
+        check_pairs(pairs)
     if isinstance(source, torch.nn.Module):
-        if use_calibration and tokenizer is None:
+        _check_object(source, options, loading)
+        check_material(model_spec(source.config), chosen, pairs)
+        if use_calibration and tokenizer is None and pairs is None:
             raise ConfigError(
                 "a model object needs tokenizer=... to calibrate on text (or use_calibration=False)"
             )
-        _check_object(source, options, loading)
     material = CalibrationMaterial()
-    if use_calibration:  # first, so that a text that is not there costs no loading
+    if use_calibration and pairs is None:  # first, so that a missing text costs no loading
         material = load_material(
             calibration_texts,
             calibration_dataset,
@@ -153,6 +162,10 @@ def convert_to_mla(
         for chat in material.chats:
             chat_text(tokenizer, chat)
 
+    def check(spec: ModelSpec) -> None:
+        check_convertible(spec, chosen)
+        check_material(spec, chosen, pairs)
+
     if isinstance(source, torch.nn.Module):
         check_chats(tokenizer)
         model = source if options.inplace else copy.deepcopy(source)
@@ -163,7 +176,7 @@ def convert_to_mla(
             device=options.device,
             dtype=options.dtype,
             trust_remote_code=options.trust_remote_code,
-            check=lambda spec: check_convertible(spec, chosen),
+            check=check,
             check_tokenizer=check_chats,
             **loading,
         )
@@ -171,10 +184,13 @@ def convert_to_mla(
     calibrated_on = ""
     if use_calibration:
         chosen = within_positions(chosen, model)
-        sequences = calibration_sequences(
-            tokenizer, material.texts, chosen, material.chats, model=model
+        name = material.name if pairs is None else "pairs of the caller"
+        sequences = (
+            calibration_sequences(tokenizer, material.texts, chosen, material.chats, model=model)
+            if pairs is None
+            else paired_sequences(model, pairs, chosen.num_calibration_samples)
         )
-        calibrated_on = f"{material.name}: {_amount(sequences, model_spec(model.config))}"
+        calibrated_on = f"{name}: {_amount(sequences, model_spec(model.config))}"
         if verbose:
             print(f"calibrating on {calibrated_on}", flush=True)
     convert_model(
@@ -193,7 +209,7 @@ def convert_to_mla(
 def _amount(sequences: CalibrationSequences, spec: ModelSpec) -> str:
     """How much text that is, and how much of it bases of keys and values are not fitted to."""
     texts, exercises = sequences.texts, sequences.exercises
-    words = f"{len(texts)} sequences, {sum(ids.numel() for ids in texts):,} tokens"
+    words = f"{len(texts)} sequences, {sum(ids_of(text).numel() for text in texts):,} tokens"
     held_out = len(split_sequences(texts)[1]) if spec.attention_layers else 0
     if held_out:
         words += f", {held_out} of the sequences held out"
@@ -218,7 +234,7 @@ def _check_object(
 def convert_model(
     model: PreTrainedModel,
     config: CompressionConfig,
-    sequences: Iterable[Tensor] = (),
+    sequences: Iterable[Text] = (),
     *,
     statistics: ModelStatistics | list[LatentStatistics] | None = None,
     progress: bool = False,
@@ -229,7 +245,7 @@ def convert_model(
 
     Args:
         model: a source model.
-        sequences: calibration token ids, (1, T) each; not used with `metric='none'`.
+        sequences: calibration token ids, (1, T) each, or pairs; not used with `metric='none'`.
         statistics: of an equal model under the same metric, from `model_statistics`, instead of
             sequences.
         self_check: compare every layer that is to be replaced with the source's beforehand.
@@ -244,6 +260,7 @@ def convert_model(
     if config.changes_states:
         check_mixers(model, spec)
     compressed = compressed_parts(model, spec, config)
+    cross = compressed_parts(model, spec, config, crosses=True)
     decouples = config.latent_kind is not None and config.latent_kind.decouples
     if decouples:
         check_decoupled(compressed)
@@ -251,15 +268,18 @@ def convert_model(
     check_exact_counts(config, positions, compressed_layers(spec, config))
     if self_check:
         mixers = compressible_layers(spec) if config.changes_states else []
-        check_layers(model, compressed, mixers, seed=config.seed)
+        check_layers(model, [*compressed, *cross], mixers, seed=config.seed)
     if statistics is None:
-        statistics = statistics_of(model, spec, compressed, config, sequences, progress)
+        statistics = statistics_of(model, spec, compressed, config, sequences, progress, cross)
     elif isinstance(statistics, list):
         statistics = ModelStatistics(latents=statistics)
     statistics.check_sinks(sinks_of(config, compressed, positions))
     if progress:
-        print(f"factorizing {len(compressed)} attention modules", flush=True)
+        print(f"factorizing {len(compressed) + len(cross)} attention modules", flush=True)
     planned = plan_model(spec, compressed, statistics, config, positions)
+    planned_cross: PlannedCross = []
+    if spec.cross is not None:
+        planned, planned_cross = with_cross_plan(planned, spec, cross, statistics, config)
     planned = replace(planned, plan=replace(planned.plan, calibrated_on=calibrated_on))
     convert_in_place(
         model,
@@ -270,6 +290,7 @@ def convert_model(
         state_factors=planned.states,
         fitted_to=statistics.sequences if decouples else (),
         progress=progress,
+        cross=planned_cross,
     )
     forget_quantisation(model)
     del planned

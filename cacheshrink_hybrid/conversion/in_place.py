@@ -35,6 +35,7 @@ def convert_in_place(
     state_factors: Sequence[StateFactors | None] = (),
     fitted_to: Sequence[Tensor] = (),
     progress: bool = False,
+    cross: Sequence[tuple[AttentionParts, LatentFactors]] = (),
 ) -> None:
     """Replace the attention modules of `model` by latent ones with these factors, and its recurrent
     mixers by compressed ones.
@@ -46,6 +47,7 @@ def convert_in_place(
         fitted_to: text, token ids (1, T) each, that output projections are fitted to again; none
             for the source's. With `keep_source` the source's values are kept beside.
         progress: show a progress bar.
+        cross: modules and factors, one per entry of `plan.cross.latents`.
     """
     modules = []
     for part, factor, latent_plan in zip(parts, factors, plan.latents, strict=True):
@@ -58,6 +60,11 @@ def convert_in_place(
         install_attention(model, part, module, keep_source=keep_source)
     if outputs:
         _write_outputs(model, modules, outputs, keep_source=keep_source)
+    of_cross = () if plan.cross is None else plan.cross.latents
+    for (part, factor), latent_plan in zip(cross, of_cross, strict=True):
+        module = make_attention(part, latent_plan, keep_source=keep_source)
+        write_factors(module, part, factor)
+        install_attention(model, part, module, keep_source=keep_source)
     install_states(
         model, model_spec(model.config), plan.states, state_factors, keep_source=keep_source
     )

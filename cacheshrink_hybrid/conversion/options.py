@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
+    from typing import Any
 
     import torch
 
@@ -26,6 +27,10 @@ class ConversionOptions:
             and `content`, or a JSON file of them; the tokenizer's chat template turns them into
             text. Where texts are given as well, either gives half of the samples, and more where
             the other has fewer.
+        calibration_inputs: pairs to calibrate an encoder-decoder model on, in the place of texts:
+            for each a dictionary of arguments of the model's forward, with one row. What the
+            encoder reads (`input_ids`, `input_features`), without padding, and `labels`, the tokens
+            that the decoder is to give, or `decoder_input_ids`.
         self_check: before anything else, compare every layer that is to be replaced, rebuilt at
             full rank, with the source's on a few tokens.
         inplace: rewrite a model object itself. False leaves it alone and converts a copy, which
@@ -37,5 +42,6 @@ class ConversionOptions:
     trust_remote_code: bool = False
     calibration_dataset_subset: str | None = None
     calibration_chats: Sequence[Conversation] | str | Path | None = None
+    calibration_inputs: Sequence[Mapping[str, Any]] | None = None
     self_check: bool = True
     inplace: bool = True

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from transformers import PreTrainedModel
 
 from ..checkpoint.source_model import check_language_model, check_plain_weights
@@ -42,10 +45,47 @@ def check_convertible(spec: ModelSpec, config: CompressionConfig) -> None:
             f"metric='score' weighs keys and values apart, and in the latents that this "
             f"{spec.model_type} model caches a channel is both; leave it out, or give 'fisher'"
         )
+    if spec.cross is not None:
+        _check_with_encoder(spec, config)
     for layer in spec.attention_layers:
         assert layer.attention is not None
         check_groups(layer.attention.num_key_value_heads, config.head_groups)
     check_reachable(spec, config)
+
+
+def _check_with_encoder(spec: ModelSpec, config: CompressionConfig) -> None:
+    """Raise for what cannot be said of a decoder that reads an encoder's output."""
+    if config.metric == "score":
+        raise ConfigError(
+            f"metric='score' weighs keys by queries of the same vectors, and those of this "
+            f"{spec.model_type} model's cross-attention are of others; leave it out, or give "
+            "'fisher'"
+        )
+    if config.budget_bytes is not None:
+        raise ConfigError(
+            f"budget_bytes={config.budget_bytes} is the memory of one text, and a "
+            f"{spec.model_type} decoder remembers its own tokens and an encoder's output, however "
+            "long either is; give a compression_ratio, which both have"
+        )
+
+
+def check_material(spec: ModelSpec, config: CompressionConfig, pairs: Sequence[Any] | None) -> None:
+    """Raise `ConfigError` where text alone is no calibration, or pairs are none.
+
+    Args:
+        pairs: `calibration_inputs`, if they are given.
+    """
+    if spec.cross is None and pairs is not None:
+        raise ConfigError(
+            f"calibration_inputs are pairs for an encoder and a decoder, and this "
+            f"{spec.model_type} model reads one text; give calibration_texts"
+        )
+    if spec.cross is not None and pairs is None and config.reads_text:
+        raise ConfigError(
+            f"text alone is no calibration for a {spec.model_type} model, whose decoder reads an "
+            "encoder's output as well; give calibration_inputs=[{...}, ...], with what the encoder "
+            "reads and labels in each, or use_calibration=False"
+        )
 
 
 def check_something_to_do(spec: ModelSpec, config: CompressionConfig) -> None:

@@ -20,13 +20,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
+from transformers.modeling_outputs import BaseModelOutput
 
 from ..cache_argument import CACHE_ARGUMENTS
 from ..caches import LatentCache
+from ..caches.encoder_decoder import dense_pair
 from ..config import CompressionConfig
 from ..errors import CacheShrinkError, SelfCheckError
+from ..families import has_encoder
 from ..latents.attention.module import LatentAttention
 from ..latents.attention.parts import AttentionParts
 from ..latents.attention.replacement import latent_attention_class, reading_attention_class
@@ -41,6 +44,8 @@ from ..states.mixers.installation import install_mixer, uninstall_mixer
 NUM_TOKENS = 12
 """More than the few queries that are read directly (`MAX_DECODE_TOKENS`), so that both ways of
 reading are met."""
+NUM_ENCODED = 17
+"""Vectors of an encoder's output, as many as no piece of the text has tokens."""
 PIECES = (0, 7, 8, 9, 10, NUM_TOKENS)
 """Where the pieces begin that are fed through a cache, and where the last one ends."""
 ALLOWED = {
@@ -87,7 +92,10 @@ class Call:
         if kwargs.get("position_ids") is not None:
             kwargs["position_ids"] = kwargs["position_ids"][..., tokens]
         mask = kwargs.get("attention_mask")
-        if isinstance(mask, Tensor):
+        if "key_value_states" in kwargs:  # all of which every token sees
+            if isinstance(mask, Tensor) and mask.shape[-2] > 1:
+                kwargs["attention_mask"] = mask[..., tokens, :]
+        elif isinstance(mask, Tensor):
             seen = mask[:, :end] if mask.ndim == 2 else mask[..., tokens, offset:end]
             kwargs["attention_mask"] = seen
         return args, kwargs
@@ -142,7 +150,7 @@ def check_layers(
     """
     paths = {id(module): path for path, module in model.named_modules(remove_duplicate=False)}
     attention = {
-        layer_idx: WatchedLayer(paths[id(source)], source, layer_idx)
+        (part.crosses, layer_idx): WatchedLayer(paths[id(source)], source, layer_idx)
         for part in parts
         for layer_idx, source in (
             *part.sources.items(),
@@ -160,16 +168,18 @@ def check_layers(
         _run(model, [*attention.values(), *recurrent], seed)
         for part in parts:
             for layer_idx in part.layer_ids:
-                layer = attention[layer_idx]
+                layer = attention[part.crosses, layer_idx]
                 if part.rotary is not None:
                     _check_angles(layer)
                 with _faults_named(layer):
                     rebuilt = [(layer, full_rank_attention(part))]
                 for idx, reader in part.readers.items():
-                    with _faults_named(attention[idx]):
+                    reading = attention[part.crosses, idx]
+                    with _faults_named(reading):
                         cls = reading_attention_class(reader.source)
-                        rebuilt.append((attention[idx], cls(part, idx)))
-                differences += _compare(rebuilt, LatentCache(config=config))
+                        rebuilt.append((reading, cls(part, idx)))
+                cache = dense_pair(config) if part.crosses else LatentCache(config=config)
+                differences += _compare(rebuilt, cache)
         for layer, spec in zip(recurrent, mixers, strict=True):
             with _full_width(layer.module, spec):
                 differences += _compare([(layer, layer.module)], LatentCache(config=config))
@@ -179,12 +189,23 @@ def check_layers(
 def _run(model: PreTrainedModel, layers: Sequence[WatchedLayer], seed: int) -> None:
     """Let the source read some tokens, at its first positions and at its last ones."""
     generator = torch.Generator().manual_seed(seed)
-    vocabulary, device = len(model.get_input_embeddings().weight), input_device(model)
+    embeddings: Any = model.get_input_embeddings()
+    if has_encoder(model.config):  # whose words may be others than the decoder's
+        embeddings = model.get_output_embeddings()
+    vocabulary, device = len(embeddings.weight), input_device(model)
     ids = torch.randint(vocabulary, (1, NUM_TOKENS), generator=generator).to(device)
     known = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
     with ExitStack() as hooks:
         for layer in layers:
             hooks.enter_context(layer.recording())
+        if has_encoder(model.config):  # of which nothing is replaced
+            width = model.config.hidden_size
+            encoded = torch.randn(1, NUM_ENCODED, width, generator=generator).to(
+                device, model.dtype
+            )
+            given = {"encoder_outputs": BaseModelOutput(last_hidden_state=encoded)}
+            model(decoder_input_ids=ids, use_cache=False, **given)
+            return
         for start in sorted({0, max(0, (known or 0) - NUM_TOKENS)}):
             positions = torch.arange(start, start + NUM_TOKENS, device=device)[None]
             model(input_ids=ids, position_ids=positions, use_cache=False)
@@ -221,7 +242,9 @@ def _compare(rebuilt: Sequence[tuple[WatchedLayer, nn.Module]], cache: Cache) ->
     pieces: list[list[Tensor]] = [[] for _ in rebuilt]
     for begin, end in pairwise(PIECES):
         offset = 0
-        if isinstance(cache.layers[first.layer_idx], CacheLayerMixin):
+        if isinstance(cache, DynamicCache) and isinstance(
+            cache.layers[first.layer_idx], CacheLayerMixin
+        ):
             offset = cache.get_mask_sizes(end - begin, first.layer_idx)[1]
         for (layer, module), outputs in zip(rebuilt, pieces, strict=True):
             args, kwargs = layer.calls[0].piece(begin, end, offset)

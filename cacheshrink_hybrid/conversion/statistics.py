@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..calibration.amount import positions_of, warn_of_little_text
@@ -14,12 +13,13 @@ from ..calibration.calibrate import LatentStatistics, calibrate, decoder_layers,
 from ..calibration.sequences import CalibrationSequences
 from ..config import CompressionConfig
 from ..errors import CacheShrinkWarning, ConfigError, PlanError
-from ..families import check_shared_weights, model_spec, read_attention
+from ..families import check_shared_weights, model_spec, read_attention, read_cross_attention
 from ..freed_memory import return_freed_memory
 from ..latents.attention.parts import AttentionParts
 from ..latents.fit.held_out import HELD_OUT_SHARE, HeldOutText, held_out_text, split_sequences
 from ..latents.fit.metrics import Labels
 from ..model.adapters import refuse_adapters
+from ..paired_text import Text, ids_of
 from ..spec import ModelSpec
 from ..states.fit.observe import StateCalibration, StateStatistics
 from ..states.kinds import compressible_layers
@@ -35,13 +35,15 @@ class ModelStatistics:
         sinks: first tokens of a sequence that each attention module reads exactly, which were left
             out; None where nothing is said of them.
         sequences: that they are of, token ids (1, T) each.
+        cross: of the attention over what an encoder puts out; None without one.
     """
 
     latents: list[LatentStatistics]
     states: list[StateStatistics] | None = None
     held_out: HeldOutText | None = None
     sinks: tuple[int, ...] | None = None
-    sequences: Sequence[Tensor] = ()
+    sequences: Sequence[Text] = ()
+    cross: ModelStatistics | None = None
 
     def check_sinks(self, due: tuple[int, ...]) -> None:
         """Refuse other sinks than those of a conversion.
@@ -60,7 +62,7 @@ class ModelStatistics:
 def model_statistics(
     model: PreTrainedModel,
     config: CompressionConfig,
-    sequences: Iterable[Tensor],
+    sequences: Iterable[Text],
     *,
     progress: bool = False,
 ) -> ModelStatistics:
@@ -71,7 +73,8 @@ def model_statistics(
     refuse_adapters(model, "calibrating")
     spec = model_spec(model.config)
     parts = compressed_parts(model, spec, config)
-    return statistics_of(model, spec, parts, config, sequences, progress)
+    cross = compressed_parts(model, spec, config, crosses=True)
+    return statistics_of(model, spec, parts, config, sequences, progress, cross)
 
 
 class SharedStatistics:
@@ -80,14 +83,14 @@ class SharedStatistics:
 
     Args:
         config: metric, amount of text and seed of all; states are calibrated if it changes them.
-        sequences: calibration token ids, (1, T) each, or `CalibrationSequences`.
+        sequences: calibration token ids, (1, T) each, or pairs, or `CalibrationSequences`.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
         config: CompressionConfig,
-        sequences: Iterable[Tensor],
+        sequences: Iterable[Text],
         *,
         progress: bool = False,
     ) -> None:
@@ -112,10 +115,16 @@ class SharedStatistics:
 
 
 def compressed_parts(
-    model: PreTrainedModel, spec: ModelSpec, config: CompressionConfig
+    model: PreTrainedModel, spec: ModelSpec, config: CompressionConfig, *, crosses: bool = False
 ) -> list[AttentionParts]:
-    """The attention modules that are not left as they are, taken apart."""
-    parts = read_attention(model, spec)
+    """The attention modules that are not left as they are, taken apart.
+
+    Args:
+        crosses: those that read what an encoder puts out, if there is one, instead of the others.
+    """
+    if crosses and spec.cross is None:
+        return []
+    parts = (read_cross_attention if crosses else read_attention)(model, spec)
     check_shared_weights(parts)
     if config.xkv_skip_early_layers >= max(1, len(parts)):
         raise PlanError(
@@ -130,17 +139,24 @@ def statistics_of(
     spec: ModelSpec,
     parts: list[AttentionParts],
     config: CompressionConfig,
-    sequences: Iterable[Tensor],
+    sequences: Iterable[Text],
     progress: bool,
+    cross: Sequence[AttentionParts] = (),
 ) -> ModelStatistics:
-    """What `config` needs of these attention modules, and of states if it changes them."""
+    """What `config` needs of these attention modules, and of states if it changes them.
+
+    Args:
+        cross: modules that read what an encoder puts out, of which all vectors count.
+    """
     if not config.reads_text:
-        return ModelStatistics(latents=[weight_statistics(part) for part in parts])
+        whole = ModelStatistics(latents=[weight_statistics(part) for part in (*parts, *cross)])
+        return _apart(len(parts), whole) if cross else whole
     split = config.latent_kind is not None and config.latent_kind.decouples
     watched = config.changes_states and bool(compressible_layers(spec))
     states = StateCalibration(model, spec, config.metric) if watched else None
     positions = positions_of(model.config)
     sinks = sinks_of(config, parts, positions)
+    watched_parts, skipped = [*parts, *cross], (*sinks, *(0 for _ in cross))
     if parts:
         sequences = CalibrationSequences.of(sequences)
         fitted, held_out = split_sequences(sequences.texts)
@@ -157,14 +173,14 @@ def statistics_of(
     else:
         fitted, held_out = list(sequences), []
     # Of others nothing can be predicted: all is exact, or there is no next token.
-    held_out = [ids for ids in held_out if ids.shape[1] > max((1, *sinks))]
+    held_out = [text for text in held_out if ids_of(text).shape[1] > max((1, *sinks))]
     latents = calibrate(
         model,
-        parts,
+        watched_parts,
         fitted,
         metric=config.metric,
         labels=Labels(config.fisher_labels, config.seed),
-        sinks=sinks,
+        sinks=skipped,
         split=split,
         states=states,
         progress=progress,
@@ -176,18 +192,32 @@ def statistics_of(
         text = held_out_text(
             model,
             decoder_layers(model),
-            parts,
+            watched_parts,
             held_out,
             metric=config.metric,
             labels=Labels(config.fisher_labels, config.seed),
-            sinks=sinks,
+            sinks=skipped,
             split=split,
         )
         return_freed_memory()
-    return ModelStatistics(
+    whole = ModelStatistics(
         latents=latents,
         states=None if states is None else states.statistics(),
         held_out=text,
         sinks=sinks,
         sequences=fitted,
     )
+    return _apart(len(parts), whole) if cross else whole
+
+
+def _apart(count: int, found: ModelStatistics) -> ModelStatistics:
+    """Statistics of which those of the first modules, so many, are of a decoder's own tokens, and
+    the others of what an encoder puts out."""
+    text = found.held_out
+
+    def of(part: slice) -> HeldOutText | None:
+        return None if text is None else replace(text, samples=text.samples[part])
+
+    own, others = slice(count), slice(count, None)
+    cross = ModelStatistics(latents=found.latents[others], held_out=of(others))
+    return replace(found, latents=found.latents[own], held_out=of(own), cross=cross)

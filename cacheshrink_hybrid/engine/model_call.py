@@ -9,7 +9,7 @@ from transformers import Cache, PreTrainedModel
 
 from ..cache_argument import cache_argument
 from ..errors import NotSupportedError, UnsupportedModelError
-from ..families import model_spec
+from ..families import model_spec, refuse_encoder
 from ..placement import input_device
 
 
@@ -24,11 +24,18 @@ class ModelCall:
 
     Raises:
         UnsupportedModelError: transformers itself runs the model without a cache only.
+        NotSupportedError: the model has an encoder, or layers that see chunks.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
+        refuse_encoder(model.config, "the engine", "let model.generate() serve it")
         self.model, self.device = model, input_device(model)
         self.spec = model_spec(model.config.get_text_config(decoder=True))
+        if any(x.attention is not None and x.attention.in_chunks for x in self.spec.layers):
+            raise NotSupportedError(
+                f"the engine reads all tokens or a sliding window, and layers of this "
+                f"{self.spec.model_type} model see chunks of a text; let model.generate() serve it"
+            )
         self._attends = bool(self.spec.attention_layers)
         self._cache_name = cache_argument(model)
         self._dtype = model.dtype

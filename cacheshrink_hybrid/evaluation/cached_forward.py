@@ -12,9 +12,15 @@ from ..cache_argument import cache_argument
 from ..caches import LatentCache, make_cache
 from ..caches.dense_cache import num_cached_tokens
 from ..errors import UnsupportedModelError
-from ..families import model_spec
+from ..families import model_spec, refuse_encoder
 from ..model.attached_plan import is_converted, plan_of
 from ..placement import input_device
+
+SCORING = (
+    "its certificate has the loss on every tenth of its calibration_inputs, and "
+    "model(**inputs, labels=...) gives that of others"
+)
+"""What to do with a model that has an encoder."""
 
 
 def new_cache(model: PreTrainedModel) -> Cache:
@@ -38,7 +44,11 @@ def cached_logits(
     Args:
         chunk_length: tokens per forward pass, at most.
         cache: the cache to fill, from where it stands; None for a new one.
+
+    Raises:
+        NotSupportedError: the model has an encoder.
     """
+    refuse_encoder(model.config, "reading a text through a live cache", SCORING)
     cache = new_cache(model) if cache is None else cache
     if isinstance(cache, LatentCache):
         cache.codes_every_boundary = True

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from ..caches import LatentCache, cache_bytes, make_cache
 from ..errors import ConfigError
-from ..families import model_spec
+from ..families import model_spec, refuse_encoder
 from ..model.attached_plan import is_converted, plan_of
 from ..spec import BYTES_16BIT
 from .cached_forward import cached_logits
@@ -50,6 +50,9 @@ def measure_cache_memory(
     Raises:
         ConfigError: lengths below 2, or beyond the model's positions.
     """
+    refuse_encoder(
+        model.config, "measuring the cache of a text", "cache_bytes(cache) counts a live one's"
+    )
     limit = getattr(model.config, "max_position_embeddings", None)
     for length in sequence_lengths:
         if length < 2 or (limit is not None and length > limit):

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..calibration.text import checked_texts, token_sequences
 from ..errors import ConfigError
+from ..families import refuse_encoder
 from ..placement import input_device
 from .cached_forward import cached_logits
 from .defaults import DEFAULT_CHUNK
@@ -82,6 +83,7 @@ def generate_samples(
     sampling: dict[str, bool | float] = {"do_sample": False}
     if temperature > 0:
         sampling = {"do_sample": True, "temperature": temperature}
+    refuse_encoder(model.config, "continuing a prompt", "call model.generate(**inputs)")
     samples = []
     for prompt in checked_texts(prompts, "prompts"):
         torch.manual_seed(seed)

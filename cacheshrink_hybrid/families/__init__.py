@@ -9,9 +9,11 @@ from .attention import (
     attention_at,
     check_shared_weights,
     read_attention,
+    read_cross_attention,
     read_source_attention,
     replace_attention,
 )
+from .encoder_decoder import ENCODER_DECODERS, has_encoder, refuse_encoder
 from .family import Family
 from .layers import (
     family_of,
@@ -23,16 +25,20 @@ from .layers import (
 from .rows import FAMILIES
 
 __all__ = [
+    "ENCODER_DECODERS",
     "FAMILIES",
     "Family",
     "attention_at",
     "check_shared_weights",
     "family_of",
+    "has_encoder",
     "layer_list_of",
     "layers_read_by_others",
     "layout_spec",
     "model_spec",
     "read_attention",
+    "read_cross_attention",
     "read_source_attention",
+    "refuse_encoder",
     "replace_attention",
 ]

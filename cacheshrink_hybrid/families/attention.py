@@ -8,13 +8,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from ..errors import UnsupportedModelError
 from ..latents.attention.normed_parts import NormedParts
 from ..latents.attention.parts import AttentionParts, Projection, ReaderParts
-from ..latents.attention.rotation import of_both, of_first_channels, turn_halves_of_both
+from ..latents.attention.plain_rotary import PlainRotary
+from ..latents.attention.rotation import (
+    in_halves,
+    of_both,
+    of_first_channels,
+    turn_halves_of_both,
+)
 from ..latents.attention.slot_rotary import SlotRotary
 from ..spec import AttentionSpec, ModelSpec
 from .family import Family
@@ -34,19 +41,35 @@ def read_attention(model: PreTrainedModel, spec: ModelSpec) -> list[AttentionPar
         UnsupportedModelError: if a module is not built as its family's row says.
     """
     family = family_of(model.config)
-    return _read(model, spec, lambda idx: _submodule(model, family.attention_path(idx)))
+    return _read(model, family, spec, lambda idx: _submodule(model, family.attention_path(idx)))
+
+
+def read_cross_attention(model: PreTrainedModel, spec: ModelSpec) -> list[AttentionParts]:
+    """As `read_attention`, of the attention over what an encoder puts out; none without one."""
+    if spec.cross is None:
+        return []
+    family = family_of(model.config).of_cross_attention
+    return _read(
+        model, family, spec.cross, lambda idx: _submodule(model, family.attention_path(idx))
+    )
 
 
 def read_source_attention(model: PreTrainedModel, spec: ModelSpec) -> list[AttentionParts]:
     """As `read_attention`, of the source attention that a converted model keeps beside its latent
     one (`store_original_weights=True`); modules that were not converted are left out."""
     return _read(
-        model, spec, lambda idx: getattr(attention_at(model, idx), "source_attention", None)
+        model,
+        family_of(model.config),
+        spec,
+        lambda idx: getattr(attention_at(model, idx), "source_attention", None),
     )
 
 
 def _read(
-    model: PreTrainedModel, spec: ModelSpec, source_of: Callable[[int], nn.Module | None]
+    model: PreTrainedModel,
+    family: Family,
+    spec: ModelSpec,
+    source_of: Callable[[int], nn.Module | None],
 ) -> list[AttentionParts]:
     parts = []
     rotaries: dict[tuple, SlotRotary] = {}
@@ -55,7 +78,7 @@ def _read(
         sources = {idx: source for idx, source in found.items() if source is not None}
         if sources:
             assert layers[0].attention is not None
-            part = _take_apart(model, sources, layers[0].attention, rotaries)
+            part = _take_apart(model, family, sources, layers[0].attention, rotaries)
             reading = {idx: source_of(idx) for idx in spec.readers_of(layers[0].layer_idx)}
             readers = {
                 idx: _reader(part, source, model.config, idx)
@@ -86,7 +109,7 @@ def _reader(
         raise _unlike_row(family, layer_idx, f"it has a {part.key.name} of its own")
     for name, own, due in (
         ("rows of queries", len(query.weight()), len(part.query.weight())),
-        (family.scaling, float(getattr(source, family.scaling, 0.0)), part.scaling),
+        ("a scaling of", _scaling(family, source), part.scaling),
     ):
         if own != due:
             raise _unlike_row(
@@ -117,6 +140,7 @@ def check_shared_weights(parts: list[AttentionParts]) -> None:
 
 def _take_apart(
     model: PreTrainedModel,
+    family: Family,
     sources: dict[int, nn.Module],
     spec: AttentionSpec,
     rotaries: dict[tuple, SlotRotary],
@@ -124,9 +148,9 @@ def _take_apart(
     """The module of these layers.
 
     Args:
+        family: the row of such modules.
         rotaries: of the layers before them, by what the rotary embedding is asked for.
     """
-    family = family_of(model.config)
     layer_idx, source = next(iter(sources.items()))
     if family.caches_latents:
         rotary = _rotary(model, source, layer_idx, rotaries) if spec.uses_rope else None
@@ -140,7 +164,8 @@ def _take_apart(
         output = getattr(source, family.output)
         gate = None if family.gate is None else getattr(source, family.gate)
         output_norm = None if family.output_norm is None else getattr(source, family.output_norm)
-        norms = [getattr(source, name) for name in _norms(text_config_of(model.config), family)]
+        names = _norms(text_config_of(model.config), family) if _has_norms(family, spec) else ()
+        norms = [getattr(source, name) for name in names]
     except AttributeError as error:
         raise _unlike_row(family, layer_idx, str(error)) from error
     q_norm, k_norm = norms or (None, None)
@@ -150,6 +175,10 @@ def _take_apart(
         if rows != due[name]:
             raise _unlike_row(family, layer_idx, f"{name} has {rows} rows, {due[name]} are due")
     _check_dropouts(family, source, layer_idx)
+    if family.neighbours is not None and spec.uses_rope:
+        width = family.neighbours(text_config_of(model.config))
+        query, key = (_in_halves(x, D, width) for x in (query, key))
+    hidden_window = family.hidden_window(text_config_of(model.config), layer_idx)
     cls: type[AttentionParts] = AttentionParts
     of_norms: dict[str, Any] = {"k_norm": k_norm}
     if family.value_norm is not None and k_norm is not None:
@@ -157,6 +186,7 @@ def _take_apart(
         cls, of_norms = NormedParts, {"cached_norms": (family.norms[1], family.value_norm)}
     return cls(
         sources=sources,
+        model_config=text_config_of(model.config),
         num_attention_heads=H,
         num_key_value_heads=J,
         head_dim=D,
@@ -168,20 +198,42 @@ def _take_apart(
         gated=family.gated,
         gate=gate,
         query_scale=None if family.query_scale is None else family.query_scale(source),
+        scales_by_slot=family.scales_by_slot,
         q_norm=q_norm,
         **of_norms,
         norm_spans_heads=family.norm_spans_heads,
         norms_follow_rotation=family.norms_follow_rotation,
         key_multiplier=float(getattr(source, "key_multiplier", 1.0)),
-        scaling=float(getattr(source, family.scaling)),
+        scaling=_scaling(family, source),
         softcap=getattr(source, "attn_logit_softcapping", None),
         sinks=getattr(source, "sinks", None),
-        sliding_window=spec.sliding_window,
+        crosses=family.crosses,
+        sliding_window=spec.sliding_window or hidden_window,
+        in_chunks=spec.in_chunks,
+        narrows_mask=hidden_window is not None,
         dropout=_dropout(family, source),
         residual_dropout=_residual_dropout(source),
         rotary=_rotary(model, source, layer_idx, rotaries) if spec.uses_rope else None,
         adapters=_adapters(source, sources),
     )
+
+
+def _scaling(family: Family, source: nn.Module) -> float:
+    found = family.scaling
+    return float(getattr(source, found) if isinstance(found, str) else found(source))
+
+
+def _in_halves(projection: Projection, head_dim: int, width: int) -> Projection:
+    """A projection whose heads have the first `width` channels in halves instead of in pairs."""
+    rows = projection.rows
+    rows = torch.arange(len(projection.weight())) if rows is None else rows
+    heads = rows.view(-1, head_dim)
+    order = torch.cat([in_halves(heads[:, :width]), heads[:, width:]], dim=1)
+    return Projection(projection.name, projection.module, order.flatten())
+
+
+def _has_norms(family: Family, spec: AttentionSpec) -> bool:
+    return spec.uses_rope or not family.norms_with_rope
 
 
 def _norms(config: PretrainedConfig, family: Family) -> tuple[str, ...]:
@@ -224,6 +276,11 @@ def _rotary(
     """The rotation of a layer, one for all layers that are rotated alike."""
     family, config = family_of(model.config), text_config_of(model.config)
     path = family.rotary(config, layer_idx)
+    in_order = of_first_channels(turn_halves_of_both)
+    if family.own_angles:
+        assert family.neighbours is not None
+        own = SlotRotary(PlainRotary(family.neighbours(config)), in_order, is_own=True)
+        return rotaries.setdefault((path,), own)
     text_model = model.base_model
     if family.text_model is not None:
         text_model = model.get_submodule(family.text_model)
@@ -232,8 +289,8 @@ def _rotary(
     rope_type = rotary_emb.rope_type
     if extra:
         rope_type = rope_type[extra[0]]
-    if family.caches_latents:
-        apply = of_first_channels(turn_halves_of_both)
+    if family.caches_latents or family.neighbours is not None:
+        apply = in_order
     else:
         apply = sys.modules[type(source).__module__].apply_rotary_pos_emb
         apply = of_both(apply) if family.rotates_apart else apply
@@ -269,9 +326,18 @@ def _submodule(model: nn.Module, path: str) -> nn.Module:
         ) from error
 
 
-def attention_at(model: PreTrainedModel, layer_idx: int) -> nn.Module:
-    """The attention module of one cache layer, converted or not."""
-    return _submodule(model, family_of(model.config).attention_path(layer_idx))
+def attention_at(model: PreTrainedModel, layer_idx: int, *, crosses: bool = False) -> nn.Module:
+    """The attention module of one cache layer, converted or not.
+
+    Args:
+        crosses: that over what an encoder puts out.
+    """
+    return _submodule(model, _row_of(model, crosses).attention_path(layer_idx))
+
+
+def _row_of(model: PreTrainedModel, crosses: bool) -> Family:
+    family = family_of(model.config)
+    return family.of_cross_attention if crosses else family
 
 
 def _unlike_row(family: Family, layer_idx: int, detail: str) -> UnsupportedModelError:
@@ -281,9 +347,15 @@ def _unlike_row(family: Family, layer_idx: int, detail: str) -> UnsupportedModel
     )
 
 
-def replace_attention(model: PreTrainedModel, layer_ids: tuple[int, ...], new: nn.Module) -> None:
-    """Put one new module in the place of the attention of all `layer_ids`."""
-    family = family_of(model.config)
+def replace_attention(
+    model: PreTrainedModel, layer_ids: tuple[int, ...], new: nn.Module, *, crosses: bool = False
+) -> None:
+    """Put one new module in the place of the attention of all `layer_ids`.
+
+    Args:
+        crosses: of that over what an encoder puts out.
+    """
+    family = _row_of(model, crosses)
     for layer_idx in layer_ids:
         parent, _, name = family.attention_path(layer_idx).rpartition(".")
         place = new if layer_idx == layer_ids[0] else _alias(new)

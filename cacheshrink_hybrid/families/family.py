@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -56,6 +56,27 @@ def fused(name: str, layer: Layer = as_it_is) -> Projections:
         module = layer(attention, name)
         q, k, v = torch.arange((H + 2 * J) * D).split([H * D, J * D, J * D])
         return tuple(Projection(name, module, rows) for rows in (q, k, v))
+
+    return read
+
+
+def by_width(attention: Any) -> float:
+    """The factor of scores 1 / sqrt(D)."""
+    return attention.head_dim**-0.5
+
+
+def unscaled(attention: Any) -> float:
+    """Scores are the products of queries and keys as they are."""
+    return 1.0
+
+
+def in_shards(name: str, shards: int) -> Projections:
+    """One layer gives [q | v | k] of one part of the heads after the other."""
+
+    def read(attention: nn.Module, H: int, J: int, D: int):
+        module = getattr(attention, name)
+        q, v, k = torch.arange(3 * H * D).view(shards, 3, -1).unbind(1)
+        return tuple(Projection(name, module, rows.flatten()) for rows in (q, k, v))
 
     return read
 
@@ -176,12 +197,16 @@ class Family:
         attends: whether such models have attention.
         text_model: path of the text model in a model with other parts; None for the base model.
         attention: path of layer i's attention module, with `{}` for i.
+        cross_attention: path of layer i's attention over what an encoder puts out, whose
+            projections have the same names; None in a model without an encoder.
+        crosses: this row is of such attention, see `of_cross_attention`.
         projections: where queries, keys and values come from.
-        scaling: attribute of the factor of scores.
+        scaling: attribute of the factor of scores, or that factor of an attention module.
         output: attribute of the output projection.
         output_norm: attribute of a norm of all heads' outputs before it; None if there is none.
         norms: attributes of (q_norm, k_norm); None if there are none.
         norms_if: attribute of the config that says whether there are norms; None if there are.
+        norms_with_rope: only layers that rotate keys have norms.
         norms_follow_rotation: the norms come after the rotation.
         value_norm: attribute of the norm of values; None if there is none.
         norm_spans_heads: the norms run over all heads together instead of one head each.
@@ -190,13 +215,18 @@ class Family:
         rotary: path of layer i's rotary embedding in the text model.
         rotates_first: attention takes apart the first channels of a head, as many as there are
             angles, and rotates those; elsewhere the model's function does so where need be.
+        neighbours: first channels of a head, of which (2i, 2i + 1) are rotated together, so that
+            rows of queries and keys are put in another order; None where the model's function
+            takes them as they are.
+        own_angles: attention takes angles of these from its positions (`PlainRotary`).
         rotates_apart: the model's function rotates queries or keys, not both at once.
         position_axes: see `SlotRotary`.
         rope_by_layer_type: the rotary embedding takes the layer's type as third argument.
         gated: the query projection also gives an output gate.
         gate: attribute of the projection that gives an output gate; None for none.
         query_scale: factors of queries by their positions, see `AttentionParts`, of an attention
-            module; None for none.
+            module that has any; None for none.
+        scales_by_slot: see `AttentionParts`.
         continues_in_pieces: see `ModelSpec`.
         shares_with: for the n-th attention layer, the number of the one whose weights it uses.
         reads: the layer whose keys and values layer i reads, without any of its own; None for its
@@ -209,7 +239,9 @@ class Family:
         modules_per_layer: attention modules of one decoder layer. If there are several, `attention`
             has a second `{}`, for which of them.
         layer_types: kinds of all layers; None for those that the config lists.
-        window: tokens that a layer with a sliding window sees.
+        window: tokens that a layer with a sliding window, or with chunks, sees.
+        hidden_window: tokens that layer i sees of those that masks show it and the cache keeps;
+            None for all.
         refused_options: by attributes of the config, why models that set them are not converted.
     """
 
@@ -217,12 +249,15 @@ class Family:
     attends: bool = True
     text_model: str | None = None
     attention: str = "model.layers.{}.self_attn"
+    cross_attention: str | None = None
+    crosses: bool = False
     projections: Projections = LLAMA_PROJECTIONS
-    scaling: str = "scaling"
+    scaling: str | Callable[[Any], float] = "scaling"
     output: str = "o_proj"
     output_norm: str | None = None
     norms: tuple[str, str] | None = None
     norms_if: str | None = None
+    norms_with_rope: bool = False
     norms_follow_rotation: bool = False
     value_norm: str | None = None
     norm_spans_heads: bool = False
@@ -230,12 +265,15 @@ class Family:
     uses_rope: Callable[[PretrainedConfig, int], bool] = always
     rotary: Callable[[PretrainedConfig, int], str] = _of_model
     rotates_first: bool = False
+    neighbours: Callable[[PretrainedConfig], int] | None = None
+    own_angles: bool = False
     rotates_apart: bool = False
     rope_by_layer_type: bool = False
     position_axes: int = 1
     gated: bool = False
     gate: str | None = None
-    query_scale: Callable[[Any], QueryScale] | None = None
+    query_scale: Callable[[Any], QueryScale | None] | None = None
+    scales_by_slot: bool = False
     continues_in_pieces: bool = True
     shares_with: Callable[[PretrainedConfig, int], int] = _own
     reads: Callable[[PretrainedConfig, int], int | None] = its_own
@@ -246,7 +284,20 @@ class Family:
     modules_per_layer: int = 1
     layer_types: Callable[[PretrainedConfig], list[str]] | None = None
     window: Callable[[PretrainedConfig], int] = _sliding_window
+    hidden_window: Callable[[PretrainedConfig, int], int | None] = its_own
     refused_options: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def of_cross_attention(self) -> Family:
+        """The row of the attention over what an encoder puts out, which has no positions."""
+        assert self.cross_attention is not None
+        return replace(
+            self,
+            attention=self.cross_attention,
+            cross_attention=None,
+            crosses=True,
+            uses_rope=never,
+        )
 
     def attention_path(self, layer_idx: int) -> str:
         """Path of the attention module of one cache layer."""

@@ -12,6 +12,7 @@ from transformers.integrations.heterogeneity.configuration_utils import (
 
 from ..errors import UnsupportedModelError
 from ..spec import AttentionSpec, LayerSpec, ModelSpec
+from .encoder_decoder import ENCODER_DECODERS, has_encoder
 from .family import Family, its_own, latent_sizes
 from .rows import FAMILIES
 from .states import MIXERS, state_spec
@@ -22,6 +23,7 @@ ATTENTION_LAYERS = {
     "full_attention",
     "attention",
     "sliding_attention",
+    "chunked_attention",
     "hybrid",
     "sliding_hybrid",
 }
@@ -36,17 +38,20 @@ def family_of(config: PretrainedConfig) -> Family:
         UnsupportedModelError: for native-latent, refused and unknown families.
     """
     model_type, text = config.model_type, text_config_of(config)
+    if has_encoder(config) and model_type in ENCODER_DECODERS:
+        return ENCODER_DECODERS[model_type]
     if text.model_type in FAMILIES:
         return within(FAMILIES[text.model_type], config)
     if model_type in REFUSED:
         raise UnsupportedModelError(
             f"model_type={model_type!r} is not converted: {REFUSED[model_type]}"
         )
-    if config.is_encoder_decoder:
+    if has_encoder(config):
         raise UnsupportedModelError(
-            f"model_type={model_type!r} is not converted: its decoder reads an encoder's output "
-            "through a second cache, and only causal decoders with one cache are; convert a model "
-            "of AutoModelForCausalLM"
+            f"model_type={model_type!r} is not converted: of decoders that read an encoder's "
+            f"output only those of {', '.join(ENCODER_DECODERS)} are, whose attention has neither "
+            "rotation nor a bias of its own; convert one of these, or a model of "
+            "AutoModelForCausalLM"
         )
     if getattr(config, "kv_lora_rank", None):
         raise UnsupportedModelError(
@@ -119,9 +124,10 @@ def _spec(config: PretrainedConfig, family: Family) -> ModelSpec:
                 uses_rope=family.uses_rope(config, i),
                 sliding_window=(
                     family.window(config)
-                    if kind in ("sliding_attention", "sliding_hybrid")
+                    if kind in ("sliding_attention", "sliding_hybrid", "chunked_attention")
                     else None
                 ),
+                in_chunks=kind == "chunked_attention",
                 module_name=family.attention_path(owner),
             )
         recurrent = kind in MIXER_LAYERS and config.model_type in MIXERS
@@ -130,10 +136,12 @@ def _spec(config: PretrainedConfig, family: Family) -> ModelSpec:
         layers.append(
             LayerSpec(layer_idx=i, attention=attention, mixer=mixer, state=state, reads=reads)
         )
+    crosses = family.cross_attention is not None
     return ModelSpec(
         model_type=family.model_type,
         layers=tuple(layers),
         continues_in_pieces=family.continues_in_pieces,
+        cross=_spec(config, family.of_cross_attention) if crosses else None,
     )
 
 

@@ -18,8 +18,10 @@ from ..latents.attention.parts import QueryScale
 from .family import (
     Family,
     HeadSizes,
+    by_width,
     fused,
     fused_by_sharing,
+    in_shards,
     in_windows,
     in_windows_if_any,
     interleaved,
@@ -27,6 +29,7 @@ from .family import (
     of_last_alike,
     of_own_class,
     split_or_shared,
+    unscaled,
 )
 
 ALIBI = "its scores are biased by distance (ALiBi), and latents are read by products alone"
@@ -54,6 +57,27 @@ def _scale_of_long_texts(attention: Any) -> QueryScale:
         return (1 + beta * torch.log(1 + torch.floor(positions / count)))[:, None, :, None]
 
     return scale
+
+
+def _scale_without_rope(attention: Any) -> QueryScale | None:
+    """1 + a log(1 + floor((slot + 1) / n)), in layers that do not rotate keys."""
+    if attention.use_rope or not attention.attn_temperature_tuning:
+        return None
+    slope, count = attention.attn_scale, attention.floor_scale
+
+    def scale(slots: Tensor) -> Tensor:
+        scales = torch.log1p(torch.floor((slots.float() + 1) / count)) * slope + 1
+        return scales[:, None, :, None]
+
+    return scale
+
+
+def _rotary_dim(config: PretrainedConfig) -> int:
+    return config.rotary_dim or config.hidden_size // config.num_attention_heads
+
+
+def _of_local_layers(config: PretrainedConfig, layer_idx: int) -> int | None:
+    return config.window_size if config.attention_layers[layer_idx] == "local" else None
 
 
 def _shared_by_all(config: PretrainedConfig) -> HeadSizes:
@@ -94,6 +118,31 @@ FAMILIES: dict[str, Family] = {
             uses_rope=never,
         ),
         Family(
+            model_type="gpt_neo",
+            attention="transformer.h.{}.attn.attention",
+            scaling=unscaled,
+            output="out_proj",
+            uses_rope=never,
+            hidden_window=_of_local_layers,
+        ),
+        Family(
+            model_type="gptj",
+            attention="transformer.h.{}.attn",
+            scaling=by_width,
+            output="out_proj",
+            neighbours=_rotary_dim,
+            own_angles=True,
+        ),
+        Family(
+            model_type="codegen",
+            attention="transformer.h.{}.attn",
+            projections=in_shards("qkv_proj", 4),
+            scaling=by_width,
+            output="out_proj",
+            neighbours=_rotary_dim,
+            own_angles=True,
+        ),
+        Family(
             model_type="gpt_neox",
             attention="gpt_neox.layers.{}.attention",
             projections=interleaved("query_key_value"),
@@ -106,6 +155,19 @@ FAMILIES: dict[str, Family] = {
             uses_rope=never,
         ),
         Family(model_type="llama"),
+        Family(
+            model_type="llama4_text",
+            text_model="model",  # whose base model is the whole
+            norms=("qk_norm", "qk_norm"),
+            norms_if="use_qk_norm",
+            norms_with_rope=True,
+            norms_follow_rotation=True,
+            uses_rope=lambda config, i: bool(config.no_rope_layers[i]),
+            neighbours=lambda config: config.head_dim,
+            query_scale=_scale_without_rope,
+            scales_by_slot=True,
+            window=lambda config: config.attention_chunk_size,
+        ),
         Family(model_type="mistral"),
         Family(model_type="mixtral"),
         Family(model_type="qwen2"),

@@ -44,10 +44,6 @@ REFUSED: dict[str, str] = {
     "dbrx": "queries, keys and values come from one clamped projection",
     "jetmoe": "its attention heads are experts that a router chooses",
     "laguna": "its layers differ in their numbers of heads",
-    **dict.fromkeys(
-        ("llama4", "llama4_text"),
-        "its layers see chunks of the text, and keys are normalised in complex pairs",
-    ),
     "mimo_v2_flash": "its values are narrower than its keys",
     "hrm_text": "every token goes through its two stacks of layers several times",
     "cacheshrink_hybrid": "it is a converted model already; convert its source instead, or load it "
@@ -63,6 +59,7 @@ REFUSED: dict[str, str] = {
     "minimax": "it requires a cache class of its own and is wrong with left padding and beams in "
     "the source model already",
     "paligemma": "it reads its prompts in both directions, and only causal attention is converted",
+    "llama4": "its images were not tried; convert its text model alone",
     **dict.fromkeys(("qwen3_5", "qwen3_5_moe"), f"{IMAGE_POSITIONS}; convert its text model alone"),
     **dict.fromkeys(
         ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "glm4v_moe"),

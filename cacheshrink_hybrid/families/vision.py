@@ -49,8 +49,11 @@ TEXT_MODELS: dict[str, str] = {
 
 
 def text_config_of(config: PretrainedConfig) -> PretrainedConfig:
-    """The config of the layers that remember: that of the text model, where there are others."""
-    return config.get_text_config(decoder=True) if config.model_type in TEXT_MODELS else config
+    """The config of the layers that remember: that of the text model, or of the decoder, where
+    there are others."""
+    if config.model_type in TEXT_MODELS or config.is_encoder_decoder:
+        return config.get_text_config(decoder=True)
+    return config
 
 
 def within(row: Family, config: PretrainedConfig) -> Family:

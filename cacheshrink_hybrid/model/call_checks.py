@@ -16,8 +16,9 @@ from transformers import PreTrainedModel
 from ..cache_argument import cache_argument, given_cache
 from ..caches import HybridCache, LatentCache
 from ..caches.dense_cache import num_cached_tokens
+from ..caches.encoder_decoder import dense_pair, parts_of
 from ..errors import NotSupportedError
-from ..families import model_spec
+from ..families import has_encoder, model_spec
 from ..latents.attention.left_padding import check_padding
 from ..latents.attention.module import LatentAttention
 from ..latents.attention.slot_rotary import check_positions
@@ -56,7 +57,7 @@ def _make_cache(
         return None
     name = cache_argument(inner)
     place = names.index(name)
-    cache = LatentCache(config=config)
+    cache = dense_pair(config) if has_encoder(config) else LatentCache(config=config)
     if place < len(args):
         return (*args[:place], cache, *args[place + 1 :]), kwargs
     return args, {**kwargs, name: cache}
@@ -66,9 +67,10 @@ def _plan_cache(names: list[str], inner: Any, args: tuple, kwargs: dict[str, Any
     """Tell a pooled cache what the model stores, if it was made of a config alone, or for another
     mode of the model."""
     cache = given_cache(dict(zip(names, args, strict=False)) | kwargs)
-    if isinstance(cache, HybridCache):
-        # No graph is made of that: such a cache is none that a whole graph can be made with.
-        torch.compiler.disable(cache.plan_for)(inner)
+    for part in () if cache is None else parts_of(cache):
+        if isinstance(part, HybridCache):
+            # No graph is made of that: such a cache is none that a whole graph can be made with.
+            torch.compiler.disable(part.plan_for)(inner)
 
 
 def _check_call(

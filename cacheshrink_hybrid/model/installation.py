@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..families import attention_at, replace_attention
+from ..latents.attention.cross import CrossAttention
 from ..latents.attention.module import LatentAttention
 from ..latents.attention.parts import AttentionParts
 from ..latents.attention.replacement import latent_attention_class, reading_attention_class
@@ -72,14 +73,14 @@ def install_attention(
     keep_source: bool = False,
 ) -> None:
     """Put a module in the places of `parts`, and others in those of the layers that read it."""
-    replace_attention(model, parts.layer_ids, module)
+    replace_attention(model, parts.layer_ids, module, crosses=parts.crosses)
     readers = {layer_idx: reader.source for layer_idx, reader in parts.readers.items()}
     for layer_idx, source in readers.items():
         reading: Any = reading_attention_class(source)
         replace_attention(model, (layer_idx,), reading(parts, layer_idx, keep_source=keep_source))
     # Hooks that record attention weights, or place modules on devices, stay where they were.
     for layer_idx, source in {**parts.sources, **readers}.items():
-        place = attention_at(model, layer_idx)
+        place = attention_at(model, layer_idx, crosses=parts.crosses)
         for name in vars(source):
             if name.startswith(("_forward_hooks", "_forward_pre_hooks")):
                 getattr(place, name).update(getattr(source, name))
@@ -89,22 +90,24 @@ def share_bases(model: PreTrainedModel, plan: CompressionPlan) -> None:
     """Let the modules of one basis group use one parameter for their bases, and tell the loader
     of transformers which names are one parameter."""
     tied = model.get_expanded_tied_weights_keys(all_submodels=True)
-    names: dict[tuple[int, ...], list[str]] = {}
+    names: dict[tuple[bool, tuple[int, ...]], list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, LatentAttention):
-            names.setdefault(module.plan.layer_ids, []).append(name)
-    owners: dict[int, str] = {}
-    for latent in plan.latents:
-        if latent.basis_group is None:
-            continue
-        for name in names[latent.layer_ids]:
-            owner = owners.setdefault(latent.basis_group, name)
-            if owner == name:
+            crosses = isinstance(module, CrossAttention)
+            names.setdefault((crosses, module.plan.layer_ids), []).append(name)
+    for crosses, part in ((False, plan), (True, plan.cross)):
+        owners: dict[int, str] = {}
+        for latent in () if part is None else part.latents:
+            if latent.basis_group is None:
                 continue
-            for projection in ("k_b_proj", "v_b_proj"):
-                shared = model.get_submodule(f"{owner}.{projection}")
-                model.get_submodule(f"{name}.{projection}").weight = shared.weight
-                tied[f"{name}.{projection}.weight"] = f"{owner}.{projection}.weight"
+            for name in names[crosses, latent.layer_ids]:
+                owner = owners.setdefault(latent.basis_group, name)
+                if owner == name:
+                    continue
+                for projection in ("k_b_proj", "v_b_proj"):
+                    shared = model.get_submodule(f"{owner}.{projection}")
+                    model.get_submodule(f"{name}.{projection}").weight = shared.weight
+                    tied[f"{name}.{projection}.weight"] = f"{owner}.{projection}.weight"
     model.all_tied_weights_keys = tied
 
 

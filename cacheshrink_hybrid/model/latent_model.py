@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel
 
 from ..cache_argument import CACHE_ARGUMENTS
 from ..caches import LatentCache, make_cache
+from ..caches.encoder_decoder import dense_pair
 from ..derived_class import Derived
 from ..errors import NotSupportedError, UnsupportedModelError
-from ..families import model_spec, read_attention
+from ..families import has_encoder, model_spec, read_attention, read_cross_attention
 from ..kernels.backend import Backend, check_backend
 from ..plan import CompressionPlan
 from ..states.mixers.installation import take_over_layers
@@ -56,10 +57,15 @@ class LatentModel(Derived, PreTrainedModel):
         super().__init__(config, *args, **kwargs)
         setattr(self, PLAN_ATTRIBUTE, plan)
         spec = model_spec(config)
-        for parts in read_attention(self, spec):
-            latent_plan = next((p for p in plan.latents if p.layer_ids == parts.layer_ids), None)
-            if latent_plan is not None:
-                install_attention(self, parts, make_attention(parts, latent_plan))
+        cross = () if plan.cross is None else plan.cross.latents
+        for found, latents in (
+            (read_attention(self, spec), plan.latents),
+            (read_cross_attention(self, spec), cross),
+        ):
+            for parts in found:
+                latent_plan = next((p for p in latents if p.layer_ids == parts.layer_ids), None)
+                if latent_plan is not None:
+                    install_attention(self, parts, make_attention(parts, latent_plan))
         install_states(self, spec, plan.states)
         share_bases(self, plan)
         check_calls(self)
@@ -78,11 +84,11 @@ class LatentModel(Derived, PreTrainedModel):
         )
         for name in CACHE_ARGUMENTS:
             # Dynamic caches that generate() just made; a static one holds latents as it is.
-            if name not in given and type(model_kwargs.get(name)) is DynamicCache:
+            if name not in given and _is_plain(model_kwargs.get(name)):
                 model_kwargs[name] = make_cache(self) if wish is None else _dense_cache(self, wish)
                 if generation_config.is_assistant:
                     model_kwargs[name].activate_past_recording()
-            if isinstance(model_kwargs.get(name), Cache):
+            if isinstance(model_kwargs.get(name), Cache) and not has_encoder(self.config):
                 # Before anybody asks the cache whether it can be compiled or cropped.
                 take_over_layers(self, model_kwargs[name])
         return result
@@ -100,12 +106,24 @@ class LatentModel(Derived, PreTrainedModel):
         return None
 
 
+def _is_plain(cache: object) -> bool:
+    """Whether a cache is transformers' own that grows with the tokens, or a pair of these."""
+    if isinstance(cache, EncoderDecoderCache):
+        cache = cache.self_attention_cache
+    return type(cache) is DynamicCache
+
+
 def _check_cache_wish(model: PreTrainedModel, wish: str | None) -> None:
     """Refuse a `cache_implementation` that a converted model does not work with."""
     if wish == "quantized" and plan_of(model).latents:
         raise NotSupportedError(
             "cache_implementation='quantized' would code latents a second time; convert with fewer "
             "bits (cache_bits, compression_ratio), and leave cache_implementation out"
+        )
+    if wish is not None and "static" in wish and has_encoder(model.config):
+        raise NotSupportedError(
+            f"cache_implementation={wish!r} makes slots for an encoder's output before its latents "
+            "are known, and those of a converted model differ in width by layer; leave it out"
         )
     if wish is not None and wish.startswith("offloaded") and model.device.type == "cpu":
         raise NotSupportedError(
@@ -114,10 +132,13 @@ def _check_cache_wish(model: PreTrainedModel, wish: str | None) -> None:
         )
 
 
-def _dense_cache(model: PreTrainedModel, wish: str) -> LatentCache:
+def _dense_cache(model: PreTrainedModel, wish: str) -> Cache:
     """The cache of transformers that `cache_implementation` asks for, "dynamic" or "offloaded"."""
     config = model.config.get_text_config(decoder=True)
-    return LatentCache(config=config, offloading=wish == "offloaded")
+    offloading = wish == "offloaded"
+    if has_encoder(config):
+        return dense_pair(config, offloading=offloading)
+    return LatentCache(config=config, offloading=offloading)
 
 
 def source_class_of(model: PreTrainedModel) -> type[PreTrainedModel]:

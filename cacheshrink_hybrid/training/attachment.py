@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import ConfigError
+from ..families.encoder_decoder import ONE_TEXT, refuse_encoder
 from ..latents.attention.module import LatentAttention
 from ..latents.attention.reading import ReadingAttention
 from ..model.adapters import refuse_adapters
@@ -58,6 +59,7 @@ class Attachment:
             raise ConfigError("the model is being trained already; wait for the other trainer")
         refuse_adapters(model, "training")
         refuse_head_groups(model, "training")
+        refuse_encoder(model.config, "training", ONE_TEXT)
         self.model = model
         self.config = config
         self.modules = latent_modules(model)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import ConfigError
+from ..families.encoder_decoder import ONE_TEXT, refuse_encoder
 from ..headwise_linear import HeadwiseLinear, by_head, in_runs
 from ..latents.attention.module import LatentAttention
 from ..latents.plan import ChannelRun, LatentPlan
@@ -51,6 +52,7 @@ def cut_ranks(model: PreTrainedModel, share: float) -> PreTrainedModel:
         raise ConfigError(f"share={share!r} must be above 0 and at most 1")
     refuse_adapters(model, "cutting ranks")
     refuse_head_groups(model, "cutting ranks")
+    refuse_encoder(model.config, "cutting ranks", ONE_TEXT)
     plan = plan_of(model)
     shared: Shared = {}
     plans: dict[tuple[int, ...], LatentPlan] = {}

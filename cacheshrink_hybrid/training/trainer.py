@@ -23,6 +23,7 @@ from transformers.integrations import is_tensorboard_available
 
 from ..errors import ConfigError
 from ..evaluation.perplexity import score_sequences
+from ..families.encoder_decoder import ONE_TEXT, refuse_encoder
 from ..model.adapters import refuse_adapters
 from ..model.attached_plan import attach_certificate, plan_of, refuse_head_groups
 from ..model.original_model import has_original_weights
@@ -105,6 +106,7 @@ class MLATrainer:
         refuse_adapters(model, "MLATrainer")
         plan = plan_of(model)
         refuse_head_groups(model, "MLATrainer")
+        refuse_encoder(model.config, "MLATrainer", ONE_TEXT)
         self.config = chosen.resolved(
             has_original=teacher_model is not None or has_original_weights(model)
         )

@@ -65,6 +65,7 @@ class Deployment:
 def refuse_unsupported(deployment: Deployment, plan: CompressionPlan, spec: ModelSpec) -> None:
     """Raise `NotSupportedError` with all that keeps a checkpoint from being served so."""
     faults = [
+        *_other_contexts(spec),
         *_untested(deployment, spec),
         *_refused_options(deployment),
         *_refused_layers(plan, spec),
@@ -73,6 +74,13 @@ def refuse_unsupported(deployment: Deployment, plan: CompressionPlan, spec: Mode
     ]
     if faults:
         raise NotSupportedError(f"vLLM does not serve this converted model: {'; '.join(faults)}")
+
+
+def _other_contexts(spec: ModelSpec) -> Iterator[str]:
+    if any(x.attention is not None and x.attention.in_chunks for x in spec.layers):
+        yield f"layers of a {spec.model_type} model see chunks of a text"
+    if spec.cross is not None:
+        yield f"a {spec.model_type} decoder reads an encoder's output; let generate() serve it"
 
 
 def told_bytes(plan: CompressionPlan, ranks: int) -> tuple[str, bool]:

@@ -13,10 +13,18 @@ from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
 )
 
 from cacheshrink_hybrid.errors import UnsupportedModelError
-from cacheshrink_hybrid.families import FAMILIES, layout_spec, model_spec, read_attention
+from cacheshrink_hybrid.families import (
+    ENCODER_DECODERS,
+    FAMILIES,
+    layout_spec,
+    model_spec,
+    read_attention,
+)
 from cacheshrink_hybrid.families.vision import TEXT_MODELS
 from tests.families.tiny_configs import tiny_model
 
@@ -96,6 +104,8 @@ def test_every_type_is_accepted_or_refused_in_words() -> None:
     for model_type in (
         *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+        *MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+        *MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES,
     ):
         if model_type not in CONFIG_MAPPING:
             continue  # of a converted model's class
@@ -105,4 +115,5 @@ def test_every_type_is_accepted_or_refused_in_words() -> None:
             continue
         with suppress(UnsupportedModelError):
             accepted.add(model_spec(config).model_type)
-    assert accepted == {*FAMILIES, *TEXT_MODELS} & {*CONFIG_MAPPING}
+    known = {*FAMILIES, *TEXT_MODELS, *ENCODER_DECODERS}
+    assert accepted == known & {*CONFIG_MAPPING}

@@ -13,6 +13,17 @@ from tests.families.tiny_sizes import COMMON, GDN, MAMBA2, MOE, layers, rope
 
 WEIGHT_GAIN = 5.0
 
+GPT = dict(
+    n_embd=32,
+    n_layer=3,
+    n_head=4,
+    n_positions=256,
+    vocab_size=96,
+    bos_token_id=1,
+    eos_token_id=2,
+    pad_token_id=0,
+    tie_word_embeddings=False,
+)
 CASES: dict[str, dict] = {
     "gpt2": dict(
         model_type="gpt2",
@@ -49,6 +60,31 @@ CASES: dict[str, dict] = {
         **{
             k: v for k, v in COMMON.items() if k not in ("intermediate_size", "num_key_value_heads")
         },
+    ),
+    "gptj": dict(model_type="gptj", rotary_dim=4, **GPT),
+    "codegen": dict(model_type="codegen", rotary_dim=4, **GPT),
+    "gpt_neo": dict(
+        model_type="gpt_neo",
+        num_layers=4,
+        num_heads=4,
+        attention_types=[[["global", "local"], 2]],
+        window_size=6,
+        **{name: COMMON[name] for name in COMMON if not name.startswith("num_")},
+    ),
+    "llama4_text": dict(
+        model_type="llama4_text",
+        head_dim=8,
+        attention_chunk_size=6,
+        no_rope_layers=[1, 1, 0, 1],
+        use_qk_norm=True,
+        attention_bias=True,
+        attn_temperature_tuning=True,
+        floor_scale=4,
+        attn_scale=0.3,
+        intermediate_size_mlp=48,
+        num_local_experts=2,
+        moe_layers=[1],
+        **{**COMMON, "num_hidden_layers": 4},
     ),
     "llama": dict(model_type="llama", **COMMON),
     "llama-mha": dict(model_type="llama", **{**COMMON, "num_key_value_heads": 4}),
@@ -390,6 +426,9 @@ AXES = {
     "qwen3": "norms of queries and keys",
     "hunyuan_v1_dense": "norms after the rotation",
     "ministral3": "queries that grow with their position",
+    "gptj": "angles of its own, neighbours that rotate together",
+    "gpt_neo": "windows that masks do not show, no scale",
+    "llama4_text": "chunks of the text, scales by slot",
     "jamba": "Mamba-1",
     "granitemoehybrid": "Mamba-2, multipliers",
     "qwen3_next": "delta rule, gates",

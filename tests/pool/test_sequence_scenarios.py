@@ -28,10 +28,13 @@ class Story:
         self,
         *,
         window: int | None = None,
+        chunk: int | None = None,
         history: int = 0,
         num_frames: int = 16,
         state: bool = False,
     ) -> None:
+        self.chunk = chunk
+        window = chunk if window is None else window
         self.window = window
         states = [StateRows(layer_idx=1, name="sum", num_rows=1, row_bytes=8)] if state else []
         layout = compile_layout(
@@ -64,6 +67,8 @@ class Story:
         return seen
 
     def _first(self, position: int) -> int:
+        if self.chunk is not None:
+            return position - position % self.chunk
         return 0 if self.window is None else max(0, position + 1 - self.window)
 
     def _keys(self, name: str, begin: int, end: int) -> list[int]:
@@ -104,6 +109,23 @@ def test_a_window_with_history() -> None:
     story.step(a=[1, 2, 3, 4])
     assert story.step(a=[5, 6]) == {"a": [[4, 5], [5, 6]]}
     assert story.stored("a") == [2, 3, 4, 5, 6]
+
+
+def test_chunks_of_two() -> None:
+    story = Story(chunk=2)
+    assert story.step(a=[1, 2, 3, 4]) == {"a": [[1], [1, 2], [3], [3, 4]]}
+    assert story.step(a=[5, 6, 7]) == {"a": [[5], [5, 6], [7]]}
+    assert story.step(a=[8, 9]) == {"a": [[7, 8], [9]]}
+
+
+def test_chunks_that_nobody_sees_again_leave_their_frames() -> None:
+    story = Story(chunk=8, num_frames=3)
+    for begin in range(0, 96, 4):
+        keys = list(range(begin, begin + 4))
+        seen = [list(range(key - key % 8, key + 1)) for key in keys]
+        assert story.step(a=keys) == {"a": seen}
+        assert story.pool.num_held <= 2
+    assert resumable(story, 96) == [0, *range(92, 97)]
 
 
 def test_sequences_do_not_see_each_other() -> None:

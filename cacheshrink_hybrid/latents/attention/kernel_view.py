@@ -86,6 +86,10 @@ def latent_read(head: LatentHead, num_slots: int, like: Tensor) -> LatentRead:
             "it caches latents of its own, whose values are keys as well, which torch reads and "
             "kernels do not yet"
         )
+    if head.in_chunks:
+        raise KernelUnavailableError(
+            "its queries see chunks of the text, which torch reads and kernels do not yet"
+        )
     if head.decouples:
         raise KernelUnavailableError(
             "its rotary key is one for all heads, which torch reads and kernels do not yet"

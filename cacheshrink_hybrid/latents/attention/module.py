@@ -25,12 +25,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from ...cache_argument import take_cache
+from ...cache_argument import of_own_tokens, take_cache
 from ...derived_class import Derived
 from ..plan import LatentPlan
 from .adapters import low_rank_additions
 from .attend import attend_by_kernels, attend_by_torch
 from .cached_layer import CachedLayer
+from .causal_window import within_window
 from .context import DenseContext, HandedOn, PoolContext, hand_on
 from .expanded_attention import attend_expanded
 from .head import LatentHead
@@ -68,13 +69,15 @@ class LatentAttention(Derived, KeepsSource):
         weight = parts.key.weight()
         J, D = parts.num_key_value_heads, parts.head_dim
         new = {"device": weight.device, "dtype": weight.dtype}
-        self.config = parts.source.config
+        self.config = parts.config
         self.layer_idx = parts.layer_ids[0] if len(parts.layer_ids) == 1 else None
         self.plan = plan
         self.num_key_value_groups = parts.num_attention_heads // J
         self.is_causal = True
         self.gated = parts.gated
         self.query_scale = parts.query_scale
+        self.scales_by_slot = parts.scales_by_slot
+        self.narrows_mask = parts.narrows_mask
         self.is_read_by_others = bool(parts.readers)
         self.dropout = parts.dropout
         costs = torch.empty(plan.kv_lora_rank, **new)
@@ -104,6 +107,7 @@ class LatentAttention(Derived, KeepsSource):
             scale=parts.scaling,
             softcap=parts.softcap,
             window=parts.sliding_window,
+            in_chunks=parts.in_chunks,
             norm_spans_heads=parts.norm_spans_heads,
             norms_follow_rotation=parts.norms_follow_rotation,
             rotary=parts.rotary,
@@ -155,7 +159,7 @@ class LatentAttention(Derived, KeepsSource):
         self,
         hidden_states: Tensor,
         *args,
-        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        position_embeddings: Any = None,
         attention_mask: Tensor | None = None,
         layer_idx: int | None = None,
         **kwargs,
@@ -164,7 +168,8 @@ class LatentAttention(Derived, KeepsSource):
 
         Args:
             hidden_states: (B, T, E), after the layer's norm.
-            position_embeddings: cos and sin of the new tokens, (B, T, rotary dim) each.
+            position_embeddings: cos and sin of the new tokens, (B, T, rotary dim) each, or complex
+                numbers as `as_angles` takes them.
             attention_mask: as the configured attention function takes it.
             layer_idx: cache layer, for modules that serve several.
             kwargs: the cache of latents, updated in place, under any name of `CACHE_ARGUMENTS`; and
@@ -186,9 +191,21 @@ class LatentAttention(Derived, KeepsSource):
         shared = kwargs.pop("shared_kv_states", None)
         layer_idx = self.layer_idx if layer_idx is None else layer_idx
         assert layer_idx is not None, "a shared module is called with its layer_idx"
-        head, layer = self.head, CachedLayer(cache, layer_idx)
+        head, layer = self.head, CachedLayer(of_own_tokens(cache), layer_idx)
         position_ids = kwargs.get("position_ids")
-        query, gate = self._query(head, hidden_states, layer_idx, position_ids)
+        if head.rotary is not None:
+            position_embeddings = head.rotary.given_angles(
+                position_embeddings, position_ids, hidden_states
+            )
+        num_new = hidden_states.shape[1]
+        if self.scales_by_slot:
+            first = layer.slots(num_new).first_query
+            scaled = (torch.arange(num_new, device=hidden_states.device) + first)[None]
+        else:
+            scaled = position_ids
+        query, gate = self._query(head, hidden_states, layer_idx, scaled)
+        if self.narrows_mask:
+            attention_mask = within_window(attention_mask, head, hidden_states, layer)
         latent, source = self.remembered(hidden_states, layer_idx)
         step = layer.row_step(head, self, hidden_states, attention_mask)
         weights = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +92,7 @@ class AttentionParts:
     Attributes:
         sources: by cache layer, the modules with these weights. More than one where layers share
             them; the parts are those of the first.
+        model_config: of the model, for modules that hold none.
         head_dim: D, of queries and keys.
         v_head_dim: Dv, of values; None where they are as wide.
         query, key, value: projections of the attention's input, (H*D, E), (J*D, E), (J*Dv, E);
@@ -101,6 +103,7 @@ class AttentionParts:
         gate: projection of a gate of the heads' outputs, (H*D, E), or (H, E) for one per head; None
             for none.
         query_scale: factors (B, 1, T, 1) of queries by their positions (B, T); None for none.
+        scales_by_slot: by their slots in the cache instead, padding included.
         q_norm, k_norm: norms of queries and keys; over one head's width, or over all heads if
             `norm_spans_heads`.
         norms_follow_rotation: they come after the rotation instead of before it.
@@ -108,13 +111,19 @@ class AttentionParts:
         scaling: factor of the scores.
         softcap: scores s become softcap * tanh(s / softcap); None for no cap.
         sinks: (H,) logits that take part in the softmax without a value; None for none.
+        sliding_window: slots that a query sees, its own included; None for all.
+        in_chunks: of these, only those since the last multiple of it.
+        narrows_mask: masks say nothing of it, and the cache keeps all slots.
         rotary: rotation by slot; None for layers without RoPE.
         adapters: per layer, low-rank additions to (query, key, value) of a shared module.
+        crosses: keys and values are made of what an encoder puts out, and queries of the
+            attention's input.
         readers: by decoder layer, the modules without keys and values of their own that read those
             of this one; as many heads of the same width, and the same scores.
     """
 
     sources: Mapping[int, nn.Module]
+    model_config: Any = None
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
@@ -127,6 +136,7 @@ class AttentionParts:
     gated: bool = False
     gate: nn.Module | None = None
     query_scale: QueryScale | None = None
+    scales_by_slot: bool = False
     q_norm: nn.Module | None = None
     k_norm: nn.Module | None = None
     norm_spans_heads: bool = False
@@ -135,7 +145,10 @@ class AttentionParts:
     scaling: float
     softcap: float | None = None
     sinks: nn.Parameter | None = None
+    crosses: bool = False
     sliding_window: int | None = None
+    in_chunks: bool = False
+    narrows_mask: bool = False
     dropout: float = 0.0
     residual_dropout: nn.Module | None = None
     rotary: SlotRotary | None = None
@@ -151,6 +164,11 @@ class AttentionParts:
     @property
     def source(self) -> nn.Module:
         return self.sources[self.layer_ids[0]]
+
+    @property
+    def config(self) -> Any:
+        """That of the source module, which says how it attends."""
+        return getattr(self.source, "config", self.model_config)
 
     @property
     def key_width(self) -> int:

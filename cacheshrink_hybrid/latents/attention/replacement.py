@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...derived_class import derived_class
+from .cross import CrossAttention
 from .encoded import NormedLatentAttention
 from .module import LatentAttention
 from .native import NativeLatentAttention
@@ -30,4 +31,4 @@ def latent_attention_class(parts: AttentionParts) -> Any:
     """The class that takes a source's place: a subclass of its attention as well, since
     transformers finds the modules whose attention weights it records by isinstance."""
     source: Any = type(parts.source)
-    return derived_class(_CLASSES[type(parts)], source)
+    return derived_class(CrossAttention if parts.crosses else _CLASSES[type(parts)], source)

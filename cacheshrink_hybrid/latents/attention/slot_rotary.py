@@ -9,6 +9,8 @@ inputs for which slots and positions do not run in step.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -44,6 +46,7 @@ class SlotRotary:
             width, which are equal for text.
         depends_on_length: frequencies change with the longest position (dynamic NTK, longrope), so
             angles cannot be kept between calls.
+        is_own: the model hands out no angles, or others; those of new tokens come from here.
     """
 
     def __init__(
@@ -54,12 +57,14 @@ class SlotRotary:
         extra: tuple = (),
         position_axes: int = 1,
         depends_on_length: bool = False,
+        is_own: bool = False,
     ) -> None:
         self.rotary_emb = rotary_emb
         self.apply = apply
         self.extra = extra
         self.position_axes = position_axes
         self.depends_on_length = depends_on_length
+        self.is_own = is_own
         # What is kept between calls. Each is looked up once and replaced as a whole, so that
         # threads with other texts may do the same at any time.
         self._angles: dict[Place, Angles] = {}
@@ -89,6 +94,28 @@ class SlotRotary:
             self._angles, self._pair_angles = {}, {}
             self._block_angles, self._place_angles = {}, {}
             self._turns, self._step = (), None
+
+    def given_angles(self, given: Any, position_ids: Tensor | None, like: Tensor) -> Angles | None:
+        """cos and sin of new tokens, of what the model hands out with them; None where it hands out
+        nothing, so that nothing is rotated.
+
+        Args:
+            given: cos and sin, or complex numbers as `as_angles` takes them.
+            position_ids: (B, T), for those that are its own.
+            like: a tensor of their type.
+
+        Raises:
+            NotSupportedError: no positions for its own angles.
+        """
+        if not self.is_own:
+            return None if given is None else as_angles(given, like.dtype)
+        if position_ids is None:
+            raise NotSupportedError(
+                "attention of this family takes its angles from position_ids, and was given none; "
+                "call the whole model"
+            )
+        with torch.no_grad():
+            return as_angles(self.rotary_emb(like, position_ids), like.dtype)
 
     def angles(self, num_slots: int, like: Tensor, last: int | Tensor | None = None) -> Angles:
         """cos and sin of slots 0 .. num_slots-1, each (1, num_slots, rotary dim), as `like`.
@@ -305,7 +332,8 @@ class SlotRotary:
 
     def _try_halves(self, head_dim: int) -> int | None:
         generator = torch.Generator().manual_seed(0)
-        device = next(self.rotary_emb.buffers()).device
+        buffer = next(self.rotary_emb.buffers(), None)
+        device = torch.device("cpu") if buffer is None else buffer.device
         probe = torch.randn(1, 1, 3, head_dim, generator=generator).to(device)
         given = self._compute(1, probe)[0].shape[-1]
         for width, repeats in ((given, 2), (2 * given, 1)):  # some models give each angle once

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from ...methods import METRICS
 from ...next_token import mean_next_token_loss
+from ...paired_text import Text, arguments_of, ids_of
 from ..attention.parts import AttentionParts
 from .metrics import Labels
 from .observe import frozen_and_checkpointed, observed_gradients, observed_inputs
@@ -34,20 +35,20 @@ class HeldOutText:
     """Sequences that no statistics have seen.
 
     Attributes:
-        sequences: token ids, (1, T) each.
+        sequences: token ids, (1, T) each, or pairs.
         losses: mean loss of the source model on each, in nats per token.
         samples: of each attention module.
     """
 
-    sequences: list[Tensor]
+    sequences: list[Text]
     losses: list[float]
     samples: list[HeldOutSamples]
 
 
-def split_sequences(sequences: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+def split_sequences(sequences: Sequence[Text]) -> tuple[list[Text], list[Text]]:
     """(to fit on, held out): every tenth is held out, none of fewer than ten."""
     held_out = list(sequences[HELD_OUT_SHARE - 1 :: HELD_OUT_SHARE])
-    kept = [ids for i, ids in enumerate(sequences) if i % HELD_OUT_SHARE != HELD_OUT_SHARE - 1]
+    kept = [text for i, text in enumerate(sequences) if i % HELD_OUT_SHARE != HELD_OUT_SHARE - 1]
     return kept, held_out
 
 
@@ -55,7 +56,7 @@ def held_out_text(
     model: PreTrainedModel,
     layers: Sequence[nn.Module],
     parts: Sequence[AttentionParts],
-    sequences: Sequence[Tensor],
+    sequences: Sequence[Text],
     *,
     metric: str,
     labels: Labels | None = None,
@@ -68,7 +69,7 @@ def held_out_text(
     Args:
         model: the source model. It is left as it was.
         layers: its decoder layers, which are recomputed on the way back.
-        sequences: token ids, (1, T) each, that no statistics have seen.
+        sequences: token ids, (1, T) each, or pairs, that no statistics have seen.
         metric: as of the statistics; costs are taken from this text where it has a backward pass.
         labels, sinks, split: as of the statistics.
     """
@@ -98,10 +99,11 @@ def held_out_text(
             if backward:
                 add = partial(_add_behind, costs, skipped)
                 stack.enter_context(observed_gradients(part, add, split=of_split))
-        for ids in sequences:
+        for text in sequences:
             forward = True
+            ids = ids_of(text)
             with torch.set_grad_enabled(backward):
-                logits = model(input_ids=ids.to(model.device), use_cache=False).logits
+                logits = model(**arguments_of(text, model), use_cache=False).logits
             forward = False
             losses.append(mean_next_token_loss(logits, ids))
             if backward:

@@ -23,14 +23,16 @@ from ..attention.split_heads import gated_heads, split_query
 
 @contextmanager
 def observed_inputs(parts: AttentionParts, see: Callable[[Tensor, int], None]) -> Iterator[None]:
-    """Call `see(x, layer_idx)` with every attention input x (B, T, E), after the layer's norm."""
+    """Call `see(x, layer_idx)` with every x (B, T, E) that keys and values are made of: attention's
+    input, after the layer's norm, or what an encoder puts out."""
 
     def seeing(layer_idx: int) -> Callable[[Tensor], None]:
         return lambda x: see(x, layer_idx)
 
     with ExitStack() as stack:
         for layer_idx, source in parts.sources.items():
-            stack.enter_context(inputs_of(source, seeing(layer_idx)))
+            inputs = encoded_inputs_of if parts.crosses else inputs_of
+            stack.enter_context(inputs(source, seeing(layer_idx)))
         yield
 
 
@@ -40,6 +42,20 @@ def inputs_of(source: nn.Module, see: Callable[[Tensor], None]) -> Iterator[None
 
     def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
         see((args[0] if args else kwargs["hidden_states"]).detach())
+
+    handle = source.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def encoded_inputs_of(source: nn.Module, see: Callable[[Tensor], None]) -> Iterator[None]:
+    """Call `see(x)` with every output x (B, S, E) of an encoder that a cross-attention reads."""
+
+    def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        see(kwargs["key_value_states"].detach())
 
     handle = source.register_forward_pre_hook(hook, with_kwargs=True)
     try:
