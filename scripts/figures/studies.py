@@ -399,7 +399,7 @@ STUDIES = (
     Study(
         name="prefix reuse",
         commands=(
-            f"{_PREFIX} --placements align_528 block_512 dp_3 branch grid learned "
+            f"{_PREFIX} --placements align_528 block_512 dp_3 branch marconi grid learned "
             f"--evictions lru seconds_per_byte learned "
             f"--json {RESULTS}/prefix.json --plot {RESULTS}/prefix.png",
         ),
