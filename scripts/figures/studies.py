@@ -429,7 +429,8 @@ STUDIES = (
     Study(
         name="first tokens",
         commands=(
-            f"python -m scripts.bench_prefix --threads 1 --repeats 3 --json {RESULTS}/bench_prefix.json",
+            "python -m scripts.bench_prefix --threads 1 --repeats 3 "
+            f"--json {RESULTS}/bench_prefix.json",
         ),
         results=("bench_prefix.json",),
         shown=speed.first_tokens,
