@@ -9,7 +9,9 @@ Ours is `compression_method="decoupled_rope"`; the others are `scripts/mla_split
 run in the same module, with values of 16 bits and the same bytes per token. Ours chooses the width
 of its rotary key by predicted loss, and shares its ranks among layers; the others get every width
 that divides their channels, of which the one that loses least on held-out calibration text is
-scored. `joint` is what few-bit latents begin with: it rebuilds keys, which MLA does not.
+scored. `joint` is what few-bit latents begin with: it rebuilds keys, which MLA does not. Ours fits
+output projections again, to calibration text; what it gains by that is shown, and what the better
+one of the others would.
 
 Models are local directories of Llama models. What comes out is the loss added in nats per token,
 with the standard error of the paired difference between windows, a table, and one JSON object.
@@ -23,6 +25,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -229,26 +232,32 @@ def _query_squares(model: PreTrainedModel, parts: list, sequences: list[Tensor])
     return found
 
 
-def _ours(subject: Subject, ratio: float, method: str = "decoupled_rope") -> PreTrainedModel:
-    model = copy.deepcopy(subject.model)
-    convert_model(
-        model, _config(ratio, method), statistics=replace(subject.statistics, held_out=None)
-    )
+def _ours(
+    subject: Subject, ratio: float, method: str = "decoupled_rope", *, fits_outputs: bool = True
+) -> PreTrainedModel:
+    model, statistics = copy.deepcopy(subject.model), replace(subject.statistics, held_out=None)
+    if not fits_outputs:
+        statistics = replace(statistics, sequences=())
+    convert_model(model, _config(ratio, method), statistics=statistics)
     return model
 
 
-def _best_of(subject: Subject, ratio: float, made: list[list[LatentFactors]]) -> PreTrainedModel:
+def _best_of(
+    subject: Subject, ratio: float, made: list[list[LatentFactors]], *, fits_outputs: bool = False
+) -> PreTrainedModel:
     """The model with the factors that lose least on held-out calibration text."""
     held_out = subject.statistics.held_out
     assert held_out is not None, "ten calibration samples are needed, of which one is held out"
     found = []
     for factors in made:
-        model = _with_factors(subject, ratio, factors)
+        model = _with_factors(subject, ratio, factors, fits_outputs=fits_outputs)
         found.append((statistics.fmean(subject.losses(model, held_out.sequences)), model))
     return min(found, key=lambda one: one[0])[1]
 
 
-def _with_factors(subject: Subject, ratio: float, factors: list[LatentFactors]) -> PreTrainedModel:
+def _with_factors(
+    subject: Subject, ratio: float, factors: list[LatentFactors], *, fits_outputs: bool
+) -> PreTrainedModel:
     model, config = copy.deepcopy(subject.model), _config(ratio)
     spec = model_spec(model.config)
     parts = read_attention(model, spec)
@@ -270,7 +279,8 @@ def _with_factors(subject: Subject, ratio: float, factors: list[LatentFactors]) 
         latents=tuple(latents),
         metric="none",
     )
-    convert_in_place(model, parts, factors, plan, keep_source=False)
+    fitted_to = subject.statistics.sequences if fits_outputs else ()
+    convert_in_place(model, parts, factors, plan, keep_source=False, fitted_to=fitted_to)
     return model
 
 
@@ -279,7 +289,7 @@ def _channels(subject: Subject, ratio: float) -> int:
     return int(len(subject.units[0].mean) / ratio)
 
 
-def _transmla(subject: Subject, ratio: float) -> PreTrainedModel:
+def _transmla(subject: Subject, ratio: float, *, fits_outputs: bool = False) -> PreTrainedModel:
     keys, total = subject.units[0].keys, _channels(subject, ratio)
     assert keys is not None
     frequencies = keys.rotary_dim // 2
@@ -289,7 +299,7 @@ def _transmla(subject: Subject, ratio: float) -> PreTrainedModel:
         for fold in folds
         if total > 2 * frequencies // fold
     ]
-    return _best_of(subject, ratio, made)
+    return _best_of(subject, ratio, made, fits_outputs=fits_outputs)
 
 
 def _mha2mla(subject: Subject, ratio: float) -> PreTrainedModel:
@@ -318,7 +328,9 @@ def _mha2mla(subject: Subject, ratio: float) -> PreTrainedModel:
 
 METHODS: dict[str, Callable[[Subject, float], PreTrainedModel]] = {
     "ours": _ours,
+    "ours, outputs kept": partial(_ours, fits_outputs=False),
     "TransMLA-like": _transmla,
+    "TransMLA-like, outputs fitted": partial(_transmla, fits_outputs=True),
     "MHA2MLA-like": _mha2mla,
     "joint": lambda subject, ratio: _ours(subject, ratio, "joint"),
 }

@@ -12,9 +12,10 @@ at 16 bits, so that its cache is counted at half of what it takes.
 `--llama-server PATH --gguf FILE` lets llama.cpp's own server take part: the GGUF of the source,
 with flash attention and a q4_0 cache of the same bytes that all slots share, asked over HTTP.
 
-Rounds run the two in turns in one process. What comes out: tokens per second of answers,
-prompts included in the time; the ratio to `generate_batch` within a round, of which the median is
-shown; how many requests fit at once; and as last line one JSON object.
+Rounds run the two in turns in one process, after answers of two tokens that are not counted. What
+comes out: tokens per second of answers, prompts included in the time; the ratio to `generate_batch`
+within a round, of which the median is shown; how many requests fit at once at their full length;
+and as last line one JSON object.
 """
 
 from __future__ import annotations
@@ -51,8 +52,10 @@ PAGE_TOKENS = 16
 """Of a page of `generate_batch`: small, so that little of the last one is wasted."""
 PEER, ENGINE = "generate_batch of transformers", "engine, converted"
 LLAMA = "llama-server, q4_0 cache"
-Serve = Callable[[], int]
-"""Answers all requests; gives the number of tokens that came."""
+Serve = Callable[[int], int]
+"""Answers all requests with so many tokens each; gives the number of tokens that came."""
+FIRST_OUTPUT = 2
+"""Tokens of the answers before the first round, in which compiled functions are made."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -84,13 +87,13 @@ def main(argv: list[str] | None = None) -> int:
     token_bytes = BYTES_16BIT * token_numbers
     cache_bytes = given.fit * (longest + PAGE_TOKENS) * token_bytes
     servings: dict[str, Serve] = {
-        PEER: _of_transformers(source, prompts, given.output, cache_bytes // token_bytes)
+        PEER: _of_transformers(source, prompts, cache_bytes // token_bytes)
     }
     llm = LLM(converted, cache_memory=cache_bytes, max_batch=given.clients, prefix_cache=False)
-    servings[ENGINE] = _of_engine(llm, prompts, given.output)
+    servings[ENGINE] = _of_engine(llm, prompts)
     fitting = {
         PEER: cache_bytes // token_bytes // longest,
-        ENGINE: llm.store.pool.num_frames // llm.store.need(longest),
+        ENGINE: llm.store.pool.num_frames // llm.store.layout.frames_for(longest),
     }
     with ExitStack() as stack:
         if given.llama_server is not None:
@@ -103,9 +106,9 @@ def main(argv: list[str] | None = None) -> int:
                 threads=given.threads,
             )
             server = stack.enter_context(running)
-            servings[LLAMA] = partial(server.serve, prompts, given.output)
+            servings[LLAMA] = partial(server.serve, prompts)
             fitting[LLAMA] = server.slots
-        records = _measured(servings, given.rounds, given.clients * given.output)
+        records = _measured(servings, given.rounds, given.clients, given.output)
     for record in records:
         record["requests that fit"] = min(given.clients, fitting[record["serving"]])
     print(format_table(records))
@@ -134,10 +137,8 @@ def _prompts(tokenizer: Any, count: int, length: int) -> list[list[int]]:
 
 
 def _of_transformers(
-    model: PreTrainedModel, prompts: Sequence[list[int]], num_new: int, num_tokens: int
+    model: PreTrainedModel, prompts: Sequence[list[int]], num_tokens: int
 ) -> Serve:
-    wish = GenerationConfig(max_new_tokens=num_new, do_sample=False, eos_token_id=-1)
-    wish.pad_token_id = 0
     settings = {
         "page_size": PAGE_TOKENS,
         "num_blocks": num_tokens // PAGE_TOKENS,
@@ -146,7 +147,9 @@ def _of_transformers(
         "use_cuda_graph": False,
     }
 
-    def serve() -> int:
+    def serve(num_new: int) -> int:
+        wish = GenerationConfig(max_new_tokens=num_new, do_sample=False, eos_token_id=-1)
+        wish.pad_token_id = 0
         outputs = model.generate_batch(
             list(prompts),
             generation_config=wish,
@@ -161,26 +164,29 @@ def _of_transformers(
     return serve
 
 
-def _of_engine(llm: LLM, prompts: Sequence[list[int]], num_new: int) -> Serve:
-    wish = SamplingParams(max_tokens=num_new, ignore_eos=True)
-    return lambda: sum(len(output.token_ids) for output in llm.generate(list(prompts), wish))
+def _of_engine(llm: LLM, prompts: Sequence[list[int]]) -> Serve:
+    def serve(num_new: int) -> int:
+        wish = SamplingParams(max_tokens=num_new, ignore_eos=True)
+        return sum(len(output.token_ids) for output in llm.generate(list(prompts), wish))
+
+    return serve
 
 
-def _measured(servings: dict[str, Serve], rounds: int, due: int) -> list[dict[str, Any]]:
-    """A row for each way to serve.
-
-    Args:
-        due: tokens that each gives.
-    """
+def _measured(
+    servings: dict[str, Serve], rounds: int, clients: int, num_new: int
+) -> list[dict[str, Any]]:
+    """A row for each way to serve `clients` answers of `num_new` tokens each."""
     seconds: dict[str, list[float]] = {name: [] for name in servings}
-    for number in range(rounds + 1):
+    due = clients * num_new
+    for serve in servings.values():
+        serve(FIRST_OUTPUT)
+    for _ in range(rounds):
         for name, serve in servings.items():
             began = time.perf_counter()
-            found = serve()
+            found = serve(num_new)
             if found != due:
                 raise RuntimeError(f"{name} gave {found} tokens and not {due}")
-            if number:  # the first round compiles
-                seconds[name].append(time.perf_counter() - began)
+            seconds[name].append(time.perf_counter() - began)
     return [
         {
             "serving": name,

@@ -13,7 +13,8 @@ close the connection on the way.
 
 At the end nothing may run, wait or hold frames but kept prefixes. What comes out: tokens per second
 of both, times to the first token and between tokens, and the server's memory along the way; as last
-line one JSON object. The clients take processor time too, beside the server.
+line one JSON object. The clients take processor time too, beside the server: with `--threads` fewer
+than the machine has cores they have one of their own.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
+import torch
 
 from cacheshrink_hybrid.demo import model_path
 from cacheshrink_hybrid.demo.corpus import held_out_text
@@ -215,14 +217,16 @@ async def leftovers(url: str) -> list[str]:
 
 
 @contextmanager
-def server(model: str, cache_memory: str, max_batch: int):
-    """A server in a process of its own: its address and process id."""
+def server(model: str, cache_memory: str, max_batch: int, threads: int):
+    """A server in a process of its own, where torch has so many threads: its address and process
+    id."""
     command = [sys.executable, "-m", "cacheshrink_hybrid", "serve", model, "--port", "0"]
     command += ["--dtype", "float32", "--cache-memory", cache_memory]
     command += ["--max-batch", str(max_batch)]
     if model == str(model_path()):
         command.append("--as-is")
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     assert process.stderr is not None
     try:
         for line in process.stderr:
@@ -306,16 +310,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--max-prompt", type=int, default=400, help="characters of a prompt")
     parser.add_argument("--max-output", type=int, default=64, help="tokens of an answer")
     parser.add_argument("--cache-memory", default="64MiB")
+    parser.add_argument("--threads", type=int, default=1, help="of torch, server and engine alike")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args(argv)
+    torch.set_num_threads(given.threads)
     sizes = {"max_prompt": given.max_prompt, "max_output": given.max_output}
     staying = mixed_work(given.staying or given.requests, 0.0, given.seed, **sizes)
     going = mixed_work(given.requests, given.gone, given.seed + 1, **sizes)
     loaded, tokenizer = load_named(given.model)
-    llm = LLM(loaded.float(), tokenizer, cache_memory=given.cache_memory, max_batch=given.clients)
+    llm = LLM(loaded.float(), tokenizer, cache_memory=given.cache_memory, max_batch=given.max_batch)
     rows, memory, left = [], [], []
-    with server(given.model, given.cache_memory, given.max_batch) as (url, pid):
+    settings = given.cache_memory, given.max_batch, given.threads
+    with server(given.model, *settings) as (url, pid):
         asyncio.run(run_load(url, going[: given.clients], given.clients))  # warms up
         direct_tokens_per_second(llm, going[: given.clients])
         direct = [direct_tokens_per_second(llm, staying)]
@@ -341,7 +348,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {fault}", file=sys.stderr)
     result = {
         "program": "load_server",
-        **vars(given),
+        **{name: value for name, value in vars(given).items() if name != "json"},
         "model": Path(given.model).name,
         "runs": rows,
         "direct tokens/s": [one for one, _ in direct],

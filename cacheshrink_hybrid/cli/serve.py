@@ -82,6 +82,7 @@ def run(given: argparse.Namespace) -> int:
         make_app(engine, settings),
         wait_seconds=given.body_seconds,
         stop_seconds=given.stop_seconds,
+        give_up=engine.close,
         ready=ready,
     )
     server.serve_until_told(socket)

@@ -244,7 +244,8 @@ def convert_model(
     if config.changes_states:
         check_mixers(model, spec)
     compressed = compressed_parts(model, spec, config)
-    if config.latent_kind is not None and config.latent_kind.decouples:
+    decouples = config.latent_kind is not None and config.latent_kind.decouples
+    if decouples:
         check_decoupled(compressed)
     positions = positions_of(model.config)
     check_exact_counts(config, positions, compressed_layers(spec, config))
@@ -267,6 +268,8 @@ def convert_model(
         planned.plan,
         keep_source=config.store_original_weights,
         state_factors=planned.states,
+        fitted_to=statistics.sequences if decouples else (),
+        progress=progress,
     )
     forget_quantisation(model)
     del planned

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -34,12 +34,14 @@ class ModelStatistics:
         held_out: text kept from the statistics, and what was found on it; None without.
         sinks: first tokens of a sequence that each attention module reads exactly, which were left
             out; None where nothing is said of them.
+        sequences: that they are of, token ids (1, T) each.
     """
 
     latents: list[LatentStatistics]
     states: list[StateStatistics] | None = None
     held_out: HeldOutText | None = None
     sinks: tuple[int, ...] | None = None
+    sequences: Sequence[Tensor] = ()
 
     def check_sinks(self, due: tuple[int, ...]) -> None:
         """Refuse other sinks than those of a conversion.
@@ -182,4 +184,10 @@ def statistics_of(
             split=split,
         )
         return_freed_memory()
-    return ModelStatistics(latents, None if states is None else states.statistics(), text, sinks)
+    return ModelStatistics(
+        latents=latents,
+        states=None if states is None else states.statistics(),
+        held_out=text,
+        sinks=sinks,
+        sequences=fitted,
+    )

@@ -92,10 +92,15 @@ class AsyncLLM:
     async def __aexit__(self, *_: object) -> None:
         """Give up what is open, once the step under way is done."""
         assert self._reader is not None and self._thread is not None
-        self._closed = True
-        self._wake.set()
+        self.close()
         await asyncio.to_thread(self._thread.join)
         self._reader.shutdown()
+
+    def close(self) -> None:
+        """Take nothing more, and let all that is open end with `EngineClosedError` behind the step
+        under way. May be called before the end of `async with`, in the event loop."""
+        self._closed = True
+        self._wake.set()
 
     @property
     def closed(self) -> bool:

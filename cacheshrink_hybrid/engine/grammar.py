@@ -7,8 +7,8 @@ goes on with.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterable, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,14 @@ WHITESPACE = r"[ \n]{0,20}"
 JSON_OPTIONS: Any = {"whitespace_flexible": True, "whitespace_pattern": WHITESPACE}
 """How JSON is written, as llguidance reads it in `x-guidance` of a schema."""
 PACKAGE = "llguidance"
+LEXER_FUEL = 200_000
+"""What reading a form may cost, as llguidance counts, a fifth of what it grants by itself: some
+tenths of a second at the most, in which nobody else's tokens come. Twenty thousand words to choose
+from take it; schemas of hundreds of fields take less."""
+COSTLY = ("lexer error", "too big", "row has")
+"""In llguidance's words where a form takes more than is granted."""
+KEPT_FORMS = 16
+"""Forms of which the first step is kept, for other prompts that ask for the same."""
 
 
 class GrammarVocabulary:
@@ -57,17 +65,35 @@ class GrammarVocabulary:
         """An automaton at the beginning of a text.
 
         Raises:
-            ConfigError: the grammar cannot be read, or no text is of its form.
+            ConfigError: the grammar cannot be read, takes too much to read, or no text is of its
+                form.
         """
-        from llguidance import LLMatcher
+        begun = self._begun(grammar)
+        if not begun.is_error():
+            return begun.deep_copy()
+        if "NoExtension" in begun.get_error():
+            raise _unwritable(begun, [])
+        raise ConfigError(
+            f"the form that was asked for cannot be had: {_why(begun)}; change the regex, the JSON "
+            "schema or the grammar"
+        )
 
-        made = LLMatcher(self._tokens, grammar)
-        if made.is_error():
-            raise ConfigError(
-                f"the form that was asked for cannot be had: {_line(made.get_error())}; change "
-                "the regex, the JSON schema or the grammar"
-            )
-        return made
+    @cached_property
+    def _begun(self) -> Callable[[str], Any]:
+        """From a grammar to its automaton, which has found what a text may begin with: that costs
+        more than all that follows. One may have an error."""
+        from llguidance import LLMatcher, LLParserLimits
+
+        limits = LLParserLimits(initial_lexer_fuel=LEXER_FUEL)
+
+        @lru_cache(KEPT_FORMS)
+        def begun(grammar: str) -> Any:
+            made = LLMatcher(self._tokens, grammar, log_level=0, limits=limits)
+            if not made.is_error():
+                made.compute_bitmask()
+            return made
+
+        return begun
 
 
 class _Described:
@@ -150,14 +176,22 @@ class GrammarRule:
 
 
 def _unwritable(matcher: Any, output: Sequence[int]) -> ConfigError:
-    """What is said where no token goes on with a text of the form, as where it has characters that
-    the tokenizer lacks."""
-    why = matcher.get_error().partition("<state>")[0]
+    """What is said where a text of the form does not go on: no token writes what is due, as where
+    it has characters that the tokenizer lacks, or to find out takes too much."""
+    after = f"after {len(output)} tokens, "
+    if any(words in _why(matcher) for words in COSTLY):
+        return ConfigError(
+            f"{after}the form that was asked for takes more to go on with than is granted "
+            f"({_why(matcher)}); ask for a simpler one, with fewer repetitions and fields"
+        )
     return ConfigError(
-        f"after {len(output)} tokens, no token of this tokenizer goes on with a text of the form "
-        f"that was asked for ({_line(why)}); allow other characters in the regex, "
-        "the JSON schema or the grammar"
+        f"{after}no token of this tokenizer goes on with a text of the form that was asked for "
+        f"({_why(matcher)}); allow other characters in the regex, the JSON schema or the grammar"
     )
+
+
+def _why(matcher: Any) -> str:
+    return _line(matcher.get_error().partition("<state>")[0])
 
 
 def grammar_of(params: SamplingParams) -> str | None:
@@ -175,12 +209,18 @@ def grammar_of(params: SamplingParams) -> str | None:
         )
     from llguidance import LLMatcher
 
-    if params.grammar is not None:
-        return str(LLMatcher.grammar_from_lark(params.grammar))
-    if params.regex is not None:
-        return str(LLMatcher.grammar_from_regex(params.regex))
     schema: Any = params.json_schema
-    return str(LLMatcher.grammar_from_json_schema(schema, overrides=JSON_OPTIONS))
+    try:
+        if params.grammar is not None:
+            return str(LLMatcher.grammar_from_lark(params.grammar))
+        if params.regex is not None:
+            return str(LLMatcher.grammar_from_regex(params.regex))
+        return str(LLMatcher.grammar_from_json_schema(schema, overrides=JSON_OPTIONS))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"the form that was asked for cannot be read: {_line(str(error))}; change it, as by "
+            "fewer levels of a schema"
+        ) from error
 
 
 def _line(text: str) -> str:

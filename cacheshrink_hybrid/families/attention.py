@@ -281,17 +281,13 @@ def _unlike_row(family: Family, layer_idx: int, detail: str) -> UnsupportedModel
     )
 
 
-def replace_attention(
-    model: PreTrainedModel, layer_ids: tuple[int, ...], make: Callable[[], nn.Module]
-) -> nn.Module:
-    """Put one new module in the place of the attention of all `layer_ids`; returns it."""
+def replace_attention(model: PreTrainedModel, layer_ids: tuple[int, ...], new: nn.Module) -> None:
+    """Put one new module in the place of the attention of all `layer_ids`."""
     family = family_of(model.config)
-    new = make()
     for layer_idx in layer_ids:
         parent, _, name = family.attention_path(layer_idx).rpartition(".")
         place = new if layer_idx == layer_ids[0] else _alias(new)
         setattr(model.get_submodule(parent), name, place)
-    return new
 
 
 def _alias(module: nn.Module) -> nn.Module:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -56,31 +55,34 @@ def install_states(
         model._is_stateful = False
 
 
+def make_attention(
+    parts: AttentionParts, plan: LatentPlan, *, keep_source: bool = False
+) -> LatentAttention:
+    """A module for the places of `parts`, whose new projections have no values yet."""
+    module = latent_attention_class(parts)(parts, plan, keep_source=keep_source)
+    module.freeze_as(parts)
+    return module
+
+
 def install_attention(
     model: PreTrainedModel,
     parts: AttentionParts,
-    plan: LatentPlan,
+    module: LatentAttention,
     *,
     keep_source: bool = False,
-) -> LatentAttention:
-    cls = latent_attention_class(parts)
-    module = replace_attention(
-        model, parts.layer_ids, lambda: cls(parts, plan, keep_source=keep_source)
-    )
-    module.freeze_as(parts)
+) -> None:
+    """Put a module in the places of `parts`, and others in those of the layers that read it."""
+    replace_attention(model, parts.layer_ids, module)
     readers = {layer_idx: reader.source for layer_idx, reader in parts.readers.items()}
     for layer_idx, source in readers.items():
         reading: Any = reading_attention_class(source)
-        replace_attention(
-            model, (layer_idx,), partial(reading, parts, layer_idx, keep_source=keep_source)
-        )
+        replace_attention(model, (layer_idx,), reading(parts, layer_idx, keep_source=keep_source))
     # Hooks that record attention weights, or place modules on devices, stay where they were.
     for layer_idx, source in {**parts.sources, **readers}.items():
         place = attention_at(model, layer_idx)
         for name in vars(source):
             if name.startswith(("_forward_hooks", "_forward_pre_hooks")):
                 getattr(place, name).update(getattr(source, name))
-    return module
 
 
 def share_bases(model: PreTrainedModel, plan: CompressionPlan) -> None:

@@ -15,7 +15,7 @@ from ..states.mixers.installation import take_over_layers
 from .adapters import AdapterSettings
 from .attached_plan import PLAN_ATTRIBUTE, plan_of
 from .call_checks import check_calls
-from .installation import install_attention, install_states, share_bases
+from .installation import install_attention, install_states, make_attention, share_bases
 
 
 class LatentModel(Derived, PreTrainedModel):
@@ -59,7 +59,7 @@ class LatentModel(Derived, PreTrainedModel):
         for parts in read_attention(self, spec):
             latent_plan = next((p for p in plan.latents if p.layer_ids == parts.layer_ids), None)
             if latent_plan is not None:
-                install_attention(self, parts, latent_plan)
+                install_attention(self, parts, make_attention(parts, latent_plan))
         install_states(self, spec, plan.states)
         share_bases(self, plan)
         check_calls(self)

@@ -64,10 +64,11 @@ def compression_disabled(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
 @torch.no_grad()
 def remember_source_values(model: PreTrainedModel) -> None:
     """Note some values of every weight that the source has too, to tell later whether they are
-    still the source's."""
+    still the source's; of those that are kept for it, the values that are kept."""
+    kept = {id(parameter): first for parameter, first in model.__dict__.get(KEPT_VALUES, [])}
     model.__dict__[SAMPLES] = {
-        name: (parameter.numel(), _sampled(parameter, parameter.numel()).cpu())
-        for name, parameter in _source_parameters(model)
+        name: (p.numel(), _sampled(kept.get(id(p), p), p.numel()).cpu())
+        for name, p in _source_parameters(model)
     }
 
 

@@ -60,8 +60,10 @@ class Fault(Exception):
 
     def response(self) -> JSONResponse:
         headers = {"Retry-After": str(RETRY_SECONDS)} if self.status in (429, 503) else {}
-        if self.status == 408:  # what still comes is no other request
+        if self.status in (408, 413):  # what still comes is no other request
             headers["Connection"] = "close"
+        if self.status == 504:  # it would take as long again; OpenAI's clients look for this
+            headers["x-should-retry"] = "false"
         return JSONResponse(self.json(), self.status, headers)
 
 
@@ -73,6 +75,7 @@ TOLD: tuple[tuple[type[Exception], int, str | None, str | None], ...] = (
     (PromptLengthError, 400, TOO_LONG, None),
     (ConfigError, 400, None, None),
     (EngineClosedError, 503, "stopping", "the server is about to stop; send this again later"),
+    (RecursionError, 400, "nested_too_deeply", "the body is nested too deeply; send fewer levels"),
     (TimeoutError, 504, "timeout", "it took too long and was given up; ask for less"),
 )
 """Errors with their status, code and words; None for the error's own words."""

@@ -28,6 +28,10 @@ KNOWN_PATHS = (
 )
 
 
+DRAINED = 4
+"""Times `max_body_bytes`: bodies of up to so much are read to their end before they are refused."""
+
+
 class Guard:
     """Checks keys, reads bodies within limits, and sees that errors leave as error objects.
 
@@ -71,7 +75,7 @@ class Guard:
 
         try:
             self._check_key(scope)
-            body = await self._body(receive)
+            body = await self._body(Headers(scope=scope), receive)
             await self.app(scope, _replayed(body, receive), watched)
         except Exception as error:
             fault = fault_of(error)
@@ -105,14 +109,18 @@ class Guard:
                 "invalid_api_key",
             )
 
-    async def _body(self, receive: Receive) -> bytes:
-        """The whole body. One that is too long is read to its end as well, and not kept: clients
-        look for an answer when they have sent all."""
+    async def _body(self, headers: Headers, receive: Receive) -> bytes:
+        """The whole body. One that is too long is read to its end as well, and not kept, unless it
+        is several times too long or waits to be asked for: clients look for an answer when they
+        have sent all."""
+        due = int(headers.get("content-length", 0))
+        asks_first = headers.get("expect", "").lower() == "100-continue"
+        most = self._max_body_bytes if asks_first else DRAINED * self._max_body_bytes
         parts: list[bytes] = []
-        size, more = 0, True
+        size, more = 0, due <= most
         try:
             async with asyncio.timeout(self._body_seconds):
-                while more:
+                while more and size <= DRAINED * self._max_body_bytes:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise Fault(400, "the body ended before its time; send it whole")
@@ -121,17 +129,19 @@ class Guard:
                     if size <= self._max_body_bytes:
                         parts.append(part)
         except TimeoutError as error:
-            raise Fault(
-                408,
-                f"{size} bytes of the body came in {self._body_seconds:g} seconds, and there are "
-                "more; send it faster, or start the server with more --body-seconds",
-                "timeout",
-            ) from error
-        if size > self._max_body_bytes:
+            if max(size, due) <= self._max_body_bytes:
+                raise Fault(
+                    408,
+                    f"{size} bytes of the body came in {self._body_seconds:g} seconds, and there "
+                    "are more; send it faster, or start the server with more --body-seconds",
+                    "timeout",
+                ) from error
+        if max(size, due) > self._max_body_bytes:
             raise Fault(
                 413,
-                f"the body has {size} bytes, and {self._max_body_bytes} are taken; send less, or "
-                "start the server with a larger --max-body",
+                f"the body has {max(size, due)} bytes{' or more' if more else ''}, and "
+                f"{self._max_body_bytes} are taken; send less, or start the server with a larger "
+                "--max-body",
                 "body_too_large",
             )
         return b"".join(parts)

@@ -17,6 +17,8 @@ from .waits import Connection, Waits, has_request
 
 LAST_SECONDS = 1.0
 """In which requests that are on their way may still arrive when the server stops."""
+TELL_SECONDS = 5
+"""In which answers that are given up when the server stops may say so."""
 LOOK_SECONDS = 0.1
 """Between two looks at connections, as uvicorn has it."""
 
@@ -53,6 +55,7 @@ class Server(uvicorn.Server):
         app: to serve.
         wait_seconds: for a head, and for something to be read.
         stop_seconds: that open answers have when the server stops.
+        give_up: called when these are over, to end the answers that are still open.
         ready: called when requests are taken.
     """
 
@@ -62,6 +65,7 @@ class Server(uvicorn.Server):
         *,
         wait_seconds: float,
         stop_seconds: int,
+        give_up: Callable[[], None],
         ready: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(
@@ -72,10 +76,10 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 ws="none",
-                timeout_graceful_shutdown=stop_seconds,
+                timeout_graceful_shutdown=stop_seconds + TELL_SECONDS,
             )
         )
-        self._ready = ready
+        self._stop_seconds, self._give_up, self._ready = stop_seconds, give_up, ready
         self._waits = Waits(wait_seconds)
 
     def serve_until_told(self, listening: socket.socket) -> None:
@@ -101,11 +105,17 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         note("stopping", open_connections=len(self.server_state.connections))
         closing = asyncio.ensure_future(self._close_without_request())
+        last = asyncio.get_running_loop().call_later(self._stop_seconds, self._end_answers)
         try:
             await super().shutdown(sockets)
         finally:
             closing.cancel()
+            last.cancel()
         note("stopped")
+
+    def _end_answers(self) -> None:
+        note("giving up", open_requests=len(self.server_state.tasks))
+        self._give_up()
 
     async def _close_without_request(self) -> None:
         """Close connections on which no whole request has arrived, and go on looking for them."""

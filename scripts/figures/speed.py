@@ -39,24 +39,6 @@ def allocators(results: Results) -> str:
     return table(("times as many requests", *models), rows)
 
 
-def engine(results: Results) -> str:
-    return table(
-        ("serving", "requests", "tokens/s", "speed-up", "peak MiB", "preemptions", "equal outputs"),
-        (
-            (
-                run["serving"],
-                str(run["requests"]),
-                f"{run['tokens/s']:.0f}",
-                f"{run['speed-up']:.1f}" if "speed-up" in run else "",
-                f"{run['peak MiB']:.1f}" if "peak MiB" in run else "",
-                str(run.get("preemptions", "")),
-                run.get("equal outputs", ""),
-            )
-            for run in results[0]["runs"]
-        ),
-    )
-
-
 def first_tokens(results: Results) -> str:
     """Time to the first token of prompts that begin like those before them."""
     return table(
@@ -83,47 +65,6 @@ def first_tokens(results: Results) -> str:
             for run in result["runs"]
         ),
     )
-
-
-def serving(results: Results) -> str:
-    """Tokens per second of answers from equal bytes of cache."""
-    head = "serving", "requests at once", "of which fit", "cache, MiB", "tokens/s", "speed-up"
-    return table(
-        head,
-        (
-            (
-                run["serving"],
-                str(result["clients"]),
-                str(run["requests that fit"]),
-                f"{result['cache_bytes'] / 2**20:.1f}",
-                f"{run['tokens/s']:.1f}",
-                f"{run['speed-up']:.2f}",
-            )
-            for result in results
-            for run in result["runs"]
-        ),
-    )
-
-
-def drafts(results: Results) -> str:
-    """Tokens per second with drafts by look-up over those without, and how many drafts stay."""
-    rows = []
-    for result in results:
-        for record in result["records"]:
-            if record["drafts"]:
-                accepted = record["accepted"]
-                rows.append(
-                    (
-                        result["model"],
-                        record["task"],
-                        str(record["drafts"]),
-                        f"{record['speed-up']:.2f}",
-                        "" if accepted is None else f"{100 * accepted:.0f} %",
-                        "equal" if record["parts at"] is None else f"parts at {record['parts at']}",
-                    )
-                )
-    head = "model", "task", "drafts a step", "tokens/s over none", "drafts that stay", "answer"
-    return table(head, rows)
 
 
 def pooled_decoding(results: Results) -> str:
@@ -257,31 +198,6 @@ def predicted_reading(results: Results) -> str:
                 f"{step['speedup']:.2f}" if row["ratio"] > 1 else f"{1e3 * step['seconds']:.1f} ms"
                 for step in row["steps"]
             ),
-        )
-        for row in results[0]["rows"]
-    ]
-    return table(head, rows)
-
-
-def predicted_serving(results: Results) -> str:
-    """What arithmetic says of a large model on many devices; nothing of it is measured."""
-    settings = results[0]["settings"]
-    requests, context = settings["requests"], settings["context"]
-    title = f"{settings['name']}, {settings['devices']} x {settings['device']}, predicted"
-    head = (
-        title,
-        "devices that hold it once",
-        "bytes per token and device",
-        "million tokens that fit",
-        f"step of {requests} requests of {context:,} tokens",
-    )
-    rows = [
-        (
-            row["format"],
-            f"{row['ranks']}, {row['groups']} times" if row["groups"] > 1 else str(row["ranks"]),
-            f"{row['bytes per token and device']:,}",
-            f"{row['tokens'] / 1e6:.1f}",
-            f"{1e3 * row['step seconds']:.1f} ms" if row["fits"] else "do not fit",
         )
         for row in results[0]["rows"]
     ]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from . import peers, prefixes, quality, speed
+from . import peers, prefixes, quality, serving, speed
 
 OUTPUT = "out/figures"
 RESULTS = "eval/results"
@@ -459,18 +459,27 @@ STUDIES = (
         name="engine",
         commands=_program("throughput", "", "throughput"),
         results=("throughput.json",),
-        shown=speed.engine,
+        shown=serving.engine,
     ),
     Study(
         name="serving",
         commands=(
             _REAL_MODEL,
             _CHAT_4X,
-            f"python -m scripts.compare_serving {_REAL} {OUTPUT}/chat_4x --clients 16 --threads 2 "
-            f"--json {RESULTS}/compare_serving.json",
+            *(
+                f"python -m scripts.compare_serving {_REAL} {OUTPUT}/chat_4x --clients 16 "
+                f"--threads 2 --output {length} --json {RESULTS}/compare_serving_{length}.json"
+                for length in (64, 256)
+            ),
         ),
-        results=("compare_serving.json",),
-        shown=speed.serving,
+        results=("compare_serving_64.json", "compare_serving_256.json"),
+        shown=serving.serving,
+    ),
+    Study(
+        name="load",
+        commands=(f"python -m scripts.load_server --json {RESULTS}/load_server.json",),
+        results=("load_server.json",),
+        shown=serving.load,
     ),
     Study(
         name="drafts",
@@ -486,7 +495,7 @@ STUDIES = (
             ),
         ),
         results=("speculation_chat_4x.json", "speculation_hybrid_4x.json"),
-        shown=speed.drafts,
+        shown=serving.drafts,
     ),
     Study(
         name="pooled decoding",
@@ -579,6 +588,6 @@ STUDIES = (
         name="predicted serving",
         commands=(f"python -m scripts.predict_serving --json {RESULTS}/predict_serving.json",),
         results=("predict_serving.json",),
-        shown=speed.predicted_serving,
+        shown=serving.predicted_serving,
     ),
 )

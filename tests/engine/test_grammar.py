@@ -11,7 +11,7 @@ import re
 import pytest
 import torch
 
-from cacheshrink_hybrid.engine import LLM, SamplingParams
+from cacheshrink_hybrid.engine import LLM, SamplingParams, grammar
 from cacheshrink_hybrid.engine.grammar import GrammarRule, GrammarVocabulary, grammar_of
 from cacheshrink_hybrid.engine.token_bytes import TokenBytes
 from cacheshrink_hybrid.errors import ConfigError
@@ -39,9 +39,9 @@ def shipped(**settings) -> LLM:
 def rule(name: str, **wish) -> GrammarRule:
     tokenizer = TOKENIZERS[name]()
     vocabulary = GrammarVocabulary(tokenizer, len(tokenizer) + 5, [tokenizer.eos_token_id])
-    grammar = grammar_of(SamplingParams(**wish))
-    assert grammar is not None
-    return GrammarRule(vocabulary, grammar, 0)
+    form = grammar_of(SamplingParams(**wish))
+    assert form is not None
+    return GrammarRule(vocabulary, form, 0)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 2.0])
@@ -180,6 +180,61 @@ def test_forms_of_characters_that_the_tokenizer_lacks(wish: dict) -> None:
 def test_forms_that_are_none(wish: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         SamplingParams(**wish)
+
+
+def _nested(levels: int) -> dict:
+    schema: dict = {"type": "string"}
+    for _ in range(levels):
+        schema = {"type": "object", "properties": {"a": schema}, "required": ["a"]}
+    return schema
+
+
+def test_schemas_of_many_levels_are_read_or_refused() -> None:
+    assert grammar_of(SamplingParams(json_schema=_nested(30)))
+    with pytest.raises(ConfigError, match=r"cannot be read: .*fewer levels"):
+        grammar_of(SamplingParams(json_schema=_nested(200)))
+
+
+def test_what_a_form_costs_is_limited(monkeypatch, capfd) -> None:
+    monkeypatch.setattr(grammar, "LEXER_FUEL", 500)
+    words = "|".join(f"word{i}" for i in range(500))
+    with pytest.raises(ConfigError, match=r"cannot be had: .*too big.*; change the regex"):
+        rule("byte level", regex=words)
+    assert capfd.readouterr() == ("", "")  # a server's log is JSON
+
+
+def test_a_form_that_grows_too_costly_on_the_way_is_told_so() -> None:
+    one = rule("byte level", regex="[a-z]{5}")
+    one._matcher = _TooCostly()
+    with pytest.raises(ConfigError, match=r"takes more to go on with .*\(lexer error: much\)"):
+        one.apply(torch.zeros(one._vocabulary.size), [])
+
+
+class _TooCostly:
+    """An automaton that has given up."""
+
+    def compute_bitmask(self) -> bytes:
+        return bytes(1000)
+
+    def is_accepting(self) -> bool:
+        return False
+
+    def is_error(self) -> bool:
+        return True
+
+    def get_error(self) -> str:
+        return "lexer error: much <state>"
+
+
+def test_prompts_that_ask_for_the_same_form_share_its_first_step(monkeypatch) -> None:
+    one = rule("byte level", regex="[ab]{3}")
+    other = GrammarRule(one._vocabulary, one._grammar, 0)
+    assert one._vocabulary._begun(one._grammar) is one._vocabulary._begun(one._grammar)
+    size = one._vocabulary.size
+    first = model_logits(one, [], size)
+    tokens = [int(first.argmax())]
+    model_logits(one, tokens, size)
+    assert torch.equal(model_logits(other, [], size), first)  # has read nothing
 
 
 def test_schemas_may_be_json_already() -> None:

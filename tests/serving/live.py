@@ -71,6 +71,7 @@ def live_server(
         make_app(engine, ServerSettings(**settings)),
         wait_seconds=wait_seconds,
         stop_seconds=stop_seconds,
+        give_up=engine.close,
         ready=ready.set,
     )
     thread = threading.Thread(target=server.run, args=([socket],), name="server")

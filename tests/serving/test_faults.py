@@ -172,6 +172,16 @@ def test_keys(live: Live) -> None:
     assert httpx2.get(f"{live.url}/metrics").status_code == 401
 
 
+def test_what_is_nested_too_deeply() -> None:
+    """Whoever reads it, a template or a schema."""
+    fault = fault_of(RecursionError("maximum recursion depth exceeded"))
+    assert (fault.status, fault.code) == (400, "nested_too_deeply")
+
+
+def test_an_answer_that_took_too_long_is_not_asked_for_again() -> None:
+    assert fault_of(TimeoutError()).response().headers["x-should-retry"] == "false"
+
+
 def test_prompts_of_ten_megabytes(live: Live, client: openai.OpenAI) -> None:
     with pytest.raises(openai.APIStatusError, match="4194304 are taken") as refused:
         client.completions.create(model=NAME, prompt="x" * 10_000_000)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from contextlib import closing
 
 import pytest
 
 from cacheshrink_hybrid.serving.journal import JsonLines
 from tests.serving.live import Live, live_server, until
-from tests.serving.raw import answer_on, sent
+from tests.serving.raw import answer_on, connection_to, request_of, sent
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -39,6 +40,45 @@ def test_a_body_that_does_not_come(trickles: bool) -> None:
         answer = answer_on(connection, trickle=b"a" if trickles else b"")
     assert answer.startswith(b"HTTP/1.1 408 ")
     assert b"more --body-seconds" in answer
+
+
+TOO_LONG = {
+    "as it says": {"part": 20, "headers": ()},
+    "as it says, if it may be sent": {"part": 0, "headers": ("Expect: 100-continue",)},
+    "without an end": {"part": 20, "headers": ("Transfer-Encoding: chunked",)},
+}
+
+
+@pytest.mark.parametrize("name", TOO_LONG)
+def test_a_body_that_is_too_long_is_not_waited_for(name: str) -> None:
+    """It is refused once that is known, not when its time is over; one that is only somewhat too
+    long is read first."""
+    case = TOO_LONG[name]
+    with (
+        live_server(max_body_bytes=1000, body_seconds=60) as live,
+        closing(connection_to(live)) as connection,
+    ):
+        whole = request_of(live, {"prompt": "a" * 9000}, *case["headers"], part=case["part"])
+        trickle = b""
+        if "chunked" in "".join(case["headers"]):
+            head = whole.partition(b"\r\n\r\n")[0]
+            lines = [one for one in head.split(b"\r\n") if b"Content-Length" not in one]
+            whole = b"\r\n".join([*lines, b"", b""])
+            trickle = b"400\r\n" + b"a" * 0x400 + b"\r\n"
+        began = time.monotonic()
+        connection.sendall(whole)
+        answer = answer_on(connection, trickle)
+        assert time.monotonic() - began < 30
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b'"body_too_large"' in answer
+
+
+def test_a_body_that_says_it_is_too_long_and_does_not_come() -> None:
+    with (
+        live_server(max_body_bytes=1000, body_seconds=0.5) as live,
+        closing(sent(live, {"prompt": "a" * 2000}, part=20)) as connection,
+    ):
+        assert answer_on(connection).startswith(b"HTTP/1.1 413 ")
 
 
 def test_each_request_has_a_line_in_the_log(live: Live, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import time
 from contextlib import ExitStack, closing
@@ -72,6 +73,26 @@ def test_a_request_that_is_on_its_way_when_the_server_stops() -> None:
             until(lambda: not live.server.servers[0].is_serving())
             connection.sendall(whole[-5:])
             assert answer_on(connection).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_answers_that_are_given_up_when_the_server_stops(
+    stream: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Clients get an error object, whole or in the stream, and the log no stack."""
+    endless = {"prompt": "a", "max_tokens": 4000, "ignore_eos": True, "stream": stream}
+    with (
+        caplog.at_level(logging.INFO),
+        live_server(stop_seconds=0) as live,
+        closing(sent(live, endless)) as connection,
+    ):
+        until(lambda: live.llm.statistics.running == 1)
+        live.server.should_exit = True
+        head, _, body = answer_on(connection).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 " if stream else b"HTTP/1.1 503 ")
+    assert b'"code":"stopping"' in body.replace(b" ", b"")
+    assert not any(record.exc_info for record in caplog.records)
+    assert_idle(live.llm)
 
 
 @pytest.mark.parametrize("trickle", [b"", b"a"], ids=["still", "trickling"])
