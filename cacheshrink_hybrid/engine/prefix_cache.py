@@ -38,7 +38,9 @@ from .prefix_reuse import PrefixReuse
 from .prefix_tiers import DISK_MEMORY, add_tiers
 from .runner import Runner
 
-PREFILL_CHUNK = 512
+PREFILL_CHUNK = 2048
+"""Convolutions and masks cost more in pieces than at once, which is how `generate()` alone takes a
+prompt; longer ones are cut, so that what a pass needs has an end."""
 
 
 @dataclass(slots=True, eq=False)

@@ -52,3 +52,22 @@ def counted_store(
         policy=policy,
         codes=None if codes is None else CountedCodes(codes),
     )
+
+
+def counted_twin(store: SequenceStore) -> SequenceStore:
+    """A store that takes frames as this one does, by its policy, and keeps no bytes."""
+    prefixes = store.prefixes
+    twin = counted_store(
+        store.layout,
+        store.pool.num_frames,
+        policy=prefixes.queue.policy.name,
+        history=store.history,
+        codes=prefixes.codes,
+    )
+
+    def seconds(begin: int, end: int) -> float:
+        """As the store has them, which may know better later."""
+        return prefixes.seconds(begin, end)
+
+    twin.prefixes.seconds = seconds
+    return twin

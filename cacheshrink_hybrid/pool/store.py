@@ -176,7 +176,7 @@ class SequenceStore:
             alone = plan_step(*asked, revocable=stays, alone=True)
             check_room(self.pool, alone.num_needed, self.num_available + alone.num_unpinned)
         while (missing := self._num_missing(step)) > 0:
-            self.prefixes.make_free(missing)
+            self.prefixes.evict_some(missing)
             step = plan_step(*asked, revocable=stays)
         perform_step(self.layout, self._frames, step)
         self._note_changes(step)

@@ -400,7 +400,7 @@ STUDIES = (
     Study(
         name="prefix reuse",
         commands=(
-            f"{_PREFIX} --placements align_528 block_512 dp_3 branch grid learned "
+            f"{_PREFIX} --placements align_528 block_512 dp_3 branch marconi grid learned "
             f"--evictions lru seconds_per_byte learned "
             f"--json {RESULTS}/prefix.json --plot {RESULTS}/prefix.png",
         ),
@@ -430,7 +430,8 @@ STUDIES = (
     Study(
         name="first tokens",
         commands=(
-            f"python -m scripts.bench_prefix --threads 1 --json {RESULTS}/bench_prefix.json",
+            "python -m scripts.bench_prefix --threads 1 --repeats 3 "
+            f"--json {RESULTS}/bench_prefix.json",
         ),
         results=("bench_prefix.json",),
         shown=speed.first_tokens,

@@ -182,6 +182,22 @@ def test_calls_that_go_through_as_they_are(wish: dict[str, Any]) -> None:
     assert prefixes.statistics.lookups == 0
 
 
+def test_a_prompt_that_finds_nothing_is_computed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for its last token, which is left to `generate()`."""
+    model = model_of("llama")
+    prefixes = PrefixCache(model, max_bytes=8 << 20)
+    fed: list[int] = []
+    prefill = prefixes._runner.prefill
+
+    def counting(seq_id: int, tokens: list[int]) -> torch.Tensor:
+        fed.append(len(tokens))
+        return prefill(seq_id, tokens)
+
+    monkeypatch.setattr(prefixes._runner, "prefill", counting)
+    prefixes.cache_for(torch.arange(1200)[None] % 90)
+    assert fed == [1199]
+
+
 def test_what_does_not_fit_is_computed_by_itself() -> None:
     model = model_of("bamba")
     layout = prefixes_of(model).store.layout

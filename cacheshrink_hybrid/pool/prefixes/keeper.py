@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import replace
 
 from ..store import SequenceStore
+from .history import TextHistory
 from .lookup import Lookup
 from .placement import Placement, grid_distance
 from .prefill_cost import PrefillCost
@@ -14,6 +16,9 @@ from .weight_tuning import WeightTuning
 LEAST_GAIN = 16
 """Tokens that a checkpoint has to save where a prompt goes on otherwise: fewer are computed sooner
 than a state is put aside."""
+KNOWN_FROM_ROWS = 0.5
+"""Share of the tokens up to where texts parted whose rows are still there, from which on these say
+where prompts part."""
 
 PIECE, BRANCH, PLANNED, PROMPT, END = "piece", "branch", "planned", "prompt", "end"
 """Why a position is kept: a piece of the prefill ended there, prompts part there, it was planned,
@@ -27,19 +32,31 @@ class PrefixKeeper:
         store: of the sequences.
         placement: where checkpoints are kept.
         tunes: whether to choose the weight of a policy that weighs two numbers, from the requests.
+        history: of requests, for a placement that remembers them, which somebody else adds to; None
+            for one of its own.
 
     Attributes:
         cost: of the pieces that were fed, which says what a prefix saves.
     """
 
-    def __init__(self, store: SequenceStore, placement: Placement, *, tunes: bool = True) -> None:
+    def __init__(
+        self,
+        store: SequenceStore,
+        placement: Placement,
+        *,
+        tunes: bool = True,
+        history: TextHistory | None = None,
+    ) -> None:
         self.store, self.prefixes = store, store.prefixes
         self.placement = placement
-        wish = placement.least_distance
-        self._distance = (
-            grid_distance(store.layout, store.prefixes.kept_state) if wish is None else wish
-        )
         self.cost = PrefillCost()
+        self._begun: dict[Hashable, int] = {}
+        """Tokens of prompts under way."""
+        self._grid_distance = grid_distance(store.layout, store.prefixes.kept_state)
+        self._remembers = history is None
+        self._history: TextHistory | None = None
+        if placement.remembers and self.prefixes.needs_checkpoints:
+            self._history = history or TextHistory()
         weighs = bool(store.prefixes.queue.policy.weights)
         self._tuning = WeightTuning(store, self._twin) if weighs and tunes else None
 
@@ -53,19 +70,27 @@ class PrefixKeeper:
     def _begin_at(self, prompt: Prompted, found: Lookup) -> None:
         prompt.num_computed = prompt.num_kept = found.num_tokens
         prompt.checkpoints = {}
-        if self._tuning is not None:
-            self._tuning.begins(prompt.seq_id, len(prompt.tokens))
+        count = self._begun[prompt.seq_id] = len(prompt.tokens)
         if self.placement.observe is not None:
-            self.placement.observe(found.num_matched, len(prompt.tokens))
+            self.placement.observe(found.num_matched)
         if not self.prefixes.needs_checkpoints:
             return
         places: dict[int, str] = {}
         if self.placement.positions is not None:
-            places = dict.fromkeys(self.placement.positions(len(prompt.tokens)), PLANNED)
-        if self.placement.at_branches and found.num_matched - found.num_tokens >= LEAST_GAIN:
-            places[found.num_matched] = BRANCH
+            places = dict.fromkeys(self.placement.positions(count), PLANNED)
+        parting = self._parting(prompt, found)
+        if self.placement.at_branches and parting - found.num_tokens >= LEAST_GAIN:
+            places[parting] = BRANCH
         due = sorted(place for place in places if place > found.num_tokens)
         prompt.checkpoints = {place: places[place] for place in due}
+
+    def _parting(self, prompt: Prompted, found: Lookup) -> int:
+        """Where a prompt goes on otherwise than those before it."""
+        if self._history is not None:
+            parting = self._history.parting(prompt.tokens)
+            if KNOWN_FROM_ROWS * parting > found.num_matched:
+                return parting
+        return found.num_matched
 
     def piece(self, prompt: Prompted, longest: int) -> int:
         """Most tokens of the next piece of a prompt, which ends where a checkpoint is to be."""
@@ -76,24 +101,27 @@ class PrefixKeeper:
         """Keep a sequence as it stands, if one of its positions that matter has been reached."""
         at_end = prompt.num_computed == len(prompt.tokens)
         wanted = (prompt.checkpoints or {}).get(prompt.num_computed)
-        if self._keeps_pieces and wanted is None:
-            far = prompt.num_computed - prompt.num_kept >= self._distance
+        if wanted is None and self.placement.at_pieces and self.prefixes.needs_checkpoints:
+            wish = self.placement.least_distance
+            distance = self._grid_distance if wish is None else wish
+            far = prompt.num_computed - prompt.num_kept >= distance
             wanted = PIECE if far else None
         if wanted is not None or at_end:
             checkpoint = wanted is not None or self.placement.at_prompts
             self._offer(prompt, checkpoint=checkpoint, kind=wanted or PROMPT)
             prompt.num_kept = prompt.num_computed
 
-    @property
-    def _keeps_pieces(self) -> bool:
-        known = self.placement.knows_better is not None and self.placement.knows_better()
-        return self.placement.at_pieces and not known and self.prefixes.needs_checkpoints
-
     def leave(self, prompt: Prompted) -> None:
         """Keep a sequence that will not go on, wherever it is."""
         self._offer(prompt, checkpoint=self.placement.at_ends, kind=END)
+        num_fed = self.store.num_tokens(prompt.seq_id)
+        num_prompt_tokens = min(self._begun.pop(prompt.seq_id, 0), num_fed)
+        if not num_prompt_tokens:
+            return
+        if self._history is not None and self._remembers:
+            self._history.add(prompt.tokens[:num_fed])
         if self._tuning is not None:
-            self._tuning.ends(prompt.seq_id, prompt.tokens[: self.store.num_tokens(prompt.seq_id)])
+            self._tuning.serve(prompt.tokens[:num_fed], num_prompt_tokens)
             if self._tuning.is_done:
                 self._tuning = None
 
@@ -113,7 +141,8 @@ class PrefixKeeper:
 
     def _twin(self, store: SequenceStore) -> PrefixKeeper:
         """A keeper that does the same in another store."""
-        return PrefixKeeper(store, replace(self.placement, observe=None), tunes=False)
+        placement = replace(self.placement, observe=None)
+        return PrefixKeeper(store, placement, tunes=False, history=self._history)
 
     def count_miss(self, num_tokens: int, reason: str) -> None:
         """A prompt of so many tokens was not looked up, or could not be."""

@@ -76,7 +76,7 @@ class PrefixNode:
     odds: float = 0.5
     floor: float = 0.0
     moment: float = 0.0
-    outcomes: dict[tuple[str, int], list[float]] = field(default_factory=dict)
+    outcomes: dict[tuple[str, int, bool], list[float]] = field(default_factory=dict)
     lost_state: bool = False
     lost_children: set[int] = field(default_factory=set)
 

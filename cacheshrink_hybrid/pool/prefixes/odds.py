@@ -1,8 +1,10 @@
 """How likely a node is used again, learned from those that were and those that were given up.
 
-Nodes are told apart by what they were kept for and how often they were used. Every node counts what
-became of those behind it: of n that were used again or given up, r were used. On the way from the
-root to a node the estimate is drawn from that of the node before to what was counted here:
+Nodes are told apart by what they were kept for, how often they were used, and whether anything is
+kept behind them that others may go on from instead, such as the next turn of a conversation. Every
+node counts what became of those behind it: of n that were used again or given up, r were used. On
+the way from the root to a node the estimate is drawn from that of the node before to what was
+counted here:
 
     p_0 = 1 / 2,    p_(i+1) = (r_i + K p_i) / (n_i + K),
 
@@ -44,8 +46,8 @@ def odds_of(node: PrefixNode) -> float:
     return odds
 
 
-def _key(node: PrefixNode) -> tuple[str, int]:
-    return node.kind, min(node.uses, MOST_USES)
+def _key(node: PrefixNode) -> tuple[str, int, bool]:
+    return node.kind, min(node.uses, MOST_USES), bool(node.children)
 
 
 def _around(node: PrefixNode) -> Iterator[PrefixNode]:

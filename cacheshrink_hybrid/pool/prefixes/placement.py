@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from ...errors import ConfigError
 from ..layout import Layout
 from ..state_map import StateMap
-from .ends import EndPlan
 from .overlaps import OverlapPlan
 
 Positions = Callable[[int], list[int]]
@@ -32,11 +31,11 @@ class Placement:
         name: in tables.
         positions: those known beforehand; None for none.
         observe: is told how many tokens of each prompt were found, wherever they can be gone on
-            from, and how many it has; None for nothing.
+            from; None for nothing.
         at_pieces: also where the prefill ends a piece.
-        knows_better: whether these are of no use any more, because `positions` are; None for never.
         least_distance: tokens from there to the checkpoint before; None for `grid_distance`.
         at_branches: also where a prompt goes on otherwise than those that are kept.
+        remembers: or than others, of which only the texts are (`history`).
         at_prompts: also at the end of prompts.
         at_ends: also at the end of requests.
         keeps_rows: False to keep nothing at all.
@@ -44,11 +43,11 @@ class Placement:
 
     name: str
     positions: Positions | None = None
-    observe: Callable[[int, int], None] | None = None
+    observe: Callable[[int], None] | None = None
     at_pieces: bool = False
-    knows_better: Callable[[], bool] | None = None
     least_distance: int | None = None
     at_branches: bool = False
+    remembers: bool = False
     at_prompts: bool = False
     at_ends: bool = False
     keeps_rows: bool = True
@@ -89,29 +88,11 @@ def powers_of_two(first: int, num_tokens: int, *, granularity: int = 1) -> list[
 
 def _planned(name: str, count: int, **settings: float | None) -> Placement:
     plan = OverlapPlan(count, **settings)  # type: ignore[arg-type]
-
-    def observe(num_matched: int, num_tokens: int) -> None:
-        plan.observe(num_matched)
-
-    return Placement(name=name, positions=plan.positions, observe=observe)
-
-
-def _learned(name: str) -> Placement:
-    plan = EndPlan()
-    return Placement(
-        name=name,
-        positions=plan.positions,
-        observe=plan.observe,
-        at_pieces=True,
-        knows_better=plan.is_known,
-        at_branches=True,
-        at_prompts=True,
-        at_ends=True,
-    )
+    return Placement(name=name, positions=plan.positions, observe=plan.observe)
 
 
 NAMED: dict[str, Callable[[str], Placement]] = {
-    "learned": _learned,
+    "learned": lambda name: replace(NAMED["grid"](name), remembers=True),
     "grid": lambda name: Placement(
         name=name, at_pieces=True, at_branches=True, at_prompts=True, at_ends=True
     ),
@@ -122,12 +103,12 @@ NAMED: dict[str, Callable[[str], Placement]] = {
     "kv_only": lambda name: Placement(name=name),
     "no_cache": lambda name: Placement(name=name, keeps_rows=False),
 }
-"""`learned` is before the end that prompts usually have of their own (`ends`), and `branch`, or
-`grid` as long as nothing is known of such ends. `grid` is where the prefill ends a piece anyway and
-no checkpoint is near, and `branch`; that is where prompts were seen to part, and `last`; that is
-where prompts and requests end. `marconi` is where prompts
-were seen to part and where requests end, at most two states for each. `kv_only` keeps rows, so that
-recurrent layers start again."""
+"""`learned` is `grid`, and where texts of requests parted whose rows are gone (`history`): whatever
+may be of use, of which an eviction that learns gives up what is not. `grid` is where the prefill
+ends a piece anyway and no checkpoint is near, and `branch`; that is where prompts were seen to
+part, and `last`; that is where prompts and requests end. `marconi` is where prompts were seen to
+part and where requests end, at most two states for each. `kv_only` keeps rows, so that recurrent
+layers start again."""
 NUMBERED: dict[str, Callable[[str, int], Placement]] = {
     "block": lambda name, size: Placement(name=name, positions=partial(block, size)),
     "align": lambda name, size: Placement(name=name, positions=partial(aligned_end, size)),

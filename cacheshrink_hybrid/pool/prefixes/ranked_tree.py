@@ -7,7 +7,7 @@ token, from its end; an inner node gives up its state.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from ..eviction_queue import EvictionQueue, queue_of
 from ..held_frames import HeldFrames
@@ -100,7 +100,17 @@ class RankedTree(EdgeTree):
         """Evict until so many more frames are free, or nothing is left."""
         due = self.frames.pool.num_free + num_frames
         while len(self.queue) and (missing := due - self.frames.pool.num_free) > 0:
+            self.evict_some(missing)
+
+    def evict_some(self, num_frames: int) -> None:
+        """Evict until so many more frames are free, nothing is left, or something made none free:
+        a running sequence has them, which so need not copy them any more before it writes."""
+        due = self.frames.pool.num_free + num_frames
+        while len(self.queue) and (missing := due - self.frames.pool.num_free) > 0:
+            before = self.frames.pool.num_free
             self._evict(missing)
+            if self.frames.pool.num_free == before:
+                return
 
     def clear(self) -> None:
         """Give up everything, which counts as no eviction."""
@@ -152,6 +162,8 @@ class RankedTree(EdgeTree):
         self.release(node.state)
         node.state, node.lost_state = None, True
         self.num_checkpoints -= 1
+        for behind in _next_with_state(node):
+            self.rank(behind)
 
     def _without_empty(self, node: PrefixNode) -> PrefixNode:
         """Forget a leaf that holds nothing, and those before that are left so; the node that is
@@ -165,3 +177,14 @@ class RankedTree(EdgeTree):
 def _num_held(node: PrefixNode) -> int:
     """References to frames that a node has."""
     return sum(map(len, node.holdings()))
+
+
+def _next_with_state(node: PrefixNode) -> Iterator[PrefixNode]:
+    """The first nodes with a state on every way on from one."""
+    waiting = list(node.children.values())
+    while waiting:
+        behind = waiting.pop()
+        if behind.state is None:
+            waiting += behind.children.values()
+        else:
+            yield behind

@@ -9,10 +9,10 @@ Reference: Marconi, arXiv 2411.19379, section 4.2, where requests are recorded a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any
 
-from ..counted_frames import counted_store
+from ..counted_frames import counted_twin
 from ..store import SequenceStore
 from .replay import Keeping, replay
 
@@ -35,31 +35,16 @@ class WeightTuning:
         self.is_done = False
         self._twins: list[tuple[SequenceStore, Keeping]] = []
         for weight in self._queue.policy.weights:
-            twin = counted_store(
-                store.layout,
-                store.pool.num_frames,
-                policy=self._queue.policy.name,
-                history=store.history,
-                codes=store.prefixes.codes,
-            )
+            twin = counted_twin(store)
             twin.prefixes.queue.weight = weight
-            twin.prefixes.seconds = self._seconds
             self._twins.append((twin, keeping(twin)))
-        self._num_prompt_tokens: dict[Hashable, int] = {}
         self._num_served = 0
         self._due: int | None = None
 
-    def begins(self, seq_id: Hashable, num_prompt_tokens: int) -> None:
-        """A request with a prompt of so many tokens was looked up."""
-        self._num_prompt_tokens[seq_id] = num_prompt_tokens
-
-    def ends(self, seq_id: Hashable, tokens: Any) -> None:
-        """It leaves, and these tokens were fed."""
-        num_prompt_tokens = self._num_prompt_tokens.pop(seq_id, 0)
-        if self.is_done or not num_prompt_tokens or not len(tokens):
-            return
+    def serve(self, tokens: Any, num_prompt_tokens: int) -> None:
+        """A request leaves, of which these tokens were fed, the prompt first."""
         for twin, keeper in self._twins:
-            replay(twin, keeper, tokens, min(num_prompt_tokens, len(tokens)))
+            replay(twin, keeper, tokens, num_prompt_tokens)
         self._num_served += 1
         if self._due is None and self._prefixes.evicted:
             self._due = (1 + BOOTSTRAP) * self._num_served
@@ -67,6 +52,3 @@ class WeightTuning:
             best = max(self._twins, key=lambda twin: twin[0].prefixes.counts.saved_tokens)
             self._queue.weight = best[0].prefixes.queue.weight
             self.is_done = True
-
-    def _seconds(self, begin: int, end: int) -> float:
-        return self._prefixes.seconds(begin, end)

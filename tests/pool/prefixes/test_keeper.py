@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from cacheshrink_hybrid.pool.counted_frames import counted_store
-from cacheshrink_hybrid.pool.prefixes.keeper import END, PIECE, PLANNED, PROMPT, PrefixKeeper
+from cacheshrink_hybrid.pool.prefixes.keeper import (
+    BRANCH,
+    END,
+    PIECE,
+    PLANNED,
+    PROMPT,
+    PrefixKeeper,
+)
 from cacheshrink_hybrid.pool.prefixes.placement import placement_of
 from cacheshrink_hybrid.pool.prefixes.replay import PIECE_TOKENS, replay
 from cacheshrink_hybrid.pool.store import SequenceStore
@@ -46,12 +53,36 @@ def test_what_is_kept_of_a_first_prompt(placement: str, kept: dict[int, str]) ->
     assert states(served(placement, [[5] * 600])) == kept
 
 
-def test_pieces_are_kept_until_something_is_known_of_ends() -> None:
-    """The second prompt goes on from a piece of the first, 188 tokens before its end; so the third
-    one, which begins like none, is kept there."""
-    first, second, third = [5] * 600, [*[5] * 512, *[6] * 188], [7] * 1100
-    kept = states(served("learned", [first, second, third]))
-    assert kept[1100 - 188] == PLANNED
-    assert [end for end, kind in kept.items() if kind == PIECE] == [512, 600]  # of the first one
-    grid = states(served("grid", [first, second, third]))
-    assert grid[1024] == PIECE and 1100 - 188 not in grid
+@pytest.mark.parametrize(("placement", "again"), [("learned", BRANCH), ("grid", None)])
+def test_texts_tell_where_prompts_part_whose_rows_are_gone(
+    placement: str, again: str | None
+) -> None:
+    """Two prompts part at 300, nothing is left of the first when the second comes."""
+    store = counted_store(HYBRID, 5000, policy="lru")
+    keeper = PrefixKeeper(store, placement_of(placement))
+    for end in ([6] * 100, [7] * 100):
+        store.prefixes.clear()
+        replay(store, keeper, np.array([5] * 300 + end), 400)
+    assert states(store).get(300) == again
+
+
+def test_rows_that_are_there_tell_where_prompts_part() -> None:
+    """Texts part at 300, and half of the rows up to there are kept: the state is put behind these,
+    as far as the next prompt was seen to go."""
+    store = counted_store(HYBRID, 5000, policy="lru")
+    keeper = PrefixKeeper(store, placement_of("learned"))
+    replay(store, keeper, np.array([5] * 300 + [6] * 100), 400)
+    for kept, parting in ((149, 300), (150, 150)):
+        store.prefixes.clear()
+        replay(store, PrefixKeeper(store, placement_of("kv_only")), np.array([5] * kept), kept)
+        replay(store, keeper, np.array([5] * 300 + [kept] * 100), 400)
+        assert [end for end, kind in states(store).items() if kind == BRANCH] == [parting]
+
+
+def test_nobody_remembers_texts_where_rows_are_enough() -> None:
+    attention = counted_store(small_layout(state=False, windows=(None,)), 500, policy="lru")
+    assert PrefixKeeper(attention, placement_of("learned"))._history is None
+    assert (
+        PrefixKeeper(counted_store(HYBRID, 500, policy="lru"), placement_of("grid"))._history
+        is None
+    )

@@ -42,6 +42,16 @@ def test_kinds_and_uses_are_told_apart() -> None:
     assert odds_of(node_behind(root, "end", uses=9)) > 0.5
 
 
+def test_what_others_are_kept_behind_is_told_apart() -> None:
+    root = node_behind(None)
+    superseded, newest = node_behind(root, "end"), node_behind(root, "end")
+    superseded.children[0] = newest
+    for _ in range(3):
+        note(superseded, used=False)
+        note(newest, used=True)
+    assert odds_of(superseded) < 0.5 < odds_of(newest)
+
+
 def test_old_outcomes_weigh_less() -> None:
     root = node_behind(None)
     for used in [False] * 500 + [True] * int(MOST):

@@ -54,7 +54,6 @@ def test_places_at_multiples_of_64(strategy, num_tokens, places) -> None:
         ("sqrt", 10, [3, 6, 9]),
         ("log_3", 16, [4, 8, 16]),
         ("align_30", 100, [90]),
-        ("learned", 100, []),
         ("dp_3", 100, [25, 50, 75]),
         ("dp_frozen_1", 9, [4]),
     ],
@@ -74,13 +73,17 @@ def test_two_states_per_request_are_the_most_of_marconi() -> None:
     assert replace(marconi, name="branch", at_prompts=True) == branch
 
 
+def test_what_learns_is_a_grid_that_remembers_texts() -> None:
+    assert replace(placement_of("grid"), name="learned", remembers=True) == placement_of("learned")
+
+
 def test_every_name_makes_one_of_its_own() -> None:
     for name in (*NAMED, *(f"{kind}_4" for kind in NUMBERED)):
         assert placement_of(name).name == name
     first, second = placement_of("dp_2"), placement_of("dp_2")
     assert first.observe is not None and second.positions is not None
     for _ in range(10):
-        first.observe(640, 700)
+        first.observe(640)
     assert second.positions(1000) == [333, 666]
     mine = Placement(name="mine")
     assert placement_of(mine) is mine

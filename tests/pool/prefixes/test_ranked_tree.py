@@ -89,3 +89,36 @@ def test_a_capped_state_that_somebody_runs_with_stays_theirs() -> None:
     assert states(store) == [26]
     assert store.digest("running") == digest
     store.check_integrity()
+
+
+def test_a_state_is_worth_more_once_the_one_before_is_gone() -> None:
+    store = store_by("seconds_per_byte")
+    offered(store, range(30), 8, 29)
+    worth = {node.end: node.saved_seconds for node in store.prefixes}
+    assert worth == {8: 8.0, 29: 21.0, 30: 1.0}
+    (first,) = (node for node in store.prefixes if node.end == 8)
+    store.prefixes.queue.discard(first)
+    store.prefixes._give_up_state(first)
+    worth = {node.end: node.saved_seconds for node in store.prefixes if node.end > 8}
+    assert worth == {29: 29.0, 30: 1.0}
+
+
+def test_what_a_running_sequence_need_not_copy_takes_nothing_from_others() -> None:
+    """Its state is kept with the lowest priority when the pool is full. It is given up, the
+    sequence writes over it, and what is more important stays."""
+    store = SequenceStore(
+        HYBRID, FramePool(4 + 2 * HYBRID.state.num_frames, HYBRID.frame_bytes), policy="priority"
+    )
+    store.create("important")
+    for name, tokens, priority in (("important", range(8), 1.0), ("running", range(50, 58), 0.0)):
+        if name not in store:
+            store.create(name)
+        store.reserve([name], 8)
+        store.commit([name])
+        store.offer_prefix(name, list(tokens), priority=priority)
+    store.free("important")
+    store.reserve(["running"], 1)
+    store.commit(["running"])
+    assert states(store) == [8] and store.prefixes.evicted == 1
+    assert found(store, range(9))[0] == 8
+    store.check_integrity()

@@ -24,10 +24,13 @@ def test_ours_beside_others() -> None:
         row("branch", "learned", 400),
         row("learned", "learned", 450),
     ]
-    line = strategies([{"rows": rows}]).splitlines()[-1]
+    *_, line, mean = strategies([{"rows": rows}]).splitlines()
     assert line == (
         "| mixed | 25 % | 45.0 % | 30.0 % (branch, lru) | 1.50 | 40.0 % (branch, learned) |"
     )
+    assert mean == "| mean |  |  |  | 1.50 | within 1 % in 1 of 1 |"
+    behind = [*rows, row("learned", "lru", 455)]  # by 1.1 %
+    assert strategies([{"rows": behind}]).endswith("within 1 % in 0 of 1 |")
 
 
 def test_widths_side_by_side() -> None:
