@@ -430,8 +430,7 @@ STUDIES = (
     Study(
         name="first tokens",
         commands=(
-            "python -m scripts.bench_prefix --threads 1 --repeats 3 "
-            f"--json {RESULTS}/bench_prefix.json",
+            f"python -m scripts.bench_prefix --threads 1 --json {RESULTS}/bench_prefix.json",
         ),
         results=("bench_prefix.json",),
         shown=speed.first_tokens,
