@@ -75,7 +75,10 @@ class LatentRowsBackend(AttentionBackend):
     @classmethod
     def customize_spec(cls, spec: AttentionSpec) -> AttentionSpec:
         """What vLLM takes a block for, when it asks how many tokens one must have to be as large as
-        a recurrent state; `spec` would be that of keys and values of one layer."""
+        a recurrent state; `spec` is that of keys and values of one layer then. A layer's own spec
+        stays as it is."""
+        if isinstance(spec, (TokenRowsSpec, ExactRowsSpec)):
+            return spec
         return TokenRowsSpec.unaligned(spec.block_size, cls.bytes_per_token)
 
 

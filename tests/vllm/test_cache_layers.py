@@ -89,3 +89,13 @@ def test_states_that_fit_leave_blocks_as_they_are(monkeypatch: pytest.MonkeyPatc
     config = _aligned(tokens, exact, 64, monkeypatch)
     assert config.cache_config.block_size == 64
     assert config.cache_config.mamba_page_size_padded == 64 * 3000
+
+
+def test_specs_of_layers_stay_as_they_are() -> None:
+    """vLLM customizes those of all layers, not only what it asks about alignment."""
+    tokens, exact = _cached({1: 33, 5: 20}, 200)
+    config = VllmConfig()
+    config.cache_config.block_size = 64
+    for layer in (tokens, exact):
+        spec = layer.get_kv_cache_spec(config)
+        assert layer.get_attn_backend().customize_spec(spec) is spec
