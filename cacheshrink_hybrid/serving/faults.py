@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,6 +134,10 @@ def _path(error: Mapping[str, Any], body: Any) -> str:
     return path.removeprefix(".") or "body"
 
 
+def _has_inside(path: str, others: Iterable[str]) -> bool:
+    return any(one.startswith((f"{path}.", f"{path}[")) for one in others)
+
+
 def _fault_of_body(error: RequestValidationError) -> Fault:
     if error.errors()[0]["type"] == "json_invalid":
         return NO_JSON
@@ -142,6 +146,8 @@ def _fault_of_body(error: RequestValidationError) -> Fault:
         name = _path(one, error.body)
         said = _words(one, name)
         told.setdefault(name, {})[said[:1].lower() + said[1:]] = None
+    # Where something inside is wrong, that the whole is of no other kind either says nothing.
+    told = {name: said for name, said in told.items() if not _has_inside(name, told)}
     # What may be of several kinds is told what it lacks to be each of them.
     message = "; ".join(f"{name}: {', or '.join(said)}" for name, said in list(told.items())[:8])
     return Fault(400, message, param=next(iter(told)))

@@ -255,6 +255,9 @@ class ToolsChoice(Sent):
     allowed_tools: AllowedTools
 
 
+ToolChoice = Annotated[NamedTool | ToolsChoice, Field(discriminator="type")]
+
+
 class ChatRequest(SamplingFields):
     """Body of `/v1/chat/completions`.
 
@@ -279,7 +282,7 @@ class ChatRequest(SamplingFields):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     tools: list[Tool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | ToolsChoice | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     modalities: list[Literal["text"]] | None = None
