@@ -159,6 +159,9 @@ def test_tokens_of_kept_prefixes_are_told(live: Live) -> None:
             return usage["prompt_tokens_details"]["cached_tokens"]
 
         assert cached() == 0
+        # States are kept where the prompt ended, which is too far for the same one again; the
+        # second request keeps them before its last token.
+        saved += cached()
         again = cached()
         assert 0 < again == live.llm.statistics.prefixes.saved_tokens - saved
         assert again <= len(prompt)
