@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import tomllib
 from importlib import import_module
 from pathlib import Path
 
@@ -105,6 +106,14 @@ def test_families_are_those_of_the_rows() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert list_families.BLOCK.search(text)
     assert list_families.filled(text) == text, "run python -m scripts.list_families"
+
+
+def test_extras_are_named() -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        extras = set(tomllib.load(file)["project"]["optional-dependencies"]) - {"dev", "docs"}
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    install = text.partition("\n## Install\n")[2].partition("\n## ")[0]
+    assert {extra for extra in extras if f"`{extra}`" in install} == extras
 
 
 def test_sizes_in_the_readme_are_those_of_the_published_configs() -> None:

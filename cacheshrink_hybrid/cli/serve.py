@@ -18,6 +18,7 @@ from ..model.attached_plan import is_converted, plan_of
 from ..serving.answer_formats import answer_parts
 from ..serving.app import ServerSettings, make_app
 from ..serving.journal import note, start_journal
+from ..serving.progress import told
 from ..serving.server import Server, listening_socket
 from .arguments import load_given
 from .parsers.serve import KEY_VARIABLE
@@ -28,7 +29,6 @@ def run(given: argparse.Namespace) -> int:
     socket = listening_socket(given.host, given.port)
     began = time.perf_counter()
     name = given.name or Path(given.model).name
-    note("loading", model=given.model, device=given.device)
     model, tokenizer = _model(given)
     if tokenizer is None:
         raise ConfigError(
@@ -91,16 +91,17 @@ def run(given: argparse.Namespace) -> int:
 
 def _model(given: argparse.Namespace):
     if given.compression_ratio is None:
-        return load_given(given, given.model)
-    note("converting", ratio=given.compression_ratio)
-    return convert_to_mla(
-        given.model,
-        compression_ratio=given.compression_ratio,
-        device=given.device,
-        dtype=None if given.dtype == "auto" else getattr(torch, given.dtype),
-        trust_remote_code=given.trust_remote_code,
-        verbose=False,
-    )
+        with told("loading", model=given.model, device=given.device):
+            return load_given(given, given.model)
+    with told("converting", model=given.model, device=given.device, ratio=given.compression_ratio):
+        return convert_to_mla(
+            given.model,
+            compression_ratio=given.compression_ratio,
+            device=given.device,
+            dtype=None if given.dtype == "auto" else getattr(torch, given.dtype),
+            trust_remote_code=given.trust_remote_code,
+            verbose=False,
+        )
 
 
 def _keys(given: argparse.Namespace) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self, TypeVar
 
-from ..errors import EngineClosedError, QueueFullError
+from ..errors import ConfigError, EngineClosedError, QueueFullError
 from ..integers import check_counts
 from .llm import LLM
 from .outbox import Outbox
@@ -57,7 +57,7 @@ class AsyncLLM:
         llm: stepped by this object's thread while it is open.
         max_open: most requests that run and wait, each of `n` continuations counted.
         max_open_bytes: most bytes of the pool that they need, at their full lengths; None for 8
-            pools. A single request is always taken.
+            pools.
     """
 
     def __init__(
@@ -151,7 +151,8 @@ class AsyncLLM:
         cancelled coroutine, aborts the request.
 
         Raises:
-            ConfigError, CacheFullError: the request can never be served.
+            ConfigError, CacheFullError: the request can never be served, or needs alone more than
+                may be open.
             QueueFullError: too much is open already.
             EngineClosedError: the engine is closed, or closes before the request is over.
             Exception: what went wrong with this request, or with the step that it was in.
@@ -164,7 +165,8 @@ class AsyncLLM:
         ticket = Ticket(self._news, every_token=every_token)
         intake = self.llm._intake
         requests = await self.read(lambda: intake.requests(single_prompt(prompt), params, ticket))
-        need_bytes = sum(map(intake.need_bytes, requests))
+        need_bytes = intake.need_bytes(requests[0].prompt_ids, requests[0].params)
+        self.check_alone(len(requests), need_bytes)
         self._check_room(len(requests), need_bytes)
         ticket.requests, ticket.need_bytes = requests, need_bytes
         self._tickets.add(ticket)
@@ -182,12 +184,42 @@ class AsyncLLM:
             self._tickets.discard(ticket)
             self._post(self.llm._dispatcher.drop, requests)
 
+    def need_bytes(self, prompt: tuple[int, ...], params: SamplingParams) -> int:
+        """Of the pool, for all continuations of a prompt at their full length.
+
+        Raises:
+            ConfigError, CacheFullError: the request can never be served.
+        """
+        return self.llm._intake.need_bytes(prompt, params)
+
+    def check_alone(self, num_requests: int, need_bytes: int) -> None:
+        """Refuse what could not be taken even if nothing else were open.
+
+        Args:
+            num_requests: continuations that one caller asks for at once.
+            need_bytes: of the pool, all of them at their full length.
+
+        Raises:
+            ConfigError: it is more than may be open.
+        """
+        if num_requests > self.max_open:
+            raise ConfigError(
+                f"the request asks for {num_requests} answers, its prompts times n, and "
+                f"{self.max_open} may be open; ask for fewer at once"
+            )
+        if need_bytes > self.max_open_bytes:
+            raise ConfigError(
+                f"the request asks for {num_requests} answers that need {need_bytes} bytes of the "
+                f"cache at their full lengths, and {self.max_open_bytes} may be open; ask for "
+                "fewer answers at once (n, prompts) or for fewer tokens (max_tokens)"
+            )
+
     def _check_room(self, num_requests: int, need_bytes: int) -> None:
         if self._closed:
             raise _closed_error()
         now, pool = self.open, self.llm.store.pool
         fits = now.need_bytes + need_bytes <= self.max_open_bytes
-        if now.requests and not (fits and now.requests + num_requests <= self.max_open):
+        if not (fits and now.requests + num_requests <= self.max_open):
             raise QueueFullError(
                 f"the request asks for {need_bytes} bytes of the cache, and {now.requests} open "
                 f"requests for {now.need_bytes}; up to {self.max_open} requests and "

@@ -121,11 +121,15 @@ class Intake:
             )
         return GrammarVocabulary(self.tokenizer, self._vocabulary, ends)
 
-    def need_bytes(self, request: Request) -> int:
-        """Of the pool, for a request at its full length; of what grows without limit, for the
-        tokens that it has."""
-        longest = request.max_length or len(request.tokens)
-        return self.store.need(longest) * self.store.layout.frame_bytes
+    def need_bytes(self, prompt: tuple[int, ...], params: SamplingParams) -> int:
+        """Of the pool, for all continuations of a prompt at their full length; of what grows
+        without limit, for the tokens that there are.
+
+        Raises:
+            ConfigError, CacheFullError: the request can never be served.
+        """
+        longest = self._longest(len(prompt), params) or len(prompt)
+        return params.n * self.store.need(longest) * self.store.layout.frame_bytes
 
     def _transcript(
         self, ids: tuple[int, ...], params: SamplingParams, ends: frozenset[int]
@@ -173,7 +177,7 @@ class Intake:
         limits = [] if self.max_length is None else [self.max_length]
         if params.max_tokens is not None:
             limits.append(num_prompt + int(params.max_tokens))
-        elif (room := self._room()) is not None:
+        elif (room := self._room) is not None:
             limits.append(max(room, num_prompt + 1))
         endless = params.ignore_eos or not self.end_tokens
         if not limits and endless and not params.stop_token_ids:
@@ -192,6 +196,14 @@ class Intake:
             )
         return min(limits, default=None)
 
+    @cached_property
+    def max_model_len(self) -> int | None:
+        """Most tokens of one sequence, prompt and output together: the model has positions for
+        them, and the pool room; None for any number."""
+        limits = [one for one in (self.max_length, self._room) if one is not None]
+        return min(limits, default=None)
+
+    @cached_property
     def _room(self) -> int | None:
         """Most tokens of one sequence in the pool; None where a sequence does not grow."""
         total = self.store.pool.num_frames

@@ -215,6 +215,12 @@ class LLM:
         return self._intake.max_length
 
     @property
+    def max_model_len(self) -> int | None:
+        """Most tokens of one sequence, prompt and output together: the least of the model's
+        positions and of what fits into the pool; None for any number."""
+        return self._intake.max_model_len
+
+    @property
     def requests(self) -> list[Request]:
         """What runs and waits, those that run first. To be looked at between steps."""
         return self._scheduler.requests

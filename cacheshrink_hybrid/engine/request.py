@@ -29,6 +29,7 @@ class RequestOutput:
         finished: nothing more will come.
         finish_reason: `stop` (end of sequence or stop string), `length` or `abort`.
         preemptions: times that the request had to start over.
+        num_cached_tokens: of the prompt, that were taken from kept prefixes.
         index: which of the `n` continuations of the prompt this is.
         logprobs: of each generated token, if they were asked for.
         prompt_logprobs: of each token of the prompt if they were asked for; None for the first one,
@@ -42,6 +43,7 @@ class RequestOutput:
     finished: bool
     finish_reason: str | None
     preemptions: int
+    num_cached_tokens: int = 0
     index: int = 0
     logprobs: tuple[LogProbability, ...] | None = field(default=None, repr=False)
     prompt_logprobs: tuple[LogProbability | None, ...] | None = field(default=None, repr=False)
@@ -94,6 +96,7 @@ class Request:
         grammar: the rule before these, for a text of a form; None for any text.
         tokens: prompt and generated tokens.
         num_computed: tokens whose rows and states are in the pool.
+        num_cached: tokens of the prompt that were taken from kept prefixes when it was first begun.
         logprobs, prompt_logprobs: of tokens so far, where they were asked for.
         num_read: generated tokens that the caller has had in outputs.
         error: what ended it, if it ended by itself with no output.
@@ -120,6 +123,7 @@ class Request:
     logprobs: list[LogProbability] = field(default_factory=list)
     prompt_logprobs: list[LogProbability | None] = field(default_factory=lambda: [None])
     num_computed: int = 0
+    num_cached: int | None = None
     num_read: int = 0
     preemptions: int = 0
     finish_reason: str | None = None
@@ -162,6 +166,8 @@ class Request:
         self.num_computed, self.num_kept = twin.num_computed, twin.num_kept
         self.checkpoints, self.generation = {}, twin.generation
         self.prompt_logprobs = list(twin.prompt_logprobs)
+        if self.num_cached is None:
+            self.num_cached = twin.num_cached
 
     def read_prompt(self, begin: int, logits: Tensor) -> None:
         """Note what the model said of the prompt's tokens behind some positions.
@@ -241,6 +247,7 @@ class Request:
             finished=finished,
             finish_reason=self.finish_reason if finished else None,
             preemptions=self.preemptions,
+            num_cached_tokens=self.num_cached or 0,
             index=self.index,
             logprobs=tuple(self.logprobs[:end]) if self.params.logprobs is not None else None,
             prompt_logprobs=self._prompt_logprobs(),

@@ -189,7 +189,9 @@ class Scheduler:
             if request is None:
                 break
             if self.reuse is not None and request.checkpoints is None:
-                self.reuse.begin(request)
+                found = self.reuse.begin(request)
+                if request.num_cached is None:
+                    request.num_cached = found.num_tokens
                 continue
             size = left = len(request.tokens) - request.num_computed
             if self.runner.continues_in_pieces:

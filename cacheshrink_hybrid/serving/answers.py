@@ -23,9 +23,11 @@ SAID = ("content", "reasoning")
 
 @dataclass
 class Usage:
-    """Tokens of one answer, counted as outputs come."""
+    """Tokens of one answer, counted as outputs come; those that are cached were taken from kept
+    prefixes, and belong to the prompt."""
 
     prompt_tokens: int = 0
+    cached_tokens: int = 0
     completion_tokens: int = 0
 
     def json(self) -> Json:
@@ -34,6 +36,7 @@ class Usage:
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": total,
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }
 
 
@@ -85,6 +88,7 @@ class Writer(ABC):
         """Add an output's new tokens to the usage, and those of its prompt with the first."""
         if output.index == 0 and len(output.new_token_ids) == len(output.token_ids):
             self.usage.prompt_tokens += len(output.prompt_ids)
+            self.usage.cached_tokens += output.num_cached_tokens
         self.usage.completion_tokens += self._num_told(output)
 
     def _num_told(self, output: RequestOutput) -> int:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 from ..engine import AsyncLLM
 from ..version import __version__
 from .answer_formats import AUTO
+from .content_type import check_content_type
 from .faults import fault_of
 from .guard import Guard
 from .metrics import Counts
@@ -83,8 +84,9 @@ def make_app(engine: AsyncLLM, settings: ServerSettings) -> ASGIApp:
     app.api_route("/metrics", methods=LOOKED_AT)(routes.metrics)
     app.api_route("/v1/models", methods=LOOKED_AT)(routes.models)
     app.api_route("/v1/models/{name:path}", methods=LOOKED_AT)(routes.one_model)
-    app.post("/v1/completions")(routes.completions)
-    app.post("/v1/chat/completions")(routes.chat)
+    reads_json = [Depends(check_content_type)]
+    app.post("/v1/completions", dependencies=reads_json)(routes.completions)
+    app.post("/v1/chat/completions", dependencies=reads_json)(routes.chat)
     for kind in (RequestValidationError, HTTPException, Exception):
         app.exception_handler(kind)(_answer_fault)
     guard = Guard(

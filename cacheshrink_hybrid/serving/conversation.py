@@ -19,6 +19,19 @@ Plain = dict[str, Any]
 CALLS = "tool_calls"
 DEVELOPER = "developer"
 """Who gives instructions, in OpenAI's newer words."""
+ROLES = ("system", DEVELOPER, "user", "assistant", "tool")
+FIELDS = (
+    "role",
+    "content",
+    "name",
+    CALLS,
+    "tool_call_id",
+    "reasoning_content",
+    "reasoning",
+    "refusal",
+)
+"""What clients send back as they got it, and OpenAI's own; templates that do not read them do well
+without."""
 
 
 def conversation(messages: list[Message], tokenizer: PreTrainedTokenizerBase) -> list[Plain]:
@@ -26,8 +39,8 @@ def conversation(messages: list[Message], tokenizer: PreTrainedTokenizerBase) ->
     leaving a field out. A developer is the system where the template knows of none.
 
     Raises:
-        ConfigError: arguments that are no JSON, a message without content, or calls of tools that
-            the template does not write.
+        ConfigError: arguments that are no JSON, a message without content, and roles, fields or
+            calls of tools that the template does not write.
     """
     return [_plain(message, number, tokenizer) for number, message in enumerate(messages)]
 
@@ -35,6 +48,9 @@ def conversation(messages: list[Message], tokenizer: PreTrainedTokenizerBase) ->
 def _plain(message: Message, number: int, tokenizer: PreTrainedTokenizerBase) -> Plain:
     sent = message.model_dump(exclude_unset=True)
     plain = {name: value for name, value in sent.items() if value is not None}
+    if plain.get("annotations") == []:
+        del plain["annotations"]
+    _check_read(plain, number, tokenizer)
     role, content = message.role, message.content
     if role == DEVELOPER and not template_reads(tokenizer, DEVELOPER):
         plain["role"] = "system"
@@ -52,6 +68,22 @@ def _plain(message: Message, number: int, tokenizer: PreTrainedTokenizerBase) ->
     for call in calls if isinstance(calls, list) else []:
         _read_arguments(call)
     return plain
+
+
+def _check_read(plain: Plain, number: int, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse what the template would pass over."""
+    role = plain["role"]
+    if role not in ROLES and not template_reads(tokenizer, role):
+        raise ConfigError(
+            f"messages[{number}].role is {role!r:.80}, which the model's chat template does not "
+            f"know; send one of {', '.join(ROLES)}"
+        )
+    unread = [x for x in plain if x not in FIELDS and not template_reads(tokenizer, x)]
+    if unread:
+        raise ConfigError(
+            f"messages[{number}] has {', '.join(unread):.200}, which the model's chat template "
+            "does not read; leave it out"
+        )
 
 
 def _read_arguments(call: Any) -> None:

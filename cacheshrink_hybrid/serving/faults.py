@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,8 @@ from ..errors import (
     PromptLengthError,
     QueueFullError,
 )
-from .schema import INSTEAD, ChatRequest, CompletionRequest
+from .neutral_fields import words_of_unread
+from .schema import ChatRequest, CompletionRequest
 
 RETRY_SECONDS = 1
 ROUTES = (
@@ -60,6 +61,8 @@ class Fault(Exception):
 
     def response(self) -> JSONResponse:
         headers = {"Retry-After": str(RETRY_SECONDS)} if self.status in (429, 503) else {}
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
         if self.status in (408, 413):  # what still comes is no other request
             headers["Connection"] = "close"
         if self.status == 504:  # it would take as long again; OpenAI's clients look for this
@@ -100,32 +103,51 @@ def fault_of(error: Exception) -> Fault:
 
 def _field_of(message: str) -> str | None:
     """The field that a message of the engine is about, with whose name it begins then."""
-    first = re.match(r"\w*", message)
-    name = first[0] if first else ""
-    return (
-        name
-        if any(name in kind.model_fields for kind in (CompletionRequest, ChatRequest))
-        else None
-    )
+    found = re.match(r"(\w+)(\.\w+|\[\d+\])*", message)
+    if found is None:
+        return None
+    known = any(found[1] in kind.model_fields for kind in (CompletionRequest, ChatRequest))
+    return found[0] if known else None
 
 
 def _words(error: Mapping[str, Any], name: str) -> str:
     """What pydantic says of a field."""
     if error["type"] == "extra_forbidden":
-        instead = INSTEAD.get(name)
-        return "is not known" if instead is None else f"is not taken here; {instead}"
+        return words_of_unread(name)
     return str(error["ctx"]["error"] if error["type"] == "value_error" else error["msg"])
 
 
+def _path(error: Mapping[str, Any], body: Any) -> str:
+    """The field that an error is about, as `messages[0].content`. Pydantic's own place has names of
+    types as well, where a field may be of several."""
+    path, value = "", body
+    place = error["loc"][1:]
+    for number, part in enumerate(place):
+        if isinstance(part, int):
+            path += f"[{part}]"
+            value = value[part] if isinstance(value, list) and part < len(value) else None
+        elif isinstance(value, dict) and (
+            part in value or (error["type"] == "missing" and number == len(place) - 1)
+        ):
+            path += f".{part}"
+            value = value.get(part)
+    return path.removeprefix(".") or "body"
+
+
+def _has_inside(path: str, others: Iterable[str]) -> bool:
+    return any(one.startswith((f"{path}.", f"{path}[")) for one in others)
+
+
 def _fault_of_body(error: RequestValidationError) -> Fault:
-    told: dict[str, dict[str, None]] = {}
-    for one in error.errors():
-        place = [part for part in one["loc"] if part != "body"]
-        name = ".".join(map(str, place[:1])) if place else "body"
-        said = _words(one, name)
-        told.setdefault(name, {})[said[:1].lower() + said[1:]] = None
     if error.errors()[0]["type"] == "json_invalid":
         return NO_JSON
+    told: dict[str, dict[str, None]] = {}
+    for one in error.errors():
+        name = _path(one, error.body)
+        said = _words(one, name)
+        told.setdefault(name, {})[said[:1].lower() + said[1:]] = None
+    # Where something inside is wrong, that the whole is of no other kind either says nothing.
+    told = {name: said for name, said in told.items() if not _has_inside(name, told)}
     # What may be of several kinds is told what it lacks to be each of them.
     message = "; ".join(f"{name}: {', or '.join(said)}" for name, said in list(told.items())[:8])
     return Fault(400, message, param=next(iter(told)))

@@ -6,12 +6,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Coroutine, Iterable, Sequence
 from contextlib import aclosing
+from itertools import accumulate
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 
 from ..engine import AsyncLLM, RequestOutput, SamplingParams
 from ..engine.prompts import Ids
+from .admission import Asked
 from .faults import Fault
 
 CLIENT_GONE = 499
@@ -44,7 +46,7 @@ async def _disconnected(request: Request) -> None:
 
 
 async def finished_outputs(
-    engine: AsyncLLM, prompts: Sequence[str | Ids], params: SamplingParams, seconds: float
+    engine: AsyncLLM, asked: Sequence[Asked], seconds: float
 ) -> list[RequestOutput]:
     """All continuations of all prompts, in order.
 
@@ -53,26 +55,30 @@ async def finished_outputs(
         Exception: as of `AsyncLLM.stream`; the other prompts are given up.
     """
     async with asyncio.timeout(seconds):
-        found = await _all_of(engine.generate(prompt, params) for prompt in prompts)
+        found = await _all_of(engine.generate(*one) for one in asked)
     return [output for outputs in found for output in outputs]
 
 
 async def outputs_as_they_come(
-    engine: AsyncLLM, prompts: Sequence[str | Ids], params: SamplingParams, seconds: float
+    engine: AsyncLLM, asked: Sequence[Asked], seconds: float
 ) -> AsyncGenerator[tuple[int, RequestOutput], None]:
     """Outputs for every token, each with the number of its choice. Raises as `finished_outputs`."""
     came: asyncio.Queue[tuple[int, RequestOutput] | Exception | None] = asyncio.Queue(MOST_UNREAD)
 
-    async def follow(number: int, prompt: str | Ids) -> None:
+    async def follow(first: int, prompt: Ids, params: SamplingParams) -> None:
         async with aclosing(engine.stream(prompt, params)) as stream:
             async for output in stream:
-                await came.put((number * params.n + output.index, output))
+                await came.put((first + output.index, output))
+
+    firsts = accumulate((params.n for _, params in asked), initial=0)
 
     async def follow_all() -> None:
         end: Exception | None = None
         try:
             async with asyncio.timeout(seconds):
-                await _all_of(follow(*one) for one in enumerate(prompts))
+                await _all_of(
+                    follow(first, *one) for first, one in zip(firsts, asked, strict=False)
+                )
         except Exception as error:  # whoever reads gets it
             end = error
         await came.put(end)

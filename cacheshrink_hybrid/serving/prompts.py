@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
@@ -27,10 +27,20 @@ def completion_prompts(sent: CompletionRequest) -> list[str | Ids]:
     if isinstance(given, str):
         return [given]
     if not given:
-        raise ConfigError("the prompt is an empty list; send text or token ids")
+        raise ConfigError("prompt is an empty list; send text or token ids")
     if isinstance(given[0], int):
         return [tuple(given)]
     return [one if isinstance(one, str) else tuple(one) for one in given]
+
+
+def prompt_ids(encoder: PromptEncoder, prompts: Sequence[str | Ids]) -> list[Ids]:
+    """Token ids of prompts.
+
+    Raises:
+        ConfigError: a text that cannot be written in UTF-8.
+        PromptLengthError: one that is too long.
+    """
+    return [encoder.text(one) if isinstance(one, str) else one for one in prompts]
 
 
 def prompt_text(tokenizer: PreTrainedTokenizerBase, prompt: str | Ids) -> str:

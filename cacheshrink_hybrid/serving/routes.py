@@ -22,6 +22,7 @@ from ..engine import AsyncLLM, RequestOutput, SamplingParams
 from ..engine.prompts import Ids
 from ..engine.token_bytes import TokenBytes
 from ..errors import ConfigError
+from .admission import admitted
 from .answer_formats import THINK, answer_parts
 from .answer_reader import AnswerReader, ForcedReader, PartsReader, PlainReader
 from .answers import ChatWriter, CompletionWriter, Json, Writer
@@ -30,7 +31,8 @@ from .journal import note
 from .metrics import Counts, engine_lines
 from .outputs import finished_outputs, outputs_as_they_come, while_connected
 from .picture import page, picture
-from .prompts import chat_prompt, completion_prompts, prompt_text
+from .prompt_logprobs import add_prompt_logprobs
+from .prompts import chat_prompt, completion_prompts, prompt_ids, prompt_text
 from .schema import ChatRequest, CompletionRequest, SamplingFields
 from .tool_choice import forced_name, is_forced, offered_tools
 from .wishes import chat_params, completion_params, is_echo_alone
@@ -97,6 +99,7 @@ class Routes:
     async def completions(self, request: Request, sent: CompletionRequest) -> Response:
         self._check_model(sent.model)
         params, prompts = completion_params(sent), completion_prompts(sent)
+        ids = await self.engine.read(prompt_ids, self.engine.llm.encoder, prompts)
         echoes: list[str] = []
         if sent.echo:
             texts = [prompt_text(self.tokenizer, prompt) for prompt in prompts]
@@ -104,8 +107,7 @@ class Routes:
         writer = CompletionWriter(
             self.model, self._token_bytes, echoes, echo_alone=is_echo_alone(sent)
         )
-
-        return await self._answer(request, sent, writer, prompts, params)
+        return await self._answer(request, sent, writer, ids, params)
 
     async def chat(self, request: Request, sent: ChatRequest) -> Response:
         self._check_model(sent.model)
@@ -126,7 +128,7 @@ class Routes:
             "object": "model",
             "created": self._created,
             "owned_by": "cacheshrink_hybrid",
-            "max_model_len": self.engine.llm.max_length,
+            "max_model_len": self.engine.llm.max_model_len,
         }
 
     def _check_model(self, name: str | None) -> None:
@@ -156,16 +158,11 @@ class Routes:
         request: Request,
         sent: SamplingFields,
         writer: Writer,
-        prompts: Sequence[str | Ids],
+        prompts: Sequence[Ids],
         params: SamplingParams,
     ) -> Response:
-        count, most = len(prompts) * params.n, self.engine.max_open
-        if count > most:
-            raise ConfigError(
-                f"{len(prompts)} prompts with n={params.n} are {count} answers, and {most} may be "
-                "open; send them one after the other"
-            )
-        work = (self.engine, prompts, params, self._seconds)
+        asked = admitted(self.engine, sent, prompts, params)
+        work = (self.engine, asked, self._seconds)
         if sent.stream:
             usage = sent.stream_options is not None and bool(sent.stream_options.include_usage)
             events = self._events(request, writer, outputs_as_they_come(*work), usage=usage)
@@ -178,7 +175,11 @@ class Routes:
             writer.count(output)
         _note_usage(request, writer)
         choices = [writer.choice(number, output) for number, output in enumerate(outputs)]
-        return JSONResponse(writer.whole(choices))
+        answer = writer.whole(choices)
+        if sent.prompt_logprobs is not None:
+            in_choices = isinstance(sent, CompletionRequest)
+            add_prompt_logprobs(answer, outputs, self._token_bytes, of_choices=in_choices)
+        return JSONResponse(answer)
 
     async def _events(
         self,
@@ -191,6 +192,7 @@ class Routes:
         """A stream's events. What goes wrong before the first one is raised; after that it is an
         event as well."""
         last: dict[int, float] = {}
+        no_usage: Json = {"usage": None} if usage else {}
         began = time.perf_counter()
         try:
             async with aclosing(outputs):
@@ -204,7 +206,7 @@ class Routes:
                     last[number] = now
                     writer.count(output)
                     for chunk in chunks:
-                        yield _event(chunk)
+                        yield _event(chunk | no_usage)
             if usage:
                 yield _event(writer.last_chunk())
             yield DONE

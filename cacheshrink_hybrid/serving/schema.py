@@ -6,9 +6,12 @@ but should.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import json
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from .neutral_fields import CHAT_NEUTRAL, COMPLETION_NEUTRAL, Neutral, without_neutral
 
 MAX_ANSWERS = 128
 """Most `n`, as in OpenAI's API."""
@@ -16,21 +19,17 @@ MAX_LISTED = 256
 """Most stop strings and the like, each of which is looked for at every token."""
 
 
-INSTEAD = {
-    "functions": "send tools",
-    "function_call": "send tool_choice",
-    "suffix": "models that fill in take it within the prompt",
-    "reasoning_effort": "send it in chat_template_kwargs, where the chat template reads it",
-    "guided_json": "send structured_outputs",
-    "guided_regex": "send structured_outputs",
-}
-"""Fields of OpenAI and vLLM that are not taken, and what to do instead."""
-
-
 class Sent(BaseModel):
-    """Part of a body; None is the same as leaving a field out."""
+    """Part of a body; None is the same as leaving a field out, whatever the field."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_none(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {name: value for name, value in given.items() if value is not None}
 
 
 class StreamOptions(Sent):
@@ -39,10 +38,12 @@ class StreamOptions(Sent):
     Attributes:
         include_usage: a last chunk with the numbers of tokens.
         include_obfuscation: chunks have no padding that hides their lengths.
+        continuous_usage_stats: chunks before the last one tell no numbers.
     """
 
     include_usage: bool | None = None
     include_obfuscation: Literal[False] | None = None
+    continuous_usage_stats: Literal[False] | None = None
 
 
 class JsonSchema(Sent):
@@ -68,16 +69,41 @@ class ResponseFormat(Sent):
 
 
 class StructuredOutputs(Sent):
-    """The form of an answer, in vLLM's words.
+    """The form of an answer, in vLLM's words: one of these.
 
     Attributes:
-        json_: a schema.
+        json_: a schema, as an object or as its JSON.
+        regex: that the whole answer is of.
+        choice: texts, one of which is the answer.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, populate_by_name=True)
 
     json_: dict[str, Any] | None = Field(default=None, alias="json")
     regex: str | None = None
+    choice: list[Annotated[str, Field(min_length=1)]] | None = Field(
+        default=None, min_length=1, max_length=MAX_LISTED
+    )
+
+    @field_validator("json_", mode="before")
+    @classmethod
+    def _is_object(cls, given: Any) -> Any:
+        if not isinstance(given, str):
+            return given
+        try:
+            return json.loads(given)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"is text that is no JSON ({error}); send a schema") from error
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        forms = {"json": self.json_, "regex": self.regex, "choice": self.choice}
+        given = [name for name, value in forms.items() if value is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"has {' and '.join(given) or 'nothing'}; send one of json, regex and choice"
+            )
+        return self
 
 
 class SamplingFields(Sent):
@@ -89,6 +115,9 @@ class SamplingFields(Sent):
         store: nothing is ever stored here.
         service_tier: there is one.
     """
+
+    neutral: ClassVar[Neutral] = {}
+    """Fields beside these, with the values at which they change nothing."""
 
     model: str | None = None
     n: int | None = Field(default=None, le=MAX_ANSWERS)
@@ -103,14 +132,15 @@ class SamplingFields(Sent):
     skip_special_tokens: bool | None = None
     ignore_eos: bool | None = None
     min_tokens: int | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     repetition_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
-    allowed_token_ids: list[int] | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    allowed_token_ids: list[int] | None = Field(default=None, min_length=1)
     bad_words: list[str] | None = Field(default=None, max_length=MAX_LISTED)
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
+    prompt_logprobs: int | None = Field(default=None, ge=0, le=20)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
@@ -119,6 +149,11 @@ class SamplingFields(Sent):
     prompt_cache_key: str | None = None
     store: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_neutral(cls, given: Any) -> Any:
+        return without_neutral(given, cls.neutral)
 
 
 class CompletionRequest(SamplingFields):
@@ -131,6 +166,8 @@ class CompletionRequest(SamplingFields):
         logprobs: of each token, with so many of the most likely ones.
         best_of: the same as `n`; nothing is thrown away.
     """
+
+    neutral = COMPLETION_NEUTRAL
 
     prompt: str | list[str] | list[int] | list[list[int]]
     max_tokens: int | None = None
@@ -146,12 +183,12 @@ class TextPart(Sent):
     text: str
 
 
-class Message(BaseModel):
-    """One message; fields beside these go to the chat template as they are."""
+class Message(Sent):
+    """One message; fields beside these go to the chat template, which must read them."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
-    role: str
+    role: str = Field(min_length=1)
     content: str | list[TextPart] | None = None
 
     @field_validator("content", mode="before")
@@ -161,13 +198,13 @@ class Message(BaseModel):
             kind = part.get("type") if isinstance(part, dict) else None
             if kind != "text":
                 raise ValueError(
-                    f"content has a part of type {kind!r:.80}, and text is all that is read here; "
+                    f"has a part of type {kind!r:.80}, and text is all that is read here; "
                     "leave it out"
                 )
         return given
 
 
-class Function(BaseModel):
+class Function(Sent):
     """What a tool is; fields beside these go to the chat template as they are.
 
     Attributes:
@@ -182,7 +219,7 @@ class Function(BaseModel):
     strict: bool | None = None
 
 
-class Tool(BaseModel):
+class Tool(Sent):
     """A tool that the model may call."""
 
     model_config = ConfigDict(extra="allow", strict=True)
@@ -204,6 +241,23 @@ class NamedTool(Sent):
     function: FunctionName
 
 
+class AllowedTools(Sent):
+    """Some of the tools, as if they were all."""
+
+    mode: Literal["auto", "required"]
+    tools: list[NamedTool] = Field(min_length=1)
+
+
+class ToolsChoice(Sent):
+    """Which of the tools may be called."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedTools
+
+
+ToolChoice = Annotated[NamedTool | ToolsChoice, Field(discriminator="type")]
+
+
 class ChatRequest(SamplingFields):
     """Body of `/v1/chat/completions`.
 
@@ -214,11 +268,13 @@ class ChatRequest(SamplingFields):
         logprobs, top_logprobs: of each token, and of so many of the most likely ones.
         tools: handed to the chat template; calls of them are read from the answer.
         tool_choice: `none` keeps the tools from the template, `required` and a tool by name make
-            the answer calls of them.
+            the answer calls of them; `allowed_tools` leaves out the others.
         parallel_tool_calls: false for the first call alone.
         chat_template_kwargs: more variables of the template.
         modalities: answers are text.
     """
+
+    neutral = CHAT_NEUTRAL
 
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = None
@@ -226,7 +282,7 @@ class ChatRequest(SamplingFields):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     tools: list[Tool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     modalities: list[Literal["text"]] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import signal
 import socket
 import time
@@ -38,9 +39,13 @@ def listening_socket(host: str, port: int) -> socket.socket:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind((host, port))
     except OSError as error:
+        remedy = (
+            "give another --port, or 0 for any that is free"
+            if error.errno in (errno.EADDRINUSE, errno.EACCES)
+            else "give a --host of this machine, such as 127.0.0.1, or 0.0.0.0 for all that it has"
+        )
         raise ConfigError(
-            f"{host}:{port} cannot be listened on ({error.strerror}); give another --port, or 0 "
-            "for any that is free"
+            f"{host}:{port} cannot be listened on ({error.strerror}); {remedy}"
         ) from error
     return made
 

@@ -2,29 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import ConfigError
 from .answer_formats import AnswerParts
 from .call_grammar import CallGrammar
-from .schema import ChatRequest, NamedTool, Tool
+from .schema import ChatRequest, NamedTool, Tool, ToolsChoice
 
 Schema = dict[str, Any]
 ANY_ARGUMENTS: Schema = {"type": "object"}
 NO_ARGUMENTS: Schema = {"type": "object", "properties": {}, "additionalProperties": False}
 
 
+def callable_tools(sent: ChatRequest) -> list[Tool]:
+    """The tools that the answer may call.
+
+    Raises:
+        ConfigError: the choice names tools that there are not.
+    """
+    choice, tools = sent.tool_choice, sent.tools or []
+    if choice == "none":
+        return []
+    if not isinstance(choice, ToolsChoice):
+        return tools
+    allowed = [one.function.name for one in choice.allowed_tools.tools]
+    for name in allowed:
+        _tool_named(name, tools)
+    return [tool for tool in tools if tool.function.name in allowed]
+
+
 def offered_tools(sent: ChatRequest) -> list[dict[str, Any]]:
     """The tools that the chat template shows and the answer may call."""
-    if sent.tool_choice == "none":
-        return []
-    return [tool.model_dump(exclude_unset=True) for tool in sent.tools or ()]
+    return [tool.model_dump(exclude_unset=True) for tool in callable_tools(sent)]
 
 
 def is_forced(sent: ChatRequest) -> bool:
     """Whether the answer must be calls."""
-    return sent.tool_choice not in (None, "none", "auto")
+    choice = sent.tool_choice
+    if isinstance(choice, ToolsChoice):
+        return choice.allowed_tools.mode == "required"
+    return choice not in (None, "none", "auto")
 
 
 def forced_name(sent: ChatRequest) -> str | None:
@@ -39,17 +57,13 @@ def forced_schema(sent: ChatRequest) -> Schema | None:
     Raises:
         ConfigError: there is no such tool.
     """
-    choice, tools = sent.tool_choice, sent.tools or []
     if not is_forced(sent):
         return None
-    names = [tool.function.name for tool in tools]
-    if not names:
+    if not sent.tools:
         raise ConfigError("tool_choice asks for a call, and there are no tools; send tools as well")
-    if isinstance(choice, NamedTool):
-        wanted = choice.function.name
-        if wanted not in names:
-            raise ConfigError(f"tool_choice names {wanted!r:.80}, and the tools are {names[:8]}")
-        return _arguments(tools[names.index(wanted)], "")
+    tools, wanted = callable_tools(sent), forced_name(sent)
+    if wanted is not None:
+        return _arguments(_tool_named(wanted, tools), "")
     calls: Schema = {
         "type": "array",
         "items": {"anyOf": [_call(tool, f"/items/anyOf/{i}") for i, tool in enumerate(tools)]},
@@ -69,7 +83,7 @@ def free_grammar(sent: ChatRequest, parts: AnswerParts, form: str | None) -> str
     Raises:
         ConfigError: it is not known how the model writes the arguments of calls.
     """
-    tools = [] if is_forced(sent) or sent.tool_choice == "none" else sent.tools or []
+    tools = [] if is_forced(sent) else callable_tools(sent)
     strict = [tool.function.name for tool in tools if tool.function.strict]
     if not tools or (form is None and not strict):
         return None
@@ -90,6 +104,14 @@ def free_grammar(sent: ChatRequest, parts: AnswerParts, form: str | None) -> str
         single=sent.parallel_tool_calls is False,
     )
     return grammar.beside_text() if form is None else grammar.beside_form(form)
+
+
+def _tool_named(name: str, tools: Sequence[Tool]) -> Tool:
+    """The first tool of this name, or `ConfigError`."""
+    names = [tool.function.name for tool in tools]
+    if name not in names:
+        raise ConfigError(f"tool_choice names {name!r:.80}, and the tools are {names[:8]}")
+    return tools[names.index(name)]
 
 
 def _call(tool: Tool, place: str) -> Schema:

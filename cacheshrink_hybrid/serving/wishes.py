@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from ..engine import SamplingParams
@@ -31,6 +32,7 @@ SAME = (
     "allowed_token_ids",
     "bad_words",
     "skip_special_tokens",
+    "prompt_logprobs",
 )
 """Fields that the engine calls by the same names."""
 
@@ -71,13 +73,21 @@ def completion_params(sent: CompletionRequest) -> SamplingParams:
             f"best_of={sent.best_of} is not n={sent.n or 1}, and every answer is sent; leave "
             "best_of out"
         )
+    told: dict[str, Any] = {}
+    if sent.echo and sent.logprobs is not None:
+        if sent.prompt_logprobs not in (None, sent.logprobs):
+            raise ConfigError(
+                f"prompt_logprobs={sent.prompt_logprobs} is not logprobs={sent.logprobs}, which an "
+                "echo tells of the prompt as well; leave one of them out"
+            )
+        told["prompt_logprobs"] = sent.logprobs
     limit = COMPLETION_TOKENS if sent.max_tokens is None else sent.max_tokens
     return _params(
         sent,
         # An engine makes at least one token, which an echo alone leaves out.
         max_tokens=1 if is_echo_alone(sent) else limit,
         logprobs=sent.logprobs,
-        prompt_logprobs=sent.logprobs if sent.echo else None,
+        **told,
     )
 
 
@@ -90,6 +100,8 @@ def _params(sent: SamplingFields, **own: Any) -> SamplingParams:
     same = {name: value for name in SAME if (value := getattr(sent, name)) is not None}
     if sent.stream_options is not None and not sent.stream:
         raise ConfigError("stream_options goes with stream=true; send both, or none")
+    if sent.stream and sent.prompt_logprobs is not None:
+        raise ConfigError("prompt_logprobs are not told in streams; leave out stream, or them")
     top_k = sent.top_k
     return SamplingParams(
         **{"temperature": 1.0} | same | _form(sent) | own,
@@ -111,7 +123,16 @@ def _form(sent: SamplingFields) -> dict[str, Any]:
         return {"json_schema": schema}
     if schema is not None:
         raise ConfigError("response_format and structured_outputs exclude each other; send one")
-    return {"json_schema": other.json_, "regex": other.regex}
+    regex = other.regex if other.choice is None else _one_of(other.choice)
+    return {"json_schema": other.json_, "regex": regex}
+
+
+def _one_of(texts: Sequence[str]) -> str:
+    """A regular expression of these texts, in which no character stands for another."""
+    return "|".join(
+        "".join(x if x.isalnum() or ord(x) > 127 else f"\\x{ord(x):02x}" for x in text)
+        for text in texts
+    )
 
 
 def _chat_form(sent: ChatRequest, parts: AnswerParts) -> dict[str, Any]:

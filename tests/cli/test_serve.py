@@ -44,6 +44,8 @@ MODEL = str(model_path())
         ),
         ([MODEL, "--as-is", "--chat-template", "/no/such"], "--chat-template: "),
         ([MODEL, "--as-is", "--host", "no.such.host"], "no.such.host:8000 cannot be listened on"),
+        ([MODEL, "--as-is", "--host", "no.such.host"], "give a --host of this machine"),
+        ([MODEL, "--as-is", "--host", "192.0.2.1"], "give a --host of this machine"),
     ],
 )
 def test_refusals(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,7 +59,15 @@ def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert main(["serve", MODEL, "--as-is", "--port", port]) == 2
-    assert f"127.0.0.1:{port} cannot be listened on" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert f"127.0.0.1:{port} cannot be listened on" in told
+    assert "give another --port" in told and "--host" not in told
+
+
+def test_one_fault_of_a_model_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "/no/such"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "/no/such does not exist" in line
 
 
 def test_what_is_missing_is_named(

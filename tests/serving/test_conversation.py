@@ -43,6 +43,16 @@ def test_a_developer_is_the_system_where_the_template_knows_none() -> None:
     assert plain(knows, **sent)["role"] == "developer"
 
 
+def test_templates_may_know_more() -> None:
+    sent = {"role": "wizard", "content": "a", "foo": 1}
+    assert plain("{% if m.role == 'wizard' %}{{ m.foo }}", **sent) == sent
+
+
+def test_what_clients_send_back_is_taken() -> None:
+    said = {"role": "assistant", "content": "a", "name": "b", "reasoning_content": "c"}
+    assert plain("", **said, annotations=[], audio=None, tool_calls=None) == said
+
+
 def test_calls_are_objects() -> None:
     sent = {"role": "assistant", "tool_calls": [CALL]}
     (call,) = plain("{{ m.tool_calls }}", **sent)["tool_calls"]
@@ -55,6 +65,8 @@ def test_calls_are_objects() -> None:
     [
         ("", {"role": "assistant", "tool_calls": [CALL]}, "template does not write"),
         ("my_tool_calls_", {"role": "assistant", "tool_calls": [CALL]}, "does not write"),
+        ("", {"role": "wizard", "content": "a"}, r"messages\[0\].role is 'wizard', which"),
+        ("", {"role": "user", "content": "a", "foo": 1}, r"messages\[0\] has foo, which"),
         ("", {"role": "user"}, r"messages\[0\] of role 'user' has no content; send"),
         ("", {"role": "tool", "content": None}, "of role 'tool' has no content"),
         (

@@ -11,7 +11,7 @@ import pytest
 from cacheshrink_hybrid.engine import RequestOutput, SamplingParams
 from cacheshrink_hybrid.serving.outputs import MOST_UNREAD, outputs_as_they_come
 
-PROMPTS = [(1,), (2,)]
+ASKED = [((1,), SamplingParams()), ((2,), SamplingParams())]
 
 
 class Endless:
@@ -41,15 +41,15 @@ class Endless:
 def test_what_nobody_takes_is_not_asked_for() -> None:
     async def program() -> None:
         engine = Endless()
-        outputs = outputs_as_they_come(engine, PROMPTS, SamplingParams(), 60)
+        outputs = outputs_as_they_come(engine, ASKED, 60)
         async with aclosing(outputs):
             await anext(outputs)
             for _ in range(200):
                 await asyncio.sleep(0)
-            assert engine.made <= 1 + MOST_UNREAD + len(PROMPTS)
+            assert engine.made <= 1 + MOST_UNREAD + len(ASKED)
             for _ in range(100):
                 await anext(outputs)
-        while engine.closed < len(PROMPTS):
+        while engine.closed < len(ASKED):
             await asyncio.sleep(0)
 
     asyncio.run(program())
@@ -58,9 +58,9 @@ def test_what_nobody_takes_is_not_asked_for() -> None:
 def test_the_time_for_an_answer_is_also_that_of_its_reader() -> None:
     async def program() -> None:
         engine = Endless()
-        outputs = outputs_as_they_come(engine, PROMPTS, SamplingParams(), 0.05)
+        outputs = outputs_as_they_come(engine, ASKED, 0.05)
         await anext(outputs)
-        while engine.closed < len(PROMPTS):  # though nobody comes for more
+        while engine.closed < len(ASKED):  # though nobody comes for more
             await asyncio.sleep(0.01)
         with pytest.raises(TimeoutError):
             async for _ in outputs:

@@ -122,7 +122,8 @@ def test_a_stream_is_the_whole_answer(client: openai.OpenAI, wish: dict) -> None
     assert texts == [choice.message.content for choice in whole.choices]
     assert ends == [choice.finish_reason for choice in whole.choices]
     assert set(roles) == {"assistant"}
-    assert usage == whole.usage
+    counted = {"prompt_tokens", "completion_tokens", "total_tokens"}
+    assert usage.model_dump(include=counted) == whole.usage.model_dump(include=counted)
 
 
 def test_streams_end_as_they_should(live: Live) -> None:
@@ -131,6 +132,74 @@ def test_streams_end_as_they_should(live: Live) -> None:
         answer = http.post("/v1/completions", json=body)
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert answer.text.endswith("data: [DONE]\n\n")
+
+
+def test_chunks_before_the_usage_have_none(live: Live) -> None:
+    body = {"prompt": PROMPT, "stream": True, "max_tokens": 3}
+    with live.http() as http:
+        for wish in ({}, {"stream_options": {"include_usage": True}}):
+            lines = http.post("/v1/completions", json=body | wish).text.splitlines()
+            chunks = [json.loads(x[6:]) for x in lines if x.startswith("data: {")]
+            if wish:
+                *chunks, last = chunks
+                assert last["usage"]["completion_tokens"] == 3
+                assert all(chunk["usage"] is None for chunk in chunks)
+            else:
+                assert not any("usage" in chunk for chunk in chunks)
+
+
+def test_tokens_of_kept_prefixes_are_told(live: Live) -> None:
+    prompt = "A prompt that nobody else sends here. " * 12
+    body = {"prompt": prompt, "max_tokens": 2, "temperature": 0}
+    saved = live.llm.statistics.prefixes.saved_tokens
+    with live.http() as http:
+
+        def cached(**wish) -> int:
+            usage = http.post("/v1/completions", json=body | wish).json()["usage"]
+            return usage["prompt_tokens_details"]["cached_tokens"]
+
+        assert cached() == 0
+        # States are kept where the prompt ended, which is too far for the same one again; the
+        # second request keeps them before its last token.
+        saved += cached()
+        again = cached()
+        assert 0 < again == live.llm.statistics.prefixes.saved_tokens - saved
+        assert again <= len(prompt)
+        assert cached(n=3, temperature=1) == again  # the prompt is computed once
+        assert cached(prompt=[prompt, prompt]) == 2 * again
+        assert cached(prompt_logprobs=0) == 0  # which need every token
+
+
+@pytest.mark.parametrize("num_top", [0, 2])
+def test_log_probabilities_of_prompts(live: Live, num_top: int) -> None:
+    wish = SamplingParams(max_tokens=1, prompt_logprobs=num_top)
+    more = {"max_tokens": 1, "temperature": 0, "prompt_logprobs": num_top, "n": 2}
+    with live.http() as http:
+        whole = http.post("/v1/completions", json={"prompt": [PROMPT, "b"]} | more).json()
+        chat = http.post("/v1/chat/completions", json={"messages": TALK} | more).json()
+        for streams in ("completions", "chat/completions"):
+            own = {"prompt": PROMPT} if streams == "completions" else {"messages": TALK}
+            answer = http.post(f"/v1/{streams}", json=own | more | {"stream": True})
+            assert answer.status_code == 400 and "not told in streams" in answer.text
+        odd = {"echo": True, "logprobs": num_top + 1}
+        answer = http.post("/v1/completions", json={"prompt": PROMPT} | more | odd)
+        assert answer.status_code == 400 and "leave one of them out" in answer.text
+    told = [choice["prompt_logprobs"] for choice in whole["choices"]]
+    assert told[0] == told[1] != told[2]
+    assert len(told[2]) == 2
+    for found, due in (
+        (told[0], live.llm.generate(PROMPT, wish)[0]),
+        (chat["prompt_logprobs"], live.llm.chat(TALK, wish)[0]),
+    ):
+        assert found[0] is None and len(found) == len(due.prompt_ids)
+        for place, one in zip(found[1:], due.prompt_logprobs[1:], strict=True):
+            own = place[str(one.token_id)]
+            assert own["logprob"] == pytest.approx(one.value, abs=1e-4)
+            assert own["rank"] == one.rank
+            assert next(iter(place)) == str(one.token_id)
+            assert num_top <= len(place) <= num_top + 1
+            assert {1, 2} <= {x["rank"] for x in place.values()} or num_top == 0
+    assert "".join(next(iter(x.values()))["decoded_token"] for x in told[0][1:]) == PROMPT
 
 
 def test_seeds_repeat(client: openai.OpenAI) -> None:
@@ -242,6 +311,14 @@ def test_answers_of_a_form(client: openai.OpenAI) -> None:
     regex = {"structured_outputs": {"regex": "(yes|no)[.!]"}}
     answer = client.chat.completions.create(**settings, extra_body=regex)
     assert answer.choices[0].message.content in ("yes.", "yes!", "no.", "no!")
+    odd = ["a+b", 'x/"y"', "[a]\\n"]
+    for choice in (odd, odd[:1], odd[1:2], odd[2:]):
+        wish = {"structured_outputs": {"choice": choice}}
+        answer = client.chat.completions.create(**settings, extra_body=wish)
+        assert answer.choices[0].message.content in choice
+    text = {"structured_outputs": {"json": json.dumps(schema)}}
+    answer = client.chat.completions.create(**settings, extra_body=text)
+    assert json.loads(answer.choices[0].message.content) == found
     streamed = client.chat.completions.create(**settings, stream=True, response_format=form)
     text = "".join(chunk.choices[0].delta.content or "" for chunk in streamed)
     assert json.loads(text) == found

@@ -8,8 +8,9 @@ import pytest
 
 from cacheshrink_hybrid.engine import SamplingParams
 from cacheshrink_hybrid.engine.grammar import GrammarVocabulary, grammar_of
+from cacheshrink_hybrid.errors import ConfigError
 from cacheshrink_hybrid.serving.schema import ChatRequest
-from cacheshrink_hybrid.serving.tool_choice import forced_schema
+from cacheshrink_hybrid.serving.tool_choice import forced_schema, offered_tools
 from tests.engine.shipped import shipped_model
 
 PLACE = {
@@ -104,6 +105,30 @@ def test_arguments_are_an_object(parameters: dict | None) -> None:
         for said, due in (({}, True), (5, False), ("a", False), ([], False), (None, False)):
             whole = [{"name": "go", "arguments": said}] if choice == "required" else said
             assert fits(made, whole) is due
+
+
+def allowed(mode: str, *names: str) -> ChatRequest:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return ChatRequest(
+        messages=[{"role": "user", "content": "a"}],
+        tools=TOOLS,
+        tool_choice={"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}},
+    )
+
+
+def test_allowed_tools_leave_out_the_others() -> None:
+    free = allowed("auto", "go")
+    assert [tool["function"]["name"] for tool in offered_tools(free)] == ["go"]
+    assert forced_schema(free) is None
+    forced = forced_schema(allowed("required", "go"))
+    assert forced is not None
+    assert fits(forced, [GO]) and not fits(forced, [PING]) and not fits(forced, [])
+    both = forced_schema(allowed("required", "ping", "go"))
+    assert both is not None
+    assert fits(both, [PING, GO])
+    for mode in ("auto", "required"):
+        with pytest.raises(ConfigError, match="names 'fly', and the tools are"):
+            offered_tools(allowed(mode, "go", "fly"))
 
 
 def test_free_choices() -> None:

@@ -183,7 +183,7 @@ def test_tools_that_the_template_does_not_show() -> None:
         ),
         (
             {"tools": [PING | {"function": {"name": "ping", "strict": 1}}]},
-            "tools: input should be a valid boolean",
+            r"tools\[0\].function.strict: input should be a valid boolean",
         ),
         (
             {
@@ -200,9 +200,9 @@ def test_tools_that_the_template_does_not_show() -> None:
             },
             "form that was asked for cannot be had",
         ),
-        ({"tools": [{"type": "function"}]}, "tools: field required"),
+        ({"tools": [{"type": "function"}]}, r"tools\[0\].function: field required"),
         ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice: input should be"),
-        ({"tools": [{"type": "web_search"}]}, "tools: input should be 'function'"),
+        ({"tools": [{"type": "web_search"}]}, r"tools\[0\].type: input should be 'function'"),
     ],
 )
 def test_wishes_that_make_no_sense(asker: openai.OpenAI, wish: dict, message: str) -> None:

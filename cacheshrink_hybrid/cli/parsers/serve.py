@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import get_args
 
 from ...byte_counts import parse_bytes
-from ...checkpoint.load_faults import is_converted_directory
+from ...checkpoint.load_faults import is_converted_directory, model_fault
 from ...errors import ConfigError
 from ...kernels.backend import Backend
 from ...serving.answer_formats import AUTO, FORMATS
@@ -221,7 +221,7 @@ def faults(given: argparse.Namespace) -> Iterator[str]:
     chosen = given.compression_ratio is not None or given.as_is
     if converted and chosen:
         yield f"{given.model} is converted already; leave out --compression-ratio and --as-is"
-    if not converted and not chosen:
+    if not converted and not chosen and model_fault(given.model) is None:
         yield (
             f"{given.model} is not converted; run cacheshrink-hybrid convert {given.model} OUT "
             "--compression-ratio 4 and serve OUT, or give --compression-ratio 4, or --as-is"
