@@ -468,7 +468,8 @@ STUDIES = (
             _CHAT_4X,
             *(
                 f"python -m scripts.compare_serving {_REAL} {OUTPUT}/chat_4x --clients 16 "
-                f"--threads 2 --output {length} --json {RESULTS}/compare_serving_{length}.json"
+                f"--threads 2 --output {length} --llama-server {OUTPUT}/llama-server "
+                f"--gguf {_REAL}.Q4_1.gguf --json {RESULTS}/compare_serving_{length}.json"
                 for length in (64, 256)
             ),
         ),
@@ -477,7 +478,9 @@ STUDIES = (
     ),
     Study(
         name="load",
-        commands=(f"python -m scripts.load_server --json {RESULTS}/load_server.json",),
+        commands=(
+            f"python -m scripts.load_server --staying 500 --json {RESULTS}/load_server.json",
+        ),
         results=("load_server.json",),
         shown=serving.load,
     ),

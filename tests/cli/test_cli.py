@@ -266,10 +266,10 @@ def test_models_of_unknown_families(
 ) -> None:
     """They are measured beside others, as far as it is known what they cache, and `inspect` says
     what else there is to do with them."""
-    name, file, picture = str(tmp_path / "gptj"), tmp_path / "p.json", tmp_path / "p.png"
+    name, file, picture = str(tmp_path / "ctrl"), tmp_path / "p.json", tmp_path / "p.png"
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    sizes = {"vocab_size": len(tokenizer), "num_key_value_heads": 4, "rotary_dim": 4}
-    config = AutoConfig.for_model("gptj", **COMMON | sizes)
+    sizes = {"vocab_size": len(tokenizer), "num_key_value_heads": 4}
+    config = AutoConfig.for_model("ctrl", **COMMON | sizes)
     AutoModelForCausalLM.from_config(config).save_pretrained(name)
     tokenizer.save_pretrained(name)
     arguments = [name, MODEL, "--text", str(text), "--json", str(file), "--plot", str(picture)]
@@ -283,13 +283,15 @@ def test_models_of_unknown_families(
     assert "nothing to plot" in capsys.readouterr().err
     assert main(["inspect", name, "--try-row"]) == 1
     out = capsys.readouterr().out
-    assert "gptj has no row yet. 3 guessed from its attention, tried on 2 of its 3 layers" in out
-    assert '    Family(model_type="gptj", attention="transformer.h.{}.attn", output=' in out
-    assert "comes nearest, and does not fit: layer 0 (transformer.h.0.attn)" in out
+    assert "ctrl has no row yet. 1 guessed from its attention, tried on 2 of its 3 layers" in out
+    assert (
+        '    Family(model_type="ctrl", attention="transformer.h.{}.multi_head_attention", ' in out
+    )
+    assert "comes nearest, and does not fit: layer 0 (transformer.h.0.multi_head_attention)" in out
     assert main(["inspect", name]) == 2
     error = capsys.readouterr().err
     assert "inspect MODEL --try-row" in error
-    assert "model_type='gptj' is unknown; supported are " in error
+    assert "model_type='ctrl' is unknown; supported are " in error
     assert "perplexity, recall and generate take" in error
     assert "the recipe 'A model family' in CONTRIBUTING.md" in error
     assert "### A model family" in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

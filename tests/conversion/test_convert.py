@@ -183,17 +183,17 @@ UNSUPPORTED = {
         "'glm_moe_dsa' is not converted: it chooses what its queries read by an index of keys",
     ),
     "no-entry": (
-        "gptj",
-        COMMON | {"rotary_dim": 4},
+        "xglm",
+        COMMON,
         AutoModelForCausalLM,
-        r"'gptj' is unknown; supported are .*llama.*families/rows.py",
+        r"'xglm' is unknown; supported are .*llama.*families/rows.py",
     ),
     "encoder": ("bert", {**SMALL, "intermediate_size": 48}, AutoModel, "'bert' is unknown"),
     "encoder-decoder": (
         "t5",
         {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "vocab_size": 96},
         AutoModelForSeq2SeqLM,
-        "'t5' is not converted: its decoder reads an encoder's output",
+        "'t5' is not converted: of decoders that read an encoder's output only",
     ),
     "pure-mamba": (
         "mamba",
@@ -355,8 +355,8 @@ def test_path_with_dtype(tmp_path: Path) -> None:
 
 
 def test_path_of_an_unsupported_model_fails_before_its_weights_are_read(tmp_path: Path) -> None:
-    AutoConfig.for_model("gptj", **COMMON).save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedModelError, match="'gptj' is unknown"):
+    AutoConfig.for_model("xglm", **COMMON).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="'xglm' is unknown"):
         convert_to_mla(tmp_path, **WITH_TEXT)
 
 

@@ -30,9 +30,10 @@ ATTENDING = [
     and not row.sizes_by_layer
     and row.reads is its_own
     and row.scaling == "scaling"
+    and not case.startswith("llama4")
 ]
 """Guesses are of keys and values of layers that are alike, with names that transformers mostly has:
-latents of a source's own, shared modules, and layers that read others are left out."""
+latents of a source's own, shared modules, layers that read others, and chunks are left out."""
 
 
 def trial_without_row(case: str, monkeypatch: pytest.MonkeyPatch) -> RowTrial:

@@ -248,7 +248,7 @@ def test_a_reader_that_is_built_otherwise(fault: str) -> None:
     else:
         reader.q_proj = nn.Linear(32, 32)
     words = {
-        "scaling": r"scaling 0.5, 1.0 in layer 1",
+        "scaling": r"a scaling of 0.5, 1.0 in layer 1",
         "keys": r"it has a k_proj of its own",
         "queries": r"rows of queries 32, 64 in layer 1",
     }
