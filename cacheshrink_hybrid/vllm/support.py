@@ -29,7 +29,7 @@ class Tested:
     recurrent: bool = False
 
 
-TESTED = (Tested("0.32.0", "cpu", (1, 2)),)
+TESTED = (Tested("0.32.0", "cpu", (1, 2), recurrent=True),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

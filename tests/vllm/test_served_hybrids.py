@@ -13,7 +13,6 @@ import torch
 from cacheshrink_hybrid import convert_to_mla, save_mla_model
 from cacheshrink_hybrid.demo import model_path
 from cacheshrink_hybrid.families import model_spec
-from cacheshrink_hybrid.vllm.support import UNTESTED
 from tests.models import pair, random_ids
 from tests.vllm.engines import (
     BLOCK,
@@ -42,12 +41,6 @@ CASES = {
     "exact rotate": ("granitemoehybrid-rope", {"method": "rotate", **CODED, **EXACT}),
     "groups": ("granitemoehybrid", {"method": "joint", **CODED, "head_groups": 2}),
 }
-
-
-@pytest.fixture(autouse=True)
-def admitted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models with recurrent layers are, whatever was tested before."""
-    monkeypatch.setenv(UNTESTED, "1")
 
 
 @pytest.fixture(scope="module")
@@ -85,14 +78,13 @@ def test_a_block_is_no_larger_than_a_state_asks_for(
     spec = model_spec(pair(case, **settings).source.config)
     with _started(directory) as engine:
         cache = cache_config(engine)
-        page = cache.block_size * pair(case, **settings).plan.bytes_per_token
+        page = cache.mamba_page_size_padded
         assert cache.num_gpu_blocks == ROOM // page
         (layer, *_) = spec.state_layers
         state = layer.state.recurrent_bytes + 4 * layer.state.conv_channels * (
             layer.state.conv_kernel - 1
         )
         assert state <= page < state + BLOCK * pair(case, **settings).plan.bytes_per_token
-        assert cache.mamba_page_size_padded == page
 
 
 @pytest.mark.parametrize("name", ["uncoded", "exact rotate"])
