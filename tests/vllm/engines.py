@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from cacheshrink_hybrid import load_mla_model
-from tests.models import VOCAB_SIZE, random_ids
+from cacheshrink_hybrid import load_mla_model, save_mla_model
+from tests.models import VOCAB_SIZE, pair, random_ids
 
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # settings are looked at, and starts are short
 vllm = pytest.importorskip("vllm", reason="needs vLLM on CPUs: bash scripts/vllm.sh")
@@ -39,6 +39,18 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     model = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
     model.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=model, pad_token="w0", eos_token="w2")
+
+
+def saver(folder: Path, cases: Mapping[str, tuple[str, dict]]) -> Callable[[str], Path]:
+    """From the name of a case to the directory with its checkpoint, made when it is asked for."""
+
+    def save(name: str) -> Path:
+        case, settings = cases[name]
+        if not (folder / name).exists():
+            save_mla_model(pair(case, **settings).converted, word_tokenizer(), folder / name)
+        return folder / name
+
+    return save
 
 
 @torch.no_grad()

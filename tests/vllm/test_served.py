@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import torch
 
-from cacheshrink_hybrid import save_mla_model
 from tests.models import pair, random_ids
 from tests.vllm.engines import (
     CODED,
@@ -26,12 +25,12 @@ from tests.vllm.engines import (
     PROMPTS,
     ROOM,
     counted,
+    saver,
     started,
     tokens_due,
     tokens_held,
     tokens_of,
     vllm,
-    word_tokenizer,
 )
 
 openai = pytest.importorskip("openai")
@@ -64,15 +63,7 @@ CASES = {
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Checkpoints of the cases."""
-    folder = tmp_path_factory.mktemp("saved")
-
-    def save(name: str) -> Path:
-        case, settings = CASES[name]
-        if not (folder / name).exists():
-            save_mla_model(pair(case, **settings).converted, word_tokenizer(), folder / name)
-        return folder / name
-
-    return save
+    return saver(tmp_path_factory.mktemp("saved"), CASES)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -21,6 +21,7 @@ from tests.vllm.engines import (
     ROOM,
     cache_config,
     counted,
+    saver,
     started,
     tokens_due,
     tokens_of,
@@ -46,15 +47,7 @@ CASES = {
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Checkpoints of the cases."""
-    folder = tmp_path_factory.mktemp("saved")
-
-    def save(name: str) -> Path:
-        case, settings = CASES[name]
-        if not (folder / name).exists():
-            save_mla_model(pair(case, **settings).converted, word_tokenizer(), folder / name)
-        return folder / name
-
-    return save
+    return saver(tmp_path_factory.mktemp("saved"), CASES)
 
 
 def _started(directory: Path, **settings: Any):
