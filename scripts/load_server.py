@@ -5,11 +5,12 @@
 
 Starts `cacheshrink-hybrid serve` on the model that ships with the package (or MODEL), in a process
 of its own, and sends it requests over as many connections as there are clients: prompts cut from
-held-out documentation, streams and whole answers in turn. First all requests are let end, and the
-same ones are given to an engine of the same batch in this process, before and after, which is
-what a server is measured by: in tokens per second, and per second of the processor, which tells
-also on a busy machine what is lost to HTTP. Then others are sent, `--gone` of them by clients that
-close the connection on the way.
+held-out documentation, streams and whole answers in turn. First all requests are let end, in
+rounds, each with requests of its own, which an engine of the same batch in this process is given
+too, before the server and after it in turn. The server is measured by it, by the median over the
+rounds: in tokens per second, and per second of the processor, which tells also on a busy machine
+what is lost to HTTP. Then others are sent, `--gone` of them by clients that close the connection
+on the way.
 
 At the end nothing may run, wait or hold frames but kept prefixes. What comes out: tokens per second
 of both, times to the first token and between tokens, and the server's memory along the way; as last
@@ -24,12 +25,13 @@ import asyncio
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,17 @@ class Seen:
     tokens: int = 0
     first: list[float] = field(default_factory=list)
     between: list[float] = field(default_factory=list)
+
+    def __add__(self, other: Seen) -> Seen:
+        return Seen(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens per second, and per second of the processor."""
+
+    wall: float
+    processor: float
 
 
 def mixed_work(
@@ -261,15 +274,14 @@ def processor_seconds(pid: int) -> float:
     return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
-def direct_tokens_per_second(llm: LLM, work: Sequence[Work]) -> tuple[float, float]:
-    """The same requests, given to an engine in this process: tokens per second, and per second of
-    the processor."""
+def direct_speed(llm: LLM, work: Sequence[Work]) -> Speed:
+    """Of an engine in this process that is given the same requests."""
     wishes = [SamplingParams(max_tokens=w.body["max_tokens"], ignore_eos=True) for w in work]
     prompts = [w.body["prompt"] for w in work]
     llm.reset_prefix_cache()
     began, busy = time.perf_counter(), time.process_time()
     count = sum(len(output.token_ids) for output in llm.generate(prompts, wishes))
-    return count / (time.perf_counter() - began), count / (time.process_time() - busy)
+    return Speed(count / (time.perf_counter() - began), count / (time.process_time() - busy))
 
 
 def _row(name: str, seen: Seen, seconds: float) -> dict[str, Any]:
@@ -297,8 +309,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("model", nargs="?", default=str(model_path()), metavar="MODEL")
     parser.add_argument("--requests", type=int, default=2000)
     parser.add_argument(
-        "--staying", type=int, help="requests of the run in which all stay (default: as many)"
+        "--staying", type=int, default=200, help="requests of a round in which all stay"
     )
+    parser.add_argument("--rounds", type=int, default=5, help="in which all stay")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument(
         "--max-batch",
@@ -316,32 +329,49 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     torch.set_num_threads(given.threads)
     sizes = {"max_prompt": given.max_prompt, "max_output": given.max_output}
-    staying = mixed_work(given.staying or given.requests, 0.0, given.seed, **sizes)
-    going = mixed_work(given.requests, given.gone, given.seed + 1, **sizes)
+    going = mixed_work(given.requests, given.gone, given.seed, **sizes)
     loaded, tokenizer = load_named(given.model)
     llm = LLM(loaded.float(), tokenizer, cache_memory=given.cache_memory, max_batch=given.max_batch)
-    rows, memory, left = [], [], []
+    memory: list[float] = []
+    left: list[str] = []
+    served: list[Speed] = []
+    direct: list[Speed] = []
     settings = given.cache_memory, given.max_batch, given.threads
     with server(given.model, *settings) as (url, pid):
-        asyncio.run(run_load(url, going[: given.clients], given.clients))  # warms up
-        direct_tokens_per_second(llm, going[: given.clients])
-        direct = [direct_tokens_per_second(llm, staying)]
-        for name, work in (("all stay", staying), ("some go", going)):
+
+        def serve(work: Sequence[Work]) -> tuple[Seen, float, float]:
+            """What the clients saw, seconds, and seconds of the server's processor."""
             began, busy = time.perf_counter(), processor_seconds(pid)
             look = partial(_note_memory, memory, pid)
             seen = asyncio.run(run_load(url, work, given.clients, look=look))
-            seconds = time.perf_counter() - began
-            left += asyncio.run(leftovers(url))
-            rows.append(_row(name, seen, seconds))
-            if work is staying:
-                by_processor = seen.tokens / (processor_seconds(pid) - busy)
-                direct.append(direct_tokens_per_second(llm, staying))
+            seconds = time.perf_counter() - began, processor_seconds(pid) - busy
+            left.extend(asyncio.run(leftovers(url)))
+            return seen, *seconds
+
+        serve(going[: given.clients])  # warms up
+        direct_speed(llm, going[: given.clients])
+        all_stay, staying_seconds = Seen(), 0.0
+        for number in range(given.rounds):
+            work = mixed_work(given.staying, 0.0, given.seed + 1 + number, **sizes)
+            if number % 2 == 0:
+                direct.append(direct_speed(llm, work))
+            seen, seconds, busy = serve(work)
+            if number % 2 == 1:
+                direct.append(direct_speed(llm, work))
+            served.append(Speed(seen.tokens / seconds, seen.tokens / busy))
+            all_stay, staying_seconds = all_stay + seen, staying_seconds + seconds
+        some_go, going_seconds, _ = serve(going)
+    rows = [_row("all stay", all_stay, staying_seconds), _row("some go", some_go, going_seconds)]
     print(format_table(rows))
-    wall, of_processor = np.mean(direct, axis=0).tolist()
-    share, processor_share = rows[0]["tokens/s"] / wall, by_processor / of_processor
+    pairs = list(zip(served, direct, strict=True))
+    share = statistics.median(server.wall / engine.wall for server, engine in pairs)
+    processor_share = statistics.median(
+        server.processor / engine.processor for server, engine in pairs
+    )
     print(
-        f"the engine itself, before and after: {direct[0][0]:.0f} and {direct[1][0]:.0f} tokens/s; "
-        f"the server gives {share:.2f} of their mean, and {processor_share:.2f} by processor time"
+        f"tokens/s of the server and of the engine itself, by round: "
+        f"{', '.join(f'{server.wall:.0f} / {engine.wall:.0f}' for server, engine in pairs)}; "
+        f"median of the ratios {share:.2f}, and {processor_share:.2f} by processor time"
     )
     print(f"resident memory of the server, MiB: {' '.join(f'{one:.0f}' for one in memory)}")
     for fault in left:
@@ -351,7 +381,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         **{name: value for name, value in vars(given).items() if name != "json"},
         "model": Path(given.model).name,
         "runs": rows,
-        "direct tokens/s": [one for one, _ in direct],
+        "served": [asdict(one) for one in served],
+        "direct": [asdict(one) for one in direct],
         "share": share,
         "share by processor time": processor_share,
         "resident MiB": memory,

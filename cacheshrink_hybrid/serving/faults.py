@@ -72,6 +72,7 @@ class Fault(Exception):
 
 TOO_LONG = "context_length_exceeded"
 NO_JSON = Fault(400, "the body is no JSON; send an object as of OpenAI's API", "invalid_json")
+NO_HTTP = Fault(400, "this is no request of HTTP/1.1; send one, without TLS", "invalid_http")
 TOLD: tuple[tuple[type[Exception], int, str | None, str | None], ...] = (
     (QueueFullError, 429, "queue_full", None),
     (CacheFullError, 400, TOO_LONG, None),

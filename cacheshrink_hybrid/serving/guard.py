@@ -113,6 +113,13 @@ class Guard:
         """The whole body. One that is too long is read to its end as well, and not kept, unless it
         is several times too long or waits to be asked for: clients look for an answer when they
         have sent all."""
+        if "content-length" in headers and "transfer-encoding" in headers:
+            raise Fault(
+                400,
+                "a body comes with Content-Length or with Transfer-Encoding, and this one with "
+                "both; send one of them",
+                "invalid_http",
+            )
         due = int(headers.get("content-length", 0))
         asks_first = headers.get("expect", "").lower() == "100-continue"
         most = self._max_body_bytes if asks_first else DRAINED * self._max_body_bytes

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 
@@ -13,13 +14,17 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from ..errors import ConfigError
+from .connection import Connection
 from .journal import note
-from .waits import Connection, Waits, has_request
+from .waits import Waits, has_request
 
 LAST_SECONDS = 1.0
 """In which requests that are on their way may still arrive when the server stops."""
 TELL_SECONDS = 5
 """In which answers that are given up when the server stops may say so."""
+SWITCH_SECONDS = 0.0005
+"""After which the event loop lets the engine's thread go on, which has little to do in Python
+between two operations of torch. With Python's own 0.005 s it waits for most of a round of events."""
 LOOK_SECONDS = 0.1
 """Between two looks at connections, as uvicorn has it."""
 
@@ -92,9 +97,12 @@ class Server(uvicorn.Server):
         `KeyboardInterrupt`. In the main thread."""
         # uvicorn raises the signals that it caught once more, for those who had handlers before.
         before = signal.signal(signal.SIGTERM, self.handle_exit)
+        switch_seconds = sys.getswitchinterval()
+        sys.setswitchinterval(SWITCH_SECONDS)
         try:
             self.run([listening])
         finally:
+            sys.setswitchinterval(switch_seconds)
             signal.signal(signal.SIGTERM, before)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

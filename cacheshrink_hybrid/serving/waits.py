@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
 
-from uvicorn.protocols.http.h11_impl import H11Protocol as Connection
+from .connection import Connection
 
 
 class Waits:

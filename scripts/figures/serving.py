@@ -59,7 +59,6 @@ def serving(results: Results) -> str:
 def load(results: Results) -> str:
     """Tokens per second of a server over those of its engine, and how long clients wait."""
     (result,) = results
-    direct = sum(result["direct tokens/s"]) / len(result["direct tokens/s"])
     return table(
         (
             "clients",
@@ -78,7 +77,7 @@ def load(results: Results) -> str:
                 str(run["gone"]),
                 str(run["refused"]),
                 f"{run['tokens/s']:.0f}",
-                "" if run["gone"] else f"{run['tokens/s'] / direct:.2f}",
+                "" if run["gone"] else f"{result['share']:.2f}",
                 f"{run['first p50 ms']:.0f} / {run['first p99 ms']:.0f}",
                 f"{run['between p50 ms']:.0f} / {run['between p99 ms']:.0f}",
             )

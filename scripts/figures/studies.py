@@ -478,9 +478,7 @@ STUDIES = (
     ),
     Study(
         name="load",
-        commands=(
-            f"python -m scripts.load_server --staying 500 --json {RESULTS}/load_server.json",
-        ),
+        commands=(f"python -m scripts.load_server --json {RESULTS}/load_server.json",),
         results=("load_server.json",),
         shown=serving.load,
     ),

@@ -42,6 +42,17 @@ def test_a_body_that_does_not_come(trickles: bool) -> None:
     assert b"more --body-seconds" in answer
 
 
+def test_a_body_of_two_lengths(live: Live) -> None:
+    """Whoever stands between reads the one, and a server the other: neither is right."""
+    chunks = b"4\r\n{} \n\r\n0\r\n\r\n"
+    with closing(connection_to(live)) as connection:
+        head = request_of(live, {}, "Transfer-Encoding: chunked", part=0)
+        connection.sendall(head + chunks)
+        answer = answer_on(connection)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"Content-Length" in answer and b"invalid_http" in answer
+
+
 TOO_LONG = {
     "as it says": {"part": 20, "headers": ()},
     "as it says, if it may be sent": {"part": 0, "headers": ("Expect: 100-continue",)},
