@@ -24,7 +24,8 @@ TELL_SECONDS = 5
 """In which answers that are given up when the server stops may say so."""
 SWITCH_SECONDS = 0.0005
 """After which the event loop lets the engine's thread go on, which has little to do in Python
-between two operations of torch. With Python's own 0.005 s it waits for most of a round of events."""
+between two operations of torch. With Python's own 0.005 s it waits for most of a round of events.
+"""
 LOOK_SECONDS = 0.1
 """Between two looks at connections, as uvicorn has it."""
 
