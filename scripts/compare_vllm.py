@@ -13,10 +13,12 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # counters and settings are looked at
 
@@ -28,6 +30,7 @@ from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 from cacheshrink_hybrid import load_mla_model
 from cacheshrink_hybrid.families import model_spec
 from cacheshrink_hybrid.model.attached_plan import plan_of
+from cacheshrink_hybrid.plan import CompressionPlan
 from cacheshrink_hybrid.spec import ModelSpec
 
 from .benchmark import environment, report
@@ -39,6 +42,9 @@ PIECE = 128
 BLOCK = 32
 """Tokens of a block; of coded rows, where a block may hold exact ones, and more where it is to hold
 a recurrent state."""
+Continued = tuple[list[int], list[float]]
+"""Tokens, and by how many nats each leads the second best."""
+Found = TypeVar("Found")
 IN_PIECES, PREEMPTED, KEPT = "in pieces", "preempted", "kept prefixes"
 SPLIT = "split over 2 processes"
 
@@ -55,11 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the JSON result here")
     given = parser.parse_args(argv)
 
-    model, _ = load_mla_model(given.converted, dtype="float32")
-    plan, spec = plan_of(model), model_spec(model.config)
     prompts = _prompts(given.converted)
-    due, leads = zip(*(_continued(model, ids, given.new_tokens) for ids in prompts), strict=True)
-    del model
+    plan, spec, continued = _in_process_of_its_own(
+        _by_generate, given.converted, prompts, given.new_tokens
+    )
+    due, leads = zip(*continued, strict=True)
     print(f"generate() has gone on with {len(prompts)} prompts", flush=True)
     longest = max(PROMPT_TOKENS) + given.new_tokens
     settings: dict[str, dict[str, Any]] = {
@@ -140,13 +146,25 @@ def _prompts(directory: Path) -> list[list[int]]:
     return [ids[end - n : end] for end, n in zip(ends, PROMPT_TOKENS, strict=True)]
 
 
-@torch.no_grad()
-def _continued(model: Any, prompt: list[int], num_new: int) -> tuple[list[int], list[float]]:
-    """What `generate()` goes on with, and by how many nats each token leads the second best. By
-    torch: numba, which would be faster, keeps vLLM 0.32 from starting in a process that imported it
-    before."""
-    model.kernel_backend = "torch"
+def _in_process_of_its_own(function: Callable[..., Found], *given: Any) -> Found:
+    """What a function returns. vLLM 0.32 does not start where numba was imported before, which
+    reads rows on a CPU."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        return process.submit(function, *given).result()
+
+
+def _by_generate(
+    directory: Path, prompts: Sequence[list[int]], num_new: int
+) -> tuple[CompressionPlan, ModelSpec, list[Continued]]:
+    """How the model was compressed, what it is, and how `generate()` goes on with each prompt."""
+    model, _ = load_mla_model(directory, dtype="float32")
     model.generation_config.eos_token_id = None
+    continued = [_continued(model, ids, num_new) for ids in prompts]
+    return plan_of(model), model_spec(model.config), continued
+
+
+@torch.no_grad()
+def _continued(model: Any, prompt: list[int], num_new: int) -> Continued:
     options = {"do_sample": False, "return_dict_in_generate": True, "output_logits": True}
     found = model.generate(torch.tensor([prompt]), max_new_tokens=num_new, **options)
     best = torch.cat(found.logits).topk(2).values
