@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Container
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -78,6 +79,10 @@ class CompressionPlan:
     def head_groups(self) -> int:
         """Groups of heads with latents of their own in every layer; 1 where there are none."""
         return math.gcd(*(latent.head_groups for latent in self.latents)) or 1
+
+    def latents_of(self, layers: Container[int]) -> list[LatentPlan]:
+        """Entries of the modules of these layers."""
+        return [x for x in self.latents if any(layer in layers for layer in x.layer_ids)]
 
     def bytes_on_each(self, devices: int) -> int:
         """KV bytes per token on each of so many devices that heads are split over."""

@@ -7,8 +7,8 @@ all layers, those of one layer side by side, so that any widths of rows share a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from ..errors import NotSupportedError
 
@@ -49,20 +49,52 @@ class BlockLayout:
         return sum(self.row_bytes.values())
 
 
-def exact_layout(row_bytes: Mapping[int, int], tokens: BlockLayout) -> BlockLayout:
+@dataclass(frozen=True, slots=True)
+class BlockSize:
+    """What vLLM is told of a block, in all processes alike.
+
+    Processes that have different layers of a model, as in a pipeline, take the same blocks for the
+    same tokens: each has the size of those of the process with the most bytes.
+
+    Attributes:
+        block_tokens: tokens whose rows are in a block.
+        bytes_per_token: bytes of one token's rows, where they are most.
+        block_bytes: of a block.
+    """
+
+    block_tokens: int
+    bytes_per_token: int
+    block_bytes: int
+
+    @classmethod
+    def of(cls, stages: Sequence[Mapping[int, int]], block_tokens: int) -> BlockSize:
+        """Of processes that have rows of so many bytes, by layer, in blocks of so many tokens."""
+        layouts = [BlockLayout.of(row_bytes, block_tokens) for row_bytes in stages]
+        return cls(
+            block_tokens,
+            max(layout.bytes_per_token for layout in layouts),
+            max(layout.used_bytes for layout in layouts),
+        )
+
+
+def exact_size(stages: Sequence[Mapping[int, int]], tokens: BlockSize) -> BlockSize:
     """Exact rows of so many bytes in blocks of the size of `tokens`: of as many tokens as fit, and
     which divide those of a block of coded rows, so that both can be found by the same prefixes.
+
+    Args:
+        stages: bytes of a row by layer, in each process.
 
     Raises:
         NotSupportedError: those of one token do not fit.
     """
     whole = tokens.block_tokens
     for count in range(whole, 0, -1):
-        layout = BlockLayout.of(row_bytes, count)
-        if whole % count == 0 and layout.used_bytes <= tokens.used_bytes:
-            return layout
-    least = -(-BlockLayout.of(row_bytes, 1).used_bytes // tokens.bytes_per_token)
+        size = BlockSize.of(stages, count)
+        if whole % count == 0 and size.block_bytes <= tokens.block_bytes:
+            return replace(size, block_bytes=tokens.block_bytes)
+    one = BlockSize.of(stages, 1).block_bytes
+    least = -(-one // tokens.bytes_per_token)
     raise NotSupportedError(
-        f"a block of {whole} tokens has {tokens.used_bytes} bytes, and the exact rows of one token "
-        f"{BlockLayout.of(row_bytes, 1).used_bytes}; give --block-size {-(-least // 16) * 16}"
+        f"a block of {whole} tokens has {tokens.block_bytes} bytes, and the exact rows of one "
+        f"token {one}; give --block-size {-(-least // 16) * 16}"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheLayout, KVCacheSpec
 
 from ..codecs.row_layout import RowLayout
 from ..kernels.latents.paged_rows import PagedRows
-from .blocks import BlockLayout, exact_layout
+from .blocks import BlockLayout, BlockSize, exact_size
 from .cache_specs import ExactRowsSpec, TokenRowsSpec
 from .paged_attention import PagedStep
 
@@ -94,15 +94,22 @@ class CachedRows(AttentionLayerBase):
     Args:
         name: in vLLM; has the number of one layer in it.
         layouts: of the rows, by layer.
+        elsewhere: bytes of a row by layer, in each process that has other layers.
 
     Attributes:
         kv_cache: (blocks, 1, block size, bytes of a token's rows), uint8; vLLM puts it here. Only
             where it begins, how many blocks there are, and how far they are apart is of meaning.
     """
 
-    def __init__(self, name: str, layouts: Mapping[int, RowLayout]) -> None:
+    def __init__(
+        self,
+        name: str,
+        layouts: Mapping[int, RowLayout],
+        elsewhere: Sequence[Mapping[int, int]] = (),
+    ) -> None:
         self.name, self.layouts = name, layouts
         self.row_bytes = {layer: layout.row_bytes for layer, layout in layouts.items()}
+        self.stages = self.row_bytes, *elsewhere
         self.kv_cache = torch.empty(0, dtype=torch.uint8)
         self.when_bound: Callable[[], None] = lambda: None
 
@@ -119,7 +126,7 @@ class CachedRows(AttentionLayerBase):
         """A layer's rows as kernels take them: a block is a frame."""
         num_blocks, _, block_tokens, width = self.kv_cache.shape
         layout, block_bytes = BlockLayout.of(self.row_bytes, block_tokens), self.kv_cache.stride(0)
-        assert width == layout.bytes_per_token and layout.used_bytes <= block_bytes
+        assert width >= layout.bytes_per_token and layout.used_bytes <= block_bytes
         return PagedRows(
             arena=self.kv_cache.as_strided((num_blocks * block_bytes,), (1,)),
             layout=self.layouts[layer],
@@ -133,14 +140,14 @@ class TokenRows(CachedRows):
     """The rows of all tokens."""
 
     def get_attn_backend(self) -> type[AttentionBackend]:
-        return rows_backend(sum(self.row_bytes.values()))
+        return rows_backend(max(sum(row_bytes.values()) for row_bytes in self.stages))
 
     def get_kv_cache_spec(self, vllm_config: Any) -> KVCacheSpec:
-        return TokenRowsSpec.of(self.block_layout(vllm_config))
+        return TokenRowsSpec.of(self.block_size(vllm_config))
 
-    def block_layout(self, vllm_config: Any) -> BlockLayout:
-        """Of blocks as large as vLLM's settings say."""
-        return BlockLayout.of(self.row_bytes, vllm_config.cache_config.block_size)
+    def block_size(self, vllm_config: Any) -> BlockSize:
+        """Of blocks of as many tokens as vLLM's settings say."""
+        return BlockSize.of(self.stages, vllm_config.cache_config.block_size)
 
 
 class ExactRows(CachedRows):
@@ -156,21 +163,17 @@ class ExactRows(CachedRows):
         name: str,
         layouts: Mapping[int, RowLayout],
         tokens: TokenRows,
+        elsewhere: Sequence[Mapping[int, int]] = (),
         *,
         num_sinks: int,
         window: int,
     ) -> None:
-        super().__init__(name, layouts)
+        super().__init__(name, layouts, elsewhere)
         self.tokens, self.num_sinks, self.window = tokens, num_sinks, window
 
     def get_attn_backend(self) -> type[AttentionBackend]:
         return self.tokens.get_attn_backend()
 
     def get_kv_cache_spec(self, vllm_config: Any) -> KVCacheSpec:
-        tokens = self.tokens.block_layout(vllm_config)
-        return ExactRowsSpec.of(
-            exact_layout(self.row_bytes, tokens),
-            tokens.used_bytes,
-            num_sinks=self.num_sinks,
-            window=self.window,
-        )
+        size = exact_size(self.stages, self.tokens.block_size(vllm_config))
+        return ExactRowsSpec.of(size, num_sinks=self.num_sinks, window=self.window)

@@ -12,20 +12,20 @@ from vllm.v1.core.single_type_kv_cache_manager import SlidingWindowManager
 from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 
-from .blocks import BlockLayout
+from .blocks import BlockSize
 
 
-def _sizes(layout: BlockLayout, block_bytes: int) -> dict[str, Any]:
-    """Fields of a spec whose blocks have so many bytes, `layout.used_bytes` of them in use."""
-    width = layout.bytes_per_token
-    padded = block_bytes != width * layout.block_tokens
+def _sizes(size: BlockSize) -> dict[str, Any]:
+    """Fields of a spec."""
+    width = size.bytes_per_token
+    padded = size.block_bytes != width * size.block_tokens
     return {
-        "block_size": layout.block_tokens,
+        "block_size": size.block_tokens,
         "num_kv_heads": 1,
         "head_size": width,
         "head_size_v": 0,
         "state_content_bytes": width,
-        "page_size_padded": block_bytes if padded else None,
+        "page_size_padded": size.block_bytes if padded else None,
         "dtype": torch.uint8,
     }
 
@@ -35,14 +35,13 @@ class TokenRowsSpec(FullAttentionSpec):
     """Rows of all tokens of a request."""
 
     @classmethod
-    def of(cls, layout: BlockLayout) -> TokenRowsSpec:
-        return cls(**_sizes(layout, layout.used_bytes))
+    def of(cls, size: BlockSize) -> TokenRowsSpec:
+        return cls(**_sizes(size))
 
     @classmethod
     def unaligned(cls, num_tokens: int, bytes_per_token: int) -> TokenRowsSpec:
         """Of blocks of so many tokens, with all rows of a token side by side."""
-        layout = BlockLayout.of({0: bytes_per_token}, num_tokens)
-        return cls(**_sizes(layout, bytes_per_token * num_tokens))
+        return cls.of(BlockSize(num_tokens, bytes_per_token, bytes_per_token * num_tokens))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +55,10 @@ class ExactRowsSpec(SlidingWindowSpec):
     num_sinks: int
 
     @classmethod
-    def of(
-        cls, layout: BlockLayout, block_bytes: int, *, num_sinks: int, window: int
-    ) -> ExactRowsSpec:
-        """In blocks of `block_bytes` bytes, those of `window` tokens, the newest included."""
+    def of(cls, size: BlockSize, *, num_sinks: int, window: int) -> ExactRowsSpec:
+        """Of `num_sinks` first tokens, and of `window` tokens, the newest included."""
         # vLLM looks for at least one block of a window where a prefix ends.
-        sizes = _sizes(layout, block_bytes)
-        return cls(**sizes, sliding_window=max(window, 2), num_sinks=num_sinks)
+        return cls(**_sizes(size), sliding_window=max(window, 2), num_sinks=num_sinks)
 
     @property
     def sink_blocks(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import vllm
+from vllm.distributed.utils import get_pp_indices
 from vllm.logger import init_logger
 from vllm.model_executor.models.config import VerifyAndUpdateConfig
 from vllm.platforms import current_platform
@@ -13,6 +14,8 @@ from ..checkpoint.description import Saved, read_checkpoint
 from ..checkpoint.pretrained_arguments import local_directory
 from ..families import model_spec
 from .support import Deployment, refuse_unsupported, told_bytes
+
+PIPELINE_WORKER = f"{__package__}.cpu_worker.PipelineWorker"
 
 # Of loggers vLLM shows those below its own.
 logger = init_logger("vllm.cacheshrink_hybrid")
@@ -33,11 +36,16 @@ class LatentModelConfig(VerifyAndUpdateConfig):
         """
         saved = saved_model(vllm_config)
         deployment = _deployment(vllm_config)
-        refuse_unsupported(deployment, saved.plan, model_spec(saved.config))
-        words, gains = told_bytes(saved.plan, deployment.tensor_parallel)
+        spec = model_spec(saved.config)
+        refuse_unsupported(deployment, saved.plan, spec)
+        words, gains = told_bytes(deployment, saved.plan, spec)
         tell = logger.info_once if gains else logger.warning_once
         tell("Converted by cacheshrink_hybrid: %s", words)
         vllm_config.model_config.enforce_eager = True
+        parallel = vllm_config.parallel_config
+        is_cpu_pipeline = deployment.device == "cpu" and deployment.pipeline_parallel > 1
+        if is_cpu_pipeline and parallel.worker_cls == "auto":
+            parallel.worker_cls = PIPELINE_WORKER
 
 
 def saved_model(vllm_config: Any) -> Saved:
@@ -46,13 +54,20 @@ def saved_model(vllm_config: Any) -> Saved:
     return read_checkpoint(local_directory(model.model, {"revision": model.revision}))
 
 
+def pipeline_stages(vllm_config: Any) -> tuple[range, ...]:
+    """Layers of each process of the pipeline, as vLLM gives them out."""
+    count = vllm_config.parallel_config.pipeline_parallel_size
+    num_layers = vllm_config.model_config.get_total_num_hidden_layers()
+    return tuple(range(*get_pp_indices(num_layers, rank, count)) for rank in range(count))
+
+
 def _deployment(vllm_config: Any) -> Deployment:
     parallel, transfer = vllm_config.parallel_config, vllm_config.kv_transfer_config
     return Deployment(
         release=vllm.__version__,
         device=current_platform.device_type,
         tensor_parallel=parallel.tensor_parallel_size,
-        pipeline_parallel=parallel.pipeline_parallel_size,
+        stages=pipeline_stages(vllm_config),
         context_parallel=max(
             parallel.decode_context_parallel_size, parallel.prefill_context_parallel_size
         ),

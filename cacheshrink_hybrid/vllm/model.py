@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from vllm.distributed import get_pp_group, get_tensor_model_parallel_world_size
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 from vllm.model_executor.models import ModelRegistry
+from vllm.model_executor.models.utils import is_pp_missing_parameter
 
 from ..checkpoint.description import Saved
 from ..checkpoint.files import shown
@@ -20,8 +22,9 @@ from ..families import attention_at, family_of
 from ..families.vllm import VLLM_ARCHITECTURES
 from ..latents.attention.slot_rotary import SlotRotary
 from ..model.latent_model import LatentModel
+from ..plan import CompressionPlan
 from .attention import LatentSelfAttention
-from .checks import saved_model
+from .checks import pipeline_stages, saved_model
 from .rows_layer import share_blocks
 
 
@@ -32,7 +35,11 @@ class LatentForCausalLM:
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
-        self.latent_layers = _install(self, vllm_config)
+        saved = saved_model(vllm_config)
+        stages = pipeline_stages(vllm_config)
+        own = stages[get_pp_group().rank_in_group]
+        self.latent_layers = _install(self, vllm_config, saved, own)
+        _share_blocks(self.latent_layers, vllm_config, saved.plan, own, stages)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """Read the weights of a checkpoint, one tensor at a time; returns the names that were.
@@ -49,7 +56,8 @@ class LatentForCausalLM:
                 if name.startswith(tuple(f"{layer}." for layer in self.latent_layers)):
                     _load(mine, name, tensor)
                     loaded.add(name)
-                else:
+                # Not all of vLLM's classes pass over layers of other processes themselves.
+                elif not is_pp_missing_parameter(name, self):
                     yield name, tensor
 
         loaded |= super().load_weights(others())  # type: ignore[misc]
@@ -79,16 +87,19 @@ def _load(parameters: dict[str, torch.nn.Parameter], name: str, tensor: Tensor) 
     getattr(parameter, "weight_loader", default_weight_loader)(parameter, tensor)
 
 
-def _install(model: Any, vllm_config: Any) -> dict[str, LatentSelfAttention]:
-    """Put attention over latents in the places of a model's own, which vLLM forgets; returns the
-    new modules by name."""
-    saved = saved_model(vllm_config)
+def _install(
+    model: Any, vllm_config: Any, saved: Saved, own: range
+) -> dict[str, LatentSelfAttention]:
+    """Put attention over latents in the places of a model's own in the layers `own`, which vLLM
+    forgets; returns the new modules by name."""
     source, family = _skeleton(saved), family_of(saved.config)
     layers = vllm_config.compilation_config.static_forward_context
     rotaries: dict[int, SlotRotary | None] = {}
     installed = {}
     for plan in saved.plan.latents:
         (layer_idx,) = plan.layer_ids
+        if layer_idx not in own:
+            continue
         name = family.attention_path(layer_idx)
         attention = attention_at(source, layer_idx)
         rotary = attention.head.rotary
@@ -97,12 +108,24 @@ def _install(model: Any, vllm_config: Any) -> dict[str, LatentSelfAttention]:
         parent, _, attribute = name.rpartition(".")
         installed[name] = LatentSelfAttention(attention, rotaries[id(rotary)], layer_idx, name)
         setattr(model.get_submodule(parent), attribute, installed[name])
-        for own in [other for other in layers if other.startswith(f"{name}.")]:
-            del layers[own]
-    rows = [attention.rows for attention in installed.values()]
-    for cached in share_blocks(rows, next(iter(installed))):
-        layers[cached.name] = cached
+        for other in [known for known in layers if known.startswith(f"{name}.")]:
+            del layers[other]
     return installed
+
+
+def _share_blocks(
+    installed: dict[str, LatentSelfAttention],
+    vllm_config: Any,
+    plan: CompressionPlan,
+    own: range,
+    stages: Sequence[range],
+) -> None:
+    """Tell vLLM of the rows of a process, in blocks that fit those of all of them."""
+    ranks = get_tensor_model_parallel_world_size()
+    elsewhere = [[x.part(ranks) for x in plan.latents_of(y)] for y in stages if y != own]
+    rows = [attention.rows for attention in installed.values()]
+    for cached in share_blocks(rows, next(iter(installed)), elsewhere):
+        vllm_config.compilation_config.static_forward_context[cached.name] = cached
 
 
 def _skeleton(saved: Saved) -> Any:

@@ -9,7 +9,8 @@ from vllm.forward_context import get_forward_context
 
 from ..errors import KernelUnavailableError
 from ..kernels.backend import Backend
-from ..latents.attention.kernel_view import row_layout, why_not
+from ..latents.attention.kernel_view import plan_layout, row_layout, why_not
+from ..latents.plan import LatentPlan
 from .cache_layers import CachedRows, ExactRows, TokenRows
 from .memory_check import check_memory
 from .own_heads import SplitHead
@@ -88,25 +89,32 @@ class LatentRows:
         )
 
 
-def share_blocks(layers: Sequence[LatentRows], prefix: str) -> list[CachedRows]:
-    """Give the layers of a model their places in blocks; returns what vLLM is to allocate.
+def share_blocks(
+    layers: Sequence[LatentRows], prefix: str, elsewhere: Sequence[Sequence[LatentPlan]] = ()
+) -> list[CachedRows]:
+    """Give the layers of a process their places in blocks; returns what vLLM is to allocate.
 
     Args:
         prefix: of a layer, as vLLM names it.
+        elsewhere: plans of the layers of each process that has others, of as many of their heads.
     """
     dtype = layers[0].like.dtype
-    tokens = TokenRows(f"{prefix}.rows", {x.layer: row_layout(x.reader, dtype) for x in layers})
+    others = [{x.layer_ids[0]: plan_layout(x, dtype).row_bytes for x in of} for of in elsewhere]
+    tokens = TokenRows(
+        f"{prefix}.rows", {x.layer: row_layout(x.reader, dtype) for x in layers}, others
+    )
     found: list[CachedRows] = [tokens]
     exact, layouts = None, {}
     for x in layers:
         if x.reader.exact_codec is not None:
             layouts[x.layer] = x.reader.exact_codec.layout
-    if layouts:
-        plans = [x.reader.plan for x in layers]
+    plans = [x.reader.plan for x in layers] + [x for of in elsewhere for x in of]
+    if any(plan.keeps_exact for plan in plans):
         exact = ExactRows(
             f"{prefix}.exact_rows",
             layouts,
             tokens,
+            [{x.layer_ids[0]: x.exact_row_bytes for x in of if x.keeps_exact} for of in elsewhere],
             num_sinks=max(plan.exact_sinks for plan in plans),
             window=max(plan.exact_window for plan in plans),
         )

@@ -19,17 +19,17 @@ class Tested:
     """A release of vLLM, a kind of device, and what was run there.
 
     Attributes:
-        tensor_parallel: over how many processes heads were split.
+        parallel: over how many processes heads were split, and layers.
         recurrent: models with recurrent layers were among those that ran.
     """
 
     release: str
     device: str
-    tensor_parallel: tuple[int, ...]
+    parallel: tuple[tuple[int, int], ...]
     recurrent: bool = False
 
 
-TESTED = (Tested("0.32.0", "cpu", (1, 2), recurrent=True),)
+TESTED = (Tested("0.32.0", "cpu", ((1, 1), (2, 1), (1, 2)), recurrent=True),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +39,8 @@ class Deployment:
     Attributes:
         release: of vLLM.
         device: kind of device.
-        tensor_parallel, pipeline_parallel, context_parallel: processes that split heads, layers and
-            tokens.
+        tensor_parallel, context_parallel: processes that split heads and tokens.
+        stages: layers of each process of a pipeline; empty for one process.
         cache_dtype: `--kv-cache-dtype`.
         quantization: of weights; None for none.
         speculative, adapters: whether drafts are verified, and LoRA adapters are served.
@@ -52,7 +52,7 @@ class Deployment:
     release: str
     device: str
     tensor_parallel: int = 1
-    pipeline_parallel: int = 1
+    stages: tuple[range, ...] = ()
     context_parallel: int = 1
     cache_dtype: str = "auto"
     quantization: str | None = None
@@ -60,6 +60,11 @@ class Deployment:
     adapters: bool = False
     connector: str | None = None
     drops_windows: bool = True
+
+    @property
+    def pipeline_parallel(self) -> int:
+        """Processes that layers are split over."""
+        return max(1, len(self.stages))
 
 
 def refuse_unsupported(deployment: Deployment, plan: CompressionPlan, spec: ModelSpec) -> None:
@@ -71,6 +76,7 @@ def refuse_unsupported(deployment: Deployment, plan: CompressionPlan, spec: Mode
         *_refused_layers(plan, spec),
         *_refused_block_tables(plan, spec, deployment),
         *_unsplit_heads(plan, spec, deployment.tensor_parallel),
+        *_refused_stages(plan, spec, deployment),
     ]
     if faults:
         raise NotSupportedError(f"vLLM does not serve this converted model: {'; '.join(faults)}")
@@ -83,14 +89,22 @@ def _other_contexts(spec: ModelSpec) -> Iterator[str]:
         yield f"a {spec.model_type} decoder reads an encoder's output; let generate() serve it"
 
 
-def told_bytes(plan: CompressionPlan, ranks: int) -> tuple[str, bool]:
-    """What a token takes on one device of those that heads are split over, in words, and whether
-    that is less than the device would hold of keys and values at 16 bits."""
-    ours, source = plan.bytes_on_each(ranks), plan.source_bytes_per_token // ranks
+def told_bytes(deployment: Deployment, plan: CompressionPlan, spec: ModelSpec) -> tuple[str, bool]:
+    """What a token takes on one device of those that heads and layers are split over, in words,
+    and whether that is less than the device would hold of keys and values at 16 bits."""
+    ranks, stages = deployment.tensor_parallel, deployment.stages or (range(len(spec.layers)),)
+    stored = [sum(x.part(ranks).bytes_per_token for x in plan.latents_of(of)) for of in stages]
+    ours = max(stored)
+    source = max(sum(spec.layers[i].bytes_per_token for i in of) // ranks for of in stages)
     words = (
         f"a token takes {ours:,} bytes on each device, where keys and values of 16 bits take "
         f"{source:,}"
     )
+    if len(stages) > 1:
+        taken = ", ".join(f"{count:,}" for count in stored)
+        words += f", in blocks of one size for pipeline stages whose rows take {taken}"
+        if min(stored) < ours:
+            words += "; VLLM_PP_LAYER_PARTITION deals layers out in other ways"
     if ranks > 1 and not all(entry.splits_rows(ranks) for entry in plan.latents):
         words += (
             f"; tensor_parallel_size={ranks} splits these, and rows are whole on every device: "
@@ -106,22 +120,30 @@ def _untested(deployment: Deployment, spec: ModelSpec) -> Iterator[str]:
         if row.release == deployment.release.partition("+")[0] and row.device == deployment.device
     ]
     known = ", ".join(
-        f"vLLM {row.release} on {row.device} with tensor_parallel_size "
-        + " or ".join(map(str, row.tensor_parallel))
+        f"vLLM {row.release} on {row.device} with "
+        + " or ".join(_processes(*counts) for counts in row.parallel)
         + (", recurrent layers too" if row.recurrent else ", without recurrent layers")
         for row in TESTED
     )
     recurrent = bool(spec.state_layers)
     tested = any(
-        deployment.tensor_parallel in row.tensor_parallel and row.recurrent >= recurrent
+        (deployment.tensor_parallel, deployment.pipeline_parallel) in row.parallel
+        and row.recurrent >= recurrent
         for row in rows
     )
     if not tested and os.environ.get(UNTESTED) != "1":
         yield (
-            f"vLLM {deployment.release} on {deployment.device} with tensor_parallel_size="
-            f"{deployment.tensor_parallel}{' and recurrent layers' if recurrent else ''} was not "
-            f"tested; tested is {known}; use that, or set {UNTESTED}=1 to try"
+            f"vLLM {deployment.release} on {deployment.device} with "
+            f"{_processes(deployment.tensor_parallel, deployment.pipeline_parallel)}"
+            f"{' and recurrent layers' if recurrent else ''} was not tested; tested is {known}; "
+            f"use that, or set {UNTESTED}=1 to try"
         )
+
+
+def _processes(heads: int, layers: int) -> str:
+    """Processes that heads and layers are split over, as vLLM is told of them."""
+    words = f"tensor_parallel_size={heads}"
+    return words if layers == 1 else f"{words} and pipeline_parallel_size={layers}"
 
 
 def _refused_options(deployment: Deployment) -> Iterator[str]:
@@ -135,15 +157,11 @@ def _refused_options(deployment: Deployment) -> Iterator[str]:
             f"quantization={deployment.quantization!r} is of weights that latents are not read "
             "with; leave it out"
         )
-    for name, count in (
-        ("pipeline_parallel_size", deployment.pipeline_parallel),
-        (
-            "decode_context_parallel_size and prefill_context_parallel_size",
-            deployment.context_parallel,
-        ),
-    ):
-        if count > 1:
-            yield f"{name}={count} was not built for latents; leave it at 1"
+    if deployment.context_parallel > 1:
+        yield (
+            "decode_context_parallel_size and prefill_context_parallel_size="
+            f"{deployment.context_parallel} was not built for latents; leave it at 1"
+        )
     if deployment.speculative:
         yield "speculative_config asks for drafts, whose rows are not taken back; leave it out"
     if deployment.adapters:
@@ -231,4 +249,24 @@ def _unsplit_heads(plan: CompressionPlan, spec: ModelSpec, ranks: int) -> Iterat
             f"tensor_parallel_size={ranks} splits key heads, and rows of method={own[0].method!r} "
             f"(layer {own[0].layer_ids[0]}) hold channels of each head's own beside values of all "
             f"heads; convert with head_groups={ranks}, or leave tensor_parallel_size at 1"
+        )
+
+
+def _refused_stages(
+    plan: CompressionPlan, spec: ModelSpec, deployment: Deployment
+) -> Iterator[str]:
+    """What keeps layers from being split over so many processes."""
+    count = deployment.pipeline_parallel
+    if count == 1:
+        return
+    if spec.state_layers:
+        yield (
+            f"pipeline_parallel_size={count} splits recurrent layers and attention, which "
+            f"vLLM's own class of a {spec.model_type} model does not run: it calls the layers of "
+            "other processes too; leave it at 1"
+        )
+    elif not all(plan.latents_of(layers) for layers in deployment.stages):
+        yield (
+            f"pipeline_parallel_size={count} leaves a process without layers; give at most "
+            f"{len(spec.layers)}, or deal layers out in another way (VLLM_PP_LAYER_PARTITION)"
         )

@@ -98,6 +98,13 @@ def tokens_of(
     return [list(answer.outputs[0].token_ids) for answer in answers]
 
 
+def bind_processes(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have vLLM run so many processes on the cores that this one may use, one on each if it can."""
+    cores = sorted(os.sched_getaffinity(0))
+    places = "|".join(str(cores[number % len(cores)]) for number in range(count))
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", places)
+
+
 def cache_config(engine: Any) -> Any:
     """vLLM's settings of its cache, as they became."""
     return engine.llm_engine.vllm_config.cache_config

@@ -12,10 +12,11 @@ pytest.importorskip("vllm", reason="needs vLLM on CPUs: bash scripts/vllm.sh")
 from vllm.config import VllmConfig
 from vllm.model_executor.models import ModelRegistry
 from vllm.platforms.cpu import CpuPlatform
-from vllm.v1.core.kv_cache_utils import get_kv_cache_groups
+from vllm.v1.core.kv_cache_utils import get_kv_cache_configs, get_kv_cache_groups
 from vllm.v1.kv_cache_interface import MambaSpec
 
 from cacheshrink_hybrid.vllm.cache_layers import ExactRows, TokenRows
+from cacheshrink_hybrid.vllm.cache_specs import register_specs
 
 pytestmark = pytest.mark.vllm
 
@@ -89,6 +90,37 @@ def test_states_that_fit_leave_blocks_as_they_are(monkeypatch: pytest.MonkeyPatc
     config = _aligned(tokens, exact, 64, monkeypatch)
     assert config.cache_config.block_size == 64
     assert config.cache_config.mamba_page_size_padded == 64 * 3000
+
+
+@pytest.mark.parametrize("exact_bytes", [(), (96, 128, 64)])
+def test_stages_of_a_pipeline_have_blocks_of_one_size(exact_bytes: tuple[int, ...]) -> None:
+    """Whatever their layers take; vLLM gives all of them a group for each lifetime of rows."""
+    register_specs()
+    row_bytes, room, found = ({0: 33, 1: 20}, {2: 75}, {3: 7}), 2**20, []
+    exact = [dict.fromkeys(of, n) for of, n in zip(row_bytes, exact_bytes, strict=False)]
+    for own in range(3):
+        others = [number for number in range(3) if number != own]
+        layouts = {i: SimpleNamespace(row_bytes=n) for i, n in row_bytes[own].items()}
+        name = f"model.layers.{min(layouts)}"
+        tokens = TokenRows(f"{name}.rows", layouts, [row_bytes[x] for x in others])
+        found.append([tokens])
+        if exact:
+            layouts = {i: SimpleNamespace(row_bytes=n) for i, n in exact[own].items()}
+            beside = [exact[x] for x in others]
+            found[-1].append(
+                ExactRows(f"{name}.exact", layouts, tokens, beside, num_sinks=4, window=9)
+            )
+    config = VllmConfig()
+    config.cache_config.block_size = 16
+    config.cache_config.kv_cache_layout = "LBNHC"
+    config.model_config = SimpleNamespace(max_model_len=64, original_max_model_len=64)
+    specs = [{x.name: x.get_kv_cache_spec(config) for x in of} for of in found]
+    stages = get_kv_cache_configs(config, specs, [room] * 3)
+    for layers, stage in zip(found, stages, strict=True):
+        assert stage.num_blocks == room // (16 * 75)
+        assert [group.layer_names for group in stage.kv_cache_groups] == [[x.name] for x in layers]
+        assert {tensor.block_stride for tensor in stage.kv_cache_tensors} == {16 * 75}
+    assert len({layers[0].get_attn_backend() for layers in found}) == 1
 
 
 def test_specs_of_layers_stay_as_they_are() -> None:

@@ -18,7 +18,7 @@ from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheGroupSpec
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 from vllm.v1.request import Request
 
-from cacheshrink_hybrid.vllm.blocks import BlockLayout, exact_layout
+from cacheshrink_hybrid.vllm.blocks import BlockSize, exact_size
 from cacheshrink_hybrid.vllm.cache_specs import (
     ExactRowsManager,
     ExactRowsSpec,
@@ -28,8 +28,8 @@ from cacheshrink_hybrid.vllm.cache_specs import (
 
 pytestmark = pytest.mark.vllm
 
-TOKENS = BlockLayout.of({0: 64, 1: 64}, 8)
-EXACT = exact_layout({0: 160, 1: 160}, TOKENS)
+TOKENS = BlockSize.of([{0: 64, 1: 64}], 8)
+EXACT = exact_size([{0: 160, 1: 160}], TOKENS)
 MODEL_LEN = 96
 PIECE = 24
 
@@ -37,7 +37,7 @@ PIECE = 24
 def _manager(num_blocks: int, sinks: int, window: int, *, keeps: bool = True) -> KVCacheManager:
     specs = {
         "rows": TokenRowsSpec.of(TOKENS),
-        "exact": ExactRowsSpec.of(EXACT, TOKENS.used_bytes, num_sinks=sinks, window=window),
+        "exact": ExactRowsSpec.of(EXACT, num_sinks=sinks, window=window),
     }
     assert EXACT.block_tokens == 2
     assert len({spec.page_size_bytes for spec in specs.values()}) == 1
@@ -98,15 +98,15 @@ class Memory:
         first = begin - self.window + 1 if self.window else end
         yield from (at for at in range(end) if at < self.sinks or at >= first)
 
-    def _place(self, group: int, table: list[int], layout: BlockLayout, at: int) -> Any:
-        block = table[at // layout.block_tokens]
+    def _place(self, group: int, table: list[int], size: BlockSize, at: int) -> Any:
+        block = table[at // size.block_tokens]
         assert block, f"token {at} of group {group} has no block"
         # Blocks of both groups are the same memory.
         for other in range(2):
             if other != group:
                 for place in range((TOKENS, EXACT)[other].block_tokens):
                     self.rows.pop((other, block, place), None)
-        return group, block, at % layout.block_tokens
+        return group, block, at % size.block_tokens
 
     def _row(self, request: Request, at: int) -> tuple[int, ...]:
         return tuple(request.all_token_ids[: at + 1])
@@ -188,7 +188,7 @@ def test_room_of_kept_first_tokens_is_counted(left: int) -> None:
 
 def test_a_request_at_its_longest_is_admitted() -> None:
     """What vLLM reserves is what a request may come to hold."""
-    spec = ExactRowsSpec.of(EXACT, TOKENS.used_bytes, num_sinks=3, window=5)
+    spec = ExactRowsSpec.of(EXACT, num_sinks=3, window=5)
     most = spec.max_admission_blocks_per_request(PIECE, MODEL_LEN)
     assert most == -(-(4 + PIECE) // 2) + 1 + 2
     assert spec.max_admission_blocks_per_request(PIECE, 10) == 6
@@ -197,7 +197,7 @@ def test_a_request_at_its_longest_is_admitted() -> None:
 def test_specs_of_vllm_stay_registered() -> None:
     register_specs()
     register_specs()
-    exact = ExactRowsSpec.of(EXACT, TOKENS.used_bytes, num_sinks=3, window=5)
+    exact = ExactRowsSpec.of(EXACT, num_sinks=3, window=5)
     assert KVCacheSpecRegistry.get_manager_class(exact) is ExactRowsManager
     tokens = TokenRowsSpec.of(TOKENS)
     assert KVCacheSpecRegistry.get_manager_class(tokens) is FullAttentionManager

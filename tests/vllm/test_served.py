@@ -24,6 +24,7 @@ from tests.vllm.engines import (
     NEW_TOKENS,
     PROMPTS,
     ROOM,
+    bind_processes,
     counted,
     saver,
     started,
@@ -108,7 +109,7 @@ def test_kept_prefixes_come_to_the_same(name: str, saved: Callable[[str], Path])
 def test_heads_split_over_processes_come_to_the_same(
     name: str, saved: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    bind_processes(2, monkeypatch)
     directory = saved(name)
     with started(directory, tensor_parallel_size=2) as engine:
         assert tokens_of(engine) == tokens_due(directory)
@@ -122,7 +123,7 @@ def test_rows_split_with_their_heads_and_come_to_the_same(
     directory = saved(name)
     with started(directory) as engine:
         due, alone = tokens_of(engine), tokens_held(engine)
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    bind_processes(2, monkeypatch)
     with started(directory, tensor_parallel_size=2) as engine:
         assert tokens_of(engine) == due
         case, settings = CASES[name]
@@ -130,6 +131,29 @@ def test_rows_split_with_their_heads_and_come_to_the_same(
         growth = plan.bytes_per_token / plan.bytes_on_each(2)
         assert growth > 1.8
         assert tokens_held(engine) == pytest.approx(growth * alone, rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["exact", "uncoded"])
+def test_layers_split_over_processes_come_to_the_same(
+    name: str, saved: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two layers in one process and one in the other, all of different widths, without room for all
+    requests and with prefixes kept."""
+    bind_processes(2, monkeypatch)
+    directory = saved(name)
+    begun = random_ids(1, 56, seed=7)
+    prompts = [*PROMPTS, torch.cat([begun, PROMPTS[0]], 1), torch.cat([begun, PROMPTS[4]], 1)]
+    due = tokens_due(directory, prompts)
+    settings = {
+        "pipeline_parallel_size": 2,
+        "enable_prefix_caching": True,
+        "num_gpu_blocks_override": 60 if name == "exact" else 24,
+    }
+    with started(directory, **settings) as engine:
+        assert tokens_of(engine, prompts) == due
+        assert counted(engine, "num_preemptions")
+        assert tokens_of(engine, prompts[-2:]) == due[-2:]
+        assert counted(engine, "prefix_cache_hits")
 
 
 @pytest.mark.parametrize(
@@ -142,7 +166,7 @@ def test_rows_split_with_their_heads_and_come_to_the_same(
             "speculative_config",
         ),
         ({"enable_lora": True}, "enable_lora"),
-        ({"pipeline_parallel_size": 2}, "pipeline_parallel_size=2"),
+        ({"pipeline_parallel_size": 4}, "leaves a process without layers; give at most 3"),
     ],
 )
 def test_settings_are_refused_before_anything_is_loaded(

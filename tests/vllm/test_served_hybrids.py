@@ -19,6 +19,7 @@ from tests.vllm.engines import (
     CODED,
     EXACT,
     ROOM,
+    bind_processes,
     cache_config,
     counted,
     saver,
@@ -108,7 +109,7 @@ def test_kept_prefixes_come_to_the_same(name: str, saved: Callable[[str], Path])
 def test_heads_split_over_processes_come_to_the_same(
     name: str, saved: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    bind_processes(2, monkeypatch)
     directory = saved(name)
     with _started(directory, tensor_parallel_size=2) as engine:
         assert tokens_of(engine, PROMPTS) == tokens_due(directory, PROMPTS)
@@ -131,3 +132,8 @@ def test_states_that_are_coded_are_refused(tmp_path: Path) -> None:
     save_mla_model(converted, word_tokenizer(), tmp_path / "coded")
     with pytest.raises(Exception, match="convert without state_ratio"):
         vllm.EngineArgs(model=str(tmp_path / "coded")).create_engine_config()
+
+
+def test_pipelines_are_refused(saved: Callable[[str], Path]) -> None:
+    with pytest.raises(Exception, match="calls the layers of other processes too; leave it at 1"):
+        vllm.EngineArgs(model=str(saved("joint")), pipeline_parallel_size=2).create_engine_config()

@@ -9,6 +9,7 @@ import pytest
 
 from cacheshrink_hybrid.errors import NotSupportedError
 from cacheshrink_hybrid.families import model_spec
+from cacheshrink_hybrid.plan import CompressionPlan
 from cacheshrink_hybrid.vllm.support import (
     TESTED,
     UNTESTED,
@@ -19,6 +20,7 @@ from cacheshrink_hybrid.vllm.support import (
 from tests.models import pair
 
 HERE = Deployment(release=TESTED[0].release, device=TESTED[0].device)
+STAGES = (range(2), range(2, 3))
 
 
 def _refused(deployment: Deployment, case: str = "llama", **settings: Any) -> str:
@@ -33,8 +35,13 @@ def _refused(deployment: Deployment, case: str = "llama", **settings: Any) -> st
 @pytest.mark.parametrize("row", TESTED)
 def test_what_was_tested_is_served(case: str, row: Any) -> None:
     found = pair(case)
-    for ranks in row.tensor_parallel:
-        deployment = Deployment(release=row.release, device=row.device, tensor_parallel=ranks)
+    for heads, layers in row.parallel:
+        deployment = Deployment(
+            release=row.release,
+            device=row.device,
+            tensor_parallel=heads,
+            stages=STAGES if layers == 2 else (),
+        )
         refuse_unsupported(deployment, found.plan, model_spec(found.source.config))
 
 
@@ -43,7 +50,7 @@ def test_what_was_tested_is_served(case: str, row: Any) -> None:
     [
         ({"cache_dtype": "fp8"}, "kv_cache_dtype='fp8' would code rows a second time"),
         ({"quantization": "awq"}, "quantization='awq'"),
-        ({"pipeline_parallel": 2}, "pipeline_parallel_size=2"),
+        ({"stages": (range(3), range(3, 3))}, "leaves a process without layers; give at most 3"),
         ({"context_parallel": 2}, "context_parallel_size=2"),
         ({"speculative": True}, "speculative_config"),
         ({"adapters": True}, "enable_lora"),
@@ -59,7 +66,14 @@ def test_latents_of_the_source_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "changed", [{"release": "0.31.0"}, {"device": "cuda"}, {"tensor_parallel": 4}]
+    "changed",
+    [
+        {"release": "0.31.0"},
+        {"device": "cuda"},
+        {"tensor_parallel": 4},
+        {"stages": (range(1), range(1, 2), range(2, 3))},
+        {"tensor_parallel": 2, "stages": (range(2), range(2, 3))},
+    ],
 )
 def test_what_was_not_tested_needs_a_wish(
     changed: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -116,7 +130,7 @@ def test_recurrent_layers_are_tested_apart(monkeypatch: pytest.MonkeyPatch) -> N
         else:
             message = _refused(HERE, "granitemoehybrid")
             assert "and recurrent layers was not tested" in message
-            assert "or 2, without recurrent layers; use that" in message
+            assert "size=2, without recurrent layers; use that" in message
     monkeypatch.setenv(UNTESTED, "1")
     refuse_unsupported(HERE, found.plan, spec)
 
@@ -168,15 +182,35 @@ def test_all_faults_are_told_at_once() -> None:
 
 def test_bytes_are_told_of_one_device() -> None:
     """Keys and values are split over devices; rows are where groups of heads have their own."""
-    plan = pair("llama", ratio=4.0, cache_bits="auto").plan
-    words, gains = told_bytes(plan, 1)
+    words, gains, plan = _told(HERE)
     assert gains and f"{plan.bytes_per_token:,} bytes on each device" in words
     assert f"16 bits take {plan.source_bytes_per_token:,}" in words and "splits" not in words
-    words, gains = told_bytes(plan, 2)
+    words, gains, plan = _told(replace(HERE, tensor_parallel=2))
     assert gains and f"take {plan.source_bytes_per_token // 2:,}; tensor_parallel_size=2" in words
     assert "rows are whole on every device: convert with head_groups=2 to split both" in words
-    assert not told_bytes(plan, 4)[1]
-    plan = pair("llama", ratio=4.0, cache_bits="auto", head_groups=2).plan
-    words, gains = told_bytes(plan, 2)
+    assert not _told(replace(HERE, tensor_parallel=4))[1]
+    words, gains, plan = _told(replace(HERE, tensor_parallel=2), head_groups=2)
     assert gains and f"takes {plan.bytes_on_each(2):,} bytes" in words and "whole" not in words
-    assert f"takes {plan.bytes_per_token:,} bytes" in told_bytes(plan, 1)[0]
+    assert f"takes {plan.bytes_per_token:,} bytes" in _told(HERE, head_groups=2)[0]
+
+
+def test_bytes_are_told_of_the_fullest_stage() -> None:
+    """Blocks of all stages are as large as those of that one."""
+    words, gains, plan = _told(replace(HERE, stages=STAGES))
+    first, second, third = (entry.bytes_per_token for entry in plan.latents)
+    most = max(first + second, third)
+    assert gains and f"takes {most:,} bytes on each device" in words
+    assert f"stages whose rows take {first + second:,}, {third:,}; VLLM_PP_LAYER" in words
+    assert f"16 bits take {plan.source_bytes_per_token * 2 // 3:,}" in words
+
+
+def test_hybrids_are_refused_in_a_pipeline() -> None:
+    message = _refused(replace(HERE, stages=STAGES), "granitemoehybrid")
+    assert "pipeline_parallel_size=2 splits recurrent layers and attention" in message
+
+
+def _told(deployment: Deployment, **settings: Any) -> tuple[str, bool, CompressionPlan]:
+    """What is said of a model of three layers, and its plan."""
+    found = pair("llama", ratio=4.0, cache_bits="auto", **settings)
+    spec = model_spec(found.source.config)
+    return *told_bytes(deployment, found.plan, spec), found.plan

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...codecs.row_layout import Kind, RowLayout
 from ...errors import KernelUnavailableError
 from ...kernels.latents.decode import BlockUp, KeyUp, LatentRead
+from ..plan import LatentPlan
 from .head import LatentHead
 
 COMPUTED = (torch.float32, torch.float16, torch.bfloat16)
@@ -31,15 +32,20 @@ def row_layout(head: LatentHead, dtype: torch.dtype) -> RowLayout:
 
 
 def _layout(head: LatentHead, dtype: torch.dtype) -> RowLayout:
-    if head.codec is not None:
-        return head.codec.layout
+    return head.codec.layout if head.codec is not None else plan_layout(head.plan, dtype)
+
+
+def plan_layout(plan: LatentPlan, dtype: torch.dtype) -> RowLayout:
+    """The layout of rows as a plan asks for them; arguments as of `row_layout`."""
+    if plan.coded:
+        return plan.codec().layout
     kind = Kind.of(dtype)
     if kind is None:
         raise KernelUnavailableError(
             f"kernels do not read latents stored as {dtype}; run the model in float32, "
             "bfloat16 or float16, or convert with coded latents"
         )
-    return RowLayout.of_runs([(run.channels, kind) for run in head.plan.runs])
+    return RowLayout.of_runs([(run.channels, kind) for run in plan.runs])
 
 
 def why_not(head: LatentHead, like: Tensor) -> str | None:
