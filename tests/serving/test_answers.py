@@ -6,7 +6,7 @@ from itertools import accumulate
 
 import pytest
 
-from cacheshrink_hybrid.engine import LogProbability, RequestOutput
+from cacheshrink_hybrid.engine import LogProbability
 from cacheshrink_hybrid.engine.token_bytes import TokenBytes
 from cacheshrink_hybrid.serving.answers import CompletionWriter
 from tests.engine.tokenizers import byte_level_tokenizer
