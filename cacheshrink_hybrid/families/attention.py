@@ -16,6 +16,7 @@ from ..errors import UnsupportedModelError
 from ..latents.attention.normed_parts import NormedParts
 from ..latents.attention.parts import AttentionParts, Projection, ReaderParts
 from ..latents.attention.plain_rotary import PlainRotary
+from ..latents.attention.relative_bias import BiasedParts
 from ..latents.attention.rotation import (
     in_halves,
     of_both,
@@ -184,6 +185,13 @@ def _take_apart(
     if family.value_norm is not None and k_norm is not None:
         assert family.norms is not None
         cls, of_norms = NormedParts, {"cached_norms": (family.norms[1], family.value_norm)}
+    of_bias: dict[str, Any] = {}
+    if family.bias_table is not None:
+        cls = BiasedParts
+        of_bias = {
+            "bias_table": getattr(source, family.bias_table, None),
+            "max_distance": source.relative_attention_max_distance,
+        }
     return cls(
         sources=sources,
         model_config=text_config_of(model.config),
@@ -201,6 +209,7 @@ def _take_apart(
         scales_by_slot=family.scales_by_slot,
         q_norm=q_norm,
         **of_norms,
+        **of_bias,
         norm_spans_heads=family.norm_spans_heads,
         norms_follow_rotation=family.norms_follow_rotation,
         key_multiplier=float(getattr(source, "key_multiplier", 1.0)),
