@@ -30,7 +30,8 @@ from .layers import family_of
 from .native import native_parts
 from .vision import text_config_of
 
-DROPOUTS = ("attention_dropout", "dropout", "attn_dropout", "resid_dropout", "residual_dropout")
+RESIDUAL_DROPOUTS = ("resid_dropout", "residual_dropout", "out_drop")
+DROPOUTS = ("attention_dropout", "dropout", "attn_dropout", *RESIDUAL_DROPOUTS)
 """Attributes of attention modules of transformers that hold a dropout, as a number or a module."""
 LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 
@@ -255,7 +256,8 @@ def _norms(config: PretrainedConfig, family: Family) -> tuple[str, ...]:
 def _check_dropouts(family: Family, source: nn.Module, layer_idx: int) -> None:
     held = {*vars(source), *(name for name, _ in source.named_children())}
     known = {*DROPOUTS, *family.idle_dropouts}
-    unread = sorted(name for name in held if "dropout" in name and name not in known)
+    known |= {name.replace("dropout", "pdrop") for name in known & held}  # their numbers
+    unread = sorted(name for name in held if "drop" in name and name not in known)
     if unread:
         raise _unlike_row(family, layer_idx, f"{', '.join(unread)} is a dropout of another name")
 
@@ -269,7 +271,7 @@ def _dropout(family: Family, source: nn.Module) -> float:
 
 
 def _residual_dropout(source: nn.Module) -> nn.Module | None:
-    for name in ("resid_dropout", "residual_dropout"):
+    for name in RESIDUAL_DROPOUTS:
         if hasattr(source, name):
             found = getattr(source, name)
             return found if isinstance(found, nn.Module) else nn.Dropout(found)
