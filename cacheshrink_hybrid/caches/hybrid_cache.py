@@ -19,7 +19,7 @@ from transformers import Cache, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from ..errors import NotSupportedError
-from ..families import model_spec
+from ..families import decoder_config, model_spec
 from ..kernels.backend import REFUSING, Backend, check_backend
 from ..pool.frame_pool import FramePool
 from ..pool.lifetime import FIRST, RECENT_HISTORY, RowSet
@@ -90,7 +90,7 @@ class HybridCache(LatentCache, PoolMemory):
 
     def plan_for(self, model: PreTrainedModel) -> None:
         """Store what this model stores, unless something is stored already."""
-        config: Any = model.config.get_text_config(decoder=True)
+        config: Any = decoder_config(model.config)
         self.wants_probabilities = config._attn_implementation == "eager"
         if self.store is None:
             self.planned = self._layout_of(model)

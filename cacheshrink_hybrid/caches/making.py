@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..families import has_encoder
+from ..families import decoder_config, has_encoder
 from ..kernels.backend import Backend, check_backend
 from ..placement import input_device
 from ..pool.memory import decoding_backend
@@ -32,7 +32,7 @@ def make_cache(
     """
     chosen: Any = backend or getattr(model, "kernel_backend", "auto")
     decoding_backend(check_backend(chosen), input_device(model))
-    config = model.config.get_text_config(decoder=True)
+    config = decoder_config(model.config)
     if has_encoder(config):
         pair = pooled_pair(config, max_bytes=max_bytes, backend=chosen)
         for part in (pair.self_attention_cache, pair.cross_attention_cache):

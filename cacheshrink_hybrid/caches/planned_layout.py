@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..errors import NotSupportedError
-from ..families import model_spec
+from ..families import decoder_config, model_spec
 from ..latents.attention.cross import CrossAttention
 from ..latents.attention.module import LatentAttention
 from ..latents.plan import LatentPlan
@@ -142,7 +142,7 @@ def layout_of(
         and module.state_plan is not None
         and not module.compression_disabled
     ]
-    spec = model_spec(model.config.get_text_config(decoder=True))
+    spec = model_spec(decoder_config(model.config))
     if crosses:
         assert spec.cross is not None, "the model reads an encoder's output"
         spec = spec.cross

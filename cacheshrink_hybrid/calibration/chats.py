@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..chat_template import Conversation, check_conversation
 from ..errors import CalibrationError, ConfigError
+from .json_files import values_of
 
 MESSAGES = "messages"
 """Key of an object in a file whose value is a conversation."""
@@ -25,7 +25,7 @@ def load_chats(chats: Sequence[Conversation] | str | Path) -> list[Conversation]
     found: Any = chats
     if isinstance(chats, (str, Path)):
         name = str(chats)
-        found = _read(Path(chats))
+        found = values_of(Path(chats), "conversations")
         if isinstance(found, list):
             found = [_bare(one) for one in found]
     if isinstance(found, Mapping) or not isinstance(found, Sequence):
@@ -46,34 +46,6 @@ def load_chats(chats: Sequence[Conversation] | str | Path) -> list[Conversation]
         except ConfigError as error:
             raise CalibrationError(f"number {number} of {name}: {error}") from error
     return list(found)
-
-
-def _read(path: Path) -> Any:
-    """The value of a JSON file, or a list of those of its lines."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise CalibrationError(
-            f"{path} is no text in UTF-8 (byte {error.start}); give a JSON file of conversations"
-        ) from error
-    except OSError as error:
-        raise CalibrationError(
-            f"{path} cannot be read ({error.strerror}); give a JSON file of conversations"
-        ) from error
-    if path.suffix != ".jsonl":
-        return _parsed(text, str(path))
-    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-    return [_parsed(line, f"line {number} of {path}") for number, line in lines]
-
-
-def _parsed(text: str, name: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise CalibrationError(
-            f"{name} is no JSON ({error}); give a JSON list of conversations, or a .jsonl file "
-            "with one in each line"
-        ) from error
 
 
 def _bare(conversation: Any) -> Any:

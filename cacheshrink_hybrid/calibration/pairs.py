@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..cache_argument import CACHE_ARGUMENTS
 from ..errors import CalibrationError
 from ..next_token import IGNORED
 from ..paired_text import PairedText
 from .amount import positions_of
+from .pair_files import WrittenPair
 from .sequences import CalibrationSequences
 from .text import evenly_spread
 
@@ -57,6 +58,38 @@ def paired_sequences(
     return CalibrationSequences(
         [_pair(model, f"calibration_inputs[{number}]", pair) for number, pair in chosen]
     )
+
+
+def tokenized(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[WrittenPair],
+    max_length: int,
+) -> list[dict[str, Tensor]]:
+    """Pairs as arguments of a model's forward, `input_ids` and `labels`, (1, T) each, both cut to
+    at most `max_length` tokens, the decoder's first one included.
+
+    Raises:
+        CalibrationError: the encoder reads something else than text.
+    """
+    if model.main_input_name != "input_ids":
+        raise CalibrationError(
+            f"the encoder of a {model.config.model_type} model reads {model.main_input_name}, and "
+            "a file has pairs of texts; call convert_to_mla with calibration_inputs=[{...}, ...]"
+        )
+    own = {"truncation": True, "max_length": max_length}
+    asked = {**own, "max_length": max_length - 1}
+    return [
+        {
+            "input_ids": _row(tokenizer(source, **own)),
+            "labels": _row(tokenizer(text_target=target, **asked)),
+        }
+        for source, target in pairs
+    ]
+
+
+def _row(encoded: Mapping[str, Any]) -> Tensor:
+    return torch.tensor([encoded["input_ids"]], dtype=torch.long)
 
 
 def _pair(model: PreTrainedModel, name: str, pair: Mapping[str, Any]) -> PairedText:

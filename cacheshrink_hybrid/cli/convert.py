@@ -9,7 +9,7 @@ import torch
 from ..checkpoint.save import save_mla_model
 from ..conversion.convert import convert_to_mla
 from ..methods import METRICS
-from .parsers.convert import settings
+from .parsers.convert import pair_fields, settings
 
 
 def run(given: argparse.Namespace) -> int:
@@ -22,6 +22,8 @@ def run(given: argparse.Namespace) -> int:
         calibration_dataset=given.calibration_dataset,
         calibration_dataset_subset=given.calibration_dataset_subset,
         calibration_chats=given.calibration_chats,
+        calibration_inputs=given.calibration_pairs,
+        pair_fields=pair_fields(given),
         self_check=given.self_check,
         **settings(given),
     )

@@ -19,7 +19,7 @@ from ..checkpoint.load_faults import first_line, is_converted_directory, loading
 from ..checkpoint.source_model import gguf_location
 from ..conversion.row_trial import try_rows
 from ..errors import ConfigError, UnsupportedModelError
-from ..families import FAMILIES, layout_spec
+from ..families import FAMILIES, decoder_config, layout_spec
 from ..families.unconverted import REFUSED
 from ..plan import CompressionPlan
 from ..spec import LayerSpec, ModelSpec
@@ -145,7 +145,7 @@ def _config(name: str, trust_remote_code: bool) -> PretrainedConfig:
     place, where = gguf_location(name)
     if where:
         with loading(name):
-            return AutoConfig.from_pretrained(place, **where).get_text_config(decoder=True)
+            return decoder_config(AutoConfig.from_pretrained(place, **where))
     path = Path(place)
     file = path / "config.json" if path.is_dir() else path
     try:

@@ -13,6 +13,7 @@ import torch
 from ..byte_counts import parse_bytes
 from ..conversion.convert import convert_to_mla
 from ..engine import LLM, AsyncLLM
+from ..engine.warm_up import warm_up
 from ..errors import ConfigError
 from ..model.attached_plan import is_converted, plan_of
 from ..serving.answer_formats import answer_parts
@@ -37,6 +38,7 @@ def run(given: argparse.Namespace) -> int:
     if given.chat_template is not None:
         tokenizer.chat_template = given.chat_template.read_text(encoding="utf-8")
     drafts = given.speculative_config
+    drafts = None if drafts is None else json.loads(drafts)
     llm = LLM(
         model,
         tokenizer,
@@ -47,8 +49,10 @@ def run(given: argparse.Namespace) -> int:
         prefix_host_memory=given.prefix_host_memory,
         prefix_disk=given.prefix_disk,
         prefix_disk_memory=given.prefix_disk_memory,
-        speculative_config=None if drafts is None else json.loads(drafts),
+        speculative_config=drafts,
     )
+    with told("warming up", model=name):  # compilation may take minutes, the first time
+        warm_up(llm, backend=given.backend, speculative_config=drafts)
     limit = given.max_open_memory
     engine = AsyncLLM(
         llm,

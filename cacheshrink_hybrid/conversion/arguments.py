@@ -40,7 +40,7 @@ def flag_faults(name: str, value: object) -> Iterator[str]:
 def material_faults(
     texts: Sequence[str] | None, dataset: str | Path | None, options: ConversionOptions
 ) -> Iterator[str]:
-    """Texts to calibrate on beside pairs."""
+    """Texts to calibrate on beside pairs, and names of fields without a file of these."""
     beside = {
         "calibration_texts": texts,
         "calibration_dataset": dataset,
@@ -50,6 +50,12 @@ def material_faults(
     given = [name for name, value in beside.items() if value is not None]
     if given and options.calibration_inputs is not None:
         yield (f"{', '.join(given)} and calibration_inputs both say what to calibrate on; drop one")
+    of_file = isinstance(options.calibration_inputs, (str, Path))
+    if options.pair_fields != ConversionOptions().pair_fields and not of_file:
+        yield (
+            f"pair_fields={options.pair_fields!r} are of a file of pairs; give its path as "
+            "calibration_inputs, or drop them"
+        )
 
 
 def tokenizer_faults(tokenizer: object) -> Iterator[str]:

@@ -14,9 +14,10 @@ import torch
 from ..calibration.amount import positions_of, within_positions
 from ..calibration.calibrate import LatentStatistics
 from ..calibration.material import CalibrationMaterial, load_material
-from ..calibration.pairs import check_pairs, paired_sequences
+from ..calibration.pair_files import load_pairs
+from ..calibration.pairs import check_pairs, paired_sequences, tokenized
 from ..calibration.sequences import CalibrationSequences
-from ..calibration.text import calibration_sequences
+from ..calibration.text import calibration_sequences, evenly_spread
 from ..chat_template import chat_text
 from ..checkpoint.source_model import check_language_model, forget_quantisation, load_source
 from ..config import CompressionConfig
@@ -138,13 +139,16 @@ def convert_to_mla(
         if not use_calibration and given is not None:
             raise ConfigError(f"{name} are not used with use_calibration=False; drop one")
     source = model_name_or_path
-    pairs = options.calibration_inputs
-    if pairs is not None:
+    pairs: Any = options.calibration_inputs
+    written = None
+    if isinstance(pairs, (str, Path)):
+        written = load_pairs(Path(pairs), options.pair_fields)
+    elif pairs is not None:
         check_pairs(pairs)
     if isinstance(source, torch.nn.Module):
         _check_object(source, options, loading)
         check_material(model_spec(source.config), chosen, pairs)
-        if use_calibration and tokenizer is None and pairs is None:
+        if use_calibration and tokenizer is None and (pairs is None or written is not None):
             raise ConfigError(
                 "a model object needs tokenizer=... to calibrate on text (or use_calibration=False)"
             )
@@ -185,6 +189,10 @@ def convert_to_mla(
     if use_calibration:
         chosen = within_positions(chosen, model)
         name = material.name if pairs is None else "pairs of the caller"
+        if written is not None:
+            name = f"pairs of {pairs}"
+            chosen_pairs = evenly_spread(written, chosen.num_calibration_samples)
+            pairs = tokenized(model, tokenizer, chosen_pairs, chosen.max_calibration_length)
         sequences = (
             calibration_sequences(tokenizer, material.texts, chosen, material.chats, model=model)
             if pairs is None

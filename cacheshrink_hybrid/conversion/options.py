@@ -30,7 +30,10 @@ class ConversionOptions:
         calibration_inputs: pairs to calibrate an encoder-decoder model on, in the place of texts:
             for each a dictionary of arguments of the model's forward, with one row. What the
             encoder reads (`input_ids`, `input_features`), without padding, and `labels`, the tokens
-            that the decoder is to give, or `decoder_input_ids`.
+            that the decoder is to give, or `decoder_input_ids`. Pairs of texts may come from a
+            file: a JSON list of objects, or with the ending .jsonl one in each line.
+        pair_fields: names that such a file gives to what the encoder reads and to what the decoder
+            is to give.
         self_check: before anything else, compare every layer that is to be replaced, rebuilt at
             full rank, with the source's on a few tokens.
         inplace: rewrite a model object itself. False leaves it alone and converts a copy, which
@@ -42,6 +45,7 @@ class ConversionOptions:
     trust_remote_code: bool = False
     calibration_dataset_subset: str | None = None
     calibration_chats: Sequence[Conversation] | str | Path | None = None
-    calibration_inputs: Sequence[Mapping[str, Any]] | None = None
+    calibration_inputs: Sequence[Mapping[str, Any]] | str | Path | None = None
+    pair_fields: tuple[str, ...] = ("input", "target")
     self_check: bool = True
     inplace: bool = True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -69,7 +68,7 @@ def _check_with_encoder(spec: ModelSpec, config: CompressionConfig) -> None:
         )
 
 
-def check_material(spec: ModelSpec, config: CompressionConfig, pairs: Sequence[Any] | None) -> None:
+def check_material(spec: ModelSpec, config: CompressionConfig, pairs: Any) -> None:
     """Raise `ConfigError` where text alone is no calibration, or pairs are none.
 
     Args:
@@ -84,7 +83,8 @@ def check_material(spec: ModelSpec, config: CompressionConfig, pairs: Sequence[A
         raise ConfigError(
             f"text alone is no calibration for a {spec.model_type} model, whose decoder reads an "
             "encoder's output as well; give calibration_inputs=[{...}, ...], with what the encoder "
-            "reads and labels in each, or use_calibration=False"
+            "reads and labels in each, or a file of pairs of texts (--calibration-pairs), or "
+            "use_calibration=False (--metric none)"
         )
 
 

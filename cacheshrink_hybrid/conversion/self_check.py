@@ -29,7 +29,13 @@ from ..caches import LatentCache
 from ..caches.encoder_decoder import dense_pair
 from ..config import CompressionConfig
 from ..errors import CacheShrinkError, SelfCheckError
-from ..families import has_encoder
+from ..families import decoder_config, has_encoder
+from ..latents.attention.argument_names import (
+    BIAS_ARGUMENT,
+    ENCODED_ARGUMENTS,
+    MASK_ARGUMENTS,
+    name_among,
+)
 from ..latents.attention.module import LatentAttention
 from ..latents.attention.parts import AttentionParts
 from ..latents.attention.replacement import latent_attention_class, reading_attention_class
@@ -91,13 +97,16 @@ class Call:
             )
         if kwargs.get("position_ids") is not None:
             kwargs["position_ids"] = kwargs["position_ids"][..., tokens]
-        mask = kwargs.get("attention_mask")
-        if "key_value_states" in kwargs:  # all of which every token sees
-            if isinstance(mask, Tensor) and mask.shape[-2] > 1:
-                kwargs["attention_mask"] = mask[..., tokens, :]
-        elif isinstance(mask, Tensor):
-            seen = mask[:, :end] if mask.ndim == 2 else mask[..., tokens, offset:end]
-            kwargs["attention_mask"] = seen
+        crosses = name_among(ENCODED_ARGUMENTS, kwargs) is not None
+        for name in (*MASK_ARGUMENTS, BIAS_ARGUMENT):
+            mask = kwargs.get(name)
+            if not isinstance(mask, Tensor):
+                continue
+            if crosses:  # all of which every token sees
+                kwargs[name] = mask[..., tokens, :] if mask.shape[-2] > 1 else mask
+            else:
+                seen = mask[:, :end] if mask.ndim == 2 else mask[..., tokens, offset:end]
+                kwargs[name] = seen
         return args, kwargs
 
 
@@ -162,7 +171,7 @@ def check_layers(
         assert spec.state is not None
         path = spec.state.module_name
         recurrent.append(WatchedLayer(path, model.get_submodule(path), spec.layer_idx))
-    config = model.config.get_text_config(decoder=True)
+    config = decoder_config(model.config)
     differences = [0.0]
     with frozen_and_checkpointed(model, ()), torch.no_grad():
         _run(model, [*attention.values(), *recurrent], seed)
@@ -194,7 +203,7 @@ def _run(model: PreTrainedModel, layers: Sequence[WatchedLayer], seed: int) -> N
         embeddings = model.get_output_embeddings()
     vocabulary, device = len(embeddings.weight), input_device(model)
     ids = torch.randint(vocabulary, (1, NUM_TOKENS), generator=generator).to(device)
-    known = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    known = getattr(decoder_config(model.config), "max_position_embeddings", None)
     with ExitStack() as hooks:
         for layer in layers:
             hooks.enter_context(layer.recording())

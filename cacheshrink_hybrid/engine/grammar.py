@@ -24,6 +24,10 @@ WHITESPACE = r"[ \n]{0,20}"
 """Between the parts of JSON: as much as people write, and no more, since a model may go on so."""
 JSON_OPTIONS: Any = {"whitespace_flexible": True, "whitespace_pattern": WHITESPACE}
 """How JSON is written, as llguidance reads it in `x-guidance` of a schema."""
+TERSE_JSON: Any = {"whitespace_flexible": True, "whitespace_pattern": " ?"}
+"""The same of JSON that programs alone read, so that a model spends no tokens on how it looks."""
+COMPACT_JSON: Any = {"whitespace_flexible": False}
+"""The same without any white space."""
 PACKAGE = "llguidance"
 LEXER_FUEL = 200_000
 """What reading a form may cost, as llguidance counts, a fifth of what it grants by itself: some

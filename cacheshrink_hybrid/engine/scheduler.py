@@ -101,6 +101,8 @@ class Scheduler:
             self._waiting.remove(request)
         else:
             return
+        if self.reuse is not None:
+            self.reuse.forget(request)
         request.end(reason, error)
 
     def step(self) -> None:

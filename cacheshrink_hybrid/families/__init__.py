@@ -13,7 +13,7 @@ from .attention import (
     read_source_attention,
     replace_attention,
 )
-from .encoder_decoder import ENCODER_DECODERS, has_encoder, refuse_encoder
+from .encoder_decoder import ENCODER_DECODERS, decoder_config, has_encoder, refuse_encoder
 from .family import Family
 from .layers import (
     family_of,
@@ -30,6 +30,7 @@ __all__ = [
     "Family",
     "attention_at",
     "check_shared_weights",
+    "decoder_config",
     "family_of",
     "has_encoder",
     "layer_list_of",

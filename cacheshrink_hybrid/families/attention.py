@@ -16,6 +16,7 @@ from ..errors import UnsupportedModelError
 from ..latents.attention.normed_parts import NormedParts
 from ..latents.attention.parts import AttentionParts, Projection, ReaderParts
 from ..latents.attention.plain_rotary import PlainRotary
+from ..latents.attention.relative_bias import BiasedParts
 from ..latents.attention.rotation import (
     in_halves,
     of_both,
@@ -29,7 +30,8 @@ from .layers import family_of
 from .native import native_parts
 from .vision import text_config_of
 
-DROPOUTS = ("attention_dropout", "dropout", "attn_dropout", "resid_dropout", "residual_dropout")
+RESIDUAL_DROPOUTS = ("resid_dropout", "residual_dropout", "out_drop")
+DROPOUTS = ("attention_dropout", "dropout", "attn_dropout", *RESIDUAL_DROPOUTS)
 """Attributes of attention modules of transformers that hold a dropout, as a number or a module."""
 LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
 
@@ -184,6 +186,13 @@ def _take_apart(
     if family.value_norm is not None and k_norm is not None:
         assert family.norms is not None
         cls, of_norms = NormedParts, {"cached_norms": (family.norms[1], family.value_norm)}
+    of_bias: dict[str, Any] = {}
+    if family.bias_table is not None:
+        cls = BiasedParts
+        of_bias = {
+            "bias_table": getattr(source, family.bias_table, None),
+            "max_distance": source.relative_attention_max_distance,
+        }
     return cls(
         sources=sources,
         model_config=text_config_of(model.config),
@@ -201,6 +210,7 @@ def _take_apart(
         scales_by_slot=family.scales_by_slot,
         q_norm=q_norm,
         **of_norms,
+        **of_bias,
         norm_spans_heads=family.norm_spans_heads,
         norms_follow_rotation=family.norms_follow_rotation,
         key_multiplier=float(getattr(source, "key_multiplier", 1.0)),
@@ -246,7 +256,8 @@ def _norms(config: PretrainedConfig, family: Family) -> tuple[str, ...]:
 def _check_dropouts(family: Family, source: nn.Module, layer_idx: int) -> None:
     held = {*vars(source), *(name for name, _ in source.named_children())}
     known = {*DROPOUTS, *family.idle_dropouts}
-    unread = sorted(name for name in held if "dropout" in name and name not in known)
+    known |= {name.replace("dropout", "pdrop") for name in known & held}  # their numbers
+    unread = sorted(name for name in held if "drop" in name and name not in known)
     if unread:
         raise _unlike_row(family, layer_idx, f"{', '.join(unread)} is a dropout of another name")
 
@@ -260,7 +271,7 @@ def _dropout(family: Family, source: nn.Module) -> float:
 
 
 def _residual_dropout(source: nn.Module) -> nn.Module | None:
-    for name in ("resid_dropout", "residual_dropout"):
+    for name in RESIDUAL_DROPOUTS:
         if hasattr(source, name):
             found = getattr(source, name)
             return found if isinstance(found, nn.Module) else nn.Dropout(found)

@@ -210,6 +210,8 @@ class Family:
         norms_follow_rotation: the norms come after the rotation.
         value_norm: attribute of the norm of values; None if there is none.
         norm_spans_heads: the norms run over all heads together instead of one head each.
+        bias_table: attribute of a bias of scores by distance, see `BiasedParts`, which the first
+            layers have at least; None for no such bias.
         idle_dropouts: attributes named as dropouts that its attention does not apply.
         uses_rope: whether layer i rotates its keys.
         rotary: path of layer i's rotary embedding in the text model.
@@ -261,6 +263,7 @@ class Family:
     norms_follow_rotation: bool = False
     value_norm: str | None = None
     norm_spans_heads: bool = False
+    bias_table: str | None = None
     idle_dropouts: tuple[str, ...] = ()
     uses_rope: Callable[[PretrainedConfig, int], bool] = always
     rotary: Callable[[PretrainedConfig, int], str] = _of_model
@@ -296,6 +299,7 @@ class Family:
             attention=self.cross_attention,
             cross_attention=None,
             crosses=True,
+            bias_table=None,
             uses_rope=never,
         )
 

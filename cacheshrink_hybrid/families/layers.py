@@ -49,9 +49,8 @@ def family_of(config: PretrainedConfig) -> Family:
     if has_encoder(config):
         raise UnsupportedModelError(
             f"model_type={model_type!r} is not converted: of decoders that read an encoder's "
-            f"output only those of {', '.join(ENCODER_DECODERS)} are, whose attention has neither "
-            "rotation nor a bias of its own; convert one of these, or a model of "
-            "AutoModelForCausalLM"
+            f"output only those of {', '.join(ENCODER_DECODERS)} are; convert one of these, or a "
+            "model of AutoModelForCausalLM"
         )
     if getattr(config, "kv_lora_rank", None):
         raise UnsupportedModelError(

@@ -9,7 +9,7 @@ of that is a candidate, the likeliest first; which of them is right shows only w
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -69,7 +69,7 @@ def candidates(model: PreTrainedModel) -> Iterator[Candidate]:
 
     Raises:
         UnsupportedModelError: no layer has an attention with linear projections of its own that
-            could be latent ones.
+            could be latent ones, and one behind its heads.
     """
     config = model.config
     path, attention = _attention(model)
@@ -144,12 +144,15 @@ def _projections(attention: nn.Module, H: int, J: int, D: int) -> Choices:
             ways = (fused, interleaved) if J == H else (fused,)
             found += [_option("projections", way(name), way.__name__, (name,)) for way in ways]
     if not found:
-        shown = ", ".join(f"{name} {rows} x {width}" for name, (rows, width) in sizes.items())
         raise UnsupportedModelError(
-            f"no linear layers of the attention ({shown}) give {H} queries and {J} keys and values "
-            f"of {D} channels, apart or together"
+            f"no linear layers of the attention ({_shown(sizes)}) give {H} queries and {J} keys "
+            f"and values of {D} channels, apart or together"
         )
     return found
+
+
+def _shown(sizes: Mapping[str, tuple[int, int]]) -> str:
+    return ", ".join(f"{name} {rows} x {width}" for name, (rows, width) in sizes.items())
 
 
 def _named(name: str, value: str) -> Option:
@@ -167,6 +170,12 @@ def _outputs(attention: nn.Module, config: PretrainedConfig) -> Choices:
     fitting = [name for name, (rows, _) in sizes.items() if rows == config.hidden_size]
     fitting = [name for name in fitting if not ROLE.fullmatch(name)]
     named = [name for name in fitting if OUTPUT.fullmatch(name)]
+    if not fitting:
+        raise UnsupportedModelError(
+            f"no linear layer of the attention ({_shown(sizes)}) gives the {config.hidden_size} "
+            "channels of the hidden size back behind its heads: it lies in another module, and a "
+            "row can only say how one module attends from its input to its output"
+        )
     return [None if name == "o_proj" else _named("output", name) for name in named or fitting]
 
 

@@ -275,6 +275,13 @@ FAMILIES: dict[str, Family] = {
             output="out_proj",
             uses_rope=never,
         ),
+        Family(model_type="xglm", output="out_proj", uses_rope=never),
+        Family(
+            model_type="modernbert-decoder",
+            attention="model.layers.{}.attn",
+            output="Wo",
+            rope_by_layer_type=True,
+        ),
         Family(
             model_type="phi",
             output="dense",

@@ -59,7 +59,8 @@ REFUSED: dict[str, str] = {
     "minimax": "it requires a cache class of its own and is wrong with left padding and beams in "
     "the source model already",
     "paligemma": "it reads its prompts in both directions, and only causal attention is converted",
-    "llama4": "its images were not tried; convert its text model alone",
+    "llama4": "transformers 5.24 ends every pass of the whole model in an error, with images or "
+    "without (it asks its text model's output for image_outputs); convert its text model alone",
     **dict.fromkeys(("qwen3_5", "qwen3_5_moe"), f"{IMAGE_POSITIONS}; convert its text model alone"),
     **dict.fromkeys(
         ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "glm4v_moe"),

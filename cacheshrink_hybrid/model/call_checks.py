@@ -18,7 +18,7 @@ from ..caches import HybridCache, LatentCache
 from ..caches.dense_cache import num_cached_tokens
 from ..caches.encoder_decoder import dense_pair, parts_of
 from ..errors import NotSupportedError
-from ..families import has_encoder, model_spec
+from ..families import decoder_config, has_encoder, model_spec
 from ..latents.attention.left_padding import check_padding
 from ..latents.attention.module import LatentAttention
 from ..latents.attention.slot_rotary import check_positions
@@ -50,7 +50,7 @@ def _make_cache(
     one that keeps those which are read."""
     given = dict(zip(names, args, strict=False)) | kwargs
     wanted = given.get("use_cache")
-    config = inner.config.get_text_config(decoder=True)
+    config = decoder_config(inner.config)
     wanted = config.use_cache if wanted is None else wanted
     learns = inner.training and torch.is_grad_enabled()
     if not wanted or learns or torch.compiler.is_compiling() or given_cache(given) is not None:

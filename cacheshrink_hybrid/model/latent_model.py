@@ -9,7 +9,7 @@ from ..caches import LatentCache, make_cache
 from ..caches.encoder_decoder import dense_pair
 from ..derived_class import Derived
 from ..errors import NotSupportedError, UnsupportedModelError
-from ..families import has_encoder, model_spec, read_attention, read_cross_attention
+from ..families import decoder_config, has_encoder, model_spec, read_attention, read_cross_attention
 from ..kernels.backend import Backend, check_backend
 from ..plan import CompressionPlan
 from ..states.mixers.installation import take_over_layers
@@ -134,7 +134,7 @@ def _check_cache_wish(model: PreTrainedModel, wish: str | None) -> None:
 
 def _dense_cache(model: PreTrainedModel, wish: str) -> Cache:
     """The cache of transformers that `cache_implementation` asks for, "dynamic" or "offloaded"."""
-    config = model.config.get_text_config(decoder=True)
+    config = decoder_config(model.config)
     offloading = wish == "offloaded"
     if has_encoder(config):
         return dense_pair(config, offloading=offloading)

@@ -250,7 +250,7 @@ class CompletionWriter(Writer):
         super().__init__(model, token_bytes, prefix="cmpl", kind="text_completion")
         self._echoes, self._echo_alone = echoes, echo_alone
         self._offsets: dict[int, int] = {}
-        """Characters of the tokens told of so far, by the number of the choice."""
+        """Characters that the tokens told of so far begin, by the number of the choice."""
 
     def choice(self, number: int, output: RequestOutput) -> Json:
         return self._written(number, output, output.text, output.logprobs, first=True)
@@ -290,14 +290,15 @@ class CompletionWriter(Writer):
         self, number: int, output: RequestOutput, told: Sequence[LogProbability | None]
     ) -> Json:
         ids = [output.prompt_ids[0] if one is None else one.token_id for one in told]
-        tokens = list(map(self.token_bytes.text, ids))
         offsets = []
-        for token, text in zip(ids, tokens, strict=True):
-            offsets.append(self._offsets.get(number, 0))
-            shown = 0 if self.token_bytes.is_special(token) else len(text)
-            self._offsets[number] = offsets[-1] + shown
+        for token in ids:
+            written = b"" if self.token_bytes.is_special(token) else self.token_bytes(token)
+            before = self._offsets.get(number, 0)
+            # A token that goes on with a character is where that one is.
+            offsets.append(before - (_continues(written[:1]) and before > 0))
+            self._offsets[number] = before + sum(not _continues(bytes([x])) for x in written)
         return {
-            "tokens": tokens,
+            "tokens": list(map(self.token_bytes.text, ids)),
             "token_logprobs": [None if one is None else one.value for one in told],
             "top_logprobs": [None if one is None else self._top(one) for one in told],
             "text_offset": offsets,
@@ -315,6 +316,11 @@ def _call(call: ToolCall) -> Json:
         "type": "function",
         "function": {"name": call.name, "arguments": call.arguments},
     }
+
+
+def _continues(byte: bytes) -> bool:
+    """Whether a byte of UTF-8 belongs to the character before it."""
+    return byte != b"" and byte[0] & 0xC0 == 0x80
 
 
 def _new(output: RequestOutput) -> Sequence[LogProbability] | None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..engine.grammar import JSON_OPTIONS
+from ..engine.grammar import JSON_OPTIONS, TERSE_JSON
 from .answer_formats import ENDS_THINKING, THINK, WrittenCalls
 from .schema import Tool
 
@@ -80,7 +80,7 @@ class CallGrammar:
             opening = f"{written.opens}{begin}"
             if led:
                 opening = opening.partition(written.mark)[2]
-            rest = f"{json_terminal(schema)} {behind}"
+            rest = f"{json_terminal(schema, TERSE_JSON)} {behind}"
             rules.append(f"first_{i}: {self._literal(opening)} {rest}")
             if not single:
                 next_one = self._literal(f"{written.between}{begin}")
@@ -99,9 +99,18 @@ class CallGrammar:
         )
 
 
-def json_terminal(schema: Mapping[str, Any]) -> str:
-    """JSON of a schema."""
-    return f"%json {json.dumps({**schema, 'x-guidance': JSON_OPTIONS})}"
+def json_terminal(schema: Mapping[str, Any], options: Mapping[str, Any] = JSON_OPTIONS) -> str:
+    """JSON of a schema.
+
+    Args:
+        options: how it is written, as `JSON_OPTIONS`.
+    """
+    return f"%json {json.dumps({**schema, 'x-guidance': options})}"
+
+
+def json_grammar(schema: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+    """Of answers that are JSON of a schema."""
+    return f"%llguidance {{}}\nstart: {json_terminal(schema, options)}\n"
 
 
 def regex_terminal(regex: str) -> str:

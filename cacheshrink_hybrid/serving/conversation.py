@@ -91,7 +91,8 @@ def _read_arguments(call: Any) -> None:
     function = call.get("function") if isinstance(call, dict) else None
     if isinstance(function, dict) and isinstance(function.get("arguments"), str):
         try:
-            function["arguments"] = json.loads(function["arguments"])
+            # Some say so where there are none.
+            function["arguments"] = json.loads(function["arguments"].strip() or "{}")
         except (ValueError, RecursionError) as error:
             raise ConfigError(
                 f"arguments of a tool call are no JSON ({error}); send them as they came"

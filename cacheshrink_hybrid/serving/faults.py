@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,11 @@ from ..errors import (
     QueueFullError,
 )
 from .neutral_fields import words_of_unread
-from .schema import ChatRequest, CompletionRequest
+from .schema import MOST_TOLD, ChatRequest, CompletionRequest
 
 RETRY_SECONDS = 1
+MOST_READ = 8 * MOST_TOLD
+"""Of pydantic's errors, which has several where a field may be of several kinds."""
 ROUTES = (
     "there are POST /v1/chat/completions and /v1/completions, GET /v1/models, /metrics and /health"
 )
@@ -130,25 +132,31 @@ def _path(error: Mapping[str, Any], body: Any) -> str:
         elif isinstance(value, dict) and (
             part in value or (error["type"] == "missing" and number == len(place) - 1)
         ):
-            path += f".{part}"
+            path += f".{part:.80}"
             value = value.get(part)
     return path.removeprefix(".") or "body"
 
 
-def _has_inside(path: str, others: Iterable[str]) -> bool:
-    return any(one.startswith((f"{path}.", f"{path}[")) for one in others)
+def _around(path: str) -> Iterator[str]:
+    """Paths of what a field is in."""
+    for found in re.finditer(r"[.\[]", path):
+        yield path[: found.start()]
 
 
 def _fault_of_body(error: RequestValidationError) -> Fault:
-    if error.errors()[0]["type"] == "json_invalid":
+    errors = error.errors()
+    if errors[0]["type"] == "json_invalid":
         return NO_JSON
     told: dict[str, dict[str, None]] = {}
-    for one in error.errors():
+    for one in errors[:MOST_READ]:
         name = _path(one, error.body)
         said = _words(one, name)
         told.setdefault(name, {})[said[:1].lower() + said[1:]] = None
     # Where something inside is wrong, that the whole is of no other kind either says nothing.
-    told = {name: said for name, said in told.items() if not _has_inside(name, told)}
+    around = {outer for name in told for outer in _around(name)}
+    told = {name: said for name, said in told.items() if name not in around}
     # What may be of several kinds is told what it lacks to be each of them.
-    message = "; ".join(f"{name}: {', or '.join(said)}" for name, said in list(told.items())[:8])
+    message = "; ".join(
+        f"{name}: {', or '.join(said)}" for name, said in list(told.items())[:MOST_TOLD]
+    )
     return Fault(400, message, param=next(iter(told)))

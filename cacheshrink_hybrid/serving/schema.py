@@ -7,7 +7,7 @@ but should.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -17,6 +17,14 @@ MAX_ANSWERS = 128
 """Most `n`, as in OpenAI's API."""
 MAX_LISTED = 256
 """Most stop strings and the like, each of which is looked for at every token."""
+
+
+MOST_TOLD = 8
+"""Faults of a body that are told at once. A body has room for a million, and each takes time."""
+
+Item = TypeVar("Item")
+Listed = Annotated[list[Item], Field(fail_fast=True)]
+"""A list of which the first wrong item is told."""
 
 
 class Sent(BaseModel):
@@ -29,7 +37,14 @@ class Sent(BaseModel):
     def _without_none(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        return {name: value for name, value in given.items() if value is not None}
+        told = {name: value for name, value in given.items() if value is not None}
+        if cls.model_config.get("extra") != "forbid":
+            return told
+        fields = {field.alias or name for name, field in cls.model_fields.items()}
+        unknown = [name for name in told if name not in fields and name not in cls.model_fields]
+        for name in unknown[MOST_TOLD:]:
+            del told[name]
+        return told
 
 
 class StreamOptions(Sent):
@@ -75,15 +90,21 @@ class StructuredOutputs(Sent):
         json_: a schema, as an object or as its JSON.
         regex: that the whole answer is of.
         choice: texts, one of which is the answer.
+        grammar: that the whole answer is of, in the Lark of llguidance.
+        json_object: any object of JSON.
+        disable_any_whitespace: JSON has none between its parts.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, populate_by_name=True)
 
     json_: dict[str, Any] | None = Field(default=None, alias="json")
     regex: str | None = None
-    choice: list[Annotated[str, Field(min_length=1)]] | None = Field(
+    choice: Listed[Annotated[str, Field(min_length=1)]] | None = Field(
         default=None, min_length=1, max_length=MAX_LISTED
     )
+    grammar: str | None = None
+    json_object: Literal[True] | None = None
+    disable_any_whitespace: bool | None = None
 
     @field_validator("json_", mode="before")
     @classmethod
@@ -97,12 +118,15 @@ class StructuredOutputs(Sent):
 
     @model_validator(mode="after")
     def _is_one(self) -> Self:
-        forms = {"json": self.json_, "regex": self.regex, "choice": self.choice}
-        given = [name for name, value in forms.items() if value is not None]
+        forms = ("json_", "regex", "choice", "grammar", "json_object")
+        given = [name.strip("_") for name in forms if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(
-                f"has {' and '.join(given) or 'nothing'}; send one of json, regex and choice"
+                f"has {' and '.join(given) or 'no form'}; send one of json, regex, choice, grammar "
+                "and json_object"
             )
+        if self.disable_any_whitespace and given[0] not in ("json", "json_object"):
+            raise ValueError(f"has disable_any_whitespace with {given[0]}, which is no JSON")
         return self
 
 
@@ -126,8 +150,8 @@ class SamplingFields(Sent):
     top_k: int | None = None
     min_p: float | None = None
     seed: int | None = None
-    stop: str | Annotated[list[str], Field(max_length=MAX_LISTED)] | None = None
-    stop_token_ids: list[int] | None = None
+    stop: str | Annotated[Listed[str], Field(max_length=MAX_LISTED)] | None = None
+    stop_token_ids: Listed[int] | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     ignore_eos: bool | None = None
@@ -136,8 +160,8 @@ class SamplingFields(Sent):
     frequency_penalty: float | None = Field(default=None, ge=-2, le=2)
     repetition_penalty: float | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
-    allowed_token_ids: list[int] | None = Field(default=None, min_length=1)
-    bad_words: list[str] | None = Field(default=None, max_length=MAX_LISTED)
+    allowed_token_ids: Listed[int] | None = Field(default=None, min_length=1)
+    bad_words: Listed[str] | None = Field(default=None, max_length=MAX_LISTED)
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     prompt_logprobs: int | None = Field(default=None, ge=0, le=20)
@@ -169,7 +193,7 @@ class CompletionRequest(SamplingFields):
 
     neutral = COMPLETION_NEUTRAL
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | Listed[str] | Listed[int] | Listed[Listed[int]]
     max_tokens: int | None = None
     echo: bool | None = None
     logprobs: int | None = Field(default=None, le=20)
@@ -189,7 +213,7 @@ class Message(Sent):
     model_config = ConfigDict(extra="allow", strict=True)
 
     role: str = Field(min_length=1)
-    content: str | list[TextPart] | None = None
+    content: str | Listed[TextPart] | None = None
 
     @field_validator("content", mode="before")
     @classmethod
@@ -245,7 +269,7 @@ class AllowedTools(Sent):
     """Some of the tools, as if they were all."""
 
     mode: Literal["auto", "required"]
-    tools: list[NamedTool] = Field(min_length=1)
+    tools: Listed[NamedTool] = Field(min_length=1)
 
 
 class ToolsChoice(Sent):
@@ -276,12 +300,12 @@ class ChatRequest(SamplingFields):
 
     neutral = CHAT_NEUTRAL
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Listed[Message] = Field(min_length=1)
     max_completion_tokens: int | None = None
     max_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
-    tools: list[Tool] | None = None
+    tools: Listed[Tool] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None

@@ -105,17 +105,37 @@ def mla(results: Results) -> str:
 def sweep(results: Results) -> str:
     return table(
         ("", "KV bytes per token", "ratio", "perplexity", "change"),
-        (
-            (
-                point["model"],
-                str(point["bytes_per_token"]),
-                f"{point['ratio']:.3g}",
-                f"{point['perplexity']:.3f}",
-                percent(point["change_percent"]),
-            )
-            for point in results[0]["points"]
-        ),
+        (_point(point) for point in results[0]["points"]),
     )
+
+
+def _point(point: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        point["model"],
+        str(point["bytes_per_token"]),
+        f"{point['ratio']:.3g}",
+        f"{point['perplexity']:.3f}",
+        percent(point["change_percent"]),
+    )
+
+
+def native_latents(results: Results) -> str:
+    """Perplexity of models that cache latents by themselves, and what one of them can say again."""
+    *sweeps, recalled = results
+    names = "babyllama-char361, exported", "mla-recall"
+    lines = [
+        (name, *_point(point))
+        for name, result in zip(names, sweeps, strict=True)
+        for point in result["points"]
+    ]
+    head = ("", "KV bytes per token", "ratio", "perplexity", "change")
+    source, coded = recalled["models"].values()
+    said = (
+        ("source" if one is source else "4x", *(f"{one[d]['mean']:.3f}" for d in source))
+        for one in (source, coded)
+    )
+    distances = (f"recall at {distance} tokens" for distance in source)
+    return f"{table(('model', *head), lines)}\n\n{table(('mla-recall', *distances), said)}"
 
 
 def drift(results: Results) -> str:

@@ -90,6 +90,7 @@ _RETRIEVAL = (
 )
 _QUESTIONS = {1024: (4, 16), 2048: (4, 16), 4096: (4, 16), 8192: (2, 8)}
 """Texts of each length, and what is asked about each of them, of each kind."""
+_LATENT = "eval/models/mla-recall"
 _LONG_READERS = (
     ("rotate", 4),
     ("rotate_joint", 4),
@@ -234,9 +235,16 @@ STUDIES = (
             f"--text {_TEXTS}/stories_last.txt --calibration {_TEXTS}/stories_first.txt "
             "--calibration-samples 64 --max-length 256 --samples 64 "
             f"--output {RESULTS}/sweep_mla",
+            f"cacheshrink-hybrid sweep {_LATENT} --ratios 2 4 8 --bits auto --dtype float32 "
+            "--max-length 1024 --samples 8 --calibration-samples 64 "
+            f"--output {RESULTS}/sweep_mla_recall",
+            f"cacheshrink-hybrid convert {_LATENT} {OUTPUT}/mla_recall_4x --compression-ratio 4 "
+            "--dtype float32 --num-calibration-samples 64 --max-calibration-length 1024",
+            f"cacheshrink-hybrid recall {_LATENT} {OUTPUT}/mla_recall_4x --dtype float32 "
+            f"--json {RESULTS}/recall_mla.json",
         ),
-        results=("sweep_mla/sweep.json",),
-        shown=quality.sweep,
+        results=("sweep_mla/sweep.json", "sweep_mla_recall/sweep.json", "recall_mla.json"),
+        shown=quality.native_latents,
     ),
     Study(
         name="sweep",

@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from cacheshrink_hybrid import load_mla_model
 from cacheshrink_hybrid.cli import OUTPUT_CLOSED, PROGRAMS, main, perplexity
 from cacheshrink_hybrid.cli.recall import at_chance
 from cacheshrink_hybrid.demo import model_path
+from tests.families.encoder_configs import tiny_model as encoder_model
 from tests.families.tiny_configs import COMMON, tiny_model
-from tests.texts import CHAT, chat_tokenizer, word_tokenizer
+from tests.texts import CHAT, TEXTS, chat_tokenizer, word_tokenizer
 
 MODEL = str(model_path())
 ROOT = Path(__file__).parents[2]
@@ -194,6 +196,31 @@ def test_convert_on_chats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert f"calibrating on {chats}: 5 sequences" in capsys.readouterr().out
     assert main(["convert", MODEL, str(tmp_path / "other"), *arguments[2:], str(chats)]) == 2
     assert "has no chat template, and conversations take one" in capsys.readouterr().err
+
+
+def test_convert_on_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    encoder_model("t5").save_pretrained(tmp_path / "source")
+    word_tokenizer().save_pretrained(tmp_path / "source")
+    path = tmp_path / "pairs.jsonl"
+    arguments = [str(tmp_path / "source"), str(tmp_path / "small")]
+    few = [*arguments, "--compression-ratio", "2", "--calibration-pairs", str(path)]
+    assert main(["convert", *few]) == 2
+    assert f"--calibration-pairs: {path} is no file" in capsys.readouterr().err
+    path.write_text("\n".join(json.dumps({"de": text, "en": text[:20]}) for text in TEXTS))
+    assert main(["convert", *few]) == 2
+    assert f"pair 1 of {path} lacks input and target and has de, en" in capsys.readouterr().err
+    assert main(["convert", *arguments, "--pair-fields", "de", "en"]) == 2
+    assert "--pair-fields are of a file of pairs" in capsys.readouterr().err
+    assert main(["convert", *arguments]) == 2
+    assert "a file of pairs of texts (--calibration-pairs)" in capsys.readouterr().err
+    assert main(["convert", *few, "--pair-fields", "de", "en"]) == 0
+    told = capsys.readouterr().out
+    assert f"calibrating on pairs of {path}: {len(TEXTS)} sequences" in told
+    loaded, tokenizer = load_mla_model(tmp_path / "small")
+    given = tokenizer(TEXTS[0], return_tensors="pt")["input_ids"]
+    assert loaded.generate(given, max_new_tokens=3, min_new_tokens=3).shape == (1, 4)
+    assert main(["inspect", str(tmp_path / "small")]) == 0
+    assert "of what the encoder puts out" in capsys.readouterr().out
 
 
 def test_generate(converted: Path, capsys: pytest.CaptureFixture[str]) -> None:

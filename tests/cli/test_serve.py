@@ -110,7 +110,7 @@ def test_from_start_to_sigterm(tmp_path: Path) -> None:
             assert line, lines
             lines.append(json.loads(line) if line.startswith("{") else {"text": line})
         events = [line["event"] for line in lines if "event" in line]
-        assert events == ["loading", "serving"]
+        assert events == ["loading", "warming up", "serving"]
         url = lines[-1]["url"]
         assert httpx2.get(f"{url}/models").status_code == 401
         client = openai.OpenAI(base_url=url, api_key="k", max_retries=0)

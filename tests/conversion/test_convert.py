@@ -183,10 +183,10 @@ UNSUPPORTED = {
         "'glm_moe_dsa' is not converted: it chooses what its queries read by an index of keys",
     ),
     "no-entry": (
-        "xglm",
+        "ctrl",
         COMMON,
         AutoModelForCausalLM,
-        r"'xglm' is unknown; supported are .*llama.*families/rows.py",
+        r"'ctrl' is unknown; supported are .*llama.*families/rows.py",
     ),
     "encoder": ("bert", {**SMALL, "intermediate_size": 48}, AutoModel, "'bert' is unknown"),
     "encoder-decoder": (
@@ -355,8 +355,8 @@ def test_path_with_dtype(tmp_path: Path) -> None:
 
 
 def test_path_of_an_unsupported_model_fails_before_its_weights_are_read(tmp_path: Path) -> None:
-    AutoConfig.for_model("xglm", **COMMON).save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedModelError, match="'xglm' is unknown"):
+    AutoConfig.for_model("ctrl", **COMMON).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match="'ctrl' is unknown"):
         convert_to_mla(tmp_path, **WITH_TEXT)
 
 

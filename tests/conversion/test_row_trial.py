@@ -112,3 +112,21 @@ def test_models_that_are_too_large_or_none_are_refused() -> None:
         try_rows(huge)
     with pytest.raises(UnsupportedModelError, match=r"no small causal model of .*vit"):
         try_rows(AutoConfig.for_model("vit"))
+
+
+LIKE_BERT = (
+    *("bert", "bert-generation", "camembert", "electra", "ernie", "megatron-bert", "rembert"),
+    *("roberta", "roc_bert", "roformer", "xlm-roberta", "xmod"),
+)
+
+
+@pytest.mark.parametrize("model_type", LIKE_BERT)
+def test_attention_whose_output_lies_elsewhere_is_refused_in_words(model_type: str) -> None:
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
+    config = AutoConfig.for_model(model_type, is_decoder=True, vocab_size=96, **sizes)
+    with pytest.raises(
+        UnsupportedModelError,
+        match=r"query 32 x 32, key 32 x 32, value 32 x 32\) gives the 32 channels of the hidden "
+        "size back behind its heads: it lies in another module",
+    ):
+        try_rows(config)

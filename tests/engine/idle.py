@@ -10,6 +10,8 @@ def assert_idle(llm: LLM) -> None:
     assert not llm.has_requests
     assert (llm.statistics.waiting, llm.statistics.running) == (0, 0)
     assert llm.store.seq_ids == []
+    reuse = llm._scheduler.reuse
+    assert reuse is None or reuse._begun == {}
     llm.store.check_integrity()
     assert llm.store.num_available == llm.store.pool.num_frames
     llm.reset_prefix_cache()

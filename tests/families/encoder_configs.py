@@ -41,6 +41,24 @@ SPEECH = {
     "max_source_positions": 24,
     "max_target_positions": 64,
 }
+T5 = dict(
+    d_model=32,
+    d_kv=8,
+    d_ff=48,
+    num_layers=3,
+    num_decoder_layers=2,
+    num_heads=4,
+    initializer_factor=0.6,
+    relative_attention_num_buckets=8,
+    relative_attention_max_distance=20,
+    dropout_rate=0.0,
+    feed_forward_proj="gated-gelu",
+    vocab_size=96,
+    bos_token_id=1,
+    eos_token_id=2,
+    pad_token_id=0,
+    decoder_start_token_id=1,
+)
 CASES: dict[str, dict[str, Any]] = {
     **{
         name: dict(model_type=name, **TEXT)
@@ -55,6 +73,10 @@ CASES: dict[str, dict[str, Any]] = {
         conv_channels=16,
         **SPEECH,
     ),
+    "t5": dict(model_type="t5", **T5),
+    "t5-wide": dict(model_type="t5", **{**T5, "num_heads": 2, "d_kv": 24}),
+    "mt5": dict(model_type="mt5", **T5),
+    "umt5": dict(model_type="umt5", **T5),
     "whisper": dict(
         model_type="whisper",
         num_mel_bins=8,

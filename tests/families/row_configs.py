@@ -76,6 +76,21 @@ def _known(**cases: dict[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
+MODERNBERT = {
+    **{k: v for k, v in COMMON.items() if k != "num_key_value_heads"},
+    **layers("full_attention", "sliding_attention", "full_attention"),
+    "local_attention": 16,  # a window of half of it
+    "attention_bias": True,
+    "norm_bias": True,
+    "mlp_bias": True,
+    "decoder_bias": True,
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 160000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+}
+
+
 GEMMA4 = {
     **WIDE_WINDOWS,
     "global_head_dim": 24,
@@ -88,8 +103,9 @@ GEMMA4 = {
         },
     },
 }
+BARE = {k: v for k, v in COMMON.items() if k not in ("intermediate_size", "num_key_value_heads")}
 FALCON = {
-    **{k: v for k, v in COMMON.items() if k not in ("intermediate_size", "num_key_value_heads")},
+    **BARE,
     "ffn_hidden_size": 48,
     "alibi": False,
     "bias": True,
@@ -237,6 +253,14 @@ ROW_CASES = _known(
     gpt_bigcode=ONE_KEY,
     gpt_bigcode__apart={**MULTI_HEAD, "multi_query": False, "scale_attn_weights": False},
     biogpt=MULTI_HEAD,
+    xglm={
+        **{
+            k: v for k, v in COMMON.items() if k not in ("intermediate_size", "num_key_value_heads")
+        },
+        "ffn_dim": 48,
+        "dropout": 0.0,
+        "scale_embedding": True,
+    },
     phi={**PARTIAL, "qk_layernorm": True},
     phi__plain={**PARTIAL, "qk_layernorm": False},
     persimmon={**PARTIAL, "num_key_value_heads": 4, "qk_layernorm": True},
@@ -290,5 +314,6 @@ ROW_CASES = _known(
         "sliding_window": 8,
         "shared_expert_intermediate_size": 16,
     },
+    **{"modernbert-decoder": MODERNBERT},
 )
 """By name of the case: the model type, and what is tried of it behind a dash."""

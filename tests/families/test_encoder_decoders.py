@@ -17,7 +17,7 @@ from cacheshrink_hybrid import convert_to_mla, load_mla_model, plan_of, save_mla
 from cacheshrink_hybrid.cache_argument import cache_argument
 from cacheshrink_hybrid.caches import cache_bytes, make_cache
 from cacheshrink_hybrid.caches.encoder_decoder import dense_pair
-from cacheshrink_hybrid.families import ENCODER_DECODERS, model_spec
+from cacheshrink_hybrid.families import ENCODER_DECODERS, decoder_config, model_spec
 from cacheshrink_hybrid.latents.attention.cross import CrossAttention
 from tests.families.encoder_configs import CASES, encoder_inputs, pairs, tiny_config, tiny_model
 from tests.models import equal_pieces, prefill_then_decode, random_ids
@@ -90,7 +90,8 @@ def test_a_decoder_and_its_encoder_are_told_apart(case: str) -> None:
     spec = model_spec(tiny_config(case))
     assert spec.cross is not None
     assert len(spec.layers) == len(spec.cross.layers) == 2
-    assert spec.bytes_per_token == spec.cross.bytes_per_token == 2 * 2 * 32 * 2
+    width = 48 if case == "t5-wide" else 32
+    assert spec.bytes_per_token == spec.cross.bytes_per_token == 2 * 2 * width * 2
 
 
 @every_case
@@ -103,11 +104,11 @@ def test_identity(case: str) -> None:
     assert_same_logits(logits_of(source, given, ids, pieces), due)
     assert_same_logits(logits_of(model, given, ids, pieces), due)
     assert_same_logits(logits_of(model, given, ids, equal_pieces(NUM_TOKENS, 5)), due)
-    dense = dense_pair(model.config.get_text_config(decoder=True))
+    dense = dense_pair(decoder_config(model.config))
     assert_same_logits(logits_of(model, given, ids, pieces, dense), due)
 
 
-@pytest.mark.parametrize("case", ["bart", "whisper"])
+@pytest.mark.parametrize("case", ["bart", "t5", "umt5", "whisper"])
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 def test_attention_implementations(case: str, implementation: str) -> None:
     source = tiny_model(case, attn_implementation=implementation)
@@ -119,10 +120,11 @@ def test_attention_implementations(case: str, implementation: str) -> None:
     if implementation == "eager":
         asked = {"decoder_input_ids": ids, "output_attentions": True}
         with torch.no_grad():
-            found, expected = (m(**given, **asked).cross_attentions for m in (model, source))
-        assert len(found) == len(expected) == 2
-        for actual, probabilities in zip(found, expected, strict=True):
-            assert_same_logits(actual, probabilities)
+            found, expected = (m(**given, **asked) for m in (model, source))
+        for name in ("decoder_attentions", "cross_attentions"):
+            assert len(found[name]) == len(expected[name]) == 2
+            for actual, probabilities in zip(found[name], expected[name], strict=True):
+                assert_same_logits(actual, probabilities)
 
 
 @every_case
@@ -156,7 +158,7 @@ def test_a_saved_model_generates_as_before(case: str, tmp_path: Path) -> None:
     assert torch.equal(loaded.generate(**given, **settings), model.generate(**given, **settings))
 
 
-@pytest.mark.parametrize("case", ["bart", "whisper"])
+@pytest.mark.parametrize("case", ["bart", "t5", "umt5", "whisper"])
 def test_an_output_of_the_encoder_is_remembered_once(case: str) -> None:
     model = copy.deepcopy(coded(case))
     calls = []
@@ -173,14 +175,14 @@ def test_an_output_of_the_encoder_is_remembered_once(case: str) -> None:
     assert made.self_attention_cache.get_seq_length() == 7
 
 
-@pytest.mark.parametrize("case", ["bart", "whisper"])
+@pytest.mark.parametrize("case", ["bart", "t5", "umt5", "whisper"])
 def test_bytes_are_those_of_the_plan(case: str) -> None:
     model = coded(case)
     plan = plan_of(model)
     assert plan.cross is not None
     assert plan.compression_ratio >= 4 and plan.cross.compression_ratio >= 4
     given, ids = encoder_inputs(model, BATCH), random_ids(BATCH, NUM_TOKENS)
-    pair = dense_pair(model.config.get_text_config(decoder=True))
+    pair = dense_pair(decoder_config(model.config))
     logits_of(model, given, ids, [NUM_TOKENS], pair)
     num_encoded = 24 if case == "whisper" else 13
     of_encoder = cache_bytes(pair.cross_attention_cache).kv
@@ -194,6 +196,35 @@ def test_bytes_are_those_of_the_plan(case: str) -> None:
     assert pooled.cross_attention_cache.memory().kv >= of_encoder
 
 
+@pytest.mark.parametrize("case", ["t5", "umt5"])
+def test_a_decoder_may_be_deeper_than_its_encoder(case: str) -> None:
+    source = tiny_model(case, num_layers=1, num_decoder_layers=2)
+    model = converted(source, cache_bits=16)
+    given, ids = encoder_inputs(source, BATCH), random_ids(BATCH, NUM_TOKENS)
+    pieces = prefill_then_decode(NUM_TOKENS, NUM_PREFILL)
+    due = logits_of(source, given, ids)
+    assert_same_logits(logits_of(model, given, ids, pieces), due)
+    settings = {"max_new_tokens": 6, "do_sample": False}
+    own = {cache_argument(source): make_cache(source)}
+    expected = source.generate(**given, **settings, **own)
+    for implementation in (None, "dynamic"):
+        choice = {"cache_implementation": implementation, **settings}
+        assert torch.equal(model.generate(**given, **choice), expected)
+
+
+@pytest.mark.parametrize("case", ["t5", "umt5"])
+def test_padding_of_the_decoder_is_hidden(case: str) -> None:
+    source, model = full_rank(case)
+    given, ids = encoder_inputs(source, 2), random_ids(2, 9)
+    mask = torch.ones(2, 9, dtype=torch.long)
+    mask[1, :4] = 0
+    given["decoder_attention_mask"] = mask
+    with torch.no_grad():
+        found, due = (m(**given, decoder_input_ids=ids).logits for m in (model, source))
+    assert_same_logits(found[0], due[0])
+    assert_same_logits(found[1, 4:], due[1, 4:])
+
+
 def test_beams_share_what_they_remember() -> None:
     model = coded("bart")
     given = encoder_inputs(model, 1)
@@ -204,7 +235,7 @@ def test_beams_share_what_they_remember() -> None:
     assert pair.cross_attention_cache.layers[0].keys.shape[0] == 4
 
 
-@pytest.mark.parametrize("case", ["bart", "whisper"])
+@pytest.mark.parametrize("case", ["bart", "t5", "umt5", "whisper"])
 def test_compression_is_switched_off(case: str) -> None:
     from cacheshrink_hybrid import compression_disabled
 

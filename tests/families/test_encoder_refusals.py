@@ -10,8 +10,14 @@ from transformers import AutoConfig, DynamicCache, PreTrainedModel
 
 from cacheshrink_hybrid import MLATrainer, convert_to_mla
 from cacheshrink_hybrid.cache_argument import cache_argument
+from cacheshrink_hybrid.caches import make_cache
 from cacheshrink_hybrid.engine import LLM
-from cacheshrink_hybrid.errors import NotSupportedError, SelfCheckError, UnsupportedModelError
+from cacheshrink_hybrid.errors import (
+    KernelUnavailableError,
+    NotSupportedError,
+    SelfCheckError,
+    UnsupportedModelError,
+)
 from cacheshrink_hybrid.evaluation.cached_forward import cached_logits
 from cacheshrink_hybrid.evaluation.memory import measure_cache_memory
 from cacheshrink_hybrid.evaluation.outputs import generate_samples
@@ -66,6 +72,31 @@ def test_refused(name: str) -> None:
         call()
 
 
+@cache
+def biased() -> PreTrainedModel:
+    made, _ = convert_to_mla(tiny_model("t5"), 4.0, use_calibration=False, verbose=False)
+    return made
+
+
+def test_kernels_do_not_read_scores_with_a_bias() -> None:
+    made = make_cache(biased(), backend="cpu")
+    given = {**encoder_inputs(biased(), 1), cache_argument(biased()): made}
+    with pytest.raises(KernelUnavailableError, match="its scores have a bias by distance"):
+        biased().generate(**given, max_new_tokens=3, min_new_tokens=3)
+
+
+def test_a_layer_alone_has_no_bias_to_add() -> None:
+    attention = biased().decoder.block[1].layer[0].SelfAttention
+    with pytest.raises(NotSupportedError, match="layer 1 adds to its scores the bias that an"):
+        attention(torch.zeros(1, 3, 32))
+
+
+def test_a_bias_needs_masks_as_tensors() -> None:
+    attention = biased().decoder.block[0].layer[0].SelfAttention
+    with pytest.raises(NotSupportedError, match="this attention implementation makes a str"):
+        attention(torch.zeros(1, 3, 32), mask="a block mask")
+
+
 def test_it_is_not_exported() -> None:
     with pytest.raises(UnsupportedModelError, match="a bart model does not keep one list"):
         check_exportable(model())
@@ -78,9 +109,11 @@ def test_vllm_does_not_serve_it() -> None:
 
 
 def test_other_decoders_with_an_encoder_are_refused() -> None:
-    message = r"model_type='t5' is not converted: of decoders that read an encoder's output only"
+    message = (
+        r"model_type='prophetnet' is not converted: of decoders that read an encoder's output only"
+    )
     with pytest.raises(UnsupportedModelError, match=message):
-        model_spec(AutoConfig.for_model("t5"))
+        model_spec(AutoConfig.for_model("prophetnet"))
 
 
 def test_cross_attention_that_differs_is_found_before_a_conversion(

@@ -46,11 +46,12 @@ def test_layers_with_sizes_of_their_own(name: str, spec) -> None:
 
 
 @pytest.mark.parametrize("dropout", [0.5, nn.Dropout(0.5)], ids=["number", "module"])
-def test_a_dropout_that_would_be_lost(dropout) -> None:
+@pytest.mark.parametrize("name", ["output_dropout", "proj_drop"])
+def test_a_dropout_that_would_be_lost(dropout, name: str) -> None:
     """It changes nothing but training, so no comparison of logits would miss it."""
     model = copy.deepcopy(tiny_model("llama"))
-    model.model.layers[1].self_attn.output_dropout = dropout
-    with pytest.raises(UnsupportedModelError, match=r"layer 1 .*output_dropout is a dropout"):
+    setattr(model.model.layers[1].self_attn, name, dropout)
+    with pytest.raises(UnsupportedModelError, match=rf"layer 1 .*{name} is a dropout"):
         read_attention(model, model_spec(model.config))
 
 
@@ -60,6 +61,12 @@ def test_a_dropout_of_the_output_is_kept(dropout) -> None:
     model.model.layers[1].self_attn.residual_dropout = dropout
     found = [part.residual_dropout for part in read_attention(model, model_spec(model.config))]
     assert [x.p for x in found] == [0.0, 0.5, 0.0]
+
+
+def test_a_dropout_of_the_output_has_several_names() -> None:
+    model = tiny_model("modernbert-decoder", attention_dropout=0.3)
+    parts = read_attention(model, model_spec(model.config))
+    assert {(part.dropout, part.residual_dropout.p) for part in parts} == {(0.3, 0.3)}
 
 
 def test_a_dropout_that_attention_has_and_does_not_apply() -> None:

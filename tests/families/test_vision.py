@@ -146,6 +146,11 @@ def test_images_at_positions_of_their_own_are_refused(model_type: str) -> None:
         model_spec(AutoConfig.for_model(model_type))
 
 
+def test_a_model_that_transformers_cannot_run_is_refused() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"'llama4' is not converted: .* image_outputs"):
+        model_spec(AutoConfig.for_model("llama4"))
+
+
 def test_a_model_that_reads_prompts_in_both_directions_is_refused() -> None:
     with pytest.raises(UnsupportedModelError, match=r"'paligemma' is not converted: .* directions"):
         model_spec(AutoConfig.for_model("paligemma"))

@@ -53,6 +53,14 @@ def test_what_clients_send_back_is_taken() -> None:
     assert plain("", **said, annotations=[], audio=None, tool_calls=None) == said
 
 
+@pytest.mark.parametrize("arguments", ["", " ", "{}"])
+def test_calls_without_arguments(arguments: str) -> None:
+    """Clients write down that there are none in several ways."""
+    made = {**CALL, "function": {"name": "now", "arguments": arguments}}
+    (call,) = plain("{{ m.tool_calls }}", role="assistant", tool_calls=[made])["tool_calls"]
+    assert call["function"]["arguments"] == {}
+
+
 def test_calls_are_objects() -> None:
     sent = {"role": "assistant", "tool_calls": [CALL]}
     (call,) = plain("{{ m.tool_calls }}", **sent)["tool_calls"]

@@ -8,9 +8,11 @@ import logging
 import httpx2
 import openai
 import pytest
+from pydantic import ValidationError
 
 from cacheshrink_hybrid.errors import NotSupportedError
-from cacheshrink_hybrid.serving.faults import Fault, fault_of
+from cacheshrink_hybrid.serving.faults import MOST_READ, Fault, fault_of
+from cacheshrink_hybrid.serving.schema import ChatRequest, CompletionRequest
 from tests.serving.live import NAME, Live, live_server, until
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -163,6 +165,36 @@ def test_a_body_of_another_type_is_told_the_header(live: Live, path: str, kind: 
         assert "send the header 'Content-Type: application/json'" in told(answer)["message"]
         typed = {"Content-Type": "Application/JSON; charset=utf-8"}
         assert http.post(path, content=body, headers=typed).status_code == 200
+
+
+MANY = 2000
+MANY_FAULTS = {
+    "unknown fields": (COMPLETIONS, {"prompt": "a"} | {f"k{i}": 1 for i in range(MANY)}),
+    "unknown fields inside": (CHAT, {"stream_options": {f"k{i}": 1 for i in range(MANY)}}),
+    "numbers that are no ids": (COMPLETIONS, {"prompt": [1.5] * MANY}),
+    "lists of such": (COMPLETIONS, {"prompt": [[1.5]] * MANY}),
+    "empty messages": (CHAT, {"messages": [{}] * MANY}),
+    "empty parts": (CHAT, {"messages": [{"role": "user", "content": [{}] * MANY}]}),
+    "empty tools": (CHAT, {"tools": [{}] * MANY}),
+    "stops": (COMPLETIONS, {"prompt": "a", "stop_token_ids": ["a"] * MANY}),
+    "choices": (CHAT, {"structured_outputs": {"choice": [1] * 200}}),
+    "names as long as a book": (CHAT, {"x" * 100_000: 1}),
+}
+
+
+@pytest.mark.parametrize("name", MANY_FAULTS)
+def test_of_many_faults_some_are_told(live: Live, name: str) -> None:
+    """Each takes time to find and to tell, in which nobody else is answered."""
+    path, body = MANY_FAULTS[name]
+    body = {"messages": TALK} | body if path == CHAT else body
+    kind = ChatRequest if path == CHAT else CompletionRequest
+    with pytest.raises(ValidationError) as caught:
+        kind.model_validate(body)
+    assert caught.value.error_count() <= MOST_READ
+    with live.http() as http:
+        answer = http.post(path, json=body)
+    assert answer.status_code == 400
+    assert len(told(answer)["message"]) < 1000
 
 
 NUMBER = b'{"prompt": "a", "seed": ' + b"9" * 5000 + b"}"

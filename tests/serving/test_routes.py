@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import openai
 import pytest
@@ -316,6 +317,15 @@ def test_answers_of_a_form(client: openai.OpenAI) -> None:
         wish = {"structured_outputs": {"choice": choice}}
         answer = client.chat.completions.create(**settings, extra_body=wish)
         assert answer.choices[0].message.content in choice
+    del settings["logit_bias"]
+    for asked in ({"json": schema}, {"json_object": True}):
+        wish = {"structured_outputs": asked | {"disable_any_whitespace": True}}
+        answer = client.chat.completions.create(**settings, extra_body=wish)
+        assert not re.search(r'\s(?=(?:[^"]*"[^"]*")*[^"]*$)', answer.choices[0].message.content)
+    lark = {"structured_outputs": {"grammar": 'start: "a" /[bc]{3}/'}}
+    answer = client.chat.completions.create(**settings, extra_body=lark)
+    assert re.fullmatch("a[bc]{3}", answer.choices[0].message.content)
+    settings["logit_bias"] = {"3": -100, "4": -100}
     text = {"structured_outputs": {"json": json.dumps(schema)}}
     answer = client.chat.completions.create(**settings, extra_body=text)
     assert json.loads(answer.choices[0].message.content) == found

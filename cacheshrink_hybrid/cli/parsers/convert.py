@@ -13,15 +13,16 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
+from ...calibration.pair_files import load_pairs
 from ...checkpoint.load_faults import weight_bytes
 from ...config import CompressionConfig
 from ...config_faults import allowed_names
 from ...conversion.options import ConversionOptions
 from ...demo.corpus import PYTHON_DOCS
-from ...errors import ConfigError
+from ...errors import CalibrationError, ConfigError
 from ...methods import TABLES
 from ..flags import NOT_SET, add_model_arguments, add_settings, new_parser
-from ..preflight import ChatFile, DataSet, OutputDirectory, too_little_space
+from ..preflight import ChatFile, DataSet, OutputDirectory, TextFile, too_little_space
 
 GROUPS = {
     "how far, and what keys and values become": (
@@ -84,6 +85,22 @@ def parser() -> argparse.ArgumentParser:
                 f"--calibration-dataset either gives half (default: {NOT_SET})",
             )
             add_settings(group, ConversionOptions, ("calibration_dataset_subset",))
+            group.add_argument(
+                "--calibration-pairs",
+                type=TextFile(),
+                metavar="FILE",
+                default=None,
+                help="pairs of texts to calibrate an encoder-decoder model on: a JSON list of "
+                f"objects, or JSON lines (default: {NOT_SET})",
+            )
+            group.add_argument(
+                "--pair-fields",
+                nargs=2,
+                metavar=("INPUT", "TARGET"),
+                default=None,
+                help="names of what the encoder reads and of what the decoder is to give in these "
+                f"objects (default: {' '.join(ConversionOptions().pair_fields)})",
+            )
         add_settings(group, CompressionConfig, names, choices=allowed_names(), tables=TABLES)
         if title == "output":
             add_settings(group, ConversionOptions, ("self_check",))
@@ -95,7 +112,27 @@ def faults(given: argparse.Namespace) -> Iterator[str]:
         CompressionConfig(**settings(given))
     except ConfigError as error:
         yield str(error)
+    yield from _pair_faults(given)
     yield from too_little_space(given.output, weight_bytes(given.model))
+
+
+def pair_fields(given: argparse.Namespace) -> tuple[str, ...]:
+    return tuple(given.pair_fields or ConversionOptions().pair_fields)
+
+
+def _pair_faults(given: argparse.Namespace) -> Iterator[str]:
+    """What is wrong with a file of pairs, beside what its type has found."""
+    path = given.calibration_pairs
+    if path is None:
+        if given.pair_fields is not None:
+            yield "--pair-fields are of a file of pairs; give one with --calibration-pairs"
+        return
+    if any(TextFile().faults(path)):
+        return
+    try:
+        load_pairs(path, pair_fields(given))
+    except CalibrationError as error:
+        yield f"--calibration-pairs: {error}"
 
 
 def settings(given: argparse.Namespace) -> dict[str, Any]:

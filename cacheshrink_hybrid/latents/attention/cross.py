@@ -17,6 +17,13 @@ from transformers import EncoderDecoderCache
 from ...cache_argument import take_cache
 from ...codecs.straight_through import straight_through
 from ...errors import NotSupportedError
+from .argument_names import (
+    BIAS_ARGUMENT,
+    ENCODED_ARGUMENTS,
+    MASK_ARGUMENTS,
+    hands_on_bias,
+    take_named,
+)
 from .cached_layer import CachedLayer, Slots
 from .context import DenseContext
 from .dense_read import MAX_DECODE_TOKENS
@@ -38,41 +45,39 @@ class CrossAttention(LatentAttention):
     def __init__(self, parts: AttentionParts, plan: Any, *, keep_source: bool = False):
         super().__init__(parts, plan, keep_source=keep_source)
         self.is_causal = False
+        self.hands_on_bias = hands_on_bias(parts.source)
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        *args,
-        key_value_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        **kwargs,
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, hidden_states: Tensor, *args, **kwargs) -> tuple:
         """Attend over the encoder's output.
 
         Args:
             hidden_states: (B, T, E), after the layer's norm.
-            key_value_states: what the encoder puts out, (B, S, E); not looked at where a cache
-                holds its latents.
-            attention_mask: of the S vectors, as the configured attention function takes it.
-            kwargs: the cache, whose cross-attention part is filled in the first pass, under any
-                name of `CACHE_ARGUMENTS`; and what the attention function takes.
+            kwargs: by any name of `ENCODED_ARGUMENTS`, what the encoder puts out, (B, S, E), which
+                is not looked at where a cache holds its latents; by any of `MASK_ARGUMENTS`, the
+                mask of the S vectors, as the configured attention function takes it; by any of
+                `CACHE_ARGUMENTS`, the cache, whose cross-attention part is filled in the first
+                pass; and what the attention function takes. There is no bias by distance between a
+                text and an encoder's output: one that is handed on is of zeros.
 
         Returns:
-            Output (B, T, E), and probabilities (B, H, T, S) where they were formed, else None.
+            Output (B, T, E), None in the place of a bias where layers hand one on, and
+            probabilities (B, H, T, S) where they were formed, else None.
 
         Raises:
             NotSupportedError: no encoder's output, or a cache without a part for it.
         """
-        cache = take_cache(kwargs)
         if self.compression_disabled:
-            given = {"key_value_states": key_value_states, "attention_mask": attention_mask}
-            return self.of_source(hidden_states, args, cache, given, kwargs)
+            assert self.source_attention is not None
+            return self.source_attention(hidden_states, *args, **kwargs)
         if args:
             raise TypeError("CrossAttention takes its arguments by name, except hidden_states")
+        cache, encoded = take_cache(kwargs), take_named(ENCODED_ARGUMENTS, kwargs)
+        mask = take_named(MASK_ARGUMENTS, kwargs)
+        kwargs.pop(BIAS_ARGUMENT, None)
         head = self.head
         query, _ = self._query(head, hidden_states, self._layer_idx, None)
-        latent = self._context(head, key_value_states, cache, query.dtype)
-        mask = self._everything(latent, query) if attention_mask is None else attention_mask
+        latent = self._context(head, encoded, cache, query.dtype)
+        mask = self._everything(latent, query) if mask is None else mask
         context = DenseContext(
             latent=latent,
             slots=Slots(0, 0, latent.shape[1]),
@@ -85,7 +90,7 @@ class CrossAttention(LatentAttention):
         output = self.o_proj(output)
         if self.residual_dropout is not None:
             output = self.residual_dropout(output)
-        return output, weights
+        return (output, None, weights) if self.hands_on_bias else (output, weights)
 
     @property
     def _layer_idx(self) -> int:

@@ -56,6 +56,7 @@ class LatentHead:
             softcap * tanh(score / softcap); no softcap if None.
         window: a query sees so many slots, its own included; None for all before it.
         in_chunks: of these, only those since the last position that is a multiple of it.
+        biased: masks of queries hold a bias of their scores (`relative_bias`).
         sinks: (H,) logits that take part in the softmax without a value; None for none.
         key_up, value_up: from key and value channels to keys and values.
         expansion: where what is cached are latents of the source itself, and so are latents made of
@@ -80,6 +81,7 @@ class LatentHead:
     softcap: float | None = None
     window: int | None = None
     in_chunks: bool = False
+    biased: bool = False
     sinks: Tensor | None = None
     key_up: HeadMap
     value_up: HeadMap

@@ -81,10 +81,10 @@ def latent_read(head: LatentHead, num_slots: int, like: Tensor) -> LatentRead:
         like: a tensor of the queries' type and device.
 
     Raises:
-        KernelUnavailableError: values that are keys as well, decoupled keys, norms of keys other
-            than the RMS norm of a head's channels before their rotation, rotations other than of
-            channel pairs (i, i + rotary dim / 2), sliding windows that exact tokens cover, and
-            latents without a channel of keys or of values.
+        KernelUnavailableError: values that are keys as well, biased scores, decoupled keys, norms
+            of keys other than the RMS norm of a head's channels before their rotation, rotations
+            other than of channel pairs (i, i + rotary dim / 2), sliding windows that exact tokens
+            cover, and latents without a channel of keys or of values.
     """
     plan, window = head.plan, head.window
     if head.expansion is not None:
@@ -95,6 +95,10 @@ def latent_read(head: LatentHead, num_slots: int, like: Tensor) -> LatentRead:
     if head.in_chunks:
         raise KernelUnavailableError(
             "its queries see chunks of the text, which torch reads and kernels do not yet"
+        )
+    if head.biased:
+        raise KernelUnavailableError(
+            "its scores have a bias by distance, which torch adds and kernels do not yet"
         )
     if head.decouples:
         raise KernelUnavailableError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...derived_class import derived_class
+from .biased import BiasedAttention
 from .cross import CrossAttention
 from .encoded import NormedLatentAttention
 from .module import LatentAttention
@@ -13,9 +14,11 @@ from .native_parts import NativeParts
 from .normed_parts import NormedParts
 from .parts import AttentionParts
 from .reading import ReadingAttention
+from .relative_bias import BiasedParts
 
 _CLASSES: dict[type[AttentionParts], Any] = {
     AttentionParts: LatentAttention,
+    BiasedParts: BiasedAttention,
     NativeParts: NativeLatentAttention,
     NormedParts: NormedLatentAttention,
 }

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from ...linear_map import looking_on
+from ..attention.argument_names import ENCODED_ARGUMENTS, name_among
 from ..attention.parts import AttentionParts
 from ..attention.split_heads import gated_heads, split_query
 
@@ -55,7 +56,9 @@ def encoded_inputs_of(source: nn.Module, see: Callable[[Tensor], None]) -> Itera
     """Call `see(x)` with every output x (B, S, E) of an encoder that a cross-attention reads."""
 
     def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        see(kwargs["key_value_states"].detach())
+        name = name_among(ENCODED_ARGUMENTS, kwargs)
+        assert name is not None, "cross-attention is given what an encoder puts out"
+        see(kwargs[name].detach())
 
     handle = source.register_forward_pre_hook(hook, with_kwargs=True)
     try:

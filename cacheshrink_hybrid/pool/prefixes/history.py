@@ -1,8 +1,8 @@
 """Texts of earlier requests, long after what was computed of them is gone.
 
 Where prompts part is worth knowing when their rows are not there any more: those to come will part
-there as well. A token takes eight bytes here, and what a model remembers of it some thousand times
-as many.
+there as well. A token takes eight bytes here, a text one or two thousand more for where it parts
+from others, and what a model remembers of either some thousand times as many.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..lifetime import LayerRows
 from .search import walk
 
 NUM_TOKENS = 1 << 22
-"""That are remembered at most, in 32 MiB."""
+"""That are remembered at most: in 32 MiB, and as much again where texts are of 200 tokens."""
 TOKENS_PER_FRAME = 64
 
 

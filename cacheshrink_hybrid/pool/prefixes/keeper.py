@@ -111,11 +111,16 @@ class PrefixKeeper:
             self._offer(prompt, checkpoint=checkpoint, kind=wanted or PROMPT)
             prompt.num_kept = prompt.num_computed
 
+    def forget(self, prompt: Prompted) -> int:
+        """Keep nothing of a sequence that will not go on; the tokens of its prompt, 0 where they
+        were never begun."""
+        return self._begun.pop(prompt.seq_id, 0)
+
     def leave(self, prompt: Prompted) -> None:
         """Keep a sequence that will not go on, wherever it is."""
         self._offer(prompt, checkpoint=self.placement.at_ends, kind=END)
         num_fed = self.store.num_tokens(prompt.seq_id)
-        num_prompt_tokens = min(self._begun.pop(prompt.seq_id, 0), num_fed)
+        num_prompt_tokens = min(self.forget(prompt), num_fed)
         if not num_prompt_tokens:
             return
         if self._history is not None and self._remembers:
