@@ -190,10 +190,10 @@ UNSUPPORTED = {
     ),
     "encoder": ("bert", {**SMALL, "intermediate_size": 48}, AutoModel, "'bert' is unknown"),
     "encoder-decoder": (
-        "t5",
+        "longt5",
         {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "vocab_size": 96},
         AutoModelForSeq2SeqLM,
-        "'t5' is not converted: of decoders that read an encoder's output only",
+        "'longt5' is not converted: of decoders that read an encoder's output only",
     ),
     "pure-mamba": (
         "mamba",

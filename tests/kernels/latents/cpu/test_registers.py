@@ -126,5 +126,5 @@ def test_sums_stay_in_narrow_registers() -> None:
 )
 def test_code_for_narrow_registers() -> None:
     """Also on a CPU with wide ones."""
-    done = run_python("-c", COMPILED + RUN, NUMBA_CPU_FEATURES=NARROW)
+    done = run_python("-c", COMPILED + RUN, NUMBA_CPU_NAME="haswell", NUMBA_CPU_FEATURES=NARROW)
     assert done.stdout == "NARROW 8 False False True\nTrue\n", done.stderr
