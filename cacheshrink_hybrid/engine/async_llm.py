@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future as ConcurrentFuture
@@ -21,6 +22,7 @@ from functools import partial
 from typing import Any, Self, TypeVar
 
 from ..errors import ConfigError, EngineClosedError, QueueFullError
+from ..freed_memory import return_freed_memory
 from ..integers import check_counts
 from .llm import LLM
 from .outbox import Outbox
@@ -32,6 +34,8 @@ from .ticket import Ticket
 MAX_OPEN = 1024
 OPEN_POOLS = 8.0
 """Bytes of open requests beside those of the pool: more would wait for long."""
+RETURN_SECONDS = 10.0
+"""After which freed memory is given back, under load and once there is nothing to do."""
 
 Read = TypeVar("Read")
 News = list[tuple[Ticket, RequestOutput | Exception]]
@@ -244,7 +248,7 @@ class AsyncLLM:
             self._deliver(mine, all_of_it=True)
 
     def _step_until_closed(self, mine: set[Request]) -> None:
-        nobody = Outbox()
+        nobody, returned = Outbox(), time.monotonic()
         while True:
             self._wake.clear()
             if self._closed:
@@ -256,7 +260,11 @@ class AsyncLLM:
                 except Exception as error:  # of the model; every caller in the step gets it
                     self.llm._dispatcher.give_up(list(mine), error)
             self._deliver(mine)
-            if not mine:
+            idle = not mine and not self._wake.wait(RETURN_SECONDS)
+            if idle or time.monotonic() - returned > RETURN_SECONDS:
+                return_freed_memory()
+                returned = time.monotonic()
+            if idle:
                 self._wake.wait()
 
     def _empty_inbox(self, mine: set[Request]) -> None:

@@ -226,9 +226,11 @@ class Attachment:
 
 def _learned(module: LatentAttention) -> Iterable[tuple[str, nn.Parameter, float]]:
     """(name, parameter, size) of a module's encoder and biases. A bias moves by shares of the
-    spread of what it is added to."""
+    spread of what it is added to. DeepSeek's attention has none, so decoupled keys keep zeros."""
     weight = module.kv_a_proj.weight
     yield "kv_a_proj.weight", weight, _rms(weight)
+    if module.head.decouples:
+        return
     if module.kv_a_proj.bias is not None:
         yield "kv_a_proj.bias", module.kv_a_proj.bias, 1.0  # channels have unit variance
     if module.kv_a_adapters is not None:

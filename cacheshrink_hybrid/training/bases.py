@@ -4,6 +4,7 @@ joint       one factor for [k; v] of a module
 separate    one for keys, one for values; xkv the same, shared by the modules of a group
 rotate      as these two: a basis of keys is one of rotated keys, and so are gradients
 per_head    one for each head's keys, one for values
+decoupled   one for keys that do not rotate and values, one for the rotary key, in plain length
 states      of Gated DeltaNet, one for each key head's keys, in plain length: |k| <= 1 must hold
 
 While training, forward passes read U from the factors; everything else (evaluation, saving) reads
@@ -26,17 +27,19 @@ from .stiefel_basis import StiefelBasis, metric_roots
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Rows of one basis that are a weight.
+    """Rows of one basis that are a weight, or columns of one.
 
     Attributes:
         modules: with this weight; several where a group shares it.
         name: of the weight in them.
         first_row: of the weight, in the basis's rows.
+        first_column: of the weight that is the basis's; as many as it has follow.
     """
 
     modules: tuple[nn.Module, ...]
     name: str = "weight"
     first_row: int = 0
+    first_column: int = 0
 
     @property
     def weight(self) -> nn.Parameter:
@@ -116,7 +119,8 @@ class TrainableBases(nn.Module):
                 if up.ndim == 2:
                     root, inverse = root[0], inverse[0]
                 self._add(f"{names[0]}.{suffix}", up, root, inverse, pieces, constrained)
-                self._coded[_key(f"{names[0]}.{suffix}")] = group[0].plan.coded
+                if part is not None:
+                    self._coded[_key(f"{names[0]}.{suffix}")] = group[0].plan.coded
         for name, mixer in (mixers or {}).items():
             narrowing = mixer.state_plan and mixer.state_plan.narrowing
             if narrowing and narrowing.constrained:
@@ -156,21 +160,24 @@ class TrainableBases(nn.Module):
             up = None if same else basis.up()
             for piece in self._pieces[key]:
                 if up is not None:
-                    piece.weight.copy_(piece.of(up))
+                    part = piece.of(up)
+                    piece.weight.narrow(-1, piece.first_column, part.shape[-1]).copy_(part)
                 for module in piece.modules:
                     module.__dict__.pop(piece.name, None)
 
     def shadow(self) -> None:
         """Let forward passes read U from the factors, so that gradients reach them."""
+        columns: dict[tuple[nn.Module, str], list[Tensor]] = {}
         for key, basis in self.bases.items():
             up = basis.up()
             if self.kept_share < 1 and key in self._coded:
                 up = self._first_channels(up, self._coded[key])
             for piece in self._pieces[key]:
-                weight = piece.of(up)
                 for module in piece.modules:
-                    # An attribute of the instance is found before its parameter of that name.
-                    module.__dict__[piece.name] = weight
+                    columns.setdefault((module, piece.name), []).append(piece.of(up))
+        for (module, name), found in columns.items():
+            # An attribute of the instance is found before its parameter of that name.
+            module.__dict__[name] = found[0] if len(found) == 1 else torch.cat(found, dim=-1)
 
     def _first_channels(self, up: Tensor, coded: bool) -> Tensor:
         kept = kept_channels(up.shape[-1], self.kept_share, coded)
@@ -198,13 +205,21 @@ def _sharing(modules: dict[str, LatentAttention]) -> list[list[str]]:
 
 
 def _independent(group: list[LatentAttention]):
-    """(name, U, its part of [k; v], pieces) of each independent basis of modules that share it."""
+    """(name, U, its part of [k; v], pieces) of each independent basis of modules that share it; no
+    part for one of lengths that are plain, of which no channel may be left out."""
     first = group[0]
     width = first.head.key_width
     keys = tuple(module.k_b_proj for module in group)
     values = tuple(module.v_b_proj for module in group)
     k, v = keys[0].weight, values[0].weight
     whole, key_half, value_half = slice(None), slice(width), slice(width, None)
+    if first.head.decouples:
+        # The metric is one of keys that do not rotate, see `split_keys`.
+        turns = first.plan.qk_rope_head_dim
+        yield "r", k[:, :turns], None, [Piece(keys)]
+        pieces = [Piece(keys, first_column=turns), Piece(values, first_row=width)]
+        yield "kv", torch.cat([k[:, turns:], v]), whole, pieces
+        return
     if first.plan.kind.joint:
         yield "kv", torch.cat([k, v]), whole, [Piece(keys), Piece(values, first_row=width)]
         return
@@ -212,8 +227,11 @@ def _independent(group: list[LatentAttention]):
     yield "v", v, value_half, [Piece(values)]
 
 
-def _blocks(metric: Tensor, part: slice, up: Tensor) -> list[Tensor]:
-    """The metric of a part of [k; v], or of each head's keys where U is (J, D, r)."""
+def _blocks(metric: Tensor, part: slice | None, up: Tensor) -> list[Tensor]:
+    """The metric of a part of [k; v], or of each head's keys where U is (J, D, r); the identity for
+    no part."""
+    if part is None:
+        return [torch.eye(up.shape[0], dtype=torch.float64)]
     own = metric[part, part]
     if up.ndim == 2:
         return [own]

@@ -138,6 +138,11 @@ class MLATrainer:
                 f"loss={config.loss!r} is about attention, but only recurrent states of this model "
                 "are compressed; take 'lm' or 'distillation'"
             )
+        if config.loss == "reconstruction" and any(plan.kind.decouples for plan in latents):
+            raise ConfigError(
+                "loss='reconstruction' compares keys, of which decoupled ones keep what scores "
+                "need and not the sum; take 'distillation', 'local' or 'lm'"
+            )
 
     def train(
         self,

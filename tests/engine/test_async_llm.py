@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from cacheshrink_hybrid.engine import LLM, AsyncLLM, SamplingParams
+from cacheshrink_hybrid.engine import LLM, AsyncLLM, SamplingParams, async_llm
 from cacheshrink_hybrid.engine.ticket import MOST_UNREAD, Ticket
 from cacheshrink_hybrid.errors import (
     ConfigError,
@@ -285,5 +285,25 @@ def test_logits_that_are_no_numbers_end_one_request(monkeypatch) -> None:
         fine, refused = await asyncio.gather(*tasks, return_exceptions=True)
         assert isinstance(refused, NotSupportedError)
         assert fine[0].finished
+
+    run(one, program)
+
+
+def test_freed_memory_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between steps from time to time, and once where nothing is left to do."""
+    one, calls = engine(), list[bool]()
+    monkeypatch.setattr(async_llm, "RETURN_SECONDS", 0.02)
+    monkeypatch.setattr(
+        async_llm, "return_freed_memory", lambda: calls.append(one.open.requests > 0)
+    )
+
+    async def program() -> None:
+        await one.generate(prompts()[0], LONG)
+        assert any(calls)
+        await asyncio.sleep(0.3)
+        idle = len(calls)
+        assert not calls[-1]
+        await asyncio.sleep(0.2)
+        assert len(calls) == idle
 
     run(one, program)

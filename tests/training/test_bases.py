@@ -11,6 +11,7 @@ from cacheshrink_hybrid.errors import ConfigError, UnsupportedModelError
 from cacheshrink_hybrid.training import MLATrainer
 from cacheshrink_hybrid.training.attachment import BASES, Attachment
 from cacheshrink_hybrid.training.bases import latent_modules, state_mixers
+from cacheshrink_hybrid.training.nested import kept_channels
 from cacheshrink_hybrid.training.settings import TrainingConfig
 from tests.families.tiny_configs import tiny_model
 from tests.models import calibration_ids, logits_of, pair, random_ids
@@ -22,6 +23,8 @@ CASES = [
     ("llama", "per_head", {}, 6),
     ("llama", "rotate", {}, 6),
     ("llama", "rotate_joint", {}, 3),
+    ("llama", "decoupled_rope", {}, 6),
+    ("llama-biases", "decoupled_rope", {}, 6),
     ("llama-biases", "joint", {"cache_bits": "auto"}, 3),
     ("llama", "joint", {"cache_bits": "auto", "hadamard": True}, 3),
     ("qwen3", "separate", {}, 6),
@@ -114,7 +117,7 @@ def test_state_projections_train(case: str) -> None:
             assert (gram - torch.diag_embed(kept.float())).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("method", ["joint", "per_head", "rotate_joint", "xkv"])
+@pytest.mark.parametrize("method", ["joint", "per_head", "rotate_joint", "xkv", "decoupled_rope"])
 def test_moved_bases_arrive_in_the_weights(method: str) -> None:
     """What trained is what is exported, and evaluation in between sees it too."""
     model = converted("llama", method)
@@ -148,6 +151,21 @@ def test_first_channels_only() -> None:
             gradient = module.kv_a_proj.weight.grad
             assert gradient[:kept].abs().max() > 0
             assert gradient[kept:].abs().max() == 0
+
+
+def test_rotary_keys_have_no_nested_ranks() -> None:
+    """Their channels turn at frequencies of their own, none of which stands for the others."""
+    model = converted("llama", "decoupled_rope")
+    attachment = attach(model)
+    with attachment:
+        attachment.bases.kept_share = 0.5
+        model(random_ids(1, 20), use_cache=False).logits.square().sum().backward()
+        for module in attachment.modules.values():
+            gradient = module.kv_a_proj.weight.grad.abs().amax(dim=1)
+            turns, rank = module.plan.qk_rope_head_dim, module.plan.kv_lora_rank
+            kept = turns + kept_channels(rank - turns, 0.5, coded=False)
+            assert (gradient[:kept] > 0).all()
+            assert (gradient[kept:] == 0).all()
 
 
 def test_extras_train_too() -> None:

@@ -50,9 +50,11 @@ def split_queries(head: LatentHead, query: Tensor, angles: Angles | None) -> Ten
 def split_keys(head: LatentHead, latent: Tensor) -> Tensor:
     """Keys (B, J, S, Dr + D) of latents (B, S, R) as they are stored."""
     rotary, heads = head.plan.qk_rope_head_dim, head.num_key_value_heads
-    weight, bias = head.key_up.matrix(latent)
-    still = torch.matmul(latent[:, None, :, rotary:], weight[..., rotary:].transpose(1, 2))
-    still = still + bias.view(heads, 1, head.head_dim)
+    # The projection itself is asked, whose outputs training looks at.
+    still = head.key_up(
+        torch.cat([torch.zeros_like(latent[..., :rotary]), latent[..., rotary:]], dim=-1)
+    )
+    still = still.unflatten(-1, (heads, head.head_dim)).transpose(1, 2)
     turning = latent[:, None, :, :rotary].expand(-1, heads, -1, -1)
     return torch.cat([turning, still], dim=-1)
 
