@@ -1,4 +1,5 @@
-"""Compare ways of making MLA of a model that rotates its keys, before any training, in equal bytes.
+"""Compare ways of making MLA of a model that rotates its keys, in equal bytes, before training and
+after equal training.
 
     python -m scripts.compare_mla MODEL ... --calibration valid.txt --text test.txt --json mla.json
 
@@ -13,6 +14,10 @@ scored. `joint` is what few-bit latents begin with: it rebuilds keys, which MLA 
 output projections again, to calibration text; what it gains by that is shown, and what the better
 one of the others would.
 
+With `--steps` ours and the best of the others are fine-tuned, one training for each number of
+steps, so that its learning rates end there: by `MLATrainer` at its defaults, on windows of the
+calibration text, learning from the source. `--trained` says which ones.
+
 Models are local directories of Llama models. What comes out is the loss added in nats per token,
 with the standard error of the paired difference between windows, a table, and one JSON object.
 """
@@ -26,6 +31,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +55,7 @@ from cacheshrink_hybrid.latents.fit.statistics import LatentStatistics
 from cacheshrink_hybrid.model.attached_plan import plan_of
 from cacheshrink_hybrid.plan import CompressionPlan
 from cacheshrink_hybrid.text_tables import format_table
+from cacheshrink_hybrid.training import MLATrainer
 
 from .benchmark import (
     DOCUMENT_SEPARATOR,
@@ -62,7 +69,19 @@ from .benchmark import (
 from .mla_splits import mha2mla, transmla
 
 QUERY_SEQUENCES = 8
-COLUMNS = ("model", "method", "ratio", "rotary", "added loss", "error", "bytes per token")
+COLUMNS = (
+    "model",
+    "method",
+    "ratio",
+    "rotary",
+    "steps",
+    "tokens",
+    "added loss",
+    "error",
+    "bytes per token",
+)
+TRAINED = ("ours", "TransMLA-like")
+"""The others lose more than twice as much as this one before training."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -82,6 +101,13 @@ class Subject:
     query_squares: list[Tensor]
     statistics: ModelStatistics
     chunk_length: int
+
+    def added(
+        self, model: PreTrainedModel, windows: Sequence[Tensor], base: Sequence[float]
+    ) -> list[float]:
+        """Mean loss of each window over that of the source."""
+        found = self.losses(model, windows)
+        return [one - other for one, other in zip(found, base, strict=True)]
 
     def losses(self, model: PreTrainedModel, windows: Sequence[Tensor]) -> list[float]:
         """Mean loss of each window."""
@@ -106,6 +132,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--window-length", type=int, default=1024, help="tokens")
     parser.add_argument("--chunk-length", type=int, default=512, help="tokens per forward pass")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument(
+        "--steps", nargs="+", type=int, default=[], help="of fine-tuning (default: none)"
+    )
+    parser.add_argument("--trained", nargs="+", choices=METHODS, default=TRAINED)
+    parser.add_argument("--batch-size", type=int, default=4, help="windows in a step")
     common_arguments(parser)
     given = parser.parse_args(argv)
     quiet()
@@ -117,7 +149,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _settings(given: argparse.Namespace) -> dict[str, Any]:
-    names = ("calibration_samples", "calibration_length", "windows", "window_length", "seed")
+    names = ("calibration_samples", "calibration_length", "windows", "window_length", "batch_size")
+    names += ("seed",)
     scored = "second half" if given.text is None else given.text.name
     texts = {"text": scored, "calibration": given.calibration.name}
     return texts | {name: getattr(given, name) for name in names}
@@ -130,33 +163,60 @@ def _measured(path: Path, given: argparse.Namespace) -> list[dict[str, Any]]:
     read, score = read.chunk(2) if given.text is None else (read, _ids(tokenizer, given.text))
     fitted = _windows(tokenizer, read, given.calibration_samples, given.calibration_length)
     scored = _windows(tokenizer, score, given.windows, given.window_length)
+    taught = _windows(tokenizer, read, None, given.calibration_length)
     progress(f"{path.name}: calibrating")
     subject = _subject(model, fitted, given)
     base = subject.losses(model, scored)
     records = []
-    for ratio in given.ratios:
-        for name, method in METHODS.items():
-            progress(f"{path.name}: {name} at {ratio:g}x")
-            converted = method(subject, ratio)
-            added = [
-                one - other
-                for one, other in zip(subject.losses(converted, scored), base, strict=True)
-            ]
-            plan = plan_of(converted)
-            records.append(
-                {
-                    "model": path.name,
-                    "method": name,
-                    "ratio": ratio,
-                    "rotary": plan.latents[0].qk_rope_head_dim,
-                    "source loss": statistics.fmean(base),
-                    "added loss": statistics.fmean(added),
-                    "error": statistics.stdev(added) / len(added) ** 0.5,
-                    "bytes per token": plan.bytes_per_token,
-                    "predicted loss": plan.predicted_loss or None,
-                }
-            )
+    for ratio, name in product(given.ratios, given.methods):
+        progress(f"{path.name}: {name} at {ratio:g}x")
+        converted = METHODS[name](subject, ratio)
+        plan = plan_of(converted)
+        common = {
+            "model": path.name,
+            "method": name,
+            "ratio": ratio,
+            "rotary": plan.latents[0].qk_rope_head_dim,
+            "source loss": statistics.fmean(base),
+            "bytes per token": plan.bytes_per_token,
+            "predicted loss": plan.predicted_loss or None,
+        }
+        for steps in (0, *(given.steps if name in given.trained else ())):
+            progress(f"{path.name}: {name} at {ratio:g}x, {steps} steps")
+            model, tokens = converted, 0
+            if steps:
+                model = copy.deepcopy(converted)
+                tokens = _train(model, subject.model, taught, steps, given)
+            added = subject.added(model, scored, base)
+            found = {"added loss": statistics.fmean(added), "error": _error(added)}
+            records.append(common | {"steps": steps, "tokens": tokens} | found)
+            progress(str({column: records[-1][column] for column in COLUMNS}))
     return records
+
+
+def _error(added: Sequence[float]) -> float:
+    return statistics.stdev(added) / len(added) ** 0.5
+
+
+def _train(
+    model: PreTrainedModel,
+    source: PreTrainedModel,
+    windows: Sequence[Tensor],
+    steps: int,
+    given: argparse.Namespace,
+) -> int:
+    """Tokens that a model was trained on, to do as its source does."""
+    trainer = MLATrainer(
+        model,
+        None,
+        teacher_model=source,
+        max_steps=steps,
+        batch_size=given.batch_size,
+        max_length=given.calibration_length,
+        logging_steps=50,
+        seed=given.seed,
+    )
+    return trainer.train([ids[0] for ids in windows])["tokens"]
 
 
 def _ids(tokenizer: Any, file: Path) -> Tensor:
@@ -166,12 +226,13 @@ def _ids(tokenizer: Any, file: Path) -> Tensor:
     return torch.tensor([token for ids in found for token in ids])
 
 
-def _windows(tokenizer: Any, ids: Tensor, number: int, length: int) -> list[Tensor]:
+def _windows(tokenizer: Any, ids: Tensor, number: int | None, length: int) -> list[Tensor]:
     """Token ids (1, length) of windows that are evenly spread over a text and do not overlap, each
-    behind the tokenizer's first token where it has one."""
+    behind the tokenizer's first token where it has one; None for all that the text has."""
     first = torch.tensor(tokenizer("").input_ids[:1], dtype=torch.long)
     kept = length - len(first)
     whole = ids[: len(ids) // kept * kept].view(-1, kept)
+    number = len(whole) if number is None else number
     if len(whole) < number:
         raise SystemExit(f"the text has {len(whole)} windows of {length} tokens; ask for fewer")
     picked = [whole[i * len(whole) // number] for i in range(number)]
