@@ -1,9 +1,12 @@
-"""Train a small model that remembers: the hybrid that ships with the package, Mamba-2 alone, or
-DeepSeek's latent attention alone.
+"""Train a small model that remembers: the hybrid that ships with the package, Mamba-2 alone,
+DeepSeek's latent attention alone, or attention that rotates all channels of a head or a quarter.
 
     python -m scripts.train_demo_model --output cacheshrink_hybrid/demo/model
     python -m scripts.train_demo_model --architecture mamba2 --output eval/models/mamba2-recall
     python -m scripts.train_demo_model --architecture mla --output eval/models/mla-recall
+    python -m scripts.train_demo_model --architecture rotary --output eval/models/rotary-recall
+    python -m scripts.train_demo_model --architecture partial-rotary \
+        --output eval/models/partial-rotary-recall
 
 One token per character, trained on the CPU from documentation that comes with Python, interrupted
 by passages, random strings and `key: value` lines that return later in the sequence. 51 minutes on

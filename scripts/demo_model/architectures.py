@@ -1,5 +1,5 @@
-"""Small models that remember: a hybrid of Mamba-2 and attention, Mamba-2 alone, and DeepSeek's
-attention alone.
+"""Small models that remember: a hybrid of Mamba-2 and attention, Mamba-2 alone, DeepSeek's
+attention alone, and attention that rotates all channels of its heads or a quarter of them.
 
 transformers' Mamba-2 without its CUDA kernels is slow on a CPU; `fast_mamba` replaces its scan and
 its convolution by batched products while a model trains.
@@ -8,6 +8,7 @@ its convolution by batched products while a model trains.
 import contextlib
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import ModuleType
 from typing import NamedTuple
 
@@ -22,6 +23,8 @@ from transformers import (
     Mamba2Config,
     Mamba2ForCausalLM,
     PreTrainedModel,
+    StableLmConfig,
+    StableLmForCausalLM,
 )
 from transformers.models.granitemoehybrid import modeling_granitemoehybrid
 from transformers.models.mamba2 import modeling_mamba2
@@ -133,12 +136,38 @@ def _mla() -> PreTrainedModel:
     )
 
 
+def _rotary(share: float) -> PreTrainedModel:
+    """0.7 M parameters: 4 layers of attention that rotates a share of the channels of a head."""
+    return StableLmForCausalLM(
+        StableLmConfig(
+            vocab_size=len(VOCABULARY),
+            hidden_size=128,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            intermediate_size=256,
+            rope_parameters={
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": share,
+            },
+            max_position_embeddings=4096,
+            tie_word_embeddings=True,
+            pad_token_id=PAD,
+            bos_token_id=BOS,
+            eos_token_id=BOS,
+        )
+    )
+
+
 ARCHITECTURES = {
     "hybrid": Architecture(
         _hybrid, modeling_granitemoehybrid, modeling_granitemoehybrid.GraniteMoeHybridMambaLayer
     ),
     "mamba2": Architecture(_mamba2, modeling_mamba2, modeling_mamba2.Mamba2Mixer),
     "mla": Architecture(_mla),
+    "rotary": Architecture(partial(_rotary, 1.0)),
+    "partial-rotary": Architecture(partial(_rotary, 0.25)),
 }
 
 

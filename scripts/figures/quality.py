@@ -102,6 +102,30 @@ def mla(results: Results) -> str:
     return table(("nats per token over the source", "bytes per token", "rotary", *methods), rows)
 
 
+def trained_mla(results: Results) -> str:
+    """Ours and others by steps of fine-tuning, and the share of ours in what the others lose."""
+    records = results[0]["records"]
+    found = {(r["model"], r["ratio"], r["method"], r["steps"]): r for r in records}
+    lines = []
+    for model, ratio, method in dict.fromkeys(key[:3] for key in found):
+        steps = [key[3] for key in found if key[:3] == (model, ratio, method)]
+        ours = [found[model, ratio, "ours", count]["added loss"] for count in steps]
+        own = [found[model, ratio, method, count] for count in steps]
+        share = [one / other["added loss"] for one, other in zip(ours, own, strict=True)]
+        lines += [
+            (
+                f"{model}, {ratio:g}x",
+                method,
+                str(record["steps"]),
+                f"{record['tokens']:,}",
+                f"{record['added loss']:.4f} ± {record['error']:.4f}",
+                "" if method == "ours" else f"{part:.2f}",
+            )
+            for record, part in zip(own, share, strict=True)
+        ]
+    return table(("", "split", "steps", "tokens", "nats per token", "ours / this"), lines)
+
+
 def sweep(results: Results) -> str:
     return table(
         ("", "KV bytes per token", "ratio", "perplexity", "change"),

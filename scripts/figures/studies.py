@@ -221,6 +221,17 @@ STUDIES = (
         shown=quality.mla,
     ),
     Study(
+        name="trained decoupled keys",
+        commands=(
+            f"python -m scripts.compare_mla {_LLAMAS} --calibration {_STORIES} "
+            "--calibration-length 256 --windows 24 --window-length 256 --threads 1 --ratios 4 "
+            "--methods ours TransMLA-like --steps 300 1000 2000 "
+            f"--json {RESULTS}/mla_trained.json",
+        ),
+        results=("mla_trained.json",),
+        shown=quality.trained_mla,
+    ),
+    Study(
         name="native latents",
         commands=(
             f"mkdir -p {_TEXTS}",
