@@ -2,13 +2,14 @@
 
 Memory does not depend on the amount of text: per attention module two (2*J*D)^2 float64 matrices.
 A float32 model's passes round the factors of its products to bfloat16 where the CPU multiplies that
-faster; keys and values are projected in float32, and the moments are summed in float64.
+faster; keys and values are projected in float32, and the moments are summed in float64. Not so for
+keys that are to be split: what rotation alone can do for them is a difference of large numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 
 import torch
 from torch import nn
@@ -107,13 +108,14 @@ def calibrate(
             stack.enter_context(observed_inputs(part, see))
         if states is not None:
             stack.enter_context(states.observing())
+        products = nullcontext() if split else fast_products(next(model.parameters()))
         for text in tqdm(sequences, desc="calibrate", unit="seq", disable=not progress):
             counting = True
             ids = ids_of(text)
             num_tokens += ids.numel()
             if states is not None:
                 states.counting = True
-            with torch.set_grad_enabled(needs_backward), fast_products(next(model.parameters())):
+            with torch.set_grad_enabled(needs_backward), products:
                 logits = model(**arguments_of(text, model), use_cache=False).logits
             counting = False
             if states is not None:

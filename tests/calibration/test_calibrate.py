@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from cacheshrink_hybrid import precision
 from cacheshrink_hybrid.calibration.calibrate import calibrate, weight_statistics
 from cacheshrink_hybrid.errors import CalibrationError
 from cacheshrink_hybrid.families import model_spec, read_attention
@@ -181,3 +182,16 @@ def _second(covariance: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
 
 def _second_of(statistics: LatentStatistics) -> torch.Tensor:
     return _second(statistics.covariance, statistics.mean)
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_keys_that_are_to_be_split_are_calibrated_in_float32(
+    split: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounding chose other frequencies to rotate, where the CPU multiplies bfloat16 faster."""
+    monkeypatch.setattr(precision, "multiplies_bfloat16", lambda: True)
+    model, found = tiny_model("llama"), list[bool]()
+    parts = read_attention(model, model_spec(model.config))
+    model.register_forward_pre_hook(lambda *_: found.append(torch.is_autocast_enabled("cpu")))
+    calibrate(model, parts, calibration_ids(), metric="fisher", split=split)
+    assert found and set(found) == {not split}
