@@ -151,6 +151,7 @@ def test_weights_alone() -> None:
     assert torch.equal(statistics.metric, torch.eye(32, dtype=torch.float64))
 
 
+@pytest.mark.usefixtures("float32_products")
 def test_first_tokens_are_told_apart_with_what_unrotated_keys_cost() -> None:
     """Together with the others they are what calibration finds otherwise."""
     model = tiny_model("smollm3")
