@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,14 +19,22 @@ EPSILON = 1e-6
 by the config."""
 SAME_FREQUENCY = 1e-6
 """Relative difference, a few roundings of float32."""
+LARGEST_BASE = 1e30
+"""Of a rotation, which engines raise to powers in float32."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Widths:
-    """Channels of every layer of the checkpoint."""
+    """Channels of every layer of the checkpoint.
+
+    Attributes:
+        kv_lora_rank, qk_rope_head_dim: of the latent and of the rotary key.
+        places: of the model's own pairs among those of the rotary key; the others are zeros.
+    """
 
     kv_lora_rank: int
     qk_rope_head_dim: int
+    places: tuple[int, ...]
 
     def own(self, layer: LatentAttention) -> tuple[int, int]:
         """Those of one layer that are not padding."""
@@ -37,18 +46,66 @@ def widths_of(layers: Sequence[LatentAttention], pad_to: tuple[int, int] | None)
     """The widest latent and rotary key, or what is to be filled up with zeros.
 
     Raises:
-        PlanError: less than the model needs, or an odd rotary key.
+        PlanError: less than the model needs, an odd rotary key, or frequencies that the engines
+            which padding is for do not compute.
     """
     rank = max(layer.plan.kv_lora_rank - layer.plan.qk_rope_head_dim for layer in layers)
     rotary = max([2, *(layer.plan.qk_rope_head_dim for layer in layers)])
     if pad_to is None:
-        return Widths(rank, rotary)
+        return _placed(layers, rank, rotary)
     if pad_to[0] < rank or pad_to[1] < rotary or pad_to[1] % 2:
         raise PlanError(
             f"pad_to={tuple(pad_to)} is below kv_lora_rank={rank} and qk_rope_head_dim={rotary} of "
             "this model, or odd; give more, or convert with a higher compression_ratio"
         )
-    return Widths(*pad_to)
+    widths = _placed(layers, *pad_to)
+    if _base(layers, widths) is None:
+        raise PlanError(
+            f"pad_to={tuple(pad_to)} is for engines that rotate by a base alone, and the rotary "
+            f"key has the frequencies {_chosen(layers)} of the model's, of which one comes twice or is "
+            "none that a base gives; convert with a smaller qk_rope_head_dim, or leave pad_to out"
+        )
+    return widths
+
+
+def _placed(layers: Sequence[LatentAttention], rank: int, rotary: int) -> Widths:
+    """With each pair where a base alone gives it its frequency, where that can be; else all from
+    the first place on."""
+    pairs, chosen = rotary // 2, _chosen(layers)
+    places = tuple(range(len(chosen)))
+    if len(set(chosen)) == len(chosen) and max(chosen, default=0):
+        apart = math.gcd(*chosen)
+        furthest = max(chosen) // apart
+        if furthest < pairs:
+            # As far apart as there is room for, which keeps the base small.
+            step = (pairs - 1) // furthest
+            places = tuple(one // apart * step for one in chosen)
+    return Widths(kv_lora_rank=rank, qk_rope_head_dim=rotary, places=places)
+
+
+def _chosen(layers: Sequence[LatentAttention]) -> tuple[int, ...]:
+    """The frequency of each pair of the rotary key, among the source's."""
+    return next((layer.plan.rotary_frequencies for layer in layers if _turns(layer)), ())
+
+
+def _turns(layer: LatentAttention) -> bool:
+    return bool(layer.plan.rotary_frequencies)
+
+
+def _base(layers: Sequence[LatentAttention], widths: Widths) -> float | None:
+    """Of a rotation that turns each pair at its place as the source does; None for no base."""
+    given = frequencies_of(layers)
+    if given is None:
+        return 10000.0
+    pairs, places = widths.qk_rope_head_dim // 2, torch.tensor(widths.places, dtype=torch.float64)
+    furthest = int(places.argmax())
+    if not widths.places[furthest]:
+        return 10000.0 if len(given) == 1 and abs(float(given[0]) - 1) < SAME_FREQUENCY else None
+    base = float(given[furthest]) ** (-pairs / widths.places[furthest])
+    if not base < LARGEST_BASE:
+        return None
+    known = base ** (-places / pairs)
+    return base if bool(((known - given).abs() <= SAME_FREQUENCY * known).all()) else None
 
 
 def deepseek_config(
@@ -112,21 +169,18 @@ def _rope_parameters(layers: Sequence[LatentAttention], widths: Widths, reach: i
     """Of rotations with the frequencies of the rotary key: by their base alone, where they are a
     geometric sequence from 1 on, as every engine computes them; else one by one, as transformers
     does (longrope with both of its lists alike)."""
-    pairs = widths.qk_rope_head_dim // 2
+    base = _base(layers, widths)
+    if base is not None:
+        return {"rope_type": "default", "rope_theta": base}
     given = frequencies_of(layers)
-    if given is None:
-        return {"rope_type": "default", "rope_theta": 10000.0}
-    step = float(given[1]) if len(given) > 1 else 0.5
-    steps = step ** torch.arange(pairs, dtype=torch.float64)
-    known = steps[: len(given)]
-    if bool(((known - given).abs() <= SAME_FREQUENCY * known).all()):
-        return {"rope_type": "default", "rope_theta": step**-pairs}
+    assert given is not None
     warnings.warn(
         "the rotary key has frequencies that no base alone gives; transformers computes them "
         "(longrope), and vLLM and SGLang do not; convert with another qk_rope_head_dim for these",
         CacheShrinkWarning,
         stacklevel=5,
     )
+    pairs = widths.qk_rope_head_dim // 2
     wanted = torch.ones(pairs, dtype=torch.float64)
     wanted[: len(given)] = given
     base = 10000.0

@@ -79,7 +79,7 @@ def _attention(
     H, D, group = head.num_attention_heads, head.head_dim, attention.num_key_value_groups
     rotary = plan.qk_rope_head_dim
     order = torch.arange(rotary).view(2, -1).T.flatten()  # pairs lie side by side
-    rank, pad = plan.kv_lora_rank - rotary, widths.qk_rope_head_dim - rotary
+    rank = plan.kv_lora_rank - rotary
     to_width = nn.functional.pad
     query = _wide(attention.q_proj.weight).unflatten(0, (H, D))
     key_up, value_up = (
@@ -88,14 +88,14 @@ def _attention(
     )  # (H, D, channels)
     longer = head.scale * math.sqrt(D + widths.qk_rope_head_dim)
     turning = torch.einsum("hdr,hde->hre", key_up[..., order], query) * _length(attention) ** 2
-    queries = torch.cat([query, to_width(turning, (0, 0, 0, pad))], dim=1)
+    queries = torch.cat([query, _placed(turning, widths)], dim=1)
 
     small = LATENT_SCALE * math.sqrt(EPSILON)
     down, offset = _wide(attention.kv_a_proj.weight), attention.kv_a_proj.bias
     offset = down.new_zeros(len(down)) if offset is None else _wide(offset)
     whole = torch.cat([down, offset[:, None]], dim=1)  # (Dr + R, E + 1)
     latent = to_width(small * whole[rotary:], (0, 0, 0, widths.kv_lora_rank - rank))
-    whole = torch.cat([latent, to_width(whole[:rotary][order], (0, 0, 0, pad))])
+    whole = torch.cat([latent, _placed(whole[:rotary][order], widths)])
     ups = torch.cat([_of_latent(key_up, rotary, rank), _of_values(value_up, rank)], dim=1)
 
     output = _wide(attention.o_proj.weight)
@@ -113,6 +113,15 @@ def _attention(
     if biased:
         found |= {"kv_a_proj_with_mqa.bias": whole[:, -1], "o_proj.bias": stream * added}
     return {f"self_attn.{name}": weight for name, weight in found.items()}
+
+
+def _placed(rows: Tensor, widths: Widths) -> Tensor:
+    """Rows (..., Dr, E) of a layer's rotary key, two of each pair, at the places of their pairs; of
+    a layer without one there are none."""
+    found = rows.new_zeros(*rows.shape[:-2], widths.qk_rope_head_dim // 2, 2, rows.shape[-1])
+    pairs = rows.unflatten(-2, (-1, 2))
+    found[..., list(widths.places[: pairs.shape[-3]]), :, :] = pairs
+    return found.flatten(-3, -2)
 
 
 def _of_latent(key_up: Tensor, rotary: int, rank: int) -> Tensor:
