@@ -62,8 +62,9 @@ def widths_of(layers: Sequence[LatentAttention], pad_to: tuple[int, int] | None)
     if _base(layers, widths) is None:
         raise PlanError(
             f"pad_to={tuple(pad_to)} is for engines that rotate by a base alone, and the rotary "
-            f"key has the frequencies {_chosen(layers)} of the model's, of which one comes twice or is "
-            "none that a base gives; convert with a smaller qk_rope_head_dim, or leave pad_to out"
+            f"key has the frequencies {_chosen(layers)} of the model's, of which one comes twice "
+            "or is none that a base gives; convert with a smaller qk_rope_head_dim, or leave "
+            "pad_to out"
         )
     return widths
 

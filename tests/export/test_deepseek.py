@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,36 @@ def test_rotations_of_neighbours_are_those_of_the_converted_model(
     loaded = _exported(converted, tmp_path)
     ids = random_ids(1, LENGTH)
     assert_same_logits(logits_of(loaded, ids), logits_of(converted, ids))
+
+
+@pytest.mark.parametrize("chosen", [(0,), (3,), (1, 3), (0, 2, 3), (0, 1, 2, 3), (0, 0)])
+def test_padding_leaves_frequencies_to_a_base(chosen: tuple[int, ...], tmp_path: Path) -> None:
+    """Each pair lies where a base alone turns it as the source does, since engines that ask for
+    padding compute no other rotations; the rest is zeros."""
+    converted = _turning_at(chosen)
+    loaded = _exported(converted, tmp_path, pad_to=(512, 64))
+    assert loaded.config.rope_parameters["rope_type"] == "default"
+    ids = random_ids(1, LENGTH)
+    assert_same_logits(logits_of(loaded, ids), logits_of(converted, ids))
+
+
+def test_frequencies_that_no_base_gives_are_not_padded(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=r"has the frequencies \(0, 0, 1\) of the model's"):
+        export_deepseek(_turning_at((0, 0, 1)), tmp_path / "out", pad_to=(512, 64))
+    assert not (tmp_path / "out").exists()
+    scaled = pair("llama-linear", "decoupled_rope", 2.0, qk_rope_head_dim=4).converted
+    with pytest.raises(PlanError, match="is for engines that rotate by a base alone"):
+        export_deepseek(scaled, tmp_path / "out", pad_to=(512, 64))
+
+
+def _turning_at(chosen: tuple[int, ...]) -> PreTrainedModel:
+    """A converted model whose rotary key turns at other frequencies than those that suit it."""
+    model = copy.deepcopy(
+        pair("llama", "decoupled_rope", 2.0, qk_rope_head_dim=2 * len(chosen)).converted
+    )
+    for layer in model.model.layers:
+        layer.self_attn.plan = replace(layer.self_attn.plan, rotary_frequencies=chosen)
+    return model
 
 
 def test_tied_embeddings_are_written_apart(tmp_path: Path) -> None:
