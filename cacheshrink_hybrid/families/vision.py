@@ -56,6 +56,13 @@ def text_config_of(config: PretrainedConfig) -> PretrainedConfig:
     return config
 
 
+def inner_config(config: PretrainedConfig) -> PretrainedConfig:
+    """The config of the text model, or of the decoder, in whatever model: `config` itself where
+    transformers knows of no other."""
+    text = config.get_text_config(decoder=True)
+    return text if isinstance(text, PretrainedConfig) else config
+
+
 def within(row: Family, config: PretrainedConfig) -> Family:
     """The row of a whole model of this config, `row` being that of its text model."""
     path = TEXT_MODELS.get(config.model_type)
