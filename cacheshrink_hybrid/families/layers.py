@@ -53,7 +53,9 @@ def model_spec(config: PretrainedConfig) -> ModelSpec:
         family, text = family_of(config), text_config_of(config)
         _refuse_other_attention(text)
         _refuse_options(text, family)
-        return _spec(text, family)
+        spec = _spec(text, family)
+        _refuse_narrow_windows(spec)
+        return spec
 
 
 def refusal(config: PretrainedConfig) -> str | None:
@@ -199,6 +201,20 @@ def _refuse_options(config: PretrainedConfig, family: Family) -> None:
             f"{name}={getattr(config, name)!r} of model_type={config.model_type!r} is not "
             f"converted: {reason}; models of this type without {name} are"
         )
+
+
+def _refuse_narrow_windows(spec: ModelSpec) -> None:
+    """Refuse layers that remember nothing, of which transformers' cache keeps everything."""
+    for layer in spec.attention_layers:
+        assert layer.attention is not None
+        window = layer.attention.sliding_window
+        if window is not None and window < 2:
+            name = "attention_chunk_size" if layer.attention.in_chunks else "sliding_window"
+            raise UnsupportedModelError(
+                f"{name}={window} of model_type={spec.model_type!r} lets tokens of layer "
+                f"{layer.layer_idx} see themselves alone, so that there is nothing to remember; "
+                f"only models with {name} of 2 or more are converted"
+            )
 
 
 def _refuse_other_attention(config: PretrainedConfig) -> None:

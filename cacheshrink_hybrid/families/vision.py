@@ -77,5 +77,6 @@ def within(row: Family, config: PretrainedConfig) -> Family:
 
 
 def placed(module: str, text_model: str | None) -> str:
-    """Path in the whole of a module that a text model alone has at `model.` and so on."""
-    return module if text_model is None else text_model + module.removeprefix("model")
+    """Path in the whole of a module that a causal model of the text has behind the name of its
+    base model, such as `model.`."""
+    return module if text_model is None else f"{text_model}.{module.partition('.')[2]}"
