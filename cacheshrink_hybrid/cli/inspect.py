@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -17,27 +19,51 @@ from ..caches.planned_layout import PlannedLayout, planned_layout
 from ..checkpoint.description import read_checkpoint
 from ..checkpoint.load_faults import first_line, is_converted_directory, loading
 from ..checkpoint.source_model import gguf_location
-from ..conversion.row_trial import try_rows
-from ..errors import ConfigError, UnsupportedModelError
-from ..families import FAMILIES, decoder_config, layout_spec
+from ..conversion.row_trial import MOST_SECONDS, try_rows
+from ..errors import CacheShrinkError, ConfigError, UnsupportedModelError
+from ..families import FAMILIES, has_encoder, layout_spec, refusal
 from ..families.unconverted import REFUSED
+from ..families.vision import TEXT_MODELS, inner_config
 from ..plan import CompressionPlan
 from ..spec import LayerSpec, ModelSpec
 from ..text_tables import fitting_table, format_table
 
+T = TypeVar("T")
+
 
 def run(given: argparse.Namespace) -> int:
     if given.try_row:
-        found_rows = [_tried_row(name, given.trust_remote_code) for name in given.models]
-        return 0 if all(found_rows) else 1
-    found = [read_model(name, given.trust_remote_code) for name in given.models]
-    ratios = [_ratios(given.kv_ratio, given.state_ratio, model.plan) for model in found]
-    if len(found) > 1:
-        lines = zip(found, ratios, strict=True)
-        print(format_table([_line(model, given.lengths, ratio) for model, ratio in lines]))
+        fits, refused = _of_each(given, lambda name: _tried_row(name, given.trust_remote_code))
+        return refused or (0 if all(fits) else 1)
+    found, refused = _of_each(given, lambda name: _read(name, given))
+    if len(given.models) == 1:
+        _print_model(*found[0], given.lengths)
         return 0
-    _print_model(found[0], given.lengths, ratios[0])
-    return 0
+    if found:
+        print(format_table([_line(model, given.lengths, ratios) for model, ratios in found]))
+    notes = [f"{model.name}: {model.refusal}" for model, _ in found if model.refusal]
+    if notes:
+        print("\n" + "\n".join(notes))
+    return refused
+
+
+def _of_each(given: argparse.Namespace, work: Callable[[str], T]) -> tuple[list[T], int]:
+    """What `work` finds of the models, and the status: of one model it raises, and of several it
+    goes on after a refused one, with a line in its place."""
+    found, refused = [], 0
+    for name in given.models:
+        try:
+            found.append(work(name))
+        except CacheShrinkError as error:
+            if len(given.models) == 1:
+                raise
+            print(f"error: {name}: {error}", file=sys.stderr)
+            refused = 2
+    return found, refused
+
+
+Ratios = tuple[float, float] | None
+"""What keys and values, and states, are divided by in further columns; None for no such columns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +74,13 @@ class _Model:
     spec: ModelSpec
     plan: CompressionPlan | None
     planned: PlannedLayout
+    refusal: str | None = None
+    """Why it is not converted."""
+
+
+def _read(name: str, given: argparse.Namespace) -> tuple[_Model, Ratios]:
+    model = read_model(name, given.trust_remote_code)
+    return model, _ratios(given.kv_ratio, given.state_ratio, model.plan)
 
 
 def read_model(name: str, trust_remote_code: bool) -> _Model:
@@ -58,24 +91,28 @@ def read_model(name: str, trust_remote_code: bool) -> _Model:
         return _Model(short, layout_spec(saved.config), saved.plan, saved.layout)
     config = _config(name, trust_remote_code)
     spec = layout_spec(config)
-    dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.bfloat16
-    return _Model(short, spec, None, planned_layout(spec, dtype=dtype))
+    dtypes = (part.dtype for part in (config, inner_config(config)))
+    dtype = next((dtype for dtype in dtypes if isinstance(dtype, torch.dtype)), torch.bfloat16)
+    return _Model(short, spec, None, planned_layout(spec, dtype=dtype), refusal(config))
 
 
 def _tried_row(name: str, trust_remote_code: bool) -> bool:
     """Print what a row of the table would look like; returns whether it fits."""
-    config = _config(name, trust_remote_code)
-    if config.model_type in REFUSED:
-        raise UnsupportedModelError(
-            f"model_type={config.model_type!r} is not converted: {REFUSED[config.model_type]}; no "
-            "row alone changes that"
-        )
+    whole = _config(name, trust_remote_code)
+    _refuse_trial(whole)
+    config = inner_config(whole)
     trial = try_rows(config, trust_remote_code=trust_remote_code)
     row, depth = trial.nearest, trial.config.num_hidden_layers
     known = "has a row already" if config.model_type in FAMILIES else "has no row yet"
+    tried = f"{len(trial.tried)} guessed from its attention, tried"
+    if trial.num_left:
+        tried = (
+            f"{len(trial.tried) + trial.num_left} guessed from its attention, and "
+            f"{len(trial.tried)} of them, as many as {MOST_SECONDS} seconds allow, tried"
+        )
     print(
-        f"{config.model_type} {known}. {len(trial.tried)} guessed from its attention, tried on "
-        f"{depth} of its {config.num_hidden_layers} layers with random weights:\n"
+        f"{config.model_type} {known}. {tried} on {depth} of its {config.num_hidden_layers} layers "
+        "with random weights:\n"
     )
     print(f"    {row.candidate.source}\n")
     if row.fault is None:
@@ -85,6 +122,11 @@ def _tried_row(name: str, trust_remote_code: bool) -> bool:
             "most. Options that this config does not set were not tried. What is left to do: the "
             "recipe 'A model family' in CONTRIBUTING.md"
         )
+        if whole is not config and whole.model_type not in TEXT_MODELS:
+            print(
+                f"It is the text model of a {whole.model_type} model; where it lies in the whole, "
+                "a row of cacheshrink_hybrid/families/vision.py has to say"
+            )
         return True
     print(
         f"comes nearest, and does not fit: {row.fault}. The attention's forward does something "
@@ -94,9 +136,22 @@ def _tried_row(name: str, trust_remote_code: bool) -> bool:
     return False
 
 
-def _line(
-    model: _Model, lengths: Sequence[int], ratios: tuple[float, float] | None
-) -> dict[str, Any]:
+def _refuse_trial(config: PretrainedConfig) -> None:
+    """Raise for models that no row alone would describe."""
+    for part in (config, inner_config(config)):
+        if part.model_type in REFUSED:
+            raise UnsupportedModelError(
+                f"model_type={part.model_type!r} is not converted: {REFUSED[part.model_type]}; no "
+                "row alone changes that"
+            )
+    if has_encoder(config):
+        raise UnsupportedModelError(
+            f"a {config.model_type} decoder reads an encoder's output, and rows are guessed of "
+            "models that read one text: " + (refusal(config) or "this type is supported already")
+        )
+
+
+def _line(model: _Model, lengths: Sequence[int], ratios: Ratios) -> dict[str, Any]:
     """Bytes of one sequence at all lengths, before and after."""
     spec = model.spec
     record: dict[str, Any] = {
@@ -118,7 +173,7 @@ def _mib(num_bytes: float) -> str:
     return f"{size:,.0f}" if size >= 100 else f"{size:.1f}"
 
 
-def _print_model(model: _Model, lengths: Sequence[int], ratios: tuple[float, float] | None) -> None:
+def _print_model(model: _Model, ratios: Ratios, lengths: Sequence[int]) -> None:
     spec, plan = model.spec, model.plan
     if plan is None:
         print(fitting_table([_source_record(layer) for layer in spec.layers]))
@@ -130,8 +185,8 @@ def _print_model(model: _Model, lengths: Sequence[int], ratios: tuple[float, flo
             print("of what the encoder puts out:")
             print(fitting_table([_source_record(layer) for layer in spec.cross.layers]))
             print(f"{spec.cross.bytes_per_token} KV bytes per vector of it at 16 bits")
-        if spec.model_type in REFUSED:
-            print(f"not converted: {REFUSED[spec.model_type]}")
+        if model.refusal:
+            print(model.refusal)
     else:
         print(plan.table(spec))
     if spec.cross is not None:
@@ -141,11 +196,11 @@ def _print_model(model: _Model, lengths: Sequence[int], ratios: tuple[float, flo
 
 
 def _config(name: str, trust_remote_code: bool) -> PretrainedConfig:
-    """The text model's config."""
+    """The config of a source, of a whole model where it has several parts."""
     place, where = gguf_location(name)
     if where:
         with loading(name):
-            return decoder_config(AutoConfig.from_pretrained(place, **where))
+            return AutoConfig.from_pretrained(place, **where)
     path = Path(place)
     file = path / "config.json" if path.is_dir() else path
     try:
@@ -154,10 +209,10 @@ def _config(name: str, trust_remote_code: bool) -> PretrainedConfig:
             if values.get("model_type") not in CONFIG_MAPPING and not trust_remote_code:
                 # A model class is not needed to count bytes, only what the file says.
                 return PretrainedConfig.from_dict({**values, **_own_type(values)})
-        config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"no config in {name!r}: {first_line(error)}") from error
-    return config.get_text_config(decoder=True)
+        return AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
+    except (OSError, StrictDataclassError, ValueError) as error:
+        said = error.__cause__ if isinstance(error, StrictDataclassError) else None
+        raise ConfigError(f"no config in {name!r}: {first_line(said or error)}") from error
 
 
 def _own_type(values: dict[str, Any]) -> dict[str, Any]:
@@ -166,7 +221,7 @@ def _own_type(values: dict[str, Any]) -> dict[str, Any]:
     return {"model_type": values["model_type"]}
 
 
-def _ratios(kv: float | None, state: float | None, plan) -> tuple[float, float] | None:
+def _ratios(kv: float | None, state: float | None, plan: CompressionPlan | None) -> Ratios:
     """What to divide by in the columns of a planned conversion; None without such columns."""
     if kv is None and state is None:
         return None
@@ -197,7 +252,7 @@ def _source_record(layer: LayerSpec) -> dict[str, Any]:
 
 
 def _total(
-    spec: ModelSpec, plan: CompressionPlan | None, length: int, ratios: tuple[float, float] | None
+    spec: ModelSpec, plan: CompressionPlan | None, length: int, ratios: Ratios
 ) -> dict[str, Any]:
     """Bytes of one sequence of `length` tokens, before and after."""
     kv, state = spec.kv_bytes(length), spec.bytes_per_sequence

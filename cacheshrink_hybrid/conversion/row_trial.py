@@ -8,33 +8,21 @@ into the table, with its tests.
 
 from __future__ import annotations
 
-import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ..errors import CacheShrinkError, SelfCheckError, UnsupportedModelError
 from ..families import FAMILIES, Family, model_spec, read_attention
 from ..families.row_candidates import Candidate, candidates
 from .self_check import FOREIGN_FAULTS, check_layers
+from .trial_model import small_model, told
 
-VOCABULARY, WIDTH, EXPERTS = 256, 128, 8
-"""Largest vocabulary, inner width of an MLP and number of experts of a small model."""
-MOST_NUMBERS = 2**31
-"""Parameters of the largest small model, 8 GiB in float32."""
-INNER = re.compile(r"(\w*intermediate_size|ffn_dim|ffn_hidden_size|n_inner|inner_dim)\w*")
-ROUTED = re.compile(r"(moe_)?(num|n)_(local_|routed_)?experts")
-GROUPS = ("n_group", "topk_group")
-SPECIAL = re.compile(r"\w*_token_id")
-GAIN = 2.0
-"""Of weights of attention over those that keep the size of their inputs: scores differ then."""
-NOISE = 0.2
-"""Of norms and biases, whose neutral values would hide where they are applied."""
+MOST_SECONDS = 60
+"""After which no further row is tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +42,15 @@ class TriedRow:
 
 @dataclass(frozen=True, slots=True)
 class RowTrial:
-    """All rows that were tried, and the config of the small model they were tried on."""
+    """All rows that were tried, and the config of the small model they were tried on.
+
+    Attributes:
+        num_left: further rows for which there was no time.
+    """
 
     config: PretrainedConfig
     tried: tuple[TriedRow, ...]
+    num_left: int = 0
 
     @property
     def fitting(self) -> TriedRow | None:
@@ -91,13 +84,23 @@ def try_rows(
             "(per_layer_config), and rows are guessed of models whose layers are alike; write its "
             "row by the recipe 'A model family' in CONTRIBUTING.md, as that of gemma4_text"
         )
+    end = time.monotonic() + MOST_SECONDS
     model = small_model(config, seed=seed, trust_remote_code=trust_remote_code)
     tried: list[TriedRow] = []
-    for candidate in candidates(model):
-        tried.append(_tried(model, candidate, seed))
-        if tried[-1].fault is None:
-            break
-    return RowTrial(model.config, tuple(tried))
+    guessed = _guessed(model)
+    while guessed and (not tried or (tried[-1].fault and time.monotonic() < end)):
+        tried.append(_tried(model, guessed.pop(0), seed))
+    return RowTrial(model.config, tuple(tried), len(guessed) if tried[-1].fault else 0)
+
+
+def _guessed(model: PreTrainedModel) -> list[Candidate]:
+    refused = f"model_type={model.config.model_type!r} is not supported, and no row can be guessed"
+    try:
+        return list(candidates(model))
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"{refused}: {error}") from error
+    except FOREIGN_FAULTS as error:
+        raise UnsupportedModelError(f"{refused} of its config: {told(error)}") from error
 
 
 def _tried(model: PreTrainedModel, candidate: Candidate, seed: int) -> TriedRow:
@@ -109,8 +112,8 @@ def _tried(model: PreTrainedModel, candidate: Candidate, seed: int) -> TriedRow:
         return TriedRow(candidate, error.difference, str(error).partition(". The model does")[0])
     except CacheShrinkError as error:
         return TriedRow(candidate, None, str(error))
-    except FOREIGN_FAULTS as error:
-        return TriedRow(candidate, None, f"{type(error).__name__}: {error}")
+    except Exception as error:  # of any class: it is transformers that runs the model
+        return TriedRow(candidate, None, told(error))
     return TriedRow(candidate, difference, None)
 
 
@@ -126,71 +129,3 @@ def _in_table(family: Family) -> Iterator[None]:
             del FAMILIES[family.model_type]
         else:
             FAMILIES[family.model_type] = known
-
-
-def small_model(
-    config: PretrainedConfig, *, seed: int = 0, trust_remote_code: bool = False
-) -> PreTrainedModel:
-    """A model of few layers, words and experts that is otherwise like those of `config`, with
-    random weights in float32, none of which is neutral.
-
-    Raises:
-        UnsupportedModelError: see `try_rows`.
-    """
-    faults: list[str] = []
-    make: Any = AutoModelForCausalLM.from_config
-    given = {"dtype": torch.float32, "trust_remote_code": trust_remote_code}
-    for narrow in (True, False):
-        try:
-            small = _small_config(config, narrow=narrow)
-            with torch.device("meta"):
-                size = sum(p.numel() for p in make(small, **given).parameters())
-            if size <= MOST_NUMBERS:
-                torch.manual_seed(seed)
-                return _shaken(make(small, **given).eval())
-            faults.append(
-                f"{small.num_hidden_layers} layers have {size:,} parameters, and at most "
-                f"{MOST_NUMBERS:,} are tried"
-            )
-        except FOREIGN_FAULTS as error:
-            faults.append(f"{type(error).__name__}: {error}")
-    raise UnsupportedModelError(
-        f"no small causal model of model_type={config.model_type!r} can be made: {faults[0]}; give "
-        "a config.json of a smaller model of this type"
-    )
-
-
-def _small_config(config: PretrainedConfig, *, narrow: bool) -> PretrainedConfig:
-    """The first layers, at least two, until every kind of layer has come; a small vocabulary, and,
-    if `narrow`, few experts and narrow MLPs."""
-    values = config.to_dict()
-    depth = config.num_hidden_layers
-    kinds = getattr(config, "layer_types", None) or [""] * depth
-    kept = max(2, *(kinds.index(kind) + 1 for kind in set(kinds)))
-    for name, value in values.items():
-        if isinstance(value, list) and len(value) == depth:
-            values[name] = value[:kept]
-        elif SPECIAL.fullmatch(name):
-            values[name] = [0] if isinstance(value, list) else value and 0
-        elif not narrow or not isinstance(value, int) or isinstance(value, bool):
-            continue
-        elif INNER.fullmatch(name):
-            values[name] = min(value, WIDTH)
-        elif ROUTED.fullmatch(name):
-            values[name] = min(value, EXPERTS)
-        elif name in GROUPS:
-            values[name] = 1
-    values["num_hidden_layers"] = min(kept, depth)
-    values["vocab_size"] = min(config.vocab_size, VOCABULARY)
-    return type(config).from_dict(values)
-
-
-def _shaken(model: PreTrainedModel) -> PreTrainedModel:
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            inside = "attn" in name.lower() or "attention" in name.lower()
-            if parameter.ndim == 1:
-                parameter.add_(NOISE * torch.randn_like(parameter))
-            elif inside and parameter.ndim == 2:
-                nn.init.normal_(parameter, std=GAIN / parameter.shape[1] ** 0.5)
-    return model

@@ -21,6 +21,7 @@ from .layers import (
     layers_read_by_others,
     layout_spec,
     model_spec,
+    refusal,
 )
 from .rows import FAMILIES
 
@@ -40,6 +41,7 @@ __all__ = [
     "read_attention",
     "read_cross_attention",
     "read_source_attention",
+    "refusal",
     "refuse_encoder",
     "replace_attention",
 ]

@@ -28,7 +28,7 @@ from ..spec import AttentionSpec, ModelSpec
 from .family import Family
 from .layers import family_of
 from .native import native_parts
-from .vision import text_config_of
+from .vision import TEXT_MODELS, text_config_of
 
 RESIDUAL_DROPOUTS = ("resid_dropout", "residual_dropout", "out_drop")
 DROPOUTS = ("attention_dropout", "dropout", "attn_dropout", *RESIDUAL_DROPOUTS)
@@ -331,6 +331,13 @@ def _submodule(model: nn.Module, path: str) -> nn.Module:
     try:
         return model.get_submodule(path)
     except AttributeError as error:
+        config: Any = getattr(model, "config", None)
+        if getattr(config, "model_type", None) in TEXT_MODELS:
+            raise UnsupportedModelError(
+                f"{text_config_of(config).model_type!r}, the text model inside of this "
+                f"{config.model_type!r} model, is not built as it is alone: there is no module "
+                f"{path!r}; convert the text model alone"
+            ) from error
         raise UnsupportedModelError(
             f"the model has no module {path!r}, where its family keeps it; convert a "
             "plain causal language model (AutoModelForCausalLM)"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 from transformers import PretrainedConfig
 from transformers.integrations.heterogeneity.configuration_utils import (
@@ -14,10 +15,11 @@ from ..errors import UnsupportedModelError
 from ..spec import AttentionSpec, LayerSpec, ModelSpec
 from .encoder_decoder import ENCODER_DECODERS, has_encoder
 from .family import Family, its_own, latent_sizes
+from .refusals import refusal_of
 from .rows import FAMILIES
 from .states import MIXERS, state_spec
-from .unconverted import LAYOUTS, REFUSED
-from .vision import placed, text_config_of, within
+from .unconverted import LAYOUTS
+from .vision import inner_config, placed, text_config_of, within
 
 ATTENTION_LAYERS = {
     "full_attention",
@@ -42,29 +44,7 @@ def family_of(config: PretrainedConfig) -> Family:
         return ENCODER_DECODERS[model_type]
     if text.model_type in FAMILIES:
         return within(FAMILIES[text.model_type], config)
-    if model_type in REFUSED:
-        raise UnsupportedModelError(
-            f"model_type={model_type!r} is not converted: {REFUSED[model_type]}"
-        )
-    if has_encoder(config):
-        raise UnsupportedModelError(
-            f"model_type={model_type!r} is not converted: of decoders that read an encoder's "
-            f"output only those of {', '.join(ENCODER_DECODERS)} are; convert one of these, or a "
-            "model of AutoModelForCausalLM"
-        )
-    if getattr(config, "kv_lora_rank", None):
-        raise UnsupportedModelError(
-            f"model_type={model_type!r} caches latents of its own (kv_lora_rank="
-            f"{config.kv_lora_rank}) and has no row in cacheshrink_hybrid/families/rows.py, such "
-            "as deepseek_v3 has, so that nothing is known of its attention; use it as it is"
-        )
-    raise UnsupportedModelError(
-        f"model_type={model_type!r} is unknown; supported are {len(FAMILIES)} types, such as "
-        "llama, whose rows are in cacheshrink_hybrid/families/rows.py. The programs perplexity, "
-        "recall and generate take its causal models as they are; to convert them, or to know what "
-        "they cache, it needs a row there: `cacheshrink-hybrid inspect MODEL --try-row` guesses "
-        "one and tries it, and the recipe 'A model family' in CONTRIBUTING.md says the rest"
-    )
+    raise refusal_of(config)
 
 
 def model_spec(config: PretrainedConfig) -> ModelSpec:
@@ -73,20 +53,50 @@ def model_spec(config: PretrainedConfig) -> ModelSpec:
         family, text = family_of(config), text_config_of(config)
         _refuse_other_attention(text)
         _refuse_options(text, family)
-        return _spec(text, family)
+        spec = _spec(text, family)
+        _refuse_narrow_windows(spec)
+        return spec
+
+
+def refusal(config: PretrainedConfig) -> str | None:
+    """Why `model_spec` refuses models of this config; None for those that can be converted."""
+    try:
+        model_spec(config)
+    except UnsupportedModelError as error:
+        return str(error)
+    return None
 
 
 def layout_spec(config: PretrainedConfig) -> ModelSpec:
-    """What every layer caches, also for families whose layout is known but that are not converted.
+    """What every layer caches, also in models that are not converted (`refusal`) and of whose
+    family, or of whose text model's, the layout is known.
 
     Its bytes are what one may count on; `model_spec` is what one may convert.
 
     Raises:
         UnsupportedModelError: for families whose layout is unknown.
     """
-    layout = LAYOUTS.get(config.model_type)
-    with _one_size_for_all(config):
-        return model_spec(config) if layout is None else _spec(config, layout)
+    try:
+        return model_spec(config)
+    except UnsupportedModelError:
+        text = inner_config(config)
+        layout = _known_layout(config, text)
+        if layout is None:
+            raise
+        with suppress(UnsupportedModelError), _one_size_for_all(text):
+            return _spec(text, replace(layout, model_type=config.model_type))
+        raise
+
+
+def _known_layout(config: PretrainedConfig, text: PretrainedConfig) -> Family | None:
+    """The row by which a config that is not converted is counted; None if nothing is known."""
+    if text.model_type in LAYOUTS:
+        return LAYOUTS[text.model_type]
+    rows = ENCODER_DECODERS if has_encoder(text) else FAMILIES
+    row = rows.get(text.model_type)
+    if text is config or row is None:
+        return None
+    return None if _set_options(text, row) else row
 
 
 @contextmanager
@@ -176,13 +186,34 @@ def _layer_types(config: PretrainedConfig) -> list[str]:
     return list(kinds)
 
 
+def _set_options(config: PretrainedConfig, family: Family) -> dict[str, str]:
+    """Options of this config that the row does not describe, and why."""
+    return {
+        name: reason
+        for name, reason in family.refused_options.items()
+        if getattr(config, name, None)
+    }
+
+
 def _refuse_options(config: PretrainedConfig, family: Family) -> None:
-    for name, reason in family.refused_options.items():
-        value = getattr(config, name, None)
-        if value:
+    for name, reason in _set_options(config, family).items():
+        raise UnsupportedModelError(
+            f"{name}={getattr(config, name)!r} of model_type={config.model_type!r} is not "
+            f"converted: {reason}; models of this type without {name} are"
+        )
+
+
+def _refuse_narrow_windows(spec: ModelSpec) -> None:
+    """Refuse layers that remember nothing, of which transformers' cache keeps everything."""
+    for layer in spec.attention_layers:
+        assert layer.attention is not None
+        window = layer.attention.sliding_window
+        if window is not None and window < 2:
+            name = "attention_chunk_size" if layer.attention.in_chunks else "sliding_window"
             raise UnsupportedModelError(
-                f"{name}={value!r} of model_type={config.model_type!r} is not converted: {reason}; "
-                f"models of this type without {name} are"
+                f"{name}={window} of model_type={spec.model_type!r} lets tokens of layer "
+                f"{layer.layer_idx} see themselves alone, so that there is nothing to remember; "
+                f"only models with {name} of 2 or more are converted"
             )
 
 

@@ -119,7 +119,7 @@ def _attention(model: PreTrainedModel) -> tuple[str, nn.Module]:
                 if "attention" in type(module).__name__.lower() and len(_layers_of(module)) > 1:
                     return f"{name}.{{}}.{inner}", module
     raise UnsupportedModelError(
-        f"model_type={model.config.model_type!r} has no list of {depth} layers with an attention "
+        f"the model has no list of {depth} layers with an attention "
         "that has linear layers for queries, keys, values and outputs"
     )
 

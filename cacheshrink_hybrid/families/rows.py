@@ -179,6 +179,7 @@ FAMILIES: dict[str, Family] = {
         _GEMMA4,
         replace(_GEMMA4, model_type="gemma4_unified_text"),
         Family(model_type="phi3", projections=fused("qkv_proj")),
+        Family(model_type="phi4_multimodal", projections=fused("qkv_proj")),
         Family(model_type="olmo2", norms=QK_NORM, norm_spans_heads=True),
         Family(model_type="smollm3", uses_rope=lambda config, i: bool(config.no_rope_layers[i])),
         Family(model_type="granite"),
@@ -272,6 +273,12 @@ FAMILIES: dict[str, Family] = {
         Family(
             model_type="biogpt",
             attention="biogpt.layers.{}.self_attn",
+            output="out_proj",
+            uses_rope=never,
+        ),
+        Family(
+            model_type="trocr",
+            attention="model.decoder.layers.{}.self_attn",
             output="out_proj",
             uses_rope=never,
         ),

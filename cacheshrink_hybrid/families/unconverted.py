@@ -12,6 +12,10 @@ from .rows import ALIBI
 IMAGE_POSITIONS = (
     "its images have positions of their own in three directions, and keys are rotated by their slot"
 )
+ENCODER = (
+    "it is built as BERT, an encoder, whose attention is not causal by itself, and whose output "
+    "projection lies in a module behind it"
+)
 OWN_STATE = "it has no attention, and keeps states of a form of its own"
 CONVOLVED = "short convolutions, with states of their own, run over its keys and values"
 INDEXED = "it chooses what its queries read by an index of keys, which is cached beside the others"
@@ -59,12 +63,59 @@ REFUSED: dict[str, str] = {
     "minimax": "it requires a cache class of its own and is wrong with left padding and beams in "
     "the source model already",
     "paligemma": "it reads its prompts in both directions, and only causal attention is converted",
+    **dict.fromkeys(
+        ("gemma4_assistant", "gemma4_unified_assistant"),
+        "its layers read the keys and values of another model; convert that one",
+    ),
     "llama4": "transformers 5.24 ends every pass of the whole model in an error, with images or "
     "without (it asks its text model's output for image_outputs); convert its text model alone",
-    **dict.fromkeys(("qwen3_5", "qwen3_5_moe"), f"{IMAGE_POSITIONS}; convert its text model alone"),
     **dict.fromkeys(
-        ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v", "glm4v_moe"),
+        ("minicpmv4_7", "qwen3_5", "qwen3_5_moe"),
+        f"{IMAGE_POSITIONS}; convert its text model alone",
+    ),
+    **dict.fromkeys(
+        (
+            "cohere_compass",
+            "cosmos3_edge",
+            "cosmos3_omni",
+            "ernie4_5_vl_moe",
+            "glm46v",
+            "glm4v",
+            "glm4v_moe",
+            "glm_ocr",
+            "glmga",
+            "hunyuan_vl",
+            "paddleocr_vl",
+            "qwen2_5_omni_thinker",
+            "qwen2_5_vl",
+            "qwen2_vl",
+            "qwen3_omni_moe_thinker",
+            "qwen3_vl",
+            "qwen3_vl_moe",
+        ),
         IMAGE_POSITIONS,
+    ),
+    **dict.fromkeys(
+        (
+            "bert",
+            "bert-generation",
+            "big_bird",
+            "blip_text_model",
+            "camembert",
+            "data2vec-text",
+            "electra",
+            "ernie",
+            "megatron-bert",
+            "rembert",
+            "roberta",
+            "roberta-prelayernorm",
+            "roc_bert",
+            "roformer",
+            "xlm-roberta",
+            "xlm-roberta-xl",
+            "xmod",
+        ),
+        ENCODER,
     ),
 }
 """Families that are known and not converted, with the reason."""
@@ -99,6 +150,23 @@ LAYOUTS: dict[str, Family] = {
     row.model_type: row
     for row in (
         Family(model_type="recurrent_gemma"),
+        *(
+            Family(model_type=f"{name}_text")
+            for name in (
+                "ernie4_5_vl_moe",
+                "glm4v",
+                "glm4v_moe",
+                "glm_ocr",
+                "hunyuan_vl",
+                "paddleocr_vl",
+                "qwen2_5_omni",
+                "qwen2_5_vl",
+                "qwen2_vl",
+                "qwen3_omni_moe",
+                "qwen3_vl",
+                "qwen3_vl_moe",
+            )
+        ),
         Family(model_type="kimi_linear", uses_rope=never, caches_latents=True),
         Family(
             model_type="samba",

@@ -56,6 +56,13 @@ def text_config_of(config: PretrainedConfig) -> PretrainedConfig:
     return config
 
 
+def inner_config(config: PretrainedConfig) -> PretrainedConfig:
+    """The config of the text model, or of the decoder, in whatever model: `config` itself where
+    transformers knows of no other."""
+    text = config.get_text_config(decoder=True)
+    return text if isinstance(text, PretrainedConfig) else config
+
+
 def within(row: Family, config: PretrainedConfig) -> Family:
     """The row of a whole model of this config, `row` being that of its text model."""
     path = TEXT_MODELS.get(config.model_type)
@@ -70,5 +77,6 @@ def within(row: Family, config: PretrainedConfig) -> Family:
 
 
 def placed(module: str, text_model: str | None) -> str:
-    """Path in the whole of a module that a text model alone has at `model.` and so on."""
-    return module if text_model is None else text_model + module.removeprefix("model")
+    """Path in the whole of a module that a causal model of the text has behind the name of its
+    base model, such as `model.`."""
+    return module if text_model is None else f"{text_model}.{module.partition('.')[2]}"

@@ -306,7 +306,8 @@ class SequenceStore:
         return True
 
     def remove(self, seq_id: Hashable, begin: int) -> None:
-        """Forget the tokens from `begin` on: go back to an earlier state of the sequence.
+        """Forget the tokens from `begin` on: go back to an earlier state of the sequence. None are
+        taken out of its middle: those behind were computed from them, at positions of their own.
 
         Raises:
             NotSupportedError: the sequence could not go on exactly: tokens that the next one sees

@@ -186,7 +186,7 @@ def test_inspect_of_families_that_are_only_known(
     assert main(["inspect", str(path)]) == 0
     shown = capsys.readouterr().out
     assert f"{kv} KV bytes per token at 16 bits, {state} bytes of state per sequence" in shown
-    assert "not converted: " in shown and reason in shown
+    assert f"model_type={model_type!r} is not converted: " in shown and reason in shown
 
 
 @pytest.mark.parametrize(

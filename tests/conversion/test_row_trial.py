@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import AutoConfig, LlamaConfig
+from transformers import AutoConfig, LlamaConfig, LlamaModel
 
-from cacheshrink_hybrid.conversion.row_trial import RowTrial, small_model, try_rows
+from cacheshrink_hybrid.conversion import row_trial
+from cacheshrink_hybrid.conversion.row_trial import RowTrial, try_rows
+from cacheshrink_hybrid.conversion.trial_model import small_model
 from cacheshrink_hybrid.errors import UnsupportedModelError
 from cacheshrink_hybrid.families import FAMILIES
 from cacheshrink_hybrid.families.family import its_own
@@ -112,6 +114,50 @@ def test_models_that_are_too_large_or_none_are_refused() -> None:
         try_rows(huge)
     with pytest.raises(UnsupportedModelError, match=r"no small causal model of .*vit"):
         try_rows(AutoConfig.for_model("vit"))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "words"),
+    [
+        ("reformer", "AssertionError: If you want to use `ReformerModelWithLMHead`"),
+        ("blt", "AttributeError: 'BltConfig' object has no attribute 'num_hidden_layers'"),
+        ("evolla", "transformers has neither a causal language model of it nor a text model"),
+        ("xlnet", "is not supported, and no row can be guessed: the model has no list"),
+    ],
+)
+def test_whatever_transformers_raises_is_one_line(model_type: str, words: str) -> None:
+    with pytest.raises(UnsupportedModelError) as error:
+        try_rows(AutoConfig.for_model(model_type))
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_model_that_cannot_run_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise AssertionError("only with images\nand more")
+
+    monkeypatch.setattr(LlamaModel, "forward", fail)
+    tried = try_rows(tiny_config("llama")).tried
+    assert {row.fault for row in tried} == {"AssertionError: only with images"}
+
+
+TEXT_MODELS = {"emu3_text_model": "Emu3ForCausalLM", "granite_docling_text": "BareTextModel"}
+
+
+@pytest.mark.parametrize("model_type", TEXT_MODELS)
+def test_text_models_that_no_auto_class_lists(model_type: str) -> None:
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = AutoConfig.for_model(model_type, **sizes, num_hidden_layers=2, vocab_size=96)
+    assert type(small_model(config)).__name__ == TEXT_MODELS[model_type]
+    fitting = try_rows(config).fitting
+    assert fitting is not None and "attention=" not in fitting.candidate.source
+
+
+def test_a_trial_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many rows those that are likelier are tried, one at least."""
+    monkeypatch.setattr(row_trial, "MOST_SECONDS", 0)
+    trial = trial_without_row("lara_mini", monkeypatch)
+    assert len(trial.tried) == 1 and trial.num_left > 0 and trial.fitting is None
+    assert try_rows(tiny_config("llama")).num_left == 0
 
 
 LIKE_BERT = (

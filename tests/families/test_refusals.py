@@ -124,3 +124,35 @@ def test_every_type_is_accepted_or_refused_in_words() -> None:
             accepted.add(model_spec(config).model_type)
     known = {*FAMILIES, *TEXT_MODELS, *ENCODER_DECODERS}
     assert accepted == known & {*CONFIG_MAPPING}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "option"),
+    [("mistral", {"sliding_window": 1}), ("llama4_text", {"attention_chunk_size": 1})],
+)
+def test_windows_in_which_nothing_is_remembered(model_type: str, option: dict[str, Any]) -> None:
+    ((name, value),) = option.items()
+    with pytest.raises(UnsupportedModelError, match=rf"{name}=1 of .*{model_type}.* 2 or more"):
+        model_spec(AutoConfig.for_model(model_type, **option))
+    assert model_spec(AutoConfig.for_model(model_type, **{name: value + 1})).attention_layers
+
+
+@pytest.mark.parametrize("model_type", ENCODER_DECODERS)
+def test_the_decoder_alone_of_a_model_that_has_an_encoder(model_type: str) -> None:
+    """As `BartForCausalLM` says of its config."""
+    config = AutoConfig.for_model(model_type)
+    config.is_encoder_decoder = False
+    words = rf"{model_type}' is converted with its encoder .*convert the whole model"
+    with pytest.raises(UnsupportedModelError, match=words):
+        model_spec(config)
+
+
+def test_what_is_missing_of_a_whole() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"its text model .* 'opt', .*vision.py has no"):
+        model_spec(AutoConfig.for_model("blip-2"))
+    for text, words in (
+        ("bloom", "of its text model, 'bloom', its scores are biased"),
+        ("ctrl", "the type of its text model, 'ctrl', is unknown"),
+    ):
+        with pytest.raises(UnsupportedModelError, match=f"'llava' is not converted: {words}"):
+            model_spec(AutoConfig.for_model("llava", text_config={"model_type": text}))

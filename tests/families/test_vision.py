@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,16 @@ from cacheshrink_hybrid import (
 from cacheshrink_hybrid.cache_argument import cache_argument
 from cacheshrink_hybrid.engine import LLM, SamplingParams
 from cacheshrink_hybrid.errors import UnsupportedModelError
-from cacheshrink_hybrid.families import model_spec
+from cacheshrink_hybrid.families import model_spec, read_attention
 from cacheshrink_hybrid.families.vision import TEXT_MODELS
-from tests.families.vision_configs import IMAGE_TOKEN, VISION_CASES, vision_model, with_an_image
+from tests.families.tiny_configs import tiny_config
+from tests.families.vision_configs import (
+    IMAGE_TOKEN,
+    VISION_CASES,
+    vision_model,
+    vision_model_with,
+    with_an_image,
+)
 from tests.models import calibration_ids, converted_copy, random_ids
 from tests.texts import TEXTS, word_tokenizer
 from tests.tolerances import assert_same_logits, largest_difference
@@ -154,3 +162,27 @@ def test_a_model_that_transformers_cannot_run_is_refused() -> None:
 def test_a_model_that_reads_prompts_in_both_directions_is_refused() -> None:
     with pytest.raises(UnsupportedModelError, match=r"'paligemma' is not converted: .* directions"):
         model_spec(AutoConfig.for_model("paligemma"))
+
+
+@pytest.mark.parametrize("text", ["biogpt", "falcon", "gpt_neox", "opt"])
+def test_text_models_whose_modules_have_other_names(text: str) -> None:
+    """Alone they have their layers at `transformer.h`, `gpt_neox.layers` and so on."""
+    source = vision_model_with("llava", text_config=tiny_config(text).to_dict())
+    converted, given = converted_copy(source), with_an_image("llava")
+    expected, actual = (
+        m.generate(**given, max_new_tokens=6, **GREEDY) for m in (source, converted)
+    )
+    assert torch.equal(actual.sequences, expected.sequences)
+    assert_same_logits(torch.stack(actual.logits), torch.stack(expected.logits))
+
+
+def test_a_text_model_that_lies_elsewhere_is_refused_in_words() -> None:
+    source = copy.deepcopy(vision_model("llava"))
+    source.model.language_model.blocks = source.model.language_model.layers
+    del source.model.language_model.layers
+    with pytest.raises(
+        UnsupportedModelError,
+        match="'llama', the text model inside of this 'llava' model, is not built as it is alone: "
+        r"there is no module 'model.language_model.layers.0.self_attn'",
+    ):
+        read_attention(source, model_spec(source.config))

@@ -544,8 +544,13 @@ AutoModel.register(Gemma3nVisionConfig, ImageTower, exist_ok=True)
 @cache
 def vision_model(name: str) -> PreTrainedModel:
     """A seeded model of one case whose attention matters; not to be changed."""
+    return vision_model_with(name)
+
+
+def vision_model_with(name: str, **changes: Any) -> PreTrainedModel:
+    """Such a model, with changes to the values of its case."""
     torch.manual_seed(0)
-    config = AutoConfig.for_model(name, **VISION_CASES[name].values)
+    config = AutoConfig.for_model(name, **{**VISION_CASES[name].values, **changes})
     model = AutoModelForImageTextToText.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
