@@ -29,7 +29,13 @@ from ..families import model_spec
 from ..integers import check_counts
 from ..placement import input_device
 from ..pool.budget import budget_bytes
-from ..pool.prefixes.lookup import TOO_LONG, UNEVEN, WHOLE_PROMPTS, PrefixStatistics
+from ..pool.prefixes.lookup import (
+    OTHER_ANGLES,
+    TOO_LONG,
+    UNEVEN,
+    WHOLE_PROMPTS,
+    PrefixStatistics,
+)
 from ..pool.prefixes.placement import Placement, placement_of
 from ..pool.prefixes.prompt import Prompt
 from ..pool.prefixes.state_codes import DEFAULT_KEPT_STATE
@@ -48,6 +54,7 @@ class ModelPrompt(Prompt):
     """A prompt that is computed but for its last token; see `prefix_reuse.Served`."""
 
     generation: int = 0
+    side: int = 0
     reads_prompt: bool = False
 
 
@@ -181,7 +188,8 @@ class PrefixCache:
             if reason is not None:
                 for tokens in prompts:
                     self._reuse.count_miss(len(tokens), reason)
-            kept = [] if reason is not None else [self._computed(tokens) for tokens in prompts]
+            side = self._runner.sides.side(max(map(len, prompts)))
+            kept = [] if reason else [self._computed(tokens, side) for tokens in prompts]
         if not any(sequence.num_tokens for sequence in kept):
             return make_cache(self.model)
         cache = cache_of(self.model, self._runner.cache.planned, kept, num_slots)
@@ -216,7 +224,9 @@ class PrefixCache:
         """Why nothing can be kept of a batch, one of `REASONS`."""
         if not self._runner.continues_in_pieces:
             return WHOLE_PROMPTS
-        longest = max(map(len, prompts))
+        longest, most = max(map(len, prompts)), self._runner.sides.longest
+        if most is not None and longest > most:
+            return OTHER_ANGLES
         if self.store.need(longest) > self.store.pool.num_frames:
             return TOO_LONG
         lengths = [len(tokens) - 1 for tokens in prompts]
@@ -224,9 +234,9 @@ class PrefixCache:
         uneven = self._runner.equal_lengths_only or not line_up(self._runner.cache.planned, lengths)
         return UNEVEN if padded and uneven else None
 
-    def _computed(self, tokens: list[int]) -> KeptSequence:
+    def _computed(self, tokens: list[int], side: int) -> KeptSequence:
         """All but the last token of a prompt, computed as far as it is not kept."""
-        prompt = ModelPrompt(self._next_id, tokens)
+        prompt = ModelPrompt(self._next_id, tokens, side=side)
         self._next_id += 1
         self.store.create(prompt.seq_id)
         try:
@@ -250,7 +260,8 @@ class PrefixCache:
         begin = prompt.num_computed
         self.store.reserve([prompt.seq_id], size)
         began = time.perf_counter()
-        self._runner.prefill(prompt.seq_id, prompt.tokens[begin : begin + size])
+        piece = prompt.tokens[begin : begin + size]
+        self._runner.prefill(prompt.seq_id, piece, side=prompt.side)
         self._reuse.cost.observe(begin, begin + size, time.perf_counter() - began)
         prompt.num_computed += size
         self._reuse.pass_on(prompt)
