@@ -10,6 +10,7 @@ from torch import Tensor
 from ..pool.lifetime import WHOLE_STEP
 from ..pool.store import SequenceStore
 from .request import Request
+from .rotary_sides import RotarySides
 from .sampling import token_scores
 from .speculation import SpeculativeConfig
 from .statistics import SpeculationStatistics
@@ -47,10 +48,13 @@ class Drafts:
     Args:
         config: how drafts are found; None for none.
         store: of the sequences.
+        sides: of the model's rotary frequencies, over which no draft goes.
     """
 
-    def __init__(self, config: SpeculativeConfig | None, store: SequenceStore) -> None:
-        self._config, self._store = config, store
+    def __init__(
+        self, config: SpeculativeConfig | None, store: SequenceStore, sides: RotarySides
+    ) -> None:
+        self._config, self._store, self._sides = config, store, sides
         self._has_states = store.layout.state.num_frames > 0
         self._drafts = self._drafted = self._accepted = 0
 
@@ -70,6 +74,8 @@ class Drafts:
         room = [0 if len(pending) > most + 1 else most, WHOLE_STEP - len(pending)]
         if request.max_length is not None:
             room.append(request.max_length - len(request.tokens) - 1)
+        if (on_side := self._sides.room(len(request.tokens))) is not None:
+            room.append(on_side)
         drafts = request.proposer(request.tokens, min(room))
         return Feed(request=request, pending=pending, drafts=drafts)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable, Sequence
 from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
 from ..end_tokens import end_tokens
 from ..errors import CacheFullError, ConfigError, PromptLengthError
+from ..families.vision import media_tokens
 from ..pool.lifetime import TOKENS
 from .grammar import GrammarRule, GrammarVocabulary, grammar_of
 from .logit_rules import rules_of
@@ -20,6 +21,20 @@ from .sampling_params import FORMS, SamplingParams
 from .speculation import NgramProposer, SpeculativeConfig
 from .transcript import Decoder, Transcript
 from .word_tokens import word_runs
+
+
+def check_words(prompt: Sequence[int], media_tokens: Collection[int]) -> None:
+    """Refuse a prompt with tokens that stand for an image, video or sound.
+
+    Raises:
+        ConfigError: it has some.
+    """
+    found = sorted({*prompt}.intersection(media_tokens))
+    if found:
+        raise ConfigError(
+            f"tokens {found} of the prompt stand for images, videos or sounds, which token ids "
+            "alone do not show; leave them out, or let model.generate() read the whole"
+        )
 
 
 class Intake:
@@ -47,6 +62,7 @@ class Intake:
         self.tokenizer = tokenizer
         self.max_length: int | None = getattr(runner.config, "max_position_embeddings", None)
         self.end_tokens = end_tokens(runner.model)
+        self._media_tokens = media_tokens(runner.model.config)
         self._vocabulary: int = runner.config.vocab_size
         self._decoders: dict[bool, Decoder] = {}
         """By whether they skip special tokens."""
@@ -157,6 +173,7 @@ class Intake:
             raise ConfigError(
                 f"tokens {unknown[:4]} lie outside the vocabulary of {self._vocabulary}"
             )
+        check_words(prompt, self._media_tokens)
         return prompt
 
     def _check_tokens(self, params: SamplingParams) -> None:

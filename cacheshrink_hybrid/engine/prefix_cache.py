@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -26,13 +27,21 @@ from ..caches import HybridCache, make_cache
 from ..caches.kept_sequences import KeptSequence, cache_of, copy_out, line_up
 from ..errors import ConfigError, NotSupportedError
 from ..families import model_spec
+from ..families.vision import media_tokens
 from ..integers import check_counts
 from ..placement import input_device
 from ..pool.budget import budget_bytes
-from ..pool.prefixes.lookup import TOO_LONG, UNEVEN, WHOLE_PROMPTS, PrefixStatistics
+from ..pool.prefixes.lookup import (
+    OTHER_ANGLES,
+    TOO_LONG,
+    UNEVEN,
+    WHOLE_PROMPTS,
+    PrefixStatistics,
+)
 from ..pool.prefixes.placement import Placement, placement_of
 from ..pool.prefixes.prompt import Prompt
 from ..pool.prefixes.state_codes import DEFAULT_KEPT_STATE
+from .intake import check_words
 from .prefix_files import load_prefixes, save_prefixes
 from .prefix_reuse import PrefixReuse
 from .prefix_tiers import DISK_MEMORY, add_tiers
@@ -48,6 +57,7 @@ class ModelPrompt(Prompt):
     """A prompt that is computed but for its last token; see `prefix_reuse.Served`."""
 
     generation: int = 0
+    side: int = 0
     reads_prompt: bool = False
 
 
@@ -94,6 +104,7 @@ class PrefixCache:
                 "for generate() to go on from; serve it with cacheshrink_hybrid.engine.LLM"
             )
         self.model = model
+        self._media_tokens = media_tokens(model.config)
         self.prefill_chunk = prefill_chunk
         self._runner = Runner(
             model,
@@ -149,8 +160,9 @@ class PrefixCache:
         """`model.generate` with what is kept of the prompts.
 
         Calls go through as they are that bring a cache, or want one of another kind or none; whose
-        prompts are not token ids, or may have padding that no `attention_mask` tells; and that
-        decode assisted, which transformers does not begin from a cache.
+        prompts are not token ids, or may have padding that no `attention_mask` tells; that bring
+        images or other tensors beside the prompts, since equal token ids may stand for other
+        images; and that decode assisted, which transformers does not begin from a cache.
         """
         ids = arguments.get("input_ids") if inputs is None else inputs
         if ids is not None and not self._goes_through(ids, arguments):
@@ -171,17 +183,20 @@ class PrefixCache:
             copies: of every row, as many as beams or returned sequences.
 
         Raises:
-            ConfigError: no tokens, or a mask of another shape.
+            ConfigError: no tokens, a mask of another shape, or tokens that stand for images.
             NotSupportedError: padding elsewhere than on the left.
         """
         prompts = _without_padding(input_ids, attention_mask)
+        for tokens in prompts:
+            check_words(tokens, self._media_tokens)
         num_slots = input_ids.shape[1] - 1
         with self._lock:
             reason = self._fault(prompts, num_slots)
             if reason is not None:
                 for tokens in prompts:
                     self._reuse.count_miss(len(tokens), reason)
-            kept = [] if reason is not None else [self._computed(tokens) for tokens in prompts]
+            side = self._runner.sides.side(max(map(len, prompts)))
+            kept = [] if reason else [self._computed(tokens, side) for tokens in prompts]
         if not any(sequence.num_tokens for sequence in kept):
             return make_cache(self.model)
         cache = cache_of(self.model, self._runner.cache.planned, kept, num_slots)
@@ -193,12 +208,17 @@ class PrefixCache:
 
     def _goes_through(self, ids: Tensor, arguments: dict[str, Any]) -> bool:
         """Whether a call is none that prefixes help."""
-        names = (*CACHE_ARGUMENTS, *ASSISTING, "inputs_embeds")
+        names = (*CACHE_ARGUMENTS, *ASSISTING)
         given = any(arguments.get(name) is not None for name in names)
+        given = given or any(
+            _brings_more(value) for name, value in arguments.items() if name not in PROMPT
+        )
         other = any(self._wish(arguments, name, None) is not None for name in OTHER_WAYS)
         if given or other or not self._wish(arguments, "use_cache", True):
             return True
         if ids.ndim != 2 or not ids.numel() or ids.is_floating_point():
+            return True
+        if any(bool((ids == token).any()) for token in self._media_tokens):
             return True
         padding = self._wish(arguments, "pad_token_id", None)
         masked = arguments.get("attention_mask") is not None
@@ -216,7 +236,9 @@ class PrefixCache:
         """Why nothing can be kept of a batch, one of `REASONS`."""
         if not self._runner.continues_in_pieces:
             return WHOLE_PROMPTS
-        longest = max(map(len, prompts))
+        longest, most = max(map(len, prompts)), self._runner.sides.longest
+        if most is not None and longest > most:
+            return OTHER_ANGLES
         if self.store.need(longest) > self.store.pool.num_frames:
             return TOO_LONG
         lengths = [len(tokens) - 1 for tokens in prompts]
@@ -224,9 +246,9 @@ class PrefixCache:
         uneven = self._runner.equal_lengths_only or not line_up(self._runner.cache.planned, lengths)
         return UNEVEN if padded and uneven else None
 
-    def _computed(self, tokens: list[int]) -> KeptSequence:
+    def _computed(self, tokens: list[int], side: int) -> KeptSequence:
         """All but the last token of a prompt, computed as far as it is not kept."""
-        prompt = ModelPrompt(self._next_id, tokens)
+        prompt = ModelPrompt(self._next_id, tokens, side=side)
         self._next_id += 1
         self.store.create(prompt.seq_id)
         try:
@@ -250,18 +272,33 @@ class PrefixCache:
         begin = prompt.num_computed
         self.store.reserve([prompt.seq_id], size)
         began = time.perf_counter()
-        self._runner.prefill(prompt.seq_id, prompt.tokens[begin : begin + size])
+        piece = prompt.tokens[begin : begin + size]
+        self._runner.prefill(prompt.seq_id, piece, side=prompt.side)
         self._reuse.cost.observe(begin, begin + size, time.perf_counter() - began)
         prompt.num_computed += size
         self._reuse.pass_on(prompt)
 
 
+PROMPT = ("input_ids", "inputs", "attention_mask")
+"""Tensors of a call that say which tokens its prompts have."""
 ASSISTING = ("assistant_model", "custom_generate")
 """Arguments of a call that decode otherwise."""
 OTHER_WAYS = ("cache_implementation", "prompt_lookup_num_tokens", "assistant_early_exit")
 """Settings of a call that make another cache, or feed it otherwise."""
 COPYING = ("num_beams", "num_return_sequences")
 """Settings of a call that repeat every row of the batch."""
+
+
+def _brings_more(value: Any) -> bool:
+    """Whether an argument is, or holds, a tensor that tells one token from another: a mask of
+    images that has none tells nothing."""
+    if isinstance(value, Tensor):
+        return value.is_floating_point() or bool(value.any())
+    if isinstance(value, np.ndarray):
+        return True
+    if isinstance(value, (list, tuple)):
+        return any(map(_brings_more, value))
+    return isinstance(value, Mapping) and any(map(_brings_more, value.values()))
 
 
 def _without_padding(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
+
+import numpy as np
 
 from ..pool.prefixes.keeper import PrefixKeeper
 from ..pool.prefixes.lookup import EVERY_TOKEN, FORGOTTEN, WHOLE_PROMPTS, Lookup
@@ -17,10 +19,12 @@ class Served(Prompted, Protocol):
 
     Attributes:
         generation: of the model's weights that computes it, counted up when they change.
+        side: of the text whose rotary frequencies its rows have, see `RotarySides`.
         reads_prompt: whether what the model says of its tokens is asked for, and not known yet.
     """
 
     generation: int
+    side: int
 
     @property
     def reads_prompt(self) -> bool: ...
@@ -42,11 +46,16 @@ class PrefixReuse(PrefixKeeper):
         self._in_pieces = runner.continues_in_pieces
         self._stamp = ModelStamp(runner.model)
         self._generation = 0
+        self._num_tokens: int = runner.config.vocab_size
 
     def expect(self, prompt: Served) -> None:
         """A prompt waits, and will be begun soon."""
         if self._in_pieces and not prompt.reads_prompt:
-            self.prefixes.expect(prompt.tokens)
+            self.prefixes.expect(self._keys(prompt))
+
+    def num_pinned(self, prompt: Served) -> int:
+        """Frames that running requests hold of what a prompt would begin with."""
+        return self.prefixes.num_pinned(self._keys(prompt))
 
     def begin(self, prompt: Served) -> Lookup:  # type: ignore[override]
         forgets = self._renew()
@@ -65,6 +74,12 @@ class PrefixReuse(PrefixKeeper):
         if self._in_pieces:
             self._begin_at(prompt, found)
         return found
+
+    def _keys(self, prompt: Served) -> Any:  # type: ignore[override]
+        """Tokens of each side are counted on from those of the one before it."""
+        if not prompt.side:
+            return prompt.tokens
+        return np.asarray(prompt.tokens, dtype=np.int64) + prompt.side * self._num_tokens
 
     def _offer(  # type: ignore[override]
         self, prompt: Served, *, checkpoint: bool, kind: str

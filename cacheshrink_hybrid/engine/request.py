@@ -102,6 +102,7 @@ class Request:
         error: what ended it, if it ended by itself with no output.
         checkpoints, num_kept: see `pool.prefixes.keeper.Prompted`.
         generation: of the model's weights that computes it, see `PrefixReuse`.
+        side: of the text whose rotary frequencies its rows have, see `RotarySides`.
         proposer: of drafts; None without speculation.
         waits_for_state: its last tokens followed drafts that were taken back, and the state with
             them: the next step computes them again.
@@ -131,6 +132,7 @@ class Request:
     checkpoints: dict[int, str] | None = None
     num_kept: int = 0
     generation: int = 0
+    side: int = 0
     proposer: NgramProposer | None = None
     waits_for_state: bool = False
 
@@ -165,6 +167,7 @@ class Request:
         """Go on from what another continuation of the prompt has computed of it."""
         self.num_computed, self.num_kept = twin.num_computed, twin.num_kept
         self.checkpoints, self.generation = {}, twin.generation
+        self.side = twin.side
         self.prompt_logprobs = list(twin.prompt_logprobs)
         if self.num_cached is None:
             self.num_cached = twin.num_cached

@@ -26,6 +26,7 @@ from .batch_cache import BatchCache
 from .coverage import kernel_coverage
 from .decode_steps import DecodeSteps
 from .model_call import ModelCall
+from .rotary_sides import RotarySides
 from .step_tables import StepTables
 
 
@@ -74,6 +75,7 @@ class Runner:
         self.call = ModelCall(model)
         self.model, self.device = model, self.call.device
         self.config = model.config.get_text_config(decoder=True)
+        self.sides = RotarySides(model)
         self.continues_in_pieces = self.call.spec.continues_in_pieces
         backend = decoding_backend(backend, self.device)
         self.coverage = kernel_coverage(model, self.call.spec, backend)
@@ -96,7 +98,7 @@ class Runner:
         if positions is not None:
             self.max_tokens = min(self.max_tokens, positions)
         self._steps: DecodeSteps | None = None
-        if self.coverage.complete:
+        if self.coverage.complete and not self.sides.limits:
             self._steps = DecodeSteps(
                 self.call, self.cache, max_batch=max_batch, max_tokens=self.max_tokens
             )
@@ -122,16 +124,22 @@ class Runner:
     @torch.inference_mode(False)
     @torch.no_grad()
     def prefill(
-        self, seq_id: Hashable, tokens: Sequence[int], *, every_token: bool = False
+        self,
+        seq_id: Hashable,
+        tokens: Sequence[int],
+        *,
+        every_token: bool = False,
+        side: int = 0,
     ) -> Tensor:
         """Append tokens to one sequence, whose frames have been reserved; logits (V,) after the
-        last of them, or (T, V) after each."""
+        last of them, or (T, V) after each. `side` is that of the whole text, see `RotarySides`."""
         self._check_autocast()
         begin = self.store.num_tokens(seq_id)
         ids = torch.tensor([tokens], device=self.device)
         positions = torch.arange(begin, begin + len(tokens), device=self.device)[None]
         self.cache.begin([seq_id], self._prefill_step(seq_id, begin, len(tokens)))
-        logits = self.call(ids, self.cache, positions, None, every_token=every_token)
+        with self.sides.reading(side):
+            logits = self.call(ids, self.cache, positions, None, every_token=every_token)
         self.cache.finish()
         self.store.commit([seq_id])
         return logits[0]
@@ -219,6 +227,7 @@ class Runner:
                 length % replay_length,
                 length >= replay_length,
                 length if self.equal_lengths_only else 0,
+                self.sides.side(length + num_new),
             )
             groups.setdefault(key, []).append(i)
         return list(groups.values())

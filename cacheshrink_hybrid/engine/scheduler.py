@@ -4,7 +4,8 @@ Each step feeds one token of every sequence that is running, with drafts of the 
 where there are any, and a limited number of prompt tokens.
 Requests are admitted first come, first served, when their tokens fit. When memory runs out, kept
 prefixes give their frames back first, and then the youngest running request, which starts over
-later with what it has generated. So do all running ones after a step that was cut short by an error
+later with what it has generated. So does a request that grows over a length at which rotary
+frequencies change. So do all running ones after a step that was cut short by an error
 or an interrupt: what it had written by then is not used.
 """
 
@@ -51,7 +52,7 @@ class Scheduler:
         self.runner = runner
         self.reuse = reuse
         self.store = runner.store
-        self._drafts = Drafts(speculation, runner.store)
+        self._drafts = Drafts(speculation, runner.store, runner.sides)
         self.max_batch = max_batch
         self.prefill_chunk = prefill_chunk
         self._waiting: deque[Request] = deque()
@@ -85,6 +86,7 @@ class Scheduler:
     def add(self, request: Request) -> None:
         """Let a request wait for its turn."""
         self._waiting.append(request)
+        request.side = self.runner.sides.side(len(request.tokens))
         request.outbox.num_open += 1
         if self.reuse is not None:
             self.reuse.expect(request)
@@ -146,11 +148,12 @@ class Scheduler:
         shares with running ones."""
         needed = self.store.need(len(request.tokens) + 1)
         if self.reuse is not None:
-            needed -= self.store.prefixes.num_pinned(request.tokens)
+            needed -= self.reuse.num_pinned(request)
         return needed
 
     def _decode(self) -> None:
         """One token or more for every request whose tokens are computed up to the last ones."""
+        self._change_sides()
         ready = [r for r in self._running if not r.wants_prefill and r.num_computed < len(r.tokens)]
         feeds = self._with_room([self._drafts.feed(request) for request in ready])
         self._decoded += sum(len(feed.tokens) for feed in feeds)
@@ -167,6 +170,13 @@ class Scheduler:
             found = self.runner.verify(names, [feed.tokens for feed in longer])
             for feed, rows in zip(longer, found, strict=True):
                 self._choose(feed.request, partial(self._drafts.take, feed, rows))
+
+    def _change_sides(self) -> None:
+        """Let requests start over whose rows have the rotary frequencies of shorter texts."""
+        if self.runner.sides.limits:
+            for request in self._running[::-1]:
+                if self.runner.sides.side(len(request.tokens)) != request.side:
+                    self._preempt(request)
 
     def _with_room(self, feeds: list[Feed]) -> list[Feed]:
         """Reserve frames for them; those of requests that still run. Nobody starts over for the
@@ -205,7 +215,9 @@ class Scheduler:
             began = time.perf_counter()
             reads = request.reads_prompt
             try:
-                logits = self.runner.prefill(request.seq_id, chunk, every_token=reads)
+                logits = self.runner.prefill(
+                    request.seq_id, chunk, every_token=reads, side=request.side
+                )
                 if reads:
                     request.read_prompt(request.num_computed, logits)
                     logits = logits[-1]
@@ -308,6 +320,7 @@ class Scheduler:
                 self.reuse.leave(request)
             self.store.free(request.seq_id)
         request.num_computed, request.checkpoints = 0, None
+        request.side = self.runner.sides.side(len(request.tokens))
         request.waits_for_state = False
         request.preemptions += 1
         self._preemptions += 1

@@ -46,6 +46,8 @@ TEXT_MODELS: dict[str, str] = {
     **dict.fromkeys(("idefics2", "idefics3", "smolvlm"), "model.text_model"),
 }
 """By `model_type` of the whole, the path of the text model."""
+MEDIA = ("image", "video", "audio")
+"""What such a model may be given beside text."""
 
 
 def text_config_of(config: PretrainedConfig) -> PretrainedConfig:
@@ -61,6 +63,14 @@ def inner_config(config: PretrainedConfig) -> PretrainedConfig:
     transformers knows of no other."""
     text = config.get_text_config(decoder=True)
     return text if isinstance(text, PretrainedConfig) else config
+
+
+def media_tokens(config: PretrainedConfig) -> frozenset[int]:
+    """Token ids in whose places a whole model puts what an image, video or sound is, which the ids
+    say nothing of; none for models of text."""
+    names = (f"{kind}_token_{end}" for kind in MEDIA for end in ("id", "index"))
+    found = (getattr(config, name, None) for name in names)
+    return frozenset(one for one in found if isinstance(one, int))
 
 
 def within(row: Family, config: PretrainedConfig) -> Family:

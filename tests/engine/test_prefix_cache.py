@@ -189,9 +189,9 @@ def test_a_prompt_that_finds_nothing_is_computed_at_once(monkeypatch: pytest.Mon
     fed: list[int] = []
     prefill = prefixes._runner.prefill
 
-    def counting(seq_id: int, tokens: list[int]) -> torch.Tensor:
+    def counting(seq_id: int, tokens: list[int], **settings: Any) -> torch.Tensor:
         fed.append(len(tokens))
-        return prefill(seq_id, tokens)
+        return prefill(seq_id, tokens, **settings)
 
     monkeypatch.setattr(prefixes._runner, "prefill", counting)
     prefixes.cache_for(torch.arange(1200)[None] % 90)

@@ -57,6 +57,11 @@ class CodedFactors:
     row_format: RowFormat
 
 
+SILENT = 1e-4
+"""Standard deviation, as a share of the largest, up to which a channel is rounding of float32; such
+channels are scaled up a hundredfold, see `factors.SPREAD_FLOOR`."""
+
+
 def row_alignment(width: int) -> int:
     """Bytes that rows of a module whose [k; v] has so many elements are padded to a multiple of."""
     return 1 if width < NARROW_LATENT else WIDE_ROW_ALIGNMENT
@@ -113,7 +118,11 @@ def code_channels(
     results = []
     for module, format in zip(modules, formats, strict=True):
         channels, runs = module.row(filling)
-        reduced, exact = _kept_channels(module.factor, channels), module.latents[:, channels]
+        silent = module.silent
+        if not silent.sum() > silent[channels].sum():
+            silent = torch.zeros_like(silent)
+        reduced = _kept_channels(_silenced(module.factor, silent), channels)
+        exact = module.latents.masked_fill(silent, 0)[:, channels]
         if hadamard:
             reduced, exact = _mixed(reduced, runs, exact.double())
         results.append(_measured(reduced, module.unit, runs, format, exact))
@@ -146,6 +155,15 @@ class _Module:
         self.costs = channel_costs(factor, unit)
         self._gains: Tensor | None = None
         self._losses: dict[tuple[RowFormat, int], Tensor] = {}
+
+    @property
+    def silent(self) -> Tensor:
+        """Channels in which nothing varies but rounding, (R,) bool. Where some of them are dropped
+        the others, which only fill a run, say nothing either: coded, they would be one of the two
+        codes beside zero by chance, and anew in every pass."""
+        encoder = self.factor.encoder
+        variance = torch.einsum("rn,nm,rm->r", encoder, self.unit.covariance, encoder)
+        return variance <= SILENT**2 * variance.max()
 
     def groups(self, format: RowFormat) -> list[ChannelGroup]:
         """Runs of channels to choose a width for, with what each width loses."""
@@ -278,6 +296,16 @@ def _kept_channels(factor: LatentFactors, channels: Tensor) -> LatentFactors:
         value_up=factor.value_up[:, values],
         key_heads=None if heads is None else heads[keys],
         channel_groups=None if groups is None else groups[channels],
+    )
+
+
+def _silenced(factor: LatentFactors, silent: Tensor) -> LatentFactors:
+    """The factors with nothing written to and read from these channels, (R,) bool."""
+    return replace(
+        factor,
+        encoder=factor.encoder.masked_fill(silent[:, None], 0),
+        key_up=factor.key_up.masked_fill(silent[: factor.key_rank], 0),
+        value_up=factor.value_up.masked_fill(silent[factor.value_offset :], 0),
     )
 
 

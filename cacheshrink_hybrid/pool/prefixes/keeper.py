@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import replace
+from typing import Any
 
 from ..store import SequenceStore
 from .history import TextHistory
@@ -63,9 +64,14 @@ class PrefixKeeper:
     def begin(self, prompt: Prompted) -> Lookup:
         """Let the empty sequence of a prompt take over what is kept of its tokens, and note where
         checkpoints are to be."""
-        found = self.store.resume_prefix(prompt.seq_id, prompt.tokens)
+        found = self.store.resume_prefix(prompt.seq_id, self._keys(prompt))
         self._begin_at(prompt, found)
         return found
+
+    def _keys(self, prompt: Prompted) -> Any:
+        """What stands for a prompt's tokens in the store: others where equal tokens have other
+        rows."""
+        return prompt.tokens
 
     def _begin_at(self, prompt: Prompted, found: Lookup) -> None:
         prompt.num_computed = prompt.num_kept = found.num_tokens
@@ -87,7 +93,7 @@ class PrefixKeeper:
     def _parting(self, prompt: Prompted, found: Lookup) -> int:
         """Where a prompt goes on otherwise than those before it."""
         if self._history is not None:
-            parting = self._history.parting(prompt.tokens)
+            parting = self._history.parting(self._keys(prompt))
             if KNOWN_FROM_ROWS * parting > found.num_matched:
                 return parting
         return found.num_matched
@@ -123,10 +129,11 @@ class PrefixKeeper:
         num_prompt_tokens = min(self.forget(prompt), num_fed)
         if not num_prompt_tokens:
             return
+        fed = self._keys(prompt)[:num_fed]
         if self._history is not None and self._remembers:
-            self._history.add(prompt.tokens[:num_fed])
+            self._history.add(fed)
         if self._tuning is not None:
-            self._tuning.serve(prompt.tokens[:num_fed], num_prompt_tokens)
+            self._tuning.serve(fed, num_prompt_tokens)
             if self._tuning.is_done:
                 self._tuning = None
 
@@ -141,7 +148,7 @@ class PrefixKeeper:
         num_tokens = self.store.num_tokens(prompt.seq_id)
         if num_tokens:
             self.store.offer_prefix(
-                prompt.seq_id, prompt.tokens[:num_tokens], checkpoint=checkpoint, kind=kind
+                prompt.seq_id, self._keys(prompt)[:num_tokens], checkpoint=checkpoint, kind=kind
             )
 
     def _twin(self, store: SequenceStore) -> PrefixKeeper:

@@ -16,6 +16,7 @@ TOO_LONG = "prompt longer than the memory"
 UNEVEN = "padding that no cache has"
 EVERY_TOKEN = "every token asked for"
 NO_ROOM = "no room for the state"
+OTHER_ANGLES = "angles of every length differ"
 REASONS = (
     ALL,
     NO_PREFIX,
@@ -28,6 +29,7 @@ REASONS = (
     UNEVEN,
     EVERY_TOKEN,
     NO_ROOM,
+    OTHER_ANGLES,
 )
 """Why a look-up went no further: nothing was left to find, since the last token is computed in any
 case; no request went on so; recurrent states or windows are kept at other positions only; of these
@@ -35,7 +37,8 @@ only behind the last token; they, or the rows, were given up for memory; they we
 it was before a change; the model continues no prompt by several tokens at once; the prompt would
 not fit, even alone; in a padded batch, states are written anew at other tokens than without
 padding, or keys are stored for other slots; what the model says of every token was asked for;
-running requests leave no frames for the state, which is kept in a code."""
+running requests leave no frames for the state, which is kept in a code; rotary angles change with
+every token of so long a prompt."""
 
 
 @dataclass(frozen=True, slots=True)
