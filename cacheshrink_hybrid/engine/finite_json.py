@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote
 
-SHORT = "string", "number", "integer", "boolean", "null"
-"""Types of which every schema has short texts, if it has any."""
+LONG = "object", "array"
+"""Types of which a schema may have no short text."""
 MOST_LOOKS = 50_000
 """At parts of a schema; of one that takes more it cannot be told."""
 
@@ -59,7 +59,7 @@ class _Endings:
     def _of_types(self, schema: Mapping[str, Any]) -> bool:
         types = schema.get("type")
         named = [types] if isinstance(types, str) else types
-        if not isinstance(named, list) or any(name in SHORT for name in named):
+        if not isinstance(named, list) or any(name not in LONG for name in named):
             return True
         objects = "object" in named and self._object(schema)
         return objects or ("array" in named and self._array(schema))

@@ -188,7 +188,7 @@ UNSUPPORTED = {
         AutoModelForCausalLM,
         r"'ctrl' is unknown; supported are .*llama.*families/rows.py",
     ),
-    "encoder": ("bert", {**SMALL, "intermediate_size": 48}, AutoModel, "'bert' is unknown"),
+    "encoder": ("bert", {**SMALL, "intermediate_size": 48}, AutoModel, "'bert' is not converted"),
     "encoder-decoder": (
         "longt5",
         {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "vocab_size": 96},

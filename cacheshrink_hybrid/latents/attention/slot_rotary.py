@@ -347,8 +347,9 @@ class SlotRotary:
         probe = torch.randn(1, 1, 3, head_dim, generator=generator).to(device)
         cos, sin = self._compute(3, probe)
         given = cos.shape[-1]
-        # Models that give each angle twice do so side by side or half the width apart.
-        twice = bool((cos[..., ::2] == cos[..., 1::2]).all()) if given % 2 == 0 else False
+        # Models that give each angle twice do so side by side or half the width apart, which is the
+        # same for a single pair.
+        twice = given % 2 == 0 and given > 2 and bool((cos[..., ::2] == cos[..., 1::2]).all())
         twice = twice and bool((sin[..., ::2] == sin[..., 1::2]).all())
         places = [(given // 2, 2), (given // 2, 1)] if twice else [(given // 2, 1)]
         for num_pairs, step in [*places, (given, 1)]:
