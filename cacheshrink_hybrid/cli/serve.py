@@ -74,7 +74,7 @@ def run(given: argparse.Namespace) -> int:
         note(
             "serving",
             model=name,
-            url=f"http://{host}:{port}/v1",
+            url=f"http://{f'[{host}]' if ':' in host else host}:{port}/v1",
             seconds=round(time.perf_counter() - began, 1),
             bytes_per_token=plan_of(model).bytes_per_token if is_converted(model) else None,
             pool_bytes=llm.store.pool.nbytes,

@@ -17,24 +17,28 @@ def key_shape(part: AttentionParts) -> KeyShape:
     J, D = part.num_key_value_heads, part.head_dim
     if part.rotary is None:
         return KeyShape(num_heads=J, head_dim=D, cannot_rotate="they are not rotated at all")
-    width = part.rotary.rotated_halves(D)
-    reason = angles = None
+    pairs = part.rotary.rotated_pairs(D)
+    reason = angles = other = None
     if part.k_norm is not None:
         reason = "they are normalised"
     elif part.rotary.depends_on_length:
         reason = "their angles depend on the length of the text"
-    elif width is None:
-        reason = "the rotation does not turn pairs (i, i + n) of channels"
+    elif pairs is None:
+        reason = "the rotation does not turn pairs of channels, (i, i + n) or (2i, 2i + 1)"
+    elif pairs.neighbours:
+        other = "the rotation does not turn pairs (i, i + n) of channels"
     else:
         exact = torch.empty(0, device=part.key.weight().device)
         cos, sin = part.rotary.place_angles(0, BLOCK_SLOTS, BLOCK_SLOTS, exact)
-        angles = torch.atan2(sin, cos)[0, :, : width // 2].to("cpu", torch.float64)
+        angles = torch.atan2(sin, cos)[0, :, : pairs.width // 2].to("cpu", torch.float64)
     return KeyShape(
         num_heads=J,
         head_dim=D,
-        rotary_dim=width or D,
+        rotary_dim=D if pairs is None else pairs.width,
+        neighbours=pairs is not None and pairs.neighbours,
         block_angles=angles,
-        cannot_rotate=reason,
+        cannot_rotate=reason or other,
+        cannot_decouple=reason,
     )
 
 
@@ -47,7 +51,7 @@ def check_decoupled(parts: Iterable[AttentionParts]) -> None:
     for part in parts:
         if part.rotary is None:
             continue
-        reason = key_shape(part).cannot_rotate
+        reason = key_shape(part).cannot_decouple
         if isinstance(part, NativeParts):
             reason = "the model has one rotary key for all heads already"
         if reason is None and part.readers:

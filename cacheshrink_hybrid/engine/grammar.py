@@ -7,6 +7,7 @@ goes on with.
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import ConfigError
+from .finite_json import can_end
 from .sampling_params import FORMS, SamplingParams
 from .token_bytes import TokenBytes
 
@@ -214,6 +216,7 @@ def grammar_of(params: SamplingParams) -> str | None:
     from llguidance import LLMatcher
 
     schema: Any = params.json_schema
+    check_end(schema)
     try:
         if params.grammar is not None:
             return str(LLMatcher.grammar_from_lark(params.grammar))
@@ -225,6 +228,28 @@ def grammar_of(params: SamplingParams) -> str | None:
             f"the form that was asked for cannot be read: {_line(str(error))}; change it, as by "
             "fewer levels of a schema"
         ) from error
+
+
+def check_end(schema: Any) -> None:
+    """Refuse a JSON schema, as from JSON or its text, whose texts have no end.
+
+    Raises:
+        ConfigError: for such a schema.
+    """
+    if isinstance(schema, str):
+        try:
+            schema = json.loads(schema)
+        except (ValueError, RecursionError):
+            return  # whoever reads it says so
+    try:
+        ends = can_end(schema)
+    except RecursionError:
+        return
+    if not ends:
+        raise ConfigError(
+            "no JSON of this schema comes to an end: it must hold another one of the same; leave "
+            "out 'required' or 'minItems' where it refers to itself, or allow null there"
+        )
 
 
 def _line(text: str) -> str:

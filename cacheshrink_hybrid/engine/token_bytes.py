@@ -61,6 +61,16 @@ class TokenBytes:
         """The same as text; bytes that are no characters become replacement characters."""
         return self(token).decode(errors="replace")
 
+    def name(self, token: int) -> str:
+        """`text`, and of bytes that are no characters `bytes:` and each of them, as OpenAI's legacy
+        completions tell them: no two tokens are the same then, and clients can put them together.
+        """
+        written = self(token)
+        try:
+            return written.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in written)
+
 
 def _flat(decoder: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
     """A decoder's parts, those of sequences one by one."""

@@ -298,7 +298,7 @@ class CompletionWriter(Writer):
             offsets.append(before - (_continues(written[:1]) and before > 0))
             self._offsets[number] = before + sum(not _continues(bytes([x])) for x in written)
         return {
-            "tokens": list(map(self.token_bytes.text, ids)),
+            "tokens": list(map(self.token_bytes.name, ids)),
             "token_logprobs": [None if one is None else one.value for one in told],
             "top_logprobs": [None if one is None else self._top(one) for one in told],
             "text_offset": offsets,
@@ -307,7 +307,7 @@ class CompletionWriter(Writer):
     def _top(self, one: LogProbability) -> dict[str, float]:
         """The most likely tokens and the one that came, by what they write."""
         told = [*one.top, (one.token_id, one.value)]
-        return {self.token_bytes.text(token): value for token, value in reversed(told)}
+        return {self.token_bytes.name(token): value for token, value in reversed(told)}
 
 
 def _call(call: ToolCall) -> Json:

@@ -21,6 +21,8 @@ from ..errors import (
 from .neutral_fields import words_of_unread
 from .schema import MOST_TOLD, ChatRequest, CompletionRequest
 
+CLIENT_GONE = 499
+"""Status in the log and the metrics of a request whose client did not wait for the whole answer."""
 RETRY_SECONDS = 1
 MOST_READ = 8 * MOST_TOLD
 """Of pydantic's errors, which has several where a field may be of several kinds."""

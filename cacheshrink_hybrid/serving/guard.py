@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .faults import Fault, fault_of
+from .faults import CLIENT_GONE, Fault, fault_of
 from .journal import note
 from .metrics import Counts
 
@@ -35,7 +35,8 @@ DRAINED = 4
 class Guard:
     """Checks keys, reads bodies within limits, and sees that errors leave as error objects.
 
-    Each request is counted and gets a line in the log.
+    Each request is counted and gets a line in the log, where an answer that the client did not wait
+    for has a status of its own, whatever it began with.
 
     Args:
         app: with the routes.
@@ -64,14 +65,15 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began, status = time.perf_counter(), 0
+        began, status, ended = time.perf_counter(), 0, False
         notes = scope.setdefault("state", {}).setdefault("notes", {})
 
         async def watched(message: Message) -> None:
-            nonlocal status
+            nonlocal status, ended
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
+            ended = message["type"] == "http.response.body" and not message.get("more_body", False)
 
         try:
             self._check_key(scope)
@@ -84,6 +86,7 @@ class Guard:
             if status == 0:
                 await fault.response()(scope, receive, watched)
         finally:
+            status = status if ended else CLIENT_GONE
             path = scope["path"] if scope["path"] in KNOWN_PATHS else "other"
             self.counts.requests[path, status] += 1
             note(

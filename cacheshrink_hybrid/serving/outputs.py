@@ -14,10 +14,8 @@ from starlette.requests import Request
 from ..engine import AsyncLLM, RequestOutput, SamplingParams
 from ..engine.prompts import Ids
 from .admission import Asked
-from .faults import Fault
+from .faults import CLIENT_GONE, Fault
 
-CLIENT_GONE = 499
-"""Status in the log of a request whose client went away."""
 MOST_UNREAD = 16
 """Outputs that wait for the client; further ones stay in the engine, as tokens."""
 Found = TypeVar("Found")

@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -57,7 +58,8 @@ def listening_socket(host: str, port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """Serves an application; SIGINT and SIGTERM let open answers come to their end.
+    """Serves an application; SIGINT and SIGTERM let open answers come to their end, a second one of
+    them ends these as well, and a third one everything.
 
     Connections are closed whose clients keep it waiting: with the head of a request, or by reading
     nothing of an answer, for a time; and with any of a request when the server stops.
@@ -66,7 +68,8 @@ class Server(uvicorn.Server):
         app: to serve.
         wait_seconds: for a head, and for something to be read.
         stop_seconds: that open answers have when the server stops.
-        give_up: called when these are over, to end the answers that are still open.
+        give_up: called when these are over, or a second signal comes, to end the answers that are
+            still open.
         ready: called when requests are taken.
     """
 
@@ -92,6 +95,8 @@ class Server(uvicorn.Server):
         )
         self._stop_seconds, self._give_up, self._ready = stop_seconds, give_up, ready
         self._waits = Waits(wait_seconds)
+        self._signals = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def serve_until_told(self, listening: socket.socket) -> None:
         """Serve on a socket until a signal comes. SIGTERM ends it as a return does, Ctrl-C by
@@ -106,7 +111,15 @@ class Server(uvicorn.Server):
             sys.setswitchinterval(switch_seconds)
             signal.signal(signal.SIGTERM, before)
 
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        self._signals += 1
+        self.force_exit = self._signals > 2
+        if self._signals == 2 and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._end_answers)
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
         if self._ready is not None and self.started:
             self._ready()
@@ -125,6 +138,7 @@ class Server(uvicorn.Server):
         finally:
             closing.cancel()
             last.cancel()
+            self._loop = None  # signals are raised once more, for handlers of before
         note("stopped")
 
     def _end_answers(self) -> None:

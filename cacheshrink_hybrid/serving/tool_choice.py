@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..engine.grammar import check_end
 from ..errors import ConfigError
 from .answer_formats import AnswerParts
 from .call_grammar import CallGrammar
@@ -19,9 +21,16 @@ def callable_tools(sent: ChatRequest) -> list[Tool]:
     """The tools that the answer may call.
 
     Raises:
-        ConfigError: the choice names tools that there are not.
+        ConfigError: the choice names tools that there are not, or two tools have one name.
     """
     choice, tools = sent.tool_choice, sent.tools or []
+    counts = Counter(tool.function.name for tool in tools)
+    for name, count in counts.items():
+        if count > 1:
+            raise ConfigError(
+                f"tools has {count} of the name {name!r:.80}, and a call could not tell which one "
+                "it means; give them names of their own"
+            )
     if choice == "none":
         return []
     if not isinstance(choice, ToolsChoice):
@@ -97,7 +106,7 @@ def free_grammar(sent: ChatRequest, parts: AnswerParts, form: str | None) -> str
     grammar = CallGrammar(
         tools=tools,
         arguments=[
-            _arguments(tool, "") if tool.function.strict else ANY_ARGUMENTS for tool in tools
+            _strict_arguments(tool) if tool.function.strict else ANY_ARGUMENTS for tool in tools
         ],
         written=parts.written,
         special=parts.special,
@@ -137,6 +146,12 @@ def _arguments(tool: Tool, place: str) -> Schema:
             "arguments are an object; put what they are into its properties"
         )
     return _moved({"type": "object", **schema}, place)
+
+
+def _strict_arguments(tool: Tool) -> Schema:
+    schema = _arguments(tool, "")
+    check_end(schema)
+    return schema
 
 
 def _moved(schema: Any, place: str) -> Any:

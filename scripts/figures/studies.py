@@ -223,8 +223,8 @@ STUDIES = (
     Study(
         name="trained decoupled keys",
         commands=(
-            f"python -m scripts.compare_mla {_LLAMAS} --calibration {_STORIES} "
-            "--calibration-length 256 --windows 24 --window-length 256 --threads 1 --ratios 4 "
+            f"python -m scripts.compare_mla $MODELS/stories260K --calibration {_STORIES} "
+            "--calibration-length 256 --windows 24 --window-length 256 --threads 1 --ratios 2 4 "
             "--methods ours TransMLA-like --steps 300 1000 2000 "
             f"--json {RESULTS}/mla_trained.json",
         ),

@@ -45,6 +45,9 @@ MODEL = str(model_path())
         ([MODEL, "--as-is", "--chat-template", "/no/such"], "--chat-template: "),
         ([MODEL, "--as-is", "--host", "no.such.host"], "no.such.host:8000 cannot be listened on"),
         ([MODEL, "--as-is", "--host", "no.such.host"], "give a --host of this machine"),
+        ([MODEL, "--as-is", "--name", " "], "--name: an empty name is none"),
+        ([MODEL, "--as-is", "--allow-origin", "chat.example.org"], "give such as https://"),
+        ([MODEL, "--as-is", "--allow-origin", "https://a.example/b"], "is no origin"),
         ([MODEL, "--as-is", "--host", "192.0.2.1"], "give a --host of this machine"),
     ],
 )

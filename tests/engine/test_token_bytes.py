@@ -26,6 +26,9 @@ def test_parts_of_characters() -> None:
     assert len(parts) > 1
     assert [known.text(token) for token in parts] == ["\N{REPLACEMENT CHARACTER}"] * len(parts)
     assert b"".join(map(known, parts)) == "世".encode()
+    names = [known.name(token) for token in parts]
+    assert "".join(name.removeprefix("bytes:") for name in names) == r"\xe4\xb8\x96"
+    assert known.name(tokenizer("a", add_special_tokens=False).input_ids[-1]) == "a"
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)

@@ -67,6 +67,16 @@ def test_padding_changes_widths_alone(tmp_path: Path) -> None:
         export_deepseek(converted, tmp_path / "narrow", pad_to=(512, 2))
 
 
+@pytest.mark.parametrize("case, without", [("glm", "attention_bias"), ("ernie4_5", "use_bias")])
+def test_rotations_of_neighbours_are_those_of_the_converted_model(
+    case: str, without: str, tmp_path: Path
+) -> None:
+    converted = converted_copy(tiny_model(case, **{without: False}), 2.0, "decoupled_rope")
+    loaded = _exported(converted, tmp_path)
+    ids = random_ids(1, LENGTH)
+    assert_same_logits(logits_of(loaded, ids), logits_of(converted, ids))
+
+
 def test_tied_embeddings_are_written_apart(tmp_path: Path) -> None:
     source = tiny_model("llama", tie_word_embeddings=True)
     converted = converted_copy(source, 2.0, "decoupled_rope")

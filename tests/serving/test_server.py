@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 import time
 from contextlib import ExitStack, closing
@@ -93,6 +94,35 @@ def test_answers_that_are_given_up_when_the_server_stops(
     assert b'"code":"stopping"' in body.replace(b" ", b"")
     assert not any(record.exc_info for record in caplog.records)
     assert_idle(live.llm)
+
+
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_gives_up_what_is_open(told: signal.Signals) -> None:
+    endless = {"prompt": "a", "max_tokens": 4000, "ignore_eos": True, "stream": True}
+    with live_server(stop_seconds=600) as live, closing(sent(live, endless)) as connection:
+        until(lambda: live.llm.statistics.running == 1)
+        live.server.handle_exit(told, None)
+        live.server.handle_exit(told, None)
+        assert not live.server.force_exit
+        assert b'"code":"stopping"' in answer_on(connection).replace(b" ", b"")
+        live.server._captured_signals.clear()  # or this thread would be told as well
+    assert_idle(live.llm)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_answers_that_nobody_waits_for_are_told_apart(
+    stream: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    endless = {"prompt": "a", "max_tokens": 4000, "ignore_eos": True, "stream": stream}
+    with caplog.at_level(logging.INFO), live_server() as live:
+        with closing(sent(live, endless)) as connection:
+            until(lambda: live.llm.statistics.running == 1)
+            if stream:
+                assert connection.recv(64).startswith(b"HTTP/1.1 200 ")
+        until(lambda: live.llm.statistics.running == 0)
+        until(lambda: any(record.getMessage() == "request" for record in caplog.records))
+    (said,) = [record.fields for record in caplog.records if record.getMessage() == "request"]
+    assert said["status"] == 499
 
 
 @pytest.mark.parametrize("trickle", [b"", b"a"], ids=["still", "trickling"])

@@ -200,6 +200,7 @@ def test_tools_that_the_template_does_not_show() -> None:
             },
             "form that was asked for cannot be had",
         ),
+        ({"tools": [PING, PING]}, "tools has 2 of the name 'ping'"),
         ({"tools": [{"type": "function"}]}, r"tools\[0\].function: field required"),
         ({"tools": TOOLS, "tool_choice": "any"}, "tool_choice: input should be"),
         ({"tools": [{"type": "web_search"}]}, r"tools\[0\].type: input should be 'function'"),

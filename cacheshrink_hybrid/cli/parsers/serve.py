@@ -4,7 +4,8 @@
 
 Routes: /v1/models, /v1/completions, /v1/chat/completions, /health, /metrics. A model that is not
 converted is converted before it serves with --compression-ratio, or served as it is with --as-is.
-The log goes to standard error, a JSON object per line. SIGTERM and Ctrl-C let open answers end.
+The log goes to standard error, a JSON object per line. SIGTERM and Ctrl-C let open answers end, and
+a second one ends these too.
 docs/SERVE.md has the whole page. Needs the extra serve: pip install 'cacheshrink_hybrid[serve]'.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -42,6 +44,28 @@ class Bytes:
                 yield f"{value} must be positive"
         except ConfigError as error:
             yield str(error)
+
+
+class ServedName:
+    """What clients call the model."""
+
+    def __call__(self, text: str) -> str:
+        return text
+
+    def faults(self, value: str) -> Iterator[str]:
+        if not value.strip():
+            yield "an empty name is none; leave it out, or say what clients are to call the model"
+
+
+class Origin:
+    """What a browser says that a page is of: a scheme and a host, perhaps a port; or all pages."""
+
+    def __call__(self, text: str) -> str:
+        return text
+
+    def faults(self, value: str) -> Iterator[str]:
+        if value != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#\s]+", value):
+            yield f"{value!r:.80} is no origin; give such as https://chat.example.org, or *"
 
 
 class Speculation:
@@ -88,6 +112,7 @@ def parser() -> argparse.ArgumentParser:
     )
     group.add_argument(
         "--name",
+        type=ServedName(),
         default=None,
         help="what clients call the model (default: the last part of MODEL)",
     )
@@ -101,6 +126,7 @@ def parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--allow-origin",
         action="append",
+        type=Origin(),
         default=None,
         metavar="ORIGIN",
         help="let pages of this origin, such as https://chat.example.org, or * for all, use the "

@@ -76,10 +76,16 @@ def turned_at(head: LatentHead, channels: Tensor, angles: Angles | None) -> Tens
     """Channels (B, heads, T, Dr) rotated by angles of the source's frequencies that they have."""
     if angles is None:
         return channels
-    frequencies = head.plan.rotary_frequencies
     index = head.noted(
-        ("frequencies", channels.device),
-        lambda: torch.tensor(frequencies * 2, device=channels.device),
+        ("frequencies", channels.device), lambda: _angle_places(head).to(channels.device)
     )
     cos, sin = (angle.index_select(-1, index) for angle in angles)
     return turned_halves(channels, cos, sin)
+
+
+def _angle_places(head: LatentHead) -> Tensor:
+    """Where the angles of the rotary key's channels are among those of the source's, (Dr,)."""
+    assert head.rotary is not None
+    pairs = head.rotary.rotated_pairs(head.head_dim)
+    assert pairs is not None  # checked before keys are decoupled
+    return torch.tensor(head.plan.rotary_frequencies * 2) * pairs.angle_step

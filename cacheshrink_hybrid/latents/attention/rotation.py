@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,21 @@ Angles = tuple[Tensor, Tensor]
 
 ApplyRotary = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """A model file's `apply_rotary_pos_emb(q, k, cos, sin)`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RotatedPairs:
+    """Channels of a head that turn together.
+
+    Attributes:
+        width: channels that turn, the first ones of a head.
+        neighbours: pairs are (2i, 2i + 1), not (i, i + width / 2).
+        angle_step: the angle of pair i is at i * angle_step of cos and sin.
+    """
+
+    width: int
+    neighbours: bool = False
+    angle_step: int = 1
 
 
 def as_angles(found: Any, dtype: torch.dtype) -> Angles:

@@ -19,7 +19,9 @@ from ...lasting import lasting_tensors
 from .rotation import (
     Angles,
     ApplyRotary,
+    RotatedPairs,
     as_angles,
+    in_halves,
     in_pairs,
     of_length_one,
     turn_pairs_,
@@ -74,7 +76,7 @@ class SlotRotary:
         self._turns: tuple[tuple[Tensor, Tensor], ...] = ()
         self._halves: bool | None = None
         self._formula: dict[tuple[torch.dtype, torch.dtype], bool] = {}
-        self._rotated: dict[int, int | None] = {}
+        self._rotated: dict[int, RotatedPairs | None] = {}
         self._step: tuple[tuple, dict[tuple[int, int], tuple[Angles, Angles]]] | None = None
         self._frequencies: Frequencies = []
 
@@ -325,28 +327,48 @@ class SlotRotary:
 
     def rotated_halves(self, head_dim: int) -> int | None:
         """Rotated channels Dr of a head, if pairs (i, i + Dr/2) are turned by one angle each and
-        the rest stays as it is; None for any other rotation. Found out by trying, once."""
+        the rest stays as it is; None for any other rotation."""
+        pairs = self.rotated_pairs(head_dim)
+        if pairs is None or pairs.neighbours or pairs.angle_step > 1:
+            return None
+        return pairs.width
+
+    def rotated_pairs(self, head_dim: int) -> RotatedPairs | None:
+        """Which channels of a head turn together by one angle each, while the rest stays as it is;
+        None for any other rotation. Found out by trying, once."""
         if head_dim not in self._rotated:
-            self._rotated[head_dim] = self._try_halves(head_dim)
+            self._rotated[head_dim] = self._try_pairs(head_dim)
         return self._rotated[head_dim]
 
-    def _try_halves(self, head_dim: int) -> int | None:
+    def _try_pairs(self, head_dim: int) -> RotatedPairs | None:
         generator = torch.Generator().manual_seed(0)
         buffer = next(self.rotary_emb.buffers(), None)
         device = torch.device("cpu") if buffer is None else buffer.device
         probe = torch.randn(1, 1, 3, head_dim, generator=generator).to(device)
-        given = self._compute(1, probe)[0].shape[-1]
-        for width, repeats in ((given, 2), (2 * given, 1)):  # some models give each angle once
-            half = width // 2
-            angles = torch.randn(1, 3, half, generator=generator).repeat(1, 1, repeats).to(device)
-            if width > head_dim or angles.shape[-1] != given:
+        cos, sin = self._compute(3, probe)
+        given = cos.shape[-1]
+        # Models that give each angle twice do so side by side or half the width apart.
+        twice = bool((cos[..., ::2] == cos[..., 1::2]).all()) if given % 2 == 0 else False
+        twice = twice and bool((sin[..., ::2] == sin[..., 1::2]).all())
+        places = [(given // 2, 2), (given // 2, 1)] if twice else [(given // 2, 1)]
+        for num_pairs, step in [*places, (given, 1)]:
+            width = 2 * num_pairs
+            if not num_pairs or width > head_dim or given not in (num_pairs, width):
                 continue
-            turned = self.rotate(probe, angles.cos(), angles.sin())
-            of_pairs = angles[..., :half].repeat(1, 1, 2)
-            due = turned_halves(probe[..., :width], of_pairs.cos(), of_pairs.sin())
-            same = torch.allclose(turned[..., :width], due, atol=1e-5)
-            if same and torch.equal(turned[..., width:], probe[..., width:]):
-                return width
+            angles = torch.randn(1, 3, num_pairs, generator=generator).to(device)
+            asked = angles
+            if given == width:
+                asked = in_pairs(angles.repeat(1, 1, 2)) if step == 2 else angles.repeat(1, 1, 2)
+            turned = self.rotate(probe, asked.cos(), asked.sin())
+            if not torch.equal(turned[..., width:], probe[..., width:]):
+                continue
+            cos, sin = (one.repeat(1, 1, 2) for one in (angles.cos(), angles.sin()))
+            head = probe[..., :width]
+            for neighbours in (False, True):
+                due = turned_halves(in_halves(head) if neighbours else head, cos, sin)
+                due = in_pairs(due) if neighbours else due
+                if torch.allclose(turned[..., :width], due, atol=1e-5):
+                    return RotatedPairs(width=width, neighbours=neighbours, angle_step=step)
         return None
 
 

@@ -176,7 +176,7 @@ class _Split:
         keys = _that_decouple(unit)
         J, D, self.F = keys.num_heads, keys.head_dim, keys.rotary_dim // 2
         self.unit, self.keys = unit, keys
-        self.channels = torch.arange(J * D).view(J, D)[:, : 2 * self.F].unflatten(1, (2, self.F))
+        self.channels = torch.arange(J * D).view(J, D)[:, keys.pairs]  # (J, 2, F)
         moment = unit.covariance + torch.outer(unit.mean, unit.mean)
         # What the text never shows comes last, but before what no key or value is made of.
         unseen = UNSEEN * moment.diagonal().mean()
@@ -337,9 +337,9 @@ def _whitened(moment: Tensor, metric: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _that_decouple(unit: Unit) -> KeyShape:
     assert unit.keys is not None
-    if unit.keys.cannot_rotate is not None:
+    if unit.keys.cannot_decouple is not None:
         raise PlanError(
-            f"keys cannot be decoupled: {unit.keys.cannot_rotate}; use another compression_method"
+            f"keys cannot be decoupled: {unit.keys.cannot_decouple}; use another compression_method"
         )
     if unit.split_metric is None:
         raise PlanError(

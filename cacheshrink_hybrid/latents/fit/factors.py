@@ -31,17 +31,27 @@ class KeyShape:
 
     Attributes:
         num_heads, head_dim: J and D.
-        rotary_dim: rotated channels of a head, pairs (i, i + rotary_dim / 2); 0 for none.
+        rotary_dim: rotated channels of a head; 0 for none.
+        neighbours: they turn in pairs (2i, 2i + 1), not (i, i + rotary_dim / 2).
         block_angles: by which the pairs are rotated at the places of a block of slots, a power of
             two, (places, rotary_dim / 2), float64; None where keys cannot be stored rotated.
         cannot_rotate: why they cannot; None if they can.
+        cannot_decouple: why they cannot be split into a rotary key and the rest; None if they can.
     """
 
     num_heads: int
     head_dim: int
     rotary_dim: int = 0
+    neighbours: bool = False
     block_angles: Tensor | None = None
     cannot_rotate: str | None = None
+    cannot_decouple: str | None = None
+
+    @property
+    def pairs(self) -> Tensor:
+        """Channels of a head that turn together, (2, rotary_dim / 2)."""
+        channels = torch.arange(self.rotary_dim)
+        return channels.view(-1, 2).T if self.neighbours else channels.view(2, -1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

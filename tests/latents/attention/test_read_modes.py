@@ -31,6 +31,9 @@ IN_BLOCKS = ["rotate", "rotate_joint"]
 METHODS = ["per_head", *IN_BLOCKS, "decoupled_rope"]
 DECOUPLED = ["llama", "llama-mqa", "llama-biases", "llama-yarn", "llama-llama3", "gpt_neox"]
 DECOUPLED += ["phi3-partial", "mistral-window", "smollm3", "falcon_h1", "ministral3"]
+NEIGHBOURS = ["glm", "cohere2", "ernie4_5", "gptj"]
+"""Rotations of pairs (2i, 2i + 1), with angles in each of the forms that models give them."""
+DECOUPLED += NEIGHBOURS
 CASES = [(method, case) for method in IN_BLOCKS for case in ROTATE]
 CASES += [("decoupled_rope", case) for case in DECOUPLED]
 CASES += [("per_head", case) for case in PER_HEAD]
@@ -136,6 +139,15 @@ def test_decoupled_keys_below_full_width_do_not_depend_on_the_pieces(width: int 
     assert len({latent.rotary_frequencies for latent in latents}) == 1
     assert width in (None, latents[0].qk_rope_head_dim)
     assert models.plan.bytes_per_token <= models.plan.source_bytes_per_token / 2
+
+
+@pytest.mark.parametrize("case", ["glm"])
+def test_decoupled_neighbours_are_read_in_any_pieces_of_coded_rows(case: str) -> None:
+    converted = pair(case, "decoupled_rope", 3.0, cache_bits="auto").converted
+    ids = random_ids(2, LENGTH)
+    whole = logits_in_pieces(converted, ids, [LENGTH])
+    found = logits_in_pieces(converted, ids, prefill_then_decode(LENGTH, 12))
+    assert_same_logits(found, whole)
 
 
 @pytest.mark.parametrize("method", METHODS)

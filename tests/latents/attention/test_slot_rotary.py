@@ -242,3 +242,21 @@ def test_angles_of_a_growing_text_are_not_kept_where_they_change() -> None:
     long = rotary.angles(200, torch.zeros(1))[0]
     assert not torch.allclose(long[:, :100], short)
     assert torch.equal(rotary.angles(100, torch.zeros(1))[0], short)
+
+
+@pytest.mark.parametrize("case", ["llama", "phi3-partial", "glm", "cohere2", "ernie4_5"])
+def test_pairs_of_channels_turn_by_the_angles_that_are_named(case: str) -> None:
+    rotary, head_dim = rotaries(case)[0]
+    pairs = rotary.rotated_pairs(head_dim)
+    assert pairs is not None
+    assert pairs.neighbours == (case not in ("llama", "phi3-partial"))
+    key = torch.randn(1, 1, 9, head_dim)
+    cos, sin = rotary.angles(9, key)
+    own = torch.arange(pairs.width // 2) * pairs.angle_step
+    turn = torch.complex(cos[..., own], sin[..., own])
+    channels = torch.arange(pairs.width)
+    first, second = channels.view(-1, 2).T if pairs.neighbours else channels.view(2, -1)
+    due = torch.complex(key[..., first], key[..., second]) * turn
+    turned = rotary.rotate(key, cos, sin)
+    torch.testing.assert_close(torch.complex(turned[..., first], turned[..., second]), due)
+    assert torch.equal(turned[..., pairs.width :], key[..., pairs.width :])

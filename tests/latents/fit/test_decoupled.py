@@ -174,6 +174,30 @@ def test_what_cannot_be_split_is_refused() -> None:
     with pytest.raises(PlanError, match="take statistics with a CompressionConfig"):
         decoupled([replace(unit, split_metric=None)], qk_rope_head_dim=4)
     assert unit.keys is not None
-    fixed = replace(unit.keys, cannot_rotate="they are normalised")
+    fixed = replace(unit.keys, cannot_decouple="they are normalised")
     with pytest.raises(PlanError, match="cannot be decoupled: they are normalised"):
         decoupled([replace(unit, keys=fixed)], qk_rope_head_dim=4)
+
+
+def test_pairs_of_neighbours_are_those_of_halves_in_another_order() -> None:
+    unit = _unit("partial")
+    assert unit.keys is not None
+    order = torch.arange(WIDTH).view(J, D)
+    order = torch.cat([order[:, [0, 2, 1, 3]], order[:, 4:]], dim=1).flatten()
+    order = torch.cat([order + part * WIDTH for part in range(3)])  # halves lie side by side
+    two, three = order[: 2 * WIDTH], order
+    assert unit.split_metric is not None
+    other = replace(
+        unit,
+        covariance=unit.covariance[two][:, two],
+        metric=unit.metric[two][:, two],
+        mean=unit.mean[two],
+        split_metric=unit.split_metric[three][:, three],
+        keys=replace(unit.keys, neighbours=True),
+    )
+    due, found = _factors(unit, 4, 9), _factors(other, 4, 9)
+    assert found.rotary_frequencies == due.rotary_frequencies
+    assert found.loss == pytest.approx(due.loss)
+    assert _loss(other, found) == pytest.approx(found.loss, rel=1e-6)
+    product = due.encoder.T @ due.up.T
+    torch.testing.assert_close(found.encoder.T @ found.up.T, product[two][:, two])
