@@ -24,6 +24,8 @@ os.environ["TORCH_COMPILE_DISABLE"] = "1"  # vLLM ranks tokens so, and then star
 vllm = pytest.importorskip("vllm", reason="needs vLLM on CPUs: bash scripts/vllm.sh")
 from vllm.distributed.parallel_state import cleanup_dist_env_and_memory  # noqa: E402
 
+from cacheshrink_hybrid.vllm.cache_specs import ExactRowsSpec  # noqa: E402
+
 NEW_TOKENS = 48
 PROMPTS = [random_ids(1, length, seed=length) for length in (5, 70, 19, 33, 8, 41, 12, 27)]
 ROOM = 2**24
@@ -161,9 +163,12 @@ def cache_config(engine: Any) -> Any:
 
 
 def tokens_held(engine: Any) -> int:
-    """Tokens whose rows vLLM has room for on one device."""
-    cache = cache_config(engine)
-    return cache.num_gpu_blocks * cache.block_size
+    """Tokens whose rows vLLM has room for on one device. Its settings tell the tokens of the
+    smallest blocks, which are those of exact rows, where some tokens stay exact."""
+    cache = engine.llm_engine.engine_core.engine_core.scheduler.kv_cache_config
+    specs = [group.kv_cache_spec for group in cache.kv_cache_groups]
+    (tokens,) = [spec.block_size for spec in specs if not isinstance(spec, ExactRowsSpec)]
+    return cache.num_blocks * tokens
 
 
 def counted(engine: Any, name: str) -> int:
