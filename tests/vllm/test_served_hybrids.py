@@ -19,13 +19,13 @@ from tests.vllm.engines import (
     CODED,
     EXACT,
     ROOM,
+    answers_of,
+    assert_as_generate,
     bind_processes,
     cache_config,
     counted,
     saver,
     started,
-    tokens_due,
-    tokens_of,
     vllm,
     word_tokenizer,
 )
@@ -59,7 +59,7 @@ def _started(directory: Path, **settings: Any):
 def test_tokens_are_those_of_generate(name: str, saved: Callable[[str], Path]) -> None:
     directory = saved(name)
     with _started(directory) as engine:
-        assert tokens_of(engine, PROMPTS) == tokens_due(directory, PROMPTS)
+        assert_as_generate(answers_of(engine, PROMPTS), directory, PROMPTS)
 
 
 @pytest.mark.parametrize("name", ["rotate", "exact"])
@@ -88,7 +88,7 @@ def test_preempted_requests_come_to_the_same(name: str, saved: Callable[[str], P
         cache = cache_config(engine)
         blocks = math.ceil(1.5 * cache.num_gpu_blocks / cache.kv_cache_max_concurrency)
     with _started(directory, num_gpu_blocks_override=blocks) as engine:
-        assert tokens_of(engine, PROMPTS) == tokens_due(directory, PROMPTS)
+        assert_as_generate(answers_of(engine, PROMPTS), directory, PROMPTS)
         assert counted(engine, "num_preemptions")
 
 
@@ -98,10 +98,9 @@ def test_kept_prefixes_come_to_the_same(name: str, saved: Callable[[str], Path])
     directory = saved(name)
     begun = random_ids(1, 150, seed=7)
     prompts = [torch.cat([begun, random_ids(1, 3 + 9 * i, seed=i)], dim=1) for i in range(4)]
-    due = tokens_due(directory, prompts)
     with _started(directory, enable_prefix_caching=True) as engine:
         for _ in range(3):
-            assert tokens_of(engine, prompts) == due
+            assert_as_generate(answers_of(engine, prompts), directory, prompts)
         assert counted(engine, "prefix_cache_hits") >= len(prompts) * 96
 
 
@@ -112,7 +111,7 @@ def test_heads_split_over_processes_come_to_the_same(
     bind_processes(2, monkeypatch)
     directory = saved(name)
     with _started(directory, tensor_parallel_size=2) as engine:
-        assert tokens_of(engine, PROMPTS) == tokens_due(directory, PROMPTS)
+        assert_as_generate(answers_of(engine, PROMPTS), directory, PROMPTS)
 
 
 def test_the_shipped_model_comes_to_the_same(tmp_path: Path) -> None:
@@ -123,7 +122,7 @@ def test_the_shipped_model_comes_to_the_same(tmp_path: Path) -> None:
     ids = tokenizer(text, return_tensors="pt").input_ids
     prompts = [ids[:, :length] for length in (9, 33, 240, 120)]
     with _started(tmp_path / "small", max_model_len=512) as engine:
-        assert tokens_of(engine, prompts) == tokens_due(tmp_path / "small", prompts)
+        assert_as_generate(answers_of(engine, prompts), tmp_path / "small", prompts)
 
 
 def test_states_that_are_coded_are_refused(tmp_path: Path) -> None:
