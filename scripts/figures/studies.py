@@ -224,7 +224,7 @@ STUDIES = (
         name="trained decoupled keys",
         commands=(
             f"python -m scripts.compare_mla $MODELS/stories260K --calibration {_STORIES} "
-            "--calibration-length 256 --windows 24 --window-length 256 --threads 1 --ratios 2 4 "
+            "--calibration-length 256 --windows 24 --window-length 256 --threads 1 --ratios 4 "
             "--methods ours TransMLA-like --steps 300 1000 2000 "
             f"--json {RESULTS}/mla_trained.json",
         ),

@@ -227,7 +227,7 @@ def test_a_server_answers_and_ends(saved: Callable[[str], Path]) -> None:
                 max_tokens=NEW_TOKENS,
                 temperature=0,
                 logprobs=0,
-                extra_body={"ignore_eos": True},
+                extra_body={"ignore_eos": True, "skip_special_tokens": False},
             ),
         )
         answers = [
