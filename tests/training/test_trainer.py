@@ -96,6 +96,8 @@ def test_decoupled_keys_are_trained(loss: str, tmp_path: Path) -> None:
     assert stats["orthonormality_error"] < 1e-6
     moved = (layer.k_b_proj.weight - old).abs()
     assert moved[:, :turns].max() > 1e-4 and moved[:, turns:].max() > 1e-4
+    biases = (layer.kv_a_proj.bias, layer.k_b_proj.bias, layer.v_b_proj.bias)
+    assert not any(bias.any() for bias in biases if bias is not None)  # engines leave them out
     export_deepseek(model, tmp_path)
     ids = dataset(1)[0][None]
     stock = AutoModelForCausalLM.from_pretrained(tmp_path)
